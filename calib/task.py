@@ -1,0 +1,60 @@
+"""What the tool is given: a model, data and a metric, behind one small protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+class Batch(NamedTuple):
+    """One batch: the model's positional inputs, each `[n, ...]`, and the target, any object that `metric` understands."""
+
+    inputs: tuple[Tensor, ...]
+    target: Any
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A model, calibration batches, evaluation batches and a metric.
+
+    1. `calibration` batches drive the whole search. `evaluation` batches are only ever used to verify the result.
+    2. `metric` returns one value per sample, higher is better; their mean is the figure that is reported, and their spread is its
+       interval. Top-1 accuracy returns 0 or 1.
+    3. `loss` also returns one value per sample, lower is better. It is used when the search runs with `--value loss`.
+    4. `output` is whatever the model's `forward` returns.
+    5. Iterating `calibration` or `evaluation` twice gives the same batches.
+    """
+
+    name: str
+    metric_name: str
+
+    def model(self) -> nn.Module:
+        """Return the trained float model in eval mode."""
+        ...
+
+    def calibration(self) -> Iterable[Batch]:
+        """Return batches of the training distribution, a few hundred samples or more."""
+        ...
+
+    def evaluation(self) -> Iterable[Batch]:
+        """Return the held-out batches."""
+        ...
+
+    def metric(self, output: Any, target: Any) -> Tensor:
+        """Return `[n]`, one value per sample, higher is better."""
+        ...
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """Return `[n]`, one value per sample, lower is better."""
+        ...
+
+
+class TaskFactory(Protocol):
+    """What `--task` names: called with the paths given on the command line, returns the task."""
+
+    def __call__(self, data: Path | None, weights: Path | None) -> Task:
+        """Build the task; raise UserError when a path it needs is missing or wrong."""
+        ...
