@@ -1,0 +1,160 @@
+"""The model as a graph of tensors: one trace that calibration, the search and the export all share."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from calib.errors import UserError
+
+Edit = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Changes to one run of the graph; tensors and call sites are named by graph node.
+
+    `sources` replaces a tensor for every consumer, `edges[(tensor, consumer)]` for one consumer, `parameters` replaces weights.
+    Two consumers whose edge holds the same object share one result.
+    """
+
+    sources: Mapping[str, Edit] = field(default_factory=dict)
+    edges: Mapping[tuple[str, str], Edit] = field(default_factory=dict)
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+NO_EDITS = Edits()
+
+
+class TracedModel:
+    """A float model as a functional graph of ATen operators, with the module paths it came from.
+
+    1. Traced by `torch.export`, so that whatever runs here can also be exported to ONNX, node by node.
+    2. The graph holds no in-place operator: `out += skip` has become an add with a name of its own.
+    3. The batch dimension is dynamic; where the model does not allow it, the batch size of the example is fixed and
+       `dynamic_batch` is False.
+    """
+
+    def __init__(self, model: nn.Module, example: Sequence[Tensor]) -> None:
+        """Trace `model` on `example`, the positional inputs of one batch of two samples or more."""
+        self.module = model
+        self.example = tuple(example)
+        self.program, self.dynamic_batch = _export(model, self.example)
+        self.graph: fx.Graph = self.program.graph
+        signature = self.program.graph_signature
+        self.parameter_names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        constants = {**signature.inputs_to_lifted_tensor_constants}
+        self.state: dict[str, Tensor] = {}
+        for node, name in {**self.parameter_names, **constants}.items():
+            stored = self.program.state_dict.get(name, self.program.constants.get(name))
+            self.state[node] = stored.detach()
+        self.inputs: tuple[str, ...] = tuple(name for name in signature.user_inputs if isinstance(name, str))
+        self.nodes: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
+        self._steps = [node for node in self.graph.nodes if node.op == "call_function"]
+        self._output = next(node for node in self.graph.nodes if node.op == "output")
+        self._last_use = self._find_last_uses()
+
+    def run(self, inputs: Sequence[Tensor], edits: Edits = NO_EDITS, observe: Callable[[str, Tensor], None] | None = None) -> Any:
+        """Run the graph on one batch and return what the model's `forward` would return.
+
+        `observe(name, tensor)` sees every tensor that a node makes, and the inputs.
+        """
+        values: dict[str, Any] = dict(self.state)
+        values.update(edits.parameters)
+        for name, value in zip(self.inputs, inputs, strict=True):
+            if observe is not None:
+                observe(name, value)
+            values[name] = edits.sources[name](value) if name in edits.sources else value
+        edited: dict[tuple[str, int], Tensor] = {}
+        by_consumer: dict[str, dict[str, Edit]] = {}
+        for (tensor, consumer), edit in edits.edges.items():
+            by_consumer.setdefault(consumer, {})[tensor] = edit
+        with torch.no_grad():
+            for node in self._steps:
+                changes = by_consumer.get(node.name)
+
+                def read(argument: fx.Node, changes: Mapping[str, Edit] | None = changes) -> Any:
+                    if changes is None or argument.name not in changes:
+                        return values[argument.name]
+                    edit = changes[argument.name]
+                    key = (argument.name, id(edit))
+                    if key not in edited:
+                        edited[key] = edit(values[argument.name])
+                    return edited[key]
+
+                arguments = fx.node.map_arg(node.args, read)
+                keywords = fx.node.map_arg(node.kwargs, read) if node.kwargs else {}
+                result = node.target(*arguments, **keywords)  # type: ignore[operator]
+                if observe is not None and isinstance(result, Tensor):
+                    observe(node.name, result)
+                values[node.name] = edits.sources[node.name](result) if node.name in edits.sources else result
+                for dead in self._last_use.get(node.name, ()):
+                    values.pop(dead, None)
+                    for key in [key for key in edited if key[0] == dead]:
+                        del edited[key]
+            flat = fx.node.map_arg(self._output.args[0], lambda argument: values[argument.name])
+        return pytree.tree_unflatten(list(flat), self.program.call_spec.out_spec)  # type: ignore[arg-type]
+
+    def producer(self, tensor: str) -> fx.Node:
+        """Return the node that makes a tensor."""
+        return self.nodes[tensor]
+
+    def consumers(self, tensor: str) -> tuple[fx.Node, ...]:
+        """Return the nodes that read a tensor, in graph order."""
+        return tuple(self.nodes[tensor].users)
+
+    def module_path(self, node: fx.Node) -> str:
+        """Return the path of the module whose `forward` ran the node, '' for the model itself."""
+        stack = node.meta.get("nn_module_stack")
+        if not stack:
+            return ""
+        path = str(list(stack.values())[-1][0])
+        return path.split("@", 1)[0]
+
+    def _find_last_uses(self) -> dict[str, list[str]]:
+        last: dict[str, str] = {}
+        for node in self._steps:
+            for argument in node.all_input_nodes:
+                last[argument.name] = node.name
+        for argument in self._output.all_input_nodes:
+            last.pop(argument.name, None)
+        dead: dict[str, list[str]] = {}
+        for tensor, node_name in last.items():
+            if tensor not in self.state:
+                dead.setdefault(node_name, []).append(tensor)
+        return dead
+
+
+def operator_name(node: fx.Node) -> str:
+    """Return the ATen name of a node, as `conv2d` or `add`; '' for what is not a call."""
+    if node.op != "call_function":
+        return ""
+    if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the only name torch gives the class
+        return str(node.target.overloadpacket.__name__)
+    return "getitem" if node.target is operator.getitem else str(node.target)
+
+
+def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[torch.export.ExportedProgram, bool]:
+    if model.training:
+        raise UserError("the model is in training mode: call model.eval() before handing it over")
+    dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about its own deprecated internals while it traces
+        try:
+            program, is_dynamic = torch.export.export(model, example, dynamic_shapes=dynamic), True
+        except Exception:  # noqa: BLE001 - torch raises many types; a fixed batch is tried before giving up
+            try:
+                program, is_dynamic = torch.export.export(model, example), False
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise UserError(
+                    f"the model cannot be traced by torch.export, which ONNX export needs too: {type(error).__name__}: {reason}"
+                ) from error
+        return program.run_decompositions({}), is_dynamic
