@@ -1,0 +1,152 @@
+"""The abstract quantisation plan: which tensors and weights become integers under a policy.
+
+The fake-quantised PyTorch model and every ONNX lowering carry out the same plan, so that they agree by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from calib.calibrate import Calibration
+from calib.formats import Format
+from calib.graph import TracedModel, operator_name
+from calib.quantizer import ActivationQuantizer, QuantizedWeight, Scheme
+from calib.units import Unit
+from torch import fx
+
+_MOVES = {
+    "max_pool2d", "max_pool1d", "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "slice", "pad",
+    "constant_pad_nd", "alias", "clone", "contiguous",
+}  # fmt: skip
+"""Operators that only move values (or take the largest), so that a quantised tensor stays on its grid."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a runtime wants quantised besides the inputs of integer layers.
+
+    `outputs`: an integer convolution also writes integers, and whatever only adds or moves integer tensors does too (ONNX Runtime
+    has no integer convolution with a float result). `skips`: the other input of an add that follows an integer convolution is
+    read as integers when the tensor exists as integers anyway (TensorRT fuses the add then).
+    """
+
+    scheme: Scheme
+    outputs: bool = False
+    skips: bool = False
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One quantise-dequantise pair: on a tensor for every consumer, or for the named consumers only.
+
+    `tensor` and `consumers` are graph nodes; `consumers` is None at the source.
+    """
+
+    tensor: str
+    quantizer: ActivationQuantizer
+    consumers: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """Everything that is quantised under one policy; unit path -> format, tensors, unit path -> weight."""
+
+    formats: Mapping[str, Format]
+    tensors: tuple[QuantizedTensor, ...]
+    weights: Mapping[str, QuantizedWeight]
+
+    def input_quantizer(self, unit: Unit, call: int) -> ActivationQuantizer | None:
+        """Return the quantiser of the tensor that one call of a unit reads, or None when it reads floats."""
+        for entry in self.tensors:
+            if entry.tensor == unit.inputs[call] and (entry.consumers is None or unit.calls[call] in entry.consumers):
+                return entry.quantizer
+        return None
+
+
+def plan_from_policy(
+    formats: Mapping[str, Format], units: tuple[Unit, ...], traced: TracedModel, calibration: Calibration, rules: Rules
+) -> QuantPlan:
+    """Decide every quantised tensor and weight for one policy given by unit path.
+
+    1. The input of every unit with integer activations is quantised, for that unit alone.
+    2. With `rules.outputs`, the result of an integer convolution (after its ReLU) is quantised at the source; so is every tensor
+       that only adds or moves tensors quantised at the source, if an integer unit reads it or it keeps its grid.
+    3. With `rules.skips`, see Rules. 4. A tensor that is quantised at the source needs no pair of its own at a consumer.
+    """
+    integer_calls = {
+        call: (unit, formats[unit.path].activation_bits)
+        for unit in units
+        if formats[unit.path].quantizes_activation
+        for call in unit.calls
+    }
+    sources: dict[str, ActivationQuantizer] = {}
+    if rules.outputs:
+        for node in traced.graph.nodes:
+            _quantize_at_source(node, traced, integer_calls, calibration, rules, sources)
+    edges: dict[tuple[str, ActivationQuantizer], list[str]] = {}
+    for call, (unit, bits) in integer_calls.items():
+        tensor = unit.inputs[unit.calls.index(call)]
+        if tensor not in sources:
+            edges.setdefault((tensor, calibration.quantizer(tensor, bits, rules.scheme)), []).append(call)
+    if rules.skips:
+        _quantize_skips(traced, integer_calls, edges)
+    tensors = [QuantizedTensor(tensor, quantizer) for tensor, quantizer in sources.items()]
+    tensors += [QuantizedTensor(tensor, quantizer, tuple(calls)) for (tensor, quantizer), calls in edges.items()]
+    weights = {unit.path: calibration.weight(unit, formats[unit.path]) for unit in units if not formats[unit.path].is_float}
+    return QuantPlan(dict(formats), tuple(tensors), weights)
+
+
+def result_after_relu(traced: TracedModel, node: fx.Node) -> fx.Node:
+    """Return the ReLU behind a node when that is all that reads it, else the node itself."""
+    users = list(node.users)
+    if len(users) == 1 and operator_name(users[0]) == "relu":
+        return users[0]
+    return node
+
+
+def _quantize_at_source(
+    node: fx.Node,
+    traced: TracedModel,
+    integer_calls: Mapping[str, tuple[Unit, int]],
+    calibration: Calibration,
+    rules: Rules,
+    sources: dict[str, ActivationQuantizer],
+) -> None:
+    name = operator_name(node)
+    if node.name in integer_calls and "conv" in integer_calls[node.name][0].operator:
+        result = result_after_relu(traced, node)
+        sources[result.name] = calibration.quantizer(result.name, integer_calls[node.name][1], rules.scheme)
+    elif name == "add" and len(node.all_input_nodes) == 2 and all(tensor.name in sources for tensor in node.all_input_nodes):  # noqa: PLR2004
+        result = result_after_relu(traced, node)
+        bits = [integer_calls[user.name][1] for user in result.users if user.name in integer_calls]
+        if bits:
+            sources[result.name] = calibration.quantizer(result.name, max(bits), rules.scheme)
+    elif name in _MOVES and node.all_input_nodes and node.all_input_nodes[0].name in sources and _keeps_grid(node):
+        sources[node.name] = sources[node.all_input_nodes[0].name]
+
+
+def _keeps_grid(node: fx.Node) -> bool:
+    if operator_name(node) in {"pad", "constant_pad_nd"}:
+        mode = node.args[2] if operator_name(node) == "pad" and len(node.args) > 2 else "constant"  # noqa: PLR2004
+        value = node.args[-1] if len(node.args) > (3 if operator_name(node) == "pad" else 2) else 0
+        return mode != "constant" or not value
+    return True
+
+
+def _quantize_skips(
+    traced: TracedModel,
+    integer_calls: Mapping[str, tuple[Unit, int]],
+    edges: dict[tuple[str, ActivationQuantizer], list[str]],
+) -> None:
+    for node in traced.graph.nodes:
+        operands = node.all_input_nodes
+        if operator_name(node) != "add" or len(operands) != 2:  # noqa: PLR2004
+            continue
+        for convolution, skip in (operands, operands[::-1]):
+            if convolution.name in integer_calls and skip.name not in integer_calls:
+                for (tensor, _), calls in edges.items():
+                    if tensor == skip.name:
+                        calls.append(node.name)
+                        break
+                break

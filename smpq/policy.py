@@ -1,0 +1,106 @@
+"""Which format each group of layers gets, and which it may get."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calib.errors import UserError
+from calib.formats import Format
+from calib.units import Unit
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that share a format; the player of the game. Its name is the path of its first unit."""
+
+    name: str
+    units: tuple[Unit, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all units."""
+        return sum(unit.parameters for unit in self.units)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The formats each group may take, and the float format that the baseline uses everywhere."""
+
+    groups: tuple[Group, ...]
+    formats: Mapping[str, tuple[Format, ...]]
+    reference: Format
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """All units, group by group."""
+        return tuple(unit for group in self.groups for unit in group.units)
+
+    def group_of(self, path: str) -> Group:
+        """Return the group that holds a unit; UserError when no unit has that path."""
+        for group in self.groups:
+            if any(path == unit.path or path in unit.aliases for unit in group.units):
+                return group
+        known = ", ".join(group.name for group in self.groups[:8])
+        raise UserError(f"the model has no quantisable layer {path!r}; the first ones are {known}")
+
+    def uniform(self, chosen: Format) -> Policy:
+        """Return the policy that gives every group `chosen` where it is allowed and the reference elsewhere."""
+        return Policy({g.name: chosen if chosen in self.formats[g.name] else self.reference for g in self.groups})
+
+    def size(self) -> int:
+        """How many policies there are."""
+        total = 1
+        for formats in self.formats.values():
+            total *= len(formats)
+        return total
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A format for every group, by group name."""
+
+    formats: Mapping[str, Format]
+
+    def __getitem__(self, group: str) -> Format:
+        return self.formats[group]
+
+    def with_format(self, group: str, chosen: Format) -> Policy:
+        """Return a copy in which one group has another format."""
+        return Policy({**self.formats, group: chosen})
+
+    def key(self) -> str:
+        """A canonical text, the same for equal policies."""
+        return ",".join(f"{name}={self.formats[name]}" for name in sorted(self.formats))
+
+    def by_unit(self, groups: Iterable[Group]) -> dict[str, Format]:
+        """Return unit path -> format."""
+        return {unit.path: self.formats[group.name] for group in groups for unit in group.units}
+
+    def to_json(self, groups: Iterable[Group]) -> dict[str, Any]:
+        """Return the file form, keyed by module path so that a person can edit it."""
+        return {"schema": SCHEMA, "policy": {path: str(format_) for path, format_ in self.by_unit(groups).items()}}
+
+    @classmethod
+    def from_json(cls, record: Any, space: Space) -> Policy:
+        """Read the file form; UserError names an unknown layer, a bad format, or a group given two formats."""
+        if not isinstance(record, dict) or not isinstance(record.get("policy"), dict):
+            raise UserError('a policy file holds {"schema": 1, "policy": {"module.path": "w8a8", ...}}')
+        if record.get("schema") != SCHEMA:
+            raise UserError(f"this policy has schema {record.get('schema')!r}; this version reads schema {SCHEMA}")
+        formats: dict[str, Format] = {}
+        for path, text in record["policy"].items():
+            group = space.group_of(path)
+            if not isinstance(text, str):
+                raise UserError(f"the format of {path} must be a text such as w8a8, not {text!r}")
+            chosen = Format.from_text(text)
+            if formats.setdefault(group.name, chosen) != chosen:
+                members = ", ".join(unit.path for unit in group.units)
+                raise UserError(f"{members} share a format, but the policy gives them {formats[group.name]} and {chosen}")
+        missing = [group.name for group in space.groups if group.name not in formats]
+        if missing:
+            raise UserError(f"the policy does not name {', '.join(missing[:5])}; every quantisable layer needs a format")
+        return cls(formats)
