@@ -1,0 +1,135 @@
+"""The built-in tasks, and how `--task` finds a task of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from calib.errors import UserError
+from calib.task import Task, TaskFactory
+
+_FACTORIES: dict[str, TaskFactory] = {}
+# Imported on demand, so that `smpq targets` does not wait for scikit-learn.
+_MODULES = {"digits": "calib.tasks.digits", "cifar10-resnet20": "calib.tasks.cifar10_resnet20"}
+_METHODS = ("model", "calibration", "evaluation", "metric", "loss")
+_TEXTS = ("name", "metric_name")
+
+
+def register(name: str) -> Callable[[TaskFactory], TaskFactory]:
+    """Make a factory known as `--task name`.
+
+    A built-in task is one file in this package:
+
+    1. write a class with the members of `calib.task.Task`: `name`, `metric_name`, `model()`, `calibration()`, `evaluation()`,
+       `metric(output, target)` and `loss(output, target)`; `calib.tasks.digits` is a short one to copy;
+    2. write a function `(data: Path | None, weights: Path | None) -> Task`. It gets the paths of `--data` and `--weights`, and raises
+       `UserError` with a message that says what to do when it cannot work with them;
+    3. put `@register("my-task")` above that function and add `"my-task": "calib.tasks.my_task"` to `_MODULES`.
+
+    A task of your own needs none of this: leave out step 3 and write `--task package.module:function`. A class that is called with
+    `(data, weights)`, or a finished object, may stand in place of the function.
+    """
+
+    def add(factory: TaskFactory) -> TaskFactory:
+        _FACTORIES[name] = factory
+        return factory
+
+    return add
+
+
+def task_names() -> tuple[str, ...]:
+    """Return the names of the built-in tasks."""
+    return tuple(_MODULES)
+
+
+def load_task(name: str, data: Path | None = None, weights: Path | None = None) -> Task:
+    """Return the task called `name`: a built-in name, or `package.module:object` (a Task, or a factory called with both paths).
+
+    The current directory can be imported from, as with `python -m`. Raises UserError for every way in which this can fail.
+    """
+    if ":" in name:
+        return _from_user(name, data, weights)
+    if name not in _MODULES:
+        known = ", ".join(task_names())
+        raise UserError(f"unknown task {name!r}: use one of {known}, or package.module:object for your own")
+    importlib.import_module(_MODULES[name])
+    return _checked(_FACTORIES[name](data, weights), name)
+
+
+def _from_user(name: str, data: Path | None, weights: Path | None) -> Task:
+    module_name, _, attribute = name.partition(":")
+    parts = attribute.split(".")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *parts)):
+        raise UserError(f"{name!r} does not name a task: write package.module:object, with dots and no slashes")
+    with _importing_here():
+        found = _import(module_name)
+        for part in parts:
+            if not hasattr(found, part):
+                raise UserError(f"module {module_name} has no {attribute!r}: name the task, or the function that makes it")
+            found = getattr(found, part)
+        if isinstance(found, type) or (callable(found) and _missing(found)):
+            found = _called(found, name, data, weights)
+    return _checked(found, name)
+
+
+def _import(module_name: str) -> object:
+    try:
+        return importlib.import_module(module_name)
+    except UserError:
+        raise
+    except ModuleNotFoundError as error:
+        # Only when the module itself or a parent is missing: what it imports is its own failure.
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise UserError(
+                f"there is no module {module_name} (no {error.name!r} in {Path.cwd()} or on the import path): "
+                "start smpq in the directory that holds it, or install it"
+            ) from error
+        raise UserError(f"importing {module_name} failed: {_told(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"importing {module_name} failed: {_told(error)}") from error
+
+
+def _called(factory: Callable[..., object], name: str, data: Path | None, weights: Path | None) -> object:
+    try:
+        return factory(data, weights)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{name}(data={data}, weights={weights}) failed: {_told(error)}") from error
+
+
+def _checked(task: object, name: str) -> Task:
+    missing = _missing(task)
+    if missing:
+        raise UserError(
+            f"task {name} gave a {type(task).__name__} without {', '.join(missing)}: a task has {', '.join(_TEXTS)} "
+            f"and the methods {', '.join(_METHODS)} (see calib.task.Task)"
+        )
+    # isinstance with a run-time protocol looks at names only, which `_missing` did more closely.
+    assert isinstance(task, Task)
+    return task
+
+
+def _missing(task: object) -> list[str]:
+    texts = [text for text in _TEXTS if not isinstance(getattr(task, text, None), str)]
+    return texts + [f"{method}()" for method in _METHODS if not callable(getattr(task, method, None))]
+
+
+@contextmanager
+def _importing_here() -> Iterator[None]:
+    """Put the current directory first on the import path, and take it away again."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

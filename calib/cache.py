@@ -1,0 +1,79 @@
+"""Weights that the built-in tasks train on first use, kept in the user's cache directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from calib.errors import UserError
+
+
+def cache_directory() -> Path:
+    """Return `$SMPQ_CACHE`, or `~/.cache/smpq`; it need not exist yet."""
+    given = os.environ.get("SMPQ_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "smpq"
+
+
+def cache_path(name: str, recipe: Mapping[str, object]) -> Path:
+    """Return the file for `name` trained with `recipe` (JSON values: epochs, learning rate, widths, seed, ...).
+
+    Any change of the recipe is another file, so an old cache is never taken for a new model.
+    """
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return cache_directory() / f"{name}-{digest[:16]}.safetensors"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name in the same directory, then rename: a reader sees all of the file or nothing of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def trained(name: str, model: nn.Module, recipe: Mapping[str, object], train: Callable[[nn.Module], None]) -> nn.Module:
+    """Return `model` in eval mode with the cached weights of this recipe, or after `train(model)`, which is then cached.
+
+    A cache file that cannot be read or does not fit is replaced, and a notice on stderr says so. Raises UserError when the cache
+    directory cannot be written.
+    """
+    path = cache_path(name, recipe)
+    if not _restored(model, path):
+        _notice(f"{name}: training the model once; its weights will be kept in {path.parent}")
+        train(model)
+        try:
+            write_atomically(path, save({key: value.contiguous() for key, value in model.state_dict().items()}))
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; set SMPQ_CACHE to a directory that can be written") from error
+    return model.eval()
+
+
+def _restored(model: nn.Module, path: Path) -> bool:
+    try:
+        model.load_state_dict(load(path.read_bytes()))
+    except FileNotFoundError:
+        return False
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        _notice(f"cache file {path} cannot be used ({reason}); the model is trained again")
+        return False
+    return True
+
+
+def _notice(text: str) -> None:
+    # Not standard output: `--json` owns that.
+    print(text, file=sys.stderr)  # noqa: T201

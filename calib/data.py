@@ -1,0 +1,192 @@
+"""Checks of what a task hands over: batches, models and weight files, with one clear message for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from calib.errors import UserError
+from calib.task import Batch
+
+
+def materialize(batches: Iterable[Any], limit: int | None = None, *, what: str = "calibration") -> list[Batch]:
+    """Return the batches as a checked list: at most `limit` samples (whole batches, at least one) when it is given.
+
+    A batch is a `Batch`, or any `(inputs, target)` pair; `inputs` is a tensor `[n, ...]` or a tuple or list of them.
+    `what` names the batches in messages. Raises UserError for anything else, for an empty loader, for NaN or infinite inputs,
+    for inputs of one batch that disagree on `n`, and for batches that disagree on number, type or shape of the inputs.
+    """
+    try:
+        iterator = iter(batches)
+    except TypeError:
+        raise UserError(f"{what}() must return batches to loop over, not {_type(batches)}") from None
+    checked: list[Batch] = []
+    samples = 0
+    for index, item in enumerate(iterator):
+        batch = _batch(item, f"{what} batch {index}")
+        if checked:
+            _check_same(checked[0], batch, f"{what} batch {index}")
+        checked.append(batch)
+        samples += batch.inputs[0].shape[0]
+        if limit is not None and samples >= limit:
+            break
+    if not checked:
+        raise UserError(f"{what}() gave no batch: is the loader empty, or an iterator that was already used up?")
+    return checked
+
+
+def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:
+    """Raise UserError unless `batches` can be looped over twice and its first batch is as `materialize` wants it.
+
+    For loaders too large to hold: looks at one batch, two times.
+    """
+    materialize(itertools.islice(_looped(batches, what), 1), what=what)
+    if not any(True for _ in itertools.islice(_looped(batches, what), 1)):
+        raise UserError(
+            f"{what}() is empty the second time it is looped over: return a list or a DataLoader, not a generator, "
+            "or let every call make a new one"
+        )
+
+
+def check_model(model: object) -> nn.Module:
+    """Return `model` if it is a module whose parameters and buffers are finite; raise UserError that names the first that is not."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model() must return a torch.nn.Module, not {_type(model)}")
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        check_finite(tensor, f"{name!r} of the model")
+    return model
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise UserError, which starts with `what`, when a floating-point tensor holds NaN or infinity."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        kind = "NaN" if bool(torch.isnan(tensor).any()) else "an infinite value"
+        raise UserError(f"{what} holds {kind}: correct it first, quantisation would spread it")
+
+
+def fingerprint(model: nn.Module, batches: Iterable[Batch]) -> str:
+    """Return the sha256, in hex, of the model's state and of all inputs and tensor targets: equal exactly for equal work."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        _update(digest, tensor)
+    for batch in batches:
+        for tensor in batch.inputs:
+            _update(digest, tensor)
+        if isinstance(batch.target, Tensor):
+            _update(digest, batch.target)
+    return digest.hexdigest()
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a `.safetensors` file, or of a checkpoint that `torch.load(weights_only=True)` reads.
+
+    A checkpoint may hold the tensors directly or under `state_dict` or `model`; a leading `module.` is removed. Raises UserError
+    when the file is missing, unreadable, not a mapping of tensors, or holds NaN or infinity.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no weights file {path}: give a .safetensors file, or one written by torch.save, with --weights")
+    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    weights = {key.removeprefix("module."): tensor for key, tensor in loaded.items()}
+    for key, tensor in weights.items():
+        check_finite(tensor, f"{key!r} in {path}")
+    return weights
+
+
+def restore(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Copy `weights` into `model`; raise UserError naming the key and both shapes when they do not fit. `path` is for messages.
+
+    `num_batches_tracked` may be missing: only training uses it.
+    """
+    expected = model.state_dict()
+    for key, tensor in expected.items():
+        if key in weights:
+            if weights[key].shape != tensor.shape:
+                found, wanted = list(weights[key].shape), list(tensor.shape)
+                raise UserError(f"{key!r} in {path} has shape {found}, the model wants {wanted}: are these its weights?")
+        elif not key.endswith("num_batches_tracked"):
+            raise UserError(f"{path} has no tensor {key!r} (shape {list(tensor.shape)}): are these the weights of this model?")
+    unknown = sorted(set(weights) - set(expected))
+    if unknown:
+        raise UserError(f"{path} holds {unknown[0]!r} and the model does not: are these its weights?")
+    model.load_state_dict(dict(weights), strict=False)
+
+
+def _looped(batches: Iterable[Any], what: str) -> Iterable[Any]:
+    try:
+        return iter(batches)
+    except TypeError:
+        raise UserError(f"{what}() must return batches to loop over, not {_type(batches)}") from None
+
+
+def _batch(item: object, where: str) -> Batch:
+    # A Batch is itself a tuple of two.
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise UserError(f"{where} must be a calib.task.Batch or a pair (inputs, target), not {_type(item)}")
+    inputs, target = item
+    if isinstance(inputs, Tensor):
+        inputs = (inputs,)
+    if not isinstance(inputs, (tuple, list)) or not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
+        raise UserError(f"the inputs of {where} must be a tensor or a tuple of tensors, not {_type(inputs)}")
+    for position, tensor in enumerate(inputs):
+        if tensor.dim() == 0 or tensor.shape[0] == 0:
+            raise UserError(f"input {position} of {where} has shape {list(tensor.shape)}: the first dimension must count the samples")
+        check_finite(tensor, f"input {position} of {where}")
+    sizes = [tensor.shape[0] for tensor in inputs]
+    if len(set(sizes)) > 1:
+        raise UserError(f"the inputs of {where} disagree on the number of samples: {sizes}")
+    if isinstance(target, Tensor) and target.dim() > 0 and target.shape[0] != sizes[0]:
+        raise UserError(f"{where} has {sizes[0]} samples and {target.shape[0]} targets")
+    return Batch(tuple(inputs), target)
+
+
+def _check_same(first: Batch, other: Batch, where: str) -> None:
+    """Only the number of samples may change from batch to batch: the engine is built for one shape."""
+    if len(first.inputs) != len(other.inputs):
+        raise UserError(f"{where} has {len(other.inputs)} inputs, the first batch has {len(first.inputs)}")
+    for position, (one, two) in enumerate(zip(first.inputs, other.inputs, strict=True)):
+        if (one.shape[1:], one.dtype) != (two.shape[1:], two.dtype):
+            raise UserError(
+                f"input {position} of {where} is {two.dtype} {list(two.shape)}, in the first batch {one.dtype} {list(one.shape)}: "
+                "only the first dimension may differ"
+            )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path} as safetensors ({error}): is the file complete?") from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - the one allowed place, weights only
+    except Exception as error:  # torch.load raises many kinds for a broken file
+        raise UserError(
+            f"cannot read {path} with torch.load(weights_only=True) ({type(error).__name__}): save its state_dict() alone, "
+            "or as .safetensors"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError(f"{path} does not hold a state_dict, names with tensors: save model.state_dict()")
+    return dict(loaded)
+
+
+def _update(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _type(value: object) -> str:
+    return f"a value of type {type(value).__name__}"
