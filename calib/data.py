@@ -138,7 +138,9 @@ def _batch(item: object, where: str) -> Batch:
         raise UserError(f"the inputs of {where} must be a tensor or a tuple of tensors, not {_type(inputs)}")
     for position, tensor in enumerate(inputs):
         if tensor.dim() == 0 or tensor.shape[0] == 0:
-            raise UserError(f"input {position} of {where} has shape {list(tensor.shape)}: the first dimension must count the samples")
+            raise UserError(
+                f"input {position} of {where} has shape {list(tensor.shape)}: the first dimension must count the samples"
+            )
         check_finite(tensor, f"input {position} of {where}")
     sizes = [tensor.shape[0] for tensor in inputs]
     if len(set(sizes)) > 1:

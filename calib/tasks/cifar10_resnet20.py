@@ -1,0 +1,119 @@
+"""ResNet-20 on CIFAR-10, from the official python files and a file of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calib.data import load_weights, restore
+from calib.errors import UserError
+from calib.task import Batch, Task
+from calib.tasks import register
+from calib.tasks.cifar10_files import find_cifar10, read_cifar10
+
+CALIBRATION_SEED = 0
+CALIBRATION_IMAGES = 1024
+CALIBRATION_BATCH = 128
+EVALUATION_BATCH = 250
+# Of the training that the published weights come from; pixels are scaled to 0..1 first.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a residual add without parameters on the shortcut (option A of He et al. 2016, section 4.2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride = stride
+        self.padding = (outputs - inputs) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[n, inputs, h, w]` to `[n, outputs, h / stride, w / stride]`."""
+        y = functional.relu(self.bn1(self.conv1(x)))
+        shortcut = x
+        if self.stride > 1:
+            shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        return functional.relu(self.bn2(self.conv2(y)) + shortcut)
+
+
+class ResNet20(nn.Module):
+    """Nineteen 3x3 convolutions (16, 32 and 64 channels) and one linear layer; 0.27 million parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, 1)
+        self.layer2 = self._stage(16, 32, 2)
+        self.layer3 = self._stage(32, 64, 2)
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised images `[n, 3, 32, 32]` to logits `[n, 10]`."""
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+    @staticmethod
+    def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs, 1), BasicBlock(outputs, outputs, 1))
+
+
+class Cifar10ResNet20:
+    """1,024 training images calibrate, the 10,000 test images evaluate."""
+
+    name = "cifar10-resnet20"
+    metric_name = "top-1"
+
+    def __init__(self, data: Path, weights: Path) -> None:
+        self._weights = weights
+        self._model = ResNet20()
+        restore(self._model, load_weights(weights), weights)
+        self._directory = find_cifar10(data)
+
+    def model(self) -> nn.Module:
+        """Return the network with the weights of `--weights`."""
+        return self._model.eval()
+
+    def calibration(self) -> list[Batch]:
+        """Return 1,024 training images, chosen by a fixed seed, in batches of 128."""
+        pixels, labels = read_cifar10(self._directory, train=True)
+        chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(CALIBRATION_SEED))[:CALIBRATION_IMAGES]
+        return _batches(pixels[chosen], labels[chosen], CALIBRATION_BATCH)
+
+    def evaluation(self) -> list[Batch]:
+        """Return the 10,000 test images in batches of 250."""
+        return _batches(*read_cifar10(self._directory, train=False), EVALUATION_BATCH)
+
+    def metric(self, output: Any, target: Any) -> Tensor:
+        """Return `[n]`: 1 where the largest logit is the label, otherwise 0."""
+        return (output.argmax(1) == target).float()
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """Return the cross entropy `[n]`."""
+        return functional.cross_entropy(output, target, reduction="none")
+
+
+@register("cifar10-resnet20")
+def cifar10_resnet20(data: Path | None, weights: Path | None) -> Task:
+    """Make the task from the `cifar-10-batches-py` directory (or its parent) and a file of ResNet-20 weights."""
+    if data is None:
+        raise UserError("task cifar10-resnet20 needs --data: the directory cifar-10-batches-py, or the one that holds it")
+    if weights is None:
+        raise UserError("task cifar10-resnet20 needs --weights: a .safetensors file or a torch checkpoint of ResNet-20")
+    return Cifar10ResNet20(data, weights)
+
+
+def _batches(pixels: Tensor, labels: Tensor, size: int) -> list[Batch]:
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    images = (pixels.float() / 255 - mean) / std
+    return [Batch((x,), y) for x, y in zip(images.split(size), labels.split(size), strict=True)]
