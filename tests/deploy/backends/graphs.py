@@ -120,7 +120,7 @@ def add_weight(graph: Graph, layer: Layer) -> str:
     if layer.format.is_float:
         return graph.constant(f"{layer.name}.weight", random.normal(0, 0.1, shape).astype(graph.numpy_float))
     limit = 2 ** (bits - 1)
-    integers = random.integers(-limit + 1, limit, shape).astype(ml_dtypes.int4 if bits == 4 else np.int8)  # noqa: PLR2004
+    integers = random.integers(-limit + 1, limit, shape).astype(ml_dtypes.int4 if bits == 4 else np.int8)
     convolution = layer.operator in CONVOLUTIONS
     axis = 0 if convolution else 1
     if layer.format.weight_block is not None:

@@ -1,0 +1,26 @@
+"""TensorRT and TensorRT-RTX: build a plan from an ONNX file, read back its kernels, check them against the policy.
+
+One code path serves both runtimes. Networks are strongly typed and no precision is ever set: the types written in the ONNX file are
+the types of the engine.
+"""
+
+from deploy.backends.tensorrt.build import BuildFailed, BuildRecord, build_plan
+from deploy.backends.tensorrt.check import UnitCheck, check_units
+from deploy.backends.tensorrt.execution import measure, run
+from deploy.backends.tensorrt.kernels import Kernel, KernelTensor, kernels_from_log
+from deploy.backends.tensorrt.runtime import RUNTIMES, load
+
+__all__ = [
+    "RUNTIMES",
+    "BuildFailed",
+    "BuildRecord",
+    "Kernel",
+    "KernelTensor",
+    "UnitCheck",
+    "build_plan",
+    "check_units",
+    "kernels_from_log",
+    "load",
+    "measure",
+    "run",
+]

@@ -1,0 +1,140 @@
+"""Check the format that was planned for every unit against the kernel it became."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calib.formats import FP16, FP32, Format
+from deploy.backends.tensorrt.kernels import Kernel
+
+SCHEMA_VERSION = 1
+
+_PRODUCTS = ("correlation", "gemm", "runtime_fusion")
+_FLOAT_NAMES = {"Half": "fp16", "Float": "fp32", "TF32": "tf32", "BFloat16": "bf16"}
+_INTEGERS = {"Int4": 4, "Int8": 8}
+
+
+@dataclass(frozen=True)
+class UnitCheck:
+    """One unit: its path (with `#k` for a repeat), what was planned, what its kernel computes in, whether that is the same.
+
+    `found` is one of
+
+    1. `int8`: integer weight and integer input;
+    2. `int4-weight-only`, `int8-weight-only`: the integers are a constant of the kernel that multiplies, the input is float;
+    3. `dequantized`: a kernel of its own turns the weight into floats on every run, then a float kernel multiplies;
+    4. `fp16`, `fp32`, `tf32`, `bf16`: nothing is quantised;
+    5. `missing`: no kernel names the unit; `kernel` is empty.
+
+    `kernel` is the kind and the name of the kernel, as the builder's log has them.
+    """
+
+    path: str
+    planned: Format
+    found: str
+    agrees: bool
+    kernel: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain mapping with a schema version."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "path": self.path,
+            "planned": str(self.planned),
+            "found": self.found,
+            "agrees": self.agrees,
+            "kernel": self.kernel,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> UnitCheck:
+        """Read back `to_json`."""
+        return cls(data["path"], Format.from_text(data["planned"]), data["found"], data["agrees"], data["kernel"])
+
+
+def check_units(kernels: Sequence[Kernel], planned: Mapping[str, Format]) -> list[UnitCheck]:
+    """Compare every unit's planned format with the kernel it became, in the order of `planned`.
+
+    The keys of `planned` are the names of the ONNX nodes that multiply (Conv, MatMul, Gemm). What agrees:
+
+    1. `w8a8` with `int8`;
+    2. `w4a16b128` with `int4-weight-only` alone, because blocks are there to be fused;
+    3. `w4a16` and `w8a16`, with or without a block for the latter, with the fused kernel or with `dequantized` from the same bits,
+       since which of the two it is depends on the operator (the capability table knows);
+    4. `fp16` with itself; `fp32` also with `tf32`.
+    """
+    dequantized = _dequantized_bits(kernels)
+    return [_check(path, format_, kernels, dequantized) for path, format_ in planned.items()]
+
+
+def _check(path: str, planned: Format, kernels: Sequence[Kernel], dequantized: Mapping[str, int]) -> UnitCheck:
+    kernel = _product_kernel(path, kernels)
+    if kernel is None:
+        return UnitCheck(path, planned, "missing", agrees=False, kernel="")
+    stored = min(
+        (_INTEGERS[tensor.dtype] for tensor in kernel.constants if _is_integer_weight(tensor.dtype, tensor.shape)), default=0
+    )
+    unpacked = min((dequantized[tensor.name] for tensor in kernel.inputs if tensor.name in dequantized), default=0)
+    if stored:
+        integer_input = any(tensor.dtype == "Int8" and tensor.name not in dequantized for tensor in kernel.inputs)
+        found = f"int{stored}" if integer_input else f"int{stored}-weight-only"
+    elif unpacked:
+        found = "dequantized"
+    else:
+        found = _float_name(kernel)
+    agrees = found in _expected(planned) and (found != "dequantized" or unpacked == planned.weight_bits)
+    return UnitCheck(path, planned, found, agrees, f"{kernel.kind} {kernel.name}".strip())
+
+
+def _expected(planned: Format) -> tuple[str, ...]:
+    if planned == FP16:
+        return ("fp16",)
+    if planned == FP32:
+        return ("fp32", "tf32")
+    if planned.quantizes_activation:
+        return ("int8",) if planned == Format(8, 8) else ()
+    if planned.weight_bits not in _INTEGERS.values():
+        return ()
+    fused = f"int{planned.weight_bits}-weight-only"
+    blocks_of_four_bits = planned.weight_bits == _INTEGERS["Int4"] and planned.weight_block is not None
+    return (fused,) if blocks_of_four_bits else (fused, "dequantized")
+
+
+def _product_kernel(path: str, kernels: Sequence[Kernel]) -> Kernel | None:
+    """Find the kernel that multiplies. The unit's name also stands on what was fused around it: padding, scales, the epilogue."""
+    own = [kernel for kernel in kernels if path in kernel.onnx_nodes]
+    for kernel in own:
+        if kernel.kind in _PRODUCTS:
+            return kernel
+    # With a single row of input the product is generated code, and holds its weight as a constant or reads it dequantised.
+    for kernel in own:
+        if kernel.inputs and any(tensor.is_matrix for tensor in kernel.constants):
+            return kernel
+    return next((kernel for kernel in own if kernel.inputs), None)
+
+
+def _dequantized_bits(kernels: Iterable[Kernel]) -> dict[str, int]:
+    """Return the tensors that are computed from integer constants alone, with the bits of the narrowest of these."""
+    bits: dict[str, int] = {}
+    from_constants: set[str] = set()
+    for kernel in kernels:  # in the order they run, so that what a kernel reads has been seen
+        if not kernel.outputs or any(tensor.name not in from_constants for tensor in kernel.inputs):
+            continue
+        from_constants.update(tensor.name for tensor in kernel.outputs)
+        widths = [_INTEGERS[tensor.dtype] for tensor in kernel.constants if _is_integer_weight(tensor.dtype, tensor.shape)]
+        widths += [bits[tensor.name] for tensor in kernel.inputs if tensor.name in bits]
+        if widths:
+            bits.update((tensor.name, min(widths)) for tensor in kernel.outputs)
+    return bits
+
+
+def _is_integer_weight(dtype: str, shape: Sequence[int]) -> bool:
+    return dtype in _INTEGERS and any(size > 1 for size in shape)
+
+
+def _float_name(kernel: Kernel) -> str:
+    weights = [tensor for tensor in kernel.constants if tensor.is_matrix] or [*kernel.inputs]
+    names = {_FLOAT_NAMES.get(tensor.dtype, tensor.dtype.lower()) for tensor in weights}
+    return "/".join(sorted(names))
