@@ -1,0 +1,73 @@
+"""Carry out a quantisation plan on the float ONNX model, in the form that a target's runtime turns into integer kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calib.formats import FP16
+from calib.units import Unit
+from deploy.onnx_files import load_model, save_model, sha256, size_bytes
+from deploy.passes.convert_to_fp16 import convert_to_fp16
+from deploy.passes.fix_batch import fix_batch
+from deploy.passes.quantize_biases import quantize_biases
+from deploy.passes.quantize_tensors import quantize_tensors
+from deploy.passes.quantize_weights import quantize_weights
+from deploy.passes.split_gemm import split_gemm
+from deploy.targets import Target
+from smpq.plan import QuantPlan
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LoweringReport:
+    """What became of a plan: pass -> number of places it changed, tensors of the plan merged by the exporter, the file made."""
+
+    target: str
+    changes: Mapping[str, int]
+    merged_tensors: tuple[str, ...]
+    size_bytes: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a run's files."""
+        return {
+            "schema": SCHEMA,
+            "target": self.target,
+            "changes": dict(self.changes),
+            "merged_tensors": list(self.merged_tensors),
+            "size_bytes": self.size_bytes,
+            "sha256": self.sha256,
+        }
+
+
+def lower(
+    float_model: Path, plan: QuantPlan, units: Sequence[Unit], target: Target, out: Path, batch: int = 1
+) -> LoweringReport:
+    """Write the model of `plan` for `target` to `out`.
+
+    1. ONNX Runtime: weights behind DequantizeLinear, activations between QuantizeLinear and DequantizeLinear, int32 biases; weight-only
+       layers as MatMul and Add. The batch stays dynamic.
+    2. `simulate`: the same with float biases, so that the file computes what the fake-quantised model does.
+    3. TensorRT: float biases, half precision for everything that is float, and `batch` samples in every batch.
+
+    Raises UserError when `float_model` cannot be read or does not run with `batch`.
+    """
+    model = load_model(float_model)
+    changes: dict[str, int] = {}
+    tensorrt = target.family.startswith("tensorrt")
+    if tensorrt:
+        changes["fix_batch"] = fix_batch(model, batch)
+    changes["split_gemm"] = split_gemm(model, plan, units)
+    changes["quantize_weights"] = quantize_weights(model, plan, units)
+    tensors = quantize_tensors(model, plan, units)
+    changes["quantize_tensors"] = tensors.inserted
+    if target.family == "ort-cpu":
+        changes["quantize_biases"] = quantize_biases(model, plan, units)
+    if tensorrt and target.reference == FP16:
+        changes["convert_to_fp16"] = convert_to_fp16(model, plan, units)
+    save_model(model, out)
+    return LoweringReport(target.name, changes, tensors.merged, size_bytes(out), sha256(out))
