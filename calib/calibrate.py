@@ -1,0 +1,162 @@
+"""Measure the activations once, and round each weight once for every representation that is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calib.formats import Format
+from calib.graph import TracedModel, operator_name
+from calib.observers import Observed, observer_from_name
+from calib.quantizer import ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
+from calib.rounding import Moments, rounding_from_name
+from calib.task import Batch
+from calib.units import Unit
+
+_ROWS_PER_UNIT = 40_000
+_BIAS_LIMIT = 2**30
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """Names of the observer and the rounding method, and the activation scheme of the target."""
+
+    observer: str = "mse"
+    rounding: str = "gptq"
+    scheme: Scheme = "affine"
+
+
+class Calibration:
+    """Ranges of activations and rounded weights, each worked out on first use and then kept.
+
+    Every layer is rounded on its *float* inputs, so that a rounded weight does not depend on the formats of other layers and
+    all of them can be combined freely.
+    """
+
+    def __init__(self, traced: TracedModel, units: Sequence[Unit], batches: Sequence[Batch], settings: CalibrationSettings) -> None:
+        """Run the calibration batches through the float model once."""
+        self.traced = traced
+        self.settings = settings
+        self._observer = observer_from_name(settings.observer)
+        self._round = rounding_from_name(settings.rounding)
+        self._observed: dict[str, Observed] = {name: Observed() for name in _observed_tensors(traced, units)}
+        self._moments = _collect_moments(traced, units, batches, self._observed)
+        self._quantizers: dict[tuple[str, int, Scheme], ActivationQuantizer] = {}
+        self._weights: dict[tuple[str, str], QuantizedWeight] = {}
+
+    def quantizer(self, tensor: str, bits: int, scheme: Scheme) -> ActivationQuantizer:
+        """Return the quantiser of one tensor of the graph."""
+        key = (tensor, bits, scheme)
+        if key not in self._quantizers:
+            low, high = self._observer(self._observed[tensor], bits, scheme)
+            self._quantizers[key] = quantizer_from_range(low, high, bits, scheme)
+        return self._quantizers[key]
+
+    def weight(self, unit: Unit, chosen: Format) -> QuantizedWeight:
+        """Return the integers of one unit's weight, in the layout of the float weight."""
+        key = (unit.path, chosen.weight_key)
+        if key not in self._weights:
+            weight = self.traced.state[unit.weight].float()
+            matrix = weight.reshape(unit.out_features, -1)
+            rounded = self._round(matrix, self._moments[unit.path], chosen.weight_bits, chosen.weight_block, self._scale_floor(unit))
+            self._weights[key] = QuantizedWeight(
+                rounded.bits, rounded.integers.reshape(weight.shape), rounded.scale.contiguous(), rounded.block
+            )
+        return self._weights[key]
+
+    def prepare(self, units: Sequence[Unit], formats: Mapping[str, Sequence[Format]], advance: Callable[[], None]) -> None:
+        """Round every weight that the search may need; `formats` is by unit path, `advance` is called after each weight."""
+        for unit in units:
+            for chosen in formats[unit.path]:
+                if not chosen.is_float:
+                    self.weight(unit, chosen)
+                advance()
+
+    def _scale_floor(self, unit: Unit) -> Tensor:
+        """Smallest step of each row such that the bias fits 32 bits in units of input step times weight step."""
+        weight = self.traced.state[unit.weight]
+        if unit.bias is None:
+            return torch.zeros(unit.out_features, device=weight.device)
+        # any tensor of 8 bits that spans the observed range has at least this step
+        smallest = min(max(self._observed[name].high - self._observed[name].low, 1e-6) * 0.1 / 255 for name in unit.inputs)
+        return self.traced.state[unit.bias].abs().float() / (smallest * _BIAS_LIMIT)
+
+
+def _observed_tensors(traced: TracedModel, units: Sequence[Unit]) -> list[str]:
+    """Inputs and results of all units, results behind a ReLU as well, and sums."""
+    names: dict[str, None] = {}
+    for unit in units:
+        names.update(dict.fromkeys(unit.inputs))
+        names.update(dict.fromkeys(unit.calls))
+    names.update({node.name: None for node in traced.graph.nodes if operator_name(node) == "add"})
+    for name in list(names):
+        names.update({user.name: None for user in traced.consumers(name) if operator_name(user) == "relu"})
+    return [name for name in names if _is_float_tensor(traced, name)]
+
+
+def _is_float_tensor(traced: TracedModel, name: str) -> bool:
+    value = traced.nodes[name].meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _collect_moments(
+    traced: TracedModel, units: Sequence[Unit], batches: Sequence[Batch], observed: Mapping[str, Observed]
+) -> dict[str, Moments]:
+    by_tensor: dict[str, list[tuple[Unit, str]]] = {}
+    for unit in units:
+        for call, tensor in zip(unit.calls, unit.inputs, strict=True):
+            by_tensor.setdefault(tensor, []).append((unit, call))
+    totals: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+    most = {unit.path: math.ceil(_ROWS_PER_UNIT / (len(batches) * len(unit.calls))) for unit in units}
+
+    def observe(name: str, tensor: Tensor) -> None:
+        if name in observed:
+            observed[name].add(tensor)
+        for unit, call in by_tensor.get(name, ()):
+            patches = _patches(traced, unit, call, tensor, most[unit.path])
+            product = torch.einsum("gnk,gnl->gkl", patches, patches)
+            totals[unit.path] = totals[unit.path] + product if unit.path in totals else product
+            rows[unit.path] = rows.get(unit.path, 0) + patches.shape[1]
+
+    for batch in batches:
+        traced.run(batch.inputs, observe=observe)
+    return {path: Moments(total / rows[path]) for path, total in totals.items()}
+
+
+def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: int) -> Tensor:
+    """Return `[groups, n, k]`: what one call multiplies by its weight, at most `most` evenly spaced rows of it."""
+    node = traced.nodes[call]
+    if operator_name(node) == "linear":
+        rows = tensor.reshape(1, -1, tensor.shape[-1])
+        return rows[:, :: max(rows.shape[1] // most, 1)].float()
+    _, _, _, stride, padding, dilation, groups = (*node.args, *_CONVOLUTION_DEFAULTS[len(node.args) :])
+    dims = len(unit.weight_shape) - 2
+    kernel = list(unit.weight_shape[2:])
+    per_image = max(most // max(tensor.shape[0], 1), 1)
+    stride, dilation = _per_dim(stride, dims), _per_dim(dilation, dims)
+    if isinstance(padding, str):  # only statistics are taken here: an odd total may lose its last column
+        padding = [d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    padding = _per_dim(padding, dims)
+    if dims == 1:  # unfold knows images only: a sequence is an image one pixel high
+        tensor, kernel = tensor[:, :, None], [1, *kernel]
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    columns = F.unfold(tensor.float(), kernel, dilation=dilation, padding=padding, stride=stride)
+    positions = columns.shape[-1]
+    columns = columns[:, :, :: max(positions // per_image, 1) | 1]
+    batch, length, kept = columns.shape
+    grouped = columns.reshape(batch, groups, length // groups, kept)
+    return grouped.permute(1, 0, 3, 2).reshape(groups, batch * kept, length // groups)
+
+
+_CONVOLUTION_DEFAULTS = (None, None, None, [1], [0], [1], 1)
+"""Default arguments of aten.conv1d and aten.conv2d: input, weight, bias, stride, padding, dilation, groups."""
+
+
+def _per_dim(value: Sequence[int], dims: int) -> list[int]:
+    return list(value) * dims if len(value) == 1 else list(value)

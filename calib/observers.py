@@ -1,0 +1,128 @@
+"""Choose the range that an activation quantiser covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calib.errors import UserError
+from calib.quantizer import Scheme, quantizer_from_range
+
+_SAMPLES_PER_BATCH = 16_384
+_PERCENTILE = 99.99
+_MSE_STEPS = 60
+_ENTROPY_BINS = 2048
+
+
+@dataclass
+class Observed:
+    """What is remembered of one tensor over the calibration data: exact extremes and an evenly spaced sample of the values."""
+
+    low: float = 0.0
+    high: float = 0.0
+    parts: list[Tensor] = field(default_factory=list)
+
+    def add(self, tensor: Tensor) -> None:
+        """Take in one batch's tensor, any shape."""
+        flat = tensor.detach().float().reshape(-1)
+        self.low = min(self.low, float(flat.min()))
+        self.high = max(self.high, float(flat.max()))
+        # an odd stride, so that the sample does not always hit the same channel or column
+        stride = max(flat.numel() // _SAMPLES_PER_BATCH, 1) | 1
+        self.parts.append(flat[::stride].cpu().clone())
+
+    def sample(self) -> Tensor:
+        """Return `[n]` sampled values, the extremes among them."""
+        return torch.cat([*self.parts, torch.tensor([self.low, self.high])])
+
+
+Observer: TypeAlias = Callable[[Observed, int, Scheme], tuple[float, float]]
+"""Takes what was seen, the bits and the scheme, and returns the real range `(low, high)`."""
+
+OBSERVERS: dict[str, Observer] = {}
+
+
+def observer(name: str) -> Callable[[Observer], Observer]:
+    """Register a range rule under the name that `--observer` takes: a function of (Observed, bits, scheme) -> (low, high)."""
+
+    def register(function: Observer) -> Observer:
+        OBSERVERS[name] = function
+        return function
+
+    return register
+
+
+def observer_from_name(name: str) -> Observer:
+    """Return a registered observer; UserError lists the names."""
+    if name not in OBSERVERS:
+        raise UserError(f"unknown observer {name!r}: choose one of {', '.join(OBSERVERS)}")
+    return OBSERVERS[name]
+
+
+@observer("minmax")
+def minmax(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
+    """Cover everything that was seen."""
+    del bits, scheme
+    return seen.low, seen.high
+
+
+@observer("percentile")
+def percentile(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
+    """Cover all but 0.01 % of the values at either end."""
+    del bits, scheme
+    values = seen.sample().numpy()
+    low, high = np.percentile(values, [100 - _PERCENTILE, _PERCENTILE])
+    return min(float(low), 0.0), max(float(high), 0.0)
+
+
+@observer("mse")
+def mse(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
+    """Shrink the full range until the mean squared error of the rounded values is smallest."""
+    values = seen.sample()
+    best, best_error = (seen.low, seen.high), float("inf")
+    for shrink in torch.linspace(0.15, 1.0, _MSE_STEPS).tolist():
+        low, high = seen.low * shrink, seen.high * shrink
+        error = float((quantizer_from_range(low, high, bits, scheme)(values) - values).square().mean())
+        if error < best_error:
+            best, best_error = (low, high), error
+    return best
+
+
+@observer("entropy")
+def entropy(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
+    """Clip where the histogram loses least information, measured by the KL divergence to its quantised version.
+
+    As in Migacz, "8-bit inference with TensorRT", GTC 2017, on the magnitudes.
+    """
+    del scheme
+    magnitudes = seen.sample().abs().numpy()
+    top = float(magnitudes.max())
+    if top == 0.0:
+        return seen.low, seen.high
+    counts, _ = np.histogram(magnitudes[magnitudes > 0], bins=_ENTROPY_BINS, range=(0.0, top))
+    levels = 2 ** (bits - 1)
+    best, best_divergence = top, float("inf")
+    for bins in range(max(levels, 128), _ENTROPY_BINS + 1, 16):
+        clipped = counts[:bins].astype(np.float64)
+        clipped[-1] += counts[bins:].sum()
+        divergence = _divergence(clipped, counts[:bins].astype(np.float64), levels)
+        if divergence < best_divergence:
+            best, best_divergence = top * bins / _ENTROPY_BINS, divergence
+    return max(seen.low, -best), min(seen.high, best)
+
+
+def _divergence(reference: np.ndarray, inside: np.ndarray, levels: int) -> float:
+    """KL divergence of the clipped histogram to the same histogram after it was merged into `levels` bins and spread again."""
+    group = np.arange(len(inside)) * levels // len(inside)
+    occupied = inside > 0
+    totals = np.bincount(group, weights=inside, minlength=levels)
+    members = np.bincount(group, weights=occupied, minlength=levels)
+    spread = np.where(occupied, totals[group] / np.maximum(members[group], 1), 0.0)
+    p, q = reference / reference.sum(), spread / max(spread.sum(), 1e-12)
+    present = p > 0
+    return float(np.sum(p[present] * np.log(p[present] / np.maximum(q[present], 1e-12))))

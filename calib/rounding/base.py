@@ -1,0 +1,93 @@
+"""What every rounding method is given, and the step sizes that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from calib.quantizer import QuantizedWeight, weight_limits
+
+_CLIP_STEPS = 36
+_SMALLEST_CLIP = 0.3
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's inputs: `[groups, k, k]` float32, k the length of one dot product; the mean over input patches."""
+
+    matrix: Tensor
+
+    @property
+    def diagonal(self) -> Tensor:
+        """`[groups, k]`: the mean square of each input."""
+        return torch.diagonal(self.matrix, dim1=1, dim2=2)
+
+
+class RoundWeight(Protocol):
+    """A rounding method.
+
+    `weight` is `[out, k]`, rows ordered by group; `scale_floor` `[out]` is the smallest step each row may have. Returns integers
+    int8 `[out, k]` and scales `[out]` or `[out, k / block]`.
+    """
+
+    def __call__(self, weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor) -> QuantizedWeight:
+        """Round one layer's weight."""
+        ...
+
+
+ROUNDINGS: dict[str, RoundWeight] = {}
+
+
+def rounding(name: str) -> Callable[[RoundWeight], RoundWeight]:
+    """Register a method under the name that `--rounding` takes.
+
+    Write a function with the signature of RoundWeight in a file of its own, decorate it, and import it in `calib.rounding`.
+    """
+
+    def register(function: RoundWeight) -> RoundWeight:
+        ROUNDINGS[name] = function
+        return function
+
+    return register
+
+
+def search_scale(weight: Tensor, importance: Tensor, bits: int, scale_floor: Tensor) -> Tensor:
+    """Return `[rows]`, the step size of each row whose nearest rounding has the least squared error weighted by `importance`.
+
+    `weight` and `importance` are `[rows, k]`; 36 clipping points from 0.3 of the largest magnitude upwards. A row of zeros gets
+    a step of one, which represents it exactly.
+    """
+    low, high = weight_limits(bits)
+    largest = weight.abs().amax(dim=1)
+    # the grid reaches one step further down than up, so a range that just holds the positive end may exceed the largest value
+    full = torch.where(largest > 0, largest / high, torch.ones_like(largest))
+    best = full.clone()
+    best_error = torch.full_like(full, torch.inf)
+    for shrink in torch.linspace(_SMALLEST_CLIP, 1.0, _CLIP_STEPS).tolist():
+        scale = torch.maximum(full * shrink, scale_floor)
+        rounded = torch.clamp(torch.round(weight / scale[:, None]), low, high) * scale[:, None]
+        error = ((rounded - weight).square() * importance).sum(dim=1)
+        better = error < best_error
+        best = torch.where(better, scale, best)
+        best_error = torch.where(better, error, best_error)
+    return torch.clamp(best, min=_TINY)
+
+
+def search_scales(weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor) -> Tensor:
+    """Return the step sizes of a whole weight `[out, k]`: `[out]`, or `[out, k / block]`."""
+    rows, length = weight.shape
+    groups = moments.matrix.shape[0]
+    importance = moments.diagonal.repeat_interleave(rows // groups, dim=0)
+    importance = importance + importance.mean(dim=1, keepdim=True) * 1e-4 + _TINY
+    if block is None:
+        return search_scale(weight, importance, bits, scale_floor)
+    blocks = length // block
+    flat = search_scale(
+        weight.reshape(rows * blocks, block), importance.reshape(rows * blocks, block), bits, scale_floor.repeat_interleave(blocks)
+    )
+    return flat.reshape(rows, blocks)

@@ -1,0 +1,56 @@
+"""Run the traced model as if it were quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from calib.calibrate import Calibration
+from calib.formats import FP16, Format
+from calib.graph import Edit, Edits, TracedModel
+from calib.units import Unit
+from smpq.plan import QuantPlan, Rules, plan_from_policy
+
+
+class FakeQuantizer:
+    """Turns policies into edits of the graph; dequantised weights are computed once for each format."""
+
+    def __init__(self, traced: TracedModel, units: tuple[Unit, ...], calibration: Calibration, rules: Rules) -> None:
+        """Keep what every policy shares."""
+        self.traced = traced
+        self.units = units
+        self.calibration = calibration
+        self.rules = rules
+        self._weights: dict[tuple[str, str], Tensor] = {}
+
+    def plan(self, formats: Mapping[str, Format]) -> QuantPlan:
+        """Return the plan of a policy given by unit path."""
+        return plan_from_policy(formats, self.units, self.traced, self.calibration, self.rules)
+
+    def edits(self, plan: QuantPlan) -> Edits:
+        """Return the changes to the float graph that simulate a plan."""
+        sources: dict[str, Edit] = {}
+        edges: dict[tuple[str, str], Edit] = {}
+        for entry in plan.tensors:
+            if entry.consumers is None:
+                sources[entry.tensor] = entry.quantizer
+            else:
+                edges.update({(entry.tensor, consumer): entry.quantizer for consumer in entry.consumers})
+        parameters = {unit.weight: self._weight(unit, plan.formats[unit.path]) for unit in self.units if unit.path in plan.weights}
+        parameters |= {
+            unit.weight: self.traced.state[unit.weight].half().float() for unit in self.units if plan.formats[unit.path] == FP16
+        }
+        return Edits(sources, edges, parameters)
+
+    def _weight(self, unit: Unit, chosen: Format) -> Tensor:
+        key = (unit.path, chosen.weight_key)
+        if key not in self._weights:
+            self._weights[key] = self.calibration.weight(unit, chosen).dequantize()
+        return self._weights[key]
+
+    def run(self, formats: Mapping[str, Format], inputs: Sequence[Tensor]) -> object:
+        """Return the quantised model's output for one batch."""
+        with torch.no_grad():
+            return self.traced.run(inputs, self.edits(self.plan(formats)))
