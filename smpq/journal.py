@@ -1,0 +1,37 @@
+"""Every evaluation of the search, on disk: a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from calib.errors import UserError
+
+
+class Journal:
+    """A table of evaluations, keyed by what was evaluated on what.
+
+    The fingerprint covers model, data and settings, so that an entry is never read for another network or other weights.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file; UserError when it is not a journal."""
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("CREATE TABLE IF NOT EXISTS evaluations (fingerprint TEXT, policy TEXT, value REAL, PRIMARY KEY (fingerprint, policy))")
+        except sqlite3.Error as error:
+            raise UserError(f"{path} cannot be read ({error}): delete it to evaluate again") from error
+
+    def read(self, fingerprint: str) -> dict[str, float]:
+        """Return policy key -> value of everything evaluated under one fingerprint."""
+        rows = self._database.execute("SELECT policy, value FROM evaluations WHERE fingerprint = ?", (fingerprint,))
+        return dict(rows.fetchall())
+
+    def add(self, fingerprint: str, policy: str, value: float) -> None:
+        """Write one evaluation; it survives a kill from here on."""
+        self._database.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?)", (fingerprint, policy, value))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()

@@ -1,0 +1,106 @@
+"""What each (group, format) contributes, with its uncertainty and where the number came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calib.errors import UserError
+from calib.formats import Format
+from smpq.allocate import Values
+from smpq.policy import Space
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """Change of the value when a group moves from the float format to this one, averaged over contexts.
+
+    In units of the value (nats for `kl`); `standard_error` is that of the mean over `samples` contexts, `alone` the change when
+    every other group is float.
+    """
+
+    value: float
+    standard_error: float
+    samples: int
+    alone: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval, normal approximation."""
+        return self.value - 1.96 * self.standard_error, self.value + 1.96 * self.standard_error
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All scores of one estimation, by group name and format."""
+
+    entries: Mapping[str, Mapping[Format, Score]]
+    value_name: str
+    estimator: str
+    seed: int
+    evaluations: int
+    permutations: int
+    stop_reason: str
+    efficiency_gap: float
+
+    def values(self) -> Values:
+        """Return what the allocation maximises."""
+        return {group: {chosen: score.value for chosen, score in row.items()} for group, row in self.entries.items()}
+
+    def alone(self) -> Values:
+        """Return the one-at-a-time scores."""
+        return {group: {chosen: score.alone for chosen, score in row.items()} for group, row in self.entries.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the file form."""
+        return {
+            "schema": SCHEMA,
+            "value": self.value_name,
+            "estimator": self.estimator,
+            "seed": self.seed,
+            "evaluations": self.evaluations,
+            "permutations": self.permutations,
+            "stop_reason": self.stop_reason,
+            "efficiency_gap": self.efficiency_gap,
+            "scores": {
+                group: {
+                    str(chosen): {
+                        "value": score.value,
+                        "standard_error": score.standard_error,
+                        "interval": list(score.interval),
+                        "samples": score.samples,
+                        "alone": score.alone,
+                    }
+                    for chosen, score in row.items()
+                }
+                for group, row in self.entries.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, record: Any, space: Space) -> Scores:
+        """Read the file form; UserError when it is of another version or lacks a (group, format) of the space."""
+        try:
+            if record["schema"] != SCHEMA:
+                raise UserError(f"these scores have schema {record['schema']!r}; this version reads schema {SCHEMA}: score again")
+            entries = {
+                group: {
+                    Format.from_text(text): Score(cell["value"], cell["standard_error"], cell["samples"], cell["alone"])
+                    for text, cell in row.items()
+                }
+                for group, row in record["scores"].items()
+            }
+            scores = cls(
+                entries, record["value"], record["estimator"], record["seed"], record["evaluations"], record["permutations"],
+                record["stop_reason"], record["efficiency_gap"],
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"the scores are incomplete ({error!r}): score again") from error
+        for group in space.groups:
+            for chosen in space.formats[group.name]:
+                if chosen not in scores.entries.get(group.name, {}):
+                    raise UserError(f"there is no score for {chosen} on {group.name}: score again with this list of formats")
+        return scores
