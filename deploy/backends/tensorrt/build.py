@@ -113,9 +113,11 @@ def build_plan(
         parser = module.OnnxParser(network, logger)
         if not parser.parse_from_file(str(onnx)):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            return _failed([f"{error.node_operator()}: {error.desc()}".removeprefix(": ") for error in errors], messages)
+            return _failed(
+                [f"{error.node_operator()} {error.node_name()}: {error.desc()}".removeprefix(" : ") for error in errors], messages
+            )
         if any(_READ_AS_INT8.search(message.text) for message in messages):
-            return _failed(["the file quantises to UINT8, which would be read as INT8 and cut off at 127: use zero-point-free INT8"], messages)
+            return _failed(["the file quantises to UINT8, which would be read as INT8 and cut off at 127: use INT8"], messages)
         config = builder.create_builder_config()
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
         if capability is not None:

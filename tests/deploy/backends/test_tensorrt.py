@@ -1,0 +1,470 @@
+"""The TensorRT back end on small graphs: what builds, what is refused, and which kernel each layer becomes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from calib.errors import UserError
+from calib.formats import FP16, FP32, Format
+from deploy.backends.tensorrt import (
+    RUNTIMES,
+    BuildFailed,
+    BuildRecord,
+    Kernel,
+    KernelTensor,
+    UnitCheck,
+    build_plan,
+    check_units,
+    kernels_from_log,
+    load,
+    measure,
+    run,
+)
+from deploy.targets import CONVOLUTIONS, OPERATORS, capability, target_from_name
+from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer, one_layer, weight_shape
+
+ROOT = Path(__file__).resolve().parents[3]
+W8A8, W8, W4, W4B32 = (Format.from_text(text) for text in ("w8a8", "w8a16", "w4a16", "w4a16b32"))
+TABLE_FORMATS = (
+    "fp16", "fp32", "w8a8", "w4a8", "w8a16", "w4a16",
+    "w4a16b8", "w4a16b16", "w4a16b32", "w4a16b64", "w4a16b128", "w4a16b256", "w8a16b32",
+)  # fmt: skip
+
+needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+
+
+def build(model: onnx.ModelProto, folder: Path, compute_capability: str | None = "sm86", **options) -> BuildRecord | BuildFailed:
+    source = folder / "model.onnx"
+    onnx.save(model, source)
+    return build_plan(source, folder / "model.plan", "tensorrt-rtx", compute_capability, **options)
+
+
+def build_layer(layer: Layer, folder: Path, compute_capability: str | None = "sm86", opset: int = 21) -> BuildRecord | BuildFailed:
+    return build(one_layer(layer, half=layer.format != FP32, opset=opset), folder, compute_capability)
+
+
+def check_layer(layer: Layer, folder: Path, compute_capability: str | None = "sm86", opset: int = 21) -> UnitCheck:
+    record = build_layer(layer, folder, compute_capability, opset)
+    assert isinstance(record, BuildRecord), record
+    (check,) = check_units(record.kernels, {layer.name: layer.format})
+    return check
+
+
+def reason_of(outcome: BuildRecord | BuildFailed) -> str:
+    assert isinstance(outcome, BuildFailed), outcome
+    return outcome.reason
+
+
+def agrees_with_table(layer: Layer, folder: Path, compute_capability: str) -> None:
+    shape = weight_shape(layer)
+    in_features = math.prod(shape[1:]) if layer.operator in CONVOLUTIONS else shape[0]
+    target = target_from_name("tensorrt-rtx", [compute_capability])
+    answer = capability(target, layer.operator, layer.format, in_features)
+    outcome = build_layer(layer, folder, compute_capability)
+    if isinstance(outcome, BuildFailed):
+        assert answer.status == "refused", outcome.reason
+        return
+    (check,) = check_units(outcome.kernels, {layer.name: layer.format})
+    if answer.status == "native":
+        assert check.agrees
+        assert check.found != "dequantized"
+    else:
+        # What is refused although it builds is slower and no smaller than another format; the note says which.
+        assert check.found == "dequantized"
+
+
+@needs_rtx
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("text", TABLE_FORMATS)
+def test_the_builder_agrees_with_the_capability_table(operator, text, tmp_path):
+    agrees_with_table(Layer(operator, Format.from_text(text)), tmp_path, "sm86")
+
+
+@needs_rtx
+@pytest.mark.parametrize("compute_capability", ["sm75", "sm89", "sm120"])
+@pytest.mark.parametrize(("operator", "text"), [
+    ("conv2d", "w8a8"), ("depthwise_conv2d", "w8a8"), ("linear", "w8a8"), ("linear", "w4a16b32"), ("linear", "w4a16"),
+    ("linear", "w8a16"), ("linear_nd", "w8a16"),
+])  # fmt: skip
+def test_other_compute_capabilities_agree_with_the_table(operator, text, compute_capability, tmp_path):
+    agrees_with_table(Layer(operator, Format.from_text(text)), tmp_path, compute_capability)
+
+
+def mixed_network(*, half: bool = True) -> onnx.ModelProto:
+    """Two residual blocks with names that need care: a repeat, a comma, brackets; the skip input of the first add is quantised."""
+    graph = Graph(TensorProto.FLOAT16 if half else TensorProto.FLOAT)
+    first = add_layer(graph, Layer("conv2d", W8A8, name="block.0.conv1", relu=True), "x")
+    second = add_layer(graph, Layer("conv2d", W8A8, name="block.0.conv2"), first)
+    skip = graph.quantize_pair("block.0/skip", "x", np.asarray(0, np.int8))
+    added = graph.node("Add", "block.0/add", [second, skip])
+    third = add_layer(graph, Layer("conv2d", FP16, name="block.1.[a, b] {c}", relu=True), added)
+    fourth = add_layer(graph, Layer("depthwise_conv2d", W8A8, name="block.1.conv#2"), third)
+    output = graph.node("Add", "block.1/add", [fourth, added])
+    return graph.model({"x": (2, CHANNELS, 8, 8)}, [output])
+
+
+MIXED_PLAN = {"block.0.conv1": W8A8, "block.0.conv2": W8A8, "block.1.[a, b] {c}": FP16, "block.1.conv#2": W8A8}
+
+
+@needs_rtx
+@pytest.mark.parametrize("compute_capability", ["sm86", "sm89", "sm120", None])
+def test_a_mixed_network_is_what_was_planned(compute_capability, tmp_path):
+    record = build(mixed_network(), tmp_path, compute_capability)
+    assert isinstance(record, BuildRecord), record
+    checks = check_units(record.kernels, MIXED_PLAN)
+    assert [check.path for check in checks] == list(MIXED_PLAN)
+    assert [check.found for check in checks] == ["int8", "int8", "fp16", "int8"]
+    assert all(check.agrees for check in checks)
+    assert all(check.kernel.startswith("correlation") for check in checks)
+    assert record.compute_capability == compute_capability
+
+
+@needs_rtx
+def test_a_policy_that_the_engine_does_not_follow_is_found_out(tmp_path):
+    record = build(mixed_network(), tmp_path)
+    swapped = {"block.0.conv1": FP16, "block.1.[a, b] {c}": W8A8, "block.0.conv2": W4, "elsewhere": W8A8}
+    checks = check_units(record.kernels, swapped)
+    assert [check.found for check in checks] == ["int8", "fp16", "int8", "missing"]
+    assert not any(check.agrees for check in checks)
+    assert checks[-1].kernel == ""
+
+
+def linear_network(formats: dict[str, Format], rows: int, size: int = 256) -> onnx.ModelProto:
+    graph, tensor = Graph(TensorProto.FLOAT16), "x"
+    for name, format_ in formats.items():
+        tensor = add_layer(graph, Layer("linear", format_, name=name, in_features=size, out_features=size, relu=True), tensor)
+    return graph.model({"x": (rows, size)}, [tensor])
+
+
+@needs_rtx
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_multilayer_perceptron_mixes_all_formats(rows, tmp_path):
+    # With one row some products are generated code that also holds the epilogue of the layer before.
+    formats = {"fc1": W8A8, "fc2": FP16, "fc3": W4B32, "fc4": W8, "fc5": FP16}
+    record = build(linear_network(formats, rows), tmp_path)
+    checks = check_units(record.kernels, formats)
+    assert [check.found for check in checks] == ["int8", "fp16", "int4-weight-only", "int8-weight-only", "fp16"]
+    assert all(check.agrees for check in checks)
+
+
+@needs_rtx
+def test_one_row_of_input_dequantises_eight_bit_weights(tmp_path):
+    formats = {"fc": W8}
+    (several,) = check_units(build(linear_network(formats, 2, 512), tmp_path).kernels, formats)
+    (single,) = check_units(build(linear_network(formats, 1, 512), tmp_path).kernels, formats)
+    assert (several.found, single.found) == ("int8-weight-only", "dequantized")
+    assert single.agrees  # the bytes are as planned
+
+
+@needs_rtx
+@pytest.mark.parametrize(("formats", "found"), [
+    ((W8A8, W8A8, W8A8), ["int8"] * 3), ((FP16, FP16, FP16), ["fp16"] * 3), ((W8A8, FP16, W4B32), ["int8", "fp16", "int4-weight-only"]),
+])  # fmt: skip
+def test_products_that_share_their_input_may_become_one_kernel(formats, found, tmp_path):
+    graph = Graph(TensorProto.FLOAT16)
+    paths = dict(zip(("q", "k", "v"), formats, strict=True))
+    query, key, value = (add_layer(graph, Layer("linear_nd", format_, name=name), "x") for name, format_ in paths.items())
+    output = graph.node("Add", "second", [graph.node("Add", "first", [query, key]), value])
+    checks = check_units(build(graph.model({"x": (2, 8, 256)}, [output]), tmp_path).kernels, paths)
+    assert [check.found for check in checks] == found
+    assert all(check.agrees for check in checks)
+
+
+@needs_rtx
+def test_depthwise_pads_every_group_to_four_channels(tmp_path):
+    record = build_layer(Layer("depthwise_conv2d", W8A8), tmp_path)
+    (product,) = [kernel for kernel in record.kernels if kernel.kind == "correlation"]
+    assert (CHANNELS, 4, 3, 3) in [constant.shape for constant in product.constants]
+
+
+@needs_rtx
+def test_four_bits_stay_four_bits_in_the_plan(tmp_path):
+    size = {str(format_): build_layer(Layer("linear", format_), tmp_path).weights_memory_bytes for format_ in (FP16, W8, W4B32)}
+    elements = 256 * 256
+    assert size["fp16"] >= 2 * elements
+    assert elements <= size["w8a16"] < 1.1 * elements
+    assert elements // 2 <= size["w4a16b32"] < 0.6 * elements
+
+
+@needs_rtx
+def test_four_bit_weight_behind_an_integer_convolution_does_not_build(tmp_path):
+    layer = Layer("conv2d", W4, activation_format=W8A8)
+    assert "Myelin" in reason_of(build_layer(layer, tmp_path))
+
+
+@needs_rtx
+def test_a_convolution_with_block_scales_does_not_parse(tmp_path):
+    reason = reason_of(build_layer(Layer("conv2d", W4B32), tmp_path))
+    assert "blocking dimension must be the last or second to last" in reason
+    # Anything that fails where there is no GPU complains about the driver as well; that is no reason.
+    assert "driver" not in reason
+
+
+@needs_rtx
+def test_unsigned_activations_are_refused(tmp_path):
+    """With zero point 0 the parser warns and reads them as INT8; a plan that cuts off at 127 is not what the file says."""
+    unsigned = Layer("conv2d", W8A8, zero_point=np.asarray(0, np.uint8))
+    assert "UINT8" in reason_of(build_layer(unsigned, tmp_path))
+    assert "zero point" in reason_of(build_layer(Layer("conv2d", W8A8, affine=True), tmp_path))
+
+
+@needs_rtx
+@pytest.mark.parametrize("layer", [
+    Layer("conv2d", W8A8, zero_point=np.asarray(3, np.int8)), Layer("conv2d", W8A8, weight_zero_point=1),
+    Layer("linear", W4B32, weight_zero_point=1),
+])  # fmt: skip
+def test_zero_points_are_zero(layer, tmp_path):
+    assert "Non-zero zero point is not supported" in reason_of(build_layer(layer, tmp_path))
+
+
+@needs_rtx
+@pytest.mark.parametrize("operator", ["conv2d", "linear"])
+def test_an_integer_bias_does_not_parse(operator, tmp_path):
+    assert "Int32" in reason_of(build_layer(Layer(operator, W8A8, integer_bias=True), tmp_path))
+
+
+@needs_rtx
+def test_blocks_that_do_not_divide_the_inputs(tmp_path):
+    """The parser goes by the number of scales, so a wrong block size passes unseen: the capability table must stand before it."""
+    assert "whole blocks" in reason_of(build_layer(Layer("linear", Format.from_text("w4a16b48"), block_rows=5), tmp_path))
+    unseen = Layer("linear", Format.from_text("w4a16b128"), in_features=250, block_rows=2)
+    assert isinstance(build_layer(unseen, tmp_path), BuildRecord)
+    assert capability(target_from_name("tensorrt-rtx"), "linear", unseen.format, 250).status == "refused"
+
+
+@needs_rtx
+def test_one_single_block_is_not_fused(tmp_path):
+    check = check_layer(Layer("linear", Format.from_text("w4a16b256")), tmp_path)
+    assert (check.found, check.agrees) == ("dequantized", False)
+
+
+@needs_rtx
+def test_four_bit_weights_come_in_pairs(tmp_path):
+    layer = Layer("linear", W4, in_features=33, out_features=33)
+    assert "even number of elements" in reason_of(build_layer(layer, tmp_path))
+    assert capability(target_from_name("tensorrt-rtx"), "linear", W4, 33, out_features=33).status == "refused"
+
+
+@needs_rtx
+@pytest.mark.parametrize("dtype", [ml_dtypes.uint4, ml_dtypes.int2, np.int16])
+def test_other_integer_types_do_not_parse(dtype, tmp_path):
+    graph = Graph(TensorProto.FLOAT16)
+    names = [
+        graph.constant("weight", np.ones((64, 64)).astype(dtype)),
+        graph.scale("scale", np.full(64, 0.01)),
+        graph.constant("zero_point", np.zeros(64).astype(dtype)),
+    ]
+    output = graph.node("MatMul", "unit", ["x", graph.node("DequantizeLinear", "unit/DQw", names, axis=1)])
+    assert "Failed to import initializer" in reason_of(build(graph.model({"x": (2, 64)}, [output]), tmp_path))
+
+
+@needs_rtx
+def test_dynamic_quantisation_does_not_parse(tmp_path):
+    graph = Graph()
+    graph.nodes.append(onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"], name="dynamic"))
+    output = graph.node("DequantizeLinear", "dequantize", ["q", "scale", "zero"])
+    assert "DynamicQuantizeLinear dynamic" in reason_of(build(graph.model({"x": (2, 64)}, [output]), tmp_path))
+
+
+@needs_rtx
+@pytest.mark.parametrize("opset", [13, 17, 20, 21, 22, 25])
+def test_opsets(opset, tmp_path):
+    assert check_layer(Layer("conv2d", W8A8), tmp_path, opset=opset).agrees
+    if opset >= 21:
+        assert check_layer(Layer("linear", W4B32), tmp_path, opset=opset).agrees
+
+
+@needs_rtx
+def test_a_free_batch_needs_its_sizes(tmp_path):
+    graph = Graph(TensorProto.FLOAT16)
+    output = add_layer(graph, Layer("conv2d", W8A8), "x")
+    model = graph.model({"x": ("n", CHANNELS, 8, 8)}, [output])
+    assert "shape of input 'x' is free" in reason_of(build(model, tmp_path))
+    record = build(model, tmp_path, batch_sizes=(1, 4, 16))
+    assert check_units(record.kernels, {"unit": W8A8})[0].agrees
+    model = graph.model({"x": ("n", CHANNELS, "height", 8)}, [output])
+    assert "is free" in reason_of(build(model, tmp_path, batch_sizes=(1, 4, 16)))
+
+
+@needs_rtx
+def test_the_record_tells_what_was_built_and_round_trips(tmp_path):
+    record = build_layer(Layer("conv2d", W8A8), tmp_path, "SM89")
+    plan = tmp_path / "model.plan"
+    assert plan.stat().st_size == record.plan_bytes
+    assert not list(tmp_path.glob("*.unfinished"))
+    assert (record.runtime, record.compute_capability) == ("tensorrt-rtx", "sm89")
+    assert record.runtime_version == load("tensorrt-rtx").__version__
+    assert "STRONGLY_TYPED" in record.flags
+    assert BuildRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+    with pytest.raises(UserError, match="build again"):
+        BuildRecord.from_json({**record.to_json(), "schema_version": 2})
+    damaged = record.to_json()
+    del damaged["kernels"]
+    with pytest.raises(UserError, match="damaged"):
+        BuildRecord.from_json(damaged)
+
+
+@needs_rtx
+def test_a_failed_build_leaves_the_plan_as_it_was_and_round_trips(tmp_path):
+    plan = tmp_path / "model.plan"
+    plan.write_bytes(b"as it was")
+    failed = build_layer(Layer("conv2d", W4B32), tmp_path)
+    assert plan.read_bytes() == b"as it was"
+    assert BuildFailed.from_json(failed.to_json()) == failed
+    with pytest.raises(UserError, match="not a failed build"):
+        BuildFailed.from_json({})
+
+
+@needs_rtx
+def test_wrong_files_and_names(tmp_path):
+    source, plan = tmp_path / "model.onnx", tmp_path / "new" / "model.plan"
+    with pytest.raises(UserError, match="no such ONNX file"):
+        build_plan(source, plan, "tensorrt-rtx", "sm86")
+    source.write_bytes(b"not a model")
+    assert "Failed to parse" in reason_of(build_plan(source, plan, "tensorrt-rtx", "sm86"))
+    onnx.save(one_layer(Layer("conv2d", FP16), half=True), source)
+    for wrong in ("sm87", "current", "8.6"):
+        with pytest.raises(UserError, match="sm75, sm80, sm86, sm89, sm120, sm121"):
+            build_plan(source, plan, "tensorrt-rtx", wrong)
+    assert not plan.parent.exists()
+    assert isinstance(build_plan(source, plan, "tensorrt-rtx", "sm86"), BuildRecord)
+
+
+def test_a_missing_runtime_says_what_to_install(monkeypatch):
+    for name, extra in RUNTIMES.items():
+        monkeypatch.setitem(sys.modules, name.replace("-", "_"), None)  # import then raises ModuleNotFoundError
+        with pytest.raises(UserError, match=rf"pip install 'smpq\[{extra}\]'"):
+            load(name)
+    with pytest.raises(UserError, match="tensorrt-rtx, tensorrt"):
+        load("openvino")
+
+
+@pytest.mark.parametrize("action", [measure, run])
+def test_measuring_and_running_need_a_gpu_and_say_so(action):
+    with pytest.raises(UserError, match="needs an NVIDIA GPU"):
+        action(Path("model.plan"), "tensorrt-rtx")
+
+
+def test_nothing_is_used_that_one_of_the_runtimes_lacks():
+    """The identifiers that only one of TensorRT 10, TensorRT 11 and TensorRT-RTX has."""
+    gone = ("add_plugin", "build_engine", "int8_calibrator", "dynamic_range", "set_output_type", ".precision", "platform_has", "OBEY_",
+            "PREFER_", "EXPLICIT_BATCH", "IAlgorithmSelector", "BuilderFlag.FP16", "BuilderFlag.INT8", "get_engine_validity")  # fmt: skip
+    for file in (ROOT / "deploy/backends/tensorrt").glob("*.py"):
+        text = file.read_text("utf-8")
+        assert not [name for name in gone if name in text], file
+
+
+STAND_IN_BUILD = """
+import json, sys
+from pathlib import Path
+from calib.formats import Format
+from deploy.backends.tensorrt import build_plan, check_units, load
+folder = Path(sys.argv[1])
+assert load("tensorrt").__name__ == "tensorrt"
+found = {}
+for name, text in (("conv", "w8a8"), ("linear", "w4a16b32")):
+    for runtime in ("tensorrt", "tensorrt-rtx"):
+        record = build_plan(folder / f"{name}.onnx", folder / f"{name}.plan", runtime)
+        (check,) = check_units(record.kernels, {"unit": Format.from_text(text)})
+        found[f"{runtime} {name}"] = [check.found, check.agrees]
+failed = build_plan(folder / "refused.onnx", folder / "refused.plan", "tensorrt")
+print(json.dumps([found, failed.reason]))
+"""
+
+
+@needs_rtx
+def test_the_tensorrt_module_takes_the_same_path(tmp_path):
+    """Both modules in one process, over a stand-in for TensorRT's own library where somebody provides one."""
+    shared = Path(os.environ.get("SMPQ_SHARED", ROOT.parent / "shared"))
+    script = shared / "tools/tensorrt_stand_in.sh"
+    if not script.is_file():
+        pytest.skip("no stand-in for TensorRT: set SMPQ_SHARED to the folder that has tools/tensorrt_stand_in.sh")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    try:
+        made = subprocess.run(
+            ["bash", str(script), str(tmp_path / "stand-in")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip("the bindings of TensorRT did not install within two minutes")
+    if made.returncode:
+        pytest.skip(f"the bindings of TensorRT do not install here: {made.stderr[-300:]}")
+    onnx.save(one_layer(Layer("conv2d", W8A8), half=True), tmp_path / "conv.onnx")
+    onnx.save(one_layer(Layer("linear", W4B32), half=True), tmp_path / "linear.onnx")
+    onnx.save(one_layer(Layer("conv2d", W4B32), half=True), tmp_path / "refused.onnx")
+    result = subprocess.run(
+        ["bash", "-c", 'source "$1" && exec "$2" -c "$3" "$4"', "bash",
+         str(tmp_path / "stand-in/env.sh"), sys.executable, STAND_IN_BUILD, str(tmp_path)],
+        cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    found, reason = json.loads(result.stdout.splitlines()[-1])
+    assert found == {
+        f"{runtime} {name}": [kind, True]
+        for runtime in ("tensorrt", "tensorrt-rtx")
+        for name, kind in (("conv", "int8"), ("linear", "int4-weight-only"))
+    }
+    assert "blocking dimension" in reason
+
+
+def half(name: str, *shape: int) -> KernelTensor:
+    return KernelTensor(name, "Half", shape)
+
+
+def test_check_without_a_builder():
+    """The rules of the check, on kernels written down by hand."""
+    weight = KernelTensor("w", "Int4", (64, 64))
+    kernels = [
+        Kernel("kgen", (), (half("s", 1, 64), weight), (half("unpacked", 64, 64),), ("a/DQw",)),
+        Kernel("kgen", (half("unpacked", 64, 64),), (), (half("turned", 64, 64),), ()),
+        Kernel("gemm", (half("x", 8, 64), half("turned", 64, 64)), (), (half("y", 8, 64),), ("a",), "product"),
+        Kernel("runtime_fusion", (half("y", 8, 64),), (weight, half("s", 2, 64)), (half("z", 8, 64),), ("b", "b/DQw")),
+        Kernel("kgen", (half("z", 8, 64),), (half("s", 1, 64),), (half("out", 8, 64),), ("b", "a")),
+        Kernel("gemm", (KernelTensor("f", "Float", (8, 64)),), (KernelTensor("g", "Float", (64, 64)),), (), ("c",)),
+    ]
+    cases = {
+        ("a", "w4a16"): ("dequantized", True), ("a", "w4a16b32"): ("dequantized", False), ("a", "w8a16"): ("dequantized", False),
+        ("b", "w4a16b32"): ("int4-weight-only", True), ("b", "w4a16"): ("int4-weight-only", True), ("b", "w8a16"): ("int4-weight-only", False),
+        ("b", "w4a8"): ("int4-weight-only", False), ("b", "w3a16"): ("int4-weight-only", False),
+        ("c", "fp32"): ("fp32", True), ("c", "fp16"): ("fp32", False), ("d", "fp32"): ("missing", False),
+    }  # fmt: skip
+    for (path, text), expected in cases.items():
+        (check,) = check_units(kernels, {path: Format.from_text(text)})
+        assert (check.found, check.agrees) == expected, (path, text)
+        assert UnitCheck.from_json(check.to_json()) == check
+    assert check_units(kernels, {"a": W4})[0].kernel == "gemm product"
+
+
+def test_kernels_are_read_from_the_log():
+    tensor = "{ Name: a, [b] {c}, Dimensions: [2,-1], Strides: [4,1], Datatype: Half, Format: (Linear) Row major linear format }"
+    line = (
+        f"Name: x, y_myl0, LayerType: gemm, Inputs: [ {tensor}, {tensor}], Constants: [], Outputs: [ {tensor}], TacticName: t, "
+        "StreamId: 0, Metadata: [ONNX Layer: one, [two]]\x1f[ONNX Layer: three]\x1e[ONNX Layer: four]"
+    )
+    wait = "Name: w, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, EventId: 1, Metadata: "
+    product, pause = kernels_from_log(["other", f"Layers:\n{line}\n{wait}\n\nI/O Tensors:\n Name: z"])
+    assert product.onnx_nodes == ("one, [two]", "three", "four")
+    assert (product.name, product.kind) == ("x, y_myl0", "gemm")
+    assert product.inputs == (half("a, [b] {c}", 2, -1),) * 2
+    assert product.constants == ()
+    assert pause.kind == "wait"
+    assert Kernel.from_json(json.loads(json.dumps(product.to_json()))) == product
+    assert kernels_from_log(["nothing here"]) == ()
+    with pytest.raises(ValueError, match="unknown kernel description"):
+        kernels_from_log(["Layers:\nsomething new"])
