@@ -18,7 +18,7 @@ ActivationScheme = Literal["affine", "symmetric"]
 
 SCHEMA_VERSION = 1
 TARGET_NAMES = ("ort-cpu", "tensorrt", "tensorrt-rtx", "simulate")
-CONVOLUTIONS = ("conv1d", "conv2d", "depthwise_conv2d", "grouped_conv2d")
+CONVOLUTIONS = ("conv1d", "depthwise_conv1d", "grouped_conv1d", "conv2d", "depthwise_conv2d", "grouped_conv2d")
 LINEARS = ("linear", "linear_nd")
 OPERATORS = CONVOLUTIONS + LINEARS
 

@@ -12,8 +12,19 @@ import pytest
 
 from calib.errors import UserError
 from calib.formats import FP16, FP32, Format
-from deploy.targets import OPERATORS, TARGET_NAMES, Capability, CapabilityRow, Target, capability, table, target_from_name
-from tests.deploy.backends.graphs import CONVOLUTIONS, LINEARS, Layer, one_layer, weight_shape
+from deploy.targets import (
+    CONVOLUTIONS,
+    LINEARS,
+    OPERATORS,
+    TARGET_NAMES,
+    Capability,
+    CapabilityRow,
+    Target,
+    capability,
+    table,
+    target_from_name,
+)
+from tests.deploy.backends.graphs import Layer, one_layer, weight_shape
 
 W8A8 = Format(8, 8)
 ONNXRUNTIME_FORMATS = (

@@ -11,14 +11,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.formats import Format
+from deploy.targets import CONVOLUTIONS
 
 Array = npt.NDArray[np.generic]
 
 CHANNELS = 64
+GROUPS = 4
 BATCH = 2
 ROWS = 5
-CONVOLUTIONS = ("conv1d", "conv2d", "depthwise_conv2d", "grouped_conv2d")
-LINEARS = ("linear", "linear_nd")
 
 
 @dataclass
@@ -96,21 +96,20 @@ def weight_shape(layer: Layer) -> tuple[int, ...]:
     """The shape of the weight: [out, in / groups, *kernel] of a convolution, [in, out] of a MatMul."""
     shapes = {
         "conv1d": (CHANNELS, CHANNELS, 3),
+        "depthwise_conv1d": (CHANNELS, 1, 3),
+        "grouped_conv1d": (CHANNELS, CHANNELS // GROUPS, 3),
         "conv2d": (CHANNELS, CHANNELS, 3, 3),
         "depthwise_conv2d": (CHANNELS, 1, 3, 3),
-        "grouped_conv2d": (CHANNELS, CHANNELS // 4, 3, 3),
+        "grouped_conv2d": (CHANNELS, CHANNELS // GROUPS, 3, 3),
     }
     return shapes.get(layer.operator, (layer.in_features, layer.out_features))
 
 
 def input_shape(layer: Layer) -> tuple[int, ...]:
     """The shape of the layer's input."""
-    shapes = {
-        "conv1d": (BATCH, CHANNELS, 16),
-        "linear": (BATCH, layer.in_features),
-        "linear_nd": (BATCH, ROWS, layer.in_features),
-    }
-    return shapes.get(layer.operator, (BATCH, CHANNELS, 8, 8))
+    if layer.operator in CONVOLUTIONS:
+        return (BATCH, CHANNELS, 16) if layer.operator.endswith("1d") else (BATCH, CHANNELS, 8, 8)
+    return (BATCH, ROWS, layer.in_features) if layer.operator == "linear_nd" else (BATCH, layer.in_features)
 
 
 def add_weight(graph: Graph, layer: Layer) -> str:
@@ -157,8 +156,8 @@ def add_layer(graph: Graph, layer: Layer, tensor: str) -> str:
     weight = add_weight(graph, layer)
     bias = add_bias(graph, layer)
     if layer.operator in CONVOLUTIONS:
-        groups = {"depthwise_conv2d": CHANNELS, "grouped_conv2d": 4}.get(layer.operator, 1)
-        pads = [1, 1] if layer.operator == "conv1d" else [1, 1, 1, 1]
+        groups = {"depthwise": CHANNELS, "grouped": GROUPS}.get(layer.operator.partition("_")[0], 1)
+        pads = [1, 1] if layer.operator.endswith("1d") else [1, 1, 1, 1]
         output = graph.node("Conv", layer.name, [tensor, weight, bias], group=groups, pads=pads)
     elif layer.operator == "linear" and layer.integer_bias:
         # The integer bias only exists inside a Gemm: an Add behind a MatMul is float.
