@@ -49,8 +49,10 @@ def load(name: str) -> ModuleType:
 def logged(module: ModuleType) -> Iterator[tuple[Any, list[Message]]]:
     """Give the process's logger and the list of messages of this build, to be read while the context is open."""
     with _one_build:
-        _messages.clear()
-        yield _logger(module), _messages
+        try:
+            yield _logger(module), _messages
+        finally:
+            _messages.clear()
 
 
 @cache

@@ -1,10 +1,8 @@
-"""The TensorRT back end on small graphs: what builds, what is refused, and which kernel each layer becomes."""
+"""The TensorRT back end on small graphs: what builds, what is refused and why."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import math
 import os
 import subprocess
 import sys
@@ -17,176 +15,13 @@ import pytest
 from onnx import TensorProto
 
 from calib.errors import UserError
-from calib.formats import FP16, FP32, Format
-from deploy.backends.tensorrt import (
-    RUNTIMES,
-    BuildFailed,
-    BuildRecord,
-    Kernel,
-    KernelTensor,
-    UnitCheck,
-    build_plan,
-    check_units,
-    kernels_from_log,
-    load,
-    measure,
-    run,
-)
-from deploy.targets import CONVOLUTIONS, OPERATORS, capability, target_from_name
-from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer, one_layer, weight_shape
+from calib.formats import FP16, Format
+from deploy.backends.tensorrt import RUNTIMES, BuildFailed, BuildRecord, build_plan, check_units, load, measure, run
+from deploy.targets import capability, target_from_name
+from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, check_layer, needs_rtx, reason_of
+from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer, one_layer
 
 ROOT = Path(__file__).resolve().parents[3]
-W8A8, W8, W4, W4B32 = (Format.from_text(text) for text in ("w8a8", "w8a16", "w4a16", "w4a16b32"))
-TABLE_FORMATS = (
-    "fp16", "fp32", "w8a8", "w4a8", "w8a16", "w4a16",
-    "w4a16b8", "w4a16b16", "w4a16b32", "w4a16b64", "w4a16b128", "w4a16b256", "w8a16b32",
-)  # fmt: skip
-
-needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
-
-
-def build(model: onnx.ModelProto, folder: Path, compute_capability: str | None = "sm86", **options) -> BuildRecord | BuildFailed:
-    source = folder / "model.onnx"
-    onnx.save(model, source)
-    return build_plan(source, folder / "model.plan", "tensorrt-rtx", compute_capability, **options)
-
-
-def build_layer(layer: Layer, folder: Path, compute_capability: str | None = "sm86", opset: int = 21) -> BuildRecord | BuildFailed:
-    return build(one_layer(layer, half=layer.format != FP32, opset=opset), folder, compute_capability)
-
-
-def check_layer(layer: Layer, folder: Path, compute_capability: str | None = "sm86", opset: int = 21) -> UnitCheck:
-    record = build_layer(layer, folder, compute_capability, opset)
-    assert isinstance(record, BuildRecord), record
-    (check,) = check_units(record.kernels, {layer.name: layer.format})
-    return check
-
-
-def reason_of(outcome: BuildRecord | BuildFailed) -> str:
-    assert isinstance(outcome, BuildFailed), outcome
-    return outcome.reason
-
-
-def agrees_with_table(layer: Layer, folder: Path, compute_capability: str) -> None:
-    shape = weight_shape(layer)
-    in_features = math.prod(shape[1:]) if layer.operator in CONVOLUTIONS else shape[0]
-    target = target_from_name("tensorrt-rtx", [compute_capability])
-    answer = capability(target, layer.operator, layer.format, in_features)
-    outcome = build_layer(layer, folder, compute_capability)
-    if isinstance(outcome, BuildFailed):
-        assert answer.status == "refused", outcome.reason
-        return
-    (check,) = check_units(outcome.kernels, {layer.name: layer.format})
-    if answer.status == "native":
-        assert check.agrees
-        assert check.found != "dequantized"
-    else:
-        # What is refused although it builds is slower and no smaller than another format; the note says which.
-        assert check.found == "dequantized"
-
-
-@needs_rtx
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("text", TABLE_FORMATS)
-def test_the_builder_agrees_with_the_capability_table(operator, text, tmp_path):
-    agrees_with_table(Layer(operator, Format.from_text(text)), tmp_path, "sm86")
-
-
-@needs_rtx
-@pytest.mark.parametrize("compute_capability", ["sm75", "sm89", "sm120"])
-@pytest.mark.parametrize(("operator", "text"), [
-    ("conv2d", "w8a8"), ("depthwise_conv2d", "w8a8"), ("linear", "w8a8"), ("linear", "w4a16b32"), ("linear", "w4a16"),
-    ("linear", "w8a16"), ("linear_nd", "w8a16"),
-])  # fmt: skip
-def test_other_compute_capabilities_agree_with_the_table(operator, text, compute_capability, tmp_path):
-    agrees_with_table(Layer(operator, Format.from_text(text)), tmp_path, compute_capability)
-
-
-def mixed_network(*, half: bool = True) -> onnx.ModelProto:
-    """Two residual blocks with names that need care: a repeat, a comma, brackets; the skip input of the first add is quantised."""
-    graph = Graph(TensorProto.FLOAT16 if half else TensorProto.FLOAT)
-    first = add_layer(graph, Layer("conv2d", W8A8, name="block.0.conv1", relu=True), "x")
-    second = add_layer(graph, Layer("conv2d", W8A8, name="block.0.conv2"), first)
-    skip = graph.quantize_pair("block.0/skip", "x", np.asarray(0, np.int8))
-    added = graph.node("Add", "block.0/add", [second, skip])
-    third = add_layer(graph, Layer("conv2d", FP16, name="block.1.[a, b] {c}", relu=True), added)
-    fourth = add_layer(graph, Layer("depthwise_conv2d", W8A8, name="block.1.conv#2"), third)
-    output = graph.node("Add", "block.1/add", [fourth, added])
-    return graph.model({"x": (2, CHANNELS, 8, 8)}, [output])
-
-
-MIXED_PLAN = {"block.0.conv1": W8A8, "block.0.conv2": W8A8, "block.1.[a, b] {c}": FP16, "block.1.conv#2": W8A8}
-
-
-@needs_rtx
-@pytest.mark.parametrize("compute_capability", ["sm86", "sm89", "sm120", None])
-def test_a_mixed_network_is_what_was_planned(compute_capability, tmp_path):
-    record = build(mixed_network(), tmp_path, compute_capability)
-    assert isinstance(record, BuildRecord), record
-    checks = check_units(record.kernels, MIXED_PLAN)
-    assert [check.path for check in checks] == list(MIXED_PLAN)
-    assert [check.found for check in checks] == ["int8", "int8", "fp16", "int8"]
-    assert all(check.agrees for check in checks)
-    assert all(check.kernel.startswith("correlation") for check in checks)
-    assert record.compute_capability == compute_capability
-
-
-@needs_rtx
-def test_a_policy_that_the_engine_does_not_follow_is_found_out(tmp_path):
-    record = build(mixed_network(), tmp_path)
-    swapped = {"block.0.conv1": FP16, "block.1.[a, b] {c}": W8A8, "block.0.conv2": W4, "elsewhere": W8A8}
-    checks = check_units(record.kernels, swapped)
-    assert [check.found for check in checks] == ["int8", "fp16", "int8", "missing"]
-    assert not any(check.agrees for check in checks)
-    assert checks[-1].kernel == ""
-
-
-def linear_network(formats: dict[str, Format], rows: int, size: int = 256) -> onnx.ModelProto:
-    graph, tensor = Graph(TensorProto.FLOAT16), "x"
-    for name, format_ in formats.items():
-        tensor = add_layer(graph, Layer("linear", format_, name=name, in_features=size, out_features=size, relu=True), tensor)
-    return graph.model({"x": (rows, size)}, [tensor])
-
-
-@needs_rtx
-@pytest.mark.parametrize("rows", [1, 8])
-def test_a_multilayer_perceptron_mixes_all_formats(rows, tmp_path):
-    # With one row some products are generated code that also holds the epilogue of the layer before.
-    formats = {"fc1": W8A8, "fc2": FP16, "fc3": W4B32, "fc4": W8, "fc5": FP16}
-    record = build(linear_network(formats, rows), tmp_path)
-    checks = check_units(record.kernels, formats)
-    assert [check.found for check in checks] == ["int8", "fp16", "int4-weight-only", "int8-weight-only", "fp16"]
-    assert all(check.agrees for check in checks)
-
-
-@needs_rtx
-def test_one_row_of_input_dequantises_eight_bit_weights(tmp_path):
-    formats = {"fc": W8}
-    (several,) = check_units(build(linear_network(formats, 2, 512), tmp_path).kernels, formats)
-    (single,) = check_units(build(linear_network(formats, 1, 512), tmp_path).kernels, formats)
-    assert (several.found, single.found) == ("int8-weight-only", "dequantized")
-    assert single.agrees  # the bytes are as planned
-
-
-@needs_rtx
-@pytest.mark.parametrize(("formats", "found"), [
-    ((W8A8, W8A8, W8A8), ["int8"] * 3), ((FP16, FP16, FP16), ["fp16"] * 3), ((W8A8, FP16, W4B32), ["int8", "fp16", "int4-weight-only"]),
-])  # fmt: skip
-def test_products_that_share_their_input_may_become_one_kernel(formats, found, tmp_path):
-    graph = Graph(TensorProto.FLOAT16)
-    paths = dict(zip(("q", "k", "v"), formats, strict=True))
-    query, key, value = (add_layer(graph, Layer("linear_nd", format_, name=name), "x") for name, format_ in paths.items())
-    output = graph.node("Add", "second", [graph.node("Add", "first", [query, key]), value])
-    checks = check_units(build(graph.model({"x": (2, 8, 256)}, [output]), tmp_path).kernels, paths)
-    assert [check.found for check in checks] == found
-    assert all(check.agrees for check in checks)
-
-
-@needs_rtx
-def test_depthwise_pads_every_group_to_four_channels(tmp_path):
-    record = build_layer(Layer("depthwise_conv2d", W8A8), tmp_path)
-    (product,) = [kernel for kernel in record.kernels if kernel.kind == "correlation"]
-    assert (CHANNELS, 4, 3, 3) in [constant.shape for constant in product.constants]
 
 
 @needs_rtx
@@ -421,50 +256,3 @@ def test_the_tensorrt_module_takes_the_same_path(tmp_path):
         for name, kind in (("conv", "int8"), ("linear", "int4-weight-only"))
     }
     assert "blocking dimension" in reason
-
-
-def half(name: str, *shape: int) -> KernelTensor:
-    return KernelTensor(name, "Half", shape)
-
-
-def test_check_without_a_builder():
-    """The rules of the check, on kernels written down by hand."""
-    weight = KernelTensor("w", "Int4", (64, 64))
-    kernels = [
-        Kernel("kgen", (), (half("s", 1, 64), weight), (half("unpacked", 64, 64),), ("a/DQw",)),
-        Kernel("kgen", (half("unpacked", 64, 64),), (), (half("turned", 64, 64),), ()),
-        Kernel("gemm", (half("x", 8, 64), half("turned", 64, 64)), (), (half("y", 8, 64),), ("a",), "product"),
-        Kernel("runtime_fusion", (half("y", 8, 64),), (weight, half("s", 2, 64)), (half("z", 8, 64),), ("b", "b/DQw")),
-        Kernel("kgen", (half("z", 8, 64),), (half("s", 1, 64),), (half("out", 8, 64),), ("b", "a")),
-        Kernel("gemm", (KernelTensor("f", "Float", (8, 64)),), (KernelTensor("g", "Float", (64, 64)),), (), ("c",)),
-    ]
-    cases = {
-        ("a", "w4a16"): ("dequantized", True), ("a", "w4a16b32"): ("dequantized", False), ("a", "w8a16"): ("dequantized", False),
-        ("b", "w4a16b32"): ("int4-weight-only", True), ("b", "w4a16"): ("int4-weight-only", True), ("b", "w8a16"): ("int4-weight-only", False),
-        ("b", "w4a8"): ("int4-weight-only", False), ("b", "w3a16"): ("int4-weight-only", False),
-        ("c", "fp32"): ("fp32", True), ("c", "fp16"): ("fp32", False), ("d", "fp32"): ("missing", False),
-    }  # fmt: skip
-    for (path, text), expected in cases.items():
-        (check,) = check_units(kernels, {path: Format.from_text(text)})
-        assert (check.found, check.agrees) == expected, (path, text)
-        assert UnitCheck.from_json(check.to_json()) == check
-    assert check_units(kernels, {"a": W4})[0].kernel == "gemm product"
-
-
-def test_kernels_are_read_from_the_log():
-    tensor = "{ Name: a, [b] {c}, Dimensions: [2,-1], Strides: [4,1], Datatype: Half, Format: (Linear) Row major linear format }"
-    line = (
-        f"Name: x, y_myl0, LayerType: gemm, Inputs: [ {tensor}, {tensor}], Constants: [], Outputs: [ {tensor}], TacticName: t, "
-        "StreamId: 0, Metadata: [ONNX Layer: one, [two]]\x1f[ONNX Layer: three]\x1e[ONNX Layer: four]"
-    )
-    wait = "Name: w, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, EventId: 1, Metadata: "
-    product, pause = kernels_from_log(["other", f"Layers:\n{line}\n{wait}\n\nI/O Tensors:\n Name: z"])
-    assert product.onnx_nodes == ("one, [two]", "three", "four")
-    assert (product.name, product.kind) == ("x, y_myl0", "gemm")
-    assert product.inputs == (half("a, [b] {c}", 2, -1),) * 2
-    assert product.constants == ()
-    assert pause.kind == "wait"
-    assert Kernel.from_json(json.loads(json.dumps(product.to_json()))) == product
-    assert kernels_from_log(["nothing here"]) == ()
-    with pytest.raises(ValueError, match="unknown kernel description"):
-        kernels_from_log(["Layers:\nsomething new"])
