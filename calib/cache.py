@@ -7,9 +7,11 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -45,8 +47,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def trained(name: str, model: nn.Module, recipe: Mapping[str, object], train: Callable[[nn.Module], None]) -> nn.Module:
+def trained(
+    name: str, model: nn.Module, recipe: Mapping[str, object], train: Callable[[nn.Module], None], *, threads: int | None = None
+) -> nn.Module:
     """Return `model` in eval mode with the cached weights of this recipe, or after `train(model)`, which is then cached.
+
+    `threads` limits torch while it trains. One is right for small models: on a busy machine two threads wait for each other at every
+    layer and take many times as long, and sums come out the same on any number of cores.
 
     A cache file that cannot be read or does not fit is replaced, and a notice on stderr says so. Raises UserError when the cache
     directory cannot be written.
@@ -54,12 +61,23 @@ def trained(name: str, model: nn.Module, recipe: Mapping[str, object], train: Ca
     path = cache_path(name, recipe)
     if not _restored(model, path):
         _notice(f"{name}: training the model once; its weights will be kept in {path.parent}")
-        train(model)
+        with _threads(threads):
+            train(model)
         try:
             write_atomically(path, save({key: value.contiguous() for key, value in model.state_dict().items()}))
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; set SMPQ_CACHE to a directory that can be written") from error
     return model.eval()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _restored(model: nn.Module, path: Path) -> bool:

@@ -39,7 +39,8 @@ class Mlp(nn.Module):
         x = functional.relu(self.fc1(x))
         x = functional.relu(self.fc2(x))
         x = functional.relu(self.fc3(x))
-        return self.fc4(x)
+        logits: Tensor = self.fc4(x)
+        return logits
 
 
 class MlpTask:
@@ -81,7 +82,8 @@ class MlpTask:
 
     def metric(self, output: Any, target: Any) -> Tensor:
         """Return `[n]`: 1 where the largest logit is the label, otherwise 0."""
-        return (output.argmax(1) == target).float()
+        correct: Tensor = output.argmax(1) == target
+        return correct.float()
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """Return the cross entropy `[n]`."""

@@ -48,7 +48,8 @@ class CustomNet(nn.Module):
         tokens = self.shrink(x).flatten(2).transpose(1, 2)
         mixed = functional.gelu(self.mix(tokens))
         mixed += tokens
-        return self.head(mixed.mean(1))
+        logits: Tensor = self.head(mixed.mean(1))
+        return logits
 
 
 class CustomTask:
@@ -66,7 +67,7 @@ class CustomTask:
         """Return the network, trained on first use and cached; a model of your own would load its weights here."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RECIPE["seed"])
-            return trained(self.name, CustomNet(), RECIPE, self._train)
+            return trained(self.name, CustomNet(), RECIPE, self._train, threads=1)
 
     def calibration(self) -> list[Batch]:
         """Return 256 training images in batches of 64."""
@@ -78,7 +79,8 @@ class CustomTask:
 
     def metric(self, output: Any, target: Any) -> Tensor:
         """Return `[n]`: 1 where the largest logit is the label, otherwise 0."""
-        return (output.argmax(1) == target).float()
+        correct: Tensor = output.argmax(1) == target
+        return correct.float()
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """Return the cross entropy `[n]`."""

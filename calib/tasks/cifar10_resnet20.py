@@ -61,7 +61,8 @@ class ResNet20(nn.Module):
         """Map normalised images `[n, 3, 32, 32]` to logits `[n, 10]`."""
         x = functional.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: Tensor = self.linear(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
     @staticmethod
     def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -96,7 +97,8 @@ class Cifar10ResNet20:
 
     def metric(self, output: Any, target: Any) -> Tensor:
         """Return `[n]`: 1 where the largest logit is the label, otherwise 0."""
-        return (output.argmax(1) == target).float()
+        correct: Tensor = output.argmax(1) == target
+        return correct.float()
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """Return the cross entropy `[n]`."""

@@ -71,7 +71,8 @@ class DigitsNet(nn.Module):
         """Map images `[n, 1, 8, 8]` in 0..1 to logits `[n, 10]`."""
         x = functional.relu(self.bn(self.stem(x)))
         x = self.block3(self.block2(self.block1(x)))
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 class Digits:
@@ -89,7 +90,7 @@ class Digits:
         """Return the network, trained on first use (seconds on a CPU), later from the cache."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RECIPE["seed"])
-            return trained(self.name, DigitsNet(int(RECIPE["width"])), RECIPE, self._train)
+            return trained(self.name, DigitsNet(int(RECIPE["width"])), RECIPE, self._train, threads=1)
 
     def calibration(self) -> list[Batch]:
         """Return 512 training images, spread evenly over the training part, in batches of 128."""
@@ -102,7 +103,8 @@ class Digits:
 
     def metric(self, output: Any, target: Any) -> Tensor:
         """Return `[n]`: 1 where the largest logit is the label, otherwise 0."""
-        return (output.argmax(1) == target).float()
+        correct: Tensor = output.argmax(1) == target
+        return correct.float()
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """Return the cross entropy `[n]`."""
