@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,9 @@ def materialize(batches: Iterable[Any], limit: int | None = None, *, what: str =
     `what` names the batches in messages. Raises UserError for anything else, for an empty loader, for NaN or infinite inputs,
     for inputs of one batch that disagree on `n`, and for batches that disagree on number, type or shape of the inputs.
     """
-    try:
-        iterator = iter(batches)
-    except TypeError:
-        raise UserError(f"{what}() must return batches to loop over, not {_type(batches)}") from None
     checked: list[Batch] = []
     samples = 0
-    for index, item in enumerate(iterator):
+    for index, item in enumerate(_looped(batches, what)):
         batch = _batch(item, f"{what} batch {index}")
         if checked:
             _check_same(checked[0], batch, f"{what} batch {index}")
@@ -44,16 +40,25 @@ def materialize(batches: Iterable[Any], limit: int | None = None, *, what: str =
 
 
 def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:
-    """Raise UserError unless `batches` can be looped over twice and its first batch is as `materialize` wants it.
+    """Raise UserError unless `batches` can be looped over twice, with the same first batch, which is as `materialize` wants it.
 
     For loaders too large to hold: looks at one batch, two times.
     """
-    materialize(itertools.islice(_looped(batches, what), 1), what=what)
-    if not any(True for _ in itertools.islice(_looped(batches, what), 1)):
+    first = _first(batches, what)
+    again = _first(batches, what)
+    if first is None:
+        raise UserError(f"{what}() gave no batch: is the loader empty, or an iterator that was already used up?")
+    if again is None:
         raise UserError(
             f"{what}() is empty the second time it is looped over: return a list or a DataLoader, not a generator, "
             "or let every call make a new one"
         )
+    for one, two in zip(first.inputs, again.inputs, strict=False):
+        if not torch.equal(one, two):
+            raise UserError(
+                f"{what}() gives other batches the second time: turn off shuffling and random augmentation, or no result could be "
+                "compared with another"
+            )
 
 
 def check_model(model: object) -> nn.Module:
@@ -120,11 +125,22 @@ def restore(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None
     model.load_state_dict(dict(weights), strict=False)
 
 
-def _looped(batches: Iterable[Any], what: str) -> Iterable[Any]:
+def _first(batches: Iterable[Any], what: str) -> Batch | None:
+    for item in _looped(batches, what):
+        return _batch(item, f"{what} batch 0")
+    return None
+
+
+def _looped(batches: Iterable[Any], what: str) -> Iterator[Any]:
+    """Yield the items; what the user's loader raises is the user's to see, as a sentence."""
     try:
-        return iter(batches)
-    except TypeError:
-        raise UserError(f"{what}() must return batches to loop over, not {_type(batches)}") from None
+        yield from batches
+    except UserError:
+        raise
+    except Exception as error:
+        if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+            raise UserError(f"{what}() must return batches to loop over, not {_type(batches)}") from None
+        raise UserError(f"looping over {what}() failed: {type(error).__name__}: {error}") from error
 
 
 def _batch(item: object, where: str) -> Batch:
@@ -147,6 +163,8 @@ def _batch(item: object, where: str) -> Batch:
         raise UserError(f"the inputs of {where} disagree on the number of samples: {sizes}")
     if isinstance(target, Tensor) and target.dim() > 0 and target.shape[0] != sizes[0]:
         raise UserError(f"{where} has {sizes[0]} samples and {target.shape[0]} targets")
+    if isinstance(target, Tensor):
+        check_finite(target, f"the target of {where}")
     return Batch(tuple(inputs), target)
 
 

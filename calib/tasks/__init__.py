@@ -105,7 +105,7 @@ def _checked(task: object, name: str) -> Task:
     missing = _missing(task)
     if missing:
         raise UserError(
-            f"task {name} gave a {type(task).__name__} without {', '.join(missing)}: a task has {', '.join(_TEXTS)} "
+            f"task {name} gave an object of type {type(task).__name__} without {', '.join(missing)}: a task has {', '.join(_TEXTS)} "
             f"and the methods {', '.join(_METHODS)} (see calib.task.Task)"
         )
     # isinstance with a run-time protocol looks at names only, which `_missing` did more closely.

@@ -1,0 +1,205 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from calib.data import check_batches, check_model, fingerprint, load_weights, materialize, restore
+from calib.errors import UserError
+from calib.task import Batch
+
+
+def batches(count=3, size=4):
+    return [Batch((torch.full((size, 2), float(index)),), torch.zeros(size)) for index in range(count)]
+
+
+class Raises:
+    def __iter__(self):
+        yield batches()[0]
+        raise OSError("disk gone")
+
+
+def test_batches_pass_through():
+    given = batches()
+    got = materialize(given)
+    assert [batch.inputs[0].tolist() for batch in got] == [batch.inputs[0].tolist() for batch in given]
+
+
+def test_a_plain_tensor_becomes_a_tuple():
+    (batch,) = materialize([[torch.ones(2, 3), torch.tensor([0, 1])]])
+    assert isinstance(batch, Batch)
+    assert isinstance(batch.inputs, tuple)
+    assert batch.inputs[0].shape == (2, 3)
+
+
+def test_a_data_loader_is_read():
+    loader = DataLoader(TensorDataset(torch.arange(10.0).view(10, 1), torch.arange(10)), batch_size=4)
+    assert [len(batch.target) for batch in materialize(loader)] == [4, 4, 2]
+    check_batches(loader)
+
+
+def test_the_limit_counts_samples_and_keeps_whole_batches():
+    assert len(materialize(batches(5, 4), limit=8)) == 2
+    assert len(materialize(batches(5, 4), limit=9)) == 3
+    assert len(materialize(batches(5, 4), limit=1)) == 1
+
+
+def bad_target():
+    return Batch((torch.ones(2, 1),), torch.tensor([0.0, float("nan")]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "no batch"),
+        (iter([]), "no batch"),
+        (7, "int"),
+        (Raises(), "OSError: disk gone"),
+        ([torch.ones(3, 2)], "batch 0 must be"),
+        ([{"x": torch.ones(2)}], "dict"),
+        ([(torch.ones(2, 1), torch.ones(2), torch.ones(2))], "pair"),
+        ([("text", 1)], "str"),
+        ([((), 1)], "tuple of tensors"),
+        ([(torch.tensor(1.0), 1)], "first dimension"),
+        ([(torch.ones(0, 3), torch.ones(0))], "first dimension"),
+        ([((torch.ones(2, 1), torch.ones(3, 1)), 0)], r"\[2, 3\]"),
+        ([(torch.ones(2, 1), torch.ones(3))], "2 samples and 3 targets"),
+        ([(torch.ones(2, 1), 0), (torch.tensor([[1.0], [float("nan")]]), 0)], "batch 1 holds NaN"),
+        ([(torch.tensor([[float("inf")]]), 0)], "infinite"),
+        ([bad_target()], "target of calibration batch 0 holds NaN"),
+        ([(torch.ones(2, 1), 0), (torch.ones(2, 2), 0)], "only the first dimension"),
+        ([(torch.ones(2, 1), 0), (torch.ones(2, 1).double(), 0)], "float64"),
+        ([(torch.ones(2, 1), 0), ((torch.ones(2, 1), torch.ones(2, 1)), 0)], "2 inputs"),
+    ],
+)
+def test_wrong_batches_are_user_errors(given, message):
+    with pytest.raises(UserError, match=message):
+        materialize(given)
+
+
+def test_the_message_names_the_method():
+    with pytest.raises(UserError, match=r"evaluation\(\) gave no batch"):
+        materialize([], what="evaluation")
+
+
+def test_a_used_up_generator_is_found():
+    with pytest.raises(UserError, match="second time"):
+        check_batches(batch for batch in batches(1))
+    with pytest.raises(UserError, match="no batch"):
+        check_batches([])
+
+
+def test_shuffling_is_found():
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.arange(64.0).view(64, 1), torch.arange(64)), batch_size=8, shuffle=True)
+    with pytest.raises(UserError, match="shuffling"):
+        check_batches(loader)
+
+
+def test_a_model_with_nan_is_named():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert check_model(model) is model
+    model[1].running_var[0] = float("inf")
+    with pytest.raises(UserError, match=r"'1\.running_var'.*infinite"):
+        check_model(model)
+    with torch.no_grad():
+        model[0].weight[1, 1] = float("nan")
+    with pytest.raises(UserError, match=r"'0\.weight'.*NaN"):
+        check_model(model)
+
+
+def test_what_is_no_module_is_no_model():
+    with pytest.raises(UserError, match="function"):
+        check_model(test_what_is_no_module_is_no_model)
+
+
+def test_the_fingerprint_sees_weights_inputs_and_targets():
+    torch.manual_seed(0)
+    model, data = nn.Linear(2, 2), batches()
+    first = fingerprint(model, data)
+    assert first == fingerprint(model, batches())
+    assert len(first) == 64
+    assert first != fingerprint(model, data[:2])
+    assert first != fingerprint(model, [*data[:2], Batch(data[2].inputs, torch.ones(4))])
+    with torch.no_grad():
+        model.bias[0] += 1e-6
+    assert first != fingerprint(model, data)
+
+
+def test_the_fingerprint_reads_every_type():
+    model = nn.Module()
+    model.register_buffer("scalar", torch.tensor(3))
+    model.register_buffer("brain", torch.ones(2, 2, dtype=torch.bfloat16).t())
+    model.register_buffer("flags", torch.tensor([True, False]))
+    before = fingerprint(model, [])
+    model.scalar += 1
+    assert fingerprint(model, []) != before
+
+
+def test_weights_from_both_kinds_of_file(tmp_path):
+    model = nn.Linear(3, 2)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "nested.pth")
+    for name in ("w.safetensors", "plain.pt", "nested.pth"):
+        other = nn.Linear(3, 2)
+        restore(other, load_weights(tmp_path / name), tmp_path / name)
+        assert torch.equal(other.weight, model.weight)
+
+
+def write_text(path):
+    path.write_text("not a model")
+
+
+def write_truncated(path):
+    save_file(nn.Linear(30, 20).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def write_nan(path):
+    save_file({"weight": torch.tensor([float("nan")])}, path)
+
+
+def write_module(path):
+    torch.save(nn.Linear(2, 2), path)
+
+
+def write_list(path):
+    torch.save([1, 2], path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.safetensors", lambda path: None, "no weights file"),
+        ("a.safetensors", write_text, "complete"),
+        ("a.safetensors", write_truncated, "complete"),
+        ("a.safetensors", write_nan, "'weight'.*NaN"),
+        ("a.pt", write_text, "weights_only"),
+        ("a.pt", write_module, "weights_only"),
+        ("a.pt", write_list, "state_dict"),
+    ],
+)
+def test_wrong_weight_files_are_user_errors(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(UserError, match=message):
+        load_weights(tmp_path / name)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    good = dict(nn.Linear(3, 2).state_dict())
+    for weights, message in [
+        ({"weight": good["weight"]}, "'bias'"),
+        ({**good, "weight": torch.ones(2, 4)}, r"'weight'.*\[2, 4\].*\[2, 3\]"),
+        ({**good, "other": torch.ones(1)}, "'other'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            restore(nn.Linear(3, 2), weights, tmp_path)
+
+
+def test_training_counters_may_be_missing(tmp_path):
+    model = nn.BatchNorm1d(2)
+    weights = {key: value for key, value in model.state_dict().items() if key != "num_batches_tracked"}
+    weights["running_mean"] = torch.tensor([1.0, 2.0])
+    restore(model, weights, tmp_path)
+    assert model.running_mean.tolist() == [1.0, 2.0]

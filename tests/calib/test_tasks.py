@@ -1,0 +1,186 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from calib.errors import UserError
+from calib.task import Task
+from calib.tasks import load_task, task_names
+
+GOOD = """
+import torch
+from torch import nn
+
+
+class Mine:
+    name = "mine"
+    metric_name = "accuracy"
+
+    def __init__(self, data=None, weights=None):
+        self.paths = (data, weights)
+
+    def model(self):
+        return nn.Linear(2, 2).eval()
+
+    def calibration(self):
+        return [(torch.ones(2, 2), torch.zeros(2))]
+
+    evaluation = calibration
+
+    def metric(self, output, target):
+        return (output.argmax(1) == target).float()
+
+    def loss(self, output, target):
+        return output.sum(1)
+
+
+def factory(data, weights):
+    return Mine(data, weights)
+
+
+class Half:
+    name = "half"
+
+    def model(self):
+        return None
+
+
+class Callable(Mine):
+    def __call__(self, a, b):
+        raise RuntimeError("a task is not called")
+
+
+class Box:
+    inner = Mine()
+
+
+def raises(data, weights):
+    raise ValueError("no such luck")
+
+
+def leaves(data, weights):
+    raise SystemExit(3)
+
+
+def told(data, weights):
+    from calib.errors import UserError
+    raise UserError("put the data there")
+
+
+def nothing(data, weights):
+    return None
+
+
+ready = Mine()
+callable_task = Callable()
+half = Half()
+number = 7
+takes_nothing = lambda: Mine()
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with modules of a user's own, none of which stays imported."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_task.py").write_text(GOOD)
+    (tmp_path / "own_broken.py").write_text("x = 1\nraise RuntimeError('no GPU in sight')\n")
+    (tmp_path / "own_syntax.py").write_text("def (:\n")
+    (tmp_path / "own_leaves.py").write_text("import sys\nsys.exit('bye')\n")
+    (tmp_path / "own_needs.py").write_text("import a_library_nobody_has\n")
+    before = set(sys.modules)
+    path = list(sys.path)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+    assert sys.path == path
+
+
+def test_every_built_in_name_is_known_to_its_module(cifar10_like, resnet20_like):
+    assert task_names() == ("digits", "cifar10-resnet20")
+    assert load_task("digits").name == "digits"
+    assert load_task("cifar10-resnet20", cifar10_like, resnet20_like).name == "cifar10-resnet20"
+
+
+@pytest.mark.parametrize("name", ["factory", "ready", "Mine", "callable_task", "Box.inner"])
+def test_a_task_of_ones_own(here, name):
+    task = load_task(f"own_task:{name}", Path("d"), Path("w"))
+    assert isinstance(task, Task)
+    assert task.name == "mine"
+    if name in {"factory", "Mine"}:
+        assert task.paths == (Path("d"), Path("w"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nope", "digits, cifar10-resnet20"),
+        ("", "unknown task"),
+        ("own_missing:task", "no module own_missing"),
+        ("own.deep.missing:task", "no module own.deep.missing"),
+        ("own_broken:task", "RuntimeError: no GPU in sight"),
+        ("own_syntax:task", "SyntaxError"),
+        ("own_leaves:task", "SystemExit: bye"),
+        ("own_needs:task", "importing own_needs failed.*a_library_nobody_has"),
+        ("own_task:nothing_there", "no 'nothing_there'"),
+        ("own_task:", "package.module:object"),
+        (":task", "package.module:object"),
+        ("dir/own_task.py:task", "package.module:object"),
+        ("own_task:ready:more", "package.module:object"),
+        ("own_task:half", r"without metric_name, calibration\(\), evaluation\(\), metric\(\), loss\(\)"),
+        ("own_task:number", "type int without name"),
+        ("own_task:nothing", "NoneType"),
+        ("own_task:raises", "ValueError: no such luck"),
+        ("own_task:leaves", "SystemExit: 3"),
+        ("own_task:told", "^put the data there$"),
+        ("own_task:takes_nothing", "TypeError"),
+    ],
+)
+def test_what_can_go_wrong_is_one_message(here, name, message):
+    with pytest.raises(UserError, match=message):
+        load_task(name)
+
+
+def test_a_broken_module_can_be_corrected(here):
+    with pytest.raises(UserError):
+        load_task("own_broken:ready")
+    (here / "own_broken.py").write_text(GOOD + "# corrected, and longer than before\n")
+    assert load_task("own_broken:ready").name == "mine"
+
+
+def test_digits_trains_well_and_splits_cleanly():
+    task = load_task("digits")
+    model = task.model()
+    calibration, evaluation = list(task.calibration()), list(task.evaluation())
+    assert sum(len(batch.target) for batch in calibration) == 512
+    assert sum(len(batch.target) for batch in evaluation) == 597
+    seen = {image.numpy().tobytes() for batch in calibration for image in batch.inputs[0]}
+    held_out = [image.numpy().tobytes() for batch in evaluation for image in batch.inputs[0]]
+    assert not seen.intersection(held_out)
+    with torch.no_grad():
+        correct = torch.cat([task.metric(model(*batch.inputs), batch.target) for batch in evaluation])
+        losses = torch.cat([task.loss(model(*batch.inputs), batch.target) for batch in evaluation])
+    assert correct.shape == losses.shape == (597,)
+    assert correct.mean() > 0.97
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert len(layers) >= 8
+    assert not model.training
+
+
+def test_digits_gives_the_same_twice_and_leaves_the_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, two = load_task("digits").model(), load_task("digits").model()
+    assert torch.equal(torch.rand(3), expected)
+    for (name, a), (_, b) in zip(one.state_dict().items(), two.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_digits_takes_no_paths(tmp_path):
+    with pytest.raises(UserError, match="--data"):
+        load_task("digits", tmp_path, None)
+    with pytest.raises(UserError, match="--weights"):
+        load_task("digits", None, tmp_path)

@@ -1,0 +1,42 @@
+"""Where the tests find what a machine may lack."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that share the cores wait for each other's threads at every layer otherwise.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The directory with the reference weights, tables and tools that are not part of this repository."""
+    directory = Path(os.environ.get("SMPQ_SHARED", ROOT.parent / "shared"))
+    if not directory.is_dir():
+        pytest.skip(f"needs the shared directory: {directory} does not exist, set SMPQ_SHARED")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def resnet20_weights(shared: Path) -> Path:
+    path = shared / "data" / "resnet20-cifar10.safetensors"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """The official cifar-10-batches-py, or its parent."""
+    text = os.environ.get("SMPQ_CIFAR10")
+    if text is None:
+        pytest.skip("needs the CIFAR-10 files: set SMPQ_CIFAR10 to cifar-10-batches-py")
+    directory = Path(text)
+    if not directory.is_dir():
+        pytest.skip(f"SMPQ_CIFAR10 names {directory}, which does not exist")
+    return directory
