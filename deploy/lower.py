@@ -21,6 +21,9 @@ from smpq.plan import QuantPlan
 
 SCHEMA = 1
 
+_COPY_FROM_BITS = 8
+"""ONNX Runtime rewrites weights beyond 7 bits where the CPU would overflow, and fails when it meets the same one a second time."""
+
 
 @dataclass(frozen=True)
 class LoweringReport:
@@ -62,10 +65,11 @@ def lower(
     if tensorrt:
         changes["fix_batch"] = fix_batch(model, batch)
     changes["split_gemm"] = split_gemm(model, plan, units)
-    changes["quantize_weights"] = quantize_weights(model, plan, units)
+    ort_cpu = target.family == "ort-cpu"
+    changes["quantize_weights"] = quantize_weights(model, plan, units, _COPY_FROM_BITS if ort_cpu else None)
     tensors = quantize_tensors(model, plan, units)
     changes["quantize_tensors"] = tensors.inserted
-    if target.family == "ort-cpu":
+    if ort_cpu:
         changes["quantize_biases"] = quantize_biases(model, plan, units)
     if tensorrt and target.reference == FP16:
         changes["convert_to_fp16"] = convert_to_fp16(model, plan, units)

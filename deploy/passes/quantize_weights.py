@@ -16,25 +16,28 @@ from smpq.plan import QuantPlan
 _INT4_BITS = 4
 
 
-def quantize_weights(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> int:
-    """Replace the float weight of every unit of the plan; returns the number of weights replaced.
+def quantize_weights(model: ir.Model, plan: QuantPlan, units: Sequence[Unit], copy_from_bits: int | None = None) -> int:
+    """Replace the float weight of every unit of the plan; returns the number of integer weights stored.
 
     1. The integers are an initialiser `path/weight`, INT4 up to 4 bits and INT8 above, behind a node `path/weight/DQ`.
     2. One scale for each output channel: axis 0 of Conv and Gemm with transB, axis 1 of MatMul and Gemm without (`[K, N]`).
     3. Block scales need MatMul: `[K, N]` integers, axis 0, scale `[K / block, N]`. Anything else is a ValueError (a pass is missing).
     4. Zero points are written out, all zero: runtimes misread a DequantizeLinear without one.
-    5. A weight that several calls use is stored once and has one DequantizeLinear.
+    5. A weight that several calls use is stored once and has one DequantizeLinear; except weights of `copy_from_bits` bits or more,
+       which are stored for each call (see `deploy.lower`).
     6. Units without an entry in `plan.weights` are left alone, even where the exporter gave them the same initialiser.
     """
     changed = 0
     for unit in units:
         if unit.path not in plan.weights:
             continue
+        weight = plan.weights[unit.path]
+        copies = copy_from_bits is not None and weight.bits >= copy_from_bits
         made: dict[bool, ir.Value] = {}
         for node in unit_nodes(model, unit).values():
             inputs_first = _inputs_first(node)
-            if inputs_first not in made:
-                made[inputs_first] = _dequantized(model, node, unit, plan.weights[unit.path], inputs_first=inputs_first)
+            if copies or inputs_first not in made:
+                made[inputs_first] = _dequantized(model, node, unit, weight, inputs_first=inputs_first)
                 changed += 1
             node.replace_input_with(1, made[inputs_first])
     remove_unused_constants(model)

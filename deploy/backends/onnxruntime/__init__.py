@@ -1,0 +1,37 @@
+"""ONNX Runtime on the CPU: an engine is an ONNX file and its entry in `engine.json` beside it.
+
+The entry holds everything that plain onnxruntime needs to load the engine as it was built and measured; without it another
+session may quantise layers that the plan leaves in float, or overflow inside integer layers:
+
+    import json
+    import onnxruntime as ort
+
+    entry = json.load(open("engine.json"))["engines"]["engine.ort-cpu.onnx"]
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, entry["graph_optimization_level"])
+    options.intra_op_num_threads = entry["intra_op_num_threads"]
+    options.inter_op_num_threads = entry["inter_op_num_threads"]
+    for key, value in entry["session_config"].items():
+        options.add_session_config_entry(key, value)
+    session = ort.InferenceSession(
+        "engine.ort-cpu.onnx", options, providers=entry["providers"], disabled_optimizers=entry["disabled_optimizers"]
+    )
+"""
+
+from deploy.backends.onnxruntime.build import build_engine, integer_sums_overflow
+from deploy.backends.onnxruntime.engine import OrtEngine, load_engine
+from deploy.backends.onnxruntime.kernels import UnitKernel, check_units, unit_kernels
+from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, read_record
+
+__all__ = [
+    "ENGINE_FILE",
+    "OrtEngine",
+    "OrtEngineRecord",
+    "UnitKernel",
+    "build_engine",
+    "check_units",
+    "integer_sums_overflow",
+    "load_engine",
+    "read_record",
+    "unit_kernels",
+]

@@ -1,0 +1,128 @@
+"""Make an engine of an ONNX file: choose the session settings, try them, write both down."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from deploy.backends.onnxruntime.engine import open_session
+from deploy.backends.onnxruntime.record import OrtEngineRecord, write_record
+from deploy.backends.tensorrt.build import BuildFailed
+from deploy.onnx_files import copy_model, load_model, sha256, size_bytes
+
+_NBITS_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
+_NO_OVERFLOW = "session.x64quantprecision"
+_NO_INTEGER_KERNELS = "session.disable_quant_qdq"
+
+
+def build_engine(model: Path, engine: Path, *, exact: bool = False) -> OrtEngineRecord | BuildFailed:
+    """Copy the ONNX file `model` to `engine` and write how to load it into `engine.json` beside it.
+
+    1. One thread and all graph optimisations, except those that change the plan: `WeightBiasQuantization` makes integer layers of float
+       layers between two integer ones; `MatMulAddFusion` keeps weight-only layers from their kernel, which then costs 20 times the time;
+       `GemmActivationFusion` does the same to an integer Gemm with a Relu behind it and a float layer after that.
+    2. Integer kernels for x86 without VNNI sum pairs of products in 16 bits, which overflow with 8-bit weights (7 bits never do):
+       `session.x64quantprecision` makes ONNX Runtime use a slower exact kernel for those weights there. It changes nothing elsewhere.
+    3. Weight-only layers quantise their input block by block to 8 bits inside the kernel (accuracy level 4): the fast kernels do.
+    4. `exact`: no integer kernels at all; the file is computed as it is written, in float. For `simulate` and for comparison.
+
+    A file that onnxruntime refuses is a `BuildFailed`, and nothing is written. Raises UserError when `model` is missing or is not ONNX,
+    or an `engine.json` is there that cannot be read.
+    """
+    record = _settings(load_model(model), exact=exact)
+    start = time.perf_counter()
+    try:
+        session = open_session(model, record)
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return BuildFailed(lines[0], str(error))
+    record = replace(
+        record,
+        build_seconds=round(time.perf_counter() - start, 3),
+        sha256=sha256(model),
+        size_bytes=size_bytes(model),
+        inputs=tuple(_described(entry) for entry in session.get_inputs()),
+        outputs=tuple(_described(entry) for entry in session.get_outputs()),
+    )
+    copy_model(model, engine)
+    # A model with its weights in another file holds that file's name, so the copy is another file.
+    record = replace(record, sha256=sha256(engine), size_bytes=size_bytes(engine))
+    write_record(engine, record)
+    return record
+
+
+@cache
+def integer_sums_overflow() -> bool:
+    """Whether this CPU's integer kernels overflow with 8-bit weights, found by multiplying the largest numbers there are."""
+    inner = 64
+    weight = np.full((inner, 16), 127, np.int8)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, inner])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 16])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = ort.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {"x": np.full((1, inner), 255, np.uint8)})
+    return bool((result != 255 * 127 * inner).any())
+
+
+def _settings(model: ir.Model, *, exact: bool) -> OrtEngineRecord:
+    quantized = any(node.op_type == "QuantizeLinear" for node in model.graph)
+    weight_only = any(_is_weight_only(node) for node in model.graph)
+    config: dict[str, str] = {}
+    if exact:
+        config[_NO_INTEGER_KERNELS] = "1"
+    else:
+        if quantized:
+            config[_NO_OVERFLOW] = "1"
+        if weight_only:
+            config[_NBITS_ACCURACY] = "4"
+    disabled = ["WeightBiasQuantization"] if quantized else []
+    if weight_only:
+        disabled.append("MatMulAddFusion")
+    if any(node.op_type == "Gemm" and _reads_integers(node) for node in model.graph):
+        disabled.append("GemmActivationFusion")
+    return OrtEngineRecord(
+        sha256="",
+        size_bytes=0,
+        providers=("CPUExecutionProvider",),
+        graph_optimization_level="ORT_ENABLE_ALL",
+        disabled_optimizers=tuple(disabled),
+        session_config=config,
+        intra_op_num_threads=1,
+        inter_op_num_threads=1,
+        versions={"onnxruntime": ort.__version__, "onnx": onnx.__version__},
+        inputs=(),
+        outputs=(),
+        build_seconds=0.0,
+    )
+
+
+def _is_weight_only(node: ir.Node) -> bool:
+    return node.op_type == "MatMul" and _is_dequantized(node, 1) and not _reads_integers(node)
+
+
+def _reads_integers(node: ir.Node) -> bool:
+    return _is_dequantized(node, 0)
+
+
+def _is_dequantized(node: ir.Node, index: int) -> bool:
+    value = node.inputs[index]
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _described(entry: Any) -> dict[str, Any]:
+    return {"name": entry.name, "shape": list(entry.shape), "dtype": entry.type}

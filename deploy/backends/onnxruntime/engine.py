@@ -1,0 +1,78 @@
+"""Load an engine and run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from calib.errors import UserError
+from deploy.backends.onnxruntime.record import OrtEngineRecord, read_record
+from deploy.onnx_files import sha256
+
+_ERRORS_ONLY = 3
+
+
+class OrtEngine:
+    """An engine in a session of its own, loaded exactly as its record says."""
+
+    def __init__(self, path: Path, record: OrtEngineRecord, session: ort.InferenceSession) -> None:
+        """Keep the session; `load_engine` makes it."""
+        self.path = path
+        self.record = record
+        self.session = session
+        self.input_names = tuple(entry.name for entry in session.get_inputs())
+        self.output_names = tuple(entry.name for entry in session.get_outputs())
+
+    def run(self, inputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """Run one batch: arrays in the order of the model's inputs, the shapes and types of the record; returns all outputs.
+
+        Raises UserError when an array does not fit the engine.
+        """
+        if len(inputs) != len(self.input_names):
+            raise UserError(f"{self.path.name} takes {len(self.input_names)} inputs ({', '.join(self.input_names)}), not {len(inputs)}")
+        feeds = {name: np.ascontiguousarray(array) for name, array in zip(self.input_names, inputs, strict=True)}
+        try:
+            return list(self.session.run(None, feeds))
+        except Exception as error:
+            # ONNX Runtime's exceptions share no base class; this one means the data, all others a bug.
+            if type(error).__name__ != "InvalidArgument":
+                raise
+            raise UserError(f"{self.path.name} does not take this input: {str(error).splitlines()[0]}") from error
+
+
+def load_engine(engine: Path, threads: int | None = None) -> OrtEngine:
+    """Load an engine with the settings of its `engine.json`; `threads` replaces the number of threads, as for a quick evaluation.
+
+    Raises UserError when a file is missing, damaged, or not the one that was built.
+    """
+    record = read_record(engine)
+    if sha256(engine) != record.sha256:
+        raise UserError(f"{engine} is not the file that engine.json describes (truncated or replaced?): build the engine again")
+    try:
+        session = open_session(engine, record, threads=threads)
+    except Exception as error:  # no common base class
+        raise UserError(f"{engine} does not load in onnxruntime {ort.__version__}: {str(error).splitlines()[0]}") from error
+    return OrtEngine(engine, record, session)
+
+
+def open_session(
+    model: Path, record: OrtEngineRecord, *, optimized: Path | None = None, threads: int | None = None
+) -> ort.InferenceSession:
+    """Create a session with the settings of a record; `optimized` is where to write the graph that really runs."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, record.graph_optimization_level)
+    options.intra_op_num_threads = threads or record.intra_op_num_threads
+    options.inter_op_num_threads = record.inter_op_num_threads
+    for key, value in record.session_config.items():
+        options.add_session_config_entry(key, value)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return ort.InferenceSession(
+        str(model), options, providers=list(record.providers), disabled_optimizers=list(record.disabled_optimizers)
+    )
