@@ -47,6 +47,7 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path) -> None
     Raises UserError when torch cannot express the model in ONNX, with the operator's name.
     """
     program = _export(traced)
+    assert program.exported_program is not None  # it was exported from one
     names = _Names(traced, program.exported_program.graph)
     model: ir.Model = program.model
     exporter_names = {node: _exporter_name(node) for node in model.graph}
@@ -80,7 +81,9 @@ def _export(traced: TracedModel) -> torch.onnx.ONNXProgram:
             text = f"{error}\n{error.__cause__ or ''}"
             operators = list(dict.fromkeys(re.findall(r"(?:aten|prims|torchvision|torch\.ops)[.:]+[\w.:]+", text)))
             what = f"the operator {operators[0]}" if operators else "the model"
-            reason = next((line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()), type(error).__name__)
+            reason = next(
+                (line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()), type(error).__name__
+            )
             raise UserError(f"torch cannot export {what} to ONNX opset {OPSET}: {reason}") from error
     if program is None:
         raise UserError(f"torch returned no ONNX model at opset {OPSET}")
@@ -228,7 +231,9 @@ def _unit_nodes(
                 )
         # Equal calls on an equal input are one node in the exported graph; the one that is left stands for them.
         if not own:
-            raise UserError(f"{unit.path}: the exported model has no Conv, Gemm or MatMul for this layer; it cannot be quantised by name")
+            raise UserError(
+                f"{unit.path}: the exported model has no Conv, Gemm or MatMul for this layer; it cannot be quantised by name"
+            )
     return found
 
 
@@ -244,19 +249,16 @@ def _holds(node: ir.Node, weight: np.ndarray[Any, Any]) -> bool:
 def _name_values(model: ir.Model, resolved: Mapping[str, str]) -> None:
     """Rename in two steps: the exporter's `add_2` may be our `add_30`, while another tensor of ours is called `add_2`."""
     wanted: dict[str, str] = {}
-    for tensor, value in resolved.items():
-        wanted.setdefault(value, tensor)
+    for tensor, value_name in resolved.items():
+        wanted.setdefault(value_name, tensor)
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     old_names = [str(value.name) for value in values]
     for index, value in enumerate(values):
         value.name = f"__renamed_{index}"
     taken = {wanted[old] for old in old_names if old in wanted} | set(model.graph.initializers)
     for value, old in zip(values, old_names, strict=True):
-        if old in wanted:
-            value.name = wanted[old]
-        elif old:
-            value.name = unique_name(old, taken)
-            taken.add(value.name)
+        value.name = wanted[old] if old in wanted else unique_name(old, taken)
+        taken.add(str(value.name))
 
 
 def _name_nodes(
@@ -310,9 +312,11 @@ def _name_batch(model: ir.Model) -> None:
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
     for value in (*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)):
         if value.shape is not None:
-            value.shape = ir.Shape([
-                ir.SymbolicDim(pattern.sub(lambda match: names[match[0]], size.value))
-                if isinstance(size, ir.SymbolicDim) and size.value
-                else size
-                for size in value.shape
-            ])
+            value.shape = ir.Shape(
+                [
+                    ir.SymbolicDim(pattern.sub(lambda match: names[match[0]], size.value))
+                    if isinstance(size, ir.SymbolicDim) and size.value
+                    else size
+                    for size in value.shape
+                ]
+            )

@@ -52,9 +52,9 @@ def lower(
 ) -> LoweringReport:
     """Write the model of `plan` for `target` to `out`.
 
-    1. ONNX Runtime: weights behind DequantizeLinear, activations between QuantizeLinear and DequantizeLinear, int32 biases; weight-only
-       layers as MatMul and Add. The batch stays dynamic.
-    2. `simulate`: the same with float biases, so that the file computes what the fake-quantised model does.
+    1. ONNX Runtime: weights behind DequantizeLinear, activations between QuantizeLinear and DequantizeLinear, int32 biases of
+       convolutions; linear layers with integer weights as MatMul and Add. The batch stays dynamic.
+    2. `simulate`: float biases, so that the file computes what the fake-quantised model does; only weight-only layers as MatMul and Add.
     3. TensorRT: float biases, half precision for everything that is float, and `batch` samples in every batch.
 
     Raises UserError when `float_model` cannot be read or does not run with `batch`.
@@ -64,8 +64,8 @@ def lower(
     tensorrt = target.family.startswith("tensorrt")
     if tensorrt:
         changes["fix_batch"] = fix_batch(model, batch)
-    changes["split_gemm"] = split_gemm(model, plan, units)
     ort_cpu = target.family == "ort-cpu"
+    changes["split_gemm"] = split_gemm(model, plan, units, integer_inputs=ort_cpu)
     changes["quantize_weights"] = quantize_weights(model, plan, units, _COPY_FROM_BITS if ort_cpu else None)
     tensors = quantize_tensors(model, plan, units)
     changes["quantize_tensors"] = tensors.inserted

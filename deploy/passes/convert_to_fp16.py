@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from calib.formats import FP32
 from calib.units import Unit
-from deploy.passes.editing import constant, free_name, insert_after, new_node, remove_unused_constants, unit_nodes
+from deploy.passes.editing import Array, constant, free_name, insert_after, new_node, remove_unused_constants, unit_nodes
 from smpq.plan import QuantPlan
 
 _SMALLEST_SCALE = 2.0**-24
@@ -64,7 +65,7 @@ def _convert_constants(model: ir.Model, full: set[ir.Node]) -> int:
     return changed
 
 
-def _half(array: np.ndarray, *, scales: bool) -> np.ndarray:  # type: ignore[type-arg]
+def _half(array: Array, *, scales: bool) -> Array:
     limit = float(np.finfo(np.float16).max)
     clamped = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
     if scales:
@@ -87,7 +88,9 @@ def _surround(model: ir.Model, node: ir.Node) -> int:
     for index, value in enumerate(node.inputs):
         if value is None or value.const_value is not None or value.is_graph_input():
             continue
-        cast = new_node("Cast", [value], free_name(model, f"{node.name}/Cast"), ir.DataType.FLOAT, value.shape, {"to": ir.DataType.FLOAT})
+        cast = new_node(
+            "Cast", [value], free_name(model, f"{node.name}/Cast"), ir.DataType.FLOAT, value.shape, {"to": ir.DataType.FLOAT}
+        )
         model.graph.insert_before(node, cast)
         node.replace_input_with(index, cast.outputs[0])
         casts += 1
@@ -111,7 +114,9 @@ def _cast_ends(model: ir.Model, full: set[ir.Node]) -> int:
             continue
         name = str(value.name)
         value.name = free_name(model, f"{name}/half")
-        cast = new_node("Cast", [value], free_name(model, f"{name}/Cast"), ir.DataType.FLOAT, value.shape, {"to": ir.DataType.FLOAT})
+        cast = new_node(
+            "Cast", [value], free_name(model, f"{name}/Cast"), ir.DataType.FLOAT, value.shape, {"to": ir.DataType.FLOAT}
+        )
         cast.outputs[0].name = name
         insert_after(model, value, [cast])
         model.graph.outputs[index] = cast.outputs[0]
@@ -119,7 +124,7 @@ def _cast_ends(model: ir.Model, full: set[ir.Node]) -> int:
     return casts
 
 
-def _cast_for(model: ir.Model, value: ir.Value, uses: Sequence[ir.Usage], dtype: ir.DataType) -> None:
+def _cast_for(model: ir.Model, value: ir.Value, uses: Sequence[Any], dtype: ir.DataType) -> None:
     cast = new_node("Cast", [value], free_name(model, f"{value.name}/Cast"), dtype, value.shape, {"to": dtype})
     insert_after(model, value, [cast])
     for use in uses:

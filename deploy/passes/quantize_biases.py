@@ -1,4 +1,4 @@
-"""Give integer layers an integer bias, as ONNX Runtime's integer kernels want it."""
+"""Give integer convolutions an integer bias, as ONNX Runtime's integer kernel wants it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LARGEST = 2**31 - 1
 def quantize_biases(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> int:
     """Store biases as INT32 behind a DequantizeLinear; returns the number of biases replaced. Runs after weights and tensors.
 
-    1. Conv and Gemm of units with integer weights (one scale per channel) and integer input; the scale is input scale times weight
-       scale, the zero point 0.
-    2. A Gemm without bias gets one of zeros: without it the float result keeps the Gemm from becoming an integer kernel.
-    3. Left alone: MatMul, whose bias is a float Add behind it; a bias that does not fit 32 bits in these units.
+    1. Conv of units with integer weights (one scale per channel) and integer input; the scale is input scale times weight scale, the
+       zero point 0.
+    2. Left alone: linear layers, whose bias is a float Add behind a MatMul; a bias that does not fit 32 bits in these units, which keeps
+       the layer in float: `check_units` tells.
     """
     changed = 0
     for unit in units:
@@ -28,7 +28,7 @@ def quantize_biases(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> 
             continue
         for node in unit_nodes(model, unit).values():
             scale = _input_scale(node)
-            if node.op_type != "MatMul" and scale is not None:
+            if node.op_type == "Conv" and scale is not None:
                 changed += _quantize_bias(model, node, unit, plan, scale)
     remove_unused_constants(model)
     return changed
@@ -46,17 +46,10 @@ def _input_scale(node: ir.Node) -> float | None:
 
 def _quantize_bias(model: ir.Model, node: ir.Node, unit: Unit, plan: QuantPlan, input_scale: float) -> bool:
     weight = plan.weights[unit.path]
-    if weight.block is not None:
-        return False
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is None:
-        if node.op_type != "Gemm":
-            return False
-        floats = np.zeros(unit.out_features)
-    elif bias.const_value is None:
+    if bias is None or bias.const_value is None:
         return False
-    else:
-        floats = bias.const_value.numpy().astype(np.float64).reshape(-1)
+    floats = bias.const_value.numpy().astype(np.float64).reshape(-1)
     scale = (np.float32(input_scale) * weight.scale.detach().cpu().numpy().astype(np.float32)).astype(np.float32)
     integers = np.rint(floats / scale.astype(np.float64))
     if floats.size != scale.size or not np.all(scale > 0) or np.abs(integers).max(initial=0) > _LARGEST:
@@ -75,6 +68,5 @@ def _quantize_bias(model: ir.Model, node: ir.Node, unit: Unit, plan: QuantPlan, 
         {"axis": 0},
     )
     model.graph.insert_before(node, dequantize)
-    node.resize_inputs(3)
     node.replace_input_with(2, dequantize.outputs[0])
     return True

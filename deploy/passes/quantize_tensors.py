@@ -68,7 +68,9 @@ class _Inserter:
         if value is None or self._sources.get(id(value)) == quantizer:
             return False
         if id(value) in self._sources or tensor in self._aliases:
-            raise ValueError(f"{tensor} is the same value as {self._aliases.get(tensor, tensor)}, but the plan quantises them differently")
+            raise ValueError(
+                f"{tensor} is the same value as {self._aliases.get(tensor, tensor)}, but the plan quantises them differently"
+            )
         readers = list(value.uses())
         is_output = any(output is value for output in self._model.graph.outputs)
         result = self._pair(value, tensor, quantizer)

@@ -1,4 +1,4 @@
-"""Write weight-only linear layers the way runtimes fuse them: MatMul and Add."""
+"""Write linear layers with integer weights the way runtimes fuse them: MatMul and Add."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from deploy.passes.editing import constant, free_name, new_node, remove_unused_c
 from smpq.plan import QuantPlan
 
 
-def split_gemm(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> int:
+def split_gemm(model: ir.Model, plan: QuantPlan, units: Sequence[Unit], *, integer_inputs: bool = False) -> int:
     """Turn `Gemm(x, W, b)` into `MatMul(x, W') + b` with `W'` as `[K, N]`; returns the number of nodes split.
 
-    1. Only units whose weight is an integer and whose activation is not: no runtime fuses a DequantizeLinear into a Gemm with transB,
-       and block scales are portable in `[K, N]` only.
-    2. The MatMul takes the Gemm's name, the Add that follows is called `<name>/Add`; the result keeps its name.
-    3. A Gemm that scales (alpha, beta) or transposes its input is left alone; torch does not export one.
+    1. Units with integer weights and float inputs: no runtime fuses a DequantizeLinear into a Gemm with transB, and block scales are
+       portable in `[K, N]` only.
+    2. With `integer_inputs` (ONNX Runtime), also units with integer inputs: its integer Gemm is not used where a Relu and then a float
+       layer follow, MatMul always has an integer kernel, of the same speed; and the bias stays exact.
+    3. The MatMul takes the Gemm's name, the Add that follows is called `<name>/Add`; the result keeps its name.
+    4. A Gemm that scales (alpha, beta) or transposes its input is left alone; torch does not export one.
     """
     changed = 0
     for unit in units:
-        if unit.path not in plan.weights or plan.formats[unit.path].quantizes_activation:
+        if unit.path not in plan.weights or (plan.formats[unit.path].quantizes_activation and not integer_inputs):
             continue
         for node in unit_nodes(model, unit).values():
             changed += _split(model, node)

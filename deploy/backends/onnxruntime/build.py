@@ -28,8 +28,8 @@ def build_engine(model: Path, engine: Path, *, exact: bool = False) -> OrtEngine
     """Copy the ONNX file `model` to `engine` and write how to load it into `engine.json` beside it.
 
     1. One thread and all graph optimisations, except those that change the plan: `WeightBiasQuantization` makes integer layers of float
-       layers between two integer ones; `MatMulAddFusion` keeps weight-only layers from their kernel, which then costs 20 times the time;
-       `GemmActivationFusion` does the same to an integer Gemm with a Relu behind it and a float layer after that.
+       layers between two integer ones; `MatMulAddFusion` keeps linear layers with integer weights from their kernel, and a
+       weight-only layer then takes 20 times as long.
     2. Integer kernels for x86 without VNNI sum pairs of products in 16 bits, which overflow with 8-bit weights (7 bits never do):
        `session.x64quantprecision` makes ONNX Runtime use a slower exact kernel for those weights there. It changes nothing elsewhere.
     3. Weight-only layers quantise their input block by block to 8 bits inside the kernel (accuracy level 4): the fast kernels do.
@@ -42,7 +42,7 @@ def build_engine(model: Path, engine: Path, *, exact: bool = False) -> OrtEngine
     start = time.perf_counter()
     try:
         session = open_session(model, record)
-    except Exception as error:  # onnxruntime's exceptions share no base class
+    except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base class
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return BuildFailed(lines[0], str(error))
     record = replace(
@@ -90,10 +90,8 @@ def _settings(model: ir.Model, *, exact: bool) -> OrtEngineRecord:
         if weight_only:
             config[_NBITS_ACCURACY] = "4"
     disabled = ["WeightBiasQuantization"] if quantized else []
-    if weight_only:
+    if any(node.op_type == "MatMul" and _is_dequantized(node, 1) for node in model.graph):
         disabled.append("MatMulAddFusion")
-    if any(node.op_type == "Gemm" and _reads_integers(node) for node in model.graph):
-        disabled.append("GemmActivationFusion")
     return OrtEngineRecord(
         sha256="",
         size_bytes=0,
@@ -111,11 +109,7 @@ def _settings(model: ir.Model, *, exact: bool) -> OrtEngineRecord:
 
 
 def _is_weight_only(node: ir.Node) -> bool:
-    return node.op_type == "MatMul" and _is_dequantized(node, 1) and not _reads_integers(node)
-
-
-def _reads_integers(node: ir.Node) -> bool:
-    return _is_dequantized(node, 0)
+    return node.op_type == "MatMul" and _is_dequantized(node, 1) and not _is_dequantized(node, 0)
 
 
 def _is_dequantized(node: ir.Node, index: int) -> bool:

@@ -34,7 +34,9 @@ class OrtEngine:
         Raises UserError when an array does not fit the engine.
         """
         if len(inputs) != len(self.input_names):
-            raise UserError(f"{self.path.name} takes {len(self.input_names)} inputs ({', '.join(self.input_names)}), not {len(inputs)}")
+            raise UserError(
+                f"{self.path.name} takes {len(self.input_names)} inputs ({', '.join(self.input_names)}), not {len(inputs)}"
+            )
         feeds = {name: np.ascontiguousarray(array) for name, array in zip(self.input_names, inputs, strict=True)}
         try:
             return list(self.session.run(None, feeds))

@@ -18,14 +18,24 @@ from deploy.backends.onnxruntime.record import read_record
 from deploy.export import call_name
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
-_INTEGER = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "ConvInteger"}
+_INTEGER = {
+    "QLinearConv",
+    "QGemm",
+    "QLinearMatMul",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "ConvInteger",
+}
 _WEIGHT_ONLY = {"MatMulNBits"}
 _PRODUCTS = _FLOAT | _INTEGER | _WEIGHT_ONLY
 _DEQUANTIZED = " + DequantizeLinear"
 _STORED_SMALL = {"Conv" + _DEQUANTIZED, "FusedConv" + _DEQUANTIZED}
 """The best there is for a weight-only convolution."""
 _ELEMENTWISE = {"Relu", "Clip", "Add", "Sum", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "LeakyRelu", "Tanh", "Softplus", "Gelu"}
-_ADDED = re.compile(r"(?:^fused )|(?:_token_\d+$)|(?:/MatMulAddFusion/?$)|(?:/MatmulTransposeFusion/?$)|(?:_nchwc$)|(?:/duplicated$)")
+_ADDED = re.compile(
+    r"(?:^fused )|(?:_token_\d+$)|(?:/MatMulAddFusion/?$)|(?:/MatmulTransposeFusion/?$)|(?:_nchwc$)|(?:/duplicated$)"
+)
 """What optimisers add to the name of a node that they replace."""
 
 NOT_FOUND = "not found"
@@ -69,7 +79,9 @@ def unit_kernels(engine: Path, units: Sequence[Unit]) -> dict[str, str]:
         kernels = []
         for node in before.node:
             if node.name in names:
-                product = products.get(node.name) or next((by_tensor[name] for name in _behind(before, node) if name in by_tensor), None)
+                product = products.get(node.name) or next(
+                    (by_tensor[name] for name in _behind(before, node) if name in by_tensor), None
+                )
                 kernels.append(_describe(product, makers))
         found[unit.path] = ", ".join(dict.fromkeys(kernels)) or NOT_FOUND
     return found
