@@ -39,7 +39,7 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path) -> None
 
     1. The node that multiplies by a unit's weight (Conv, Gemm, MatMul) is named by the unit's path; further calls `path#2`, ...
     2. A value that is a tensor of `traced` has that tensor's name. Where the exporter dropped a tensor because another one is
-       equal to it, the model's metadata (`ALIASES`) says which. What the exporter made up is named after its node.
+       equal to it, the model's metadata (`ALIASES`) says which. The parts of a split, and what the exporter made up, keep its names.
     3. Other nodes are named `<module path>/<operator>`, made unique by `_2`, ...
     4. A dynamic batch stays dynamic and is called `batch`. No metadata that holds source paths is left.
     5. Every unit's weight is compared with the initialiser found; a difference is an error, never a guess.

@@ -47,9 +47,7 @@ class LoweringReport:
         }
 
 
-def lower(
-    float_model: Path, plan: QuantPlan, units: Sequence[Unit], target: Target, out: Path, batch: int = 1
-) -> LoweringReport:
+def lower(float_model: Path, plan: QuantPlan, units: Sequence[Unit], target: Target, out: Path, batch: int = 1) -> LoweringReport:
     """Write the model of `plan` for `target` to `out`.
 
     1. ONNX Runtime: weights behind DequantizeLinear, activations between QuantizeLinear and DequantizeLinear, int32 biases of

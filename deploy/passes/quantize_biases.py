@@ -54,18 +54,12 @@ def _quantize_bias(model: ir.Model, node: ir.Node, unit: Unit, plan: QuantPlan, 
     integers = np.rint(floats / scale.astype(np.float64))
     if floats.size != scale.size or not np.all(scale > 0) or np.abs(integers).max(initial=0) > _LARGEST:
         return False
-    name = free_name(model, f"{node.name}/bias")
+    value = constant(model, f"{node.name}/bias", integers.astype(np.int32))
+    scales = constant(model, f"{value.name}/scale", scale)
+    zero_points = constant(model, f"{value.name}/zero_point", np.zeros(scale.shape, np.int32))
+    name = free_name(model, f"{value.name}/DQ")
     dequantize = new_node(
-        "DequantizeLinear",
-        [
-            constant(model, name, integers.astype(np.int32)),
-            constant(model, f"{name}/scale", scale),
-            constant(model, f"{name}/zero_point", np.zeros(scale.shape, np.int32)),
-        ],
-        free_name(model, f"{name}/DQ"),
-        ir.DataType.FLOAT,
-        ir.Shape(scale.shape),
-        {"axis": 0},
+        "DequantizeLinear", [value, scales, zero_points], name, ir.DataType.FLOAT, ir.Shape(scale.shape), {"axis": 0}
     )
     model.graph.insert_before(node, dequantize)
     node.replace_input_with(2, dequantize.outputs[0])

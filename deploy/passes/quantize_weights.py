@@ -61,15 +61,13 @@ def _dequantized(model: ir.Model, node: ir.Node, unit: Unit, weight: QuantizedWe
     axis = 1 if inputs_first and weight.block is None else 0
     attributes = {"axis": axis} if weight.block is None else {"axis": axis, "block_size": weight.block}
     stored = ml_dtypes.int4 if weight.bits <= _INT4_BITS else np.int8
-    name = free_name(model, f"{unit.path}/weight")
+    value = constant(model, f"{unit.path}/weight", _contiguous(integers).astype(stored))
+    scales = constant(model, f"{value.name}/scale", _contiguous(scale))
+    zero_points = constant(model, f"{value.name}/zero_point", np.zeros(scale.shape, stored))
     dequantize = new_node(
         "DequantizeLinear",
-        [
-            constant(model, name, _contiguous(integers).astype(stored)),
-            constant(model, f"{name}/scale", _contiguous(scale)),
-            constant(model, f"{name}/zero_point", np.zeros(scale.shape, stored)),
-        ],
-        free_name(model, f"{name}/DQ"),
+        [value, scales, zero_points],
+        free_name(model, f"{value.name}/DQ"),
         ir.DataType.FLOAT,
         ir.Shape(integers.shape),
         attributes,
