@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from calib.formats import Format
 from smpq.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, solve_or_explain
 from smpq.policy import Policy, Space
-from smpq.scores import Scores
 from smpq.shapley import ValueFunction
 
-_EXHAUSTIVE = 512
+EXHAUSTIVE = 512
 _DAMPING = 0.5
 
 
@@ -26,17 +25,22 @@ class Effort:
 
 @dataclass(frozen=True)
 class Choice:
-    """A policy and its value on the calibration data; `path` names each step that led to it with the value it had."""
+    """A policy and its value on the calibration data.
+
+    `path` names each step that led to it with the value it had; `marginals` are the scores as they were refined on the way, from
+    which a search under slightly different ceilings can start.
+    """
 
     policy: Policy
     value: float
     path: tuple[tuple[str, float], ...]
+    marginals: Values
 
 
 def choose(
     value: ValueFunction,
     space: Space,
-    scores: Scores,
+    starts: Mapping[str, Values],
     ceilings: Sequence[Ceiling],
     effort: Effort,
     excluded: Sequence[Policy] = (),
@@ -45,19 +49,19 @@ def choose(
     """Return the most valuable policy found within the ceilings.
 
     1. A space of at most 512 policies is searched completely: the result is the best there is.
-    2. Otherwise the plans of the Shapley scores and of the one-at-a-time scores are both evaluated; the better one is the start.
+    2. Otherwise the plan of each set of scores in `starts` is evaluated; the best one is the start.
     3. Rounds: measure what every single change does to the current plan, solve again within a few changes (the marginals of the
        rounds are averaged, so that the rounds do not oscillate), evaluate, keep the best seen.
     4. Never returns a plan whose measured value is worse than the best seen. UserError when the ceilings are impossible.
     """
-    shapley = solve_or_explain(Problem(space, scores.values(), ceilings, excluded))
-    if space.size() <= _EXHAUSTIVE:
+    plans = {name: solve_or_explain(Problem(space, values, ceilings, excluded)) for name, values in starts.items()}
+    if space.size() <= EXHAUSTIVE:
         best = max(feasible(space, ceilings, excluded), key=value)
-        return Choice(best, value(best), (("all policies", value(best)),))
-    starts = {"shapley": shapley, "one at a time": solve_or_explain(Problem(space, scores.alone(), ceilings, excluded))}
-    path = [(name, value(policy)) for name, policy in starts.items()]
-    best = max(starts.values(), key=value)
-    marginals: dict[str, dict[Format, float]] = {group: dict(row) for group, row in scores.values().items()}
+        return Choice(best, value(best), (("all policies", value(best)),), next(iter(starts.values())))
+    path = [(name, value(policy)) for name, policy in plans.items()]
+    winner = max(plans, key=lambda name: value(plans[name]))
+    best = plans[winner]
+    marginals: dict[str, dict[Format, float]] = {group: dict(row) for group, row in starts[winner].items()}
     spent = 0
     for number in range(effort.rounds):
         changes = max(2, len(space.groups) // (2 + number))
@@ -79,7 +83,7 @@ def choose(
         if candidate == best:
             break
         best = candidate
-    return Choice(best, value(best), tuple(path))
+    return Choice(best, value(best), tuple(path), marginals)
 
 
 def feasible(space: Space, ceilings: Sequence[Ceiling], excluded: Sequence[Policy] = ()) -> Iterator[Policy]:

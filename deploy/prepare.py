@@ -1,0 +1,140 @@
+"""From the settings of a run to everything that its stages share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from calib.calibrate import Calibration, CalibrationSettings
+from calib.data import check_batches, check_model, fingerprint, materialize
+from calib.errors import UserError
+from calib.fold import fold_batchnorm
+from calib.formats import Format, formats_from_text
+from calib.graph import TracedModel
+from calib.task import Batch, Task
+from calib.tasks import load_task
+from calib.units import Skipped, Unit, find_units
+from deploy.progress import Progress
+from deploy.run import Run, Settings
+from deploy.targets import Target, capability, target_from_name
+from smpq.costs import CostModel, cost_models
+from smpq.evaluate import Evaluator
+from smpq.groups import find_groups, space_from_formats
+from smpq.journal import Journal
+from smpq.plan import QuantPlan, Rules
+from smpq.policy import Policy, Space
+from smpq.quantize import FakeQuantizer
+
+
+@dataclass
+class Prepared:
+    """A loaded task: float model traced, units found, space restricted to the target. Calibration happens on first use."""
+
+    run: Run
+    settings: Settings
+    task: Task
+    target: Target
+    traced: TracedModel
+    space: Space
+    skipped: tuple[Skipped, ...]
+    refused: dict[str, str]
+    batches: list[Batch]
+    progress: Progress
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the model's weights and the calibration data."""
+        return fingerprint(self.traced.module, self.batches)
+
+    @cached_property
+    def fake_quantizer(self) -> FakeQuantizer:
+        """Calibrate, and round every weight that the space may need."""
+        settings = CalibrationSettings(self.settings.observer, self.settings.rounding, self.target.activation_scheme)
+        units = self.space.units
+        with self.progress.step("calibrate"):
+            calibration = Calibration(self.traced, units, self.batches, settings)
+        formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
+        with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
+            calibration.prepare(units, formats, advance)
+        rules = Rules(self.target.activation_scheme, self.target.quantize_outputs, self.target.quantize_skips)
+        if self.target.family == "simulate":
+            rules = Rules(self.target.activation_scheme)
+        return FakeQuantizer(self.traced, units, calibration, rules)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Evaluate policies on the first `samples` calibration samples, through the run's journal."""
+        kept, count = [], 0
+        for batch in self.batches:
+            if count >= self.settings.samples:
+                break
+            kept.append(batch)
+            count += len(batch.inputs[0])
+        journal = Journal(self.run.file("journal.sqlite"))
+        return Evaluator(self.fake_quantizer, self.space, self.task, kept, self.settings.value, journal, self.fingerprint)
+
+    @cached_property
+    def costs(self) -> dict[str, CostModel]:
+        """The costs that need no measurement."""
+        return cost_models(self.space, self.traced)
+
+    def plan(self, policy: Policy) -> QuantPlan:
+        """Return the quantisation plan of a policy."""
+        return self.fake_quantizer.plan(policy.by_unit(self.space.groups))
+
+
+def prepare(run: Run, progress: Progress) -> Prepared:
+    """Load the task of a run, fold and trace its model, and restrict the formats to what the target runs."""
+    settings = run.settings()
+    target = target_from_name(settings.target, settings.compute_capabilities)
+    formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
+    with progress.step("load the task"):
+        task = load_task(settings.task, _path(settings.data), _path(settings.weights))
+        model = check_model(_call(task, "model"))
+        loader = _call(task, "calibration")
+        check_batches(loader)
+        batches = materialize(loader)
+    example = tuple(tensor[:2] for tensor in _largest(batches).inputs)
+    if len(example[0]) < 2:  # noqa: PLR2004 - one sample would make the batch dimension a constant
+        example = tuple(tensor.repeat(2, *[1] * (tensor.dim() - 1)) for tensor in example)
+    with progress.step("trace the model"):
+        folded, _ = fold_batchnorm(model.eval(), example)
+        traced = TracedModel(folded, example)
+    units, skipped = find_units(traced)
+    space, refused = space_from_formats(
+        find_groups(traced, units),
+        formats,
+        target.reference,
+        lambda unit, chosen: _refusal(target, unit, chosen, settings.size_only),
+    )
+    return Prepared(run, settings, task, target, traced, space, skipped, refused, batches, progress)
+
+
+def _refusal(target: Target, unit: Unit, chosen: Format, size_only: bool) -> str | None:
+    answer = capability(target, unit.operator, chosen, unit.in_features, unit.out_features)
+    if answer.status == "native" or (answer.status == "dequantized" and size_only):
+        return None
+    if answer.status == "dequantized":
+        return f"computed in float on {target.name} ({answer.note}); --size-only offers it all the same"
+    return answer.note
+
+
+def _call(task: Task, method: str) -> object:
+    """Call a method of the user's task; whatever it raises is the user's to see."""
+    try:
+        return getattr(task, method)()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the task's {method}() failed: {type(error).__name__}: {error}") from error
+
+
+def _largest(batches: list[Batch]) -> Batch:
+    return max(batches, key=lambda batch: len(batch.inputs[0]))
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text is not None else None
+
+

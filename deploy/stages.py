@@ -1,0 +1,265 @@
+"""The stages of a run: each reads what the earlier ones left in the run directory and adds its own files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calib.errors import UserError
+from deploy.engines import Engines, engine_names
+from deploy.export import export_float
+from deploy.latency import LatencyModel, Observation, fit, neighbours
+from deploy.loop import LatencyLoop, LoopSettings, Outcome, Step
+from deploy.lower import lower
+from deploy.prepare import Prepared
+from smpq.allocate import Ceiling
+from smpq.budget import Budget
+from smpq.policy import Policy
+from smpq.scores import Scores
+from smpq.search import Choice, Effort, choose
+from smpq.shapley import Stopping, estimate
+
+FLOAT_MODEL = "model.float.onnx"
+_CONTEXT_SPREAD = 0.15
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The chosen policy, its value, and how it was found."""
+
+    policy: Policy
+    value: float
+    stop_reason: str
+    path: tuple[tuple[str, float], ...] = ()
+    outcome: Outcome | None = None
+
+
+def score(prepared: Prepared, budget: Budget | None = None) -> Scores:
+    """Estimate the contributions, or read them when the run has them. Writes `scores.json` and `space.json`.
+
+    A budget on bits or size only says where contexts are drawn; the scores serve every other budget too.
+    """
+    run, settings = prepared.run, prepared.settings
+    write_space(prepared)
+    if run.has("scores.json"):
+        scores = Scores.from_json(run.read_json("scores.json"), prepared.space)
+        prepared.progress.say(f"scores: {scores.permutations} permutations, read from {run.file('scores.json')}")
+        return scores
+    bits = _context_bits(prepared, budget)
+    evaluator = prepared.evaluator
+    with prepared.progress.bar("score", settings.evaluations) as advance:
+        scores = estimate(
+            evaluator,
+            prepared.space,
+            Stopping(settings.evaluations, settings.precision),
+            settings.seed,
+            bits,
+            lambda _: advance(),
+            settings.value,
+        )
+    run.write_json("scores.json", scores.to_json())
+    return scores
+
+
+def write_space(prepared: Prepared) -> None:
+    """Write what may be chosen, what was refused and why, and what each choice costs."""
+    groups = prepared.space.groups
+    record = {
+        "schema": 1,
+        "groups": {
+            group.name: {
+                "units": [unit.to_json() for unit in group.units],
+                "formats": [str(chosen) for chosen in prepared.space.formats[group.name]],
+            }
+            for group in groups
+        },
+        "reference": str(prepared.space.reference),
+        "policies": prepared.space.size(),
+        "skipped": [vars(entry) for entry in prepared.skipped],
+        "refused": prepared.refused,
+    }
+    prepared.run.write_json("space.json", record)
+    costs = {
+        name: {
+            "fixed": model.fixed,
+            "float_total": model.float_total,
+            "parts": {group: {str(chosen): cost for chosen, cost in row.items()} for group, row in model.parts.items()},
+        }
+        for name, model in prepared.costs.items()
+    }
+    prepared.run.write_json("costs.json", {"schema": 1, "costs": costs})
+
+
+def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None) -> Solution:
+    """Choose the policy for a budget with what the run knows. Writes `policy.json`.
+
+    Latency is predicted from the engines that this run has measured; UserError when it has measured none.
+    """
+    ceilings = static_ceilings(prepared, budget)
+    limit = budget.limit("latency")
+    scores = score(prepared, budget)
+    if limit is not None:
+        model = latency_model(prepared)
+        float_ms = float(prepared.run.read_json("measurements.json")["float_ms"])
+        ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
+    solution = _choose(prepared, scores, ceilings, effort or Effort())
+    write_policy(prepared, solution.policy)
+    return solution
+
+
+def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loop: LoopSettings | None = None) -> Solution:
+    """Choose the policy for a budget; a latency budget closes the loop over measured engines. Writes `policy.json`."""
+    effort = effort or Effort()
+    limit = budget.limit("latency")
+    if limit is None:
+        return solve(prepared, budget, effort)
+    if not prepared.target.measurable:
+        raise UserError(
+            f"latency cannot be measured on target {prepared.target.name} here: "
+            "give a budget on size, avg_bits or bops, or use --target ort-cpu"
+        )
+    ceilings = static_ceilings(prepared, budget)
+    scores = score(prepared, budget)
+    export_float_model(prepared)
+    engines = Engines(prepared)
+    known = read_observations(prepared)
+    value = prepared.evaluator
+    looped = LatencyLoop(
+        prepared.space,
+        neighbours(prepared.traced, prepared.space),
+        value,
+        lambda policy: _measure_and_keep(prepared, engines, policy),
+        known,
+        loop or LoopSettings(seed=prepared.settings.seed),
+        prepared.progress.say,
+    )
+    if limit.relative:
+        wanted = limit.value
+    else:
+        wanted = limit.value / engines.float_ms()
+        prepared.progress.say(f"the float engine takes {engines.float_ms():.4g} ms: {limit} is {wanted:.3f}x of it")
+    with prepared.progress.step("close the loop"):
+        outcome = looped.run(wanted, ceilings, {"shapley": scores.values(), "one at a time": scores.alone()}, effort)
+    write_policy(prepared, outcome.policy)
+    prepared.run.write_json("loop.json", {"schema": 1, "limit_ratio": wanted, "steps": [_step_json(s) for s in outcome.steps]})
+    return Solution(outcome.policy, outcome.value, outcome.stop_reason, outcome=outcome)
+
+
+def read_policy(prepared: Prepared) -> Policy:
+    """Read `policy.json`, which a person may have edited; UserError names what does not fit the model or the target."""
+    record = prepared.run.read_json("policy.json", "make one with smpq solve")
+    policy = Policy.from_json(record, prepared.space)
+    for group in prepared.space.groups:
+        chosen = policy[group.name]
+        if chosen not in prepared.space.formats[group.name] and chosen != prepared.space.reference:
+            known = ", ".join(map(str, prepared.space.formats[group.name]))
+            reason = prepared.refused.get(f"{group.name}: {chosen}", "it is not in this run's list of formats")
+            raise UserError(f"policy.json gives {group.name} the format {chosen}: {reason}; it may have {known}")
+    return policy
+
+
+def write_policy(prepared: Prepared, policy: Policy) -> None:
+    """Write `policy.json`."""
+    prepared.run.write_json("policy.json", policy.to_json(prepared.space.groups))
+
+
+def export_float_model(prepared: Prepared) -> Path:
+    """Write `model.float.onnx` unless it is there."""
+    path = prepared.run.file(FLOAT_MODEL)
+    if not path.is_file():
+        with prepared.progress.step("export to ONNX"):
+            export_float(prepared.traced, prepared.space.units, path)
+    return path
+
+
+def export(prepared: Prepared, policy: Policy) -> Path:
+    """Write `model.<target>.onnx`, the plan of the policy in the form the target wants."""
+    source = export_float_model(prepared)
+    path = prepared.run.file(engine_names(prepared.target).model)
+    with prepared.progress.step("insert quantisers"):
+        report = lower(source, prepared.plan(policy), prepared.space.units, prepared.target, path, prepared.settings.batch)
+    prepared.run.write_json("export.json", report.to_json())
+    return path
+
+
+def static_ceilings(prepared: Prepared, budget: Budget) -> list[Ceiling]:
+    """Return the limits on costs that need no measurement."""
+    return [
+        Ceiling(prepared.costs[limit.cost], limit.absolute(prepared.costs[limit.cost].float_total))
+        for limit in budget.limits
+        if limit.cost != "latency"
+    ]
+
+
+def latency_model(prepared: Prepared) -> LatencyModel:
+    """Fit the latency model to what the run has measured; UserError when that is nothing."""
+    known = read_observations(prepared)
+    if not known:
+        raise UserError("this run has measured no engine yet, so latency cannot be predicted: use smpq run, or smpq measure first")
+    reference = Observation(prepared.space.uniform(prepared.space.reference), 1.0, 0.0)
+    return fit(prepared.space, neighbours(prepared.traced, prepared.space), [reference, *known])
+
+
+def read_observations(prepared: Prepared) -> list[Observation]:
+    """Read the whole-engine measurements of this run that were made with the same model and batch size."""
+    if not prepared.run.has("measurements.json"):
+        return []
+    record = prepared.run.read_json("measurements.json")
+    if record.get("fingerprint") != prepared.fingerprint:
+        prepared.progress.warn("measurements.json was made with other weights or data: measuring again")
+        return []
+    try:
+        return [
+            Observation(Policy.from_json(entry["policy"], prepared.space), float(entry["ratio"]), float(entry["standard_error"]))
+            for entry in record["observations"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"measurements.json is damaged ({error!r}): delete it to measure again") from error
+
+
+def keep_observation(prepared: Prepared, observation: Observation, float_ms: float) -> None:
+    """Add one measurement to `measurements.json`, in place of an earlier one of the same policy."""
+    kept = [o for o in read_observations(prepared) if o.policy.key() != observation.policy.key()]
+    rows = [
+        {"policy": o.policy.to_json(prepared.space.groups), "ratio": o.ratio, "standard_error": o.standard_error}
+        for o in (*kept, observation)
+    ]
+    record = {"schema": 1, "fingerprint": prepared.fingerprint, "float_ms": float_ms, "observations": rows}
+    prepared.run.write_json("measurements.json", record)
+
+
+def _measure_and_keep(prepared: Prepared, engines: Engines, policy: Policy) -> Observation:
+    observation = engines.observe(policy)
+    keep_observation(prepared, observation, engines.float_ms())
+    return observation
+
+
+def _choose(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], effort: Effort) -> Solution:
+    starts = {"shapley": scores.values(), "one at a time": scores.alone()}
+    with prepared.progress.step("choose the policy"):
+        choice: Choice = choose(prepared.evaluator, prepared.space, starts, ceilings, effort, advance=prepared.progress.say)
+    return Solution(choice.policy, choice.value, "no change of the policy improves the value", choice.path)
+
+
+def _context_bits(prepared: Prepared, budget: Budget | None) -> tuple[float, float] | None:
+    """Where the budget puts the average weight bits, 15 % either way; None when it does not say."""
+    limit = budget.limit("avg_bits") if budget is not None else None
+    if limit is None:
+        return None
+    bits = limit.absolute(prepared.costs["avg_bits"].float_total)
+    return bits * (1 - _CONTEXT_SPREAD), bits * (1 + _CONTEXT_SPREAD)
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    error = 1.96 * step.observation.standard_error
+    return {
+        "label": step.label,
+        "predicted": step.predicted,
+        "predicted_interval": list(step.predicted_interval) if step.predicted_interval else None,
+        "measured": step.observation.ratio,
+        "measured_interval": [step.observation.ratio - error, step.observation.ratio + error],
+        "met": step.met,
+        "policy": {name: str(chosen) for name, chosen in step.policy.formats.items()},
+    }
