@@ -58,8 +58,6 @@ class Prepared:
         with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
             calibration.prepare(units, formats, advance)
         rules = Rules(self.target.activation_scheme, self.target.quantize_outputs, self.target.quantize_skips)
-        if self.target.family == "simulate":
-            rules = Rules(self.target.activation_scheme)
         return FakeQuantizer(self.traced, units, calibration, rules)
 
     @cached_property

@@ -31,7 +31,7 @@ class Progress:
         """Show a spinner while something of unknown length runs."""
         start = time.monotonic()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with RichProgress(*columns, console=self._console, transient=True) as bar:
+        with RichProgress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
             bar.add_task(name, total=None)
             yield
         self._finished(name, start)
@@ -41,7 +41,7 @@ class Progress:
         """Show a bar of `total` steps; the function that is handed out advances it by one."""
         start = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with RichProgress(*columns, console=self._console, transient=True) as bar:
+        with RichProgress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
             task = bar.add_task(name, total=total)
             yield lambda: bar.advance(task)
         self._finished(name, start)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import UserError
-from deploy.engines import Engines, engine_names
+from deploy.engines import FLOAT, MIXED, Engines, engine_names
 from deploy.export import export_float
 from deploy.latency import LatencyModel, Observation, fit, neighbours
 from deploy.loop import LatencyLoop, LoopSettings, Outcome, Step
 from deploy.lower import lower
 from deploy.prepare import Prepared
+from deploy.verify import verify as verify_stages
 from smpq.allocate import Ceiling
 from smpq.budget import Budget
 from smpq.policy import Policy
@@ -100,6 +101,7 @@ def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None) -> S
     ceilings = static_ceilings(prepared, budget)
     limit = budget.limit("latency")
     scores = score(prepared, budget)
+    keep_budget(prepared, budget)
     if limit is not None:
         model = latency_model(prepared)
         float_ms = float(prepared.run.read_json("measurements.json")["float_ms"])
@@ -122,6 +124,7 @@ def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loo
         )
     ceilings = static_ceilings(prepared, budget)
     scores = score(prepared, budget)
+    keep_budget(prepared, budget)
     export_float_model(prepared)
     engines = Engines(prepared)
     known = read_observations(prepared)
@@ -145,6 +148,11 @@ def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loo
     write_policy(prepared, outcome.policy)
     prepared.run.write_json("loop.json", {"schema": 1, "limit_ratio": wanted, "steps": [_step_json(s) for s in outcome.steps]})
     return Solution(outcome.policy, outcome.value, outcome.stop_reason, outcome=outcome)
+
+
+def keep_budget(prepared: Prepared, budget: Budget) -> None:
+    """Write the budget that the policy is chosen for."""
+    prepared.run.write_json("budget.json", {"schema": 1, "budget": str(budget)})
 
 
 def read_policy(prepared: Prepared) -> Policy:
@@ -182,6 +190,62 @@ def export(prepared: Prepared, policy: Policy) -> Path:
         report = lower(source, prepared.plan(policy), prepared.space.units, prepared.target, path, prepared.settings.batch)
     prepared.run.write_json("export.json", report.to_json())
     return path
+
+
+def build(prepared: Prepared, policy: Policy) -> dict[str, Any]:
+    """Build the engines of the exported model and of the float one; check every unit's kernel. Writes `build.json`."""
+    export_float_model(prepared)
+    model = prepared.run.file(engine_names(prepared.target).model)
+    if not model.is_file():
+        raise UserError(f"{model} is missing: make it with smpq export")
+    with prepared.progress.step("build the engines"):
+        records, kernels = Engines(prepared).build(policy)
+    record = {
+        "schema": 1,
+        "policy": policy.key(),
+        "engines": records,
+        "kernels": {kernel.path: {"kernel": kernel.kernel, "agrees": kernel.agrees} for kernel in kernels},
+    }
+    prepared.run.write_json("build.json", record)
+    return record
+
+
+def measure(prepared: Prepared, policy: Policy) -> dict[str, Any]:
+    """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`."""
+    if not prepared.run.has("build.json") or prepared.run.read_json("build.json").get("policy") != policy.key():
+        raise UserError("the engine in this run is not of the policy in policy.json: use smpq export and smpq build first")
+    predicted, interval = None, None
+    if read_observations(prepared):
+        predicted, error = latency_model(prepared).predict(policy)
+        interval = [predicted - 1.96 * error, predicted + 1.96 * error]
+    with prepared.progress.step("measure the engine"):
+        measurement = Engines(prepared).measure()
+    timing, baseline = measurement.timings[MIXED], measurement.timings[FLOAT]
+    record = {
+        "schema": 1,
+        "policy": policy.key(),
+        "ratio": timing.ratio,
+        "interval": list(timing.ratio_interval),
+        "engine_ms": timing.latency_ms,
+        "float_ms": baseline.latency_ms,
+        "predicted_ratio": predicted,
+        "predicted_interval": interval,
+        "clock": measurement.clock,
+        "rounds": measurement.protocol.rounds,
+        "batch": prepared.settings.batch,
+        "measurement": measurement.to_json(),
+    }
+    prepared.run.write_json("latency.json", record)
+    low, high = timing.ratio_interval
+    keep_observation(prepared, Observation(policy, timing.ratio, (high - low) / (2 * 1.96)), baseline.latency_ms)
+    return record
+
+
+def verify(prepared: Prepared, policy: Policy) -> dict[str, Any]:
+    """Run the evaluation data through every stage. Writes `verify.json`."""
+    record = verify_stages(prepared, policy).to_json()
+    prepared.run.write_json("verify.json", record)
+    return record
 
 
 def static_ceilings(prepared: Prepared, budget: Budget) -> list[Ceiling]:

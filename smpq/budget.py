@@ -34,8 +34,8 @@ class Limit:
         return self.value * float_cost if self.relative else self.value
 
     def __str__(self) -> str:
-        unit = {"latency": "ms", "size": " bytes", "avg_bits": "", "bops": ""}[self.cost]
-        return f"{self.cost}={self.value:g}x" if self.relative else f"{self.cost}={self.value:g}{unit}"
+        unit = "x" if self.relative else {"latency": "ms", "size": "B", "avg_bits": "", "bops": ""}[self.cost]
+        return f"{self.cost}={self.value:.12g}{unit}"
 
 
 @dataclass(frozen=True)

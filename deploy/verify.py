@@ -1,0 +1,190 @@
+"""The evaluation data through every stage from PyTorch to the engine: where were points lost?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from calib.data import materialize
+from calib.errors import UserError
+from calib.task import Batch
+from deploy.backends import onnxruntime as ort_backend
+from deploy.backends.onnxruntime import OrtEngine
+from deploy.engines import BuildFailed, engine_names
+from deploy.prepare import Prepared
+from smpq.policy import Policy
+
+STAGES = ("float", "fake_quant", "onnx", "engine")
+_Z = 1.96
+_EXPLANATIONS = {
+    "fake_quant": "quantisation itself: give the layers more bits, or fine-tune",
+    "onnx": "the export: the ONNX file does not compute what the fake-quantised model does; this is a bug, please report it",
+    "engine": "the runtime: its kernels do not compute what the ONNX file says (see the kernel column)",
+}
+
+Runner = Callable[[Batch], Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The metric of one stage, in the metric's unit.
+
+    `mean` with its 95 % interval over samples; `change` is the paired difference to the stage before, with its interval; `agreement` the
+    share of samples with the same top class as the stage before. `not_run` says why there are no numbers.
+    """
+
+    mean: float | None
+    interval: tuple[float, float] | None
+    change: float | None
+    change_interval: tuple[float, float] | None
+    agreement: float | None
+    not_run: str | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All stages; `lost_at` is the stage with the largest drop that the data can tell from zero, if there is one."""
+
+    metric: str
+    samples: int
+    stages: dict[str, Stage]
+    lost_at: str | None
+    explanation: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a run's files."""
+        return {"schema": 1, **asdict(self)}
+
+
+def verify(prepared: Prepared, policy: Policy) -> Verification:
+    """Run the evaluation data through the float model, the fake-quantised model, the ONNX file and the engine.
+
+    The ONNX file is computed as written, in float with its quantisers and no integer kernels; the engine as it was built.
+    """
+    try:
+        loader = prepared.task.evaluation()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the task's evaluation() failed: {type(error).__name__}: {error}") from error
+    batches = materialize(loader, what="evaluation")
+    stages: dict[str, Stage] = {}
+    previous: tuple[Tensor, Tensor | None] | None = None
+    for name, runner in _runners(prepared, policy).items():
+        if isinstance(runner, str):
+            stages[name] = Stage(None, None, None, None, None, runner)
+            continue
+        with prepared.progress.bar(f"verify {name}", len(batches)) as advance:
+            current = _collect(prepared, batches, runner, advance)
+        stages[name] = _compare(current, previous)
+        previous = current
+    lost_at = _lost_at(stages)
+    explanation = f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}" if lost_at else "no stage lost points that the data can tell from zero"
+    samples = sum(len(batch.inputs[0]) for batch in batches)
+    return Verification(prepared.task.metric_name, samples, stages, lost_at, explanation)
+
+
+def _runners(prepared: Prepared, policy: Policy) -> dict[str, Runner | str]:
+    """Return how each stage computes a batch's output, or why it cannot."""
+    traced, run = prepared.traced, prepared.run
+    edits = prepared.fake_quantizer.edits(prepared.plan(policy))
+    names = engine_names(prepared.target)
+    runners: dict[str, Runner | str] = {
+        "float": lambda batch: traced.run(batch.inputs),
+        "fake_quant": lambda batch: traced.run(batch.inputs, edits),
+    }
+    model = run.file(names.model)
+    if not model.is_file():
+        raise UserError(f"{model} is missing: make it with smpq export")
+    reference = run.file(".verify.onnx")
+    record = ort_backend.build_engine(model, reference, exact=True)
+    if isinstance(record, BuildFailed):
+        runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
+    else:
+        runners["onnx"] = _engine_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
+    if prepared.target.family.startswith("tensorrt"):
+        runners["engine"] = "running a TensorRT plan needs an NVIDIA GPU; copy the run to one and use smpq verify there"
+    else:
+        engine = run.file(names.engines[""])
+        if not engine.is_file():
+            raise UserError(f"{engine} is missing: build it with smpq build")
+        runners["engine"] = _engine_runner(prepared, ort_backend.load_engine(engine, threads=torch.get_num_threads()))
+    return runners
+
+
+def _engine_runner(prepared: Prepared, engine: OrtEngine) -> Runner:
+    spec = prepared.traced.program.call_spec.out_spec
+    fixed = engine.record.inputs[0]["shape"][0]
+    size = fixed if isinstance(fixed, int) else None
+
+    def run(batch: Batch) -> Any:
+        arrays = [tensor.numpy() for tensor in batch.inputs]
+        count = len(arrays[0])
+        step = size or count
+        parts = []
+        for start in range(0, count, step):
+            chunk = [_padded(array[start : start + step], step) for array in arrays]
+            parts.append(engine.run(chunk))
+        outputs = [torch.from_numpy(np.concatenate(column)[:count]) for column in zip(*parts, strict=True)]
+        return pytree.tree_unflatten(outputs, spec)  # type: ignore[arg-type]
+
+    return run
+
+
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+    """Fill up the last, smaller batch of an engine with a fixed batch size; the extra results are cut off."""
+    missing = size - len(array)
+    return array if missing == 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
+def _collect(prepared: Prepared, batches: Sequence[Batch], runner: Runner, advance: Callable[[], None]) -> tuple[Tensor, Tensor | None]:
+    """Return `[n]` metric values, and `[n]` top classes where the output is `[n, classes]`."""
+    values, classes = [], []
+    for batch in batches:
+        output = runner(batch)
+        try:
+            metric = torch.as_tensor(prepared.task.metric(output, batch.target)).double().reshape(-1)
+        except Exception as error:
+            raise UserError(f"the task's metric() failed: {type(error).__name__}: {error}") from error
+        if len(metric) != len(batch.inputs[0]):
+            raise UserError(f"the task's metric() must return one value per sample ({len(batch.inputs[0])}), not {len(metric)}")
+        values.append(metric)
+        first = pytree.tree_leaves(output)[0]
+        if first.dim() == 2:  # noqa: PLR2004 - class scores
+            classes.append(first.argmax(1))
+        advance()
+    return torch.cat(values), torch.cat(classes) if classes else None
+
+
+def _compare(current: tuple[Tensor, Tensor | None], previous: tuple[Tensor, Tensor | None] | None) -> Stage:
+    values, classes = current
+    mean, interval = _mean_interval(values)
+    if previous is None:
+        return Stage(mean, interval, None, None, None)
+    change, change_interval = _mean_interval(values - previous[0])
+    agreement = None
+    if classes is not None and previous[1] is not None:
+        agreement = float((classes == previous[1]).double().mean())
+    return Stage(mean, interval, change, change_interval, agreement)
+
+
+def _mean_interval(values: Tensor) -> tuple[float, tuple[float, float]]:
+    mean = float(values.mean())
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return mean, (mean - _Z * error, mean + _Z * error)
+
+
+def _lost_at(stages: dict[str, Stage]) -> str | None:
+    lost = {
+        name: stage.change
+        for name, stage in stages.items()
+        if stage.change is not None and stage.change_interval is not None and stage.change_interval[1] < 0
+    }
+    return min(lost, key=lambda name: lost[name]) if lost else None
