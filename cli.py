@@ -41,7 +41,7 @@ def _fail(message: str) -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="smpq")
 def smpq() -> None:
-    """Give a PyTorch model, data and a budget; get the most accurate mixed-precision engine that meets it, with proof.
+    r"""Give a PyTorch model, data and a budget; get the most accurate mixed-precision engine that meets it, with proof.
 
     \b
     smpq run --task digits --budget latency=0.8x --out runs/digits
@@ -67,10 +67,18 @@ def _task_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--task", "task", required=True, help="digits, cifar10-resnet20, or your own as package.module:object"),
         click.option("--data", type=click.Path(path_type=Path), help="the data the task needs (a directory)"),
-        click.option("--weights", type=click.Path(path_type=Path), help="the weights the task needs (.safetensors or a state_dict)"),
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="the run directory; a run that is there goes on"),
-        click.option("--target", default="ort-cpu", show_default=True, help="ort-cpu, tensorrt-rtx, tensorrt or simulate (smpq targets)"),
-        click.option("--sm", "compute_capabilities", multiple=True, help="compute capability to build for, as sm86; repeat for several"),
+        click.option(
+            "--weights", type=click.Path(path_type=Path), help="the weights the task needs (.safetensors or a state_dict)"
+        ),
+        click.option(
+            "--out", type=click.Path(path_type=Path), required=True, help="the run directory; a run that is there goes on"
+        ),
+        click.option(
+            "--target", default="ort-cpu", show_default=True, help="ort-cpu, tensorrt-rtx, tensorrt or simulate (smpq targets)"
+        ),
+        click.option(
+            "--sm", "compute_capabilities", multiple=True, help="compute capability to build for, as sm86; repeat for several"
+        ),
         click.option("--formats", default="", help="formats to choose from, e.g. w8a8,w4a16b128,fp32  [default: the target's]"),
         click.option("--size-only", is_flag=True, help="also offer formats that are stored small but computed in float"),
         click.option("--observer", default="mse", show_default=True, help="range of activations: mse, minmax, percentile, entropy"),
@@ -78,7 +86,9 @@ def _task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--value", default="kl", show_default=True, help="what a policy is judged by: kl (no labels), loss, metric"),
         click.option("--samples", type=int, default=512, show_default=True, help="calibration samples that judge a policy"),
         click.option("--evaluations", type=int, default=600, show_default=True, help="policies that scoring may evaluate"),
-        click.option("--precision", type=float, default=0.0, help="stop scoring when all standard errors are below this share of the spread"),
+        click.option(
+            "--precision", type=float, default=0.0, help="stop scoring when all standard errors are below this share of the spread"
+        ),
         click.option("--batch", type=int, default=1, show_default=True, help="batch size of the latency"),
         click.option("--seed", type=int, default=0, show_default=True, help="seed of everything random"),
     ]
@@ -122,7 +132,9 @@ def _settings(options: dict[str, Any]) -> Any:
 
 @smpq.command("run")
 @_task_options
-@click.option("--budget", required=True, help="limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model")
+@click.option(
+    "--budget", required=True, help="limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model"
+)
 @_output_options
 def run_command(budget: str, out: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int]:
     """Search, export, build, measure, verify and report: the whole job.
@@ -216,7 +228,9 @@ def measure(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     prepared = open_run(run, progress)
     record = measure_stage(prepared, read_policy(prepared))
     low, high = record["interval"]
-    line = f"{record['ratio']:.3f}x of float [{low:.3f}, {high:.3f}]: {record['engine_ms']:.4g} ms against {record['float_ms']:.4g} ms"
+    line = (
+        f"{record['ratio']:.3f}x of float [{low:.3f}, {high:.3f}]: {record['engine_ms']:.4g} ms against {record['float_ms']:.4g} ms"
+    )
     return record, [line], 0
 
 
@@ -249,7 +263,11 @@ def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
     prepared = open_run(run, progress)
     record = write_reports(prepared, read_policy(prepared))
-    return record, [*summary_lines(record), "", f"report: {run / 'report.html'}"], 0 if record["met"] or not record["limits"] else NOT_MET
+    return (
+        record,
+        [*summary_lines(record), "", f"report: {run / 'report.html'}"],
+        0 if record["met"] or not record["limits"] else NOT_MET,
+    )
 
 
 @smpq.command()

@@ -134,13 +134,18 @@ class Engines:
     def _inputs(self) -> tuple[npt.NDArray[Any], ...]:
         """One batch of calibration samples of the size that latency is asked for; repeated when there are fewer."""
         wanted = self._prepared.settings.batch
-        tensors = [np.concatenate([b.inputs[i].numpy() for b in self._prepared.batches]) for i in range(len(self._prepared.batches[0].inputs))]
+        tensors = [
+            np.concatenate([b.inputs[i].numpy() for b in self._prepared.batches])
+            for i in range(len(self._prepared.batches[0].inputs))
+        ]
         repeats = math.ceil(wanted / len(tensors[0]))
         return tuple(np.ascontiguousarray(np.concatenate([tensor] * repeats)[:wanted]) for tensor in tensors)
 
     def _needs_cpu(self, what: str) -> None:
         if not self._prepared.target.measurable:
-            raise UserError(f"{what} on target {self._prepared.target.name} needs the device itself: this version measures on ort-cpu only")
+            raise UserError(
+                f"{what} on target {self._prepared.target.name} needs the device itself: this version measures on ort-cpu only"
+            )
 
     def _build_sessions(self, policy: Policy) -> tuple[dict[str, Any], list[Kernel]]:
         prepared, run = self._prepared, self._prepared.run
@@ -161,7 +166,9 @@ class Engines:
         runtime = prepared.target.family
         float_model = run.file(f"model.float.{prepared.target.name}.onnx")
         reference = prepared.space.uniform(prepared.space.reference)
-        lower(self._float_model, prepared.plan(reference), prepared.space.units, prepared.target, float_model, prepared.settings.batch)
+        lower(
+            self._float_model, prepared.plan(reference), prepared.space.units, prepared.target, float_model, prepared.settings.batch
+        )
         records: dict[str, Any] = {}
         found: dict[str, Kernel] = {}
         formats = policy.by_unit(prepared.space.groups)

@@ -163,7 +163,9 @@ class LatencyLoop:
         return all(ceiling.model.total(policy) <= ceiling.limit * (1 + 1e-9) for ceiling in ceilings)
 
     def _best(self, limit: float, ceilings: Sequence[Ceiling]) -> Observation | None:
-        met = [o for o in self._observed.values() if upper(o) <= limit and self._allowed(o.policy) and self._within(o.policy, ceilings)]
+        met = [
+            o for o in self._observed.values() if upper(o) <= limit and self._allowed(o.policy) and self._within(o.policy, ceilings)
+        ]
         return max(met, key=lambda o: self._value(o.policy), default=None)
 
     def _allowed(self, policy: Policy) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.data import check_batches, check_model, fingerprint, materialize
@@ -94,7 +95,7 @@ def prepare(run: Run, progress: Progress) -> Prepared:
         check_batches(loader)
         batches = materialize(loader)
     example = tuple(tensor[:2] for tensor in _largest(batches).inputs)
-    if len(example[0]) < 2:  # noqa: PLR2004 - one sample would make the batch dimension a constant
+    if len(example[0]) < 2:  # one sample would make the batch dimension a constant
         example = tuple(tensor.repeat(2, *[1] * (tensor.dim() - 1)) for tensor in example)
     with progress.step("trace the model"):
         folded, _ = fold_batchnorm(model.eval(), example)
@@ -118,7 +119,7 @@ def _refusal(target: Target, unit: Unit, chosen: Format, size_only: bool) -> str
     return answer.note
 
 
-def _call(task: Task, method: str) -> object:
+def _call(task: Task, method: str) -> Any:
     """Call a method of the user's task; whatever it raises is the user's to see."""
     try:
         return getattr(task, method)()
@@ -134,5 +135,3 @@ def _largest(batches: list[Batch]) -> Batch:
 
 def _path(text: str | None) -> Path | None:
     return Path(text) if text is not None else None
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calib.errors import UserError
@@ -65,11 +65,9 @@ def write_report(prepared: Prepared, policy: Policy) -> dict[str, Any]:
     return report
 
 
-def _existing(prepared: Prepared, names: Any) -> str | dict[str, str] | None:
+def _existing(prepared: Prepared, names: Mapping[str, str]) -> str | dict[str, str] | None:
     there = {capability: name for capability, name in names.items() if prepared.run.has(name)}
-    if not there:
-        return None
-    return there[""] if "" in there else there
+    return there.get("", there) or None
 
 
 def _latency(prepared: Prepared, policy: Policy) -> tuple[dict[str, Any] | None, str | None]:
@@ -97,14 +95,22 @@ def _limits(prepared: Prepared, policy: Policy, budget: Budget | None, latency: 
                 scale = 1.0 if limit.relative else latency["float_ms"]
                 reached = latency["ratio"] * scale
                 met = latency["interval"][1] * scale <= limit.value
-            rows.append({"cost": "latency", "limit": limit.value, "reached": reached, "unit": "x" if limit.relative else "ms", "met": met})
+            rows.append(
+                {"cost": "latency", "limit": limit.value, "reached": reached, "unit": "x" if limit.relative else "ms", "met": met}
+            )
             continue
         model = prepared.costs[limit.cost]
         unit = model.float_total if limit.relative else 1.0
         total = model.total(policy)
         met = total <= limit.absolute(model.float_total) * (1 + 1e-9)
         rows.append(
-            {"cost": limit.cost, "limit": limit.value, "reached": total / unit, "unit": "x" if limit.relative else _UNITS[limit.cost], "met": met}
+            {
+                "cost": limit.cost,
+                "limit": limit.value,
+                "reached": total / unit,
+                "unit": "x" if limit.relative else _UNITS[limit.cost],
+                "met": met,
+            }
         )
     return rows
 
@@ -140,7 +146,10 @@ def _curve(prepared: Prepared, scores: Scores) -> list[dict[str, Any]]:
     """Re-solve for budgets over the whole range of average bits; the value is what the scores predict."""
     model = prepared.costs["avg_bits"]
     low, high = (
-        sum(pick(model.parts[group.name][chosen] for chosen in prepared.space.formats[group.name]) for group in prepared.space.groups)
+        sum(
+            pick(model.parts[group.name][chosen] for chosen in prepared.space.formats[group.name])
+            for group in prepared.space.groups
+        )
         for pick in (min, max)
     )
     points: dict[float, float] = {}
@@ -167,8 +176,14 @@ def _warnings(
     policy: Policy, prepared: Prepared, latency: dict[str, Any] | None, kernels: dict[str, Any], verification: Any
 ) -> list[str]:
     found = []
-    if latency is not None and latency["interval"][1] >= 1.0 and policy.key() != prepared.space.uniform(prepared.space.reference).key():
-        found.append(f"the engine is not faster than the float engine ({latency['ratio']:.3f}x): deploy {prepared.target.reference} instead")
+    if (
+        latency is not None
+        and latency["interval"][1] >= 1.0
+        and policy.key() != prepared.space.uniform(prepared.space.reference).key()
+    ):
+        found.append(
+            f"the engine is not faster than the float engine ({latency['ratio']:.3f}x): deploy {prepared.target.reference} instead"
+        )
     disagreeing = [path for path, kernel in kernels.items() if not kernel["agrees"]]
     if disagreeing:
         found.append(f"{len(disagreeing)} layers do not run in their planned format: {', '.join(disagreeing[:5])}")
@@ -182,7 +197,7 @@ def _no_accuracy() -> dict[str, None]:
 
 
 def _not_verified(prepared: Prepared) -> dict[str, Any]:
-    empty = {name: None for name in ("mean", "interval", "change", "change_interval", "agreement")}
+    empty = dict.fromkeys(("mean", "interval", "change", "change_interval", "agreement"))
     stages: Sequence[str] = tuple(_no_accuracy())
     return {
         "metric": prepared.task.metric_name,

@@ -86,7 +86,11 @@ def verify(prepared: Prepared, policy: Policy) -> Verification:
         stages[name] = _compare(current, previous)
         previous = current
     lost_at = _lost_at(stages)
-    explanation = f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}" if lost_at else "no stage lost points that the data can tell from zero"
+    explanation = (
+        f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}"
+        if lost_at
+        else "no stage lost points that the data can tell from zero"
+    )
     samples = sum(len(batch.inputs[0]) for batch in batches)
     return Verification(prepared.task.metric_name, samples, stages, lost_at, explanation)
 
@@ -133,7 +137,7 @@ def _engine_runner(prepared: Prepared, engine: OrtEngine) -> Runner:
             chunk = [_padded(array[start : start + step], step) for array in arrays]
             parts.append(engine.run(chunk))
         outputs = [torch.from_numpy(np.concatenate(column)[:count]) for column in zip(*parts, strict=True)]
-        return pytree.tree_unflatten(outputs, spec)  # type: ignore[arg-type]
+        return pytree.tree_unflatten(outputs, spec)
 
     return run
 
@@ -144,7 +148,9 @@ def _padded(array: np.ndarray, size: int) -> np.ndarray:
     return array if missing == 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
-def _collect(prepared: Prepared, batches: Sequence[Batch], runner: Runner, advance: Callable[[], None]) -> tuple[Tensor, Tensor | None]:
+def _collect(
+    prepared: Prepared, batches: Sequence[Batch], runner: Runner, advance: Callable[[], None]
+) -> tuple[Tensor, Tensor | None]:
     """Return `[n]` metric values, and `[n]` top classes where the output is `[n, classes]`."""
     values, classes = [], []
     for batch in batches:
@@ -157,7 +163,7 @@ def _collect(prepared: Prepared, batches: Sequence[Batch], runner: Runner, advan
             raise UserError(f"the task's metric() must return one value per sample ({len(batch.inputs[0])}), not {len(metric)}")
         values.append(metric)
         first = pytree.tree_leaves(output)[0]
-        if first.dim() == 2:  # noqa: PLR2004 - class scores
+        if first.dim() == 2:  # class scores
             classes.append(first.argmax(1))
         advance()
     return torch.cat(values), torch.cat(classes) if classes else None
