@@ -25,9 +25,11 @@ def main() -> None:
         smpq(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "smpq"
+        _fail(f"{error.format_message()} See {where} --help")
     except click.ClickException as error:
-        error.show()
-        sys.exit(WRONG_INPUT)
+        _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; what the run had finished is kept, the same command goes on from there", err=True)
         sys.exit(130)
@@ -38,9 +40,10 @@ def _fail(message: str) -> None:
     sys.exit(WRONG_INPUT)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="smpq")
-def smpq() -> None:
+@click.pass_context
+def smpq(context: click.Context) -> None:
     r"""Give a PyTorch model, data and a budget; get the most accurate mixed-precision engine that meets it, with proof.
 
     \b
@@ -60,6 +63,8 @@ def smpq() -> None:
 
     Exit codes: 0 done, 1 the budget was not met, 2 wrong input.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _task_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +90,7 @@ def _task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--rounding", default="gptq", show_default=True, help="rounding of weights: gptq, nearest"),
         click.option("--value", default="kl", show_default=True, help="what a policy is judged by: kl (no labels), loss, metric"),
         click.option("--samples", type=int, default=512, show_default=True, help="calibration samples that judge a policy"),
-        click.option("--evaluations", type=int, default=600, show_default=True, help="policies that scoring may evaluate"),
+        click.option("--evaluations", type=int, default=400, show_default=True, help="policies that scoring may evaluate"),
         click.option(
             "--precision", type=float, default=0.0, help="stop scoring when all standard errors are below this share of the spread"
         ),
@@ -186,11 +191,9 @@ def solve(run: Path, budget: str, progress: Any) -> tuple[Any, list[str], int]:
 
 @smpq.command()
 @_run_argument
-@click.option("--format", "form", type=click.Choice(["target"]), default="target", hidden=True)
 @_output_options
-def export(run: Path, form: str, progress: Any) -> tuple[Any, list[str], int]:
+def export(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     """Write the policy as ONNX with Q/DQ nodes, in the form that the target turns into integer kernels."""
-    del form
     from deploy.pipeline import open_run
     from deploy.stages import export as export_stage
     from deploy.stages import read_policy

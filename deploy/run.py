@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +39,7 @@ class Settings:
     rounding: str = "gptq"
     value: str = "kl"
     samples: int = 512
-    evaluations: int = 600
+    evaluations: int = 400
     precision: float = 0.0
     seed: int = 0
     batch: int = 1
@@ -55,6 +55,8 @@ class Settings:
         for name in ("samples", "evaluations", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise UserError(f"--seed must be 0 or more, not {self.seed}")
         if not 0 <= self.precision < 1:
             raise UserError(f"--precision is a fraction from 0 to below 1, not {self.precision}")
 
@@ -66,23 +68,34 @@ class Run:
         """Name a run; nothing is created yet."""
         self.path = path
 
-    def create(self, settings: Settings) -> None:
-        """Create the directory and keep the settings; UserError when the run exists with other settings."""
+    def check(self, settings: Settings) -> None:
+        """Raise UserError when a run with these settings cannot be here: a file is, or a run with other settings."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: give --out a directory")
+        if not self.has("run.json"):
+            return
+        ours = asdict(settings)
+        for name, value in asdict(self.settings()).items():
+            if ours[name] != value:
+                raise UserError(
+                    f"{self.path} holds a run with {name}={value!r}, now {ours[name]!r} is asked for: use another --out, or delete it"
+                )
+
+    def keep(self, settings: Settings, fingerprint: str) -> None:
+        """Create the run unless it is there; UserError when the weights or the calibration data are others than they were then."""
+        if self.has("run.json"):
+            if self.read_json("run.json").get("fingerprint", fingerprint) != fingerprint:
+                raise UserError(
+                    f"the weights or the calibration data have changed since {self.path} was made, and what it holds is about the "
+                    "old ones: use another --out, or delete it"
+                )
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot create {self.path}: {error.strerror}") from error
-        if self.has("run.json"):
-            ours, theirs = asdict(settings), asdict(self.settings())
-            for name, value in theirs.items():
-                if ours[name] != value:
-                    raise UserError(
-                        f"{self.path} holds a run with {name}={value!r}, now {ours[name]!r} is asked for: use another --out, or delete it"
-                    )
-        else:
-            self.write_json("run.json", {"schema": SCHEMA, "settings": asdict(settings), "versions": versions()})
+        record = {"schema": SCHEMA, "settings": asdict(settings), "fingerprint": fingerprint, "versions": versions()}
+        self.write_json("run.json", record)
 
     def settings(self) -> Settings:
         """Read the settings; UserError when this is not a run or the file is damaged."""
@@ -106,15 +119,26 @@ class Run:
         """Return the path of a file of the run."""
         return self.path / name
 
-    def read_json(self, name: str, hint: str = "") -> Any:
-        """Read a JSON file; UserError names the file and what makes it when it is missing or damaged."""
+    def read_json(self, name: str, hint: str = "", keys: Sequence[str] = ()) -> dict[str, Any]:
+        """Read a JSON object; UserError names the file and what makes it when it is missing, damaged, or lacks one of `keys`."""
         path = self.file(name)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing{': ' + hint if hint else ''}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError as error:
             raise UserError(f"{path} is not valid JSON ({error}): correct it, or delete it to make it again") from error
+        missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+        if missing or not isinstance(record, dict):
+            what = f"lacks {', '.join(missing)}" if missing else "does not hold a JSON object"
+            raise UserError(f"{path} {what}: correct it, or delete it to make it again")
+        return record
+
+    def made_for(self, name: str, policy_key: str) -> bool:
+        """Whether a stage's file is there and was made for this policy, not for one that policy.json held before."""
+        return self.has(name) and self.read_json(name, keys=["policy"])["policy"] == policy_key
 
     def write_json(self, name: str, record: Mapping[str, Any]) -> None:
         """Write a JSON file in one step."""
@@ -122,16 +146,19 @@ class Run:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a text file under a temporary name and rename it; UserError when the system does not let it."""
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def versions() -> dict[str, str]:

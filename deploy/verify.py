@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import tempfile
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from calib.data import materialize
+from calib.data import materialize, per_sample
 from calib.errors import UserError
 from calib.task import Batch
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends.onnxruntime import OrtEngine
 from deploy.engines import BuildFailed, engine_names
-from deploy.prepare import Prepared
+from deploy.prepare import Prepared, call_task
 from smpq.policy import Policy
 
 STAGES = ("float", "fake_quant", "onnx", "engine")
@@ -68,16 +72,12 @@ def verify(prepared: Prepared, policy: Policy) -> Verification:
 
     The ONNX file is computed as written, in float with its quantisers and no integer kernels; the engine as it was built.
     """
-    try:
-        loader = prepared.task.evaluation()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the task's evaluation() failed: {type(error).__name__}: {error}") from error
-    batches = materialize(loader, what="evaluation")
+    batches = materialize(call_task(prepared.task, "evaluation"), what="evaluation")
+    with tempfile.TemporaryDirectory() as directory:
+        runners = _runners(prepared, policy, Path(directory))
     stages: dict[str, Stage] = {}
     previous: tuple[Tensor, Tensor | None] | None = None
-    for name, runner in _runners(prepared, policy).items():
+    for name, runner in runners.items():
         if isinstance(runner, str):
             stages[name] = Stage(None, None, None, None, None, runner)
             continue
@@ -95,7 +95,7 @@ def verify(prepared: Prepared, policy: Policy) -> Verification:
     return Verification(prepared.task.metric_name, samples, stages, lost_at, explanation)
 
 
-def _runners(prepared: Prepared, policy: Policy) -> dict[str, Runner | str]:
+def _runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, Runner | str]:
     """Return how each stage computes a batch's output, or why it cannot."""
     traced, run = prepared.traced, prepared.run
     edits = prepared.fake_quantizer.edits(prepared.plan(policy))
@@ -105,14 +105,13 @@ def _runners(prepared: Prepared, policy: Policy) -> dict[str, Runner | str]:
         "fake_quant": lambda batch: traced.run(batch.inputs, edits),
     }
     model = run.file(names.model)
-    if not model.is_file():
-        raise UserError(f"{model} is missing: make it with smpq export")
-    reference = run.file(".verify.onnx")
-    record = ort_backend.build_engine(model, reference, exact=True)
-    if isinstance(record, BuildFailed):
-        runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
-    else:
-        runners["onnx"] = _engine_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
+    with tempfile.TemporaryDirectory() as directory:
+        reference = Path(directory) / model.name
+        record = ort_backend.build_engine(model, reference, exact=True)
+        if isinstance(record, BuildFailed):
+            runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
+        else:
+            runners["onnx"] = _engine_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
     if prepared.target.family.startswith("tensorrt"):
         runners["engine"] = "running a TensorRT plan needs an NVIDIA GPU; copy the run to one and use smpq verify there"
     else:
@@ -155,13 +154,7 @@ def _collect(
     values, classes = [], []
     for batch in batches:
         output = runner(batch)
-        try:
-            metric = torch.as_tensor(prepared.task.metric(output, batch.target)).double().reshape(-1)
-        except Exception as error:
-            raise UserError(f"the task's metric() failed: {type(error).__name__}: {error}") from error
-        if len(metric) != len(batch.inputs[0]):
-            raise UserError(f"the task's metric() must return one value per sample ({len(batch.inputs[0])}), not {len(metric)}")
-        values.append(metric)
+        values.append(per_sample(prepared.task.metric, (output, batch.target), len(batch.inputs[0]), "metric"))
         first = pytree.tree_leaves(output)[0]
         if first.dim() == 2:  # class scores
             classes.append(first.argmax(1))
