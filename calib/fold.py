@@ -6,12 +6,13 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from calib.graph import TracedModel, operator_name
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORM_OPERATORS = {"_native_batch_norm_legit_no_training", "batch_norm"}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -19,44 +20,51 @@ def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Modu
     """Return a copy of `model` with every foldable BatchNorm replaced by Identity, and the paths of those folded.
 
     1. A BatchNorm folds when its input is read by nothing else and comes straight from a convolution or linear module.
-    2. Both modules must be called exactly once, so that no other call sees the changed weight.
-    3. A weight that another module shares is left alone, and so is everything else: it stays a float operation.
+    2. Both modules must be called exactly once, and nothing else may read the weight or bias, so that no other call sees the change.
+    3. A weight that is shared or computed (weight norm, weight standardisation) is left alone, and so are subclasses of BatchNorm,
+       which may do more than normalise: they stay float operations.
     """
     traced = TracedModel(model, example)
     calls: dict[str, int] = {}
     for node in traced.graph.nodes:
-        if operator_name(node) in {"conv1d", "conv2d", "conv3d", "linear", "_native_batch_norm_legit_no_training", "batch_norm"}:
+        if operator_name(node) in _NORM_OPERATORS:
             path = traced.module_path(node)
             calls[path] = calls.get(path, 0) + 1
     folded = copy.deepcopy(model)
     done: list[str] = []
     for node in traced.graph.nodes:
-        if operator_name(node) not in {"_native_batch_norm_legit_no_training", "batch_norm"}:
+        if operator_name(node) not in _NORM_OPERATORS:
             continue
         source = node.args[0]
         layer_path, norm_path = traced.module_path(source), traced.module_path(node)
-        if len(source.users) != 1 or not layer_path or calls.get(layer_path) != 1 or calls[norm_path] != 1:
+        if len(source.users) != 1 or not layer_path or calls[norm_path] != 1:
             continue
         layer, norm = folded.get_submodule(layer_path), folded.get_submodule(norm_path)
-        if not isinstance(norm, _BATCH_NORMS) or _shared(folded, layer):
+        if (
+            not isinstance(norm, _BATCH_NORMS)
+            or type(norm) not in _BATCH_NORMS
+            or not _reads_its_own(traced, source, layer_path, layer)
+        ):
             continue
         if isinstance(layer, _CONVOLUTIONS):
             _replace(folded, layer_path, fuse_conv_bn_eval(layer, norm))
-        elif isinstance(layer, nn.Linear) and operator_name(source) == "linear" and source.meta["val"].dim() == 2:  # noqa: PLR2004
+        elif isinstance(layer, nn.Linear) and operator_name(source) == "linear" and source.meta["val"].dim() == 2:
             _replace(folded, layer_path, fuse_linear_bn_eval(layer, norm))
         else:
             continue
         _replace(folded, norm_path, nn.Identity())
         done.append(norm_path)
     for parameter in folded.parameters():
-        parameter.requires_grad_(False)  # noqa: FBT003 - torch's own signature
+        parameter.requires_grad_(False)
     return folded.eval(), tuple(done)
 
 
-def _shared(model: nn.Module, layer: nn.Module) -> bool:
-    own = {id(parameter) for parameter in layer.parameters()}
-    owners = [module for module in model.modules() for p in module.parameters(recurse=False) if id(p) in own]
-    return len({id(module) for module in owners}) > 1
+def _reads_its_own(traced: TracedModel, call: fx.Node, path: str, layer: nn.Module) -> bool:
+    """Whether a call multiplies by the parameters of its layer as they are, and nothing else reads them."""
+    read = [argument for argument in call.args[1:3] if isinstance(argument, fx.Node)]
+    names = {traced.parameter_names.get(parameter.name) for parameter in read}
+    own = {f"{path}.{name}" for name, _ in layer.named_parameters()}
+    return names == own and all(len(parameter.users) == 1 for parameter in read)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

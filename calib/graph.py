@@ -40,6 +40,7 @@ class TracedModel:
     2. The graph holds no in-place operator: `out += skip` has become an add with a name of its own.
     3. The batch dimension is dynamic; where the model does not allow it, the batch size of the example is fixed and
        `dynamic_batch` is False.
+    4. Parameters that share their memory are one tensor, read from one node.
     """
 
     def __init__(self, model: nn.Module, example: Sequence[Tensor]) -> None:
@@ -55,6 +56,7 @@ class TracedModel:
         for node, name in {**self.parameter_names, **constants}.items():
             stored = self.program.state_dict.get(name, self.program.constants.get(name))
             self.state[node] = stored.detach()
+        _merge_shared(self.graph, self.state)
         self.inputs: tuple[str, ...] = tuple(name for name in signature.user_inputs if isinstance(name, str))
         self.nodes: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
         self._steps = [node for node in self.graph.nodes if node.op == "call_function"]
@@ -91,7 +93,7 @@ class TracedModel:
 
                 arguments = fx.node.map_arg(node.args, read)
                 keywords = fx.node.map_arg(node.kwargs, read) if node.kwargs else {}
-                result = node.target(*arguments, **keywords)  # type: ignore[operator]
+                result = node.target(*arguments, **keywords)
                 if observe is not None and isinstance(result, Tensor):
                     observe(node.name, result)
                 values[node.name] = edits.sources[node.name](result) if node.name in edits.sources else result
@@ -100,7 +102,7 @@ class TracedModel:
                     for key in [key for key in edited if key[0] == dead]:
                         del edited[key]
             flat = fx.node.map_arg(self._output.args[0], lambda argument: values[argument.name])
-        return pytree.tree_unflatten(list(flat), self.program.call_spec.out_spec)  # type: ignore[arg-type]
+        return pytree.tree_unflatten(list(flat), self.program.call_spec.out_spec)
 
     def producer(self, tensor: str) -> fx.Node:
         """Return the node that makes a tensor."""
@@ -141,17 +143,32 @@ def operator_name(node: fx.Node) -> str:
     return "getitem" if node.target is operator.getitem else str(node.target)
 
 
+def _merge_shared(graph: fx.Graph, state: Mapping[str, Tensor]) -> None:
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], fx.Node] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        tensor = state.get(node.name)
+        if tensor is not None and tensor.numel():
+            kept = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), node)
+            if kept is not node:
+                node.replace_all_uses_with(kept)
+
+
 def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[torch.export.ExportedProgram, bool]:
     if model.training:
         raise UserError("the model is in training mode: call model.eval() before handing it over")
     dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
+
+    def inputs() -> tuple[Tensor, ...]:
+        # torch marks the tensors themselves as dynamic: a second attempt on the same ones would fail like the first
+        return tuple(tensor.clone() for tensor in example)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own deprecated internals while it traces
         try:
-            program, is_dynamic = torch.export.export(model, example, dynamic_shapes=dynamic), True
+            program, is_dynamic = torch.export.export(model, inputs(), dynamic_shapes=dynamic), True
         except Exception:  # noqa: BLE001 - torch raises many types; a fixed batch is tried before giving up
             try:
-                program, is_dynamic = torch.export.export(model, example), False
+                program, is_dynamic = torch.export.export(model, inputs()), False
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise UserError(

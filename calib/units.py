@@ -78,7 +78,8 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
 
     1. A unit is a weight, not a module: a module that runs twice is one unit with two calls, tied modules are one unit.
     2. The path is that of the module; a parameter used by `F.linear` outside a Linear module goes by its own name.
-    3. A weight that is computed in the graph (weight norm, a product of parameters) is left in floating point.
+    3. A weight that is computed in the graph (weight norm, a product of parameters) is left in floating point; so is one that
+       another operator reads as well (a head tied to an embedding), which would otherwise see the rounded values.
     """
     calls: dict[str, list[fx.Node]] = defaultdict(list)
     skipped: dict[str, Skipped] = {}
@@ -87,7 +88,7 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
         if name in _OPERATORS:
             weight = node.args[1]
             if isinstance(weight, fx.Node) and weight.name in traced.parameter_names:
-                calls[_storage_key(traced, weight.name)].append(node)
+                calls[weight.name].append(node)
             else:
                 path = traced.module_path(node) or node.name
                 skipped[path] = Skipped(path, name, "its weight is computed inside the model")
@@ -97,18 +98,21 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
     units = []
     for nodes in calls.values():
         kinds = {_kind(node) for node in nodes}
-        biases = {node.args[2].name if len(node.args) > 2 and isinstance(node.args[2], fx.Node) else None for node in nodes}  # noqa: PLR2004
+        biases = {node.args[2].name if len(node.args) > 2 and isinstance(node.args[2], fx.Node) else None for node in nodes}
         paths = list(dict.fromkeys(_path(traced, node) for node in nodes))
         if len(kinds) > 1:
             skipped[paths[0]] = Skipped(paths[0], operator_name(nodes[0]), "its weight is used by different operators")
+            continue
+        others = [operator_name(user) for user in _weight(nodes[0]).users if user not in nodes]
+        if others:
+            skipped[paths[0]] = Skipped(paths[0], operator_name(nodes[0]), f"its weight is read by {others[0]} too")
             continue
         units.append(_unit(traced, nodes, kinds.pop(), paths, biases))
     return tuple(units), tuple(skipped.values())
 
 
 def _unit(traced: TracedModel, nodes: list[fx.Node], kind: str, paths: list[str], biases: set[str | None]) -> Unit:
-    weight = nodes[0].args[1]
-    assert isinstance(weight, fx.Node)  # noqa: S101 - checked by the caller
+    weight = _weight(nodes[0])
     shape = tuple(traced.state[weight.name].shape)
     return Unit(
         path=paths[0],
@@ -119,31 +123,33 @@ def _unit(traced: TracedModel, nodes: list[fx.Node], kind: str, paths: list[str]
         parameters=math.prod(shape),
         macs=sum(_macs(node, shape) for node in nodes),
         calls=tuple(node.name for node in nodes),
-        inputs=tuple(node.args[0].name for node in nodes),  # type: ignore[union-attr]
+        inputs=tuple(str(node.args[0]) for node in nodes),
         aliases=tuple(paths[1:]),
     )
 
 
-def _storage_key(traced: TracedModel, name: str) -> str:
-    tensor: Tensor = traced.state[name]
-    return f"{tensor.data_ptr()}:{tuple(tensor.shape)}:{tensor.storage_offset()}"
-
-
 def _path(traced: TracedModel, node: fx.Node) -> str:
-    """The module path when the module owns the weight, else the parameter's own name."""
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)  # noqa: S101 - checked by the caller
+    """The module path when the weight is the `weight` of that module, else the parameter's own name."""
+    weight = _weight(node)
     parameter = traced.parameter_names[weight.name]
     module = traced.module_path(node)
-    owner = parameter.rpartition(".")[0]
-    return module if module and hasattr(traced.module.get_submodule(module), "weight") else (owner if parameter.endswith(".weight") else parameter)
+    own = getattr(traced.module.get_submodule(module), "weight", None)
+    if module and isinstance(own, Tensor) and own.data_ptr() == traced.state[weight.name].data_ptr():
+        return module
+    return parameter.removesuffix(".weight")
+
+
+def _weight(node: fx.Node) -> fx.Node:
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    return weight
 
 
 def _kind(node: fx.Node) -> str:
     name = operator_name(node)
     if name == "linear":
-        return "linear" if node.args[0].meta["val"].dim() == 2 else "linear_nd"  # type: ignore[union-attr] # noqa: PLR2004
-    groups = node.args[6] if len(node.args) > 6 else 1  # noqa: PLR2004 - position of `groups` in aten.conv2d
+        return "linear" if node.args[0].meta["val"].dim() == 2 else "linear_nd"  # type: ignore[union-attr]
+    groups = node.args[6] if len(node.args) > 6 else 1
     if groups == 1:
         return name
     channels = node.args[0].meta["val"].shape[1]  # type: ignore[union-attr]
