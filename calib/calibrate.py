@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,9 @@ class Calibration:
         if key not in self._weights:
             weight = self.traced.state[unit.weight].float()
             matrix = weight.reshape(unit.out_features, -1)
-            rounded = self._round(matrix, self._moments[unit.path], chosen.weight_bits, chosen.weight_block, self._scale_floor(unit))
+            rounded = self._round(
+                matrix, self._moments[unit.path], chosen.weight_bits, chosen.weight_block, self._scale_floor(unit)
+            )
             self._weights[key] = QuantizedWeight(
                 rounded.bits, rounded.integers.reshape(weight.shape), rounded.scale.contiguous(), rounded.block
             )
@@ -135,7 +138,8 @@ def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: i
     if operator_name(node) == "linear":
         rows = tensor.reshape(1, -1, tensor.shape[-1])
         return rows[:, :: max(rows.shape[1] // most, 1)].float()
-    _, _, _, stride, padding, dilation, groups = (*node.args, *_CONVOLUTION_DEFAULTS[len(node.args) :])
+    arguments: tuple[Any, ...] = (*node.args, *_CONVOLUTION_DEFAULTS[len(node.args) :])
+    _, _, _, stride, padding, dilation, groups = arguments
     dims = len(unit.weight_shape) - 2
     kernel = list(unit.weight_shape[2:])
     per_image = max(most // max(tensor.shape[0], 1), 1)
@@ -146,7 +150,7 @@ def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: i
     if dims == 1:  # unfold knows images only: a sequence is an image one pixel high
         tensor, kernel = tensor[:, :, None], [1, *kernel]
         stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-    columns = F.unfold(tensor.float(), kernel, dilation=dilation, padding=padding, stride=stride)
+    columns = F.unfold(tensor.float(), tuple(kernel), dilation=tuple(dilation), padding=tuple(padding), stride=tuple(stride))
     positions = columns.shape[-1]
     columns = columns[:, :, :: max(positions // per_image, 1) | 1]
     batch, length, kept = columns.shape

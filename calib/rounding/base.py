@@ -14,6 +14,7 @@ from calib.quantizer import QuantizedWeight, weight_limits
 _CLIP_STEPS = 36
 _SMALLEST_CLIP = 0.3
 _TINY = 1e-12
+_STEP_OF_ZEROS = 2.0**-20
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def rounding(name: str) -> Callable[[RoundWeight], RoundWeight]:
 def search_scale(weight: Tensor, importance: Tensor, bits: int, scale_floor: Tensor) -> Tensor:
     """Return `[rows]`, the step size of each row whose nearest rounding has the least squared error weighted by `importance`.
 
-    `weight` and `importance` are `[rows, k]`; 36 clipping points from 0.3 of the largest magnitude upwards. A row of zeros gets
-    a step of one, which represents it exactly.
+    `weight` and `importance` are `[rows, k]`; 36 clipping points from 0.3 of the largest magnitude upwards. Any step
+    represents a row of zeros; it gets a small one, because an integer bias is counted in units of input step times weight step.
     """
     low, high = weight_limits(bits)
     largest = weight.abs().amax(dim=1)
@@ -75,6 +76,7 @@ def search_scale(weight: Tensor, importance: Tensor, bits: int, scale_floor: Ten
         better = error < best_error
         best = torch.where(better, scale, best)
         best_error = torch.where(better, error, best_error)
+    best = torch.where(largest > 0, best, torch.clamp(scale_floor, min=_STEP_OF_ZEROS))
     return torch.clamp(best, min=_TINY)
 
 

@@ -50,7 +50,8 @@ def _inverse_factor(matrix: Tensor) -> Tensor:
     damping = torch.where(damping > 0, damping, torch.ones_like(damping))
     damped = matrix + torch.diag_embed(damping.expand_as(diagonal))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
 
 
 def _round_columns(weight: Tensor, step: Tensor, factor: Tensor, limits: tuple[int, int]) -> Tensor:
