@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import fx
+
 from calib.calibrate import Calibration
 from calib.formats import Format
 from calib.graph import TracedModel, operator_name
 from calib.quantizer import ActivationQuantizer, QuantizedWeight, Scheme
 from calib.units import Unit
-from torch import fx
 
 _MOVES = {
     "max_pool2d", "max_pool1d", "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "slice", "pad",
@@ -28,12 +29,14 @@ class Rules:
 
     `outputs`: an integer convolution also writes integers, and whatever only adds or moves integer tensors does too (ONNX Runtime
     has no integer convolution with a float result). `skips`: the other input of an add that follows an integer convolution is
-    read as integers when the tensor exists as integers anyway (TensorRT fuses the add then).
+    read as integers when the tensor exists as integers anyway (TensorRT fuses the add then). `integer_bias`: the bias of an integer
+    convolution is an integer too, in units of input step times weight step (ONNX Runtime).
     """
 
     scheme: Scheme
     outputs: bool = False
     skips: bool = False
+    integer_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def plan_from_policy(
     sources: dict[str, ActivationQuantizer] = {}
     if rules.outputs:
         for node in traced.graph.nodes:
-            _quantize_at_source(node, traced, integer_calls, calibration, rules, sources)
+            _quantize_at_source(node, integer_calls, calibration, rules, sources)
     edges: dict[tuple[str, ActivationQuantizer], list[str]] = {}
     for call, (unit, bits) in integer_calls.items():
         tensor = unit.inputs[unit.calls.index(call)]
@@ -97,7 +100,7 @@ def plan_from_policy(
     return QuantPlan(dict(formats), tuple(tensors), weights)
 
 
-def result_after_relu(traced: TracedModel, node: fx.Node) -> fx.Node:
+def result_after_relu(node: fx.Node) -> fx.Node:
     """Return the ReLU behind a node when that is all that reads it, else the node itself."""
     users = list(node.users)
     if len(users) == 1 and operator_name(users[0]) == "relu":
@@ -107,7 +110,6 @@ def result_after_relu(traced: TracedModel, node: fx.Node) -> fx.Node:
 
 def _quantize_at_source(
     node: fx.Node,
-    traced: TracedModel,
     integer_calls: Mapping[str, tuple[Unit, int]],
     calibration: Calibration,
     rules: Rules,
@@ -115,10 +117,10 @@ def _quantize_at_source(
 ) -> None:
     name = operator_name(node)
     if node.name in integer_calls and "conv" in integer_calls[node.name][0].operator:
-        result = result_after_relu(traced, node)
+        result = result_after_relu(node)
         sources[result.name] = calibration.quantizer(result.name, integer_calls[node.name][1], rules.scheme)
-    elif name == "add" and len(node.all_input_nodes) == 2 and all(tensor.name in sources for tensor in node.all_input_nodes):  # noqa: PLR2004
-        result = result_after_relu(traced, node)
+    elif name == "add" and len(node.all_input_nodes) == 2 and all(tensor.name in sources for tensor in node.all_input_nodes):
+        result = result_after_relu(node)
         bits = [integer_calls[user.name][1] for user in result.users if user.name in integer_calls]
         if bits:
             sources[result.name] = calibration.quantizer(result.name, max(bits), rules.scheme)
@@ -128,7 +130,7 @@ def _quantize_at_source(
 
 def _keeps_grid(node: fx.Node) -> bool:
     if operator_name(node) in {"pad", "constant_pad_nd"}:
-        mode = node.args[2] if operator_name(node) == "pad" and len(node.args) > 2 else "constant"  # noqa: PLR2004
+        mode = node.args[2] if operator_name(node) == "pad" and len(node.args) > 2 else "constant"
         value = node.args[-1] if len(node.args) > (3 if operator_name(node) == "pad" else 2) else 0
         return mode != "constant" or not value
     return True
@@ -141,7 +143,7 @@ def _quantize_skips(
 ) -> None:
     for node in traced.graph.nodes:
         operands = node.all_input_nodes
-        if operator_name(node) != "add" or len(operands) != 2:  # noqa: PLR2004
+        if operator_name(node) != "add" or len(operands) != 2:
             continue
         for convolution, skip in (operands, operands[::-1]):
             if convolution.name in integer_calls and skip.name not in integer_calls:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,20 @@ from calib.formats import FP16, Format
 from calib.graph import Edit, Edits, TracedModel
 from calib.units import Unit
 from smpq.plan import QuantPlan, Rules, plan_from_policy
+
+_LARGEST_BIAS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class _IntegerBias:
+    """Rounds a bias `[out]` to 32-bit integers in units of `step`; one that does not fit stays as it is, as in the engine."""
+
+    step: Tensor
+
+    def __call__(self, bias: Tensor) -> Tensor:
+        step = self.step.double()
+        integers = torch.round(bias.double() / step)
+        return (integers * step).float() if float(integers.abs().max()) <= _LARGEST_BIAS else bias
 
 
 class FakeQuantizer:
@@ -42,7 +57,20 @@ class FakeQuantizer:
         parameters |= {
             unit.weight: self.traced.state[unit.weight].half().float() for unit in self.units if plan.formats[unit.path] == FP16
         }
+        if self.rules.integer_bias:
+            edges |= self._bias_edits(plan)
         return Edits(sources, edges, parameters)
+
+    def _bias_edits(self, plan: QuantPlan) -> dict[tuple[str, str], Edit]:
+        edits: dict[tuple[str, str], Edit] = {}
+        for unit in self.units:
+            if unit.bias is None or "conv" not in unit.operator:
+                continue
+            for index, call in enumerate(unit.calls):
+                quantizer = plan.input_quantizer(unit, index)
+                if quantizer is not None and plan.formats[unit.path].quantizes_activation:
+                    edits[unit.bias, call] = _IntegerBias(plan.weights[unit.path].scale * quantizer.scale)
+        return edits
 
     def _weight(self, unit: Unit, chosen: Format) -> Tensor:
         key = (unit.path, chosen.weight_key)
