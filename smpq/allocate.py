@@ -13,6 +13,7 @@ from calib.errors import UserError
 from calib.formats import Format
 from smpq.costs import CostModel, is_integer
 from smpq.policy import Policy, Space
+from smpq.quiet import quiet_stdout
 
 Values = Mapping[str, Mapping[Format, float]]
 """Group -> format -> what the policy gains by it; higher is better."""
@@ -144,7 +145,7 @@ def _add_ceiling(rows: _Rows, ceiling: Ceiling, columns: Mapping[tuple[str, Form
             for name in (transition.first, transition.second)
         )
         for plus, minus in ((first, second), (second, first)):
-            rows.add({total: 1.0, **{c: -1.0 for c in plus}, **dict.fromkeys(minus, 1.0)}, 0.0, np.inf)
+            rows.add({total: 1.0, **dict.fromkeys(plus, -1.0), **dict.fromkeys(minus, 1.0)}, 0.0, np.inf)
         total += 1
     if slack is not None:
         row[slack] = -1.0
@@ -159,13 +160,14 @@ def _solve(
     integrality[: len(columns)] = 1
     upper = np.full(total, np.inf)
     upper[: len(columns)] = 1.0
-    result = milp(
-        objective,
-        integrality=integrality,
-        bounds=Bounds(np.zeros(total), upper),
-        constraints=rows.constraint(total),
-        options={"mip_rel_gap": 0.0},
-    )
+    with quiet_stdout():
+        result = milp(
+            objective,
+            integrality=integrality,
+            bounds=Bounds(np.zeros(total), upper),
+            constraints=rows.constraint(total),
+            options={"mip_rel_gap": 0.0},
+        )
     infeasible = 2
     if result.status == infeasible:
         return None
