@@ -84,5 +84,7 @@ def _limit_from_text(part: str) -> Limit:
     units: Mapping[str, float] = _UNITS[cost]
     if suffix not in units and not (suffix == "" and cost == "size"):
         known = ", ".join(filter(None, units)) or "no unit"
-        raise UserError(f"budget {part!r}: unit {suffix!r} is not known for {cost}; use {known}, or x for a fraction of the float model")
+        raise UserError(
+            f"budget {part!r}: unit {suffix!r} is not known for {cost}; use {known}, or x for a fraction of the float model"
+        )
     return Limit(cost, number * units.get(suffix, 1.0), relative=False)

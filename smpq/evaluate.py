@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from calib.data import per_sample
 from calib.errors import UserError
 from calib.task import Batch, Task
 from smpq.journal import Journal
@@ -32,14 +33,16 @@ def divergence(output: Any, float_output: Any) -> Tensor:
     """
     parts = []
     for ours, reference in zip(pytree.tree_leaves(output), pytree.tree_leaves(float_output), strict=True):
-        if not isinstance(ours, Tensor) or not ours.is_floating_point() or ours.dim() < 2:  # noqa: PLR2004
+        if not isinstance(ours, Tensor) or not ours.is_floating_point() or ours.dim() < 2:
             continue
         axis = -1 if ours.dim() == _TOKENS else 1
         log_p, log_q = F.log_softmax(reference, axis), F.log_softmax(ours, axis)
         positions = (log_p.exp() * (log_p - log_q)).sum(axis)
         parts.append(positions.reshape(positions.shape[0], -1).mean(1))
     if not parts:
-        raise UserError("the model's output holds no class scores [n, classes, ...]: give the task a divergence(output, float_output)")
+        raise UserError(
+            "the model's output holds no class scores [n, classes, ...]: give the task a divergence(output, float_output)"
+        )
     return torch.stack(parts).sum(0)
 
 
@@ -70,7 +73,9 @@ class Evaluator:
         self._task = task
         self._batches = _split(batches) if fake_quantizer.traced.dynamic_batch else list(batches)
         self._divergence = getattr(task, "divergence", divergence)
-        self._float_outputs: list[Any] = [fake_quantizer.traced.run(batch.inputs) for batch in self._batches] if value == "kl" else []
+        self._float_outputs: list[Any] = (
+            [fake_quantizer.traced.run(batch.inputs) for batch in self._batches] if value == "kl" else []
+        )
         self._journal = journal
         rules = fake_quantizer.rules
         text = f"{fingerprint}|{value}|{rules}|{fake_quantizer.calibration.settings}|{sum(len(b.inputs[0]) for b in batches)}"
@@ -93,14 +98,15 @@ class Evaluator:
         total, count = 0.0, 0
         for index, batch in enumerate(self._batches):
             output = self._fake_quantizer.traced.run(batch.inputs, edits)
+            size = len(batch.inputs[0])
             if self.value_name == "kl":
-                samples = -self._divergence(output, self._float_outputs[index])
+                samples = -per_sample(self._divergence, (output, self._float_outputs[index]), size, "divergence")
             elif self.value_name == "loss":
-                samples = -self._task.loss(output, batch.target)
+                samples = -per_sample(self._task.loss, (output, batch.target), size, "loss")
             else:
-                samples = self._task.metric(output, batch.target)
-            total += float(samples.double().sum())
-            count += len(samples)
+                samples = per_sample(self._task.metric, (output, batch.target), size, "metric")
+            total += float(samples.sum())
+            count += size
         if not math.isfinite(total):
             raise UserError(
                 f"the value of the policy {policy.key()[:200]} is not a number: the model's output has NaN or infinity on the calibration data"

@@ -36,7 +36,7 @@ def find_groups(traced: TracedModel, units: Sequence[Unit]) -> tuple[Group, ...]
             by_tensor.setdefault(tensor, unit.path)
     for node in traced.graph.nodes:
         operands = [by_call[operand.name] for operand in node.all_input_nodes if operand.name in by_call]
-        if operator_name(node) == "add" and len(operands) == 2:  # noqa: PLR2004 - both sides of the add
+        if operator_name(node) == "add" and len(operands) == 2:
             parent[find(operands[1])] = find(operands[0])
     members: dict[str, list[Unit]] = {}
     for unit in units:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from pathlib import Path
 
 from calib.errors import UserError
@@ -16,17 +17,24 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         """Open or create the file; UserError when it is not a journal."""
+        self._path = path
         try:
             self._database = sqlite3.connect(path, isolation_level=None)
+            weakref.finalize(self, self._database.close)
             self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("CREATE TABLE IF NOT EXISTS evaluations (fingerprint TEXT, policy TEXT, value REAL, PRIMARY KEY (fingerprint, policy))")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS evaluations (fingerprint TEXT, policy TEXT, value REAL, PRIMARY KEY (fingerprint, policy))"
+            )
         except sqlite3.Error as error:
             raise UserError(f"{path} cannot be read ({error}): delete it to evaluate again") from error
 
     def read(self, fingerprint: str) -> dict[str, float]:
         """Return policy key -> value of everything evaluated under one fingerprint."""
-        rows = self._database.execute("SELECT policy, value FROM evaluations WHERE fingerprint = ?", (fingerprint,))
-        return dict(rows.fetchall())
+        try:
+            rows = self._database.execute("SELECT policy, value FROM evaluations WHERE fingerprint = ?", (fingerprint,)).fetchall()
+        except sqlite3.Error as error:  # a file that was cut off opens, and fails here
+            raise UserError(f"{self._path} cannot be read ({error}): delete it to evaluate again") from error
+        return dict(rows)
 
     def add(self, fingerprint: str, policy: str, value: float) -> None:
         """Write one evaluation; it survives a kill from here on."""

@@ -80,7 +80,8 @@ def estimate(
             stop_reason = "precision"
             break
     entries = {
-        group.name: {chosen: _score(space, group, chosen, samples, alone) for chosen in space.formats[group.name]} for group in space.groups
+        group.name: {chosen: _score(space, group, chosen, samples, alone) for chosen in space.formats[group.name]}
+        for group in space.groups
     }
     predicted = [sum(entries[name][chosen].value for name, chosen in end.formats.items()) for end in ends]
     gap = statistics.fmean(abs(value(end) - baseline - p) for end, p in zip(ends, predicted, strict=True))
@@ -168,7 +169,11 @@ def _score(space: Space, group: Group, chosen: Format, samples: dict[tuple[str, 
     if chosen == space.reference:
         return Score(0.0, 0.0, 0, 0.0)
     seen = samples[group.name, chosen]
-    error = statistics.stdev(seen) / math.sqrt(len(seen)) if len(seen) >= _FEWEST_FOR_AN_INTERVAL else abs(seen[0] - alone[group.name][chosen])
+    error = (
+        statistics.stdev(seen) / math.sqrt(len(seen))
+        if len(seen) >= _FEWEST_FOR_AN_INTERVAL
+        else abs(seen[0] - alone[group.name][chosen])
+    )
     return Score(statistics.fmean(seen), error, len(seen), alone[group.name][chosen])
 
 
