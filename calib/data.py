@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,23 @@ def check_finite(tensor: Tensor, what: str) -> None:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         kind = "NaN" if bool(torch.isnan(tensor).any()) else "an infinite value"
         raise UserError(f"{what} holds {kind}: correct it first, quantisation would spread it")
+
+
+def per_sample(function: Callable[..., Any], arguments: Sequence[Any], count: int, what: str) -> Tensor:
+    """Return what a task's function (`metric`, `loss`, `divergence`) says about `count` samples, as `[count]` float64.
+
+    Raises UserError, which names the function by `what`, when it raises, or returns anything but one finite number a sample.
+    """
+    try:
+        values = torch.as_tensor(function(*arguments)).detach().double()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the task's {what}() failed: {type(error).__name__}: {error}") from error
+    if values.shape != (count,):
+        raise UserError(f"the task's {what}() must return one value per sample, [{count}], not {list(values.shape)}")
+    check_finite(values, f"the result of the task's {what}()")
+    return values
 
 
 def fingerprint(model: nn.Module, batches: Iterable[Batch]) -> str:

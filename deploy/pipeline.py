@@ -16,11 +16,18 @@ from smpq.policy import Policy
 
 
 def open_run(path: Path, progress: Progress, settings: Settings | None = None) -> Prepared:
-    """Prepare the run at `path`; with `settings` it is created if it is not there, or must have the same ones."""
+    """Prepare the run at `path`; with `settings` it is created if it is not there, or must have the same ones.
+
+    A run is only created for a task that loads: after a wrong input, the corrected command finds no settings in its way.
+    """
     run = Run(path)
-    if settings is not None:
-        run.create(settings)
-    return prepare(run, progress)
+    if settings is None:
+        settings = run.settings()
+    else:
+        run.check(settings)
+    prepared = prepare(run, settings, progress)
+    run.keep(settings, prepared.fingerprint)
+    return prepared
 
 
 def run_all(path: Path, settings: Settings, budget_text: str, progress: Progress) -> dict[str, Any]:

@@ -7,8 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.data import check_batches, check_model, fingerprint, materialize
+from calib.data import check_batches, check_finite, check_model, fingerprint, materialize, per_sample
 from calib.errors import UserError
 from calib.fold import fold_batchnorm
 from calib.formats import Format, formats_from_text
@@ -20,7 +23,7 @@ from deploy.progress import Progress
 from deploy.run import Run, Settings
 from deploy.targets import Target, capability, target_from_name
 from smpq.costs import CostModel, cost_models
-from smpq.evaluate import Evaluator
+from smpq.evaluate import Evaluator, divergence
 from smpq.groups import find_groups, space_from_formats
 from smpq.journal import Journal
 from smpq.plan import QuantPlan, Rules
@@ -83,15 +86,14 @@ class Prepared:
         return self.fake_quantizer.plan(policy.by_unit(self.space.groups))
 
 
-def prepare(run: Run, progress: Progress) -> Prepared:
-    """Load the task of a run, fold and trace its model, and restrict the formats to what the target runs."""
-    settings = run.settings()
+def prepare(run: Run, settings: Settings, progress: Progress) -> Prepared:
+    """Load the task, fold and trace its model, and restrict the formats to what the target runs. Writes nothing."""
     target = target_from_name(settings.target, settings.compute_capabilities)
     formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
     with progress.step("load the task"):
         task = load_task(settings.task, _path(settings.data), _path(settings.weights))
-        model = check_model(_call(task, "model"))
-        loader = _call(task, "calibration")
+        model = check_model(call_task(task, "model"))
+        loader = call_task(task, "calibration")
         check_batches(loader)
         batches = materialize(loader)
     example = tuple(tensor[:2] for tensor in _largest(batches).inputs)
@@ -100,6 +102,7 @@ def prepare(run: Run, progress: Progress) -> Prepared:
     with progress.step("trace the model"):
         folded, _ = fold_batchnorm(model.eval(), example)
         traced = TracedModel(folded, example)
+        _try_task(task, traced, batches, settings.value)
     units, skipped = find_units(traced)
     space, refused = space_from_formats(
         find_groups(traced, units),
@@ -108,6 +111,26 @@ def prepare(run: Run, progress: Progress) -> Prepared:
         lambda unit, chosen: _refusal(target, unit, chosen, settings.size_only),
     )
     return Prepared(run, settings, task, target, traced, space, skipped, refused, batches, progress)
+
+
+def _try_task(task: Task, traced: TracedModel, batches: list[Batch], value: str) -> None:
+    """Use what the search and the verification will call once, so that a mistake shows before hours of work and not after."""
+    sizes = {len(batch.inputs[0]) for batch in batches}
+    if not traced.dynamic_batch and sizes != {len(traced.example[0])}:
+        raise UserError(
+            f"the model can only be traced for one number of samples, {len(traced.example[0])}, and calibration() has batches of "
+            f"{', '.join(map(str, sorted(sizes)))}: take the batch size from x.shape[0] in forward()"
+        )
+    batch = batches[0]
+    output, count = traced.run(batch.inputs), len(batch.inputs[0])
+    for tensor in pytree.tree_leaves(output):
+        if isinstance(tensor, Tensor):
+            check_finite(tensor, "the model's output on calibration batch 0")
+    if value == "loss":
+        per_sample(task.loss, (output, batch.target), count, "loss")
+    if value == "kl":
+        per_sample(getattr(task, "divergence", divergence), (output, output), count, "divergence")
+    per_sample(task.metric, (output, batch.target), count, "metric")
 
 
 def _refusal(target: Target, unit: Unit, chosen: Format, size_only: bool) -> str | None:
@@ -119,7 +142,7 @@ def _refusal(target: Target, unit: Unit, chosen: Format, size_only: bool) -> str
     return answer.note
 
 
-def _call(task: Task, method: str) -> Any:
+def call_task(task: Task, method: str) -> Any:
     """Call a method of the user's task; whatever it raises is the user's to see."""
     try:
         return getattr(task, method)()

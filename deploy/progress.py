@@ -30,11 +30,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print one line that should not be missed."""
-        self._console.print(f"[yellow]warning:[/yellow] {text}", highlight=False)
+        self._console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -60,4 +60,4 @@ class Progress:
         elapsed = time.monotonic() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
         if elapsed > 1:
-            self.say(f"[dim]{name}: {elapsed:.1f} s[/dim]")
+            self.say(f"{name}: {elapsed:.1f} s")

@@ -15,7 +15,7 @@ from deploy.loop import LatencyLoop, LoopSettings, Outcome, Step
 from deploy.lower import lower
 from deploy.prepare import Prepared
 from deploy.verify import verify as verify_stages
-from smpq.allocate import Ceiling
+from smpq.allocate import Ceiling, Problem, solve_or_explain
 from smpq.budget import Budget
 from smpq.policy import Policy
 from smpq.scores import Scores
@@ -100,14 +100,14 @@ def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None) -> S
     """
     ceilings = static_ceilings(prepared, budget)
     limit = budget.limit("latency")
-    scores = score(prepared, budget)
-    keep_budget(prepared, budget)
     if limit is not None:
         model = latency_model(prepared)
-        float_ms = float(prepared.run.read_json("measurements.json")["float_ms"])
+        float_ms = float(prepared.run.read_json("measurements.json", keys=["float_ms"])["float_ms"])
         ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
+    _check_possible(prepared, ceilings)
+    scores = score(prepared, budget)
     solution = _choose(prepared, scores, ceilings, effort or Effort())
-    write_policy(prepared, solution.policy)
+    write_policy(prepared, solution.policy, budget)
     return solution
 
 
@@ -123,8 +123,8 @@ def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loo
             "give a budget on size, avg_bits or bops, or use --target ort-cpu"
         )
     ceilings = static_ceilings(prepared, budget)
+    _check_possible(prepared, ceilings)
     scores = score(prepared, budget)
-    keep_budget(prepared, budget)
     export_float_model(prepared)
     engines = Engines(prepared)
     known = read_observations(prepared)
@@ -145,14 +145,9 @@ def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loo
         prepared.progress.say(f"the float engine takes {engines.float_ms():.4g} ms: {limit} is {wanted:.3f}x of it")
     with prepared.progress.step("close the loop"):
         outcome = looped.run(wanted, ceilings, {"shapley": scores.values(), "one at a time": scores.alone()}, effort)
-    write_policy(prepared, outcome.policy)
+    write_policy(prepared, outcome.policy, budget)
     prepared.run.write_json("loop.json", {"schema": 1, "limit_ratio": wanted, "steps": [_step_json(s) for s in outcome.steps]})
     return Solution(outcome.policy, outcome.value, outcome.stop_reason, outcome=outcome)
-
-
-def keep_budget(prepared: Prepared, budget: Budget) -> None:
-    """Write the budget that the policy is chosen for."""
-    prepared.run.write_json("budget.json", {"schema": 1, "budget": str(budget)})
 
 
 def read_policy(prepared: Prepared) -> Policy:
@@ -168,9 +163,10 @@ def read_policy(prepared: Prepared) -> Policy:
     return policy
 
 
-def write_policy(prepared: Prepared, policy: Policy) -> None:
-    """Write `policy.json`."""
+def write_policy(prepared: Prepared, policy: Policy, budget: Budget) -> None:
+    """Write `policy.json`, and the budget that it was chosen for."""
     prepared.run.write_json("policy.json", policy.to_json(prepared.space.groups))
+    prepared.run.write_json("budget.json", {"schema": 1, "budget": str(budget)})
 
 
 def export_float_model(prepared: Prepared) -> Path:
@@ -188,16 +184,14 @@ def export(prepared: Prepared, policy: Policy) -> Path:
     path = prepared.run.file(engine_names(prepared.target).model)
     with prepared.progress.step("insert quantisers"):
         report = lower(source, prepared.plan(policy), prepared.space.units, prepared.target, path, prepared.settings.batch)
-    prepared.run.write_json("export.json", report.to_json())
+    prepared.run.write_json("export.json", {"policy": policy.key(), **report.to_json()})
     return path
 
 
 def build(prepared: Prepared, policy: Policy) -> dict[str, Any]:
     """Build the engines of the exported model and of the float one; check every unit's kernel. Writes `build.json`."""
     export_float_model(prepared)
-    model = prepared.run.file(engine_names(prepared.target).model)
-    if not model.is_file():
-        raise UserError(f"{model} is missing: make it with smpq export")
+    _needs_export(prepared, policy)
     with prepared.progress.step("build the engines"):
         records, kernels = Engines(prepared).build(policy)
     record = {
@@ -212,8 +206,7 @@ def build(prepared: Prepared, policy: Policy) -> dict[str, Any]:
 
 def measure(prepared: Prepared, policy: Policy) -> dict[str, Any]:
     """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`."""
-    if not prepared.run.has("build.json") or prepared.run.read_json("build.json").get("policy") != policy.key():
-        raise UserError("the engine in this run is not of the policy in policy.json: use smpq export and smpq build first")
+    _needs_build(prepared, policy)
     predicted, interval = None, None
     if read_observations(prepared):
         predicted, error = latency_model(prepared).predict(policy)
@@ -243,7 +236,9 @@ def measure(prepared: Prepared, policy: Policy) -> dict[str, Any]:
 
 def verify(prepared: Prepared, policy: Policy) -> dict[str, Any]:
     """Run the evaluation data through every stage. Writes `verify.json`."""
-    record = verify_stages(prepared, policy).to_json()
+    _needs_export(prepared, policy)
+    _needs_build(prepared, policy)
+    record = {"policy": policy.key(), **verify_stages(prepared, policy).to_json()}
     prepared.run.write_json("verify.json", record)
     return record
 
@@ -270,8 +265,8 @@ def read_observations(prepared: Prepared) -> list[Observation]:
     """Read the whole-engine measurements of this run that were made with the same model and batch size."""
     if not prepared.run.has("measurements.json"):
         return []
-    record = prepared.run.read_json("measurements.json")
-    if record.get("fingerprint") != prepared.fingerprint:
+    record = prepared.run.read_json("measurements.json", keys=["fingerprint", "observations", "float_ms"])
+    if record["fingerprint"] != prepared.fingerprint:
         prepared.progress.warn("measurements.json was made with other weights or data: measuring again")
         return []
     try:
@@ -292,6 +287,26 @@ def keep_observation(prepared: Prepared, observation: Observation, float_ms: flo
     ]
     record = {"schema": 1, "fingerprint": prepared.fingerprint, "float_ms": float_ms, "observations": rows}
     prepared.run.write_json("measurements.json", record)
+
+
+def _needs_export(prepared: Prepared, policy: Policy) -> None:
+    model = prepared.run.file(engine_names(prepared.target).model)
+    if not model.is_file():
+        raise UserError(f"{model} is missing: make it with smpq export")
+    if not prepared.run.made_for("export.json", policy.key()):
+        raise UserError(f"{model} is not of the policy in policy.json: use smpq export first")
+
+
+def _needs_build(prepared: Prepared, policy: Policy) -> None:
+    if not prepared.run.made_for("build.json", policy.key()):
+        raise UserError("this run has no engine of the policy in policy.json: use smpq export and smpq build first")
+
+
+def _check_possible(prepared: Prepared, ceilings: Sequence[Ceiling]) -> None:
+    """Raise UserError for an impossible budget, before anything is scored or measured for it."""
+    if ceilings:
+        nothing = {group: dict.fromkeys(row, 0.0) for group, row in prepared.space.formats.items()}
+        solve_or_explain(Problem(prepared.space, nothing, ceilings))
 
 
 def _measure_and_keep(prepared: Prepared, engines: Engines, policy: Policy) -> Observation:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calib.errors import UserError
 from deploy.engines import engine_names
 from deploy.measure import machine
 from deploy.prepare import Prepared
@@ -22,10 +21,12 @@ _UNITS = {"size": "bytes", "avg_bits": "bits", "bops": "bops"}
 def write_report(prepared: Prepared, policy: Policy) -> dict[str, Any]:
     """Read the files of the run's stages and write `report.json`; what a stage has not made yet is null."""
     run = prepared.run
-    budget = Budget.from_text(run.read_json("budget.json")["budget"]) if run.has("budget.json") else None
+    budget = read_budget(prepared)
     scores = Scores.from_json(run.read_json("scores.json"), prepared.space) if run.has("scores.json") else None
-    verification = run.read_json("verify.json") if run.has("verify.json") else None
-    build = run.read_json("build.json") if run.has("build.json") else {"kernels": {}}
+    key = policy.key()
+    verification = run.read_json("verify.json", keys=["stages", "lost_at"]) if run.made_for("verify.json", key) else None
+    kernels = run.read_json("build.json", keys=["kernels"])["kernels"] if run.made_for("build.json", key) else {}
+    record = run.read_json("run.json", keys=["settings", "versions"])
     latency, note = _latency(prepared, policy)
     limits = _limits(prepared, policy, budget, latency)
     reached = {name: model.total(policy) for name, model in prepared.costs.items()}
@@ -49,15 +50,15 @@ def write_report(prepared: Prepared, policy: Policy) -> dict[str, Any]:
         "budget": str(budget) if budget else "",
         "limits": limits,
         "met": bool(limits) and all(limit["met"] is True for limit in limits),
-        "layers": _layers(prepared, policy, scores, build["kernels"]),
-        "observations": run.read_json("loop.json")["steps"] if run.has("loop.json") else [],
+        "layers": _layers(prepared, policy, scores, kernels),
+        "observations": run.read_json("loop.json", keys=["steps"])["steps"] if run.has("loop.json") else [],
         "pareto": _curve(prepared, scores) if scores else [],
         "scores": _provenance(scores, prepared),
         "skipped": [{"path": s.path, "operator": s.operator, "reason": s.reason} for s in prepared.skipped],
         "refused": prepared.refused,
-        "warnings": _warnings(policy, prepared, latency, build["kernels"], verification),
-        "settings": run.read_json("run.json")["settings"],
-        "versions": run.read_json("run.json")["versions"],
+        "warnings": _warnings(policy, prepared, latency, kernels, verification),
+        "settings": record["settings"],
+        "versions": record["versions"],
         "machine": machine(),
         "seconds": {name: round(seconds, 1) for name, seconds in prepared.progress.seconds.items()},
     }
@@ -80,9 +81,9 @@ def _latency(prepared: Prepared, policy: Policy) -> tuple[dict[str, Any] | None,
         )
     if not run.has("latency.json"):
         return None, "the engine has not been measured yet: use smpq measure"
-    latency = run.read_json("latency.json")
-    if latency["policy"] != policy.key():
+    if not run.made_for("latency.json", policy.key()):
         return None, "the measured engine was of another policy: use smpq build and smpq measure"
+    latency = run.read_json("latency.json", keys=["ratio", "interval", "engine_ms", "float_ms"])
     return {name: value for name, value in latency.items() if name not in {"schema", "policy", "measurement"}}, None
 
 
@@ -208,9 +209,8 @@ def _not_verified(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def read_budget(prepared: Prepared) -> Budget:
-    """Read the budget that `policy.json` was solved for."""
-    record = prepared.run.read_json("budget.json", "give one with smpq solve --budget ...")
-    if not isinstance(record, dict) or not isinstance(record.get("budget"), str):
-        raise UserError("budget.json is damaged: solve again with --budget")
-    return Budget.from_text(record["budget"])
+def read_budget(prepared: Prepared) -> Budget | None:
+    """Read the budget that `policy.json` was solved for; None when it was written by hand."""
+    if not prepared.run.has("budget.json"):
+        return None
+    return Budget.from_text(str(prepared.run.read_json("budget.json", keys=["budget"])["budget"]))

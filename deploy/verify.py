@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +94,7 @@ def verify(prepared: Prepared, policy: Policy) -> Verification:
 
 
 def _runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, Runner | str]:
-    """Return how each stage computes a batch's output, or why it cannot."""
+    """Return how each stage computes a batch's output, or why it cannot; `directory` is for files that only loading needs."""
     traced, run = prepared.traced, prepared.run
     edits = prepared.fake_quantizer.edits(prepared.plan(policy))
     names = engine_names(prepared.target)
@@ -105,13 +103,12 @@ def _runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, R
         "fake_quant": lambda batch: traced.run(batch.inputs, edits),
     }
     model = run.file(names.model)
-    with tempfile.TemporaryDirectory() as directory:
-        reference = Path(directory) / model.name
-        record = ort_backend.build_engine(model, reference, exact=True)
-        if isinstance(record, BuildFailed):
-            runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
-        else:
-            runners["onnx"] = _engine_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
+    reference = directory / model.name
+    record = ort_backend.build_engine(model, reference, exact=True)
+    if isinstance(record, BuildFailed):
+        runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
+    else:
+        runners["onnx"] = _engine_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
     if prepared.target.family.startswith("tensorrt"):
         runners["engine"] = "running a TensorRT plan needs an NVIDIA GPU; copy the run to one and use smpq verify there"
     else:

@@ -40,3 +40,13 @@ def cifar10() -> Path:
     if not directory.is_dir():
         pytest.skip(f"SMPQ_CIFAR10 names {directory}, which does not exist")
     return directory
+
+
+@pytest.fixture(scope="session")
+def good_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run of the tiny task. To be copied, not changed."""
+    from tests.commands import TINY, done
+
+    run = tmp_path_factory.mktemp("runs") / "good"
+    done("run", *TINY, "--budget", "size=0.9x", "--out", run, "--quiet")
+    return run

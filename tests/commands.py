@@ -1,0 +1,55 @@
+"""Run the command line in this process, and keep runs apart."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import cli
+
+TINY = ("--task", "tests.tiny_task:task", "--evaluations", "12", "--samples", "16")
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def smpq(*arguments: object) -> Result:
+    """Call the entry point as the installed command would; whatever it raises but an exit fails the test."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        mock.patch("sys.argv", ["smpq", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code if isinstance(stopped.code, int) else 1
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def done(*arguments: object) -> Result:
+    """Call a command that must succeed."""
+    result = smpq(*arguments)
+    assert result.code == 0, result.err
+    return result
+
+
+def copy_of(run: Path, to: Path) -> Path:
+    shutil.copytree(run, to)
+    return to
+
+
+def contents(run: Path, without: Sequence[str] = ()) -> dict[str, bytes]:
+    """Every file of a run with its bytes."""
+    return {path.name: path.read_bytes() for path in sorted(run.iterdir()) if path.is_file() and path.name not in without}
