@@ -1,0 +1,167 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calib.fold import fold_batchnorm
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Give every norm something to fold: fresh statistics would make a wrong fold nearly right."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.uniform_(module.weight, 0.5, 2.0)
+            nn.init.normal_(module.bias)
+            if module.running_mean is not None:
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 4.0)
+    return model.eval()
+
+
+def folded_paths(model: nn.Module, *shape: int) -> tuple[str, ...]:
+    """Fold, check that nothing changed, and return what was folded."""
+    model = with_statistics(model)
+    x = torch.randn(2, *shape)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folded, paths = fold_batchnorm(model, (x,))
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "the given model was changed"
+    assert all(isinstance(folded.get_submodule(path), nn.Identity) for path in paths)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm", "shape"),
+    [
+        (nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), (2, 6, 6)),
+        (nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), (2, 6, 6)),
+        (nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), (4, 6, 6)),
+        (nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4), (2, 6)),
+        (nn.Linear(5, 4), nn.BatchNorm1d(4), (5,)),
+    ],
+    ids=["conv2d", "no bias", "depthwise", "conv1d", "linear"],
+)
+def test_folds(layer, norm, shape):
+    assert folded_paths(nn.Sequential(layer, norm, nn.ReLU()), *shape) == ("1",)
+
+
+def test_folds_a_chain_and_frees_the_parameters_of_gradients():
+    model = with_statistics(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)))
+    folded, paths = fold_batchnorm(model, (torch.randn(2, 2, 6, 6),))
+    assert paths == ("1", "3")
+    assert not folded.training
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.norm = nn.BatchNorm2d(2)
+        self.other = nn.Conv2d(2, 2, 3, padding=1)
+
+
+class SharedConvolution(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.conv(x + 1)
+
+
+class ReadTwice(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
+class SharedNorm(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.norm(self.other(x))
+
+
+class TiedWeight(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other.weight = self.conv.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.other(x)
+
+
+class WeightReadElsewhere(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + F.conv2d(x, self.conv.weight, padding=1)
+
+
+class BiasReadElsewhere(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.conv.bias[:, None, None]
+
+
+class NormFirst(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x))
+
+
+class ReluBetween(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.relu(self.conv(x)))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias, padding=1)
+
+
+class StandardisedWeight(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = Standardised(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class WeightNorm(StandardisedWeight):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3))
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+class NormThatDoesMore(StandardisedWeight):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+        self.norm = NormAndActivation(2)
+
+
+class StatisticsOfTheBatch(NormThatDoesMore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2, track_running_stats=False)
+
+
+class Transposed(NormThatDoesMore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(2, 2, 3)
+        self.norm = nn.BatchNorm2d(2)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        SharedConvolution, ReadTwice, SharedNorm, TiedWeight, WeightReadElsewhere, BiasReadElsewhere, NormFirst, ReluBetween,
+        StandardisedWeight, WeightNorm, NormThatDoesMore, StatisticsOfTheBatch, Transposed,
+    ],
+)  # fmt: skip
+def test_leaves_alone(network):
+    assert folded_paths(network(), 2, 5, 5) == ()
+
+
+def test_leaves_a_norm_over_tokens_alone():
+    assert folded_paths(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(6)), 6, 4) == ()

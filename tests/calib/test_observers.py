@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from calib.errors import UserError
+from calib.observers import OBSERVERS, Observed, observer_from_name
+from calib.quantizer import quantizer_from_range
+
+
+def seen(*tensors: torch.Tensor) -> Observed:
+    observed = Observed()
+    for tensor in tensors:
+        observed.add(tensor)
+    return observed
+
+
+def heavy_tail() -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.cat([torch.randn(200_000), torch.tensor([60.0, -55.0])])
+
+
+def error_of(name: str, values: torch.Tensor, bits: int, scheme: str) -> float:
+    low, high = observer_from_name(name)(seen(*values.split(10_000)), bits, scheme)
+    return float((quantizer_from_range(low, high, bits, scheme)(values) - values).square().mean())
+
+
+def test_extremes_are_exact_over_all_batches_and_the_sample_is_small():
+    large = torch.zeros(200_000)
+    large[12_345], large[54_321] = 7.0, -3.0  # not on the sampled positions
+    observed = seen(large.reshape(200, 1000), torch.tensor([[1.0]]))
+    assert (observed.low, observed.high) == (-3.0, 7.0)
+    sample = observed.sample()
+    assert sample.numel() < 50_000
+    assert (float(sample.min()), float(sample.max())) == (-3.0, 7.0)
+
+
+def test_the_sample_does_not_stay_on_one_channel():
+    channels = torch.arange(64).repeat(4096).float()  # channels last, 16 values apart from each other on average
+    assert set(seen(channels).sample().tolist()) == set(range(64))
+
+
+def test_the_sample_is_a_copy():
+    values = torch.ones(10)
+    observed = seen(values)
+    values.fill_(5.0)
+    assert float(observed.sample().max()) == 1.0
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+@pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+@pytest.mark.parametrize("sign", [1, -1], ids=["above zero", "below zero"])
+def test_every_range_lies_within_what_was_seen_and_holds_zero(name, scheme, sign):
+    torch.manual_seed(0)
+    observed = seen(sign * (torch.rand(5000) + 1))
+    low, high = observer_from_name(name)(observed, 8, scheme)
+    assert observed.low <= low <= 0 <= high <= observed.high
+    assert high - low > 1.0, "the range left out nearly everything"
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_a_tensor_of_zeros(name):
+    low, high = observer_from_name(name)(seen(torch.zeros(100)), 8, "affine")
+    assert (low, high) == (0.0, 0.0)
+    assert torch.equal(quantizer_from_range(low, high, 8, "affine")(torch.zeros(3)), torch.zeros(3))
+
+
+def test_minmax_covers_everything():
+    assert observer_from_name("minmax")(seen(torch.tensor([-1.0, 5.0]), torch.tensor([-2.0, 3.0])), 8, "affine") == (-2.0, 5.0)
+
+
+@pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_mse_beats_minmax_on_a_heavy_tail(bits, scheme):
+    values = heavy_tail()
+    assert error_of("mse", values, bits, scheme) < 0.9 * error_of("minmax", values, bits, scheme)
+
+
+def test_mse_keeps_the_whole_range_of_uniform_values():
+    low, high = observer_from_name("mse")(seen(torch.linspace(-1, 1, 4001)), 8, "symmetric")
+    assert (low, high) == pytest.approx((-1.0, 1.0), abs=0.02)
+
+
+def test_percentile_and_entropy_clip_outliers():
+    observed = seen(*heavy_tail().split(10_000))
+    for name in ("percentile", "entropy"):
+        low, high = observer_from_name(name)(observed, 8, "symmetric")
+        assert -20 < low < -2, name
+        assert 2 < high < 20, name
+
+
+def test_entropy_keeps_the_sign_of_the_range():
+    low, high = observer_from_name("entropy")(seen(*heavy_tail().abs().split(10_000)), 8, "affine")
+    assert low == 0.0
+    assert 2 < high < 20
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UserError, match="minmax, percentile, mse, entropy"):
+        observer_from_name("average")
