@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -77,8 +78,8 @@ def _limit_from_text(part: str) -> Limit:
     if match is None:
         raise UserError(f"budget {part!r}: {amount!r} is not a number; {_EXAMPLE}")
     number, suffix = float(match["number"]), match["suffix"]
-    if number <= 0:
-        raise UserError(f"budget {part!r}: the limit must be above zero")
+    if not 0 < number < math.inf:
+        raise UserError(f"budget {part!r}: the limit must be above zero and finite")
     if suffix == "x":
         return Limit(cost, number, relative=True)
     units: Mapping[str, float] = _UNITS[cost]
