@@ -109,7 +109,7 @@ class LatencyLoop:
                 model = self._fit()
                 if self._space.size() > EXHAUSTIVE:
                     marginals = {"refined": proposal.marginals}
-                    effort = replace(effort, rounds=1)
+                    effort = replace(effort, rounds=0)
                 optimism = 0.0 if best is None else optimism
                 continue
             if optimism == 0.0:

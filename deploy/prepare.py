@@ -61,7 +61,8 @@ class Prepared:
         formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
         with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
             calibration.prepare(units, formats, advance)
-        rules = Rules(self.target.activation_scheme, self.target.quantize_outputs, self.target.quantize_skips)
+        integer_bias = self.target.family == "ort-cpu"
+        rules = Rules(self.target.activation_scheme, self.target.quantize_outputs, self.target.quantize_skips, integer_bias)
         return FakeQuantizer(self.traced, units, calibration, rules)
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from smpq.shapley import Stopping, estimate
 
 FLOAT_MODEL = "model.float.onnx"
 _CONTEXT_SPREAD = 0.15
+_ROUNDS_IN_LOOP = 1
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loo
     else:
         wanted = limit.value / engines.float_ms()
         prepared.progress.say(f"the float engine takes {engines.float_ms():.4g} ms: {limit} is {wanted:.3f}x of it")
+    # what a round of marginals gains is less than what one more measured engine teaches about the latency
+    effort = replace(effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP))
     with prepared.progress.step("close the loop"):
         outcome = looped.run(wanted, ceilings, {"shapley": scores.values(), "one at a time": scores.alone()}, effort)
     write_policy(prepared, outcome.policy, budget)
