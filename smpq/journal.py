@@ -18,18 +18,15 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open or create the file; UserError when it is not a journal."""
         self._path = path
-        database = None
         try:
-            database = sqlite3.connect(path, isolation_level=None)
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute(
+            self._database = sqlite3.connect(path, isolation_level=None)
+            weakref.finalize(self, self._database.close)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute(
                 "CREATE TABLE IF NOT EXISTS evaluations (fingerprint TEXT, policy TEXT, value REAL, PRIMARY KEY (fingerprint, policy))"
             )
         except sqlite3.Error as error:
-            if database is not None:
-                database.close()
             raise UserError(f"{path} cannot be read ({error}): delete it to evaluate again") from error
-        self._database = database
 
     def read(self, fingerprint: str) -> dict[str, float]:
         """Return policy key -> value of everything evaluated under one fingerprint."""
