@@ -144,7 +144,7 @@ def _settings(options: dict[str, Any]) -> Any:
 def run_command(budget: str, out: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int]:
     """Search, export, build, measure, verify and report: the whole job.
 
-    Ends with the answers and the path of the report. Exit code 1 means that the budget was not met; the closest engine
+    Ends with the answers and the path of report.html. Exit code 1 means that the budget was not met; the closest engine
     is in the run all the same. The same command on an unfinished run goes on where it stopped.
     """
     from deploy.pipeline import run_all
@@ -159,7 +159,7 @@ def run_command(budget: str, out: Path, progress: Any, **options: Any) -> tuple[
 @_task_options
 @_output_options
 def score(out: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int]:
-    """Score every format of every layer by its Shapley value. Starts a run; any budget can be solved from it later."""
+    """Score every format of every layer by its Shapley value: scores.json. Starts a run; any budget can be solved from it later."""
     from deploy.pipeline import open_run
     from deploy.stages import score as score_stage
 
@@ -173,7 +173,7 @@ def score(out: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int
 @click.option("--budget", required=True, help="limits, e.g. size=0.2x,avg_bits=3.5 (see smpq run)")
 @_output_options
 def solve(run: Path, budget: str, progress: Any) -> tuple[Any, list[str], int]:
-    """Choose the formats for a budget from the scores of a run. Does not score again.
+    """Choose the formats for a budget from the scores of a run: policy.json. Does not score again.
 
     Latency is predicted from the engines that the run has measured.
     """
@@ -193,7 +193,7 @@ def solve(run: Path, budget: str, progress: Any) -> tuple[Any, list[str], int]:
 @_run_argument
 @_output_options
 def export(run: Path, progress: Any) -> tuple[Any, list[str], int]:
-    """Write the policy as ONNX with Q/DQ nodes, in the form that the target turns into integer kernels."""
+    """Write policy.json as ONNX with Q/DQ nodes, in the form that the target turns into integer kernels: model.<target>.onnx."""
     from deploy.pipeline import open_run
     from deploy.stages import export as export_stage
     from deploy.stages import read_policy
@@ -207,7 +207,7 @@ def export(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 @_run_argument
 @_output_options
 def build(run: Path, progress: Any) -> tuple[Any, list[str], int]:
-    """Build the engine and the float engine, and check what every layer became."""
+    """Build the engine and the float engine, and check what every layer became: engine.<target>.*, engine.float.*, build.json."""
     from deploy.pipeline import open_run
     from deploy.stages import build as build_stage
     from deploy.stages import read_policy
@@ -223,7 +223,7 @@ def build(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 @_run_argument
 @_output_options
 def measure(run: Path, progress: Any) -> tuple[Any, list[str], int]:
-    """Time the engine against the float engine: interleaved rounds, CPU clock, one thread, bootstrap interval."""
+    """Time the engine against the float engine: interleaved rounds, CPU clock, one thread, bootstrap interval. Writes latency.json."""
     from deploy.pipeline import open_run
     from deploy.stages import measure as measure_stage
     from deploy.stages import read_policy
@@ -241,7 +241,7 @@ def measure(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 @_run_argument
 @_output_options
 def verify(run: Path, progress: Any) -> tuple[Any, list[str], int]:
-    """Run the evaluation data through PyTorch, ONNX and the engine, and name the stage that lost points."""
+    """Run the evaluation data through PyTorch, ONNX and the engine, and name the stage that lost points. Writes verify.json."""
     from deploy.pipeline import open_run
     from deploy.stages import read_policy
     from deploy.stages import verify as verify_stage

@@ -24,7 +24,7 @@ _PRIOR_DEVIATION = 0.25
 _PRIOR_CROSSING = 0.02
 _PRIOR_CROSSING_DEVIATION = 0.01
 _SMALLEST_NOISE = 0.003
-_Z = 1.96
+_DRAWS_PER_POLICY = 20
 _POINTWISE = {"relu", "add", "hardtanh", "gelu", "silu", "dropout"}
 
 
@@ -126,11 +126,19 @@ def fit(space: Space, pairs: Sequence[tuple[str, str]], observations: Sequence[O
 
 
 def designed_policies(space: Space, count: int, seed: int) -> list[Policy]:
-    """Return policies whose measurements tell the terms apart: every uniform format, then random ones, balanced over formats."""
+    """Return policies whose measurements tell the terms apart: every uniform format, then random ones, balanced over formats.
+
+    They are all different, and the float engine, whose ratio is known to be 1, is not among them; in a small space there may be
+    fewer than `count`.
+    """
     generator = np.random.default_rng(seed)
     formats = list(dict.fromkeys(chosen for row in space.formats.values() for chosen in row))
-    policies = [space.uniform(chosen) for chosen in formats if chosen != space.reference]
-    while len(policies) < count:
+    uniform = [space.uniform(chosen) for chosen in formats]
+    policies = {policy.key(): policy for policy in uniform}
+    reference = space.uniform(space.reference).key()
+    for _ in range(_DRAWS_PER_POLICY * count):
+        if len(policies.keys() - {reference}) >= count:
+            break
         # a random fraction of the network in one format, the rest in another: contiguous runs and scattered layers both occur
         flip = generator.uniform(0.05, 0.6)
         first, picks = int(generator.integers(len(formats))), {}
@@ -139,9 +147,9 @@ def designed_policies(space: Space, count: int, seed: int) -> list[Policy]:
                 first = int(generator.integers(len(formats)))
             allowed = space.formats[group.name]
             picks[group.name] = formats[first] if formats[first] in allowed else allowed[int(generator.integers(len(allowed)))]
-        policies.append(Policy(picks))
-    unique = {policy.key(): policy for policy in policies}
-    return list(unique.values())
+        policies.setdefault(Policy(picks).key(), Policy(picks))
+    policies.pop(reference, None)
+    return list(policies.values())
 
 
 def _row(policy: Policy, columns: Sequence[tuple[str, ...]], space: Space) -> np.ndarray:

@@ -1,0 +1,133 @@
+"""Points that are lost on purpose, at one stage at a time."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from calib.errors import UserError
+from calib.task import Batch
+from deploy.backends import onnxruntime as ort_backend
+from deploy.pipeline import open_run
+from deploy.progress import Progress
+from deploy.stages import read_policy
+from deploy.verify import STAGES, verify
+from tests.commands import TINY, copy_of, done
+from tests.tiny_task import batches, network
+
+
+@pytest.fixture
+def run(good_run, tmp_path):
+    return copy_of(good_run, tmp_path / "run")
+
+
+def verified(run):
+    prepared = open_run(run, Progress())
+    return verify(prepared, read_policy(prepared))
+
+
+def turn_around(path):
+    """Give the last layer the opposite weights: a legal file that computes something else."""
+    model = onnx.load(str(path))
+    (node,) = [node for node in model.graph.node if node.name == "head"]
+    makers = {output: maker for maker in model.graph.node for output in maker.output}
+    name = node.input[1]
+    while name in makers:
+        name = makers[name].input[0]
+    (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    values = onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array((-values.astype(np.int32)).clip(-127, 127).astype(values.dtype), name))
+    onnx.save(model, str(path))
+
+
+def test_a_good_engine_loses_nothing(run):
+    record = verified(run)
+    assert tuple(record.stages) == STAGES
+    assert record.metric == "accuracy"
+    assert record.samples == 16
+    assert record.stages["float"].mean == 1.0
+    assert record.stages["float"].change is None
+    assert record.lost_at is None
+    assert "no stage lost points" in record.explanation
+    for name in STAGES[1:]:
+        assert record.stages[name].agreement >= 0.9
+        low, high = record.stages[name].change_interval
+        assert low <= record.stages[name].change <= high
+    assert record.stages["onnx"].agreement == 1.0
+
+
+def test_a_damaged_onnx_file(run):
+    turn_around(run / "model.ort-cpu.onnx")
+    record = verified(run)
+    assert record.lost_at == "onnx"
+    assert "export" in record.explanation
+    assert record.stages["onnx"].change < -0.3
+    assert record.stages["engine"].change > 0.3, "the engine was built before the damage"
+
+
+def test_a_damaged_engine(run, tmp_path):
+    wrong = copy_of(run, tmp_path / "wrong") / "model.ort-cpu.onnx"
+    turn_around(wrong)
+    ort_backend.build_engine(wrong, run / "engine.ort-cpu.onnx")
+    record = verified(run)
+    assert record.lost_at == "engine"
+    assert "runtime" in record.explanation
+    assert record.stages["onnx"].agreement == 1.0
+    assert record.stages["engine"].agreement < 0.7
+
+
+def test_an_engine_that_was_replaced_is_not_run(run):
+    turn_around(run / "engine.ort-cpu.onnx")
+    with pytest.raises(UserError, match=r"is not the file that engine\.json describes"):
+        verified(run)
+
+
+def test_quantisation_itself(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    search = ["--target", "simulate", "--formats", "w2a4", "--rounding", "nearest"]
+    done("run", *TINY, *search, "--budget", "avg_bits=2", "--out", out)
+    prepared = open_run(out, Progress())
+    inputs = torch.randn(400, 1, 6, 6, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        held_out = [Batch((inputs,), network()(inputs).argmax(1))]
+    monkeypatch.setattr(prepared.task, "evaluation", lambda: held_out)
+    record = verify(prepared, read_policy(prepared))
+    assert record.lost_at == "fake_quant"
+    assert "more bits" in record.explanation
+    assert record.stages["engine"].agreement == 1.0
+
+
+def test_the_intervals_are_those_of_paired_samples(run, monkeypatch):
+    prepared = open_run(run, Progress())
+    targets = torch.cat([target for _, target in batches(2)])
+    wrong = [0, 5, 9]
+
+    def metric(output, target):
+        # every sample is worth something else, and three of them change behind the float stage
+        start = 0 if torch.equal(target, targets[:8]) else 8
+        values = torch.arange(8) * 10.0
+        if metric.stage > 2:
+            values = values - torch.tensor([float(start + index in wrong) for index in range(8)])
+        metric.stage += 1
+        return values
+
+    metric.stage = 1
+    monkeypatch.setattr(prepared.task, "metric", metric)
+    record = verify(prepared, read_policy(prepared))
+    change = record.stages["fake_quant"]
+    assert change.change == pytest.approx(-3 / 16)
+    differences = np.array([-float(index in wrong) for index in range(16)])
+    half = 1.96 * differences.std(ddof=1) / 4
+    assert change.change_interval == pytest.approx((-3 / 16 - half, -3 / 16 + half))
+    low, high = record.stages["float"].interval
+    assert high - low > 10, "the spread of the samples themselves"
+
+
+def test_batches_of_other_sizes_than_the_engine_takes(run, monkeypatch):
+    prepared = open_run(run, Progress())
+    inputs, targets = (torch.cat(column) for column in zip(*batches(2), strict=True))
+    uneven = [Batch((inputs[a:b],), targets[a:b]) for a, b in ((0, 1), (1, 6), (6, 16))]
+    monkeypatch.setattr(prepared.task, "evaluation", lambda: uneven)
+    record = verify(prepared, read_policy(prepared))
+    assert record.samples == 16
+    assert record.stages["engine"] == verified(run).stages["engine"]
