@@ -1,7 +1,7 @@
 # Needs Python 3.10 to 3.13 and GNU make; everything else is installed into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
-# Options of the torch install, for example: make demo TORCH_PIP="--index-url https://download.pytorch.org/whl/cpu"
+# Options of the torch install, for example an index that has the smaller CPU build.
 TORCH_PIP ?=
 # Processes that run the tests.
 JOBS ?= 2

@@ -30,7 +30,9 @@ def session(run: Path, name: str) -> ort.InferenceSession:
     options.inter_op_num_threads = entry["inter_op_num_threads"]
     for key, value in entry["session_config"].items():
         options.add_session_config_entry(key, value)
-    return ort.InferenceSession(str(run / name), options, providers=entry["providers"], disabled_optimizers=entry["disabled_optimizers"])
+    return ort.InferenceSession(
+        str(run / name), options, providers=entry["providers"], disabled_optimizers=entry["disabled_optimizers"]
+    )
 
 
 def best_of(model: ort.InferenceSession, feeds: dict, seconds: float = 0.015) -> float:
@@ -50,7 +52,10 @@ def best_of(model: ort.InferenceSession, feeds: dict, seconds: float = 0.015) ->
 def top1(model: ort.InferenceSession, images: np.ndarray, labels: np.ndarray) -> float:
     """Percent of images whose largest output is the label's."""
     name = model.get_inputs()[0].name
-    hits = sum(int((model.run(None, {name: images[i : i + 100]})[0].argmax(1) == labels[i : i + 100]).sum()) for i in range(0, len(images), 100))
+    hits = sum(
+        int((model.run(None, {name: images[i : i + 100]})[0].argmax(1) == labels[i : i + 100]).sum())
+        for i in range(0, len(images), 100)
+    )
     return 100 * hits / len(images)
 
 

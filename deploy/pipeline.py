@@ -14,7 +14,6 @@ from deploy.summary import write_report
 from smpq.budget import Budget
 from smpq.policy import Policy
 
-
 _PROPOSALS = 4
 """How often an engine that turns out too slow in the thorough measurement sends the search back."""
 
