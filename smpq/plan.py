@@ -17,7 +17,7 @@ from calib.quantizer import ActivationQuantizer, QuantizedWeight, Scheme
 from calib.units import Unit
 
 _MOVES = {
-    "max_pool2d", "max_pool1d", "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "slice", "pad",
+    "max_pool2d", "max_pool1d", "view", "_unsafe_view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "slice", "pad",
     "constant_pad_nd", "alias", "clone", "contiguous",
 }  # fmt: skip
 """Operators that only move values (or take the largest), so that a quantised tensor stays on its grid."""

@@ -90,7 +90,7 @@ class Additive:
 
 
 class Residual(nn.Module):
-    """Two blocks: one whose branches are both convolutions, one with an identity; a pool, a pad and a linear head."""
+    """Two blocks: one whose branches are both convolutions, one with an identity; a pool and a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,14 +98,14 @@ class Residual(nn.Module):
         self.a = nn.Conv2d(4, 4, 3, padding=1)
         self.b = nn.Conv2d(4, 4, 3, padding=1)
         self.skip = nn.Conv2d(4, 4, 1)
-        self.c = nn.Conv2d(4, 4, 3)
+        self.c = nn.Conv2d(4, 4, 3, padding=1)
         self.d = nn.Conv2d(4, 4, 3, padding=1)
         self.head = nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.stem(x)), 2)
         x = F.relu(self.b(F.relu(self.a(x))) + self.skip(x))
-        y = F.relu(self.c(F.pad(x, (1, 1, 1, 1))))
+        y = F.relu(self.c(x))
         x = F.relu(self.d(y) + x)
         return self.head(x.mean((2, 3)))
 
