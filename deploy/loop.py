@@ -24,8 +24,8 @@ class Step:
 
     label: str
     policy: Policy
-    predicted: float | None
-    predicted_interval: tuple[float, float] | None
+    predicted: float
+    predicted_interval: tuple[float, float]
     observation: Observation
     met: bool
 
@@ -87,7 +87,7 @@ class LatencyLoop:
         formats = {chosen for row in self._space.formats.values() for chosen in row}
         designed = min(_MOST_DESIGNED, max(_FEWEST_DESIGNED, len(self._space.groups) // 2 + 2 * len(formats)))
         for policy in designed_policies(self._space, min(designed, self._space.size()), self._settings.seed):
-            self._observe(policy, "experiment", None, limit)
+            self._observe(policy, "experiment", self._fit([step.observation for step in self._steps]), limit)
         model = self._fit()
         marginals = starts
         stop_reason = "measurements"
@@ -142,22 +142,20 @@ class LatencyLoop:
         policy = nearest_feasible(problem)
         return None if policy.key() in self._observed else policy
 
-    def _observe(self, policy: Policy, label: str, model: LatencyModel | None, limit: float) -> None:
+    def _observe(self, policy: Policy, label: str, model: LatencyModel, limit: float) -> None:
         observation = self._observed.get(policy.key())
         if observation is None:
             observation = self._measure(policy)
             self._observed[policy.key()] = observation
-        predicted, interval = None, None
-        if model is not None:
-            predicted, error = model.predict(policy)
-            interval = (predicted - 1.96 * error, predicted + 1.96 * error)
+        predicted, error = model.predict(policy)
+        interval = (predicted - 1.96 * error, predicted + 1.96 * error)
         self._steps.append(Step(label, policy, predicted, interval, observation, upper(observation) <= limit))
-        expected = f", predicted {predicted:.3f}" if predicted is not None else ""
-        self._announce(f"{label} {len(self._steps)}: {observation.ratio:.3f}x of float{expected}")
+        self._announce(f"{label} {len(self._steps)}: {observation.ratio:.3f}x of float, predicted {predicted:.3f}")
 
-    def _fit(self) -> LatencyModel:
+    def _fit(self, observations: Sequence[Observation] | None = None) -> LatencyModel:
+        """Fit to the given observations, or to all there are; the float engine's own ratio is known beforehand."""
         reference = Observation(self._space.uniform(self._space.reference), 1.0, 0.0)
-        return fit(self._space, self._pairs, [reference, *self._observed.values()])
+        return fit(self._space, self._pairs, [reference, *(self._observed.values() if observations is None else observations)])
 
     def _within(self, policy: Policy, ceilings: Sequence[Ceiling]) -> bool:
         return all(ceiling.model.total(policy) <= ceiling.limit * (1 + 1e-9) for ceiling in ceilings)

@@ -339,7 +339,7 @@ def _step_json(step: Step) -> dict[str, Any]:
     return {
         "label": step.label,
         "predicted": step.predicted,
-        "predicted_interval": list(step.predicted_interval) if step.predicted_interval else None,
+        "predicted_interval": list(step.predicted_interval),
         "measured": step.observation.ratio,
         "measured_interval": [step.observation.ratio - error, step.observation.ratio + error],
         "met": step.met,
