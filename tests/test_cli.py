@@ -1,0 +1,207 @@
+"""The commands one after the other, as a person uses them."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from smpq.evaluate import Evaluator
+from tests.commands import TINY, contents, copy_of, done, smpq
+
+COMMANDS = {
+    "run": ["report.html"],
+    "score": ["scores.json"],
+    "solve": ["policy.json"],
+    "export": ["policy.json", "model.<target>.onnx"],
+    "build": ["engine.<target>", "engine.float", "build.json"],
+    "measure": ["latency.json"],
+    "verify": ["verify.json"],
+    "report": ["report.json", "report.html"],
+    "targets": ["--json"],
+}
+LAYERS = {"first", "second", "head"}
+
+
+@pytest.fixture
+def run(good_run, tmp_path):
+    return copy_of(good_run, tmp_path / "run")
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def evaluations(run):
+    database = sqlite3.connect(run / "journal.sqlite")
+    try:
+        return dict(database.execute("SELECT policy, value FROM evaluations").fetchall())
+    finally:
+        database.close()
+
+
+def test_help_of_every_command_teaches():
+    overview = done("--help").out
+    assert done().out == overview
+    for name, words in COMMANDS.items():
+        text = done(name, "--help").out
+        assert text.startswith(f"Usage: smpq {name}")
+        for word in words:
+            assert word in text
+        assert f"\n  {name} " in overview
+    for file in ("scores.json", "policy.json", "model.*.onnx", "engine.*", "latency.json", "verify.json", "report.html"):
+        assert file in overview
+
+
+def test_the_stages_one_by_one(tmp_path):
+    out = tmp_path / "run"
+    scores = json.loads(done("score", *TINY, "--out", out, "--json").out)
+    assert scores == read(out / "scores.json")
+    assert set(scores["scores"]) == LAYERS
+    known = evaluations(out)
+    before = (out / "scores.json").read_bytes()
+
+    solved = [json.loads(done("solve", out, "--budget", budget, "--json").out) for budget in ("avg_bits=32", "size=0.3x")]
+    assert solved[0]["policy"] != solved[1]["policy"]
+    assert set(solved[0]["policy"].values()) == {"fp32"}
+    assert read(out / "policy.json")["policy"] == solved[1]["policy"]
+    assert (out / "scores.json").read_bytes() == before
+    assert known.items() <= evaluations(out).items()
+
+    record = read(out / "policy.json")
+    record["policy"]["head"] = "fp32"
+    (out / "policy.json").write_text(json.dumps(record))
+    assert Path(json.loads(done("export", out, "--json").out)["model"]) == out / "model.ort-cpu.onnx"
+    built = json.loads(done("build", out, "--json").out)
+    assert {path: kernel["agrees"] for path, kernel in built["kernels"].items()} == dict.fromkeys(LAYERS, True)
+    assert "QLinearConv" in built["kernels"]["second"]["kernel"]
+    assert "Q" not in built["kernels"]["head"]["kernel"]
+    assert set(built["engines"]) == {"engine.ort-cpu.onnx", "engine.float.onnx"}
+
+    measured = json.loads(done("measure", out, "--json").out)
+    low, high = measured["interval"]
+    assert 0 < low <= measured["ratio"] <= high
+    assert measured["ratio"] == pytest.approx(measured["engine_ms"] / measured["float_ms"], rel=0.3)
+    verified = json.loads(done("verify", out, "--json").out)
+    assert list(verified["stages"]) == ["float", "fake_quant", "onnx", "engine"]
+    assert verified["samples"] == 16
+    assert verified["stages"]["engine"]["agreement"] >= 0.9
+
+    reported = smpq("report", out, "--json")
+    report = json.loads(reported.out)
+    assert report == read(out / "report.json")
+    assert report["policy"] == record["policy"]
+    assert report["engine"] == "engine.ort-cpu.onnx"
+    assert report["latency"]["ratio"] == measured["ratio"]
+    assert report["accuracy"]["engine"] == verified["stages"]["engine"]["mean"]
+    assert report["budget"] == "size=0.3x"
+    assert report["met"] is (report["limits"][0]["reached"] <= 0.3)
+    assert reported.code == (0 if report["met"] else 1)
+    assert "<html" in (out / "report.html").read_text()
+
+
+def test_json_is_all_there_is_on_standard_output(run):
+    commands = [
+        ["score", *TINY, "--out", run],
+        ["solve", run, "--budget", "size=0.9x"],
+        ["export", run],
+        ["build", run],
+        ["measure", run],
+        ["verify", run],
+        ["report", run],
+        ["run", *TINY, "--out", run, "--budget", "size=0.9x"],
+        ["targets"],
+    ]
+    assert {command[0] for command in commands} == set(COMMANDS)
+    for command in commands:
+        assert isinstance(json.loads(done(*command, "--json").out), dict)
+    text = done("verify", run).out
+    assert "fake_quant: " in text
+    assert "engine: " in text
+
+
+def test_quiet_says_nothing_but_the_result(run):
+    assert done("verify", run, "--quiet").err == ""
+
+
+def test_targets_shows_what_is_real_where():
+    tables = json.loads(done("targets", "--json").out)
+    assert list(tables) == ["ort-cpu", "tensorrt", "tensorrt-rtx", "simulate"]
+    assert list(json.loads(done("targets", "ort-cpu", "--json").out)) == ["ort-cpu"]
+    text = done("targets", "ort-cpu").out
+    assert "ort-cpu (float baseline fp32)" in text
+    assert "native" in text
+    assert "refused" in text
+    assert "tensorrt-rtx" not in text
+
+
+def test_a_budget_out_of_reach_ends_with_the_closest_engine(tmp_path):
+    out = tmp_path / "run"
+    result = smpq("run", *TINY, "--out", out, "--formats", "w8a8,fp32", "--budget", "latency=0.0001x", "--json")
+    assert result.code == 1
+    report = json.loads(result.out)
+    assert report["met"] is False
+    (limit,) = report["limits"]
+    assert limit["met"] is False
+    assert limit["reached"] == report["latency"]["ratio"]
+    assert (out / report["engine"]).is_file()
+    assert (out / report["float_engine"]).is_file()
+    measured = {step["measured"] for step in report["observations"]}
+    chosen = [step for step in report["observations"] if step["policy"] == read(out / "policy.json")["policy"]]
+    assert {step["measured"] for step in chosen} == {min(measured)}
+
+
+def test_a_latency_budget_within_reach_is_met_by_measurement(tmp_path):
+    out = tmp_path / "run"
+    result = smpq("run", *TINY, "--out", out, "--formats", "w8a8,fp32", "--budget", "latency=20x", "--json")
+    report = json.loads(result.out)
+    assert result.code == 0
+    assert report["met"] is True
+    assert set(report["policy"].values()) == {"fp32"}, "nothing needs to be quantised, and float is the most accurate"
+
+
+@pytest.mark.parametrize("survived", [0, 1, 7])
+def test_a_killed_run_goes_on_and_evaluates_nothing_twice(tmp_path, monkeypatch, survived):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done("score", *TINY, "--out", whole)
+    count = 0
+    evaluate = Evaluator._evaluate
+
+    def counted(self, policy):
+        nonlocal count
+        if count == survived:
+            raise KeyboardInterrupt
+        count += 1
+        return evaluate(self, policy)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "_evaluate", counted)
+        stopped = smpq("score", *TINY, "--out", killed)
+    assert stopped.code == 130
+    assert "the same command goes on" in stopped.err
+    first = evaluations(killed)
+    assert len(first) == survived
+
+    fresh = []
+    monkeypatch.setattr(Evaluator, "_evaluate", lambda self, policy: fresh.append(policy.key()) or evaluate(self, policy))
+    done("score", *TINY, "--out", killed)
+    assert not set(fresh) & set(first)
+    assert len(fresh) == len(set(fresh))
+    assert evaluations(killed) == evaluations(whole)
+    assert read(killed / "scores.json") == read(whole / "scores.json")
+
+
+def test_a_run_killed_between_stages_goes_on(run, good_run):
+    for name in ("engine.ort-cpu.onnx", "build.json", "latency.json", "verify.json", "report.json", "report.html"):
+        (run / name).unlink()
+    before = evaluations(run)
+    done("run", *TINY, "--budget", "size=0.9x", "--out", run)
+    assert evaluations(run) == before
+    for name in ("scores.json", "policy.json", "model.float.onnx", "model.ort-cpu.onnx", "engine.ort-cpu.onnx"):
+        assert (run / name).read_bytes() == (good_run / name).read_bytes(), name
+    assert set(contents(run)) == set(contents(good_run))
+
+
+def test_a_run_leaves_no_temporary_files(good_run):
+    assert [name for name in contents(good_run) if name.startswith(".")] == []
+    assert [path.name for path in good_run.iterdir() if path.is_dir()] == []
