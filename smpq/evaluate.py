@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from calib.data import per_sample
 from calib.errors import UserError
+from calib.graph import TracedModel
 from calib.task import Batch, Task
 from smpq.journal import Journal
 from smpq.policy import Policy, Space
@@ -22,7 +23,7 @@ from smpq.quantize import FakeQuantizer
 VALUES = ("kl", "loss", "metric")
 _TOKENS = 3
 _SAMPLES_AT_ONCE = 32
-"""Small enough that the activations of a small network stay in the cache: a third faster than batches of 128 on a CPU."""
+"""At least; few enough that the activations of a small network stay in the cache: a third faster than batches of 128 on a CPU."""
 
 
 def divergence(output: Any, float_output: Any) -> Tensor:
@@ -71,7 +72,9 @@ class Evaluator:
         self.evaluations = 0
         self._fake_quantizer = fake_quantizer
         self._task = task
-        self._batches = _split(batches) if fake_quantizer.traced.dynamic_batch else list(batches)
+        self._batches = (
+            _split(batches, _samples_at_once(fake_quantizer.traced)) if fake_quantizer.traced.dynamic_batch else list(batches)
+        )
         self._divergence = getattr(task, "divergence", divergence)
         self._float_outputs: list[Any] = (
             [fake_quantizer.traced.run(batch.inputs) for batch in self._batches] if value == "kl" else []
@@ -114,7 +117,7 @@ class Evaluator:
         return total / count
 
 
-def _split(batches: Sequence[Batch]) -> list[Batch]:
+def _split(batches: Sequence[Batch], at_once: int) -> list[Batch]:
     """Cut batches into smaller ones where the target can be cut along with the inputs."""
     parts = []
     for batch in batches:
@@ -122,7 +125,19 @@ def _split(batches: Sequence[Batch]) -> list[Batch]:
         if not isinstance(batch.target, Tensor) or batch.target.dim() == 0 or len(batch.target) != size:
             parts.append(batch)
             continue
-        for start in range(0, size, _SAMPLES_AT_ONCE):
-            stop = start + _SAMPLES_AT_ONCE
+        for start in range(0, size, at_once):
+            stop = start + at_once
             parts.append(Batch(tuple(tensor[start:stop] for tensor in batch.inputs), batch.target[start:stop]))
     return parts
+
+
+def _samples_at_once(traced: TracedModel) -> int:
+    """As many as make the activations outweigh the parameters, which are read anew for every part."""
+    shapes = [
+        node.meta["val"].shape[1:]
+        for node in traced.graph.nodes
+        if isinstance(node.meta.get("val"), Tensor) and node.op == "call_function"
+    ]
+    activations = sum(math.prod(int(size) for size in shape) for shape in shapes)
+    parameters = sum(tensor.numel() for tensor in traced.state.values())
+    return max(_SAMPLES_AT_ONCE, parameters // max(activations, 1))
