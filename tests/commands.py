@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,3 +54,22 @@ def copy_of(run: Path, to: Path) -> Path:
 def contents(run: Path, without: Sequence[str] = ()) -> dict[str, bytes]:
     """Every file of a run with its bytes."""
     return {path.name: path.read_bytes() for path in sorted(run.iterdir()) if path.is_file() and path.name not in without}
+
+
+def refused(*arguments: object) -> str:
+    """Call a command that must be refused; returns its message."""
+    result = smpq(*arguments)
+    assert result.code == 2, (result.code, result.out, result.err)
+    assert result.out == ""
+    (message,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert result.err.strip().endswith(message), "the message comes last"
+    assert "Traceback" not in result.err
+    return message
+
+
+def assert_matches(pattern: str, message: str) -> None:
+    assert re.search(pattern, message), message
+
+
+def filled(arguments: Sequence[object], **places: object) -> list[str]:
+    return [str(argument).format(**places) for argument in arguments]

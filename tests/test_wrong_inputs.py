@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,30 +12,11 @@ from safetensors.torch import save_file
 
 from calib.tasks.cifar10_resnet20 import ResNet20
 from tests.calib.conftest import write_batch
-from tests.commands import TINY, contents, copy_of, done, smpq
+from tests.commands import TINY, assert_matches, contents, copy_of, done, filled, refused
 from tests.conftest import ROOT
 from tests.tiny_task import FAULT
 
 SOLVE = ("solve", "{run}", "--budget", "avg_bits=8")
-
-
-def refused(*arguments):
-    """Call a command that must be refused; returns its message."""
-    result = smpq(*arguments)
-    assert result.code == 2, (result.code, result.out, result.err)
-    assert result.out == ""
-    (message,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert result.err.strip().endswith(message), "the message comes last"
-    assert "Traceback" not in result.err
-    return message
-
-
-def assert_matches(pattern, message):
-    assert re.search(pattern, message), message
-
-
-def filled(arguments, **places):
-    return [str(argument).format(**places) for argument in arguments]
 
 
 @pytest.fixture
@@ -272,153 +252,6 @@ def test_a_latency_budget_before_anything_was_measured(run):
     assert "has measured no engine yet" in refused("solve", run, "--budget", "latency=0.5x")
     assert contents(run) == before
     done(*filled(SOLVE, run=run))
-
-
-# Files of a run that were cut off or edited: the message names the file, and doing what it says repairs the run.
-
-BUILD, REPORT = ("build", "{run}"), ("report", "{run}")
-FILES = [
-    ("run.json", SOLVE, None),
-    ("scores.json", SOLVE, "score"),
-    ("policy.json", ("export", "{run}"), SOLVE),
-    ("budget.json", REPORT, SOLVE),
-    ("measurements.json", ("measure", "{run}"), None),
-    ("measurements.json", ("solve", "{run}", "--budget", "latency=3x"), ("measure", "{run}")),
-    ("build.json", ("measure", "{run}"), BUILD),
-    ("export.json", BUILD, ("export", "{run}")),
-    ("latency.json", REPORT, ("measure", "{run}")),
-    ("verify.json", REPORT, ("verify", "{run}")),
-    ("engine.json", ("measure", "{run}"), BUILD),
-    ("engine.ort-cpu.onnx", ("measure", "{run}"), BUILD),
-    ("engine.ort-cpu.onnx", ("verify", "{run}"), BUILD),
-    ("model.float.onnx", ("export", "{run}"), None),
-    ("model.ort-cpu.onnx", BUILD, ("export", "{run}")),
-    ("model.ort-cpu.onnx", ("verify", "{run}"), ("export", "{run}")),
-]
-
-
-@pytest.mark.parametrize(("name", "command", "repair"), FILES)
-def test_a_file_that_was_cut_off(run, good_run, name, command, repair):
-    path = run / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    before = contents(run)
-    assert name in refused(*filled(command, run=run))
-    assert contents(run) == before
-    if name == "run.json":  # nothing can make this one again from the rest
-        path.write_bytes((good_run / name).read_bytes())
-    elif path.suffix != ".onnx" or repair is None:
-        path.unlink()
-    if repair is not None:
-        done(*(["score", *TINY, "--out", run] if repair == "score" else filled(repair, run=run)))
-    done(*filled(command, run=run))
-
-
-@pytest.mark.parametrize("name", ["run.json", "scores.json", "policy.json", "budget.json", "build.json", "measurements.json"])
-@pytest.mark.parametrize("text", ["[]", "{}"])
-def test_a_file_that_holds_something_else(run, name, text):
-    (run / name).write_text(text)
-    before = contents(run)
-    command = ["report", run] if name in {"run.json", "budget.json", "policy.json", "build.json"} else None
-    command = command or (["solve", run, "--budget", "latency=3x" if name == "measurements.json" else "avg_bits=8"])
-    message = refused(*command)
-    assert name.partition(".")[0] in message
-    assert contents(run) == before
-
-
-@pytest.mark.parametrize("keep", [10, 4096, 6000])
-def test_a_journal_that_was_cut_off(tmp_path, keep):
-    out = tmp_path / "run"
-    done("score", *TINY, "--out", out)
-    journal = out / "journal.sqlite"
-    journal.write_bytes(journal.read_bytes()[:keep])
-    (out / "scores.json").unlink()
-    assert "journal.sqlite cannot be read" in refused("score", *TINY, "--out", out)
-    journal.unlink()
-    done("score", *TINY, "--out", out)
-
-
-def edit_policy(run, change):
-    record = json.loads((run / "policy.json").read_text())
-    change(record["policy"])
-    (run / "policy.json").write_text(json.dumps(record))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda policy: policy.update({"third": "w8a8"}), "no quantisable layer 'third'; the first ones are first"),
-        (lambda policy: policy.update({"first": "w1a1"}), "weights of 1 bits"),
-        (lambda policy: policy.update({"first": "int8"}), "unknown format 'int8'"),
-        (lambda policy: policy.update({"first": 8}), "the format of first must be a text such as w8a8, not 8"),
-        (lambda policy: policy.pop("second"), "does not name second"),
-        (lambda policy: policy.update({"second": "w3a8"}), "gives second the format w3a8: .*; it may have"),
-    ],
-)
-def test_a_policy_edited_by_hand(run, change, message):
-    edit_policy(run, change)
-    before = contents(run)
-    assert_matches(message, refused("export", run))
-    assert contents(run) == before
-
-
-@pytest.mark.parametrize("command", ["build", "measure", "verify", "report"])
-def test_a_policy_edited_by_hand_is_checked_by_every_stage(run, command):
-    good = (run / "policy.json").read_bytes()
-    edit_policy(run, lambda policy: policy.update({"third": "w8a8"}))
-    before = contents(run)
-    assert "no quantisable layer 'third'" in refused(command, run)
-    assert contents(run) == before
-    (run / "policy.json").write_bytes(good)
-    done(command, run)
-
-
-def test_a_policy_that_the_target_refuses_is_told_why(tmp_path):
-    out = tmp_path / "run"
-    done("score", *TINY, "--out", out, "--formats", "w8a8,w3a8,fp32")
-    done("solve", out, "--budget", "avg_bits=32")
-    edit_policy(out, lambda policy: policy.update({"second": "w3a8"}))
-    message = refused("export", out)
-    assert "the format w3a8: it is not in this run" not in message
-    assert "it may have w8a8, fp32" in message
-
-
-# Stages out of order.
-
-
-def test_stages_before_their_time(tmp_path):
-    out = tmp_path / "run"
-    done("score", *TINY, "--out", out)
-    before = contents(out)
-    for command in ("export", "build", "report"):
-        assert "policy.json is missing: make one with smpq solve" in refused(command, out)
-    assert contents(out) == before
-    done("solve", out, "--budget", "avg_bits=8")
-    before = contents(out)
-    assert "model.ort-cpu.onnx is missing: make it with smpq export" in refused("build", out)
-    assert "model.ort-cpu.onnx is missing: make it with smpq export" in refused("verify", out)
-    assert "use smpq export and smpq build first" in refused("measure", out)
-    assert contents(out, without=["model.float.onnx"]) == before
-    done("export", out)
-    assert "no engine of the policy in policy.json" in refused("verify", out)
-    done("build", out)
-    done("verify", out)
-
-
-def test_files_of_an_earlier_policy_are_not_taken_for_this_one(run):
-    edit_policy(run, lambda policy: policy.update({"first": "fp32", "second": "fp32", "head": "fp32"}))
-    before = contents(run)
-    assert "is not of the policy in policy.json: use smpq export first" in refused("build", run)
-    assert "is not of the policy in policy.json: use smpq export first" in refused("verify", run)
-    assert "use smpq export and smpq build first" in refused("measure", run)
-    assert contents(run) == before
-    for command in ("export", "build", "verify"):
-        done(command, run)
-
-
-def test_measuring_what_cannot_be_measured_here(tmp_path):
-    out = tmp_path / "run"
-    done("run", *TINY, "--target", "simulate", "--formats", "w4a8,w8a8", "--budget", "avg_bits=6", "--out", out)
-    assert "measuring on target simulate" in refused("measure", out)
 
 
 # The installed command itself.
