@@ -101,6 +101,13 @@ def test_a_large_input_is_sampled_evenly():
     torch.testing.assert_close(moments, torch.diag(torch.tensor([1.0, 4.0, 9.0])), rtol=0.1, atol=0.2)
 
 
+def test_the_sample_of_a_large_image_does_not_stay_on_every_other_column():
+    x = torch.zeros(2, 1, 400, 400)
+    x[..., ::2] = 1.0
+    moments = calibrated(nn.Sequential(nn.Conv2d(1, 1, 1)), x)._moments["0"].matrix
+    assert float(moments) == pytest.approx(0.5, abs=0.02)
+
+
 def test_ranges_cover_inputs_results_and_what_the_relu_leaves():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 2))
     x = torch.randn(8, 2, 5, 5)
