@@ -61,6 +61,9 @@ def test_never_worse_than_the_starts_and_within_the_ceilings(seed):
     assert all(c.model.total(choice.policy) <= c.limit * (1 + 1e-6) for c in ceilings)
     assert [name for name, _ in choice.path[:2]] == ["scores", "noise"]
     assert choice.value == game(choice.policy) >= max(value for _, value in choice.path)
+    values = [value for _, value in choice.path]
+    steps = [max(values[:2]), *values[2:]]
+    assert steps == sorted(steps), "a round gave up something better"
 
 
 def test_the_rounds_improve_on_scores_that_mislead():
