@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ MeasurePolicy = Callable[[Policy], Observation]
 _FEWEST_DESIGNED = 6
 _MOST_DESIGNED = 14
 _OPTIMISM = 1.5
+_TYPICAL = 32
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class LatencyLoop:
         effort: Effort,
     ) -> Choice | None:
         """Return the best policy that may meet the limit by the model; those that were measured to miss it are left out."""
-        raised = limit + optimism * model.residual
+        raised = limit + optimism * self._uncertainty(model)
         missed = [o.policy for o in self._observed.values() if upper(o) > limit]
         latency = [Ceiling(model.cost_model(1.0), raised), *ceilings]
         if allocate(Problem(self._space, next(iter(starts.values())), latency, missed)) is None:
@@ -156,6 +158,11 @@ class LatencyLoop:
         """Fit to the given observations, or to all there are; the float engine's own ratio is known beforehand."""
         reference = Observation(self._space.uniform(self._space.reference), 1.0, 0.0)
         return fit(self._space, self._pairs, [reference, *(self._observed.values() if observations is None else observations)])
+
+    def _uncertainty(self, model: LatencyModel) -> float:
+        """Return the typical standard error of a prediction, the root mean square over policies of the designed kind."""
+        others = designed_policies(self._space, _TYPICAL, self._settings.seed + 1)
+        return math.sqrt(sum(model.predict(policy)[1] ** 2 for policy in others) / max(len(others), 1))
 
     def _within(self, policy: Policy, ceilings: Sequence[Ceiling]) -> bool:
         return all(ceiling.model.total(policy) <= ceiling.limit * (1 + 1e-9) for ceiling in ceilings)
