@@ -10,9 +10,10 @@ from typing import Any
 from calib.errors import UserError
 from deploy.engines import FLOAT, MIXED, Engines, engine_names
 from deploy.export import export_float
-from deploy.latency import LatencyModel, Observation, fit, neighbours
+from deploy.latency import Observation, neighbours
 from deploy.loop import LatencyLoop, LoopSettings, Outcome, Step
 from deploy.lower import lower
+from deploy.observations import keep_observation, latency_model, read_observations
 from deploy.prepare import Prepared
 from deploy.verify import verify as verify_stages
 from smpq.allocate import Ceiling, Problem, solve_or_explain
@@ -253,43 +254,6 @@ def static_ceilings(prepared: Prepared, budget: Budget) -> list[Ceiling]:
         for limit in budget.limits
         if limit.cost != "latency"
     ]
-
-
-def latency_model(prepared: Prepared) -> LatencyModel:
-    """Fit the latency model to what the run has measured; UserError when that is nothing."""
-    known = read_observations(prepared)
-    if not known:
-        raise UserError("this run has measured no engine yet, so latency cannot be predicted: use smpq run, or smpq measure first")
-    reference = Observation(prepared.space.uniform(prepared.space.reference), 1.0, 0.0)
-    return fit(prepared.space, neighbours(prepared.traced, prepared.space), [reference, *known])
-
-
-def read_observations(prepared: Prepared) -> list[Observation]:
-    """Read the whole-engine measurements of this run that were made with the same model and batch size."""
-    if not prepared.run.has("measurements.json"):
-        return []
-    record = prepared.run.read_json("measurements.json", keys=["fingerprint", "observations", "float_ms"])
-    if record["fingerprint"] != prepared.fingerprint:
-        prepared.progress.warn("measurements.json was made with other weights or data: measuring again")
-        return []
-    try:
-        return [
-            Observation(Policy.from_json(entry["policy"], prepared.space), float(entry["ratio"]), float(entry["standard_error"]))
-            for entry in record["observations"]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"measurements.json is damaged ({error!r}): delete it to measure again") from error
-
-
-def keep_observation(prepared: Prepared, observation: Observation, float_ms: float) -> None:
-    """Add one measurement to `measurements.json`, in place of an earlier one of the same policy."""
-    kept = [o for o in read_observations(prepared) if o.policy.key() != observation.policy.key()]
-    rows = [
-        {"policy": o.policy.to_json(prepared.space.groups), "ratio": o.ratio, "standard_error": o.standard_error}
-        for o in (*kept, observation)
-    ]
-    record = {"schema": 1, "fingerprint": prepared.fingerprint, "float_ms": float_ms, "observations": rows}
-    prepared.run.write_json("measurements.json", record)
 
 
 def _needs_export(prepared: Prepared, policy: Policy) -> None:
