@@ -155,3 +155,12 @@ def test_an_unknown_name_lists_the_known_ones():
     assert rounding_from_name("gptq") is round_gptq
     with pytest.raises(UserError, match="gptq, nearest"):
         rounding_from_name("down")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_searching_the_step_with_gptq_itself_beats_the_step_for_nearest_rounding(seed, monkeypatch):
+    weight, moments = weight_of(seed), correlated(seed=seed)
+    searched = output_error(weight, round_gptq(weight, moments, 2, None, torch.zeros(OUT)), moments)
+    monkeypatch.setattr(gptq, "_STEPS", (1.0,))
+    single = output_error(weight, round_gptq(weight, moments, 2, None, torch.zeros(OUT)), moments)
+    assert searched < 0.95 * single
