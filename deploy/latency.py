@@ -50,7 +50,7 @@ class LatencyModel:
 
     def predict(self, policy: Policy) -> tuple[float, float]:
         """Return the predicted ratio and its standard error, the scatter of measurements around the model included."""
-        row = _row(policy, self.columns, self.space)
+        row = _row(policy, self.columns)
         mean = 1.0 + float(row @ self.coefficients)
         return mean, math.sqrt(max(float(row @ self.covariance @ row), 0.0) + self.residual**2)
 
@@ -113,7 +113,7 @@ def fit(space: Space, pairs: Sequence[tuple[str, str]], observations: Sequence[O
     if mixed:
         columns += [("crossing", *pair) for pair in pairs]
     mean, covariance = _prior(space, columns, shares)
-    rows = np.array([_row(o.policy, columns, space) for o in observations])
+    rows = np.array([_row(o.policy, columns) for o in observations])
     measured = np.array([o.ratio - 1.0 for o in observations])
     noise = np.array([max(o.standard_error, _SMALLEST_NOISE) for o in observations])
     lower = np.array([0.0 if column[0] == "crossing" else -np.inf for column in columns])
@@ -152,14 +152,13 @@ def designed_policies(space: Space, count: int, seed: int) -> list[Policy]:
     return list(policies.values())
 
 
-def _row(policy: Policy, columns: Sequence[tuple[str, ...]], space: Space) -> np.ndarray:
+def _row(policy: Policy, columns: Sequence[tuple[str, ...]]) -> np.ndarray:
     row = np.zeros(len(columns))
     for index, (kind, *what) in enumerate(columns):
         if kind == "format":
             row[index] = float(str(policy[what[0]]) == what[1])
         else:
             row[index] = float(is_integer(policy[what[0]]) != is_integer(policy[what[1]]))
-    del space
     return row
 
 
