@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
-
-Edit = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Edits:
-    """Changes to one run of the graph; tensors and call sites are named by graph node.
-
-    `sources` replaces a tensor for every consumer, `edges[(tensor, consumer)]` for one consumer, `parameters` replaces weights.
-    Two consumers whose edge holds the same object share one result.
-    """
-
-    sources: Mapping[str, Edit] = field(default_factory=dict)
-    edges: Mapping[tuple[str, str], Edit] = field(default_factory=dict)
-    parameters: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-NO_EDITS = Edits()
+from calib.execution import NO_EDITS, Edits, Execution, Observe
 
 
 class TracedModel:
@@ -59,50 +40,20 @@ class TracedModel:
         _merge_shared(self.graph, self.state)
         self.inputs: tuple[str, ...] = tuple(name for name in signature.user_inputs if isinstance(name, str))
         self.nodes: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
-        self._steps = [node for node in self.graph.nodes if node.op == "call_function"]
-        self._output = next(node for node in self.graph.nodes if node.op == "output")
-        self._last_use = self._find_last_uses()
+        self.steps: list[fx.Node] = [node for node in self.graph.nodes if node.op == "call_function"]
+        self.output: fx.Node = next(node for node in self.graph.nodes if node.op == "output")
+        self.last_uses = self._find_last_uses()
 
-    def run(self, inputs: Sequence[Tensor], edits: Edits = NO_EDITS, observe: Callable[[str, Tensor], None] | None = None) -> Any:
+    def run(
+        self, inputs: Sequence[Tensor], edits: Edits = NO_EDITS, observe: Observe | None = None, *, gradient: bool = False
+    ) -> Any:
         """Run the graph on one batch and return what the model's `forward` would return.
 
-        `observe(name, tensor)` sees every tensor that a node makes, and the inputs.
+        `observe(name, tensor)` sees every tensor that a node makes, and the inputs. With `gradient` the run is recorded for
+        backpropagation to whatever in the edits asks for it.
         """
-        values: dict[str, Any] = dict(self.state)
-        values.update(edits.parameters)
-        for name, value in zip(self.inputs, inputs, strict=True):
-            if observe is not None:
-                observe(name, value)
-            values[name] = edits.sources[name](value) if name in edits.sources else value
-        edited: dict[tuple[str, int], Tensor] = {}
-        by_consumer: dict[str, dict[str, Edit]] = {}
-        for (tensor, consumer), edit in edits.edges.items():
-            by_consumer.setdefault(consumer, {})[tensor] = edit
-        with torch.no_grad():
-            for node in self._steps:
-                changes = by_consumer.get(node.name)
-
-                def read(argument: fx.Node, changes: Mapping[str, Edit] | None = changes) -> Any:
-                    if changes is None or argument.name not in changes:
-                        return values[argument.name]
-                    edit = changes[argument.name]
-                    key = (argument.name, id(edit))
-                    if key not in edited:
-                        edited[key] = edit(values[argument.name])
-                    return edited[key]
-
-                arguments = fx.node.map_arg(node.args, read)
-                keywords = fx.node.map_arg(node.kwargs, read) if node.kwargs else {}
-                result = node.target(*arguments, **keywords)
-                if observe is not None and isinstance(result, Tensor):
-                    observe(node.name, result)
-                values[node.name] = edits.sources[node.name](result) if node.name in edits.sources else result
-                for dead in self._last_use.get(node.name, ()):
-                    values.pop(dead, None)
-                    for key in [key for key in edited if key[0] == dead]:
-                        del edited[key]
-            flat = fx.node.map_arg(self._output.args[0], lambda argument: values[argument.name])
-        return pytree.tree_unflatten(list(flat), self.program.call_spec.out_spec)
+        with torch.set_grad_enabled(gradient):
+            return Execution(self, inputs, edits, observe).advance(edits, observe=observe).output()
 
     def producer(self, tensor: str) -> fx.Node:
         """Return the node that makes a tensor."""
@@ -122,10 +73,10 @@ class TracedModel:
 
     def _find_last_uses(self) -> dict[str, list[str]]:
         last: dict[str, str] = {}
-        for node in self._steps:
+        for node in self.steps:
             for argument in node.all_input_nodes:
                 last[argument.name] = node.name
-        for argument in self._output.all_input_nodes:
+        for argument in self.output.all_input_nodes:
             last.pop(argument.name, None)
         dead: dict[str, list[str]] = {}
         for tensor, node_name in last.items():

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from calib.calibrate import Calibration
+from calib.execution import Edit, Edits
 from calib.formats import FP16, Format
-from calib.graph import Edit, Edits, TracedModel
+from calib.graph import TracedModel
 from calib.units import Unit
 from smpq.plan import QuantPlan, Rules, plan_from_policy
 

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.errors import UserError
-from calib.graph import Edits, TracedModel, operator_name
+from calib.execution import Edits
+from calib.graph import TracedModel, operator_name
 
 
 class InPlace(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calib.graph import Edits
+from calib.execution import Edits
 from calib.quantizer import ActivationQuantizer
 from deploy.onnx_files import save_model
 from deploy.passes.quantize_tensors import quantize_tensors
