@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from deploy.latency import LatencyModel, Observation, designed_policies, fit
 from smpq.allocate import Ceiling, Problem, Values, allocate, nearest_feasible
+from smpq.evaluate import ValueFunction
 from smpq.policy import Policy, Space
 from smpq.search import EXHAUSTIVE, Choice, Effort, choose
-from smpq.shapley import ValueFunction
 
 MeasurePolicy = Callable[[Policy], Observation]
 

@@ -23,12 +23,13 @@ from deploy.progress import Progress
 from deploy.run import Run, Settings
 from deploy.targets import Target, capability, target_from_name
 from smpq.costs import CostModel, cost_models
-from smpq.evaluate import Evaluator, divergence
+from smpq.evaluate import Evaluator
 from smpq.groups import find_groups, space_from_formats
 from smpq.journal import Journal
 from smpq.plan import QuantPlan, Rules
 from smpq.policy import Policy, Space
 from smpq.quantize import FakeQuantizer
+from smpq.value import PolicyValue, divergence
 
 
 @dataclass
@@ -74,8 +75,8 @@ class Prepared:
                 break
             kept.append(batch)
             count += len(batch.inputs[0])
-        journal = Journal(self.run.file("journal.sqlite"))
-        return Evaluator(self.fake_quantizer, self.space, self.task, kept, self.settings.value, journal, self.fingerprint)
+        compute = PolicyValue(self.fake_quantizer, self.space, self.task, kept, self.settings.value)
+        return Evaluator(compute, Journal(self.run.file("journal.sqlite")), self.fingerprint)
 
     @cached_property
     def costs(self) -> dict[str, CostModel]:

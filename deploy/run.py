@@ -15,7 +15,7 @@ from calib.errors import UserError
 from calib.formats import formats_from_text
 from calib.observers import observer_from_name
 from calib.rounding import rounding_from_name
-from smpq.evaluate import VALUES
+from smpq.value import VALUES
 
 SCHEMA = 1
 _PACKAGES = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "scipy", "numpy", "tensorrt-rtx", "tensorrt")

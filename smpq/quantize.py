@@ -12,6 +12,7 @@ from calib.calibrate import Calibration
 from calib.execution import Edit, Edits
 from calib.formats import FP16, Format
 from calib.graph import TracedModel
+from calib.quantizer import QuantizedWeight
 from calib.units import Unit
 from smpq.plan import QuantPlan, Rules, plan_from_policy
 
@@ -31,7 +32,10 @@ class _IntegerBias:
 
 
 class FakeQuantizer:
-    """Turns policies into edits of the graph; dequantised weights are computed once for each format."""
+    """Turns policies into edits of the graph; dequantised weights are computed once for each format.
+
+    Equal edits are the same object, by which incremental evaluation sees what two policies share.
+    """
 
     def __init__(self, traced: TracedModel, units: tuple[Unit, ...], calibration: Calibration, rules: Rules) -> None:
         """Keep what every policy shares."""
@@ -40,6 +44,7 @@ class FakeQuantizer:
         self.calibration = calibration
         self.rules = rules
         self._weights: dict[tuple[str, str], Tensor] = {}
+        self._biases: dict[tuple[int, float], tuple[QuantizedWeight, _IntegerBias]] = {}
 
     def plan(self, formats: Mapping[str, Format]) -> QuantPlan:
         """Return the plan of a policy given by unit path."""
@@ -55,9 +60,7 @@ class FakeQuantizer:
             else:
                 edges.update({(entry.tensor, consumer): entry.quantizer for consumer in entry.consumers})
         parameters = {unit.weight: self._weight(unit, plan.formats[unit.path]) for unit in self.units if unit.path in plan.weights}
-        parameters |= {
-            unit.weight: self.traced.state[unit.weight].half().float() for unit in self.units if plan.formats[unit.path] == FP16
-        }
+        parameters |= {unit.weight: self._half(unit) for unit in self.units if plan.formats[unit.path] == FP16}
         if self.rules.integer_bias:
             edges |= self._bias_edits(plan)
         return Edits(sources, edges, parameters)
@@ -70,8 +73,21 @@ class FakeQuantizer:
             for index, call in enumerate(unit.calls):
                 quantizer = plan.input_quantizer(unit, index)
                 if quantizer is not None and plan.formats[unit.path].quantizes_activation:
-                    edits[unit.bias, call] = _IntegerBias(plan.weights[unit.path].scale * quantizer.scale)
+                    edits[unit.bias, call] = self._integer_bias(plan.weights[unit.path], quantizer.scale)
         return edits
+
+    def _integer_bias(self, weight: QuantizedWeight, input_step: float) -> _IntegerBias:
+        kept, bias = self._biases.get((id(weight), input_step), (None, None))
+        if kept is not weight or bias is None:  # the weight is kept with its bias, so that its id stays its own
+            bias = _IntegerBias(weight.scale * input_step)
+            self._biases[id(weight), input_step] = (weight, bias)
+        return bias
+
+    def _half(self, unit: Unit) -> Tensor:
+        key = (unit.path, str(FP16))
+        if key not in self._weights:
+            self._weights[key] = self.traced.state[unit.weight].half().float()
+        return self._weights[key]
 
     def _weight(self, unit: Unit, chosen: Format) -> Tensor:
         key = (unit.path, chosen.weight_key)

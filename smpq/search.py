@@ -8,8 +8,8 @@ from itertools import product
 
 from calib.formats import Format
 from smpq.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, solve_or_explain
+from smpq.evaluate import ValueFunction
 from smpq.policy import Policy, Space
-from smpq.shapley import ValueFunction
 
 EXHAUSTIVE = 512
 _DAMPING = 0.5
@@ -56,7 +56,8 @@ def choose(
     """
     plans = {name: solve_or_explain(Problem(space, values, ceilings, excluded)) for name, values in starts.items()}
     if space.size() <= EXHAUSTIVE:
-        best = max(feasible(space, ceilings, excluded), key=value)
+        every = list(feasible(space, ceilings, excluded))
+        best = max(zip(value.many(every), every, strict=True), key=lambda pair: pair[0])[1]
         return Choice(best, value(best), (("all policies", value(best)),), next(iter(starts.values())))
     path = [(name, value(policy)) for name, policy in plans.items()]
     winner = max(plans, key=lambda name: value(plans[name]))
@@ -98,15 +99,12 @@ def feasible(space: Space, ceilings: Sequence[Ceiling], excluded: Sequence[Polic
 
 def _single_changes(value: ValueFunction, space: Space, policy: Policy) -> dict[str, dict[Format, float]]:
     """Return what changing one group of `policy` alone does to the value."""
-    start = value(policy)
-    return {
-        group.name: {
-            chosen: value(policy.with_format(group.name, chosen)) - start
-            for chosen in space.formats[group.name]
-            if chosen != policy[group.name]
-        }
-        for group in space.groups
-    }
+    moves = [(group.name, chosen) for group in space.groups for chosen in space.formats[group.name] if chosen != policy[group.name]]
+    start, *values = value.many([policy, *(policy.with_format(*move) for move in moves)])
+    found: dict[str, dict[Format, float]] = {group.name: {} for group in space.groups}
+    for (name, chosen), changed in zip(moves, values, strict=True):
+        found[name][chosen] = changed - start
+    return found
 
 
 def _descend(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +12,10 @@ import numpy as np
 from calib.errors import UserError
 from calib.formats import Format
 from smpq.allocate import Values
+from smpq.evaluate import ValueFunction
 from smpq.policy import Group, Policy, Space
 from smpq.scores import Score, Scores
 
-ValueFunction = Callable[[Policy], float]
 _FEWEST_FOR_AN_INTERVAL = 2
 _JITTER = 0.5
 _BISECTIONS = 40
@@ -99,29 +99,40 @@ class _Sampler:
     def moves(self, group: Group) -> list[Format]:
         return [chosen for chosen in self._space.formats[group.name] if chosen != self._space.reference]
 
-    def evaluate(self, policy: Policy) -> float:
-        result = self._value(policy)
-        self.count += 1
-        self._advance(self.count)
-        return result
+    def evaluate(self, policies: Sequence[Policy]) -> list[float]:
+        values = self._value.many(policies)
+        for _ in policies:
+            self.count += 1
+            self._advance(self.count)
+        return values
 
     def alone(self, baseline: float) -> dict[str, dict[Format, float]]:
         start = self._space.uniform(self._space.reference)
-        return {
-            group.name: {chosen: self.evaluate(start.with_format(group.name, chosen)) - baseline for chosen in self.moves(group)}
-            for group in self._space.groups
-        }
+        moves = [(group.name, chosen) for group in self._space.groups for chosen in self.moves(group)]
+        values = self.evaluate([start.with_format(*move) for move in moves])
+        found: dict[str, dict[Format, float]] = {group.name: {} for group in self._space.groups}
+        for (name, chosen), value in zip(moves, values, strict=True):
+            found[name][chosen] = value - baseline
+        return found
 
     def walk(self, end: Policy, baseline: float) -> dict[tuple[str, Format], float]:
-        context, context_value = self._space.uniform(self._space.reference), baseline
-        marginals: dict[tuple[str, Format], float] = {}
+        """All policies of a walk are known beforehand, so they are evaluated together."""
+        context = self._space.uniform(self._space.reference)
+        steps: list[tuple[str, Format]] = []
+        tried: list[Policy] = []
         for index in self._generator.permutation(len(self._space.groups)):
             group = self._space.groups[index]
-            values = {chosen: self.evaluate(context.with_format(group.name, chosen)) for chosen in self.moves(group)}
-            marginals |= {(group.name, chosen): value - context_value for chosen, value in values.items()}
-            chosen = end[group.name]
-            if chosen != self._space.reference:
-                context, context_value = context.with_format(group.name, chosen), values[chosen]
+            steps += [(group.name, chosen) for chosen in self.moves(group)]
+            tried += [context.with_format(group.name, chosen) for chosen in self.moves(group)]
+            context = context.with_format(group.name, end[group.name])
+        marginals: dict[tuple[str, Format], float] = {}
+        before = after = baseline
+        current = None
+        for (name, chosen), value in zip(steps, self.evaluate(tried), strict=True):
+            if name != current:
+                before, current = after, name
+            marginals[name, chosen] = value - before
+            after = value if chosen == end[name] else after
         return marginals
 
     def draw_policy(self, alone: Values, low: float, high: float) -> Policy:

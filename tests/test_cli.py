@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from smpq.evaluate import Evaluator
+from smpq.journal import Journal
+from smpq.value import PolicyValue
 from tests.commands import TINY, contents, copy_of, done, smpq
 
 COMMANDS = {
@@ -164,18 +165,15 @@ def test_a_latency_budget_within_reach_is_met_by_measurement(tmp_path):
 def test_a_killed_run_goes_on_and_evaluates_nothing_twice(tmp_path, monkeypatch, survived):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done("score", *TINY, "--out", whole)
-    count = 0
-    evaluate = Evaluator._evaluate
+    add = Journal.add
 
-    def counted(self, policy):
-        nonlocal count
-        if count == survived:
+    def killing(self, fingerprint, policy, value):
+        if len(evaluations(killed)) == survived:
             raise KeyboardInterrupt
-        count += 1
-        return evaluate(self, policy)
+        add(self, fingerprint, policy, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "_evaluate", counted)
+        patch.setattr(Journal, "add", killing)
         stopped = smpq("score", *TINY, "--out", killed)
     assert stopped.code == 130
     assert "the same command goes on" in stopped.err
@@ -183,7 +181,13 @@ def test_a_killed_run_goes_on_and_evaluates_nothing_twice(tmp_path, monkeypatch,
     assert len(first) == survived
 
     fresh = []
-    monkeypatch.setattr(Evaluator, "_evaluate", lambda self, policy: fresh.append(policy.key()) or evaluate(self, policy))
+    compute = PolicyValue.__call__
+
+    def counted(self, policies):
+        fresh.extend(policy.key() for policy in policies)
+        return compute(self, policies)
+
+    monkeypatch.setattr(PolicyValue, "__call__", counted)
     done("score", *TINY, "--out", killed)
     assert not set(fresh) & set(first)
     assert len(fresh) == len(set(fresh))

@@ -6,6 +6,7 @@ from deploy.latency import Observation
 from deploy.loop import LatencyLoop, LoopSettings, upper
 from smpq.allocate import Ceiling
 from smpq.costs import CostModel
+from smpq.evaluate import OneByOne
 from smpq.search import EXHAUSTIVE, Effort
 from tests.deploy.synthetic import W4, W8A8, Truth, chain, policies, space
 
@@ -43,7 +44,7 @@ class Bench:
         loop = LatencyLoop(
             self.space,
             chain(self.space),
-            self.value,
+            OneByOne(self.value),
             self.measure,
             known,
             LoopSettings(measurements),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -87,6 +87,9 @@ class Additive:
     def __call__(self, policy: Policy) -> float:
         self.asked.append(policy.key())
         return self.constant + total(self.values, policy)
+
+    def many(self, policies: Iterable[Policy]) -> list[float]:
+        return [self(policy) for policy in policies]
 
 
 class Residual(nn.Module):

@@ -1,0 +1,159 @@
+"""The value of policies: how well the quantised model does on calibration data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from calib.data import per_sample
+from calib.errors import UserError
+from calib.task import Batch, Task
+from smpq.incremental import bytes_per_sample, outputs_of
+from smpq.policy import Policy, Space
+from smpq.quantize import FakeQuantizer
+
+VALUES = ("kl", "loss", "metric")
+_TOKENS = 3
+_SAMPLES_AT_ONCE = 32
+"""At least; few enough that the activations of a small network stay in the cache: a third faster than batches of 128 on a CPU."""
+_DEFAULT_MEMORY_MB = 1024
+
+
+class Compute(Protocol):
+    """Works out values of policies, remembering nothing: in this process or in others."""
+
+    identity: str
+    """Says what the values depend on besides model, data and policy."""
+
+    def __call__(self, policies: Sequence[Policy]) -> Iterable[tuple[int, float]]:
+        """Yield (index, value) of every policy, in the order in which they are finished."""
+        ...
+
+
+def divergence(output: Any, float_output: Any) -> Tensor:
+    """Return `[n]`, the KL divergence of each sample's class distribution from the float model's.
+
+    Every floating-point tensor of the output counts; classes are on axis 1, or on the last axis of `[n, tokens, classes]`; further
+    positions are averaged. A task whose output holds no class scores defines a `divergence` of its own.
+    """
+    parts = []
+    for ours, reference in zip(pytree.tree_leaves(output), pytree.tree_leaves(float_output), strict=True):
+        if not isinstance(ours, Tensor) or not ours.is_floating_point() or ours.dim() < 2:
+            continue
+        axis = -1 if ours.dim() == _TOKENS else 1
+        log_p, log_q = F.log_softmax(reference, axis), F.log_softmax(ours, axis)
+        positions = (log_p.exp() * (log_p - log_q)).sum(axis)
+        parts.append(positions.reshape(positions.shape[0], -1).mean(1))
+    if not parts:
+        raise UserError(
+            "the model's output holds no class scores [n, classes, ...]: give the task a divergence(output, float_output)"
+        )
+    return torch.stack(parts).sum(0)
+
+
+class PolicyValue:
+    """Values of policies by running the fake-quantised model; higher is better.
+
+    `kl`: minus the mean KL divergence to the float model's output (needs no labels). `loss`: minus the task's mean loss.
+    `metric`: the task's mean metric. Policies that are asked for together share their computations, batch by batch
+    (`smpq.incremental`); `memory_mb` bounds what their activations take.
+    """
+
+    def __init__(
+        self,
+        fake_quantizer: FakeQuantizer,
+        space: Space,
+        task: Task,
+        batches: Sequence[Batch],
+        value: str = "kl",
+        memory_mb: float | None = None,
+    ) -> None:
+        """Run the float model once. UserError for an unknown value, or a limit too small for one sample."""
+        if value not in VALUES:
+            raise UserError(f"unknown value {value!r}: choose one of {', '.join(VALUES)}")
+        self.space = space
+        self.value_name = value
+        self._fake_quantizer = fake_quantizer
+        traced = fake_quantizer.traced
+        self._batches = _split(batches, samples_at_once(fake_quantizer, memory_mb)) if traced.dynamic_batch else list(batches)
+        self._samples = _measure(task, value)
+        self._float_outputs: list[Any] = [traced.run(batch.inputs) if value == "kl" else None for batch in self._batches]
+        count = sum(len(batch.inputs[0]) for batch in batches)
+        self.identity = f"{value}|{fake_quantizer.rules}|{fake_quantizer.calibration.settings}|{count}"
+
+    def __call__(self, policies: Sequence[Policy]) -> list[tuple[int, float]]:
+        """Return (index, value) of every policy. UserError when a value is not a number."""
+        fake = self._fake_quantizer
+        edits = [fake.edits(fake.plan(policy.by_unit(self.space.groups))) for policy in policies]
+        totals, count = [0.0] * len(policies), 0
+        for batch, float_output in zip(self._batches, self._float_outputs, strict=True):
+            for index, output in outputs_of(fake.traced, batch.inputs, edits):
+                totals[index] += float(self._samples(output, float_output, batch).sum())
+            count += len(batch.inputs[0])
+        for policy, total in zip(policies, totals, strict=True):
+            if not math.isfinite(total):
+                raise UserError(
+                    f"the value of the policy {policy.key()[:200]} is not a number: the model's output has NaN or infinity on the calibration data"
+                )
+        return [(index, total / count) for index, total in enumerate(totals)]
+
+
+def samples_at_once(fake_quantizer: FakeQuantizer, memory_mb: float | None) -> int:
+    """Return the size of the parts that batches are cut into: quick on this network, and within the memory limit.
+
+    As many as make the activations outweigh the parameters, which are read anew for every part. UserError when not even one sample fits.
+    """
+    traced = fake_quantizer.traced
+    activations = sum(
+        math.prod(int(size) for size in node.meta["val"].shape[1:])
+        for node in traced.steps
+        if isinstance(node.meta.get("val"), Tensor)
+    )
+    parameters = sum(tensor.numel() for tensor in traced.state.values())
+    wanted = max(_SAMPLES_AT_ONCE, parameters // max(activations, 1))
+    fitting = int((memory_mb or _DEFAULT_MEMORY_MB) * 2**20 / max(bytes_per_sample(traced, fake_quantizer.units), 1))
+    if fitting < 1 and memory_mb is not None:
+        needed = bytes_per_sample(traced, fake_quantizer.units) / 2**20
+        raise UserError(f"one sample's activations take {needed:.1f} MB, more than the memory limit of {memory_mb:g} MB: raise it")
+    return max(min(wanted, fitting), 1)
+
+
+class _Measure:
+    """One value per sample, higher is better; a class, so that it can be sent to another process with its task."""
+
+    def __init__(self, name: str, function: Callable[[Any, Any], Tensor]) -> None:
+        self._name = name
+        self._function = function
+
+    def __call__(self, output: Any, float_output: Any, batch: Batch) -> Tensor:
+        size = len(batch.inputs[0])
+        if self._name == "divergence":
+            return -per_sample(self._function, (output, float_output), size, self._name)
+        values = per_sample(self._function, (output, batch.target), size, self._name)
+        return -values if self._name == "loss" else values
+
+
+def _measure(task: Task, value: str) -> _Measure:
+    if value == "kl":
+        return _Measure("divergence", getattr(task, "divergence", divergence))
+    return _Measure("loss", task.loss) if value == "loss" else _Measure("metric", task.metric)
+
+
+def _split(batches: Sequence[Batch], at_once: int) -> list[Batch]:
+    """Cut batches into smaller ones where the target can be cut along with the inputs."""
+    parts = []
+    for batch in batches:
+        size = len(batch.inputs[0])
+        if not isinstance(batch.target, Tensor) or batch.target.dim() == 0 or len(batch.target) != size:
+            parts.append(batch)
+            continue
+        for start in range(0, size, at_once):
+            stop = start + at_once
+            parts.append(Batch(tuple(tensor[start:stop] for tensor in batch.inputs), batch.target[start:stop]))
+    return parts
