@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calib.errors import UserError
-from calib.task import Batch
+from calib.task import Batch, Task, TrainableTask
 
 
 def materialize(batches: Iterable[Any], limit: int | None = None, *, what: str = "calibration") -> list[Batch]:
@@ -59,6 +59,34 @@ def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:
                 f"{what}() gives other batches the second time: turn off shuffling and random augmentation, or no result could be "
                 "compared with another"
             )
+
+
+def training_batches(task: Task, epoch: int) -> Iterator[Batch]:
+    """Yield the batches of one pass over a task's training data, each checked as `materialize` does, none of them kept.
+
+    Raises UserError when the task has no training data, when a pass is empty, and for any batch that is not as the first one.
+    """
+    if not isinstance(task, TrainableTask):
+        raise UserError(
+            f"task {task.name} has no training data: give it a method training(epoch) that returns batches which calibration() "
+            "does not hold (see calib.task.TrainableTask)"
+        )
+    try:
+        batches = task.training(epoch)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the task's training({epoch}) failed: {type(error).__name__}: {error}") from error
+    first: Batch | None = None
+    for index, item in enumerate(_looped(batches, "training")):
+        where = f"training batch {index} of epoch {epoch}"
+        batch = _batch(item, where)
+        if first is not None:
+            _check_same(first, batch, where)
+        first = first or batch
+        yield batch
+    if first is None:
+        raise UserError(f"training({epoch}) gave no batch: is the loader empty, or an iterator that was already used up?")
 
 
 def check_model(model: object) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,8 +17,16 @@ _NORM_OPERATORS = {"_native_batch_norm_legit_no_training", "batch_norm"}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a copy of `model` with every foldable BatchNorm replaced by Identity, and the paths of those folded.
+@dataclass(frozen=True)
+class Folded:
+    """A BatchNorm that is now part of the layer before it; both are module paths of the model that was given."""
+
+    norm: str
+    layer: str
+
+
+def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Module, tuple[Folded, ...]]:
+    """Return a copy of `model` with every foldable BatchNorm replaced by Identity, and what was folded into what.
 
     1. A BatchNorm folds when its input is read by nothing else and comes straight from a convolution or linear module.
     2. Both modules must be called exactly once, and nothing else may read the weight or bias, so that no other call sees the change.
@@ -31,7 +40,7 @@ def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Modu
             path = traced.module_path(node)
             calls[path] = calls.get(path, 0) + 1
     folded = copy.deepcopy(model)
-    done: list[str] = []
+    done: list[Folded] = []
     for node in traced.graph.nodes:
         if operator_name(node) not in _NORM_OPERATORS:
             continue
@@ -53,7 +62,7 @@ def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Modu
         else:
             continue
         _replace(folded, norm_path, nn.Identity())
-        done.append(norm_path)
+        done.append(Folded(norm_path, layer_path))
     for parameter in folded.parameters():
         parameter.requires_grad_(False)
     return folded.eval(), tuple(done)

@@ -52,6 +52,18 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class TrainableTask(Task, Protocol):
+    """A task that can also be trained on: what `smpq finetune` needs."""
+
+    def training(self, epoch: int) -> Iterable[Batch]:
+        """Return one pass over the training data; order and augmentation depend on `epoch` alone.
+
+        No sample of `calibration()` is among them: whoever trains judges the result on samples that were not trained on.
+        """
+        ...
+
+
 class TaskFactory(Protocol):
     """What `--task` names: called with the paths given on the command line, returns the task."""
 

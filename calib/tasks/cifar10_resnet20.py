@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ CALIBRATION_SEED = 0
 CALIBRATION_IMAGES = 1024
 CALIBRATION_BATCH = 128
 EVALUATION_BATCH = 250
+TRAINING_BATCH = 128
+TRAINING_SEED = 1000
+"""Added to the number of the epoch."""
+PADDING = 4
 # Of the training that the published weights come from; pixels are scaled to 0..1 first.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -70,7 +76,7 @@ class ResNet20(nn.Module):
 
 
 class Cifar10ResNet20:
-    """1,024 training images calibrate, the 10,000 test images evaluate."""
+    """1,024 training images calibrate, the other 48,976 train, the 10,000 test images evaluate."""
 
     name = "cifar10-resnet20"
     metric_name = "top-1"
@@ -87,13 +93,29 @@ class Cifar10ResNet20:
 
     def calibration(self) -> list[Batch]:
         """Return 1,024 training images, chosen by a fixed seed, in batches of 128."""
-        pixels, labels = read_cifar10(self._directory, train=True)
-        chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(CALIBRATION_SEED))[:CALIBRATION_IMAGES]
+        pixels, labels = self._training_files
+        chosen = self._shuffled[:CALIBRATION_IMAGES]
         return _batches(pixels[chosen], labels[chosen], CALIBRATION_BATCH)
+
+    def training(self, epoch: int) -> Iterator[Batch]:
+        """Yield the training images that do not calibrate, cropped and mirrored at random, in batches of 128."""
+        pixels, labels = self._training_files
+        generator = torch.Generator().manual_seed(TRAINING_SEED + epoch)
+        order = self._shuffled[CALIBRATION_IMAGES:]
+        for part in order[torch.randperm(len(order), generator=generator)].split(TRAINING_BATCH):
+            yield Batch((_normalised(_augmented(pixels[part], generator)),), labels[part])
 
     def evaluation(self) -> list[Batch]:
         """Return the 10,000 test images in batches of 250."""
         return _batches(*read_cifar10(self._directory, train=False), EVALUATION_BATCH)
+
+    @cached_property
+    def _training_files(self) -> tuple[Tensor, Tensor]:
+        return read_cifar10(self._directory, train=True)
+
+    @cached_property
+    def _shuffled(self) -> Tensor:
+        return torch.randperm(len(self._training_files[1]), generator=torch.Generator().manual_seed(CALIBRATION_SEED))
 
     def metric(self, output: Any, target: Any) -> Tensor:
         """Return `[n]`: 1 where the largest logit is the label, otherwise 0."""
@@ -116,6 +138,22 @@ def cifar10_resnet20(data: Path | None, weights: Path | None) -> Task:
 
 
 def _batches(pixels: Tensor, labels: Tensor, size: int) -> list[Batch]:
+    return [Batch((x,), y) for x, y in zip(_normalised(pixels).split(size), labels.split(size), strict=True)]
+
+
+def _normalised(pixels: Tensor) -> Tensor:
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-    images = (pixels.float() / 255 - mean) / std
-    return [Batch((x,), y) for x, y in zip(images.split(size), labels.split(size), strict=True)]
+    return (pixels.float() / 255 - mean) / std
+
+
+def _augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to 4 pixels either way over black borders, and mirror every second one: He et al. 2016, section 4.2."""
+    count, _, height, width = pixels.shape
+    padded = functional.pad(pixels, (PADDING, PADDING, PADDING, PADDING))
+    top, left = torch.randint(2 * PADDING + 1, (2, count), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    rows = top[:, None] + torch.arange(height)
+    columns = torch.arange(width).expand(count, -1)
+    columns = left[:, None] + torch.where(mirrored[:, None], columns.flip(1), columns)
+    image = torch.arange(count)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

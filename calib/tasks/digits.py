@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ TRAINING_IMAGES = 1200
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 128
 EVALUATION_BATCH = 199
+TRAINING_SEED = 1000
+"""Added to the number of the epoch."""
 
 
 class Block(nn.Module):
@@ -76,7 +79,7 @@ class DigitsNet(nn.Module):
 
 
 class Digits:
-    """The first 1,200 images train the network, 512 of them calibrate; the other 597 evaluate."""
+    """The first 1,200 images train the network, 512 of them calibrate and 688 fine-tune; the other 597 evaluate."""
 
     name = "digits"
     metric_name = "top-1"
@@ -94,8 +97,16 @@ class Digits:
 
     def calibration(self) -> list[Batch]:
         """Return 512 training images, spread evenly over the training part, in batches of 128."""
-        chosen = torch.arange(CALIBRATION_IMAGES) * TRAINING_IMAGES // CALIBRATION_IMAGES
-        return self._batches(chosen, CALIBRATION_BATCH)
+        return self._batches(_calibrating(), CALIBRATION_BATCH)
+
+    def training(self, epoch: int) -> Iterator[Batch]:
+        """Yield the 688 training images that do not calibrate, distorted at random, in batches of 64."""
+        generator = torch.Generator().manual_seed(TRAINING_SEED + epoch)
+        kept = torch.ones(TRAINING_IMAGES, dtype=torch.bool)
+        kept[_calibrating()] = False
+        images = kept.nonzero()[:, 0]
+        for part in images[torch.randperm(len(images), generator=generator)].split(int(RECIPE["batch"])):
+            yield Batch((_distorted(self._images[part], generator),), self._labels[part])
 
     def evaluation(self) -> list[Batch]:
         """Return the 597 held-out images in batches of 199."""
@@ -131,12 +142,16 @@ class Digits:
                 schedule.step()
 
 
-def _distorted(images: Tensor) -> Tensor:
+def _calibrating() -> Tensor:
+    return torch.arange(CALIBRATION_IMAGES) * TRAINING_IMAGES // CALIBRATION_IMAGES
+
+
+def _distorted(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Turn, scale and shift every image at random: 1,200 images of thirteen writers are few."""
     count = len(images)
-    angle = RECIPE["rotation"] * (2 * torch.rand(count) - 1)
-    size = 1 + RECIPE["size"] * (2 * torch.rand(count) - 1)
-    shift = RECIPE["shift"] * (2 * torch.rand(count, 2) - 1)
+    angle = RECIPE["rotation"] * (2 * torch.rand(count, generator=generator) - 1)
+    size = 1 + RECIPE["size"] * (2 * torch.rand(count, generator=generator) - 1)
+    shift = RECIPE["shift"] * (2 * torch.rand(count, 2, generator=generator) - 1)
     row_x = torch.stack([size * angle.cos(), -size * angle.sin(), shift[:, 0]], 1)
     row_y = torch.stack([size * angle.sin(), size * angle.cos(), shift[:, 1]], 1)
     grid = functional.affine_grid(torch.stack([row_x, row_y], 1), list(images.shape), align_corners=False)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calib.fold import fold_batchnorm
+from calib.fold import Folded, fold_batchnorm
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
@@ -19,16 +19,16 @@ def with_statistics(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def folded_paths(model: nn.Module, *shape: int) -> tuple[str, ...]:
+def what_folds(model: nn.Module, *shape: int) -> tuple[Folded, ...]:
     """Fold, check that nothing changed, and return what was folded."""
     model = with_statistics(model)
     x = torch.randn(2, *shape)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    folded, paths = fold_batchnorm(model, (x,))
+    folded, pairs = fold_batchnorm(model, (x,))
     torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "the given model was changed"
-    assert all(isinstance(folded.get_submodule(path), nn.Identity) for path in paths)
-    return paths
+    assert all(isinstance(folded.get_submodule(path), nn.Identity) for path in (pair.norm for pair in pairs))
+    return pairs
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def folded_paths(model: nn.Module, *shape: int) -> tuple[str, ...]:
     ids=["conv2d", "no bias", "depthwise", "conv1d", "linear"],
 )
 def test_folds(layer, norm, shape):
-    assert folded_paths(nn.Sequential(layer, norm, nn.ReLU()), *shape) == ("1",)
+    assert what_folds(nn.Sequential(layer, norm, nn.ReLU()), *shape) == (Folded(norm="1", layer="0"),)
 
 
 def test_folds_a_chain_and_frees_the_parameters_of_gradients():
     model = with_statistics(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)))
-    folded, paths = fold_batchnorm(model, (torch.randn(2, 2, 6, 6),))
-    assert paths == ("1", "3")
+    folded, pairs = fold_batchnorm(model, (torch.randn(2, 2, 6, 6),))
+    assert pairs == (Folded("1", "0"), Folded("3", "2"))
     assert not folded.training
     assert not any(parameter.requires_grad for parameter in folded.parameters())
 
@@ -160,8 +160,8 @@ class Transposed(NormThatDoesMore):
     ],
 )  # fmt: skip
 def test_leaves_alone(network):
-    assert folded_paths(network(), 2, 5, 5) == ()
+    assert what_folds(network(), 2, 5, 5) == ()
 
 
 def test_leaves_a_norm_over_tokens_alone():
-    assert folded_paths(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(6)), 6, 4) == ()
+    assert what_folds(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(6)), 6, 4) == ()
