@@ -6,21 +6,45 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from calib.errors import UserError
 from calib.formats import Format
 from smpq.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, solve_or_explain
 from smpq.evaluate import ValueFunction
+from smpq.exchange import Exchanges
 from smpq.policy import Policy, Space
 
 EXHAUSTIVE = 512
 _DAMPING = 0.5
+_EXCHANGES_AT_ONCE = 16
+_PATIENCE = 2
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much the search may spend after scoring: rounds of marginals near the solution, and evaluations in all."""
+    """How much the search may spend: evaluations on scores, and after that on rounds near the solution and exchanges.
 
+    `scoring` evaluations, the first pass included; with 0 the one-at-a-time scores of the first pass are all there is. `rounds` of
+    marginals, `exchanges` batches of exchanges after each, `evaluations` in all.
+    """
+
+    scoring: int = 400
     rounds: int = 4
+    exchanges: int = 6
     evaluations: int = 400
+
+
+EFFORTS = {
+    "fast": Effort(scoring=0, rounds=0, exchanges=1, evaluations=16),
+    "normal": Effort(),
+    "thorough": Effort(scoring=1200, rounds=10, exchanges=12, evaluations=2000),
+}
+
+
+def effort_from_name(name: str) -> Effort:
+    """Return how much `--effort` NAME may spend; UserError lists the names."""
+    if name not in EFFORTS:
+        raise UserError(f"unknown effort {name!r}: choose one of {', '.join(EFFORTS)}")
+    return EFFORTS[name]
 
 
 @dataclass(frozen=True)
@@ -50,41 +74,112 @@ def choose(
 
     1. A space of at most 512 policies is searched completely: the result is the best there is.
     2. Otherwise the plan of each set of scores in `starts` is evaluated; the best one is the start.
-    3. Rounds: measure what every single change does to the current plan, solve again within a few changes (the marginals of the
-       rounds are averaged, so that the rounds do not oscillate), evaluate, keep the best seen.
-    4. Never returns a plan whose measured value is worse than the best seen. UserError when the ceilings are impossible.
+    3. Rounds: measure what every single change does to the current plan, solve again within fewer and fewer changes (the marginals of
+       the rounds are averaged, so that the rounds do not oscillate), evaluate all of these, keep the best seen.
+    4. After each round, batches of exchanges: pairs of changes that promise most. Each batch starts at the best seen.
+    5. Never returns a plan whose measured value is worse than the best seen. UserError when the ceilings are impossible.
     """
     plans = {name: solve_or_explain(Problem(space, values, ceilings, excluded)) for name, values in starts.items()}
     if space.size() <= EXHAUSTIVE:
         every = list(feasible(space, ceilings, excluded))
         best = max(zip(value.many(every), every, strict=True), key=lambda pair: pair[0])[1]
         return Choice(best, value(best), (("all policies", value(best)),), next(iter(starts.values())))
-    path = [(name, value(policy)) for name, policy in plans.items()]
-    winner = max(plans, key=lambda name: value(plans[name]))
-    best = plans[winner]
-    marginals: dict[str, dict[Format, float]] = {group: dict(row) for group, row in starts[winner].items()}
-    spent = 0
+    values = value.many(plans.values())
+    path = list(zip(plans, values, strict=True))
+    winner = max(path, key=lambda step: step[1])[0]
+    search = _Search(value, space, ceilings, excluded, plans[winner], starts[winner], effort.evaluations)
+    singles = sum(len(space.formats[group.name]) - 1 for group in space.groups)
     for number in range(effort.rounds):
-        changes = max(2, len(space.groups) // (2 + number))
-        singles = sum(len(space.formats[group.name]) - 1 for group in space.groups)
-        if spent + singles > effort.evaluations:
+        if search.left < singles:
             break
         advance(f"round {number + 1}")
-        measured = _single_changes(value, space, best)
-        spent += singles
-        for group, row in measured.items():
-            anchor = marginals[group][best[group]]
-            for chosen, change in row.items():
-                previous = marginals[group][chosen] - anchor
-                marginals[group][chosen] = change if number == 0 else _DAMPING * previous + (1 - _DAMPING) * change
-            marginals[group][best[group]] = 0.0
-        candidate, tried = _descend(value, space, marginals, ceilings, excluded, best, changes)
-        spent += tried
-        path.append((f"round {number + 1}", value(candidate)))
-        if candidate == best:
+        before = search.best
+        search.measure_singles(damping=_DAMPING if number else 0.0)
+        search.solve_near(max(2, len(space.groups) // (2 + number)))
+        path.append((f"round {number + 1}", value(search.best)))
+        moved = search.exchange(effort.exchanges)
+        path += [(f"exchanges {number + 1}", value(search.best))] if moved else []
+        if search.best == before:
             break
-        best = candidate
-    return Choice(best, value(best), tuple(path), marginals)
+    if not effort.rounds and search.exchange(effort.exchanges):
+        path.append(("exchanges", value(search.best)))
+    return Choice(search.best, value(search.best), tuple(path), search.marginals)
+
+
+class _Search:
+    """The best policy seen, what is known about the moves around it, and what may still be spent."""
+
+    def __init__(
+        self,
+        value: ValueFunction,
+        space: Space,
+        ceilings: Sequence[Ceiling],
+        excluded: Sequence[Policy],
+        start: Policy,
+        marginals: Values,
+        evaluations: int,
+    ) -> None:
+        self.best = start
+        self.marginals: dict[str, dict[Format, float]] = {group: dict(row) for group, row in marginals.items()}
+        self.left = evaluations
+        self._value = value
+        self._space = space
+        self._ceilings = ceilings
+        self._excluded = excluded
+        self._exchanges = Exchanges(space, ceilings, excluded)
+        self._tried = {start.key()}
+
+    def measure_singles(self, damping: float) -> None:
+        """Measure every single change of the best policy; `damping` is the weight of what was known before."""
+        moves = [
+            (group.name, chosen)
+            for group in self._space.groups
+            for chosen in self._space.formats[group.name]
+            if chosen != self.best[group.name]
+        ]
+        start = self._value(self.best)
+        values = self._value.many([self.best.with_format(*move) for move in moves])
+        self.left -= len(moves)
+        for group, row in self.marginals.items():
+            anchor = row[self.best[group]]
+            self.marginals[group] = {chosen: known - anchor for chosen, known in row.items()}
+        for (group, chosen), changed in zip(moves, values, strict=True):
+            self.marginals[group][chosen] = damping * self.marginals[group][chosen] + (1 - damping) * (changed - start)
+
+    def solve_near(self, changes: int) -> None:
+        """Evaluate the plans that the marginals promise most of, within fewer and fewer changes."""
+        candidates: list[Policy] = []
+        while changes >= 1:
+            near = Neighbourhood(self.best, changes)
+            candidate = allocate(Problem(self._space, self.marginals, self._ceilings, self._excluded, near))
+            if candidate is not None and candidate != self.best and candidate not in candidates:
+                candidates.append(candidate)
+            changes = min(changes - 1, changes * 2 // 3)
+        self._keep_best(candidates)
+
+    def exchange(self, batches: int) -> bool:
+        """Try batches of exchanges, each from the best policy, until two bring nothing; return whether the policy changed."""
+        start = self.best
+        patience = _PATIENCE
+        for _ in range(batches):
+            count = min(_EXCHANGES_AT_ONCE, self.left)
+            candidates = self._exchanges.propose(self.best, self.marginals, count, self._tried)
+            patience = _PATIENCE if candidates and self._keep_best(candidates) else patience - 1
+            if not candidates or not patience:
+                break
+        return self.best != start
+
+    def _keep_best(self, candidates: Sequence[Policy]) -> bool:
+        start = self._value(self.best)
+        centre = self.best
+        values = self._value.many(candidates)
+        self.left -= len(candidates)
+        self._tried.update(candidate.key() for candidate in candidates)
+        for candidate, found in zip(candidates, values, strict=True):
+            self._exchanges.learn(centre, candidate, self.marginals, found - start)
+            if found > self._value(self.best):
+                self.best = candidate
+        return self.best != centre
 
 
 def feasible(space: Space, ceilings: Sequence[Ceiling], excluded: Sequence[Policy] = ()) -> Iterator[Policy]:
@@ -95,38 +190,3 @@ def feasible(space: Space, ceilings: Sequence[Ceiling], excluded: Sequence[Polic
         policy = Policy(dict(zip(names, formats, strict=True)))
         if policy.key() not in without and all(c.model.total(policy) <= c.limit * (1 + 1e-9) for c in ceilings):
             yield policy
-
-
-def _single_changes(value: ValueFunction, space: Space, policy: Policy) -> dict[str, dict[Format, float]]:
-    """Return what changing one group of `policy` alone does to the value."""
-    moves = [(group.name, chosen) for group in space.groups for chosen in space.formats[group.name] if chosen != policy[group.name]]
-    start, *values = value.many([policy, *(policy.with_format(*move) for move in moves)])
-    found: dict[str, dict[Format, float]] = {group.name: {} for group in space.groups}
-    for (name, chosen), changed in zip(moves, values, strict=True):
-        found[name][chosen] = changed - start
-    return found
-
-
-def _descend(
-    value: ValueFunction,
-    space: Space,
-    marginals: Values,
-    ceilings: Sequence[Ceiling],
-    excluded: Sequence[Policy],
-    best: Policy,
-    changes: int,
-) -> tuple[Policy, int]:
-    """Try the plan that the marginals promise most of, within fewer and fewer changes until one is really better."""
-    tried = 0
-    seen: set[str] = {best.key()}
-    while changes >= 1:
-        candidate = allocate(Problem(space, marginals, ceilings, excluded, Neighbourhood(best, changes)))
-        if candidate is None:
-            break
-        if candidate.key() not in seen:
-            seen.add(candidate.key())
-            tried += 1
-            if value(candidate) > value(best):
-                return candidate, tried
-        changes = min(changes - 1, changes * 2 // 3)
-    return best, tried

@@ -25,16 +25,16 @@ _BISECTIONS = 40
 class Stopping:
     """When enough has been sampled.
 
-    `evaluations`: how many new policies may be evaluated (the first pass and one permutation are always made). `precision`: the
-    largest standard error, as a fraction of the spread of the scores, that is precise enough; 0 asks for all evaluations.
+    `evaluations`: how many new policies may be evaluated (the first pass and one permutation are always made); 0 asks for the first
+    pass alone, the one-at-a-time scores. `precision`: the largest standard error, as a fraction of the spread of the scores, that is precise enough; 0 asks for all evaluations.
     """
 
     evaluations: int = 600
     precision: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise UserError("at least one evaluation is needed")
+        if self.evaluations < 0:
+            raise UserError("the number of evaluations cannot be negative")
         if not 0 <= self.precision < 1:
             raise UserError("the precision is a fraction of the spread of the scores, from 0 to below 1")
 
@@ -71,7 +71,7 @@ def estimate(
     ends: list[Policy] = []
     stop_reason = "evaluations"
     per_permutation = sum(len(sampler.moves(group)) for group in space.groups)
-    while not ends or sampler.count + per_permutation <= stopping.evaluations:
+    while stopping.evaluations and (not ends or sampler.count + per_permutation <= stopping.evaluations):
         end = sampler.draw_policy(alone, low, high)
         for key, marginal in sampler.walk(end, baseline).items():
             samples.setdefault(key, []).append(marginal)
@@ -83,9 +83,12 @@ def estimate(
         group.name: {chosen: _score(space, group, chosen, samples, alone) for chosen in space.formats[group.name]}
         for group in space.groups
     }
+    estimator = "permutation" if ends else "one at a time"
+    ends = ends or [sampler.draw_policy(alone, low, high)]
+    permutations = len(ends) if samples else 0
     predicted = [sum(entries[name][chosen].value for name, chosen in end.formats.items()) for end in ends]
     gap = statistics.fmean(abs(value(end) - baseline - p) for end, p in zip(ends, predicted, strict=True))
-    return Scores(entries, value_name, "permutation", seed, sampler.count, len(ends), stop_reason, gap)
+    return Scores(entries, value_name, estimator, seed, sampler.count, permutations, stop_reason, gap)
 
 
 class _Sampler:
@@ -179,7 +182,9 @@ def _bit_range(space: Space) -> tuple[float, float]:
 def _score(space: Space, group: Group, chosen: Format, samples: dict[tuple[str, Format], list[float]], alone: Values) -> Score:
     if chosen == space.reference:
         return Score(0.0, 0.0, 0, 0.0)
-    seen = samples[group.name, chosen]
+    seen = samples.get((group.name, chosen))
+    if seen is None:  # one context says nothing about the others: as uncertain as it is large
+        return Score(alone[group.name][chosen], abs(alone[group.name][chosen]), 1, alone[group.name][chosen])
     error = (
         statistics.stdev(seen) / math.sqrt(len(seen))
         if len(seen) >= _FEWEST_FOR_AN_INTERVAL

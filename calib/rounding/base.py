@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -14,6 +15,7 @@ from calib.quantizer import QuantizedWeight, weight_limits
 _CLIP_STEPS = 36
 _SMALLEST_CLIP = 0.3
 _TINY = 1e-12
+_DAMPING = 0.01
 _STEP_OF_ZEROS = 2.0**-20
 
 
@@ -27,6 +29,24 @@ class Moments:
     def diagonal(self) -> Tensor:
         """`[groups, k]`: the mean square of each input."""
         return torch.diagonal(self.matrix, dim1=1, dim2=2)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """`[groups, k]`: the columns, those with the largest mean square first."""
+        return torch.argsort(self.diagonal, dim=1, descending=True, stable=True)
+
+    @cached_property
+    def inverse_factor(self) -> Tensor:
+        """`[groups, k, k]`: upper Cholesky factor of the inverse in that order, 1 % of the mean diagonal added; shared by all widths."""
+        length = self.order.shape[1]
+        rows = self.matrix.gather(1, self.order[:, :, None].expand(-1, -1, length))
+        ordered = rows.gather(2, self.order[:, None, :].expand(-1, length, -1))
+        diagonal = torch.diagonal(ordered, dim1=1, dim2=2)
+        damping = _DAMPING * diagonal.mean(dim=1, keepdim=True)
+        damping = torch.where(damping > 0, damping, torch.ones_like(damping))
+        damped = ordered + torch.diag_embed(damping.expand_as(diagonal))
+        factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+        return factor
 
 
 class RoundWeight(Protocol):

@@ -8,7 +8,6 @@ from torch import Tensor
 from calib.quantizer import QuantizedWeight, weight_limits
 from calib.rounding.base import Moments, rounding, search_scales
 
-_DAMPING = 0.01
 _COLUMNS_AT_ONCE = 128
 _STEPS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35)
 """Step sizes that are tried, as multiples of the one found for rounding to nearest."""
@@ -28,9 +27,8 @@ def round_gptq(weight: Tensor, moments: Moments, bits: int, block: int | None, s
     rows, length = weight.shape
     groups = moments.matrix.shape[0]
     found = search_scales(weight, moments, bits, block, scale_floor)
-    order = torch.argsort(moments.diagonal, dim=1, descending=True, stable=True)
+    order, factor = moments.order, moments.inverse_factor
     by_row = order.repeat_interleave(rows // groups, dim=0)
-    factor = _inverse_factor(_reorder(moments.matrix, order))
     ordered = weight.gather(1, by_row).reshape(groups, -1, length)
     best_error = torch.full((rows,), torch.inf, device=weight.device)
     best_integers, best_scale = torch.zeros_like(weight), found.clone()
@@ -48,23 +46,6 @@ def round_gptq(weight: Tensor, moments: Moments, bits: int, block: int | None, s
         best_integers = torch.where(better[:, None], integers, best_integers)
         best_scale = torch.where(better if block is None else better[:, None], scale, best_scale)
     return QuantizedWeight(bits, best_integers.to(torch.int8), best_scale, block)
-
-
-def _reorder(matrix: Tensor, order: Tensor) -> Tensor:
-    length = order.shape[1]
-    rows = matrix.gather(1, order[:, :, None].expand(-1, -1, length))
-    return rows.gather(2, order[:, None, :].expand(-1, length, -1))
-
-
-def _inverse_factor(matrix: Tensor) -> Tensor:
-    """Return the upper Cholesky factor of the damped inverse, `[groups, k, k]`."""
-    diagonal = torch.diagonal(matrix, dim1=1, dim2=2)
-    damping = _DAMPING * diagonal.mean(dim=1, keepdim=True)
-    damping = torch.where(damping > 0, damping, torch.ones_like(damping))
-    damped = matrix + torch.diag_embed(damping.expand_as(diagonal))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
 
 
 def _round_columns(weight: Tensor, step: Tensor, factor: Tensor, limits: tuple[int, int]) -> Tensor:

@@ -72,7 +72,8 @@ def test_the_rounds_improve_on_scores_that_mislead():
     for seed in range(6):
         game, ceilings = Rugged(space, seed), ceilings_of(space, seed)
         without, with_rounds = (
-            choose(game, space, {"noise": game.values}, ceilings, Effort(rounds=rounds)).value for rounds in (0, 4)
+            choose(game, space, {"noise": game.values}, ceilings, Effort(rounds=rounds, exchanges=rounds)).value
+            for rounds in (0, 4)
         )
         gained.append(with_rounds - without)
     assert min(gained) >= 0

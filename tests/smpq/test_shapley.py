@@ -162,7 +162,7 @@ def test_stops_when_the_scores_are_precise_enough():
     assert max(score.standard_error for score in cells) <= 0.05 * float(np.std([score.value for score in cells]))
 
 
-@pytest.mark.parametrize("arguments", [{"evaluations": 0}, {"precision": -0.1}, {"precision": 1.0}])
+@pytest.mark.parametrize("arguments", [{"evaluations": -1}, {"precision": -0.1}, {"precision": 1.0}])
 def test_stopping_rules_that_make_no_sense_are_user_errors(arguments):
     with pytest.raises(UserError):
         Stopping(**arguments)
@@ -199,3 +199,18 @@ def test_values_of_any_sign_and_size_do_not_disturb_the_sampler():
         values = {name: {**row, FP32: 0.0} for name, row in values.items()}
         scores = estimate(Additive(values), space, Stopping(evaluations=60))
         assert scores.values()["g1"][W8A8] == pytest.approx(values["g1"][W8A8], abs=1e-9 * scale)
+
+
+def test_without_walks_the_scores_are_those_of_one_change_at_a_time():
+    space = space_of(4)
+    game = Interacting(losses(space))
+    scores = estimate(game, space, Stopping(evaluations=0))
+    assert scores.estimator == "one at a time"
+    assert scores.permutations == 0
+    assert scores.evaluations == 8
+    assert scores.values() == scores.alone()
+    for row in scores.entries.values():
+        for chosen, score in row.items():
+            assert score.standard_error == abs(score.value), "one context says nothing about the others"
+            assert chosen == FP32 or score.samples == 1
+    assert Scores.from_json(scores.to_json(), space) == scores

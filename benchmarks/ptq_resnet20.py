@@ -1,0 +1,155 @@
+"""Post-training search on ResNet-20: our search against the one-at-a-time KL score with the same solver and the same weights.
+
+Usage: ptq_resnet20.py CIFAR10_DIR WEIGHTS [--seeds 0,1,2] [--rounding gptq,nearest] [--effort normal] [--journal FILE]
+
+Weights of 2, 3, 4 or 8 bits, activations of 8, every layer counted; top-1 on the 10,000 test images, whose labels the search never sees.
+One scoring of a seed serves all its budgets; the seconds of a row hold all of it, the calibration and the rounding too. With --journal a
+run that was stopped repeats no evaluation (its seconds are then too few, which the row says).
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from records import keep
+
+from calib.calibrate import Calibration, CalibrationSettings
+from calib.fold import fold_batchnorm
+from calib.formats import FP32, formats_from_text
+from calib.graph import TracedModel
+from calib.task import Task
+from calib.tasks import load_task
+from calib.units import find_units
+from smpq.allocate import Ceiling, Problem, solve_or_explain
+from smpq.costs import cost_models
+from smpq.evaluate import Evaluator
+from smpq.groups import find_groups
+from smpq.journal import Journal
+from smpq.plan import Rules
+from smpq.policy import Policy, Space
+from smpq.quantize import FakeQuantizer
+from smpq.search import choose, effort_from_name
+from smpq.shapley import Stopping, estimate
+from smpq.value import PolicyValue
+
+BUDGETS = {"gptq": (2.25, 2.5, 2.75, 3.0), "nearest": (3.0, 3.25, 3.5, 4.0)}
+FORMATS = "w2a8,w3a8,w4a8,w8a8"
+SAMPLES = 512
+
+
+class Bench:
+    """The network, calibrated and rounded one way."""
+
+    def __init__(self, task: Task, rounding: str, journal: Path) -> None:
+        start = time.monotonic()
+        self.task = task
+        batches = task.calibration()
+        folded, _ = fold_batchnorm(task.model(), batches[0].inputs)
+        traced = TracedModel(folded, tuple(t[:2] for t in batches[0].inputs))
+        units, _ = find_units(traced)
+        groups = find_groups(traced, units)
+        formats = formats_from_text(FORMATS)
+        self.space = Space(groups, {group.name: tuple(formats) for group in groups}, FP32)
+        calibration = Calibration(traced, units, batches, CalibrationSettings(rounding=rounding))
+        calibration.prepare(units, {unit.path: formats for unit in units}, lambda: None)
+        self.fake = FakeQuantizer(traced, units, calibration, Rules("affine"))
+        self.bits = cost_models(self.space, traced)["avg_bits"]
+        compute = PolicyValue(self.fake, self.space, task, batches[: SAMPLES // 128])
+        self.value = Evaluator(compute, Journal(journal), rounding)
+        self._top1: dict[str, float] = {}
+        self.seconds = time.monotonic() - start
+
+    def top1(self, policy: Policy) -> float:
+        """Return the accuracy in % on the test images."""
+        if policy.key() not in self._top1:
+            edits = self.fake.edits(self.fake.plan(policy.by_unit(self.space.groups)))
+            right = sum(
+                float(self.task.metric(self.fake.traced.run(batch.inputs, edits), batch.target).sum())
+                for batch in self.task.evaluation()
+            )
+            self._top1[policy.key()] = right / 100
+        return self._top1[policy.key()]
+
+    def row(self, policy: Policy, **more: object) -> dict:
+        """Describe a policy so that anyone can evaluate it again."""
+        return {
+            **more,
+            "top1": self.top1(policy),
+            "kl": -self.value(policy),
+            "avg_bits": self.bits.total(policy),
+            "policy": {path: str(chosen) for path, chosen in policy.by_unit(self.space.groups).items()},
+        }
+
+
+def search(bench: Bench, rounding: str, seed: int, effort_name: str) -> list[dict]:
+    effort = effort_from_name(effort_name)
+    rows = []
+    start, known = time.monotonic(), bench.value.evaluations
+    budgets = BUDGETS[rounding]
+    low, high = min(budgets) * 0.95, max(budgets) * 1.15
+    scores = estimate(bench.value, bench.space, Stopping(effort.scoring), seed, (low, high))
+    scoring_s, scoring = time.monotonic() - start, bench.value.evaluations - known
+    for budget in budgets:
+        ceilings = [Ceiling(bench.bits, budget)]
+        alone = solve_or_explain(Problem(bench.space, scores.alone(), ceilings))
+        rows.append(bench.row(alone, method="one at a time", rounding=rounding, budget=budget, seed=seed))
+        start, known = time.monotonic(), bench.value.evaluations
+        choice = choose(bench.value, bench.space, {"shapley": scores.values(), "one at a time": scores.alone()}, ceilings, effort)
+        seconds = time.monotonic() - start
+        rows.append(
+            bench.row(
+                choice.policy,
+                method=f"smpq {effort_name}",
+                rounding=rounding,
+                budget=budget,
+                seed=seed,
+                seconds=bench.seconds + scoring_s + seconds,
+                evaluations=scoring + bench.value.evaluations - known,
+                path=[[name, -value] for name, value in choice.path],
+            )
+        )
+        for row in rows[-2:]:
+            print({k: v for k, v in row.items() if k != "policy"}, file=sys.stderr, flush=True)
+    return rows
+
+
+def summary(rows: list[dict]) -> dict:
+    found: dict = {}
+    for row in rows:
+        found.setdefault(row["rounding"], {}).setdefault(row["method"], {}).setdefault(row["budget"], []).append(row["top1"])
+    for methods in found.values():
+        for method, budgets in methods.items():
+            means = {str(budget): sum(values) / len(values) for budget, values in budgets.items()}
+            methods[method] = {**means, "mean": sum(means.values()) / len(means)}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rounding", default="gptq,nearest")
+    parser.add_argument("--effort", default="normal")
+    parser.add_argument("--journal", type=Path)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    task = load_task("cifar10-resnet20", options.data, options.weights)
+    seeds = [int(text) for text in options.seeds.split(",")]
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as directory:
+        for rounding in options.rounding.split(","):
+            bench = Bench(task, rounding, options.journal or Path(directory) / "journal.sqlite")
+            for seed in seeds:
+                for effort in options.effort.split(","):
+                    rows += search(bench, rounding, seed, effort)
+                keep("ptq_resnet20", "python benchmarks/ptq_resnet20.py CIFAR10_DIR WEIGHTS", seeds, rows, summary=summary(rows),
+                     threads=torch.get_num_threads(), resumed=options.journal is not None)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
