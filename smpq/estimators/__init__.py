@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from smpq.estimators.adaptive import Adaptive
 from smpq.estimators.base import ESTIMATORS, Estimator, Game, Stable, Stopping, estimator, estimator_from_name
 from smpq.estimators.counted import CountedGame
 from smpq.estimators.exact import Exact
@@ -11,6 +12,6 @@ from smpq.estimators.stratified import Stratified
 from smpq.estimators.truncated import ShapleyNas, Truncated, mean_minus_deviation
 
 __all__ = [
-    "ESTIMATORS", "Antithetic", "CountedGame", "Estimate", "Estimator", "Exact", "Game", "Permutation", "ShapleyNas", "Stable", "Stopping",
+    "ESTIMATORS", "Adaptive", "Antithetic", "CountedGame", "Estimate", "Estimator", "Exact", "Game", "Permutation", "ShapleyNas", "Stable", "Stopping",
     "Stratified", "Truncated", "estimator", "estimator_from_name", "mean_minus_deviation",
 ]  # fmt: skip
