@@ -90,10 +90,12 @@ def _task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--rounding", default="gptq", show_default=True, help="rounding of weights: gptq, nearest"),
         click.option("--value", default="kl", show_default=True, help="what a policy is judged by: kl (no labels), loss, metric"),
         click.option("--samples", type=int, default=512, show_default=True, help="calibration samples that judge a policy"),
-        click.option("--evaluations", type=int, default=400, show_default=True, help="policies that scoring may evaluate"),
+        click.option("--effort", default="normal", show_default=True, help="how long to search: fast, normal, thorough"),
+        click.option("--evaluations", type=int, help="policies that scoring may evaluate  [default: by --effort]"),
         click.option(
             "--precision", type=float, default=0.0, help="stop scoring when all standard errors are below this share of the spread"
         ),
+        click.option("--stable", is_flag=True, help="stop scoring when the decision for the budget no longer changes"),
         click.option("--batch", type=int, default=1, show_default=True, help="batch size of the latency"),
         click.option("--seed", type=int, default=0, show_default=True, help="seed of everything random"),
     ]

@@ -155,6 +155,14 @@ def _changes(report: Mapping[str, Any]) -> Answer:
             f"{counted(len(unclear), 'layer')} have a score whose interval includes zero ({_names(unclear)}): do not read an order into "
             f"them. More permutations than {report['scores']['permutations']} narrow it."
         )
+    stability = report["stability"]
+    if stability is not None and stability["undecided"]:
+        undecided = stability["undecided"]
+        steps.append(
+            f"At this budget the scores cannot tell which format {_names(undecided)} should get: drawn again {stability['resamples']} times "
+            "from the same samples, they decide otherwise in more than one case of ten. Their accuracy hardly differs either way; "
+            "`--effort thorough` samples more."
+        )
     if not steps:
         worst = min(quantised, key=lambda layer: float(layer["score"]), default=None)
         spare = (

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from calib.errors import UserError
 from calib.formats import formats_from_text
 from calib.observers import observer_from_name
 from calib.rounding import rounding_from_name
+from smpq.search import Effort, effort_from_name
 from smpq.value import VALUES
 
 SCHEMA = 1
@@ -25,8 +26,9 @@ _PACKAGES = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "s
 class Settings:
     """What the search was asked to do. A run keeps its settings: other settings need another run.
 
-    `formats` is a comma-separated list, '' for the target's own; `samples` calibration samples evaluate a policy; `evaluations` is
-    the budget of the scoring; `batch` is the batch size that latency is measured at.
+    `formats` is a comma-separated list, '' for the target's own; `samples` calibration samples evaluate a policy; `effort` says
+    how much the search may spend, and `evaluations`, where given, what of it scoring may; `stable` stops scoring once the decision for the
+    budget no longer changes; `batch` is the batch size that latency is measured at.
     """
 
     task: str
@@ -39,8 +41,10 @@ class Settings:
     rounding: str = "gptq"
     value: str = "kl"
     samples: int = 512
-    evaluations: int = 400
+    effort: str = "normal"
+    evaluations: int | None = None
     precision: float = 0.0
+    stable: bool = False
     seed: int = 0
     batch: int = 1
     size_only: bool = False
@@ -52,13 +56,20 @@ class Settings:
             formats_from_text(self.formats)
         if self.value not in VALUES:
             raise UserError(f"unknown value {self.value!r}: choose one of {', '.join(VALUES)}")
+        effort_from_name(self.effort)
         for name in ("samples", "evaluations", "batch"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if self.seed < 0:
             raise UserError(f"--seed must be 0 or more, not {self.seed}")
         if not 0 <= self.precision < 1:
             raise UserError(f"--precision is a fraction from 0 to below 1, not {self.precision}")
+
+    @property
+    def spending(self) -> Effort:
+        """What the search may spend."""
+        effort = effort_from_name(self.effort)
+        return effort if self.evaluations is None else replace(effort, scoring=self.evaluations)
 
 
 class Run:

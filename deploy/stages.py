@@ -22,6 +22,7 @@ from smpq.policy import Policy
 from smpq.scores import Scores
 from smpq.search import Choice, Effort, choose
 from smpq.shapley import Stopping, estimate
+from smpq.stability import UntilStable, decision_stability
 
 FLOAT_MODEL = "model.float.onnx"
 _CONTEXT_SPREAD = 0.15
@@ -52,15 +53,18 @@ def score(prepared: Prepared, budget: Budget | None = None) -> Scores:
         return scores
     bits = _context_bits(prepared, budget)
     evaluator = prepared.evaluator
-    with prepared.progress.bar("score", settings.evaluations) as advance:
+    evaluations = settings.spending.scoring
+    stable = UntilStable(prepared.space, static_ceilings(prepared, budget), settings.seed) if budget and settings.stable else None
+    with prepared.progress.bar("score", evaluations or prepared.space.moves()) as advance:
         scores = estimate(
             evaluator,
             prepared.space,
-            Stopping(settings.evaluations, settings.precision),
+            Stopping(evaluations, settings.precision),
             settings.seed,
             bits,
             lambda _: advance(),
             settings.value,
+            stable,
         )
     run.write_json("scores.json", scores.to_json())
     return scores
@@ -108,14 +112,15 @@ def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None) -> S
         ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
     _check_possible(prepared, ceilings)
     scores = score(prepared, budget)
-    solution = _choose(prepared, scores, ceilings, effort or Effort())
+    solution = _choose(prepared, scores, ceilings, effort or prepared.settings.spending)
     write_policy(prepared, solution.policy, budget)
+    write_stability(prepared, scores, ceilings, solution.policy)
     return solution
 
 
 def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loop: LoopSettings | None = None) -> Solution:
     """Choose the policy for a budget; a latency budget closes the loop over measured engines. Writes `policy.json`."""
-    effort = effort or Effort()
+    effort = effort or prepared.settings.spending
     limit = budget.limit("latency")
     if limit is None:
         return solve(prepared, budget, effort)
@@ -146,10 +151,12 @@ def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loo
         wanted = limit.value / engines.float_ms()
         prepared.progress.say(f"the float engine takes {engines.float_ms():.4g} ms: {limit} is {wanted:.3f}x of it")
     # what a round of marginals gains is less than what one more measured engine teaches about the latency
-    effort = replace(effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP))
+    effort = replace(effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP))
     with prepared.progress.step("close the loop"):
         outcome = looped.run(wanted, ceilings, {"shapley": scores.values(), "one at a time": scores.alone()}, effort)
     write_policy(prepared, outcome.policy, budget)
+    if outcome.met:
+        write_stability(prepared, scores, [Ceiling(outcome.model.cost_model(1.0), wanted), *ceilings], outcome.policy)
     prepared.run.write_json("loop.json", {"schema": 1, "limit_ratio": wanted, "steps": [_step_json(s) for s in outcome.steps]})
     return Solution(outcome.policy, outcome.value, outcome.stop_reason, outcome=outcome)
 
@@ -171,6 +178,13 @@ def write_policy(prepared: Prepared, policy: Policy, budget: Budget) -> None:
     """Write `policy.json`, and the budget that it was chosen for."""
     prepared.run.write_json("policy.json", policy.to_json(prepared.space.groups))
     prepared.run.write_json("budget.json", {"schema": 1, "budget": str(budget)})
+
+
+def write_stability(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], policy: Policy) -> None:
+    """Write how often each layer gets each format when the scores are resampled: `stability.json`."""
+    stability = decision_stability(scores, prepared.space, ceilings, prepared.settings.seed)
+    record = stability.to_json() if stability is not None else {"resamples": 0, "undecided": [], "frequencies": {}}
+    prepared.run.write_json("stability.json", {"schema": 1, "policy": policy.key(), **record})
 
 
 def export_float_model(prepared: Prepared) -> Path:

@@ -51,6 +51,7 @@ def write_report(prepared: Prepared, policy: Policy) -> dict[str, Any]:
         "limits": limits,
         "met": bool(limits) and all(limit["met"] is True for limit in limits),
         "layers": _layers(prepared, policy, scores, kernels),
+        "stability": _stability(prepared, policy),
         "observations": run.read_json("loop.json", keys=["steps"])["steps"] if run.has("loop.json") else [],
         "pareto": _curve(prepared, scores) if scores else [],
         "scores": _provenance(scores, prepared),
@@ -141,6 +142,15 @@ def _layers(prepared: Prepared, policy: Policy, scores: Scores | None, kernels: 
                 }
             )
     return rows
+
+
+def _stability(prepared: Prepared, policy: Policy) -> dict[str, Any] | None:
+    """How sure the scores are of the decision for this budget; None when it was not asked, or of another policy."""
+    run = prepared.run
+    if not run.has("stability.json") or not run.made_for("stability.json", policy.key()):
+        return None
+    record = run.read_json("stability.json", keys=["resamples", "undecided", "frequencies"])
+    return {name: record[name] for name in ("resamples", "undecided", "frequencies")} if record["resamples"] else None
 
 
 def _curve(prepared: Prepared, scores: Scores) -> list[dict[str, Any]]:

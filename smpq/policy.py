@@ -51,6 +51,10 @@ class Space:
         """Return the policy that gives every group `chosen` where it is allowed and the reference elsewhere."""
         return Policy({g.name: chosen if chosen in self.formats[g.name] else self.reference for g in self.groups})
 
+    def moves(self) -> int:
+        """How many (group, format) there are besides the reference."""
+        return sum(chosen != self.reference for row in self.formats.values() for chosen in row)
+
     def size(self) -> int:
         """How many policies there are."""
         total = 1

@@ -11,7 +11,7 @@ from calib.formats import Format
 from smpq.allocate import Values
 from smpq.policy import Space
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,14 @@ class Score:
     """Change of the value when a group moves from the float format to this one, averaged over contexts.
 
     In units of the value (nats for `kl`); `standard_error` is that of the mean over `samples` contexts, `alone` the change when
-    every other group is float.
+    every other group is float; `marginals` holds the change in each context, in the order of the walks.
     """
 
     value: float
     standard_error: float
     samples: int
     alone: float
+    marginals: tuple[float, ...] = ()
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -73,6 +74,7 @@ class Scores:
                         "interval": list(score.interval),
                         "samples": score.samples,
                         "alone": score.alone,
+                        "marginals": list(score.marginals),
                     }
                     for chosen, score in row.items()
                 }
@@ -88,7 +90,9 @@ class Scores:
                 raise UserError(f"these scores have schema {record['schema']!r}; this version reads schema {SCHEMA}: score again")
             entries = {
                 group: {
-                    Format.from_text(text): Score(cell["value"], cell["standard_error"], cell["samples"], cell["alone"])
+                    Format.from_text(text): Score(
+                        cell["value"], cell["standard_error"], cell["samples"], cell["alone"], tuple(cell["marginals"])
+                    )
                     for text, cell in row.items()
                 }
                 for group, row in record["scores"].items()

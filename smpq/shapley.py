@@ -47,6 +47,7 @@ def estimate(
     bits: tuple[float, float] | None = None,
     advance: Callable[[int], None] = lambda _: None,
     value_name: str = "kl",
+    stable: Callable[[Scores], bool] | None = None,
 ) -> Scores:
     """Estimate what each (group, format) contributes to the value.
 
@@ -60,7 +61,8 @@ def estimate(
        in contexts far from any plan that could be chosen, small differences drown in noise.
     4. The first pass tries every move alone; it costs one evaluation each and places the frontier.
 
-    `value` is called with policies, `advance` with the number of policies evaluated after each. Ours, after 1.2 and 1.4 of the
+    `value` is called with policies, `advance` with the number of policies evaluated after each, `stable` with the scores after each
+    walk: it stops the sampling when it is true (`smpq.stability`). Ours, after 1.2 and 1.4 of the
     method (Kang et al., IJCAI 2025; Shapley-NAS, CVPR 2022).
     """
     sampler = _Sampler(value, space, np.random.default_rng(seed), advance)
@@ -69,26 +71,34 @@ def estimate(
     low, high = bits if bits is not None else _bit_range(space)
     samples: dict[tuple[str, Format], list[float]] = {}
     ends: list[Policy] = []
-    stop_reason = "evaluations"
-    per_permutation = sum(len(sampler.moves(group)) for group in space.groups)
-    while stopping.evaluations and (not ends or sampler.count + per_permutation <= stopping.evaluations):
+    per_walk = sum(len(sampler.moves(group)) for group in space.groups)
+
+    def scores(stop_reason: str) -> Scores:
+        entries = {
+            group.name: {chosen: _score(space, group, chosen, samples, alone) for chosen in space.formats[group.name]}
+            for group in space.groups
+        }
+        predicted = [sum(entries[name][chosen].value for name, chosen in end.formats.items()) for end in ends]
+        gaps = [abs(found - baseline - sums) for found, sums in zip(value.many(ends), predicted, strict=True)]
+        estimator = "permutation" if samples else "one at a time"
+        return Scores(
+            entries, value_name, estimator, seed, sampler.count, len(ends) if samples else 0, stop_reason, statistics.fmean(gaps)
+        )
+
+    if not stopping.evaluations:
+        ends.append(sampler.draw_policy(alone, low, high))
+        return scores("evaluations")
+    while True:
         end = sampler.draw_policy(alone, low, high)
         for key, marginal in sampler.walk(end, baseline).items():
             samples.setdefault(key, []).append(marginal)
         ends.append(end)
         if stopping.precision and len(ends) >= _FEWEST_FOR_AN_INTERVAL and _relative_error(samples) <= stopping.precision:
-            stop_reason = "precision"
-            break
-    entries = {
-        group.name: {chosen: _score(space, group, chosen, samples, alone) for chosen in space.formats[group.name]}
-        for group in space.groups
-    }
-    estimator = "permutation" if ends else "one at a time"
-    ends = ends or [sampler.draw_policy(alone, low, high)]
-    permutations = len(ends) if samples else 0
-    predicted = [sum(entries[name][chosen].value for name, chosen in end.formats.items()) for end in ends]
-    gap = statistics.fmean(abs(value(end) - baseline - p) for end, p in zip(ends, predicted, strict=True))
-    return Scores(entries, value_name, estimator, seed, sampler.count, permutations, stop_reason, gap)
+            return scores("precision")
+        if stable is not None and stable(scores("stable")):
+            return scores("stable")
+        if sampler.count + per_walk > stopping.evaluations:
+            return scores("evaluations")
 
 
 class _Sampler:
@@ -190,7 +200,7 @@ def _score(space: Space, group: Group, chosen: Format, samples: dict[tuple[str, 
         if len(seen) >= _FEWEST_FOR_AN_INTERVAL
         else abs(seen[0] - alone[group.name][chosen])
     )
-    return Score(statistics.fmean(seen), error, len(seen), alone[group.name][chosen])
+    return Score(statistics.fmean(seen), error, len(seen), alone[group.name][chosen], tuple(seen))
 
 
 def _relative_error(samples: dict[tuple[str, Format], list[float]]) -> float:

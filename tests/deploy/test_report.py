@@ -192,6 +192,10 @@ def test_next_steps_follow_from_the_data() -> None:
     assert unmet[0].startswith("size ≤ 200 kB is not met, the nearest reached is 301 kB: allow that much")
     assert "1 layer" in unmet[1]
     assert "interval includes zero (fc)" in unmet[1]
+    stability = {"resamples": 40, "undecided": ["fc"], "frequencies": {"fc": {"w8a8": 0.5, "w4a8": 0.5}}}
+    (undecided,) = answer(report(stability=stability), 3).sentences
+    assert undecided.startswith("At this budget the scores cannot tell which format fc should get")
+    assert answer(report(stability={**stability, "undecided": []}), 3).sentences == (nothing,)
     unknown = answer(unmeasured(limits=[{"cost": "latency", "limit": 0.6, "reached": None, "unit": "x", "met": None}]), 3).sentences
     assert unknown[0] == "Whether latency ≤ 0.6x is met is not known: it was not measured."
 

@@ -185,7 +185,7 @@ def test_scores_come_back_from_their_file_and_wrong_files_are_user_errors():
     with pytest.raises(UserError, match="schema 9"):
         Scores.from_json({**record, "schema": 9}, space)
     with pytest.raises(UserError, match="incomplete"):
-        Scores.from_json({"schema": 1}, space)
+        Scores.from_json({"schema": 2}, space)
     with pytest.raises(UserError, match="no score for w2a8 on g0"):
         Scores.from_json(record, space_of(3, (W2A8, FP32)))
     with pytest.raises(UserError, match="no score for w8a8 on g3"):
