@@ -31,7 +31,7 @@ from smpq.journal import Journal
 from smpq.plan import Rules
 from smpq.policy import Policy, Space
 from smpq.quantize import FakeQuantizer
-from smpq.search import choose, effort_from_name
+from smpq.search import choose, confirm, effort_from_name
 from smpq.shapley import Stopping, estimate
 from smpq.value import PolicyValue
 
@@ -57,8 +57,9 @@ class Bench:
         calibration.prepare(units, {unit.path: formats for unit in units}, lambda: None)
         self.fake = FakeQuantizer(traced, units, calibration, Rules("affine"))
         self.bits = cost_models(self.space, traced)["avg_bits"]
-        compute = PolicyValue(self.fake, self.space, task, batches[: SAMPLES // 128])
-        self.value = Evaluator(compute, Journal(journal), rounding)
+        seen, unseen = batches[: SAMPLES // 128], batches[SAMPLES // 128 :]
+        self.value = Evaluator(PolicyValue(self.fake, self.space, task, seen), Journal(journal), rounding)
+        self.unseen = Evaluator(PolicyValue(self.fake, self.space, task, unseen), Journal(journal), f"{rounding} unseen")
         self._top1: dict[str, float] = {}
         self.seconds = time.monotonic() - start
 
@@ -79,6 +80,7 @@ class Bench:
             **more,
             "top1": self.top1(policy),
             "kl": -self.value(policy),
+            "kl_unseen": -self.unseen(policy),
             "avg_bits": self.bits.total(policy),
             "policy": {path: str(chosen) for path, chosen in policy.by_unit(self.space.groups).items()},
         }
@@ -97,7 +99,8 @@ def search(bench: Bench, rounding: str, seed: int, effort_name: str) -> list[dic
         alone = solve_or_explain(Problem(bench.space, scores.alone(), ceilings))
         rows.append(bench.row(alone, method="one at a time", rounding=rounding, budget=budget, seed=seed))
         start, known = time.monotonic(), bench.value.evaluations
-        choice = choose(bench.value, bench.space, {"shapley": scores.values(), "one at a time": scores.alone()}, ceilings, effort)
+        starts = {"shapley": scores.values(), "one at a time": scores.alone()}
+        choice = confirm(choose(bench.value, bench.space, starts, ceilings, effort), bench.value, bench.unseen)
         seconds = time.monotonic() - start
         rows.append(
             bench.row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,14 +70,25 @@ class Prepared:
     @cached_property
     def evaluator(self) -> Evaluator:
         """Evaluate policies on the first `samples` calibration samples, through the run's journal."""
-        kept, count = [], 0
-        for batch in self.batches:
-            if count >= self.settings.samples:
-                break
-            kept.append(batch)
-            count += len(batch.inputs[0])
-        compute = PolicyValue(self.fake_quantizer, self.space, self.task, kept, self.settings.value)
-        return Evaluator(compute, Journal(self.run.file("journal.sqlite")), self.fingerprint)
+        return self._evaluator(self.batches[: self._searched], self.fingerprint)
+
+    @cached_property
+    def unseen(self) -> Evaluator | None:
+        """Evaluate policies on the calibration samples that the search does not use; None when they are fewer than those it does."""
+        rest = self.batches[self._searched :]
+        if sum(len(batch.inputs[0]) for batch in rest) < self.settings.samples:
+            return None
+        return self._evaluator(rest, f"{self.fingerprint}|unseen")
+
+    @cached_property
+    def _searched(self) -> int:
+        """How many batches hold the samples that the search uses."""
+        counts = itertools.accumulate(len(batch.inputs[0]) for batch in self.batches)
+        return 1 + sum(count < self.settings.samples for count in counts)
+
+    def _evaluator(self, batches: list[Batch], fingerprint: str) -> Evaluator:
+        compute = PolicyValue(self.fake_quantizer, self.space, self.task, batches, self.settings.value)
+        return Evaluator(compute, Journal(self.run.file("journal.sqlite")), fingerprint)
 
     @cached_property
     def costs(self) -> dict[str, CostModel]:

@@ -20,7 +20,7 @@ from smpq.allocate import Ceiling, Problem, solve_or_explain
 from smpq.budget import Budget
 from smpq.policy import Policy
 from smpq.scores import Scores
-from smpq.search import Choice, Effort, choose
+from smpq.search import Choice, Effort, choose, confirm
 from smpq.shapley import Stopping, estimate
 from smpq.stability import UntilStable, decision_stability
 
@@ -300,6 +300,8 @@ def _choose(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], eff
     starts = {"shapley": scores.values(), "one at a time": scores.alone()}
     with prepared.progress.step("choose the policy"):
         choice: Choice = choose(prepared.evaluator, prepared.space, starts, ceilings, effort, advance=prepared.progress.say)
+        if prepared.unseen is not None:
+            choice = confirm(choice, prepared.evaluator, prepared.unseen)
     return Solution(choice.policy, choice.value, "no change of the policy improves the value", choice.path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from calib.errors import UserError
@@ -17,6 +17,7 @@ EXHAUSTIVE = 512
 _DAMPING = 0.5
 _EXCHANGES_AT_ONCE = 16
 _PATIENCE = 2
+_FINALISTS = 6
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,14 @@ class Choice:
     """A policy and its value on the calibration data.
 
     `path` names each step that led to it with the value it had; `marginals` are the scores as they were refined on the way, from
-    which a search under slightly different ceilings can start.
+    which a search under slightly different ceilings can start. `finalists` are the plans of all starts and the best others seen.
     """
 
     policy: Policy
     value: float
     path: tuple[tuple[str, float], ...]
     marginals: Values
+    finalists: tuple[Policy, ...] = ()
 
 
 def choose(
@@ -82,8 +84,9 @@ def choose(
     plans = {name: solve_or_explain(Problem(space, values, ceilings, excluded)) for name, values in starts.items()}
     if space.size() <= EXHAUSTIVE:
         every = list(feasible(space, ceilings, excluded))
-        best = max(zip(value.many(every), every, strict=True), key=lambda pair: pair[0])[1]
-        return Choice(best, value(best), (("all policies", value(best)),), next(iter(starts.values())))
+        ranked = sorted(zip(value.many(every), every, strict=True), key=lambda pair: -pair[0])
+        best, finalists = ranked[0][1], tuple(policy for _, policy in ranked[:_FINALISTS])
+        return Choice(best, value(best), (("all policies", value(best)),), next(iter(starts.values())), finalists)
     values = value.many(plans.values())
     path = list(zip(plans, values, strict=True))
     winner = max(path, key=lambda step: step[1])[0]
@@ -103,7 +106,19 @@ def choose(
             break
     if not effort.rounds and search.exchange(effort.exchanges):
         path.append(("exchanges", value(search.best)))
-    return Choice(search.best, value(search.best), tuple(path), search.marginals)
+    last = {policy.key(): policy for policy in (*search.ranked()[:_FINALISTS], *plans.values())}
+    return Choice(search.best, value(search.best), tuple(path), search.marginals, tuple(last.values()))
+
+
+def confirm(choice: Choice, value: ValueFunction, unseen: ValueFunction) -> Choice:
+    """Return the finalist that is best by `unseen`, the same value on samples that the search has not used.
+
+    The search picks the best of many policies whose values differ by little, so its winner owes something to the samples it was judged
+    on; a plan that only looked better loses here.
+    """
+    values = unseen.many(choice.finalists)
+    best = max(zip(values, choice.finalists, strict=True), key=lambda pair: pair[0])[1]
+    return replace(choice, policy=best, value=value(best), path=(*choice.path, ("best finalist on other samples", value(best))))
 
 
 class _Search:
@@ -127,7 +142,7 @@ class _Search:
         self._ceilings = ceilings
         self._excluded = excluded
         self._exchanges = Exchanges(space, ceilings, excluded)
-        self._tried = {start.key()}
+        self._seen: dict[str, Policy] = {start.key(): start}
 
     def measure_singles(self, damping: float) -> None:
         """Measure every single change of the best policy; `damping` is the weight of what was known before."""
@@ -163,18 +178,23 @@ class _Search:
         patience = _PATIENCE
         for _ in range(batches):
             count = min(_EXCHANGES_AT_ONCE, self.left)
-            candidates = self._exchanges.propose(self.best, self.marginals, count, self._tried)
+            candidates = self._exchanges.propose(self.best, self.marginals, count, set(self._seen))
             patience = _PATIENCE if candidates and self._keep_best(candidates) else patience - 1
             if not candidates or not patience:
                 break
         return self.best != start
+
+    def ranked(self) -> list[Policy]:
+        """Return the plans that were evaluated, the best one first."""
+        seen = list(self._seen.values())
+        return [policy for _, policy in sorted(zip(self._value.many(seen), seen, strict=True), key=lambda pair: -pair[0])]
 
     def _keep_best(self, candidates: Sequence[Policy]) -> bool:
         start = self._value(self.best)
         centre = self.best
         values = self._value.many(candidates)
         self.left -= len(candidates)
-        self._tried.update(candidate.key() for candidate in candidates)
+        self._seen |= {candidate.key(): candidate for candidate in candidates}
         for candidate, found in zip(candidates, values, strict=True):
             self._exchanges.learn(centre, candidate, self.marginals, found - start)
             if found > self._value(self.best):

@@ -18,7 +18,7 @@ from calib.tasks import register
 from calib.tasks.cifar10_files import find_cifar10, read_cifar10
 
 CALIBRATION_SEED = 0
-CALIBRATION_IMAGES = 1024
+CALIBRATION_IMAGES = 2048
 CALIBRATION_BATCH = 128
 EVALUATION_BATCH = 250
 TRAINING_BATCH = 128
@@ -76,7 +76,7 @@ class ResNet20(nn.Module):
 
 
 class Cifar10ResNet20:
-    """1,024 training images calibrate, the other 48,976 train, the 10,000 test images evaluate."""
+    """2,048 training images calibrate, the other 47,952 train, the 10,000 test images evaluate."""
 
     name = "cifar10-resnet20"
     metric_name = "top-1"
@@ -92,7 +92,7 @@ class Cifar10ResNet20:
         return self._model.eval()
 
     def calibration(self) -> list[Batch]:
-        """Return 1,024 training images, chosen by a fixed seed, in batches of 128."""
+        """Return 2,048 training images, chosen by a fixed seed, in batches of 128."""
         pixels, labels = self._training_files
         chosen = self._shuffled[:CALIBRATION_IMAGES]
         return _batches(pixels[chosen], labels[chosen], CALIBRATION_BATCH)

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ from calib.errors import UserError
 from calib.formats import FP32
 from smpq.allocate import Ceiling
 from smpq.costs import CostModel
+from smpq.evaluate import OneByOne
 from smpq.policy import Policy
-from smpq.search import EXHAUSTIVE, Effort, choose, feasible
+from smpq.search import EFFORTS, EXHAUSTIVE, Effort, choose, confirm, effort_from_name, feasible
 from tests.smpq.problems import W2A8, W4A16, W8A8, Additive, policies, random_cost, random_values, space_of, total
 
 
@@ -130,3 +132,26 @@ def test_feasible_yields_exactly_what_the_ceilings_allow():
     expected = {p.key() for p in policies(space) if sum(f.weight_bits for f in p.formats.values()) <= 16}
     assert found == expected - {space.uniform(W4A16).key()}
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("count", [4, 9], ids=["exhaustive", "rounds"])
+def test_the_finalists_are_judged_again_on_other_samples(count):
+    space = space_of(count, (W8A8, W4A16, W2A8, FP32))
+    game, ceilings = Rugged(space, 0), ceilings_of(space, 0)
+    choice = choose(game, space, {"scores": game.values}, ceilings, Effort())
+    assert choice.policy in choice.finalists
+    assert len(set(map(Policy.key, choice.finalists))) == len(choice.finalists) >= 2
+    assert confirm(choice, game, game) == replace(choice, path=(*choice.path, ("best finalist on other samples", choice.value)))
+
+    worst = min(choice.finalists, key=game)
+    other = confirm(choice, game, OneByOne(lambda policy: -game(policy)))
+    assert other.policy == worst
+    assert other.value == game(worst), "the value is that on the samples of the search"
+
+
+def test_efforts_go_from_fast_to_thorough():
+    spent = [effort_from_name(name).scoring + effort_from_name(name).evaluations for name in EFFORTS]
+    assert list(EFFORTS) == ["fast", "normal", "thorough"]
+    assert spent == sorted(set(spent))
+    with pytest.raises(UserError, match="fast, normal, thorough"):
+        effort_from_name("quick")

@@ -67,7 +67,7 @@ def test_the_published_weights_fit(cifar10_like, resnet20_weights):
 def test_the_published_accuracy(cifar10, resnet20_weights):
     task = load_task("cifar10-resnet20", cifar10, resnet20_weights)
     model = task.model()
-    assert sum(len(batch.target) for batch in task.calibration()) == 1024
+    assert sum(len(batch.target) for batch in task.calibration()) == 2048
     with torch.no_grad():
         correct = torch.cat([task.metric(model(*batch.inputs), batch.target) for batch in task.evaluation()])
     assert len(correct) == 10_000
