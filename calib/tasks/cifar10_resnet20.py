@@ -102,7 +102,9 @@ class Cifar10ResNet20:
         pixels, labels = self._training_files
         generator = torch.Generator().manual_seed(TRAINING_SEED + epoch)
         order = self._shuffled[CALIBRATION_IMAGES:]
-        for part in order[torch.randperm(len(order), generator=generator)].split(TRAINING_BATCH):
+        order = order[torch.randperm(len(order), generator=generator)]
+        for start in range(0, len(order), TRAINING_BATCH):
+            part = order[start : start + TRAINING_BATCH]
             yield Batch((_normalised(_augmented(pixels[part], generator)),), labels[part])
 
     def evaluation(self) -> list[Batch]:
