@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.data import check_batches, check_finite, check_model, fingerprint, materialize, per_sample
 from calib.errors import UserError
-from calib.fold import fold_batchnorm
+from calib.fold import Folded, fold_batchnorm
 from calib.formats import Format, formats_from_text
 from calib.graph import TracedModel
 from calib.task import Batch, Task
@@ -35,7 +35,10 @@ from smpq.value import PolicyValue, divergence
 
 @dataclass
 class Prepared:
-    """A loaded task: float model traced, units found, space restricted to the target. Calibration happens on first use."""
+    """A loaded task: float model traced, units found, space restricted to the target. Calibration happens on first use.
+
+    `original` is the model before folding, and `folded` says which BatchNorm became part of which layer.
+    """
 
     run: Run
     settings: Settings
@@ -47,6 +50,8 @@ class Prepared:
     refused: dict[str, str]
     batches: list[Batch]
     progress: Progress
+    original: nn.Module
+    folded: tuple[Folded, ...]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -114,8 +119,8 @@ def prepare(run: Run, settings: Settings, progress: Progress) -> Prepared:
     if len(example[0]) < 2:  # one sample would make the batch dimension a constant
         example = tuple(tensor.repeat(2, *[1] * (tensor.dim() - 1)) for tensor in example)
     with progress.step("trace the model"):
-        folded, _ = fold_batchnorm(model.eval(), example)
-        traced = TracedModel(folded, example)
+        network, folded = fold_batchnorm(model.eval(), example)
+        traced = TracedModel(network, example)
         _try_task(task, traced, batches, settings.value)
     units, skipped = find_units(traced)
     space, refused = space_from_formats(
@@ -124,7 +129,7 @@ def prepare(run: Run, settings: Settings, progress: Progress) -> Prepared:
         target.reference,
         lambda unit, chosen: _refusal(target, unit, chosen, settings.size_only),
     )
-    return Prepared(run, settings, task, target, traced, space, skipped, refused, batches, progress)
+    return Prepared(run, settings, task, target, traced, space, skipped, refused, batches, progress, model, folded)
 
 
 def _try_task(task: Task, traced: TracedModel, batches: list[Batch], value: str) -> None:
