@@ -58,6 +58,7 @@ def smpq(context: click.Context) -> None:
     export  -> model.*.onnx     the plan as ONNX with Q/DQ nodes for the target
     build   -> engine.*         the engine, and what each layer became in it
     measure -> latency.json     the engine against the float engine, interleaved
+    explain -> contributions.json what each layer's format costs, with intervals
     verify  -> verify.json      the evaluation data through PyTorch, ONNX and engine
     report  -> report.html      all of it on one page
 
@@ -237,6 +238,29 @@ def measure(run: Path, progress: Any) -> tuple[Any, list[str], int]:
         f"{record['ratio']:.3f}x of float [{low:.3f}, {high:.3f}]: {record['engine_ms']:.4g} ms against {record['float_ms']:.4g} ms"
     )
     return record, [line], 0
+
+
+@smpq.command()
+@_run_argument
+@click.option(
+    "--estimator", default="adaptive", show_default=True, help="adaptive, permutation, antithetic, stratified, truncated, exact"
+)
+@click.option("--evaluations", type=int, help="policies that may be evaluated  [default: half as many as scoring]")
+@click.option("--precision", type=float, default=0.0, help="stop when all standard errors are below this share of the spread")
+@_output_options
+def explain(run: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int]:
+    """Say what each layer's format costs in the policy of a run: Shapley values with intervals, contributions.json."""
+    from deploy.explain import Explanation
+    from deploy.explain import explain as explain_stage
+    from deploy.pipeline import open_run
+    from deploy.stages import read_policy
+
+    explanation = Explanation(**options)
+    prepared = open_run(run, progress)
+    record = explain_stage(prepared, read_policy(prepared), explanation)
+    rows = sorted(record["contributions"], key=lambda row: row["value"])
+    lines = [f"{r['value']:+.3g} [{r['interval'][0]:+.3g}, {r['interval'][1]:+.3g}]  {r['group']} {r['format']}" for r in rows]
+    return record, [*lines, f"together {record['total']:+.4g} in {record['value']}, {record['evaluations']} evaluations"], 0
 
 
 @smpq.command()

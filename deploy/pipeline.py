@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deploy.explain import explain
 from deploy.prepare import Prepared, prepare
 from deploy.progress import Progress
 from deploy.report import write_html
@@ -51,6 +52,8 @@ def run_all(path: Path, settings: Settings, budget_text: str, progress: Progress
             break
         # the thorough measurement overrules the quick one of the loop, which now looks for another policy
         progress.say(f"measured thoroughly the engine takes {timed['ratio']:.3f}x of float, more than the budget: searching on")
+    if settings.effort != "fast" and policy != prepared.space.uniform(prepared.space.reference):
+        explain(prepared, policy)
     verify(prepared, policy)
     return write_reports(prepared, policy)
 

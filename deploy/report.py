@@ -133,6 +133,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         _budget(report),
         _plots(report),
         _plan(report),
+        _contributions(report),
         _left_out(report),
         _provenance(report),
     ]
@@ -185,6 +186,30 @@ def _plan(report: Mapping[str, Any]) -> str:
     note = f"Scores in {report['scores']['value']}, the change against the layer in float, over what the other layers may have; higher is better."
     table = _table(head, rows, numeric={2, 4, 5}, text={0, 6}) if rows else "<p>No layer could be quantised.</p>"
     return f'<section><h2>Plan, {counted(len(rows), "layer")}</h2><p class="quiet">{_e(note)}</p>{table}</section>'
+
+
+def _contributions(report: Mapping[str, Any]) -> str:
+    record = report["contributions"]
+    if record is None:
+        return ""
+    entries = sorted(record["contributions"], key=lambda entry: float(entry["value"]))
+    decimals = aligned(entry["value"] for entry in entries)
+    rows = [
+        [
+            _path(entry["group"]),
+            f"<code>{_e(entry['format'])}</code>",
+            fixed(entry["value"], decimals),
+            span(entry["interval"], decimals),
+        ]
+        for entry in entries
+    ]
+    note = (
+        f"Shapley values of this policy in {record['value']}, together {number(record['total'])} against the float model; "
+        f"{record['estimator']}, {counted(record['evaluations'], 'evaluation')}, stopped by {record['stop_reason']}. "
+        f"The intervals tell {counted(len(record['apart']), 'group')} of layers apart."
+    )
+    table = _table(["layer", "format", "contribution", "95 % interval"], rows, numeric={2, 3}, text={0})
+    return f'<section><h2>What the chosen formats cost</h2><p class="quiet">{_e(note)}</p>{table}</section>'
 
 
 def _plots(report: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deploy.engines import engine_names
+from deploy.explain import read_explanation
 from deploy.measure import machine
 from deploy.prepare import Prepared
 from smpq.allocate import Ceiling, Problem, allocate
@@ -52,6 +53,7 @@ def write_report(prepared: Prepared, policy: Policy) -> dict[str, Any]:
         "met": bool(limits) and all(limit["met"] is True for limit in limits),
         "layers": _layers(prepared, policy, scores, kernels),
         "stability": _stability(prepared, policy),
+        "contributions": read_explanation(prepared, policy),
         "observations": run.read_json("loop.json", keys=["steps"])["steps"] if run.has("loop.json") else [],
         "pareto": _curve(prepared, scores) if scores else [],
         "scores": _provenance(scores, prepared),

@@ -77,6 +77,7 @@ def report(count: int = 20, **other: Any) -> dict[str, Any]:
         "layers": [layer(f"layer{1 + i // 6}.{i % 6 // 2}.conv{1 + i % 2}", i, 32 if i == 0 else 8) for i in range(count)],
         "observations": [observation("uniform w8a8", 0.58, 0.61), observation("turn 1", 0.63, 0.662, met=False), observation("turn 2", 0.639, 0.642)],
         "stability": None,
+        "contributions": None,
         "pareto": [],
         "scores": {
             "value": "kl", "estimator": "permutation", "evaluations": 1640, "permutations": 40, "seed": 0, "stop_reason": "precision",

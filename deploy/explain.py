@@ -1,0 +1,101 @@
+"""What each layer's format costs in the chosen policy: Shapley values of that one policy, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calib.errors import UserError
+from deploy.prepare import Prepared
+from smpq.estimators import Stopping, estimator_from_name
+from smpq.game import PolicyGame
+from smpq.policy import Policy
+
+FILE = "contributions.json"
+_EVALUATIONS_EACH = 8
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How contributions are estimated: an estimator by name, the evaluations it may make, and the precision that is enough.
+
+    Without a number of evaluations there are half as many as scoring may make, or eight for each player where that is more.
+    """
+
+    estimator: str = "adaptive"
+    evaluations: int | None = None
+    precision: float = 0.0
+
+    def stopping(self, players: int, scoring: int) -> Stopping:
+        """Return when to stop for so many players, in a run whose scoring may make so many evaluations."""
+        evaluations = max(scoring // 2, _EVALUATIONS_EACH * players) if self.evaluations is None else self.evaluations
+        return Stopping(evaluations, self.precision)
+
+    def __post_init__(self) -> None:
+        estimator_from_name(self.estimator)
+        self.stopping(1, 0)
+
+
+def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None = None) -> dict[str, Any]:
+    """Estimate what every group's format adds to the value, against the float model. Writes `contributions.json`.
+
+    Efficiency: the contributions sum to the value of the policy minus that of the float model. UserError when the evaluations do not
+    suffice for an interval, or when the policy is the float model.
+    """
+    chosen = explanation or Explanation()
+    game = PolicyGame(prepared.evaluator, prepared.space.uniform(prepared.space.reference), policy)
+    if not game.players:
+        raise UserError("policy.json leaves every layer in float: there is nothing to explain")
+    stopping = chosen.stopping(len(game.players), prepared.settings.spending.scoring)
+    with prepared.progress.step("explain the policy"):
+        estimate = estimator_from_name(chosen.estimator).estimate(game, len(game.players), stopping, prepared.settings.seed)
+    low, high = estimate.interval()
+    record = {
+        "schema": 1,
+        "policy": policy.key(),
+        "value": prepared.settings.value,
+        "total": float(estimate.values.sum()),
+        "estimator": estimate.estimator,
+        "evaluations": estimate.evaluations,
+        "seed": estimate.seed,
+        "stop_reason": estimate.stop_reason,
+        "contributions": [
+            {
+                "group": name,
+                "format": str(policy[name]),
+                "value": float(estimate.values[index]),
+                "standard_error": float(estimate.standard_errors[index]),
+                "interval": [float(low[index]), float(high[index])],
+                "samples": int(estimate.samples[index]),
+            }
+            for index, name in enumerate(game.players)
+        ],
+        "apart": _apart(game.players, estimate.values.tolist(), low.tolist(), high.tolist()),
+    }
+    prepared.run.write_json(FILE, record)
+    return record
+
+
+def read_explanation(prepared: Prepared, policy: Policy) -> dict[str, Any] | None:
+    """Return the record when the run has one of this policy."""
+    if not prepared.run.has(FILE) or not prepared.run.made_for(FILE, policy.key()):
+        return None
+    keys = ["value", "total", "estimator", "evaluations", "seed", "stop_reason", "contributions", "apart"]
+    record = prepared.run.read_json(FILE, keys=keys)
+    return {name: record[name] for name in keys}
+
+
+def _apart(names: Sequence[str], values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[str]]:
+    """Return the groups in order of what they cost, in classes: neighbours whose intervals overlap stand in one class."""
+    order = sorted(range(len(names)), key=lambda index: values[index])
+    classes: list[list[str]] = []
+    reach = float("-inf")
+    for index in order:
+        if classes and low[index] <= reach:
+            classes[-1].append(names[index])
+            reach = max(reach, high[index])
+        else:
+            classes.append([names[index]])
+            reach = high[index]
+    return classes

@@ -1,0 +1,59 @@
+"""On the small task of the command line's tests; the values behind it are computed, not made up."""
+
+import itertools
+import json
+
+import pytest
+
+from calib.errors import UserError
+from deploy.explain import Explanation
+from tests.commands import TINY, done, refused
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("explain") / "run"
+    done("score", *TINY, "--out", out)
+    done("solve", out, "--budget", "size=0.6x")
+    return out
+
+
+def test_the_contributions_sum_to_what_the_policy_loses(run):
+    record = json.loads(done("explain", run, "--evaluations", "64", "--json").out)
+    assert record == read(run / "contributions.json")
+    rows = record["contributions"]
+    assert {row["group"] for row in rows} == {g for g, f in read(run / "policy.json")["policy"].items() if f != "fp32"}
+    assert sum(row["value"] for row in rows) == pytest.approx(record["total"], abs=1e-9)
+    assert record["total"] < 0
+    for row in rows:
+        assert row["interval"][0] <= row["value"] <= row["interval"][1]
+    assert sorted(itertools.chain(*record["apart"])) == sorted(row["group"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--estimator", "guess"], "unknown estimator 'guess'"), (["--evaluations", "0"], "at least one evaluation"),
+     (["--evaluations", "3", "--estimator", "permutation"], "evaluations")],
+)  # fmt: skip
+def test_wrong_options_are_user_errors(run, options, said):
+    assert said in refused("explain", run, *options)
+
+
+def test_a_float_policy_has_nothing_to_explain(run):
+    before = (run / "policy.json").read_text()
+    record = read(run / "policy.json")
+    (run / "policy.json").write_text(json.dumps({**record, "policy": dict.fromkeys(record["policy"], "fp32")}))
+    message = refused("explain", run)
+    (run / "policy.json").write_text(before)
+    assert "nothing to explain" in message
+
+
+def test_the_defaults_grow_with_the_players():
+    assert Explanation().stopping(10, 400).evaluations == 200
+    assert Explanation().stopping(100, 400).evaluations == 800
+    with pytest.raises(UserError):
+        Explanation(precision=2.0)

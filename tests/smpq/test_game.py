@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+
+from smpq.estimators import Stopping, estimator_from_name
+from smpq.game import PolicyGame
+from smpq.policy import Policy
+from tests.smpq.problems import FP32, W2A8, W4A16, W8A8, Additive, random_values, space_of
+
+SPACE = space_of(6, (W8A8, W4A16, W2A8, FP32))
+START = SPACE.uniform(FP32)
+END = Policy({**SPACE.uniform(W4A16).formats, "g1": FP32, "g4": W2A8})
+
+
+@pytest.fixture
+def game() -> Additive:
+    return Additive(random_values(SPACE, np.random.default_rng(0)), constant=3.0)
+
+
+def test_a_coalition_has_moved_and_the_others_have_not(game):
+    between = PolicyGame(game, START, END)
+    assert between.players == ("g0", "g2", "g3", "g4", "g5"), "a group that stays as it is plays no part"
+    rows = np.array([[False] * 5, [True] * 5, [True, False, False, True, False]])
+    mixed = START.with_format("g0", W4A16).with_format("g4", W2A8)
+    np.testing.assert_allclose(between(rows), [0.0, game(END) - game(START), game(mixed) - game(START)])
+
+
+def test_contributions_of_an_additive_value_are_its_parts(game):
+    between = PolicyGame(game, START, END)
+    estimate = estimator_from_name("exact").estimate(between, len(between.players), Stopping(32), 0)
+    expected = [game.values[name][END[name]] - game.values[name][FP32] for name in between.players]
+    np.testing.assert_allclose(estimate.values, expected, atol=1e-12)
