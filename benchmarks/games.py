@@ -9,6 +9,7 @@ KL divergence (nats) from the float network on calibration images.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -71,16 +72,27 @@ class Table:
 
 def digits_game(name: str) -> Table:
     """Return `digits_units` or `digits_tensors`; worked out on first use and then kept in the directory for temporary files."""
-    path = Path(tempfile.gettempdir()) / f"smpq-{name}-{IMAGES}-{torch.__version__}.npz"
+    traced, players, inputs = _network(name)
+    path = Path(tempfile.gettempdir()) / f"smpq-{name}-{_fingerprint(traced, players, inputs)}.npz"
     if not path.exists():
         start = time.perf_counter()
-        traced, players, inputs = _network(name)
         values = _all_values(traced, players, inputs)
         _check(traced, players, inputs, values)
         print(f"{name}: {len(values)} coalitions in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-        np.savez(path, values=values, names=[player.name for player in players])
+        unfinished = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(unfinished, values=values)
+        unfinished.replace(path)
     with np.load(path) as stored:
-        return Table(stored["values"], tuple(map(str, stored["names"])))
+        return Table(stored["values"], tuple(player.name for player in players))
+
+
+def _fingerprint(traced: TracedModel, players: list[Player], inputs: Tensor) -> str:
+    """Return a hash of everything that the values depend on, but for the arithmetic of the processor."""
+    state = hashlib.sha256(torch.__version__.encode())
+    for tensor in (inputs, *traced.state.values(), *(weight for player in players for weight in player.parameters.values())):
+        state.update(tensor.contiguous().numpy().tobytes())
+    state.update(repr([(player.name, player.edges) for player in players]).encode())
+    return state.hexdigest()[:16]
 
 
 def synthetic_game(players: int, seed: int = 0) -> Table:

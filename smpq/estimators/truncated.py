@@ -128,7 +128,10 @@ def mean_minus_deviation(estimate: Estimate) -> Floats:
 def _estimate(
     draw: _Draw, game: CountedGame, stopping: Stopping, seed: int, stable: Stable | None, name: str, *, enumerates: bool = True
 ) -> Estimate:
-    """Draw walks, several in step with each other, until the evaluations might not suffice for one more."""
+    """Draw walks, several in step with each other, until the evaluations might not suffice for one more.
+
+    There are never more walks than evaluations: cut walks may stay among known coalitions for ever.
+    """
     generator, samples, truncated = np.random.default_rng(seed), Samples(), 0
     early = stopping.precision > 0 or stable is not None
     can_enumerate = enumerates and affordable(game.players, stopping)
@@ -139,7 +142,8 @@ def _estimate(
             return enumerate_game(game, seed, name)
         longest = game.players + 1 if not game.remembers else max(game.players - 1, 1)
         ends = 2 if game.remembers and not game.evaluations else 0
-        count = min(samples.until_next_check(), _AT_ONCE, (stopping.evaluations - game.evaluations - ends) // longest)
+        affords = (stopping.evaluations - game.evaluations - ends) // longest
+        count = min(samples.until_next_check(), _AT_ONCE, affords, stopping.evaluations - len(samples))
         if count > 0:
             drawn = draw(game, count, generator)
             truncated += drawn.truncated
