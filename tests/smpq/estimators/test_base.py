@@ -13,7 +13,7 @@ def test_senseless_stopping_rules_are_refused(evaluations, precision):
 def test_estimators_are_found_by_name_with_their_options():
     assert estimator_from_name("truncated", tolerance=0.2) == Truncated(tolerance=0.2)
     assert estimator_from_name("permutation") == Permutation()
-    with pytest.raises(UserError, match="exact, .*permutation, antithetic"):
+    with pytest.raises(UserError, match=r"exact, .*permutation, antithetic"):
         estimator_from_name("guess")
 
 
