@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,8 @@ class Calibration:
     """Ranges of activations and rounded weights, each worked out on first use and then kept.
 
     Every layer is rounded on its *float* inputs, so that a rounded weight does not depend on the formats of other layers and
-    all of them can be combined freely.
+    all of them can be combined freely. A pickled copy holds what was worked out before, and nothing to work out more with: call
+    `prepare` and `prepare_quantizers` first.
     """
 
     def __init__(self, traced: TracedModel, units: Sequence[Unit], batches: Sequence[Batch], settings: CalibrationSettings) -> None:
@@ -79,6 +81,28 @@ class Calibration:
                 if not chosen.is_float:
                     self.weight(unit, chosen)
                 advance()
+
+    def prepare_quantizers(self, tensors: Iterable[str] | None, bits: Iterable[int], scheme: Scheme) -> None:
+        """Work out the ranges of `tensors`, of all that were observed when it is None, for these bits."""
+        for width in bits:
+            for tensor in self._observed if tensors is None else tensors:
+                self.quantizer(tensor, width, scheme)
+
+    def digest(self) -> str:
+        """Return a hash of the rounded weights and of what was seen of the activations, from which the quantisers follow."""
+        found = hashlib.sha256(repr(self.settings).encode())
+        for key, weight in sorted(self._weights.items()):
+            found.update(repr((key, weight.bits, weight.block)).encode())
+            found.update(weight.integers.cpu().numpy().tobytes() + weight.scale.cpu().numpy().tobytes())
+        for name, seen in sorted(self._observed.items()):
+            found.update(f"{name} {seen.low.hex()} {seen.high.hex()}".encode())
+            for part in seen.parts:
+                found.update(part.numpy().tobytes())
+        return found.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("traced", "settings", "_quantizers", "_weights")
+        return {name: getattr(self, name) for name in kept}
 
     def _scale_floor(self, unit: Unit) -> Tensor:
         """Smallest step of each row such that the bias fits 32 bits in units of input step times weight step."""
@@ -150,12 +174,24 @@ def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: i
     if dims == 1:  # unfold knows images only: a sequence is an image one pixel high
         tensor, kernel = tensor[:, :, None], [1, *kernel]
         stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-    columns = F.unfold(tensor.float(), tuple(kernel), dilation=tuple(dilation), padding=tuple(padding), stride=tuple(stride))
-    positions = columns.shape[-1]
-    columns = columns[:, :, :: max(positions // per_image, 1) | 1]
+    columns = _gathered(tensor.float(), kernel, stride, padding, dilation, per_image)
     batch, length, kept = columns.shape
     grouped = columns.reshape(batch, groups, length // groups, kept)
     return grouped.permute(1, 0, 3, 2).reshape(groups, batch * kept, length // groups)
+
+
+def _gathered(
+    images: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], most: int
+) -> Tensor:
+    """Return `[n, channels * kernel, positions]`, as F.unfold does but of evenly spaced positions only: all of them would be many times more."""
+    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0]))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    height, width = ((size - r) // s + 1 for size, r, s in zip(padded.shape[2:], reach, stride, strict=True))
+    chosen = torch.arange(0, height * width, max(height * width // most, 1) | 1, device=images.device)
+    rows = (chosen // width * stride[0])[:, None] + torch.arange(kernel[0], device=images.device) * dilation[0]
+    columns = (chosen % width * stride[1])[:, None] + torch.arange(kernel[1], device=images.device) * dilation[1]
+    patches = padded[:, :, rows[:, :, None], columns[:, None, :]]
+    return patches.permute(0, 1, 3, 4, 2).flatten(1, 3)
 
 
 _CONVOLUTION_DEFAULTS = (None, None, None, [1], [0], [1], 1)

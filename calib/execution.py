@@ -85,7 +85,7 @@ class Execution:
     def output(self) -> Any:
         """Return what the model's `forward` would return, after the last step."""
         flat = fx.node.map_arg(self._traced.output.args[0], lambda argument: self._read(argument.name, NO_EDITS, None))
-        return pytree.tree_unflatten(list(flat), self._traced.program.call_spec.out_spec)  # type: ignore[arg-type]
+        return pytree.tree_unflatten(list(flat), self._traced.out_spec)  # type: ignore[arg-type]
 
     def _read(self, name: str, edits: Edits, changes: Mapping[str, Edit] | None) -> Any:
         if name in self._traced.state:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.execution import NO_EDITS, Edits, Execution, Observe
@@ -22,6 +24,9 @@ class TracedModel:
     3. The batch dimension is dynamic; where the model does not allow it, the batch size of the example is fixed and
        `dynamic_batch` is False.
     4. Parameters that share their memory are one tensor, read from one node.
+
+    A pickled copy runs, and can be planned for, like the original. It has no `module`, `example` or `program`, and its nodes have no
+    `meta`: another process may not be able to import the classes of the model.
     """
 
     def __init__(self, model: nn.Module, example: Sequence[Tensor]) -> None:
@@ -39,10 +44,26 @@ class TracedModel:
             self.state[node] = stored.detach()
         _merge_shared(self.graph, self.state)
         self.inputs: tuple[str, ...] = tuple(name for name in signature.user_inputs if isinstance(name, str))
+        self.out_spec: pytree.TreeSpec = self.program.call_spec.out_spec
+        self._index()
+
+    def _index(self) -> None:
         self.nodes: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
         self.steps: list[fx.Node] = [node for node in self.graph.nodes if node.op == "call_function"]
         self.output: fx.Node = next(node for node in self.graph.nodes if node.op == "output")
         self.last_uses = self._find_last_uses()
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("dynamic_batch", "parameter_names", "state", "inputs", "out_spec")
+        return {**{name: getattr(self, name) for name in kept}, "graph": [_Written.of(node) for node in self.graph.nodes]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.graph = fx.Graph()
+        nodes: dict[str, fx.Node] = {}
+        for written in state["graph"]:
+            nodes[written.name] = written.node(self.graph, nodes)
+        self._index()
 
     def run(
         self, inputs: Sequence[Tensor], edits: Edits = NO_EDITS, observe: Observe | None = None, *, gradient: bool = False
@@ -83,6 +104,49 @@ class TracedModel:
             if tensor not in self.state:
                 dead.setdefault(node_name, []).append(tensor)
         return dead
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What takes the place of a node of the graph, or of an operator of torch, which pickle does not know."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One node as plain values."""
+
+    name: str
+    op: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+    @classmethod
+    def of(cls, node: fx.Node) -> _Written:
+        target = _Named(str(node.target)) if isinstance(node.target, torch._ops.OpOverload) else node.target  # noqa: SLF001 - see operator_name
+        args, kwargs = (fx.node.map_arg(part, lambda argument: _Named(argument.name)) for part in (node.args, node.kwargs))  # type: ignore[arg-type,return-value]
+        return cls(node.name, node.op, target, args, kwargs)
+
+    def node(self, graph: fx.Graph, nodes: Mapping[str, fx.Node]) -> fx.Node:
+        """Add the node to a graph that holds those before it."""
+
+        def read(argument: Any) -> Any:
+            return nodes[argument.name] if isinstance(argument, _Named) else argument
+
+        target = _operator(self.target.name) if isinstance(self.target, _Named) else self.target
+        args, kwargs = fx.node.map_aggregate(self.args, read), fx.node.map_aggregate(self.kwargs, read)
+        node = graph.create_node(self.op, target, args, kwargs, name=self.name)
+        assert node.name == self.name, "names are unique in the graph they come from"
+        return node
+
+
+def _operator(name: str) -> Any:
+    found: Any = torch.ops
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def operator_name(node: fx.Node) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from smpq.journal import Journal
 from smpq.policy import Policy
 from smpq.value import Compute
-
-_TOGETHER = 32
-"""Policies that are handed over at once: enough to share most of their computations, few enough that a kill loses little."""
 
 
 class ValueFunction(Protocol):
@@ -62,8 +60,9 @@ class Evaluator:
         wanted = [(policy.key(), policy) for policy in policies]
         missing = {key: policy for key, policy in wanted if key not in self._known}
         keys = list(missing)
-        for start in range(0, len(keys), _TOGETHER):
-            self._evaluate(keys[start : start + _TOGETHER], missing)
+        batches = math.ceil(len(keys) / self._compute.together)
+        for number in range(batches):  # of nearly the same size: a small one at the end would keep few workers busy
+            self._evaluate(keys[number * len(keys) // batches : (number + 1) * len(keys) // batches], missing)
         return [self._known[key] for key, _ in wanted]
 
     def _evaluate(self, keys: Sequence[str], policies: dict[str, Policy]) -> None:

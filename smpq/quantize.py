@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,20 @@ class FakeQuantizer:
         if key not in self._weights:
             self._weights[key] = self.calibration.weight(unit, chosen).dequantize()
         return self._weights[key]
+
+    def prepare(self, formats: Mapping[str, Sequence[Format]]) -> None:
+        """Work out every range and weight that policies with these formats (by unit path) may need: what a pickled copy is made of."""
+        self.calibration.prepare(self.units, formats, lambda: None)
+        bits: set[int] = set()
+        for unit in self.units:
+            own = {chosen.activation_bits for chosen in formats[unit.path] if chosen.quantizes_activation}
+            self.calibration.prepare_quantizers(unit.inputs, own, self.rules.scheme)
+            bits |= own
+        if self.rules.outputs:
+            self.calibration.prepare_quantizers(None, bits, self.rules.scheme)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_weights": {}, "_biases": {}}  # a copy fills its own, quickly, from the integers
 
     def run(self, formats: Mapping[str, Format], inputs: Sequence[Tensor]) -> object:
         """Return the quantised model's output for one batch."""

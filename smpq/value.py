@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,8 @@ _TOKENS = 3
 _SAMPLES_AT_ONCE = 32
 """At least; few enough that the activations of a small network stay in the cache: a third faster than batches of 128 on a CPU."""
 _DEFAULT_MEMORY_MB = 1024
+TOGETHER = 32
+"""Policies that are evaluated at once: enough to share most of their computations, few enough that a kill loses little."""
 
 
 class Compute(Protocol):
@@ -30,6 +33,9 @@ class Compute(Protocol):
 
     identity: str
     """Says what the values depend on besides model, data and policy."""
+
+    together: int
+    """How many policies it likes to be given at once."""
 
     def __call__(self, policies: Sequence[Policy]) -> Iterable[tuple[int, float]]:
         """Yield (index, value) of every policy, in the order in which they are finished."""
@@ -62,8 +68,10 @@ class PolicyValue:
 
     `kl`: minus the mean KL divergence to the float model's output (needs no labels). `loss`: minus the task's mean loss.
     `metric`: the task's mean metric. Policies that are asked for together share their computations, batch by batch
-    (`smpq.incremental`); `memory_mb` bounds what their activations take.
+    (`smpq.incremental`); `memory_mb` bounds what their activations take. A pickled copy gives the same values for policies of the space.
     """
+
+    together = TOGETHER
 
     def __init__(
         self,
@@ -74,7 +82,7 @@ class PolicyValue:
         value: str = "kl",
         memory_mb: float | None = None,
     ) -> None:
-        """Run the float model once. UserError for an unknown value, or a limit too small for one sample."""
+        """Keep everything; the float model runs on first use. UserError for an unknown value, or a limit too small for one sample."""
         if value not in VALUES:
             raise UserError(f"unknown value {value!r}: choose one of {', '.join(VALUES)}")
         self.space = space
@@ -83,9 +91,25 @@ class PolicyValue:
         traced = fake_quantizer.traced
         self._batches = _split(batches, samples_at_once(fake_quantizer, memory_mb)) if traced.dynamic_batch else list(batches)
         self._samples = _measure(task, value)
-        self._float_outputs: list[Any] = [traced.run(batch.inputs) if value == "kl" else None for batch in self._batches]
         count = sum(len(batch.inputs[0]) for batch in batches)
-        self.identity = f"{value}|{fake_quantizer.rules}|{fake_quantizer.calibration.settings}|{count}"
+        # the last digits of a value depend on how large the parts are
+        largest = max(len(batch.inputs[0]) for batch in self._batches)
+        self.identity = f"{value}|{fake_quantizer.rules}|{fake_quantizer.calibration.settings}|{count}|{largest}"
+
+    @cached_property
+    def _float_outputs(self) -> list[Any]:
+        run = self._fake_quantizer.traced.run
+        return [run(batch.inputs) if self.value_name == "kl" else None for batch in self._batches]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy in another process needs: nothing of the calibration data that is not evaluated on, and no more of the task."""
+        self._fake_quantizer.prepare(
+            {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
+        )
+        state = {name: part for name, part in self.__dict__.items() if name != "_float_outputs"}
+        if self.value_name == "kl":
+            state["_batches"] = [Batch(batch.inputs, None) for batch in self._batches]
+        return state
 
     def __call__(self, policies: Sequence[Policy]) -> list[tuple[int, float]]:
         """Return (index, value) of every policy. UserError when a value is not a number."""

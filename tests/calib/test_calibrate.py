@@ -168,6 +168,21 @@ def test_every_bias_fits_32_bits_in_units_of_both_steps(observer):
         assert bool((model[0].bias.detach().double().abs() / (weight.scale.double() * step) < 2**31 - 1).all())
 
 
+def test_the_digest_tells_other_weights_and_other_data_and_nothing_else():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(16, 4)
+
+    def digest(x, model=model, bits=(8,)):
+        calibration = calibrated(model, x)
+        units, _ = find_units(calibration.traced)
+        calibration.prepare(units, {"0": [Format(width, 8) for width in bits]}, lambda: None)
+        return calibration.digest()
+
+    other = nn.Sequential(nn.Linear(4, 4))
+    assert digest(x) == digest(x.clone())
+    assert len({digest(x), digest(x, other), digest(x * 1.01), digest(x, bits=(8, 4))}) == 4
+
+
 def test_unknown_names_are_user_errors():
     for settings in (CalibrationSettings(observer="no"), CalibrationSettings(rounding="no")):
         with pytest.raises(UserError, match="unknown"):

@@ -1,7 +1,10 @@
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.execution import Edits
@@ -43,6 +46,10 @@ class FixedBatch(nn.Module):
 class Untraceable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum().item() > 0 else -x
+
+
+def pickled(made):
+    return pickle.loads(pickle.dumps(made))  # noqa: TID251 - our own bytes
 
 
 @pytest.fixture
@@ -173,3 +180,53 @@ def test_training_mode_and_untraceable_models_are_user_errors():
         TracedModel(InPlace(), (torch.randn(2, 2, 5, 5),))
     with pytest.raises(UserError, match=r"torch\.export"):
         TracedModel(Untraceable().eval(), (torch.randn(2, 2),))
+
+
+class Shared(nn.Module):
+    """Two parameters in one storage, several outputs, and operators with keyword and constant arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(4, 4)
+        self.right = nn.Linear(4, 4)
+        self.right.weight = nn.Parameter(self.left.weight.data)
+
+    def forward(self, x: Tensor) -> dict[str, list[Tensor]]:
+        scores = F.softmax(self.right(self.left(x)), dim=-1, dtype=torch.float64)
+        halves = torch.split(scores, 2, dim=1)
+        return {"halves": list(halves), "mean": [scores.mean(1).to(torch.float32), x.new_zeros(x.shape[0])]}
+
+
+@pytest.mark.parametrize(
+    ("make", "shapes"),
+    [(InPlace, [(2, 2, 5, 5)]), (TwoInputs, [(2, 3), (2, 3)]), (FixedBatch, [(2, 4)]), (Shared, [(2, 4)])],
+)
+def test_a_pickled_copy_is_the_same_graph_without_the_model(make, shapes):
+    class Local(make):
+        """Cannot be pickled, as a class of a script that another process does not import."""
+
+    torch.manual_seed(0)
+    traced = TracedModel(Local().eval(), tuple(torch.randn(shape) for shape in shapes))
+    copy = pickled(traced)
+    assert [(node.name, operator_name(node)) for node in copy.graph.nodes] == [
+        (node.name, operator_name(node)) for node in traced.graph.nodes
+    ]
+    for name, node in traced.nodes.items():
+        assert {user.name for user in copy.consumers(name)} == {user.name for user in node.users}
+        assert [read.name for read in copy.nodes[name].all_input_nodes] == [read.name for read in node.all_input_nodes]
+    assert (copy.inputs, copy.last_uses, copy.dynamic_batch) == (traced.inputs, traced.last_uses, traced.dynamic_batch)
+    batch = tuple(torch.randn(shape) for shape in shapes)
+    ours, theirs = (pytree.tree_flatten(each.run(batch)) for each in (copy, traced))
+    assert ours[1] == theirs[1]
+    assert all(torch.equal(a, b) for a, b in zip(ours[0], theirs[0], strict=True))
+    assert not hasattr(copy, "module")
+
+
+def test_a_copy_of_a_copy_is_edited_like_the_original(traced):
+    copy = pickled(pickled(traced))
+    first, again, _ = (node.name for node in traced.graph.nodes if operator_name(node) == "conv2d")
+    weight = next(node for node, parameter in traced.parameter_names.items() if parameter == "again.weight")
+    edits = Edits(edges={(first, again): torch.tanh}, parameters={weight: torch.ones(4, 4, 1, 1)})
+    x = torch.randn(3, 2, 5, 5)
+    assert torch.equal(copy.run((x,), edits), traced.run((x,), edits))
+    assert not torch.equal(copy.run((x,), edits), copy.run((x,)))

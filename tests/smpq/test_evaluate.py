@@ -15,6 +15,7 @@ class Computed:
     def __init__(self, game, identity: str = "toy") -> None:
         self.game = game
         self.identity = identity
+        self.together = 32
         self.batches: list[list[str]] = []
 
     def __call__(self, policies: Sequence[Policy]):

@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.errors import UserError
+from calib.execution import signatures
 from calib.formats import FP32
 from calib.task import Batch
 from smpq.evaluate import Evaluator
@@ -34,6 +36,10 @@ class Task:
 @pytest.fixture(scope="module")
 def network() -> Traced:
     return residual()
+
+
+def pickled(made):
+    return pickle.loads(pickle.dumps(made))  # noqa: TID251 - our own bytes
 
 
 def space_for(network: Traced) -> Space:
@@ -181,3 +187,40 @@ def test_a_limit_below_one_sample_is_a_user_error():
     fake = FakeQuantizer(big.traced, big.units, big.calibration, Rules("affine"))
     with pytest.raises(UserError, match="memory limit of 1 MB"):
         samples_at_once(fake, 1)
+
+
+@pytest.mark.parametrize("name", ["kl", "loss", "metric"])
+@pytest.mark.parametrize("rules", [Rules("affine"), Rules("affine", outputs=True, skips=True, integer_bias=True)])
+def test_a_pickled_copy_gives_the_same_values_without_calibration_data(network, name, rules):
+    space = space_for(network)
+    fresh = residual()  # nothing is worked out yet when the copy is made
+    compute = PolicyValue(
+        FakeQuantizer(fresh.traced, fresh.units, fresh.calibration, rules), space, Task(), batches_of(40, 7), name
+    )
+    copy = pickled(compute)
+    drawn = [
+        Policy({group: row[int(choice)] for (group, row), choice in zip(space.formats.items(), choices, strict=True)})
+        for choices in np.random.default_rng(1).integers(3, size=(25, len(space.groups)))
+    ]
+    assert dict(copy(drawn)) == dict(compute(drawn))
+    assert copy.identity == compute.identity
+    calibration = copy._fake_quantizer.calibration
+    assert not hasattr(calibration, "_observed")
+    assert not hasattr(calibration, "_moments")
+    first, second = (copy._fake_quantizer.edits(copy._fake_quantizer.plan(drawn[0].by_unit(space.groups))) for _ in range(2))
+    assert signatures(copy._fake_quantizer.traced, first) == signatures(copy._fake_quantizer.traced, second), (
+        "equal edits are one object"
+    )
+
+
+def test_a_copy_takes_along_no_task_that_it_does_not_use(network):
+    class Local(Task):
+        """Cannot be pickled."""
+
+    space = space_for(network)
+    quantizer = FakeQuantizer(network.traced, network.units, network.calibration, Rules("affine"))
+    batches = [Batch(batch.inputs, lambda: None) for batch in batches_of(8)]
+    copy = pickled(PolicyValue(quantizer, space, Local(), batches))
+    assert copy([space.uniform(W8A8)])[0][1] < 0
+    with pytest.raises((AttributeError, pickle.PicklingError), match="Local"):
+        pickle.dumps(PolicyValue(quantizer, space, Local(), batches_of(8), "loss"))
