@@ -55,6 +55,7 @@ def smpq(context: click.Context) -> None:
     \b
     score   -> scores.json      what each format of each layer contributes, with intervals
     solve   -> policy.json      the best formats for a budget; scores are used again
+    finetune -> finetuned.*    the weights trained in their formats, if the task has training data
     export  -> model.*.onnx     the plan as ONNX with Q/DQ nodes for the target
     build   -> engine.*         the engine, and what each layer became in it
     measure -> latency.json     the engine against the float engine, interleaved
@@ -143,17 +144,20 @@ def _settings(options: dict[str, Any]) -> Any:
 @click.option(
     "--budget", required=True, help="limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model"
 )
+@click.option("--finetune", type=float, default=0.0, show_default=True, help="epochs of fine-tuning on the task's training data")
 @_output_options
-def run_command(budget: str, out: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int]:
-    """Search, export, build, measure, verify and report: the whole job.
+def run_command(budget: str, finetune: float, out: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int]:
+    """Search, fine-tune with --finetune, export, build, measure, verify and report: the whole job.
 
     Ends with the answers and the path of report.html. Exit code 1 means that the budget was not met; the closest engine
     is in the run all the same. The same command on an unfinished run goes on where it stopped.
     """
     from deploy.pipeline import run_all
     from deploy.report import summary_lines
+    from smpq.finetune import FineTuneSettings
 
-    report = run_all(out, _settings(options), budget, progress)
+    tuning = FineTuneSettings(epochs=finetune) if finetune else None
+    report = run_all(out, _settings(options), budget, progress, tuning)
     lines = [*summary_lines(report), "", f"report: {out / 'report.html'}"]
     return report, lines, 0 if report["met"] else NOT_MET
 
@@ -190,6 +194,40 @@ def solve(run: Path, budget: str, progress: Any) -> tuple[Any, list[str], int]:
     record = solution.policy.to_json(prepared.space.groups)
     costs = ", ".join(f"{name} {model.total(solution.policy):.6g}" for name, model in prepared.costs.items())
     return {**record, "value": solution.value}, [f"policy: {run / 'policy.json'} (value {solution.value:.6g}; {costs})"], 0
+
+
+@smpq.command()
+@_run_argument
+@click.option("--epochs", type=float, default=4.0, show_default=True, help="passes over the training data")
+@click.option(
+    "--lr", type=float, default=0.02, show_default=True, help="peak learning rate of weights; that of step sizes is a tenth"
+)
+@click.option(
+    "--learn-activations/--fixed-activations",
+    default=None,
+    help="also train the step sizes of activations  [default: of those below 8 bits]",
+)
+@_output_options
+def finetune(run: Path, epochs: float, lr: float, learn_activations: bool | None, progress: Any) -> tuple[Any, list[str], int]:
+    """Train the weights of policy.json in their formats: finetuned.safetensors, finetune.json. The task needs training data.
+
+    From then on export, build, measure, verify and report use these weights, until policy.json is changed. Delete
+    finetuned.safetensors to go back.
+    """
+    from deploy.finetuning import finetune as finetune_stage
+    from deploy.pipeline import open_run
+    from deploy.stages import read_policy
+    from smpq.finetune import FineTuneSettings
+
+    settings = FineTuneSettings(epochs=epochs, learning_rate=lr, step_learning_rate=lr / 10, learn_activations=learn_activations)
+    prepared = open_run(run, progress)
+    record = finetune_stage(prepared, read_policy(prepared), settings)
+    before, after = record["before"], record["after"]
+    line = (
+        f"fine-tuned: {run / 'finetuned.safetensors'} (on calibration data: value {before['value']:.6g} to {after['value']:.6g}, "
+        f"{prepared.task.metric_name} {before['metric']:.4f} to {after['metric']:.4f})"
+    )
+    return record, [line], 0
 
 
 @smpq.command()

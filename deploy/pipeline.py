@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.explain import explain
+from deploy.finetuning import check_trainable, discard_other, finetune_unless_done, version_key
 from deploy.prepare import Prepared, prepare
 from deploy.progress import Progress
 from deploy.report import write_html
@@ -13,6 +14,7 @@ from deploy.run import Run, Settings
 from deploy.stages import build, export, measure, search, verify
 from deploy.summary import write_report
 from smpq.budget import Budget
+from smpq.finetune import FineTuneSettings
 from smpq.policy import Policy
 
 _PROPOSALS = 4
@@ -34,28 +36,52 @@ def open_run(path: Path, progress: Progress, settings: Settings | None = None) -
     return prepared
 
 
-def run_all(path: Path, settings: Settings, budget_text: str, progress: Progress) -> dict[str, Any]:
-    """Search, export, build, measure, verify and report; returns the contents of `report.json`."""
+def run_all(
+    path: Path, settings: Settings, budget_text: str, progress: Progress, tuning: FineTuneSettings | None = None
+) -> dict[str, Any]:
+    """Search, fine-tune if `tuning` says how, export, build, measure, verify and report; returns the contents of `report.json`."""
     budget = Budget.from_text(budget_text)
     prepared = open_run(path, progress, settings)
     limit = budget.limit("latency")
+    if tuning is not None:
+        check_trainable(prepared)
     for _ in range(_PROPOSALS):
         solution = search(prepared, budget)
         policy = solution.policy
-        export(prepared, policy)
-        build(prepared, policy)
-        if not prepared.target.measurable:
+        if tuning is not None:
+            discard_other(prepared, policy)
+        timed = _make(prepared, policy)
+        if timed is None:
             break
-        timed = measure(prepared, policy)
         out_of_reach = solution.outcome is not None and not solution.outcome.met
         if limit is None or out_of_reach or timed["interval"][1] <= limit.absolute(timed["float_ms"]) / timed["float_ms"]:
             break
         # the thorough measurement overrules the quick one of the loop, which now looks for another policy
         progress.say(f"measured thoroughly the engine takes {timed['ratio']:.3f}x of float, more than the budget: searching on")
+    if tuning is not None:
+        _finetune(prepared, policy, tuning)
     if settings.effort != "fast" and policy != prepared.space.uniform(prepared.space.reference):
         explain(prepared, policy)
     verify(prepared, policy)
     return write_reports(prepared, policy)
+
+
+def _make(prepared: Prepared, policy: Policy) -> dict[str, Any] | None:
+    """Export, build and measure; None where the target cannot be measured."""
+    export(prepared, policy)
+    build(prepared, policy)
+    return measure(prepared, policy) if prepared.target.measurable else None
+
+
+def _finetune(prepared: Prepared, policy: Policy, tuning: FineTuneSettings) -> None:
+    """Fine-tune the policy that was chosen, and make its engine with the new weights, which changes no latency."""
+    if policy == prepared.space.uniform(prepared.space.reference):
+        prepared.progress.say("the policy keeps every layer in floating point: there is nothing to fine-tune")
+        return
+    before = version_key(prepared, policy)
+    finetune_unless_done(prepared, policy, tuning)
+    if version_key(prepared, policy) != before:
+        _make(prepared, policy)
 
 
 def write_reports(prepared: Prepared, policy: Policy) -> dict[str, Any]:

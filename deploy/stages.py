@@ -10,6 +10,7 @@ from typing import Any
 from calib.errors import UserError
 from deploy.engines import FLOAT, MIXED, Engines, engine_names
 from deploy.export import export_float
+from deploy.finetuning import tuned, version_key
 from deploy.latency import Observation, neighbours
 from deploy.loop import LatencyLoop, LoopSettings, Outcome, Step
 from deploy.lower import lower
@@ -197,12 +198,15 @@ def export_float_model(prepared: Prepared) -> Path:
 
 
 def export(prepared: Prepared, policy: Policy) -> Path:
-    """Write `model.<target>.onnx`, the plan of the policy in the form the target wants."""
-    source = export_float_model(prepared)
+    """Write `model.<target>.onnx`, the plan of the policy in the form the target wants, with the fine-tuned weights if the run has any."""
+    source, fine_tuned = export_float_model(prepared), tuned(prepared, policy)
+    plan = prepared.plan(policy) if fine_tuned is None else fine_tuned.plan
+    if fine_tuned is not None:
+        source = fine_tuned.export_source()
     path = prepared.run.file(engine_names(prepared.target).model)
     with prepared.progress.step("insert quantisers"):
-        report = lower(source, prepared.plan(policy), prepared.space.units, prepared.target, path, prepared.settings.batch)
-    prepared.run.write_json("export.json", {"policy": policy.key(), **report.to_json()})
+        report = lower(source, plan, prepared.space.units, prepared.target, path, prepared.settings.batch)
+    prepared.run.write_json("export.json", {"policy": version_key(prepared, policy), **report.to_json()})
     return path
 
 
@@ -214,7 +218,7 @@ def build(prepared: Prepared, policy: Policy) -> dict[str, Any]:
         records, kernels = Engines(prepared).build(policy)
     record = {
         "schema": 1,
-        "policy": policy.key(),
+        "policy": version_key(prepared, policy),
         "engines": records,
         "kernels": {kernel.path: {"kernel": kernel.kernel, "agrees": kernel.agrees} for kernel in kernels},
     }
@@ -234,7 +238,7 @@ def measure(prepared: Prepared, policy: Policy) -> dict[str, Any]:
     timing, baseline = measurement.timings[MIXED], measurement.timings[FLOAT]
     record = {
         "schema": 1,
-        "policy": policy.key(),
+        "policy": version_key(prepared, policy),
         "ratio": timing.ratio,
         "interval": list(timing.ratio_interval),
         "engine_ms": timing.latency_ms,
@@ -256,7 +260,7 @@ def verify(prepared: Prepared, policy: Policy) -> dict[str, Any]:
     """Run the evaluation data through every stage. Writes `verify.json`."""
     _needs_export(prepared, policy)
     _needs_build(prepared, policy)
-    record = {"policy": policy.key(), **verify_stages(prepared, policy).to_json()}
+    record = {"policy": version_key(prepared, policy), **verify_stages(prepared, policy).to_json()}
     prepared.run.write_json("verify.json", record)
     return record
 
@@ -274,13 +278,15 @@ def _needs_export(prepared: Prepared, policy: Policy) -> None:
     model = prepared.run.file(engine_names(prepared.target).model)
     if not model.is_file():
         raise UserError(f"{model} is missing: make it with smpq export")
-    if not prepared.run.made_for("export.json", policy.key()):
-        raise UserError(f"{model} is not of the policy in policy.json: use smpq export first")
+    if not prepared.run.made_for("export.json", version_key(prepared, policy)):
+        raise UserError(f"{model} is not of the policy in policy.json and its fine-tuning: use smpq export first")
 
 
 def _needs_build(prepared: Prepared, policy: Policy) -> None:
-    if not prepared.run.made_for("build.json", policy.key()):
-        raise UserError("this run has no engine of the policy in policy.json: use smpq export and smpq build first")
+    if not prepared.run.made_for("build.json", version_key(prepared, policy)):
+        raise UserError(
+            "this run has no engine of the policy in policy.json and its fine-tuning: use smpq export and smpq build first"
+        )
 
 
 def _check_possible(prepared: Prepared, ceilings: Sequence[Ceiling]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from deploy.engines import engine_names
 from deploy.explain import read_explanation
+from deploy.finetuning import read_record, version_key
 from deploy.measure import machine
 from deploy.prepare import Prepared
 from smpq.allocate import Ceiling, Problem, allocate
@@ -24,7 +25,7 @@ def write_report(prepared: Prepared, policy: Policy) -> dict[str, Any]:
     run = prepared.run
     budget = read_budget(prepared)
     scores = Scores.from_json(run.read_json("scores.json"), prepared.space) if run.has("scores.json") else None
-    key = policy.key()
+    key = version_key(prepared, policy)
     verification = run.read_json("verify.json", keys=["stages", "lost_at"]) if run.made_for("verify.json", key) else None
     kernels = run.read_json("build.json", keys=["kernels"])["kernels"] if run.made_for("build.json", key) else {}
     record = run.read_json("run.json", keys=["settings", "versions"])
@@ -60,6 +61,7 @@ def write_report(prepared: Prepared, policy: Policy) -> dict[str, Any]:
         "skipped": [{"path": s.path, "operator": s.operator, "reason": s.reason} for s in prepared.skipped],
         "refused": prepared.refused,
         "warnings": _warnings(policy, prepared, latency, kernels, verification),
+        "finetuning": read_record(prepared),
         "settings": record["settings"],
         "versions": record["versions"],
         "machine": machine(),
@@ -84,8 +86,8 @@ def _latency(prepared: Prepared, policy: Policy) -> tuple[dict[str, Any] | None,
         )
     if not run.has("latency.json"):
         return None, "the engine has not been measured yet: use smpq measure"
-    if not run.made_for("latency.json", policy.key()):
-        return None, "the measured engine was of another policy: use smpq build and smpq measure"
+    if not run.made_for("latency.json", version_key(prepared, policy)):
+        return None, "the measured engine was of another policy or other weights: use smpq build and smpq measure"
     latency = run.read_json("latency.json", keys=["ratio", "interval", "engine_ms", "float_ms"])
     return {name: value for name, value in latency.items() if name not in {"schema", "policy", "measurement"}}, None
 

@@ -20,6 +20,7 @@ from calib.task import Batch
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends.onnxruntime import OrtEngine
 from deploy.engines import BuildFailed, engine_names
+from deploy.finetuning import tuned
 from deploy.prepare import Prepared, call_task
 from smpq.policy import Policy
 
@@ -96,11 +97,13 @@ def verify(prepared: Prepared, policy: Policy) -> Verification:
 def _runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, Runner | str]:
     """Return how each stage computes a batch's output, or why it cannot; `directory` is for files that only loading needs."""
     traced, run = prepared.traced, prepared.run
-    edits = prepared.fake_quantizer.edits(prepared.plan(policy))
+    fine_tuned = tuned(prepared, policy)
+    simulated = traced if fine_tuned is None else fine_tuned.traced
+    edits = prepared.fake_quantizer.edits(prepared.plan(policy)) if fine_tuned is None else fine_tuned.edits()
     names = engine_names(prepared.target)
     runners: dict[str, Runner | str] = {
         "float": lambda batch: traced.run(batch.inputs),
-        "fake_quant": lambda batch: traced.run(batch.inputs, edits),
+        "fake_quant": lambda batch: simulated.run(batch.inputs, edits),
     }
     model = run.file(names.model)
     reference = directory / model.name

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,19 +68,10 @@ class FineTuned:
     @classmethod
     def load(cls, path: Path) -> FineTuned:
         """Read what `save` wrote; UserError when the file is missing, damaged, or of another version."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                record = json.loads((file.metadata() or {})["smpq"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            if record["schema"] != SCHEMA:
-                raise UserError(f"{path} has schema {record['schema']!r}; this version reads schema {SCHEMA}")
+        with _reading(path), safe_open(path, framework="pt") as file:
+            record = _record_of(file, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             found = cls._from_record(record, tensors)
-        except FileNotFoundError as error:
-            raise UserError(f"{path} is missing: make it with smpq finetune") from error
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is damaged ({type(error).__name__}: {error}): delete it, and fine-tune again if you want to"
-            ) from error
         for name, tensor in tensors.items():
             check_finite(tensor, f"{name!r} in {path}")
         return found
@@ -136,6 +128,31 @@ class FineTuned:
             record["settings"],
             record["history"],
         )
+
+
+def policy_of_file(path: Path) -> str:
+    """Return the key of the policy that a file is about, without reading its tensors; UserError as `FineTuned.load`."""
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return str(_record_of(file, path)["policy"])
+
+
+def _record_of(file: Any, path: Path) -> dict[str, Any]:
+    record = json.loads((file.metadata() or {})["smpq"])
+    if record["schema"] != SCHEMA:
+        raise UserError(f"{path} has schema {record['schema']!r}; this version reads schema {SCHEMA}")
+    return dict(record)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: make it with smpq finetune") from error
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}): delete it, and fine-tune again if you want to"
+        ) from error
 
 
 def _without_tensor(grid: Mapping[str, Any]) -> dict[str, Any]:
