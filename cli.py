@@ -288,10 +288,10 @@ def measure(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 @_output_options
 def explain(run: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int]:
     """Say what each layer's format costs in the policy of a run: Shapley values with intervals, contributions.json."""
-    from deploy.explain import Explanation
-    from deploy.explain import explain as explain_stage
     from deploy.pipeline import open_run
     from deploy.stages import read_policy
+    from deploy.stages.explaining import Explanation
+    from deploy.stages.explaining import explain as explain_stage
 
     explanation = Explanation(**options)
     prepared = open_run(run, progress)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deploy.explain import explain
 from deploy.finetuning import check_trainable, discard_other, finetune_unless_done, version_key
 from deploy.prepare import Prepared, prepare
 from deploy.progress import Progress
 from deploy.report import write_html
 from deploy.run import Run, Settings
 from deploy.stages import build, export, measure, search, verify
+from deploy.stages.explaining import explain
 from deploy.summary import write_report
 from smpq.budget import Budget
 from smpq.finetune import FineTuneSettings

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deploy.engines import engine_names
-from deploy.explain import read_explanation
 from deploy.finetuning import read_record, version_key
 from deploy.measure import machine
 from deploy.prepare import Prepared
+from deploy.stages.explaining import read_explanation
 from smpq.allocate import Ceiling, Problem, allocate
 from smpq.budget import Budget
 from smpq.policy import Policy

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from calib.errors import UserError
-from deploy.explain import Explanation
+from deploy.stages.explaining import Explanation
 from tests.commands import TINY, done, refused
 
 

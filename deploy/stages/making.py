@@ -1,0 +1,111 @@
+"""Make: export, build, measure and verify the engine of the policy in `policy.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from calib.errors import UserError
+from deploy.engines import FLOAT, MIXED, Engines, engine_names
+from deploy.export import export_float
+from deploy.finetuning import tuned, version_key
+from deploy.latency import Observation
+from deploy.lower import lower
+from deploy.observations import keep_observation, latency_model, read_observations
+from deploy.prepare import Prepared
+from deploy.verify import verify as verify_stages
+from smpq.policy import Policy
+
+FLOAT_MODEL = "model.float.onnx"
+
+
+def export_float_model(prepared: Prepared) -> Path:
+    """Write `model.float.onnx` unless it is there."""
+    path = prepared.run.file(FLOAT_MODEL)
+    if not path.is_file():
+        with prepared.progress.step("export to ONNX"):
+            export_float(prepared.traced, prepared.space.units, path)
+    return path
+
+
+def export(prepared: Prepared, policy: Policy) -> Path:
+    """Write `model.<target>.onnx`, the plan of the policy in the form the target wants, with the fine-tuned weights if the run has any."""
+    source, fine_tuned = export_float_model(prepared), tuned(prepared, policy)
+    plan = prepared.plan(policy) if fine_tuned is None else fine_tuned.plan
+    if fine_tuned is not None:
+        source = fine_tuned.export_source()
+    path = prepared.run.file(engine_names(prepared.target).model)
+    with prepared.progress.step("insert quantisers"):
+        report = lower(source, plan, prepared.space.units, prepared.target, path, prepared.settings.batch)
+    prepared.run.write_json("export.json", {"policy": version_key(prepared, policy), **report.to_json()})
+    return path
+
+
+def build(prepared: Prepared, policy: Policy) -> dict[str, Any]:
+    """Build the engines of the exported model and of the float one; check every unit's kernel. Writes `build.json`."""
+    export_float_model(prepared)
+    _needs_export(prepared, policy)
+    with prepared.progress.step("build the engines"):
+        records, kernels = Engines(prepared).build(policy)
+    record = {
+        "schema": 1,
+        "policy": version_key(prepared, policy),
+        "engines": records,
+        "kernels": {kernel.path: {"kernel": kernel.kernel, "agrees": kernel.agrees} for kernel in kernels},
+    }
+    prepared.run.write_json("build.json", record)
+    return record
+
+
+def measure(prepared: Prepared, policy: Policy) -> dict[str, Any]:
+    """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`."""
+    _needs_build(prepared, policy)
+    predicted, interval = None, None
+    if read_observations(prepared):
+        predicted, error = latency_model(prepared).predict(policy)
+        interval = [predicted - 1.96 * error, predicted + 1.96 * error]
+    with prepared.progress.step("measure the engine"):
+        measurement = Engines(prepared).measure()
+    timing, baseline = measurement.timings[MIXED], measurement.timings[FLOAT]
+    record = {
+        "schema": 1,
+        "policy": version_key(prepared, policy),
+        "ratio": timing.ratio,
+        "interval": list(timing.ratio_interval),
+        "engine_ms": timing.latency_ms,
+        "float_ms": baseline.latency_ms,
+        "predicted_ratio": predicted,
+        "predicted_interval": interval,
+        "clock": measurement.clock,
+        "rounds": measurement.protocol.rounds,
+        "batch": prepared.settings.batch,
+        "measurement": measurement.to_json(),
+    }
+    prepared.run.write_json("latency.json", record)
+    low, high = timing.ratio_interval
+    keep_observation(prepared, Observation(policy, timing.ratio, (high - low) / (2 * 1.96)), baseline.latency_ms)
+    return record
+
+
+def verify(prepared: Prepared, policy: Policy) -> dict[str, Any]:
+    """Run the evaluation data through every stage. Writes `verify.json`."""
+    _needs_export(prepared, policy)
+    _needs_build(prepared, policy)
+    record = {"policy": version_key(prepared, policy), **verify_stages(prepared, policy).to_json()}
+    prepared.run.write_json("verify.json", record)
+    return record
+
+
+def _needs_export(prepared: Prepared, policy: Policy) -> None:
+    model = prepared.run.file(engine_names(prepared.target).model)
+    if not model.is_file():
+        raise UserError(f"{model} is missing: make it with smpq export")
+    if not prepared.run.made_for("export.json", version_key(prepared, policy)):
+        raise UserError(f"{model} is not of the policy in policy.json and its fine-tuning: use smpq export first")
+
+
+def _needs_build(prepared: Prepared, policy: Policy) -> None:
+    if not prepared.run.made_for("build.json", version_key(prepared, policy)):
+        raise UserError(
+            "this run has no engine of the policy in policy.json and its fine-tuning: use smpq export and smpq build first"
+        )
