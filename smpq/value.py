@@ -90,7 +90,7 @@ class PolicyValue:
         self._fake_quantizer = fake_quantizer
         traced = fake_quantizer.traced
         self._batches = _split(batches, samples_at_once(fake_quantizer, memory_mb)) if traced.dynamic_batch else list(batches)
-        self._samples = _measure(task, value)
+        self._samples = measure_of(task, value)
         count = sum(len(batch.inputs[0]) for batch in batches)
         # the last digits of a value depend on how large the parts are
         largest = max(len(batch.inputs[0]) for batch in self._batches)
@@ -110,6 +110,17 @@ class PolicyValue:
         if self.value_name == "kl":
             state["_batches"] = [Batch(batch.inputs, None) for batch in self._batches]
         return state
+
+    @property
+    def steps(self) -> int:
+        """How many steps the network has."""
+        return len(self._fake_quantizer.traced.steps)
+
+    def steps_behind(self) -> dict[str, int]:
+        """Return for each group how many steps run anew when its format changes."""
+        position = {node.name: number for number, node in enumerate(self._fake_quantizer.traced.steps)}
+        firsts = {group.name: min(position[call] for unit in group.units for call in unit.calls) for group in self.space.groups}
+        return {name: self.steps - first for name, first in firsts.items()}
 
     def __call__(self, policies: Sequence[Policy]) -> list[tuple[int, float]]:
         """Return (index, value) of every policy. UserError when a value is not a number."""
@@ -163,7 +174,8 @@ class _Measure:
         return -values if self._name == "loss" else values
 
 
-def _measure(task: Task, value: str) -> _Measure:
+def measure_of(task: Task, value: str) -> _Measure:
+    """Return what is computed of each sample: all that a value function needs of its task."""
     if value == "kl":
         return _Measure("divergence", getattr(task, "divergence", divergence))
     return _Measure("loss", task.loss) if value == "loss" else _Measure("metric", task.metric)

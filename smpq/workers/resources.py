@@ -1,0 +1,48 @@
+"""What a run may be computed with; the values do not depend on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from calib.errors import UserError
+from smpq.workers.crew import Crew
+from smpq.workers.local import LocalHands
+from smpq.workers.ray import RayHands
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How many workers evaluate, where, and how much memory the activations of one of them may take, in MB.
+
+    `workers` None: one, which is this process; with `ray` as many as the cluster has CPUs. `ray` is the address of a cluster, `local`
+    for one of its own on this machine. A later command on the same run may have other resources.
+    """
+
+    workers: int | None = None
+    ray: str | None = None
+    memory_limit_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers must be at least 1, not {self.workers}")
+        if self.ray is not None and not self.ray.strip():
+            raise UserError("--ray needs an address: local, auto, host:port or ray://host:port")
+        if self.memory_limit_mb is not None and not 0 < self.memory_limit_mb < math.inf:
+            raise UserError(f"--memory-limit is a number of MB above 0, not {self.memory_limit_mb}")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other processes evaluate."""
+        return self.ray is not None or (self.workers or 1) > 1
+
+    def crew(self) -> Crew | None:
+        """Return workers that have not started yet, None when this process evaluates. UserError for a cluster that does not answer."""
+        if not self.elsewhere:
+            return None
+        return Crew(RayHands(self.ray, self.workers) if self.ray is not None else LocalHands(self.workers or 1))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a run's files."""
+        return asdict(self)
