@@ -1,0 +1,120 @@
+"""Shapley values of alternatives by removal: walks from the grand coalition down, in which the last one of each row stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.errors import UserError
+from smpq.estimators.base import Coalitions, Floats
+from smpq.estimators.result import Estimate
+from smpq.estimators.sampling import FEWEST
+
+Games: TypeAlias = Callable[[Coalitions], Floats]
+"""Called with `[k, players]`; returns `[k, c]`, the values of the coalitions in c games. The first one decides where walks are cut."""
+_LOOK_AHEAD = 6
+"""Coalitions of a walk that are asked for at once: they share most of their computation, and few are in vain when it is cut."""
+
+
+@dataclass(frozen=True)
+class RemovalWalks:
+    """Monte-Carlo walks of Shapley-NAS (CVPR 2022, section 3.3) for players in rows of alternatives.
+
+    1. As `smpq.estimators.truncated.ShapleyNas`, with what its code for ImageNet adds and a function of sets cannot say: whoever is left
+       alone in its row stays, wherever it stands in the order, and its marginal contribution is 0.
+    2. A walk ends below `gamma` times the grand coalition's value; players that are not reached get 0. Both make estimates of players
+       that leave late too small: the intervals are those of this truncated mean. `gamma=0` walks to the end.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    walks: int = 10
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.walks < FEWEST:
+            raise UserError(f"at least {FEWEST} walks are needed for an interval, not {self.walks}")
+        if not 0 <= self.gamma < 1:
+            raise UserError(f"gamma is a fraction of the grand coalition's value, from 0 to below 1, not {self.gamma}")
+
+    def estimate(self, games: Games, seed: Sequence[int]) -> list[Estimate]:
+        """Return the mean marginals of all players of the rows, an estimate for each game; all of them see the same walks.
+
+        UserError when walks are cut and the grand coalition is worth nothing in the first game.
+        """
+        players = sum(map(len, self.rows))
+        grand = _asked(games, np.ones((1, players), bool))[0]
+        if self.gamma and grand[0] <= 0:
+            raise UserError(
+                f"the grand coalition's value is {grand[0]:g}, and walks are cut at a share of it: use gamma 0, or train for longer"
+            )
+        generator = np.random.default_rng(seed)
+        orders = [self.leaving(generator.permutation(players)) for _ in range(self.walks)]
+        marginals, evaluations, truncated = self._walk(games, orders, grand)
+        return [self._summary(column, evaluations + 1, truncated, seed[0]) for column in np.moveaxis(marginals, 2, 0)]
+
+    def leaving(self, order: npt.NDArray[np.int64]) -> list[int]:
+        """Return who leaves, in this order: all but the last of each row."""
+        row_of = {player: index for index, row in enumerate(self.rows) for player in row}
+        left = [len(row) for row in self.rows]
+        found = []
+        for player in order.tolist():
+            left[row_of[player]] -= 1
+            if left[row_of[player]]:
+                found.append(player)
+        return found
+
+    def _walk(self, games: Games, orders: Sequence[Sequence[int]], grand: Floats) -> tuple[Floats, int, int]:
+        """Walk all orders side by side, a few steps at a time.
+
+        Returns the marginals `[walks, players, games]`, how many coalitions were evaluated, and how many walks were cut.
+        """
+        present = np.ones((len(orders), sum(map(len, self.rows))), bool)
+        marginals = np.zeros((*present.shape, len(grand)))
+        value = np.tile(grand, (len(orders), 1))
+        going, step, evaluations, truncated = list(range(len(orders))), 0, 0, 0
+        while going:
+            asked: list[npt.NDArray[np.bool_]] = []
+            for walk in going:
+                for player in orders[walk][step : step + _LOOK_AHEAD]:
+                    present[walk, player] = False
+                    asked.append(present[walk].copy())
+            answers = iter(_asked(games, np.array(asked)))
+            evaluations += len(asked)
+            still = []
+            for walk in going:
+                cut_at = None
+                for place, player in enumerate(orders[walk][step : step + _LOOK_AHEAD], step + 1):
+                    found = next(answers)
+                    if cut_at is None:
+                        marginals[walk, player] = value[walk] - found
+                        value[walk] = found
+                        cut_at = place if self.gamma and found[0] < self.gamma * grand[0] else None
+                truncated += cut_at is not None and cut_at < len(orders[walk])
+                if cut_at is None and step + _LOOK_AHEAD < len(orders[walk]):
+                    still.append(walk)
+            going, step = still, step + _LOOK_AHEAD
+        return marginals, evaluations, truncated
+
+    def _summary(self, marginals: Floats, evaluations: int, truncated: int, seed: int) -> Estimate:
+        count, players = marginals.shape
+        covariance = np.atleast_2d(np.cov(marginals, rowvar=False)) / count
+        return Estimate(
+            marginals.mean(0), np.sqrt(covariance.diagonal()), np.full(players, count - 1.0), covariance,
+            np.full(players, count), evaluations, truncated, seed, "shapley-nas", "evaluations",
+        )  # fmt: skip
+
+
+def _asked(games: Games, coalitions: Coalitions) -> Floats:
+    """UserError when a value is not a number, or there is not a row for each coalition."""
+    values = np.asarray(games(coalitions), float)
+    if values.ndim != 2 or len(values) != len(coalitions):
+        raise UserError(
+            f"the games returned {values.shape} for {len(coalitions)} coalitions: return a row for each, a column for each game"
+        )
+    if not np.isfinite(values).all():
+        raise UserError("a game returned NaN or infinity: every coalition needs a finite value")
+    return values
