@@ -7,8 +7,9 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from calib.errors import UserError
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 LOCAL = "local"
 _STORE_BYTES = 200 * 2**20
 _TIMEOUT_S = 5
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""Nothing is reported to anyone; and the second, the default of later versions, is warned about otherwise."""
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anyone
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of later versions; it is warned about otherwise
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # notes on dead workers, which would go to standard output
+}
 
 
 class RayWorker:
@@ -44,10 +48,10 @@ class RayHands:
     def __init__(self, address: str, count: int | None = None, gpus: float = 0.0) -> None:
         """Connect to a cluster: `local` starts one on this machine, `auto` finds one, or host:port, or ray://host:port.
 
-        With `count` None there are as many workers as the cluster has room for. A local one has ports that ask for a token which only
-        this process and its workers know. UserError when ray is not installed, the address does not answer, or there is no room.
+        With `count` None there are as many workers as the cluster has room for. The ports of a local one ask for a token that only
+        the processes started from this one know. UserError when ray is not installed, the address does not answer, or there is no room.
         """
-        self._ray = _import_ray()
+        self._ray = _import_ray(own_cluster=address == LOCAL)
         self._ours = not self._ray.is_initialized()
         if self._ours:
             _connect(self._ray, address, count)
@@ -107,11 +111,20 @@ class _Actor(Station):
         return super().answer(Work(work.game, work.policies, payload))
 
 
-def _import_ray() -> Any:
+def _import_ray(*, own_cluster: bool) -> Any:
+    os.environ.update({name: text for name, text in _QUIET.items() if name not in os.environ})
+    if own_cluster and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        # ray reads this once, when it is imported
+        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     try:
         import ray
     except ImportError as error:
         raise UserError("--ray needs the package ray: pip install 'smpq[ray]'") from error
+    if own_cluster and not ray.is_initialized() and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise UserError(
+            "ray was imported without a token (RAY_AUTH_MODE), so that anyone who reaches this machine could use a cluster started now: "
+            "call ray.init() yourself before, or give the address of a cluster that is running"
+        )
     return ray
 
 
@@ -119,11 +132,9 @@ def _connect(ray: Any, address: str, count: int | None) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address == LOCAL:
-            with _environment({**_QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
-                ray.init(address=LOCAL, num_cpus=count, include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
-            return
-        _check_answers(address)
-        with _environment(_QUIET):
+            ray.init(address=LOCAL, num_cpus=count, include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+        else:
+            _check_answers(address)
             ray.init(address=address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -152,18 +163,3 @@ def _disconnect(ray: Any, ours: bool, actors: list[Any]) -> None:
             ray.kill(actors.pop())
     if ours:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment, which ray hands on to the processes that it starts, and put them back."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
