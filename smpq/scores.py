@@ -10,8 +10,10 @@ from calib.errors import UserError
 from calib.formats import Format
 from smpq.allocate import Values
 from smpq.policy import Space
+from smpq.shrinkage import shrink
 
 SCHEMA = 2
+_FEWEST_TO_SHRINK = 2
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,25 @@ class Scores:
     def alone(self) -> Values:
         """Return the one-at-a-time scores."""
         return {group: {chosen: score.alone for chosen, score in row.items()} for group, row in self.entries.items()}
+
+    def starts(self) -> dict[str, Values]:
+        """Return by name what a search may start from: the scores, shrunken where there are two walks or more, and one at a time."""
+        found: dict[str, Values] = {self.estimator: self.values(), "one at a time": self.alone()}
+        if self.permutations >= _FEWEST_TO_SHRINK:
+            found["shrunken"] = self._shrunken()
+        return found
+
+    def _shrunken(self) -> Values:
+        """Format by format over all groups that may have it (`smpq.shrinkage`); the float format stays at 0."""
+        values: dict[str, dict[Format, float]] = {group: dict.fromkeys(row, 0.0) for group, row in self.entries.items()}
+        for chosen in {chosen for row in self.entries.values() for chosen in row}:
+            scored = {group: row[chosen] for group, row in self.entries.items() if chosen in row and row[chosen].marginals}
+            if scored:
+                alone = {group: score.alone for group, score in scored.items()}
+                found = shrink(alone, {group: score.marginals for group, score in scored.items()})
+                for group, value in found.values.items():
+                    values[group][chosen] = value
+        return values
 
     def to_json(self) -> dict[str, Any]:
         """Return the file form."""

@@ -89,7 +89,7 @@ def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loo
     # what a round of marginals gains is less than what one more measured engine teaches about the latency
     effort = replace(effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP))
     with prepared.progress.step("close the loop"):
-        outcome = looped.run(wanted, ceilings, {"shapley": scores.values(), "one at a time": scores.alone()}, effort)
+        outcome = looped.run(wanted, ceilings, scores.starts(), effort)
     write_policy(prepared, outcome.policy, budget)
     if outcome.met:
         write_stability(prepared, scores, [Ceiling(outcome.model.cost_model(1.0), wanted), *ceilings], outcome.policy)
@@ -137,9 +137,10 @@ def _measure_and_keep(prepared: Prepared, engines: Engines, policy: Policy) -> O
 
 
 def _choose(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], effort: Effort) -> Solution:
-    starts = {"shapley": scores.values(), "one at a time": scores.alone()}
     with prepared.progress.step("choose the policy"):
-        choice: Choice = choose(prepared.evaluator, prepared.space, starts, ceilings, effort, advance=prepared.progress.say)
+        choice: Choice = choose(
+            prepared.evaluator, prepared.space, scores.starts(), ceilings, effort, advance=prepared.progress.say
+        )
         if prepared.unseen is not None:
             choice = confirm(choice, prepared.evaluator, prepared.unseen)
     return Solution(choice.policy, choice.value, "no change of the policy improves the value", choice.path)
