@@ -9,80 +9,93 @@ from typing import Any
 import numpy as np
 
 from smpq.estimators.base import Floats
-from smpq.estimators.result import Estimate
+from smpq.removal import Removals
 from smpq.supernet import Operation
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """What accumulates: `score` and its `variance` `[players]`, in standard deviations; `mean` `[players]` is the plain mean of all
-    estimates in units of the game's value, `mean_variance` that of it.
+    """What accumulates over updates.
 
-    `variance` is that of the walks: the supernet that changes between updates adds to it, and bias by cut walks is no part of it.
+    1. `walks` `[walks, players]`: each walk's part of the score, in standard deviations; `score` is their mean.
+    2. `mean` `[players]` is the plain mean of all estimates in units of the game's value.
+    3. `truncated` counts the walks that were cut, `evaluations` coalitions.
+
+    The spread over walks is sampling error; that the supernet changes between updates adds to it, and the bias of cut walks is no part of it.
     """
 
     operations: tuple[Operation, ...]
-    score: Floats
-    variance: Floats
+    walks: Floats
     mean: Floats
-    mean_variance: Floats
     updates: int = 0
-    walks: int = 0
     truncated: int = 0
     evaluations: int = 0
 
     @classmethod
     def start(cls, operations: Sequence[Operation]) -> Contributions:
-        """Return zeros; Shapley-NAS starts at noise of 1e-3, which decides nothing."""
-        zeros = np.zeros(len(operations))
-        return cls(tuple(operations), zeros, zeros, zeros, zeros)
+        """Return what no update has touched; Shapley-NAS starts at noise of 1e-3, which decides nothing."""
+        return cls(tuple(operations), np.zeros((0, len(operations))), np.zeros(len(operations)))
 
-    def updated(self, estimate: Estimate, momentum: float, *, deviation: bool = False) -> Contributions:
+    @property
+    def score(self) -> Floats:
+        """The accumulated Shapley values `[players]`, zeros before the first update."""
+        return np.asarray(self.walks.mean(0) if len(self.walks) else np.zeros(len(self.operations)), float)
+
+    def updated(self, removals: Removals, momentum: float, *, deviation: bool = False) -> Contributions:
         """Return score = momentum * score + (1 - momentum) * z, with z the estimate standardised over each side's matrix.
 
         Shapley-NAS' code (its paper normalises by length instead). A matrix whose values are all equal gives z = 0. With `deviation`
         the standard deviation over walks is subtracted from the estimate first. Each matrix is [groups, widths] of one side.
         """
-        phi, errors = estimate.values, estimate.standard_errors
+        rows, estimate = removals.marginals, removals.estimate
         if deviation:
-            phi = phi - errors * np.sqrt(estimate.samples - 1)
-        z, z_errors = np.zeros_like(phi), np.zeros_like(phi)
+            rows = rows - rows.std(0)
+        phi, z = rows.mean(0), np.zeros_like(rows)
         sides = np.array([operation.side for operation in self.operations])
         for side in ("weight", "activation"):
             own = sides == side
             spread = float(phi[own].std()) if own.any() else 0.0
             if spread > 0:
-                z[own] = (phi[own] - phi[own].mean()) / spread
-                z_errors[own] = errors[own] / spread
+                z[:, own] = (rows[:, own] - phi[own].mean()) / spread
+        total = len(self.walks) + len(z)
+        old = self.walks * momentum * (total / max(len(self.walks), 1))
+        new = z * (1 - momentum) * (total / len(z))
         count = self.updates + 1
         return Contributions(
             self.operations,
-            momentum * self.score + (1 - momentum) * z,
-            momentum**2 * self.variance + (1 - momentum) ** 2 * z_errors**2,
+            np.concatenate([old, new]),
             self.mean + (estimate.values - self.mean) / count,
-            (self.mean_variance * (count - 1) ** 2 + errors**2) / count**2,
             count,
-            self.walks + int(estimate.samples.max()),
             self.truncated + estimate.truncated,
             self.evaluations + estimate.evaluations,
         )
 
+    def standard_error(self) -> Floats:
+        """Return `[players]`, that of the score: walks within an update are independent draws, updates differ by more."""
+        count = len(self.walks)
+        if not count:
+            return np.zeros(len(self.operations))
+        parts = np.split(self.walks, self.updates)
+        variance = sum(len(part) * part.var(0, ddof=1) for part in parts)
+        return np.asarray(np.sqrt(variance) / count, float)
+
     def to_json(self) -> dict[str, Any]:
         """Return the file form."""
+        score, errors = self.score, self.standard_error()
         rows = [
             {
                 "group": operation.group,
                 "side": operation.side,
                 "operation": operation.name,
-                "score": float(self.score[i]),
-                "variance": float(self.variance[i]),
+                "score": float(score[i]),
+                "standard_error": float(errors[i]),
                 "mean": float(self.mean[i]),
-                "mean_variance": float(self.mean_variance[i]),
+                "walks": self.walks[:, i].tolist(),
             }
             for i, operation in enumerate(self.operations)
         ]
-        counts = {name: getattr(self, name) for name in ("updates", "walks", "truncated", "evaluations")}
-        return {**counts, "operations": rows}
+        counts = {name: getattr(self, name) for name in ("updates", "truncated", "evaluations")}
+        return {**counts, "walks": len(self.walks), "operations": rows}
 
     @classmethod
     def from_json(cls, record: Any, operations: Sequence[Operation]) -> Contributions:
@@ -91,9 +104,6 @@ class Contributions:
         if len(rows) != len(operations):
             raise ValueError(f"{len(rows)} operations, not {len(operations)}")
         found = [rows[operation.group, operation.side, operation.name] for operation in operations]
-        columns = (np.array([row[name] for row in found], float) for name in ("score", "variance", "mean", "mean_variance"))
-        score, variance, mean, mean_variance = columns
-        return cls(
-            tuple(operations), score, variance, mean, mean_variance,
-            record["updates"], record["walks"], record["truncated"], record["evaluations"],
-        )  # fmt: skip
+        walks = np.array([row["walks"] for row in found], float).reshape(len(found), -1).T
+        mean = np.array([row["mean"] for row in found], float)
+        return cls(tuple(operations), walks, mean, record["updates"], record["truncated"], record["evaluations"])

@@ -21,6 +21,14 @@ _LOOK_AHEAD = 6
 
 
 @dataclass(frozen=True)
+class Removals:
+    """What one game's walks found: the `marginals` of each walk `[walks, players]`, 0 for whoever was not reached, and their summary."""
+
+    marginals: Floats
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
 class RemovalWalks:
     """Monte-Carlo walks of Shapley-NAS (CVPR 2022, section 3.3) for players in rows of alternatives.
 
@@ -40,8 +48,8 @@ class RemovalWalks:
         if not 0 <= self.gamma < 1:
             raise UserError(f"gamma is a fraction of the grand coalition's value, from 0 to below 1, not {self.gamma}")
 
-    def estimate(self, games: Games, seed: Sequence[int]) -> list[Estimate]:
-        """Return the mean marginals of all players of the rows, an estimate for each game; all of them see the same walks.
+    def estimate(self, games: Games, seed: Sequence[int]) -> list[Removals]:
+        """Return the marginals of all players of the rows and their means, for each game; all of them see the same walks.
 
         UserError when walks are cut and the grand coalition is worth nothing in the first game.
         """
@@ -99,13 +107,14 @@ class RemovalWalks:
             going, step = still, step + _LOOK_AHEAD
         return marginals, evaluations, truncated
 
-    def _summary(self, marginals: Floats, evaluations: int, truncated: int, seed: int) -> Estimate:
+    def _summary(self, marginals: Floats, evaluations: int, truncated: int, seed: int) -> Removals:
         count, players = marginals.shape
         covariance = np.atleast_2d(np.cov(marginals, rowvar=False)) / count
-        return Estimate(
+        estimate = Estimate(
             marginals.mean(0), np.sqrt(covariance.diagonal()), np.full(players, count - 1.0), covariance,
             np.full(players, count), evaluations, truncated, seed, "shapley-nas", "evaluations",
         )  # fmt: skip
+        return Removals(marginals, estimate)
 
 
 def _asked(games: Games, coalitions: Coalitions) -> Floats:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-
-import numpy as np
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from calib.errors import UserError
 from calib.formats import Format
@@ -18,41 +18,51 @@ from smpq.supernet_state import SupernetState
 
 ESTIMATORS = {"smpq": "supernet Shapley", "dmpq": "supernet softmax"}
 """What `Scores.estimator` says, by method."""
-_Cells = dict[tuple[str, str], tuple[float, float]]
 
 
 def supernet_scores(method: str, supernet: Supernet, state: SupernetState, value: str | None = None) -> Scores:
     """Return the score of every format: that of its weight operation plus that of its activation operation.
 
-    "smpq": the accumulated Shapley values (by `value`, or the first one), in standard deviations of their matrix, with the standard error
-    of the walks. "dmpq": softmax(alpha), which has none. An operation without alternative scores 0. UserError for another method, for a
+    "smpq": the accumulated Shapley values (by `value`, or the first one), in standard deviations of their matrix; `permutations` counts the
+    walks. "dmpq": softmax(alpha), which has no walks. An operation without alternative scores 0. UserError for another method, for a
     value that was not estimated, or before the first update.
     """
     if method not in ESTIMATORS:
         raise UserError(f"unknown method {method!r} of the supernet: choose one of {', '.join(ESTIMATORS)}")
     seed = int(state.settings["seed"])
     if method == "dmpq":
-        return _scores(supernet, _softmax_cells(supernet), 1, "softmax", ESTIMATORS[method], seed, 0, 0)
+        return Scores(_entries(supernet, _softmax_cells(supernet)), "softmax", ESTIMATORS[method], seed, 0, 0, "epochs", 0.0)
     name = value or next(iter(state.contributions))
     found = state.contributions.get(name)
     if found is None or not found.updates:
         raise UserError(f"the supernet has no Shapley values by {name}: train it to the end with that value")
-    cells = _shapley_cells(found)
-    return _scores(supernet, cells, found.updates, name, ESTIMATORS[method], seed, found.evaluations, found.walks)
+    entries = _entries(supernet, _shapley_cells(found))
+    return Scores(entries, name, ESTIMATORS[method], seed, found.evaluations, len(found.walks), "epochs", 0.0)
 
 
-def _scores(
-    supernet: Supernet, cells: _Cells, samples: int, value: str, estimator: str, seed: int, evaluations: int, walks: int
-) -> Scores:
+@dataclass(frozen=True)
+class _Cell:
+    """The score of one operation, its variance, and what each walk says."""
+
+    score: float
+    variance: float = 0.0
+    walks: tuple[float, ...] = ()
+
+
+_Cells: TypeAlias = Mapping[tuple[str, str], _Cell]
+
+
+def _entries(supernet: Supernet, cells: _Cells) -> dict[str, Mapping[Format, Score]]:
     entries: dict[str, Mapping[Format, Score]] = {}
     for group in supernet.space.groups:
         row: dict[Format, Score] = {}
         for chosen in supernet.space.formats[group.name]:
-            parts = [cells.get((group.name, name), (0.0, 0.0)) for name in operations_of(chosen)]
-            total, variance = (sum(column) for column in zip(*parts, strict=True))
-            row[chosen] = Score(total, math.sqrt(variance), samples, total)
+            parts = [cells[group.name, name] for name in operations_of(chosen) if (group.name, name) in cells]
+            total = sum(part.score for part in parts)
+            walks = tuple(sum(together) for together in zip(*(part.walks for part in parts), strict=True))
+            row[chosen] = Score(total, math.sqrt(sum(part.variance for part in parts)), max(len(walks), 1), total, walks)
         entries[group.name] = row
-    return Scores(entries, value, estimator, seed, evaluations, walks, "epochs", 0.0)
+    return entries
 
 
 def argmax_policy(space: Space, values: Values) -> Policy:
@@ -60,14 +70,17 @@ def argmax_policy(space: Space, values: Values) -> Policy:
     return Policy({group.name: max(space.formats[group.name], key=values[group.name].__getitem__) for group in space.groups})
 
 
-def _shapley_cells(found: Contributions) -> _Cells:
-    rows = zip(found.operations, found.score.tolist(), np.asarray(found.variance).tolist(), strict=True)
-    return {(operation.group, operation.name): (score, variance) for operation, score, variance in rows}
-
-
-def _softmax_cells(supernet: Supernet) -> _Cells:
+def _shapley_cells(found: Contributions) -> dict[tuple[str, str], _Cell]:
+    score, errors = found.score.tolist(), found.standard_error().tolist()
     return {
-        (operation.group, operation.name): (share, 0.0)
+        (operation.group, operation.name): _Cell(score[i], errors[i] ** 2, tuple(found.walks[:, i].tolist()))
+        for i, operation in enumerate(found.operations)
+    }
+
+
+def _softmax_cells(supernet: Supernet) -> dict[tuple[str, str], _Cell]:
+    return {
+        (operation.group, operation.name): _Cell(share)
         for key, shares in supernet.shares().items()
         for operation, share in zip(supernet.rows[key], shares, strict=True)
         if len(shares) > 1

@@ -19,7 +19,7 @@ from calib.task import Batch
 from smpq.contributions import Contributions
 from smpq.estimators.result import Estimate
 from smpq.finetune import one_cycle
-from smpq.removal import RemovalWalks
+from smpq.removal import Removals, RemovalWalks
 from smpq.supernet import Supernet
 from smpq.supernet_game import GameSettings, SupernetGame
 from smpq.supernet_state import SupernetState
@@ -79,6 +79,17 @@ class SupernetSettings:
             raise UserError(f"the seed of the supernet must be 0 or more, not {self.seed}")
         RemovalWalks((), self.walks, self.gamma)
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> SupernetSettings:
+        """Read what `to_json` gives."""
+        game = record["game"]
+        return cls(**{**record, "game": GameSettings(**{**game, "values": tuple(game["values"])})})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the file form."""
+        record = asdict(self)
+        return {**record, "game": {**record["game"], "values": list(self.game.values)}}
+
     @property
     def first_update(self) -> int:
         """The number of epochs, from 1, after which the first Shapley values are estimated."""
@@ -112,7 +123,7 @@ def train(
     contributions = {value: Contributions.start(supernet.operations) for value in settings.game.values}
     history: list[dict[str, Any]] = []
     if state is not None:
-        state.check(supernet, _plain(settings))
+        state.check(supernet, settings.to_json())
         state.restore(supernet, weights, alphas)
         contributions, history = dict(state.contributions), [dict(row) for row in state.history]
     total = settings.epochs * _epoch_length(supernet, settings)
@@ -120,24 +131,19 @@ def train(
         started = time.monotonic()
         loss = _train_epoch(supernet, settings, weights, alphas, epoch, total)
         trained = time.monotonic()
-        estimates = _shapley_values(supernet, held_out, settings, epoch) if epoch + 1 >= settings.first_update else {}
-        for value, estimate in estimates.items():
-            contributions[value] = contributions[value].updated(estimate, settings.momentum, deviation=settings.deviation)
+        found = _shapley_values(supernet, held_out, settings, epoch) if epoch + 1 >= settings.first_update else {}
+        estimates = {value: removals.estimate for value, removals in found.items()}
+        for value, removals in found.items():
+            contributions[value] = contributions[value].updated(removals, settings.momentum, deviation=settings.deviation)
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "complexity": float(supernet.complexity(supernet.shares()))}
         row["seconds"] = {"training": trained - started, "shapley": time.monotonic() - trained}
         row["estimates"] = {value: _brief(estimate) for value, estimate in estimates.items()}
         history.append(row)
-        state = SupernetState.of(supernet, weights, alphas, contributions, history, _plain(settings))
+        state = SupernetState.of(supernet, weights, alphas, contributions, history, settings.to_json())
         keep(state)
         report(EpochReport(epoch + 1, settings.epochs, loss, estimates))
     assert state is not None
     return state
-
-
-def _plain(settings: SupernetSettings) -> dict[str, Any]:
-    """As it reads back from a file."""
-    record = asdict(settings)
-    return {**record, "game": {**record["game"], "values": list(settings.game.values)}}
 
 
 def _optimizers(supernet: Supernet, settings: SupernetSettings) -> tuple[torch.optim.SGD, torch.optim.Adam]:
@@ -215,7 +221,7 @@ def _epoch_length(supernet: Supernet, settings: SupernetSettings) -> int:
     return found
 
 
-def _shapley_values(supernet: Supernet, held_out: Sequence[Batch], settings: SupernetSettings, epoch: int) -> dict[str, Estimate]:
+def _shapley_values(supernet: Supernet, held_out: Sequence[Batch], settings: SupernetSettings, epoch: int) -> dict[str, Removals]:
     rows, start = [], 0
     for row in supernet.rows.values():
         if len(row) > 1:
@@ -226,7 +232,7 @@ def _shapley_values(supernet: Supernet, held_out: Sequence[Batch], settings: Sup
     values = ("metric", *(value for value in settings.game.values if value != "metric"))
     game = SupernetGame(supernet, batches, replace(settings.game, values=values))
     found = RemovalWalks(tuple(rows), settings.walks, settings.gamma).estimate(game.measure, (settings.seed, epoch))
-    return {value: estimate for value, estimate in zip(values, found, strict=True) if value in settings.game.values}
+    return {value: removals for value, removals in zip(values, found, strict=True) if value in settings.game.values}
 
 
 def _in_turn(batches: Sequence[Batch], samples: int, update: int) -> list[Batch]:

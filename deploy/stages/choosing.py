@@ -20,6 +20,7 @@ from smpq.policy import Policy
 from smpq.scores import Scores
 from smpq.search import Choice, Effort, choose, confirm
 from smpq.stability import decision_stability
+from smpq.supernet_scores import ESTIMATORS
 
 _ROUNDS_IN_LOOP = 1
 
@@ -48,7 +49,10 @@ def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None) -> S
         ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
     _check_possible(prepared, ceilings)
     scores = score(prepared, budget)
-    solution = _choose(prepared, scores, ceilings, effort or prepared.settings.spending)
+    if scores.estimator in ESTIMATORS.values():
+        solution = _allocate(prepared, scores, ceilings)
+    else:
+        solution = _choose(prepared, scores, ceilings, effort or prepared.settings.spending)
     write_policy(prepared, solution.policy, budget)
     write_stability(prepared, scores, ceilings, solution.policy)
     return solution
@@ -144,6 +148,12 @@ def _choose(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], eff
         if prepared.unseen is not None:
             choice = confirm(choice, prepared.evaluator, prepared.unseen)
     return Solution(choice.policy, choice.value, "no change of the policy improves the value", choice.path)
+
+
+def _allocate(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling]) -> Solution:
+    """A supernet's scores decide alone: its policy is meant for training, and the value of the calibrated model is not what it is for."""
+    policy = solve_or_explain(Problem(prepared.space, scores.values(), ceilings))
+    return Solution(policy, prepared.evaluator(policy), f"the best policy for the scores ({scores.estimator})")
 
 
 def _step_json(step: Step) -> dict[str, Any]:
