@@ -54,6 +54,7 @@ def smpq(context: click.Context) -> None:
 
     \b
     score   -> scores.json      what each format of each layer contributes, with intervals
+    train-supernet -> supernet.* the paper's way to scores: smpq run --method smpq
     solve   -> policy.json      the best formats for a budget; scores are used again
     finetune -> finetuned.*    the weights trained in their formats, if the task has training data
     export  -> model.*.onnx     the plan as ONNX with Q/DQ nodes for the target
@@ -144,9 +145,19 @@ def _settings(options: dict[str, Any]) -> Any:
 @click.option(
     "--budget", required=True, help="limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model"
 )
-@click.option("--finetune", type=float, default=0.0, show_default=True, help="epochs of fine-tuning on the task's training data")
+@click.option(
+    "--finetune", type=float, help="epochs of fine-tuning on the task's training data  [default: 0; 4 with --method smpq or dmpq]"
+)
+@click.option(
+    "--method",
+    default="game",
+    show_default=True,
+    help="where scores come from: game (formats of the calibrated model, no training), smpq or dmpq (a supernet; see train-supernet)",
+)
 @_output_options
-def run_command(budget: str, finetune: float, out: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int]:
+def run_command(
+    budget: str, finetune: float | None, method: str, out: Path, progress: Any, **options: Any
+) -> tuple[Any, list[str], int]:
     """Search, fine-tune with --finetune, export, build, measure, verify and report: the whole job.
 
     Ends with the answers and the path of report.html. Exit code 1 means that the budget was not met; the closest engine
@@ -156,8 +167,9 @@ def run_command(budget: str, finetune: float, out: Path, progress: Any, **option
     from deploy.report import summary_lines
     from smpq.finetune import FineTuneSettings
 
-    tuning = FineTuneSettings(epochs=finetune) if finetune else None
-    report = run_all(out, _settings(options), budget, progress, tuning)
+    epochs = finetune if finetune is not None else 0.0 if method == "game" else FineTuneSettings.epochs
+    tuning = FineTuneSettings(epochs=epochs) if epochs else None
+    report = run_all(out, _settings(options), budget, progress, tuning, method)
     lines = [*summary_lines(report), "", f"report: {out / 'report.html'}"]
     return report, lines, 0 if report["met"] else NOT_MET
 
@@ -173,6 +185,50 @@ def score(out: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int
     scores = score_stage(open_run(out, progress, _settings(options))).to_json()
     summary = f"{scores['evaluations']} evaluations, {scores['permutations']} permutations, stopped by {scores['stop_reason']}"
     return scores, [f"scores: {out / 'scores.json'} ({summary})"], 0
+
+
+@smpq.command("train-supernet")
+@_task_options
+@click.option(
+    "--epochs", type=int, default=10, show_default=True, help="Shapley values are estimated after each of the second half"
+)
+@click.option("--steps", type=int, help="batches an epoch  [default: all of the training data]")
+@click.option("--walks", type=int, default=10, show_default=True, help="permutations for each estimate")
+@click.option("--held-out", type=int, default=512, show_default=True, help="calibration samples for each estimate")
+@click.option(
+    "--gamma", type=float, default=0.5, show_default=True, help="walks end below this share of the supernet's metric; 0: never"
+)
+@click.option("--complexity", type=float, default=0.0, show_default=True, help="weight of the expected bit operations in the loss")
+@click.option("--contribution", default="metric", show_default=True, help="what operations contribute to: metric, loss, kl")
+@_output_options
+def train_supernet(
+    epochs: int, steps: int | None, walks: int, held_out: int, gamma: float, complexity: float, contribution: str, out: Path,
+    progress: Any, **options: Any,
+) -> tuple[Any, list[str], int]:  # fmt: skip
+    """Train a network that holds all formats of every layer, and score them: supernet.safetensors, supernet.json.
+
+    The paper's method; smpq run --method smpq (Shapley values) or dmpq (softmax parameters) goes on from there. The task needs
+    training data. The same command on an unfinished training goes on after its last epoch.
+    """
+    from deploy.pipeline import open_run
+    from deploy.stages.supernet import train_supernet as supernet_stage
+    from smpq.supernet_game import GameSettings
+    from smpq.supernet_training import SupernetSettings
+
+    settings = SupernetSettings(
+        epochs=epochs,
+        steps=steps,
+        walks=walks,
+        samples=held_out,
+        gamma=gamma,
+        complexity=complexity,
+        game=GameSettings((contribution,)),
+    )
+    prepared = open_run(out, progress, _settings(options))
+    _, state = supernet_stage(prepared, settings)
+    found = state.contributions[contribution]
+    line = f"supernet: {out / 'supernet.safetensors'} ({found.updates} estimates, {len(found.walks)} walks, {found.truncated} of them cut)"
+    return prepared.run.read_json("supernet.json"), [line], 0
 
 
 @smpq.command()

@@ -12,6 +12,7 @@ from deploy.report import write_html
 from deploy.run import Run, Settings
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
+from deploy.stages.supernet import GAME, check_method, score_by_supernet
 from deploy.summary import write_report
 from smpq.budget import Budget
 from smpq.finetune import FineTuneSettings
@@ -37,14 +38,25 @@ def open_run(path: Path, progress: Progress, settings: Settings | None = None) -
 
 
 def run_all(
-    path: Path, settings: Settings, budget_text: str, progress: Progress, tuning: FineTuneSettings | None = None
+    path: Path,
+    settings: Settings,
+    budget_text: str,
+    progress: Progress,
+    tuning: FineTuneSettings | None = None,
+    method: str = GAME,
 ) -> dict[str, Any]:
-    """Search, fine-tune if `tuning` says how, export, build, measure, verify and report; returns the contents of `report.json`."""
+    """Search, fine-tune if `tuning` says how, export, build, measure, verify and report; returns the contents of `report.json`.
+
+    With the methods `smpq` and `dmpq` the scores come from a supernet, which is trained first.
+    """
     budget = Budget.from_text(budget_text)
     prepared = open_run(path, progress, settings)
     limit = budget.limit("latency")
+    check_method(prepared, method, budget)
     if tuning is not None:
         check_trainable(prepared)
+    if method != GAME:
+        score_by_supernet(prepared, method)
     for _ in range(_PROPOSALS):
         solution = search(prepared, budget)
         policy = solution.policy
