@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -58,7 +59,7 @@ def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Modu
         if isinstance(layer, _CONVOLUTIONS):
             _replace(folded, layer_path, fuse_conv_bn_eval(layer, norm))
         elif isinstance(layer, nn.Linear) and operator_name(source) == "linear" and source.meta["val"].dim() == 2:
-            _replace(folded, layer_path, fuse_linear_bn_eval(layer, norm))
+            _replace(folded, layer_path, fuse_linear_bn_eval(layer, _affine(norm)))
         else:
             continue
         _replace(folded, norm_path, nn.Identity())
@@ -66,6 +67,16 @@ def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Modu
     for parameter in folded.parameters():
         parameter.requires_grad_(False)
     return folded.eval(), tuple(done)
+
+
+def _affine(norm: nn.Module) -> Any:
+    """Return a norm that has a gain and an offset, which torch's fusion of linear layers takes for granted."""
+    assert isinstance(norm, _BATCH_NORMS)
+    if norm.affine:
+        return norm
+    complete = type(norm)(norm.num_features, norm.eps)
+    complete.load_state_dict(norm.state_dict(), strict=False)
+    return complete.eval()
 
 
 def _reads_its_own(traced: TracedModel, call: fx.Node, path: str, layer: nn.Module) -> bool:

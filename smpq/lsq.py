@@ -112,7 +112,7 @@ class LearnedActivation(TrainedQuantizer):
 
     def quantizer(self) -> ActivationQuantizer:
         """Return the quantiser with the step as it is now."""
-        return ActivationQuantizer(self._start.bits, float(self.step), self._start.zero_point, self._start.signed)
+        return ActivationQuantizer(self._start.bits, float(self.step.detach()), self._start.zero_point, self._start.signed)
 
     def project(self) -> None:
         """Keep the step positive."""

@@ -11,8 +11,9 @@ def with_statistics(model: nn.Module) -> nn.Module:
     torch.manual_seed(1)
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            nn.init.uniform_(module.weight, 0.5, 2.0)
-            nn.init.normal_(module.bias)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 2.0)
+                nn.init.normal_(module.bias)
             if module.running_mean is not None:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 4.0)
@@ -39,8 +40,10 @@ def what_folds(model: nn.Module, *shape: int) -> tuple[Folded, ...]:
         (nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), (4, 6, 6)),
         (nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4), (2, 6)),
         (nn.Linear(5, 4), nn.BatchNorm1d(4), (5,)),
+        (nn.Linear(5, 4), nn.BatchNorm1d(4, affine=False), (5,)),
+        (nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, affine=False), (2, 6, 6)),
     ],
-    ids=["conv2d", "no bias", "depthwise", "conv1d", "linear"],
+    ids=["conv2d", "no bias", "depthwise", "conv1d", "linear", "linear, not affine", "conv2d, not affine"],
 )
 def test_folds(layer, norm, shape):
     assert what_folds(nn.Sequential(layer, norm, nn.ReLU()), *shape) == (Folded(norm="1", layer="0"),)
