@@ -1,6 +1,6 @@
 """Fine-tuned ResNet-20 on CIFAR-10: few bits a weight, the project's own policies, top-1 on the test images before and after.
 
-Usage: finetune_resnet20.py CIFAR10_DIR WEIGHTS [--rows uniform-2.0,2.25,2.5,a4-3.0] [--keep DIRECTORY]
+Usage: finetune_resnet20.py CIFAR10_DIR WEIGHTS [--rows uniform-2.0,2.25,2.5,a4-3.0] [--epochs N] [--keep DIRECTORY]
 
 Every layer counts towards the average bits, the first and the last included. Policies come from one-at-a-time scores, the MILP and two rounds
 of marginals on 512 calibration images. The test images are used for the two figures of a row and for nothing else. A row that the record
@@ -35,7 +35,7 @@ from smpq.search import Effort, choose
 from smpq.value import PolicyValue
 
 NAME = "finetune_resnet20"
-ROWS = {"uniform-2.0": (8, 2.0, 4.0), "2.25": (8, 2.25, 4.0), "2.5": (8, 2.5, 4.0), "a4-3.0": (4, 3.0, 2.0)}
+ROWS = {"uniform-2.0": (8, 2.0, 4.0), "2.25": (8, 2.25, 4.0), "2.5": (8, 2.5, 4.0), "a4-3.0": (4, 3.0, 1.0)}
 """Bits of activations, of weights on average, and epochs."""
 WEIGHT_BITS = (2, 3, 4, 8)
 SAMPLES = 512
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--epochs", type=float, help="instead of those of the row")
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,7 +139,7 @@ def main() -> None:
     record = RESULTS / f"{NAME}.json"
     rows = json.loads(record.read_text())["rows"] if record.exists() else []
     for name in arguments.rows.split(","):
-        settings = FineTuneSettings(epochs=ROWS[name][2])
+        settings = FineTuneSettings(epochs=arguments.epochs or ROWS[name][2])
         if any(old["name"] == name and old["settings"] == asdict(settings) for old in rows):
             continue
         made = row(bench, name, settings, arguments.keep)
