@@ -56,7 +56,7 @@ def smpq(context: click.Context) -> None:
     score   -> scores.json      what each format of each layer contributes, with intervals
     train-supernet -> supernet.* the paper's way to scores: smpq run --method smpq
     solve   -> policy.json      the best formats for a budget; scores are used again
-    finetune -> finetuned.*    the weights trained in their formats, if the task has training data
+    finetune -> finetuned.*     the weights trained in their formats, if the task has training data
     export  -> model.*.onnx     the plan as ONNX with Q/DQ nodes for the target
     build   -> engine.*         the engine, and what each layer became in it
     measure -> latency.json     the engine against the float engine, interleaved
@@ -107,6 +107,26 @@ def _task_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what a run is computed with; they may change from command to command. Passed on as `resources`."""
+
+    @click.option("--workers", type=int, help="processes that evaluate  [default: 1, this one; with --ray all of the cluster]")
+    @click.option(
+        "--ray", "address", help="evaluate on a Ray cluster: local (one on this machine), auto, host:port or ray://host:port"
+    )
+    @click.option("--memory-limit", type=float, metavar="MB", help="memory that the activations of one evaluation may take")
+    @wraps(command)
+    def wrapped(
+        *args: Any, workers: int | None, address: str | None, memory_limit: float | None, **kwargs: Any
+    ) -> tuple[Any, list[str], int]:
+        from smpq.workers.resources import Resources
+
+        result: tuple[Any, list[str], int] = command(*args, resources=Resources(workers, address, memory_limit), **kwargs)
+        return result
+
+    return wrapped
+
+
 def _run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("run", type=click.Path(path_type=Path))(command)
 
@@ -155,8 +175,9 @@ def _settings(options: dict[str, Any]) -> Any:
     help="where scores come from: game (formats of the calibrated model, no training), smpq or dmpq (a supernet; see train-supernet)",
 )
 @_output_options
+@_resource_options
 def run_command(
-    budget: str, finetune: float | None, method: str, out: Path, progress: Any, **options: Any
+    budget: str, finetune: float | None, method: str, out: Path, progress: Any, resources: Any, **options: Any
 ) -> tuple[Any, list[str], int]:
     """Search, fine-tune with --finetune, export, build, measure, verify and report: the whole job.
 
@@ -169,7 +190,7 @@ def run_command(
 
     epochs = finetune if finetune is not None else 0.0 if method == "game" else FineTuneSettings.epochs
     tuning = FineTuneSettings(epochs=epochs) if epochs else None
-    report = run_all(out, _settings(options), budget, progress, tuning, method)
+    report = run_all(out, _settings(options), budget, progress, tuning, method, resources)
     lines = [*summary_lines(report), "", f"report: {out / 'report.html'}"]
     return report, lines, 0 if report["met"] else NOT_MET
 
@@ -177,12 +198,14 @@ def run_command(
 @smpq.command()
 @_task_options
 @_output_options
-def score(out: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int]:
+@_resource_options
+def score(out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
     """Score every format of every layer by its Shapley value: scores.json. Starts a run; any budget can be solved from it later."""
     from deploy.pipeline import open_run
     from deploy.stages import score as score_stage
 
-    scores = score_stage(open_run(out, progress, _settings(options))).to_json()
+    with open_run(out, progress, _settings(options), resources) as prepared:
+        scores = score_stage(prepared).to_json()
     summary = f"{scores['evaluations']} evaluations, {scores['permutations']} permutations, stopped by {scores['stop_reason']}"
     return scores, [f"scores: {out / 'scores.json'} ({summary})"], 0
 
@@ -235,7 +258,8 @@ def train_supernet(
 @_run_argument
 @click.option("--budget", required=True, help="limits, e.g. size=0.2x,avg_bits=3.5 (see smpq run)")
 @_output_options
-def solve(run: Path, budget: str, progress: Any) -> tuple[Any, list[str], int]:
+@_resource_options
+def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
     """Choose the formats for a budget from the scores of a run: policy.json. Does not score again.
 
     Latency is predicted from the engines that the run has measured.
@@ -245,8 +269,8 @@ def solve(run: Path, budget: str, progress: Any) -> tuple[Any, list[str], int]:
     from smpq.budget import Budget
 
     parsed = Budget.from_text(budget)
-    prepared = open_run(run, progress)
-    solution = solve_stage(prepared, parsed)
+    with open_run(run, progress, resources=resources) as prepared:
+        solution = solve_stage(prepared, parsed)
     record = solution.policy.to_json(prepared.space.groups)
     costs = ", ".join(f"{name} {model.total(solution.policy):.6g}" for name, model in prepared.costs.items())
     return {**record, "value": solution.value}, [f"policy: {run / 'policy.json'} (value {solution.value:.6g}; {costs})"], 0
@@ -342,7 +366,8 @@ def measure(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 @click.option("--evaluations", type=int, help="policies that may be evaluated  [default: half as many as scoring]")
 @click.option("--precision", type=float, default=0.0, help="stop when all standard errors are below this share of the spread")
 @_output_options
-def explain(run: Path, progress: Any, **options: Any) -> tuple[Any, list[str], int]:
+@_resource_options
+def explain(run: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
     """Say what each layer's format costs in the policy of a run: Shapley values with intervals, contributions.json."""
     from deploy.pipeline import open_run
     from deploy.stages import read_policy
@@ -350,8 +375,8 @@ def explain(run: Path, progress: Any, **options: Any) -> tuple[Any, list[str], i
     from deploy.stages.explaining import explain as explain_stage
 
     explanation = Explanation(**options)
-    prepared = open_run(run, progress)
-    record = explain_stage(prepared, read_policy(prepared), explanation)
+    with open_run(run, progress, resources=resources) as prepared:
+        record = explain_stage(prepared, read_policy(prepared), explanation)
     rows = sorted(record["contributions"], key=lambda row: row["value"])
     lines = [f"{r['value']:+.3g} [{r['interval'][0]:+.3g}, {r['interval'][1]:+.3g}]  {r['group']} {r['format']}" for r in rows]
     return record, [*lines, f"together {record['total']:+.4g} in {record['value']}, {record['evaluations']} evaluations"], 0

@@ -17,23 +17,27 @@ from deploy.summary import write_report
 from smpq.budget import Budget
 from smpq.finetune import FineTuneSettings
 from smpq.policy import Policy
+from smpq.workers.resources import Resources
 
 _PROPOSALS = 4
 """How often an engine that turns out too slow in the thorough measurement sends the search back."""
 
 
-def open_run(path: Path, progress: Progress, settings: Settings | None = None) -> Prepared:
+def open_run(path: Path, progress: Progress, settings: Settings | None = None, resources: Resources | None = None) -> Prepared:
     """Prepare the run at `path`; with `settings` it is created if it is not there, or must have the same ones.
 
-    A run is only created for a task that loads: after a wrong input, the corrected command finds no settings in its way.
+    A run is only created for a task that loads: after a wrong input, the corrected command finds no settings in its way. `resources`
+    say with what it is computed; workers, if any, end with `Prepared.close`. UserError when another process works on the run.
     """
     run = Run(path)
     if settings is None:
         settings = run.settings()
     else:
         run.check(settings)
-    prepared = prepare(run, settings, progress)
-    run.keep(settings, prepared.fingerprint)
+    if run.has("run.json"):
+        run.lock()
+    prepared = prepare(run, settings, progress, resources or Resources())
+    run.keep(settings, prepared.fingerprint, resources)
     return prepared
 
 
@@ -44,13 +48,19 @@ def run_all(
     progress: Progress,
     tuning: FineTuneSettings | None = None,
     method: str = GAME,
+    resources: Resources | None = None,
 ) -> dict[str, Any]:
     """Search, fine-tune if `tuning` says how, export, build, measure, verify and report; returns the contents of `report.json`.
 
     With the methods `smpq` and `dmpq` the scores come from a supernet, which is trained first.
     """
     budget = Budget.from_text(budget_text)
-    prepared = open_run(path, progress, settings)
+    with open_run(path, progress, settings, resources) as prepared:
+        return _run_stages(prepared, budget, tuning, method)
+
+
+def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | None, method: str) -> dict[str, Any]:
+    settings, progress = prepared.settings, prepared.progress
     limit = budget.limit("latency")
     check_method(prepared, method, budget)
     if tuning is not None:

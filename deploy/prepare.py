@@ -6,8 +6,9 @@ import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -21,7 +22,7 @@ from calib.task import Batch, Task
 from calib.tasks import load_task
 from calib.units import Skipped, Unit, find_units
 from deploy.progress import Progress
-from deploy.run import Run, Settings
+from deploy.run import Run, Settings, versions
 from deploy.targets import Target, capability, target_from_name
 from smpq.costs import CostModel, cost_models
 from smpq.evaluate import Evaluator
@@ -30,14 +31,23 @@ from smpq.journal import Journal
 from smpq.plan import QuantPlan, Rules
 from smpq.policy import Policy, Space
 from smpq.quantize import FakeQuantizer
-from smpq.value import PolicyValue, divergence
+from smpq.value import PolicyValue, check_memory_limit, divergence
+from smpq.workers.crew import Crew
+from smpq.workers.resources import Resources
+from smpq.workers.station import check_portable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_CALIBRATION = "calibration.json"
 
 
 @dataclass
 class Prepared:
     """A loaded task: float model traced, units found, space restricted to the target. Calibration happens on first use.
 
-    `original` is the model before folding, and `folded` says which BatchNorm became part of which layer.
+    `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `crew` are the workers that
+    evaluate, None when this process does.
     """
 
     run: Run
@@ -52,6 +62,19 @@ class Prepared:
     progress: Progress
     original: nn.Module
     folded: tuple[Folded, ...]
+    resources: Resources
+    crew: Crew | None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if self.crew is not None:
+            self.crew.close()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -68,9 +91,23 @@ class Prepared:
         formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
         with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
             calibration.prepare(units, formats, advance)
+        self._keep_digest(calibration)
         integer_bias = self.target.family == "ort-cpu"
         rules = Rules(self.target.activation_scheme, self.target.quantize_outputs, self.target.quantize_skips, integer_bias)
         return FakeQuantizer(self.traced, units, calibration, rules)
+
+    def _keep_digest(self, calibration: Calibration) -> None:
+        """Note what calibration gave, and say so when it is not what this run began with."""
+        record = {"schema": 1, "digest": calibration.digest(), "threads": torch.get_num_threads(), "versions": versions()}
+        if not self.run.has(_CALIBRATION):
+            self.run.write_json(_CALIBRATION, record)
+            return
+        before = self.run.read_json(_CALIBRATION, keys=["digest"])
+        if before["digest"] != record["digest"]:
+            self.progress.warn(
+                "the rounded weights or the ranges differ from those that this run began with (another processor, number of threads, "
+                f"{before.get('threads')} then and {record['threads']} now, or version of torch): policies are evaluated anew"
+            )
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -92,8 +129,10 @@ class Prepared:
         return 1 + sum(count < self.settings.samples for count in counts)
 
     def _evaluator(self, batches: list[Batch], fingerprint: str) -> Evaluator:
-        compute = PolicyValue(self.fake_quantizer, self.space, self.task, batches, self.settings.value)
-        return Evaluator(compute, Journal(self.run.file("journal.sqlite")), fingerprint)
+        here = PolicyValue(self.fake_quantizer, self.space, self.task, batches, self.settings.value, self.resources.memory_limit_mb)
+        compute = here if self.crew is None else self.crew.compute(here)
+        digest = self.fake_quantizer.calibration.digest()
+        return Evaluator(compute, Journal(self.run.file("journal.sqlite")), f"{fingerprint}|{digest}")
 
     @cached_property
     def costs(self) -> dict[str, CostModel]:
@@ -105,8 +144,9 @@ class Prepared:
         return self.fake_quantizer.plan(policy.by_unit(self.space.groups))
 
 
-def prepare(run: Run, settings: Settings, progress: Progress) -> Prepared:
+def prepare(run: Run, settings: Settings, progress: Progress, resources: Resources) -> Prepared:
     """Load the task, fold and trace its model, and restrict the formats to what the target runs. Writes nothing."""
+    crew = resources.crew()
     target = target_from_name(settings.target, settings.compute_capabilities)
     formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
     with progress.step("load the task"):
@@ -123,13 +163,17 @@ def prepare(run: Run, settings: Settings, progress: Progress) -> Prepared:
         traced = TracedModel(network, example)
         _try_task(task, traced, batches, settings.value)
     units, skipped = find_units(traced)
+    if crew is not None:
+        check_portable(task, settings.value)
+    if resources.memory_limit_mb is not None:
+        check_memory_limit(traced, units, resources.memory_limit_mb)
     space, refused = space_from_formats(
         find_groups(traced, units),
         formats,
         target.reference,
         lambda unit, chosen: _refusal(target, unit, chosen, settings.size_only),
     )
-    return Prepared(run, settings, task, target, traced, space, skipped, refused, batches, progress, model, folded)
+    return Prepared(run, settings, task, target, traced, space, skipped, refused, batches, progress, model, folded, resources, crew)
 
 
 def _try_task(task: Task, traced: TracedModel, batches: list[Batch], value: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
@@ -17,6 +19,7 @@ from calib.observers import observer_from_name
 from calib.rounding import rounding_from_name
 from smpq.search import Effort, effort_from_name
 from smpq.value import VALUES
+from smpq.workers.resources import Resources
 
 SCHEMA = 1
 _PACKAGES = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "scipy", "numpy", "tensorrt-rtx", "tensorrt")
@@ -92,21 +95,47 @@ class Run:
                     f"{self.path} holds a run with {name}={value!r}, now {ours[name]!r} is asked for: use another --out, or delete it"
                 )
 
-    def keep(self, settings: Settings, fingerprint: str) -> None:
-        """Create the run unless it is there; UserError when the weights or the calibration data are others than they were then."""
+    def lock(self) -> None:
+        """Keep other processes from working on this run as long as this object lives; UserError when one does already."""
+        if sys.platform == "win32":  # it has no locks that end with their process
+            return
+        import fcntl
+
+        try:
+            handle = self.file("run.lock").open("a")
+        except OSError as error:
+            raise UserError(f"cannot write in {self.path}: {error.strerror}") from error
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.close()
+            raise UserError(
+                f"another process works on {self.path}: wait until it is done, stop it, or use another --out"
+            ) from error
+        weakref.finalize(self, handle.close)
+
+    def keep(self, settings: Settings, fingerprint: str, resources: Resources | None = None) -> None:
+        """Create the run unless it is there; UserError when the weights or the calibration data are others than they were then.
+
+        `resources`, which may change from command to command, are written down as information.
+        """
         if self.has("run.json"):
-            if self.read_json("run.json").get("fingerprint", fingerprint) != fingerprint:
+            record = self.read_json("run.json")
+            if record.get("fingerprint", fingerprint) != fingerprint:
                 raise UserError(
                     f"the weights or the calibration data have changed since {self.path} was made, and what it holds is about the "
                     "old ones: use another --out, or delete it"
                 )
+            if resources is not None and record.get("resources") != resources.to_json():
+                self.write_json("run.json", {**record, "resources": resources.to_json()})
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot create {self.path}: {error.strerror}") from error
+        self.lock()
         record = {"schema": SCHEMA, "settings": asdict(settings), "fingerprint": fingerprint, "versions": versions()}
-        self.write_json("run.json", record)
+        self.write_json("run.json", record if resources is None else {**record, "resources": resources.to_json()})
 
     def settings(self) -> Settings:
         """Read the settings; UserError when this is not a run or the file is damaged."""

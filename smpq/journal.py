@@ -12,7 +12,8 @@ from calib.errors import UserError
 class Journal:
     """A table of evaluations, keyed by what was evaluated on what.
 
-    The fingerprint covers model, data and settings, so that an entry is never read for another network or other weights.
+    The fingerprint covers model, data and settings, so that an entry is never read for another network or other weights. Rows are only
+    ever added: their `rowid` counts evaluations in the order in which they were finished.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,8 +38,8 @@ class Journal:
         return dict(rows)
 
     def add(self, fingerprint: str, policy: str, value: float) -> None:
-        """Write one evaluation; it survives a kill from here on."""
-        self._database.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?)", (fingerprint, policy, value))
+        """Write one evaluation; it survives a kill from here on. Nothing is evaluated twice: a second value is an error."""
+        self._database.execute("INSERT INTO evaluations VALUES (?, ?, ?)", (fingerprint, policy, value))
 
     def close(self) -> None:
         """Close the file."""

@@ -14,7 +14,9 @@ from torch.utils import _pytree as pytree
 
 from calib.data import per_sample
 from calib.errors import UserError
+from calib.graph import TracedModel
 from calib.task import Batch, Task
+from calib.units import Unit
 from smpq.incremental import bytes_per_sample, outputs_of
 from smpq.policy import Policy, Space
 from smpq.quantize import FakeQuantizer
@@ -152,11 +154,17 @@ def samples_at_once(fake_quantizer: FakeQuantizer, memory_mb: float | None) -> i
     )
     parameters = sum(tensor.numel() for tensor in traced.state.values())
     wanted = max(_SAMPLES_AT_ONCE, parameters // max(activations, 1))
+    if memory_mb is not None:
+        check_memory_limit(traced, fake_quantizer.units, memory_mb)
     fitting = int((memory_mb or _DEFAULT_MEMORY_MB) * 2**20 / max(bytes_per_sample(traced, fake_quantizer.units), 1))
-    if fitting < 1 and memory_mb is not None:
-        needed = bytes_per_sample(traced, fake_quantizer.units) / 2**20
-        raise UserError(f"one sample's activations take {needed:.1f} MB, more than the memory limit of {memory_mb:g} MB: raise it")
     return max(min(wanted, fitting), 1)
+
+
+def check_memory_limit(traced: TracedModel, units: Sequence[Unit], memory_mb: float) -> None:
+    """Raise UserError when not even the activations of one sample stay within the limit."""
+    needed = bytes_per_sample(traced, units) / 2**20
+    if needed > memory_mb:
+        raise UserError(f"one sample's activations take {needed:.3g} MB, more than the memory limit of {memory_mb:g} MB: raise it")
 
 
 class _Measure:

@@ -1,10 +1,14 @@
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import pytest
 
 from calib.errors import UserError
 from deploy.run import Run, Settings, versions
+from smpq.workers.resources import Resources
+from tests.conftest import ROOT
 
 SETTINGS = Settings(task="m:t", formats="w8a8,fp32", compute_capabilities=("sm86", "sm89"), samples=64)
 
@@ -42,6 +46,36 @@ def test_other_settings_need_another_run(run, change):
 def test_other_weights_need_another_run(run):
     with pytest.raises(UserError, match=r"have changed since .* use another --out"):
         run.keep(SETTINGS, "abd")
+
+
+def test_resources_are_information_and_may_change(run):
+    assert "resources" not in run.read_json("run.json")
+    for resources in (Resources(workers=4), Resources(ray="local", memory_limit_mb=100.0)):
+        run.keep(SETTINGS, "abc", resources)
+        assert run.read_json("run.json")["resources"] == resources.to_json()
+        assert run.settings() == SETTINGS
+    run.check(SETTINGS)
+
+
+def test_two_processes_do_not_work_on_one_run(run):
+    run.lock()  # more than once in one process is no harm
+    code = f"from pathlib import Path; from deploy.run import Run; Run(Path({str(run.path)!r})).lock()"
+    other = [sys.executable, "-c", code]
+    refused = subprocess.run(other, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert f"another process works on {run.path}: wait until it is done, stop it, or use another --out" in refused.stderr
+
+
+def test_the_lock_ends_with_its_process(tmp_path):
+    code = f"from pathlib import Path; from deploy.run import Run; run = Run(Path({str(tmp_path)!r})); run.lock(); print(1, flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "1\n"
+    mine = Run(tmp_path)
+    with pytest.raises(UserError, match="another process works on"):
+        mine.lock()
+    other.kill()
+    other.communicate()
+    mine.lock()
 
 
 def test_checking_creates_nothing(tmp_path):
@@ -90,7 +124,7 @@ def test_a_kill_while_writing_leaves_the_old_file(run, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run.write_json("x.json", {"value": 2})
     assert run.read_json("x.json") == {"value": 1}
-    assert names_in(run) == ["run.json", "x.json"]
+    assert names_in(run) == ["run.json", "run.lock", "x.json"]
 
 
 def test_a_number_that_json_does_not_know_is_never_written(run):

@@ -1,3 +1,5 @@
+import sqlite3
+
 import pytest
 
 from calib.errors import UserError
@@ -28,11 +30,12 @@ def test_a_value_comes_back_to_the_last_bit(tmp_path):
     again.close()
 
 
-def test_writing_twice_keeps_the_last(tmp_path):
+def test_a_repeat_does_not_go_unnoticed(tmp_path):
     journal = Journal(tmp_path / "journal.sqlite")
     journal.add("f", "p", 1.0)
-    journal.add("f", "p", 2.0)
-    assert journal.read("f") == {"p": 2.0}
+    with pytest.raises(sqlite3.IntegrityError):
+        journal.add("f", "p", 2.0)
+    assert journal.read("f") == {"p": 1.0}
     journal.close()
 
 
