@@ -1,14 +1,18 @@
 """The commands one after the other, as a person uses them."""
 
 import json
+import multiprocessing
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from smpq.journal import Journal
 from smpq.value import PolicyValue
-from tests.commands import TINY, contents, copy_of, done, smpq
+from tests.commands import TINY, contents, copy_of, done, refused, smpq
+from tests.conftest import ROOT
 
 COMMANDS = {
     "run": ["report.html"],
@@ -209,3 +213,69 @@ def test_a_run_killed_between_stages_goes_on(run, good_run):
 def test_a_run_leaves_no_temporary_files(good_run):
     assert [name for name in contents(good_run) if name.startswith(".")] == []
     assert [path.name for path in good_run.iterdir() if path.is_dir()] == []
+
+
+USER_TASK = """
+import tests.tiny_task
+
+class Mine(tests.tiny_task.Tiny):
+    def metric(self, output, target):
+        return 2 * super().metric(output, target)
+"""
+
+
+def test_workers_change_no_number_and_may_change_from_command_to_command(tmp_path, monkeypatch):
+    """A task of the current directory, judged by a metric of its own: the workers must import it too."""
+    (tmp_path / "my_task.py").write_text(USER_TASK)
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(tmp_path)
+    options = ["--task", "my_task:Mine", "--evaluations", "12", "--samples", "16", "--value", "metric"]
+    done("score", *options, "--out", "here")
+    done("score", *options, "--out", "there", "--workers", "2", "--memory-limit", "50")
+    here, there = Path("here"), Path("there")
+    assert read(there / "scores.json") == read(here / "scores.json")
+    assert evaluations(there) == evaluations(here)
+    assert read(there / "run.json")["resources"] == {"workers": 2, "ray": None, "memory_limit_mb": 50.0}
+    (there / "scores.json").unlink()
+    before = evaluations(there)
+    done("score", *options, "--out", "there")
+    assert evaluations(there) == before
+    assert read(there / "scores.json") == read(here / "scores.json")
+    assert read(there / "run.json")["resources"]["workers"] is None
+    assert multiprocessing.active_children() == []
+
+
+def test_a_task_that_workers_cannot_get_is_refused_before_anything_is_done(tmp_path):
+    task = ["--task", "tests.tiny_task:scripted", "--out", tmp_path / "run", "--workers", "2"]
+    message = refused("score", *task, "--value", "metric")
+    assert "the task cannot be sent to other processes" in message
+    assert not (tmp_path / "run").exists()
+    done("score", *task, "--evaluations", "12", "--samples", "16")  # KL needs no task
+
+
+def test_two_processes_on_one_run(run):
+    command = [
+        sys.executable,
+        "-c",
+        f"from pathlib import Path; from deploy.run import Run; r = Run(Path({str(run)!r})); r.lock(); print(1, flush=True); input()",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "1\n"
+        before = contents(run)
+        for arguments in (["solve", run, "--budget", "avg_bits=8"], ["score", *TINY, "--out", run]):
+            assert f"another process works on {run}" in refused(*arguments)
+        assert contents(run) == before
+        other.kill()
+    done("score", *TINY, "--out", run)
+
+
+def test_another_rounding_is_told_and_its_values_are_not_mixed(run):
+    before = evaluations(run)
+    record = read(run / "calibration.json")
+    (run / "calibration.json").write_text(json.dumps({**record, "digest": "of another machine", "threads": 7}))
+    result = done("solve", run, "--budget", "avg_bits=8")
+    assert "the rounded weights or the ranges differ from those that this run began with" in result.err
+    assert "7 then" in result.err
+    (run / "calibration.json").write_text(json.dumps(record))
+    assert "differ" not in done("solve", run, "--budget", "avg_bits=8").err
+    assert before.items() <= evaluations(run).items()

@@ -142,5 +142,14 @@ class Partial:
         return Net()
 
 
+def scripted(data: object = None, weights: object = None) -> Tiny:
+    """A task whose class is made on the way, so that no other process can import it."""
+
+    class Scripted(Tiny):
+        pass
+
+    return Scripted()
+
+
 task = Tiny
 partial = Partial()
