@@ -235,7 +235,8 @@ def test_workers_change_no_number_and_may_change_from_command_to_command(tmp_pat
     here, there = Path("here"), Path("there")
     assert read(there / "scores.json") == read(here / "scores.json")
     assert evaluations(there) == evaluations(here)
-    assert read(there / "run.json")["resources"] == {"workers": 2, "ray": None, "memory_limit_mb": 50.0}
+    resources = read(there / "run.json")["resources"]
+    assert (resources["workers"], resources["ray"], resources["memory_limit_mb"]) == (2, None, 50.0)
     (there / "scores.json").unlink()
     before = evaluations(there)
     done("score", *options, "--out", "there")

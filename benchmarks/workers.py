@@ -1,0 +1,141 @@
+"""ResNet-20 evaluated by one worker and by two: evaluations per second, local processes and Ray; and what killed workers change.
+
+Usage: workers.py CIFAR10_DIR WEIGHTS [--rounds N] [--kills N]
+
+512 images, formats w2a8, w3a8, w4a8, w8a8, target simulate. A round is the policies of one permutation walk from float to a random policy
+(80 of them), through the Evaluator of the search. One worker and two, local and Ray, and this process with one thread take turns, each
+with the same policies, in another order every round; workers are started before, and every value is compared. The last seconds of a
+round, in which a worker may have nothing left to do, count.
+
+Kills: scores of one permutation on 64 images are estimated by two workers, one of which is killed (SIGKILL) at a random moment.
+"""
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from incremental import walk
+from records import keep
+
+from calib.calibrate import Calibration, CalibrationSettings
+from calib.fold import fold_batchnorm
+from calib.formats import FP32, formats_from_text
+from calib.graph import TracedModel
+from calib.tasks import load_task
+from calib.units import find_units
+from smpq.evaluate import Evaluator
+from smpq.groups import find_groups
+from smpq.plan import Rules
+from smpq.policy import Space
+from smpq.quantize import FakeQuantizer
+from smpq.shapley import Stopping, estimate
+from smpq.value import Compute, PolicyValue
+from smpq.workers.crew import Crew
+from smpq.workers.local import LocalHands
+from smpq.workers.ray import RayHands
+
+IMAGES, BATCH, IMAGES_OF_KILLS = 512, 128, 64
+SEED = 0
+
+
+def timed(computes: dict, space: Space, rounds: int) -> list[dict]:
+    rows = []
+    generator = np.random.default_rng(SEED)
+    names = list(computes)
+    for number in range(rounds):
+        policies = walk(space, generator)[1:]
+        values, row = {}, {"round": number, "policies": len(policies), "load": os.getloadavg()[0]}
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            value = Evaluator(computes[name])
+            start = time.monotonic()
+            values[name] = value.many(policies)
+            row[f"{name}_s"] = time.monotonic() - start
+            assert value.evaluations == len(policies)
+        row["equal"] = all(found == values["here"] for found in values.values())
+        for kind in ("local", "ray"):
+            row[f"{kind}_ratio"] = row[f"{kind}_1_s"] / row[f"{kind}_2_s"]
+        rows.append(row)
+        print(row, file=sys.stderr, flush=True)
+    return rows
+
+
+def killed(crews: dict, value: PolicyValue, space: Space, kills: int) -> list[dict]:
+    def scores(compute: Compute) -> dict:
+        return estimate(Evaluator(compute), space, Stopping(evaluations=1), SEED).to_json()
+
+    expected = scores(value)
+    moments, rows = random.Random(SEED), []
+    for name, crew in crews.items():
+        compute = crew.compute(value)
+        start = time.monotonic()
+        undisturbed = scores(compute) == expected
+        seconds = time.monotonic() - start
+        for number in range(kills):
+            while len(crew.pids()) < crew.count:  # the one that takes the last victim's place is still starting
+                list(compute([space.uniform(FP32)]))
+            victim, delay = moments.choice(crew.pids()), moments.uniform(0, seconds)
+            timer = threading.Timer(delay, os.kill, (victim, signal.SIGKILL))
+            timer.start()
+            found = scores(compute)
+            timer.join()
+            list(compute([space.uniform(FP32)]))  # a kill at the very end is noticed by the next evaluation only
+            rows.append({"workers": name, "kill": number, "after_s": delay, "undisturbed_s": seconds, "undisturbed_equal": undisturbed,
+                         "replaced": victim not in crew.pids(), "scores_equal": found == expected})  # fmt: skip
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=10)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    task = load_task("cifar10-resnet20", options.data, options.weights)
+    batches = list(task.calibration())[: IMAGES // BATCH]
+    folded, _ = fold_batchnorm(task.model(), batches[0].inputs)
+    traced = TracedModel(folded, tuple(t[:2] for t in batches[0].inputs))
+    units, _ = find_units(traced)
+    groups = find_groups(traced, units)
+    formats = formats_from_text("w2a8,w3a8,w4a8,w8a8")
+    space = Space(groups, {group.name: (*formats, FP32) for group in groups}, FP32)
+    fake = FakeQuantizer(traced, units, Calibration(traced, units, batches, CalibrationSettings()), Rules("affine"))
+    fake.prepare({unit.path: formats for unit in units})
+    here = PolicyValue(fake, space, task, batches)
+    cluster = Crew(RayHands("local", 3))  # three places, for the crews of one and of two
+    crews = {"local_1": Crew(LocalHands(1)), "local_2": Crew(LocalHands(2)), "ray_1": Crew(RayHands("local", 1)), "ray_2": Crew(RayHands("local", 2))}  # fmt: skip
+    computes = {"here": here, **{name: crew.compute(here) for name, crew in crews.items()}}
+    first = [space.uniform(formats[0]), *walk(space, np.random.default_rng(SEED + 1))[:12]]
+    for name, compute in computes.items():  # start the workers, and let each dequantise its weights
+        while True:
+            list(compute(first))
+            if name == "here" or len(crews[name].pids()) == crews[name].count:
+                break
+        list(compute(first))
+    print("started", file=sys.stderr, flush=True)
+    rows = timed(computes, space, options.rounds)
+    small = PolicyValue(fake, space, task, [type(batches[0])((batches[0].inputs[0][:IMAGES_OF_KILLS],), batches[0].target[:IMAGES_OF_KILLS])])  # fmt: skip
+    kills = killed({name: crews[name] for name in ("local_2", "ray_2")}, small, space, options.kills)
+    for crew in (*crews.values(), cluster):
+        crew.close()
+    rate = {name: sum(row["policies"] for row in rows) / sum(row[f"{name}_s"] for row in rows) for name in computes}
+    ratios = {kind: statistics.median(row[f"{kind}_ratio"] for row in rows) for kind in ("local", "ray")}
+    keep(
+        "workers", f"python benchmarks/workers.py CIFAR10_DIR WEIGHTS --rounds {options.rounds} --kills {options.kills}", [SEED], rows,
+        evaluations_per_second=rate, median_ratio_of_two_workers_to_one=ratios,
+        kills=kills, kills_with_equal_scores=sum(row["scores_equal"] and row["replaced"] for row in kills),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
