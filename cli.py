@@ -114,14 +114,17 @@ def _resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--ray", "address", help="evaluate on a Ray cluster: local (one on this machine), auto, host:port or ray://host:port"
     )
+    @click.option(
+        "--device", default="auto", show_default=True, help="what evaluates: auto (a GPU if there is one), cpu, cuda, cuda:N"
+    )
     @click.option("--memory-limit", type=float, metavar="MB", help="memory that the activations of one evaluation may take")
     @wraps(command)
     def wrapped(
-        *args: Any, workers: int | None, address: str | None, memory_limit: float | None, **kwargs: Any
+        *args: Any, workers: int | None, address: str | None, device: str, memory_limit: float | None, **kwargs: Any
     ) -> tuple[Any, list[str], int]:
         from smpq.workers.resources import Resources
 
-        result: tuple[Any, list[str], int] = command(*args, resources=Resources(workers, address, memory_limit), **kwargs)
+        result: tuple[Any, list[str], int] = command(*args, resources=Resources(workers, address, memory_limit, device), **kwargs)
         return result
 
     return wrapped

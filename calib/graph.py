@@ -26,7 +26,8 @@ class TracedModel:
     4. Parameters that share their memory are one tensor, read from one node.
 
     A pickled copy runs, and can be planned for, like the original. It has no `module`, `example` or `program`, and its nodes have no
-    `meta`: another process may not be able to import the classes of the model.
+    `meta`: another process may not be able to import the classes of the model. A copy whose tensors were loaded onto another device
+    makes its constants there.
     """
 
     def __init__(self, model: nn.Module, example: Sequence[Tensor]) -> None:
@@ -61,8 +62,9 @@ class TracedModel:
         self.__dict__.update(state)
         self.graph = fx.Graph()
         nodes: dict[str, fx.Node] = {}
+        device = next((tensor.device for tensor in self.state.values()), torch.device("cpu"))
         for written in state["graph"]:
-            nodes[written.name] = written.node(self.graph, nodes)
+            nodes[written.name] = written.node(self.graph, nodes, device)
         self._index()
 
     def run(
@@ -129,10 +131,12 @@ class _Written:
         args, kwargs = (fx.node.map_arg(part, lambda argument: _Named(argument.name)) for part in (node.args, node.kwargs))  # type: ignore[arg-type,return-value]
         return cls(node.name, node.op, target, args, kwargs)
 
-    def node(self, graph: fx.Graph, nodes: Mapping[str, fx.Node]) -> fx.Node:
-        """Add the node to a graph that holds those before it."""
+    def node(self, graph: fx.Graph, nodes: Mapping[str, fx.Node], device: torch.device) -> fx.Node:
+        """Add the node to a graph that holds those before it; what it makes, it makes on `device`."""
 
         def read(argument: Any) -> Any:
+            if isinstance(argument, torch.device):
+                return device
             return nodes[argument.name] if isinstance(argument, _Named) else argument
 
         target = _operator(self.target.name) if isinstance(self.target, _Named) else self.target

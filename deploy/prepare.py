@@ -34,7 +34,7 @@ from smpq.quantize import FakeQuantizer
 from smpq.value import PolicyValue, check_memory_limit, divergence
 from smpq.workers.crew import Crew
 from smpq.workers.resources import Resources
-from smpq.workers.station import check_portable
+from smpq.workers.station import check_portable, placed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -129,8 +129,16 @@ class Prepared:
         return 1 + sum(count < self.settings.samples for count in counts)
 
     def _evaluator(self, batches: list[Batch], fingerprint: str) -> Evaluator:
-        here = PolicyValue(self.fake_quantizer, self.space, self.task, batches, self.settings.value, self.resources.memory_limit_mb)
-        compute = here if self.crew is None else self.crew.compute(here)
+        here = PolicyValue(
+            self.fake_quantizer,
+            self.space,
+            self.task,
+            batches,
+            self.settings.value,
+            self.resources.memory_limit_mb,
+            self.resources.evaluates_on,
+        )
+        compute = placed(here) if self.crew is None else self.crew.compute(here)
         digest = self.fake_quantizer.calibration.digest()
         return Evaluator(compute, Journal(self.run.file("journal.sqlite")), f"{fingerprint}|{digest}")
 

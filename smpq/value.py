@@ -25,6 +25,7 @@ VALUES = ("kl", "loss", "metric")
 _TOKENS = 3
 _SAMPLES_AT_ONCE = 32
 """At least; few enough that the activations of a small network stay in the cache: a third faster than batches of 128 on a CPU."""
+_SAMPLES_ON_A_GPU = 512
 _DEFAULT_MEMORY_MB = 1024
 TOGETHER = 32
 """Policies that are evaluated at once: enough to share most of their computations, few enough that a kill loses little."""
@@ -71,6 +72,7 @@ class PolicyValue:
     `kl`: minus the mean KL divergence to the float model's output (needs no labels). `loss`: minus the task's mean loss.
     `metric`: the task's mean metric. Policies that are asked for together share their computations, batch by batch
     (`smpq.incremental`); `memory_mb` bounds what their activations take. A pickled copy gives the same values for policies of the space.
+    `device` is where a copy is to be loaded (`smpq.workers.station.placed`); the object that is made here computes where its tensors are.
     """
 
     together = TOGETHER
@@ -83,6 +85,7 @@ class PolicyValue:
         batches: Sequence[Batch],
         value: str = "kl",
         memory_mb: float | None = None,
+        device: str = "cpu",
     ) -> None:
         """Keep everything; the float model runs on first use. UserError for an unknown value, or a limit too small for one sample."""
         if value not in VALUES:
@@ -91,12 +94,17 @@ class PolicyValue:
         self.value_name = value
         self._fake_quantizer = fake_quantizer
         traced = fake_quantizer.traced
-        self._batches = _split(batches, samples_at_once(fake_quantizer, memory_mb)) if traced.dynamic_batch else list(batches)
+        self._batches = (
+            _split(batches, samples_at_once(fake_quantizer, memory_mb, device)) if traced.dynamic_batch else list(batches)
+        )
         self._samples = measure_of(task, value)
         count = sum(len(batch.inputs[0]) for batch in batches)
         # the last digits of a value depend on how large the parts are
         largest = max(len(batch.inputs[0]) for batch in self._batches)
         self.identity = f"{value}|{fake_quantizer.rules}|{fake_quantizer.calibration.settings}|{count}|{largest}"
+        self.device = device
+        if device != "cpu":  # the last digits are others there
+            self.identity += "|gpu"
 
     @cached_property
     def _float_outputs(self) -> list[Any]:
@@ -126,6 +134,13 @@ class PolicyValue:
 
     def __call__(self, policies: Sequence[Policy]) -> list[tuple[int, float]]:
         """Return (index, value) of every policy. UserError when a value is not a number."""
+        if self.device == "cpu":
+            return self._values(policies)
+        # TF32 has ten bits of mantissa: its convolutions would differ in the third digit from those of a CPU
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self._values(policies)
+
+    def _values(self, policies: Sequence[Policy]) -> list[tuple[int, float]]:
         fake = self._fake_quantizer
         edits = [fake.edits(fake.plan(policy.by_unit(self.space.groups))) for policy in policies]
         totals, count = [0.0] * len(policies), 0
@@ -141,7 +156,7 @@ class PolicyValue:
         return [(index, total / count) for index, total in enumerate(totals)]
 
 
-def samples_at_once(fake_quantizer: FakeQuantizer, memory_mb: float | None) -> int:
+def samples_at_once(fake_quantizer: FakeQuantizer, memory_mb: float | None, device: str = "cpu") -> int:
     """Return the size of the parts that batches are cut into: quick on this network, and within the memory limit.
 
     As many as make the activations outweigh the parameters, which are read anew for every part. UserError when not even one sample fits.
@@ -153,7 +168,7 @@ def samples_at_once(fake_quantizer: FakeQuantizer, memory_mb: float | None) -> i
         if isinstance(node.meta.get("val"), Tensor)
     )
     parameters = sum(tensor.numel() for tensor in traced.state.values())
-    wanted = max(_SAMPLES_AT_ONCE, parameters // max(activations, 1))
+    wanted = max(_SAMPLES_AT_ONCE if device == "cpu" else _SAMPLES_ON_A_GPU, parameters // max(activations, 1))
     if memory_mb is not None:
         check_memory_limit(traced, fake_quantizer.units, memory_mb)
     fitting = int((memory_mb or _DEFAULT_MEMORY_MB) * 2**20 / max(bytes_per_sample(traced, fake_quantizer.units), 1))

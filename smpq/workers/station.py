@@ -83,20 +83,27 @@ def check_portable(task: Task, value: str) -> None:
 def pack(value: PolicyValue) -> bytes:
     """Return a value function as bytes, with the places that its modules are imported from."""
     # the current directory is importable while a task is loaded (calib.tasks)
-    return _dumped(([str(Path.cwd()), *sys.path], _dumped(value)))
+    return _dumped(([str(Path.cwd()), *sys.path], value.device, _dumped(value)))
 
 
 def unpack(payload: bytes) -> PolicyValue:
-    """Return the value function of `pack`; UserError when its task cannot be imported here."""
-    places, written = _loaded(payload)
+    """Return the value function of `pack`, on its device; UserError when its task cannot be imported or the device is not here."""
+    places, device, written = _loaded(payload)
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"there is no CUDA device where {device} is asked for: use --device cpu")
     sys.path += [place for place in places if place not in sys.path]
     try:
-        value: PolicyValue = _loaded(written)
+        value: PolicyValue = _loaded(written, device)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"a worker cannot import what the task is made of ({error}): install it where the workers run, or use --workers 1"
         ) from error
     return value
+
+
+def placed(value: PolicyValue) -> PolicyValue:
+    """Return the value function on its device: itself on the CPU, else a copy whose tensors are there."""
+    return value if value.device == "cpu" else unpack(pack(value))
 
 
 def _dumped(content: object) -> bytes:
@@ -113,7 +120,7 @@ def _dumped(content: object) -> bytes:
     return buffer.getvalue()
 
 
-def _loaded(content: bytes) -> Any:
+def _loaded(content: bytes, device: str = "cpu") -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return torch.load(io.BytesIO(content), weights_only=False)  # noqa: TID251 - written by `_dumped` in the process that started this one
+        return torch.load(io.BytesIO(content), map_location=device, weights_only=False)  # noqa: TID251 - written by `_dumped` in the process that started this one

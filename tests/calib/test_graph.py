@@ -1,3 +1,4 @@
+import io
 import pickle
 
 import pytest
@@ -230,3 +231,21 @@ def test_a_copy_of_a_copy_is_edited_like_the_original(traced):
     x = torch.randn(3, 2, 5, 5)
     assert torch.equal(copy.run((x,), edits), traced.run((x,), edits))
     assert not torch.equal(copy.run((x,), edits), copy.run((x,)))
+
+
+def test_a_copy_on_another_device_makes_its_constants_there():
+    class Offset(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x) + torch.arange(3.0, device=x.device)
+
+    traced = TracedModel(Offset().eval(), (torch.randn(2, 4),))
+    assert any("device" in node.kwargs for node in traced.steps), "the graph says where the constant is made"
+    buffer = io.BytesIO()
+    torch.save(traced, buffer)
+    elsewhere = torch.load(io.BytesIO(buffer.getvalue()), map_location="meta", weights_only=False)  # noqa: TID251 - our own bytes
+    output = elsewhere.run((torch.randn(5, 4, device="meta"),))
+    assert (output.device.type, output.shape) == ("meta", (5, 3))
