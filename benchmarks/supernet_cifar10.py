@@ -150,13 +150,15 @@ def one_seed(bench: Bench, settings: SupernetSettings, tuning: FineTuneSettings,
     state.restore(supernet)
     row: dict = {"seed": settings.seed, "history": list(state.history), "operations": [str(o) for o in supernet.operations]}
     row["alphas"] = {f"{group} {side}": shares for (group, side), shares in supernet.shares().items()}
-    row["contributions"] = {value: found.to_json() for value, found in state.contributions.items()}
+    row["contributions"] = {
+        value: {"updates": found.updates, "truncated": found.truncated, "evaluations": found.evaluations,
+                "score": found.score.tolist(), "mean": found.mean.tolist()}
+        for value, found in state.contributions.items()
+    }  # fmt: skip
     row["drops"] = parts("drops", lambda: removal(bench, supernet, images))
     row["correlations"] = correlations(supernet, state, row["drops"])
     say(f"seed {settings.seed}: " + json.dumps({k: v["pooled"]["top1"]["spearman"] for k, v in row["correlations"].items()}))
-    scores = {"dmpq": supernet_scores("dmpq", supernet, state).values()}
-    for value in state.contributions:
-        scores["smpq" if value == "metric" else f"smpq-{value}"] = supernet_scores("smpq", supernet, state, value).values()
+    scores = {method: supernet_scores(method, supernet, state).values() for method in ("dmpq", "smpq")}
     policies = {"uniform": bench.space.uniform(UNIFORM), **{name: bench.allocated(found) for name, found in scores.items()}}
     row["argmax"] = {
         name: argmax_policy(bench.space, found).to_json(bench.space.groups)["policy"] for name, found in scores.items()
@@ -227,6 +229,7 @@ def main() -> None:
     parser.add_argument("--walks", type=int, default=6)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--finetune-steps", type=int, default=150)
+    parser.add_argument("--finetune-lr", type=float, default=0.005, help="peak learning rate; that of steps is a tenth")
     parser.add_argument("--images", type=int, default=2000, help="test images of the removal analysis")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -243,7 +246,8 @@ def main() -> None:
             game=GameSettings(JUDGED),
             seed=seed,
         )
-        tuning = FineTuneSettings(steps=arguments.finetune_steps, seed=seed)
+        rate = arguments.finetune_lr
+        tuning = FineTuneSettings(steps=arguments.finetune_steps, learning_rate=rate, step_learning_rate=rate / 10, seed=seed)
         rows.append(one_seed(bench, settings, tuning, arguments.images, arguments.directory))
         keep(
             NAME,

@@ -18,7 +18,7 @@ class Contributions:
     """What accumulates over updates.
 
     1. `walks` `[walks, players]`: each walk's part of the score, in standard deviations; `score` is their mean.
-    2. `mean` `[players]` is the plain mean of all estimates in units of the game's value.
+    2. `marginals` `[walks, players]` are what the walks found, in units of the game's value; `mean` is their mean.
     3. `truncated` counts the walks that were cut, `evaluations` coalitions.
 
     The spread over walks is sampling error; that the supernet changes between updates adds to it, and the bias of cut walks is no part of it.
@@ -26,7 +26,7 @@ class Contributions:
 
     operations: tuple[Operation, ...]
     walks: Floats
-    mean: Floats
+    marginals: Floats
     updates: int = 0
     truncated: int = 0
     evaluations: int = 0
@@ -34,12 +34,18 @@ class Contributions:
     @classmethod
     def start(cls, operations: Sequence[Operation]) -> Contributions:
         """Return what no update has touched; Shapley-NAS starts at noise of 1e-3, which decides nothing."""
-        return cls(tuple(operations), np.zeros((0, len(operations))), np.zeros(len(operations)))
+        nothing = np.zeros((0, len(operations)))
+        return cls(tuple(operations), nothing, nothing)
 
     @property
     def score(self) -> Floats:
         """The accumulated Shapley values `[players]`, zeros before the first update."""
-        return np.asarray(self.walks.mean(0) if len(self.walks) else np.zeros(len(self.operations)), float)
+        return _mean(self.walks)
+
+    @property
+    def mean(self) -> Floats:
+        """The mean Shapley values over updates `[players]`, in units of the game's value."""
+        return _mean(self.marginals)
 
     def updated(self, removals: Removals, momentum: float, *, deviation: bool = False) -> Contributions:
         """Return score = momentum * score + (1 - momentum) * z, with z the estimate standardised over each side's matrix.
@@ -60,28 +66,26 @@ class Contributions:
         total = len(self.walks) + len(z)
         old = self.walks * momentum * (total / max(len(self.walks), 1))
         new = z * (1 - momentum) * (total / len(z))
-        count = self.updates + 1
         return Contributions(
             self.operations,
             np.concatenate([old, new]),
-            self.mean + (estimate.values - self.mean) / count,
-            count,
+            np.concatenate([self.marginals, removals.marginals]),
+            self.updates + 1,
             self.truncated + estimate.truncated,
             self.evaluations + estimate.evaluations,
         )
 
-    def standard_error(self) -> Floats:
-        """Return `[players]`, that of the score: walks within an update are independent draws, updates differ by more."""
-        count = len(self.walks)
-        if not count:
-            return np.zeros(len(self.operations))
-        parts = np.split(self.walks, self.updates)
-        variance = sum(len(part) * part.var(0, ddof=1) for part in parts)
-        return np.asarray(np.sqrt(variance) / count, float)
+    def standard_errors(self) -> tuple[Floats, Floats]:
+        """Return those of `score` and of `mean` `[players]`: walks within an update are independent draws, updates differ by more."""
+        return self._error(self.walks), self._error(self.marginals)
+
+    def _error(self, rows: Floats) -> Floats:
+        variance = sum(len(part) * part.var(0, ddof=1) for part in np.split(rows, self.updates)) if self.updates else _mean(rows)
+        return np.asarray(np.sqrt(variance) / max(len(rows), 1), float)
 
     def to_json(self) -> dict[str, Any]:
         """Return the file form."""
-        score, errors = self.score, self.standard_error()
+        score, mean, (errors, mean_errors) = self.score, self.mean, self.standard_errors()
         rows = [
             {
                 "group": operation.group,
@@ -89,8 +93,10 @@ class Contributions:
                 "operation": operation.name,
                 "score": float(score[i]),
                 "standard_error": float(errors[i]),
-                "mean": float(self.mean[i]),
+                "mean": float(mean[i]),
+                "mean_standard_error": float(mean_errors[i]),
                 "walks": self.walks[:, i].tolist(),
+                "marginals": self.marginals[:, i].tolist(),
             }
             for i, operation in enumerate(self.operations)
         ]
@@ -104,6 +110,11 @@ class Contributions:
         if len(rows) != len(operations):
             raise ValueError(f"{len(rows)} operations, not {len(operations)}")
         found = [rows[operation.group, operation.side, operation.name] for operation in operations]
-        walks = np.array([row["walks"] for row in found], float).reshape(len(found), -1).T
-        mean = np.array([row["mean"] for row in found], float)
-        return cls(tuple(operations), walks, mean, record["updates"], record["truncated"], record["evaluations"])
+        walks, marginals = (
+            np.array([row[name] for row in found], float).reshape(len(found), -1).T for name in ("walks", "marginals")
+        )
+        return cls(tuple(operations), walks, marginals, record["updates"], record["truncated"], record["evaluations"])
+
+
+def _mean(rows: Floats) -> Floats:
+    return np.asarray(rows.mean(0) if len(rows) else np.zeros(rows.shape[1]), float)

@@ -20,11 +20,14 @@ ESTIMATORS = {"smpq": "supernet Shapley", "dmpq": "supernet softmax"}
 """What `Scores.estimator` says, by method."""
 
 
-def supernet_scores(method: str, supernet: Supernet, state: SupernetState, value: str | None = None) -> Scores:
+def supernet_scores(
+    method: str, supernet: Supernet, state: SupernetState, value: str | None = None, *, standardised: bool = True
+) -> Scores:
     """Return the score of every format: that of its weight operation plus that of its activation operation.
 
-    "smpq": the accumulated Shapley values (by `value`, or the first one), in standard deviations of their matrix; `permutations` counts the
-    walks. "dmpq": softmax(alpha), which has no walks. An operation without alternative scores 0. UserError for another method, for a
+    "smpq": the accumulated Shapley values (by `value`, or the first one), in standard deviations of their matrix as in Shapley-NAS; not
+    `standardised`, their mean over updates in units of the value, so that weights and activations are compared by what they
+    contribute and not each side by its own spread. `permutations` counts the walks. "dmpq": softmax(alpha), which has no walks. An operation without alternative scores 0. UserError for another method, for a
     value that was not estimated, or before the first update.
     """
     if method not in ESTIMATORS:
@@ -36,7 +39,7 @@ def supernet_scores(method: str, supernet: Supernet, state: SupernetState, value
     found = state.contributions.get(name)
     if found is None or not found.updates:
         raise UserError(f"the supernet has no Shapley values by {name}: train it to the end with that value")
-    entries = _entries(supernet, _shapley_cells(found))
+    entries = _entries(supernet, _shapley_cells(found, standardised=standardised))
     return Scores(entries, name, ESTIMATORS[method], seed, found.evaluations, len(found.walks), "epochs", 0.0)
 
 
@@ -70,10 +73,11 @@ def argmax_policy(space: Space, values: Values) -> Policy:
     return Policy({group.name: max(space.formats[group.name], key=values[group.name].__getitem__) for group in space.groups})
 
 
-def _shapley_cells(found: Contributions) -> dict[tuple[str, str], _Cell]:
-    score, errors = found.score.tolist(), found.standard_error().tolist()
+def _shapley_cells(found: Contributions, *, standardised: bool) -> dict[tuple[str, str], _Cell]:
+    values, walks = (found.score, found.walks) if standardised else (found.mean, found.marginals)
+    errors = found.standard_errors()[0 if standardised else 1]
     return {
-        (operation.group, operation.name): _Cell(score[i], errors[i] ** 2, tuple(found.walks[:, i].tolist()))
+        (operation.group, operation.name): _Cell(float(values[i]), float(errors[i]) ** 2, tuple(walks[:, i].tolist()))
         for i, operation in enumerate(found.operations)
     }
 
