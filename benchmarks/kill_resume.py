@@ -2,18 +2,18 @@
 
 Usage: kill_resume.py [--kills N] [--task TASK]
 
-An undisturbed run of the digits task (target simulate) gives the time, the journal, scores.json and policy.json. Then the same command
-is started and killed at a moment drawn from that time, and started again in the same directory; a run that ends before its kill is
-compared with the undisturbed one, and the next begins. Every other start has two workers. A row of the journal is never replaced
-(a second value of a policy is an error), and its rowid counts the evaluations that finished: rowids 1 to n for n policies say that none
-was finished twice.
+An undisturbed run of the digits task (target simulate) gives the journal, scores.json and policy.json. Then the same command is killed
+and started again in the same directory, four times a run, and what comes out is compared. A moment is drawn uniformly from the
+evaluations of the undisturbed run, plus up to two seconds; where the run is further already, uniformly from the first ten seconds.
+Every other start has two workers. A row of the journal is never replaced (a second value of a policy is an error), and its rowid counts the
+evaluations that finished: rowids 1 to n for n policies say that none was finished twice.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +25,7 @@ from records import keep
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 0
+KILLS_A_RUN = 4
 OPTIONS = ("--target", "simulate", "--formats", "w2a8,w4a8,w8a8", "--rounding", "nearest", "--evaluations", "150", "--samples", "256",
            "--budget", "avg_bits=4", "--seed", "5")  # fmt: skip
 COMPARED = ("scores.json", "policy.json", "contributions.json")
@@ -64,49 +65,41 @@ def finish(process: subprocess.Popen) -> None:
         raise SystemExit(f"exit code {process.returncode}: {errors.decode()}")
 
 
-def killed(process: subprocess.Popen, delay: float) -> bool:
-    """Kill after `delay` seconds; False when it had ended by then."""
-    try:
+def kill(process: subprocess.Popen, run: Path, known: int, delay: float) -> None:
+    """Kill `delay` seconds after the journal holds `known` rows."""
+    while process.poll() is None and len(journal(run)) < known:
+        time.sleep(0.02)
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=delay)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    return process.returncode == -signal.SIGKILL
+    process.kill()
+    process.communicate()
 
 
-def experiment(task: str, kills: int, places: Path) -> tuple[list[dict], list[dict], float]:
-    begun = time.monotonic()
+def experiment(task: str, kills: int, places: Path) -> tuple[list[dict], list[dict]]:
     finish(start(task, places / "undisturbed", 1))
-    seconds = time.monotonic() - begun
     expected, wanted = hashes(places / "undisturbed"), journal(places / "undisturbed")
-    moments, rows, runs, starts = random.Random(SEED), [], [], 0
+    moments, rows, runs = random.Random(SEED), [], []
     while len(rows) < kills:
-        run, suffered = places / f"run{len(runs)}", 0
-        while True:
-            before, workers = len(journal(run)), 1 + starts % 2
-            starts += 1
-            delay = moments.uniform(0, seconds)
+        run = places / f"run{len(runs)}"
+        for known in sorted(moments.randrange(len(wanted)) for _ in range(KILLS_A_RUN)):
+            before, workers = len(journal(run)), 1 + len(rows) % 2
+            delay = moments.uniform(0, 2 if known > before else 10)
             process = start(task, run, workers)
-            if len(rows) == kills:
-                finish(process)
-                break
-            if not killed(process, delay):
-                if process.returncode != 0:
-                    raise SystemExit(f"{run} ended with {process.returncode}")
-                break
-            suffered += 1
-            rows.append({"run": len(runs), "after_s": delay, "workers": workers, "known_before": before, "known_after": len(journal(run)),
+            kill(process, run, known, delay)
+            rows.append({"run": len(runs), "workers": workers, "moment": known, "after_s": delay, "ended_by": process.returncode,
+                         "rows_before": before, "rows_after": len(journal(run)),
                          "files": sorted(path.name for path in run.glob("*.json")) if run.exists() else []})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
+        finish(start(task, run, 1))
         found = journal(run)
         runs.append({
-            "run": len(runs), "kills": suffered, "evaluations": len(found), "evaluations_undisturbed": len(wanted),
+            "run": len(runs), "evaluations": len(found), "evaluations_undisturbed": len(wanted),
             "rowids_are_1_to_n": [row[0] for row in found] == list(range(1, len(found) + 1)),
             "same_values": {row[1:] for row in found} == {row[1:] for row in wanted},
             "same_files": {name: digest == expected[name] for name, digest in hashes(run).items()},
         })  # fmt: skip
         print(runs[-1], file=sys.stderr, flush=True)
-    return rows, runs, seconds
+    return rows, runs
 
 
 def main() -> None:
@@ -115,13 +108,12 @@ def main() -> None:
     parser.add_argument("--task", default="digits")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as places:
-        rows, runs, seconds = experiment(options.task, options.kills, Path(places))
+        rows, runs = experiment(options.task, options.kills, Path(places))
     keep(
         "kill_resume",
         f"python benchmarks/kill_resume.py --kills {options.kills} --task {options.task}",
         [SEED],
         rows,
-        undisturbed_s=seconds,
         runs=runs,
     )
 

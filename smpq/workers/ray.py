@@ -24,6 +24,7 @@ _TIMEOUT_S = 5
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anyone
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of later versions; it is warned about otherwise
+    "RAY_worker_niceness": "0",  # 15 by default, so that anything else on the machine would go first
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # notes on dead workers, which would go to standard output
 }
 
