@@ -16,25 +16,21 @@ from torch.utils import _pytree as pytree
 from calib.data import per_sample, training_batches
 from calib.errors import UserError
 from calib.fold import Folded
-from calib.formats import FP16
 from calib.graph import TracedModel
-from calib.quantizer import ActivationQuantizer, QuantizedWeight
+from calib.quantizer import QuantizedWeight
 from calib.task import Batch, Task
 from calib.units import Unit
 from smpq.finetuned import FineTuned, Judged
-from smpq.lsq import FixedActivation, HalfWeight, LearnedActivation, LearnedWeight, TrainedQuantizer
 from smpq.plan import QuantPlan
 from smpq.trainable import TrainableGraph
+from smpq.trainable_plan import STARTS, attach_plan
 from smpq.value import divergence
 
-STARTS = ("nearby", "rounded", "float")
 _WARM_UP = 0.3
 _FIRST_SHARE = 1 / 25
 _MOMENTUM = 0.9
 _STATISTICS_SAMPLES = 8192
 _REPORT_EVERY = 20
-_MARGIN = 0.45
-"""How far from its integer, in steps, a weight may start: 0.5 would let the first gradient turn it over."""
 
 
 @dataclass(frozen=True)
@@ -137,63 +133,6 @@ def finetune(
     )
 
 
-Activation = FixedActivation | LearnedActivation
-
-
-def attach_plan(
-    graph: TrainableGraph, plan: QuantPlan, learn_activations: bool | None = None, start: str = "nearby"
-) -> dict[tuple[str, int], Activation]:
-    """Put the quantisers of a plan on a graph, and its weights where they start; returns those of activations by (tensor, bits)."""
-    weights: dict[str, TrainedQuantizer] = {}
-    for unit in graph.units:
-        if unit.path in plan.weights:
-            weights[unit.path] = _start_weight(graph, unit, plan.weights[unit.path], start)
-        elif plan.formats[unit.path] == FP16:
-            weights[unit.path] = HalfWeight()
-    shared: dict[int, Activation] = {}
-    sources: dict[str, TrainedQuantizer] = {}
-    edges: dict[tuple[str, str], TrainedQuantizer] = {}
-    named: dict[tuple[str, int], Activation] = {}
-    on_grid: dict[str, int] = {}
-    for entry in plan.tensors:
-        # one grid that several tensors are on (behind a slice, a pad) is one object of the plan, and one step to learn
-        key = id(entry.quantizer)
-        module = shared.setdefault(key, _activation(entry.quantizer, learn_activations))
-        named[entry.tensor, entry.quantizer.bits] = module
-        if entry.consumers is not None:
-            edges.update({(entry.tensor, consumer): module for consumer in entry.consumers})
-            continue
-        on_grid[entry.tensor] = key
-        moved = [argument.name for argument in graph.traced.producer(entry.tensor).all_input_nodes]
-        if not any(on_grid.get(name) == key for name in moved):
-            sources[entry.tensor] = module
-    graph.attach(weights, sources, edges)
-    return named
-
-
-def _activation(quantizer: ActivationQuantizer, learn: bool | None) -> Activation:
-    return LearnedActivation(quantizer) if (quantizer.bits < 8 if learn is None else learn) else FixedActivation(quantizer)
-
-
-def _start_weight(graph: TrainableGraph, unit: Unit, calibrated: QuantizedWeight, start: str) -> LearnedWeight:
-    """Unfold the calibrated steps, and place the weight by the calibrated integers."""
-    factor = graph.factor(unit.path)
-    step = calibrated.scale / factor.reshape(-1, *[1] * (calibrated.scale.dim() - 1))
-    quantizer = LearnedWeight(step, calibrated.bits, calibrated.block)
-    if start != "float":
-        leaf = graph.weights[unit.path]
-        spread = quantizer.spread(leaf)
-        integers = calibrated.integers.float()
-        margin = _MARGIN if start == "nearby" else 0.0
-        with torch.no_grad():
-            scaled = leaf / spread
-            low, high = quantizer.limits
-            lowest = torch.where(integers == low, torch.minimum(scaled, integers), integers - margin)
-            highest = torch.where(integers == high, torch.maximum(scaled, integers), integers + margin)
-            leaf.copy_((scaled if start == "nearby" else integers).clamp(lowest, highest) * spread)
-    return quantizer
-
-
 def _train(
     graph: TrainableGraph, task: Task, settings: FineTuneSettings, report: Callable[[Progress], None]
 ) -> list[dict[str, float]]:
@@ -245,12 +184,31 @@ def _loss(graph: TrainableGraph, task: Task, batch: Batch, settings: FineTuneSet
     output = graph.run(batch.inputs)
     total = torch.zeros(())
     if settings.labels:
-        total = total + settings.labels * task.loss(output, batch.target).mean()
+        total = total + settings.labels * _task_loss(task, output, batch).mean()
     if settings.distillation:
         taught = _cooled(graph.reference(batch.inputs), settings.temperature)
         apart = getattr(task, "divergence", divergence)(_cooled(output, settings.temperature), taught)
         total = total + settings.distillation * apart.mean()
     return total
+
+
+def _task_loss(task: Task, output: Any, batch: Batch) -> Tensor:
+    """Return the task's loss `[n]` as it comes, since it is trained on; UserError when it fails or has no gradient."""
+    try:
+        values = task.loss(output, batch.target)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the task's loss() failed: {type(error).__name__}: {error}") from error
+    count = len(batch.inputs[0])
+    if not isinstance(values, Tensor) or values.shape != (count,):
+        found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(f"the task's loss() must return one value per sample, [{count}], not {found}")
+    if not values.requires_grad:
+        raise UserError(
+            "the task's loss() has no gradient: compute it with torch operations on the output, without no_grad or detach"
+        )
+    return values
 
 
 def _cooled(output: Any, temperature: float) -> Any:

@@ -152,6 +152,34 @@ def test_wrong_training_data(given, task, message):
         finetune(subject, given.batches, FineTuneSettings(steps=3))
 
 
+class Detached(Task):
+    def loss(self, output, target):
+        return super().loss(output.detach(), target)
+
+
+class Averaged(Task):
+    def loss(self, output, target):
+        return super().loss(output, target).mean()
+
+
+class Failing(Task):
+    def loss(self, output, target):
+        raise KeyError("labels")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Detached(), r"loss\(\) has no gradient"),
+        (Averaged(), r"one value per sample, \[32\], not \[\]"),
+        (Failing(), r"loss\(\) failed: KeyError: 'labels'"),
+    ],
+)
+def test_wrong_losses(given, task, message):
+    with pytest.raises(UserError, match=message):
+        finetune(given.subject("w2a8", task), given.batches, FineTuneSettings(steps=3))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -1,33 +1,21 @@
 import copy
 
-import pytest
 import torch
 from torch import nn
 
 from calib.fold import fold_batchnorm
 from calib.graph import TracedModel
 from calib.units import find_units
-from smpq.finetune import STARTS, attach_plan
 from smpq.lsq import LearnedActivation, LearnedWeight
-from smpq.plan import Rules
 from smpq.trainable import TrainableGraph
+from smpq.trainable_plan import attach_plan
 from tests.smpq.tunable import batch_of, network, tunable
-
-RULES = [
-    Rules("affine"),
-    Rules("affine", outputs=True),
-    Rules("symmetric", skips=True),
-]
-
-
-def graph_of(given):
-    return TrainableGraph(given.traced, given.units, given.original, given.folded)
 
 
 def test_without_quantisers_it_is_the_folded_model():
     given = tunable()
     assert {pair.layer for pair in given.folded} == {"stem", "deep", "hidden"}
-    graph = graph_of(given).eval()
+    graph = given.graph().eval()
     before = {name: tensor.clone() for name, tensor in given.original.state_dict().items()}
     inputs = batch_of(5).inputs
     expected = given.traced.run(inputs)
@@ -42,7 +30,7 @@ def test_without_quantisers_it_is_the_folded_model():
 
 def test_in_training_mode_it_is_the_original_model_in_training_mode():
     given = tunable()
-    graph = graph_of(given).train()
+    graph = given.graph().train()
     model = network().train()
     model.last_norm.eval()  # it did not fold, and what does not fold stays as it was traced
     inputs = batch_of(5).inputs
@@ -56,7 +44,7 @@ def test_in_training_mode_it_is_the_original_model_in_training_mode():
 
 def test_folding_gives_back_what_it_computes():
     given = tunable()
-    graph = graph_of(given)
+    graph = given.graph()
     torch.manual_seed(0)
     optimizer = torch.optim.SGD([p for group in vars(graph.groups()).values() for p in group], 0.01)
     for seed in range(5):
@@ -75,48 +63,9 @@ def test_folding_gives_back_what_it_computes():
         assert not torch.allclose(model(*inputs), given.traced.run(inputs), atol=0.01), "training changed nothing"
 
 
-@pytest.mark.parametrize("rules", RULES, ids=["inputs", "outputs", "skips"])
-@pytest.mark.parametrize("start", STARTS)
-def test_a_plan_is_carried_out_as_the_search_does(rules, start):
-    given = tunable(rules)
-    for texts in ({"default": "w8a8"}, {"default": "w3a8", "deep": "w4a4", "plain": "fp32", "head": "w4a16b2"}):
-        plan = given.fake.plan(given.formats(**texts))
-        graph = graph_of(given).eval()
-        attach_plan(graph, plan, start=start)
-        inputs = batch_of(5).inputs
-        expected = given.traced.run(inputs, given.fake.edits(plan))
-        with torch.no_grad():
-            actual = graph.run(inputs)
-        quantized = {path: graph.quantized(path) for path in plan.weights}
-        if start == "float":
-            assert any(not torch.equal(quantized[path].integers, plan.weights[path].integers) for path in quantized)
-            continue
-        for path, weight in quantized.items():
-            # a channel of zeros has any step
-            assert torch.equal(weight.integers, plan.weights[path].integers), path
-            torch.testing.assert_close(weight.scale, plan.weights[path].scale)
-        # a value on the edge of a step may fall to the other side of it
-        assert (actual - expected).abs().mean() < 0.02 * expected.abs().mean()
-
-
-def test_nearby_weights_are_nearer_to_the_float_ones():
-    given = tunable()
-    plan = given.fake.plan(given.formats("w2a8"))
-    distance = {}
-    for start in STARTS:
-        graph = graph_of(given)
-        float_weights = {path: weight.detach().clone() for path, weight in graph.weights.items()}
-        attach_plan(graph, plan, start=start)
-        distance[start] = sum(
-            float((graph.weights[path].detach() - weight).square().sum()) for path, weight in float_weights.items()
-        )
-    assert distance["float"] == 0
-    assert 0 < distance["nearby"] < distance["rounded"]
-
-
 def test_every_parameter_is_in_one_group_and_has_a_gradient():
     given = tunable()
-    graph = graph_of(given)
+    graph = given.graph()
     attach_plan(graph, given.fake.plan(given.formats("w4a4")))
     groups = graph.groups()
     parameters = [*groups.weights, *groups.others, *groups.quantizers]
@@ -129,19 +78,9 @@ def test_every_parameter_is_in_one_group_and_has_a_gradient():
     assert {id(p) for p in groups.quantizers} == {id(p) for p in steps}
 
 
-def test_a_grid_that_moves_along_with_its_tensor_is_one_step():
-    given = tunable(Rules("affine", outputs=True))
-    plan = given.fake.plan(given.formats("w8a8"))
-    graph = graph_of(given)
-    named = attach_plan(graph, plan, learn_activations=True)
-    pooled = next(name for name, _ in named if "max_pool" in name)
-    (source,) = [node.name for node in given.traced.producer(pooled).all_input_nodes]
-    assert named[pooled, 8] is named[source, 8]
-
-
 def test_statistics_are_averages_over_the_batches():
     given = tunable()
-    graph = graph_of(given).eval()
+    graph = given.graph().eval()
     batches = [batch_of(seed).inputs for seed in range(3)]
     before = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
     graph.estimate_statistics(batches)

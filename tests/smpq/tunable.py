@@ -20,6 +20,7 @@ from calib.units import Unit, find_units
 from smpq.finetune import Subject
 from smpq.plan import Rules
 from smpq.quantize import FakeQuantizer
+from smpq.trainable import TrainableGraph
 
 
 class Normed(nn.Module):
@@ -124,6 +125,9 @@ class Tunable:
 
     def formats(self, default: str, **others: str) -> dict[str, Format]:
         return {unit.path: Format.from_text(others.get(unit.path, default)) for unit in self.units}
+
+    def graph(self) -> TrainableGraph:
+        return TrainableGraph(self.traced, self.units, self.original, self.folded)
 
     def subject(self, default: str, task: object = None, **others: str) -> Subject:
         plan = self.fake.plan(self.formats(default, **others))
