@@ -250,8 +250,8 @@ def train_supernet(
         complexity=complexity,
         game=GameSettings((contribution,)),
     )
-    prepared = open_run(out, progress, _settings(options))
-    _, state = supernet_stage(prepared, settings)
+    with open_run(out, progress, _settings(options)) as prepared:
+        _, state = supernet_stage(prepared, settings)
     found = state.contributions[contribution]
     line = f"supernet: {out / 'supernet.safetensors'} ({found.updates} estimates, {len(found.walks)} walks, {found.truncated} of them cut)"
     return prepared.run.read_json("supernet.json"), [line], 0

@@ -12,7 +12,7 @@ from deploy.report import write_html
 from deploy.run import Run, Settings
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
-from deploy.stages.supernet import GAME, check_method, score_by_supernet
+from deploy.stages.supernet import GAME, check_method, check_scores, score_by_supernet
 from deploy.summary import write_report
 from smpq.budget import Budget
 from smpq.finetune import FineTuneSettings
@@ -55,6 +55,7 @@ def run_all(
     With the methods `smpq` and `dmpq` the scores come from a supernet, which is trained first.
     """
     budget = Budget.from_text(budget_text)
+    check_method(method, budget)
     with open_run(path, progress, settings, resources) as prepared:
         return _run_stages(prepared, budget, tuning, method)
 
@@ -62,7 +63,7 @@ def run_all(
 def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | None, method: str) -> dict[str, Any]:
     settings, progress = prepared.settings, prepared.progress
     limit = budget.limit("latency")
-    check_method(prepared, method, budget)
+    check_scores(prepared, method)
     if tuning is not None:
         check_trainable(prepared)
     if method != GAME:

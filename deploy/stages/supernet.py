@@ -60,27 +60,31 @@ def score_by_supernet(prepared: Prepared, method: str) -> Scores:
 
     UserError when the run has scores of another method.
     """
-    check_method(prepared, method)
+    check_scores(prepared, method)
     scores = supernet_scores(method, *train_supernet(prepared))
     prepared.run.write_json("scores.json", scores.to_json())
     return scores
 
 
-def check_method(prepared: Prepared, method: str, budget: Budget | None = None) -> None:
-    """Raise UserError for an unknown method, one that another one's scores stand in the way of, or that has no answer to the budget."""
+def check_method(method: str, budget: Budget) -> None:
+    """Raise UserError for an unknown method, or one that has no answer to the budget."""
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    if method != GAME and budget.limit("latency") is not None:
+        raise UserError(
+            f"--method {method} chooses by the supernet's scores alone, without engines: give a budget on size, avg_bits or bops, or use "
+            f"--method {GAME}"
+        )
+
+
+def check_scores(prepared: Prepared, method: str) -> None:
+    """Raise UserError when the run has scores of another method."""
     if prepared.run.has("scores.json"):
         estimator = str(prepared.run.read_json("scores.json", keys=["estimator"])["estimator"])
         found = next((name for name, said in ESTIMATORS.items() if said == estimator), GAME)
         if found != method:
             path = prepared.run.file("scores.json")
             raise UserError(f"{path} is of method {found}, now {method} is asked for: use another --out, or delete it")
-    if method != GAME and budget is not None and budget.limit("latency") is not None:
-        raise UserError(
-            f"--method {method} chooses by the supernet's scores alone, without engines: give a budget on size, avg_bits or bops, or use "
-            f"--method {GAME}"
-        )
 
 
 def _subject(prepared: Prepared) -> SupernetSubject:

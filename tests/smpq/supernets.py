@@ -55,6 +55,9 @@ class Task:
     name = "net"
     metric_name = "accuracy"
 
+    def __init__(self, data: object = None, weights: object = None) -> None:
+        pass
+
     def model(self) -> nn.Module:
         return network()
 

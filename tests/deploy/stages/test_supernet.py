@@ -1,0 +1,138 @@
+"""The paper's method as a stage: a supernet is trained once, chooses for any budget, and nothing of another method is taken for it."""
+
+import json
+
+import pytest
+
+from deploy.pipeline import open_run
+from deploy.progress import Progress
+from deploy.stages.supernet import RECORD, SUPERNET, train_supernet
+from smpq.supernet_training import SupernetSettings
+from tests.commands import assert_matches, contents, copy_of, done, refused
+
+TASK = (
+    "--task",
+    "tests.smpq.supernets:Task",
+    "--target",
+    "simulate",
+    "--rounding",
+    "nearest",
+    "--effort",
+    "fast",
+    "--samples",
+    "32",
+)
+FORMATS = ("--formats", "w2a8,w4a8,w4a4,fp32")
+SIZES = ("--epochs", "2", "--steps", "3", "--walks", "2", "--held-out", "32", "--gamma", "0")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    done("train-supernet", *TASK, *FORMATS, *SIZES, "--out", run, "--quiet")
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return copy_of(trained, tmp_path / "run")
+
+
+def read(run, name):
+    return json.loads((run / name).read_text())
+
+
+def test_the_record_says_what_was_learned(trained):
+    record = read(trained, RECORD)
+    assert len(record["history"]) == record["settings"]["epochs"] == 2
+    assert record["operations"] == 3 * (3 + 3)
+    assert record["shares"]["stem weight"].keys() == {"w2", "w4", "w32"}
+    assert sum(record["shares"]["stem weight"].values()) == pytest.approx(1)
+    assert record["contributions"]["metric"]["updates"] == 1
+    assert len(record["contributions"]["metric"]["operations"][0]["walks"]) == 2
+
+
+def test_a_finished_supernet_is_not_trained_again(run):
+    before = contents(run, without=["run.lock"])
+    done("train-supernet", *TASK, *FORMATS, *SIZES, "--out", run, "--quiet")
+    assert contents(run, without=["run.lock"])[SUPERNET] == before[SUPERNET]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "estimator"), [("smpq", "supernet Shapley"), ("dmpq", "supernet softmax")])
+def test_the_whole_job_by_the_supernet(run, method, estimator):
+    arguments = ("run", *TASK, *FORMATS, "--out", run, "--budget", "avg_bits=5", "--finetune", "1", "--quiet")
+    before = (run / SUPERNET).read_bytes()
+    done(*arguments, "--method", method)
+    assert (run / SUPERNET).read_bytes() == before
+    report, scores = read(run, "report.json"), read(run, "scores.json")
+    assert report["met"]
+    assert report["scores"]["estimator"] == scores["estimator"] == estimator
+    assert report["finetuning"] is not None
+    assert_matches("is of method", refused(*arguments, "--method", {"smpq": "dmpq", "dmpq": "smpq"}[method]))
+    assert_matches("is of method", refused(*arguments))
+    done("solve", run, "--budget", "avg_bits=32", "--quiet")
+    rows = scores["scores"]
+    reached = sum(rows[path][text]["value"] for path, text in read(run, "policy.json")["policy"].items())
+    assert reached == pytest.approx(sum(max(cell["value"] for cell in row.values()) for row in rows.values()))
+
+
+def test_it_goes_on_after_a_kill(trained, tmp_path):
+    class KilledError(Exception):
+        pass
+
+    class Stopping(Progress):
+        def say(self, text):
+            if "epoch 1 of" in text:
+                raise KilledError
+
+    again = tmp_path / "again"
+    settings = open_run(trained, Progress()).settings
+    with pytest.raises(KilledError), open_run(again, Stopping(), settings) as prepared:
+        train_supernet(prepared, SupernetSettings(epochs=2, steps=3, walks=2, samples=32, gamma=0.0))
+    assert len(read(again, RECORD)["history"]) == 1
+    with open_run(again, Progress()) as prepared:
+        train_supernet(prepared)
+    ours, theirs = read(again, RECORD), read(trained, RECORD)
+    assert ours["shares"] == theirs["shares"]
+    assert ours["contributions"] == theirs["contributions"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--epochs", "0"), "epochs of the supernet"),
+        (("--steps", "0"), "steps of the supernet"),
+        (("--walks", "1"), "at least 2 walks"),
+        (("--held-out", "0"), "samples of the supernet"),
+        (("--gamma", "1"), "gamma is a fraction"),
+        (("--complexity", "-1"), "complexity of the supernet"),
+        (("--contribution", "taste"), "unknown value 'taste'"),
+        (("--formats", "w4a8"), "more than one format"),
+    ],
+)
+def test_wrong_options(tmp_path, options, message):
+    out = tmp_path / "run"
+    formats = () if "--formats" in options else FORMATS
+    assert_matches(message, refused("train-supernet", *TASK, *formats, *options, "--out", out, "--quiet"))
+    assert not (out / SUPERNET).exists()
+
+
+def test_other_settings_than_the_supernet_was_trained_with(run):
+    assert_matches(
+        "walks=2, now 3",
+        refused("train-supernet", *TASK, *FORMATS, *SIZES[:4], "--walks", "3", *SIZES[6:], "--out", run, "--quiet"),
+    )
+
+
+def test_what_a_method_cannot_do(tmp_path):
+    out = tmp_path / "run"
+    start = ("run", *TASK, *FORMATS, "--out", out, "--quiet", "--budget")
+    assert_matches("unknown method 'nas'", refused(*start, "avg_bits=4", "--method", "nas"))
+    assert_matches("scores alone, without engines", refused(*start, "latency=0.5x", "--method", "smpq"))
+    assert not out.exists()
+    untrainable = ("tests.smpq.supernets:Untrainable", *TASK[2:])
+    assert_matches(
+        "no training data",
+        refused("run", "--task", *untrainable, *FORMATS, "--out", out, "--budget", "avg_bits=4", "--method", "smpq"),
+    )
