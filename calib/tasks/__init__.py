@@ -25,6 +25,7 @@ def register(name: str) -> Callable[[TaskFactory], TaskFactory]:
 
     1. write a class with the members of `calib.task.Task`: `name`, `metric_name`, `model()`, `calibration()`, `evaluation()`,
        `metric(output, target)` and `loss(output, target)`; `calib.tasks.digits` is a short one to copy;
+       `training(epoch)` besides (`calib.task.TrainableTask`) lets it be fine-tuned;
     2. write a function `(data: Path | None, weights: Path | None) -> Task`. It gets the paths of `--data` and `--weights`, and raises
        `UserError` with a message that says what to do when it cannot work with them;
     3. put `@register("my-task")` above that function and add `"my-task": "calib.tasks.my_task"` to `_MODULES`.
