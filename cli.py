@@ -290,8 +290,11 @@ def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, l
     default=None,
     help="also train the step sizes of activations  [default: of those below 8 bits]",
 )
+@click.option("--keep", default="end", show_default=True, help="end, or better: the start where calibration data like it better")
 @_output_options
-def finetune(run: Path, epochs: float, lr: float, learn_activations: bool | None, progress: Any) -> tuple[Any, list[str], int]:
+def finetune(
+    run: Path, epochs: float, lr: float, learn_activations: bool | None, keep: str, progress: Any
+) -> tuple[Any, list[str], int]:
     """Train the weights of policy.json in their formats: finetuned.safetensors, finetune.json. The task needs training data.
 
     From then on export, build, measure, verify and report use these weights, until policy.json is changed. Delete
@@ -302,7 +305,9 @@ def finetune(run: Path, epochs: float, lr: float, learn_activations: bool | None
     from deploy.stages import read_policy
     from smpq.finetune import FineTuneSettings
 
-    settings = FineTuneSettings(epochs=epochs, learning_rate=lr, step_learning_rate=lr / 10, learn_activations=learn_activations)
+    settings = FineTuneSettings(
+        epochs=epochs, learning_rate=lr, step_learning_rate=lr / 10, learn_activations=learn_activations, keep=keep
+    )
     prepared = open_run(run, progress)
     record = finetune_stage(prepared, read_policy(prepared), settings)
     before, after = record["before"], record["after"]

@@ -4,7 +4,7 @@ Usage: finetune_resnet20.py CIFAR10_DIR WEIGHTS [--rows uniform-2.0,2.25,2.5,a4-
 
 Every layer counts towards the average bits, the first and the last included. Policies come from one-at-a-time scores, the MILP and two rounds
 of marginals on 512 calibration images. The test images are used for the two figures of a row and for nothing else. A row that the record
-holds is not trained again when it was made with the same settings; `--keep` also stores the fine-tuned weights.
+holds is not trained again when it was made with the same settings, and its policy is not searched again; `--keep` also stores the fine-tuned weights.
 """
 
 import argparse
@@ -142,7 +142,9 @@ def main() -> None:
         settings = FineTuneSettings(epochs=arguments.epochs or ROWS[name][2])
         if any(old["name"] == name and old["settings"] == asdict(settings) for old in rows):
             continue
-        made = row(bench, name, settings, arguments.keep)
+        known = next((old for old in rows if old["name"] == name), None)
+        made = row(bench, name, settings, arguments.keep, known)
+        rows = json.loads(record.read_text())["rows"] if record.exists() else []  # others may have been added meanwhile
         rows = [*(old for old in rows if old["name"] != name), made]
         command = "python benchmarks/finetune_resnet20.py CIFAR10_DIR WEIGHTS"
         keep(NAME, command, [settings.seed], rows, float_top1=float_top1, threads=torch.get_num_threads())

@@ -89,6 +89,11 @@ def finetune(prepared: Prepared, policy: Policy, settings: FineTuneSettings) -> 
             "fine-tuning did not improve the policy on the calibration data, and changed nothing: "
             "try a smaller learning rate (--lr) or more epochs"
         )
+    elif found.after.value < found.before.value:
+        prepared.progress.warn(
+            f"on the calibration data the fine-tuned policy has a value of {found.after.value:.4g}, {found.before.value:.4g} before. That is "
+            "no verdict when the float model was trained on these data; smpq verify tells. Otherwise use --keep better"
+        )
     found.save(prepared.run.file(FINE_TUNED))
     record = _record(found, sha256(prepared.run.file(FINE_TUNED)))
     prepared.run.write_json(RECORD, record)

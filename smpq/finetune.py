@@ -31,6 +31,7 @@ _FIRST_SHARE = 1 / 25
 _MOMENTUM = 0.9
 _STATISTICS_SAMPLES = 8192
 _REPORT_EVERY = 20
+KEEPS = ("end", "better")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class FineTuneSettings:
     in a half cosine. The loss is the task's mean loss times `labels`, plus `distillation` times the KL divergence of the float model at
     `temperature`. `learn_activations` trains the steps of activations as well; None does so for those of fewer than 8 bits. `start`
     says where weights begin: "nearby" as close to the float weight as the calibrated integer allows, "rounded" at that integer, "float".
-    `value` judges on calibration data as the search does: kl, loss or metric. A seed gives another order of the training data.
+    `value` judges on calibration data as the search does: kl, loss or metric. `keep` "end" keeps what training ends with; "better"
+    keeps the start where calibration data like it better, which is fair only if the float model has not been trained on them: it knows
+    those by heart, and the start with it. A seed gives another order of the training data.
     """
 
     epochs: float = 4.0
@@ -55,6 +58,7 @@ class FineTuneSettings:
     learn_activations: bool | None = None
     start: str = "nearby"
     value: str = "kl"
+    keep: str = "end"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class FineTuneSettings:
             raise UserError("the fine-tuning needs labels or distillation: both weights are 0")
         if self.start not in STARTS:
             raise UserError(f"unknown start {self.start!r} of the fine-tuning: choose one of {', '.join(STARTS)}")
+        if self.keep not in KEEPS:
+            raise UserError(f"the fine-tuning keeps {' or '.join(KEEPS)}, not {self.keep!r}")
         if self.seed < 0:
             raise UserError(f"the seed of the fine-tuning must be 0 or more, not {self.seed}")
 
@@ -104,7 +110,7 @@ def finetune(
 ) -> FineTuned:
     """Train the plan's weights on the task's training data; `batches` are calibration data, which judge start and end.
 
-    The better of the two is kept. UserError when the task has no training data, and when the loss is not a number any more.
+    What training ends with is kept, or with `settings.keep` "better" what it started from where that is better. UserError when the task has no training data, and when the loss is not a number any more.
     """
     started = time.monotonic()
     graph = TrainableGraph(subject.traced, subject.units, subject.original, subject.folded)
@@ -115,7 +121,7 @@ def finetune(
     history = _train(graph, subject.task, settings, report)
     graph.estimate_statistics(_some_inputs(subject.task, graph, settings.seed))
     after, kept = judge(), "end"
-    if not after.value >= before.value:
+    if settings.keep == "better" and not after.value >= before.value:
         graph.load_state_dict(start)
         after, kept = before, "start"
     return FineTuned(

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,9 +100,10 @@ def test_learned_activations_have_other_steps_and_fixed_ones_do_not(given, subje
         assert all(grid.zero_point == calibrated[name].zero_point for name, grid in tuned.quantizers.items())
 
 
-def test_what_does_not_help_is_not_kept(given, subject):
+def test_what_does_not_help_is_kept_only_if_asked_for(given, subject):
     far_off = FineTuneSettings(steps=3, learning_rate=20.0)
-    tuned = finetune(subject, given.batches, far_off)
+    assert finetune(subject, given.batches, far_off).kept == "end"
+    tuned = finetune(subject, given.batches, replace(far_off, keep="better"))
     assert tuned.kept == "start"
     assert tuned.after == tuned.before
     for path, weight in tuned.weights.items():
