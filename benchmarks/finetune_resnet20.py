@@ -86,11 +86,15 @@ class Bench:
         return choice.policy.by_unit(groups)
 
 
-def row(bench: Bench, name: str, settings: FineTuneSettings, directory: Path | None) -> dict:
+def row(bench: Bench, name: str, settings: FineTuneSettings, directory: Path | None, known: dict | None) -> dict:
     activation_bits, limit, _ = ROWS[name]
     start = time.monotonic()
-    policy = bench.policy(activation_bits, limit)
-    search_seconds = time.monotonic() - start
+    if known is None:
+        policy = bench.policy(activation_bits, limit)
+        search_seconds = time.monotonic() - start
+    else:
+        policy = {path: Format.from_text(text) for path, text in known["policy"].items()}
+        search_seconds = known["search_seconds"]
     bits = sum(unit.parameters * policy[unit.path].weight_bits for unit in bench.units)
     average = bits / sum(unit.parameters for unit in bench.units)
     before = bench.top1(bench.fake, policy)
