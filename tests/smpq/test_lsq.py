@@ -49,7 +49,9 @@ def test_the_integers_are_those_of_the_forward_pass_and_survive_a_factor():
     assert blocks.block == 2
 
 
-@pytest.mark.parametrize("quantizer", [ActivationQuantizer(8, 0.03125, 17, signed=False), ActivationQuantizer(4, 0.25, 0, signed=True)])
+@pytest.mark.parametrize(
+    "quantizer", [ActivationQuantizer(8, 0.03125, 17, signed=False), ActivationQuantizer(4, 0.25, 0, signed=True)]
+)
 def test_activations_are_rounded_as_the_engine_does(quantizer):
     torch.manual_seed(0)
     x = torch.randn(8, 3, 5, 5) * 3
