@@ -1,0 +1,67 @@
+"""`smpq run` killed with SIGKILL and started again; benchmarks/kill_resume.py does it at random moments and with a larger task."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.commands import TINY
+from tests.conftest import ROOT
+
+COMMAND = [
+    "run", *TINY[:2], "--evaluations", "60", "--samples", "16", "--target", "simulate", "--formats", "w2a8,w3a8,w4a8,w8a8,w4a16,w8a16,fp32",
+    "--budget", "avg_bits=4",
+]  # fmt: skip
+
+
+def rows(run):
+    """What the journal holds, in the order in which it was written."""
+    if not (run / "journal.sqlite").exists():
+        return []
+    database = sqlite3.connect(run / "journal.sqlite")
+    try:
+        return database.execute("SELECT rowid, policy, value FROM evaluations ORDER BY rowid").fetchall()
+    except sqlite3.OperationalError:  # the table, or the right to write, is not there yet
+        return []
+    finally:
+        database.close()
+
+
+def start(run, *options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-m", "cli", *COMMAND, "--out", str(run), *options]
+    return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode in {0, 1}, errors
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    finish(start(whole))
+    expected = rows(whole)
+    assert len(expected) > 60
+    survivors = []
+    for known, options in ((1, ("--workers", "2")), (50, ())):
+        process = start(run, *options)
+        while len(rows(run)) < known:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        survivors.append(rows(run))
+    finish(start(run))
+    found = rows(run)
+    assert [row[0] for row in found] == list(range(1, len(found) + 1)), "a row that was replaced would have a new number"
+    assert {row[1:] for row in found} == {row[1:] for row in expected}
+    assert all(found[: len(known)] == known for known in survivors)
+    assert len(survivors[0]) < len(expected)
+    for name in ("scores.json", "policy.json"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
