@@ -208,12 +208,13 @@ def summary(rows: list[dict]) -> dict:
                 for measure in measures:
                     values = [row["correlations"][kind][part][drop][measure] for row in rows]
                     found["correlations"][f"{kind} | {part} | {drop} | {measure}"] = interval(values)
-    names = list(rows[0]["policies"])
+    tuned = [row for row in rows if row["policies"]]
+    names = list(tuned[0]["policies"])
     for name in names:
-        found["top1"][name] = interval([row["policies"][name]["top1"] for row in rows])
+        found["top1"][name] = interval([row["policies"][name]["top1"] for row in tuned])
     for name in names:
         for other in names[: names.index(name)]:
-            apart = [row["policies"][name]["top1"] - row["policies"][other]["top1"] for row in rows]
+            apart = [row["policies"][name]["top1"] - row["policies"][other]["top1"] for row in tuned]
             found["differences"][f"{name} - {other}"] = interval(apart)
     return found
 
