@@ -147,8 +147,8 @@ def test_stages_before_their_time(tmp_path):
 def test_files_of_an_earlier_policy_are_not_taken_for_this_one(run):
     edit_policy(run, lambda policy: policy.update({"first": "fp32", "second": "fp32", "head": "fp32"}))
     before = contents(run)
-    assert "is not of the policy in policy.json: use smpq export first" in refused("build", run)
-    assert "is not of the policy in policy.json: use smpq export first" in refused("verify", run)
+    assert "is not of the policy in policy.json and its fine-tuning: use smpq export first" in refused("build", run)
+    assert "is not of the policy in policy.json and its fine-tuning: use smpq export first" in refused("verify", run)
     assert "use smpq export and smpq build first" in refused("measure", run)
     assert contents(run) == before
     for command in ("export", "build", "verify"):
