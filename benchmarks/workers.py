@@ -29,6 +29,7 @@ from calib.calibrate import Calibration, CalibrationSettings
 from calib.fold import fold_batchnorm
 from calib.formats import FP32, formats_from_text
 from calib.graph import TracedModel
+from calib.task import Batch
 from calib.tasks import load_task
 from calib.units import find_units
 from smpq.evaluate import Evaluator
@@ -44,6 +45,10 @@ from smpq.workers.ray import RayHands
 
 IMAGES, BATCH, IMAGES_OF_KILLS = 512, 128, 64
 SEED = 0
+
+
+def part(batch: Batch, images: int) -> Batch:
+    return Batch((batch.inputs[0][:images],), batch.target[:images])
 
 
 def timed(computes: dict, space: Space, rounds: int) -> list[dict]:
@@ -99,10 +104,11 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--images", type=int, default=IMAGES, help="fewer are a test of this script, and are not recorded")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = load_task("cifar10-resnet20", options.data, options.weights)
-    batches = list(task.calibration())[: IMAGES // BATCH]
+    batches = [part(batch, options.images) for batch in list(task.calibration())[: max(options.images // BATCH, 1)]]
     folded, _ = fold_batchnorm(task.model(), batches[0].inputs)
     traced = TracedModel(folded, tuple(t[:2] for t in batches[0].inputs))
     units, _ = find_units(traced)
@@ -124,12 +130,15 @@ def main() -> None:
         list(compute(first))
     print("started", file=sys.stderr, flush=True)
     rows = timed(computes, space, options.rounds)
-    small = PolicyValue(fake, space, task, [type(batches[0])((batches[0].inputs[0][:IMAGES_OF_KILLS],), batches[0].target[:IMAGES_OF_KILLS])])  # fmt: skip
+    small = PolicyValue(fake, space, task, [part(batches[0], IMAGES_OF_KILLS)])
     kills = killed({name: crews[name] for name in ("local_2", "ray_2")}, small, space, options.kills)
     for crew in (*crews.values(), cluster):
         crew.close()
     rate = {name: sum(row["policies"] for row in rows) / sum(row[f"{name}_s"] for row in rows) for name in computes}
     ratios = {kind: statistics.median(row[f"{kind}_ratio"] for row in rows) for kind in ("local", "ray")}
+    if options.images != IMAGES:
+        print(rate, ratios)
+        return
     keep(
         "workers", f"python benchmarks/workers.py CIFAR10_DIR WEIGHTS --rounds {options.rounds} --kills {options.kills}", [SEED], rows,
         evaluations_per_second=rate, median_ratio_of_two_workers_to_one=ratios,
