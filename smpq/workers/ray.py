@@ -137,7 +137,7 @@ def _connect(ray: Any, address: str, count: int | None) -> None:
         else:
             _check_answers(address)
             ray.init(address=address, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # ray raises many types, plain ones when a cluster does not come up in time
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"--ray {address}: {reason}; use local, auto, host:port or ray://host:port") from error
 
