@@ -115,16 +115,21 @@ def _resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--ray", "address", help="evaluate on a Ray cluster: local (one on this machine), auto, host:port or ray://host:port"
     )
     @click.option(
-        "--device", default="auto", show_default=True, help="what evaluates: auto (a GPU if there is one), cpu, cuda, cuda:N"
+        "--torch-device",
+        default="auto",
+        show_default=True,
+        help="where PyTorch evaluates: auto (a GPU if there is one), cpu, cuda, cuda:N",
     )
     @click.option("--memory-limit", type=float, metavar="MB", help="memory that the activations of one evaluation may take")
     @wraps(command)
     def wrapped(
-        *args: Any, workers: int | None, address: str | None, device: str, memory_limit: float | None, **kwargs: Any
+        *args: Any, workers: int | None, address: str | None, torch_device: str, memory_limit: float | None, **kwargs: Any
     ) -> tuple[Any, list[str], int]:
         from smpq.workers.resources import Resources
 
-        result: tuple[Any, list[str], int] = command(*args, resources=Resources(workers, address, memory_limit, device), **kwargs)
+        result: tuple[Any, list[str], int] = command(
+            *args, resources=Resources(workers, address, memory_limit, torch_device), **kwargs
+        )
         return result
 
     return wrapped

@@ -37,9 +37,9 @@ class Resources:
             raise UserError(f"--memory-limit is a number of MB above 0, not {self.memory_limit_mb}")
 
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UserError(f"--device is auto, cpu, cuda or cuda:N, not {self.device!r}")
+            raise UserError(f"--torch-device is auto, cpu, cuda or cuda:N, not {self.device!r}")
         if self.device.startswith("cuda") and self.ray is None and not torch.cuda.is_available():
-            raise UserError("torch sees no CUDA device here: use --device cpu, or install a build of torch for CUDA")
+            raise UserError("torch sees no CUDA device here: use --torch-device cpu, or install a build of torch for CUDA")
 
     @property
     def evaluates_on(self) -> str:

@@ -90,7 +90,7 @@ def unpack(payload: bytes) -> PolicyValue:
     """Return the value function of `pack`, on its device; UserError when its task cannot be imported or the device is not here."""
     places, device, written = _loaded(payload)
     if device != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"there is no CUDA device where {device} is asked for: use --device cpu")
+        raise UserError(f"there is no CUDA device where {device} is asked for: use --torch-device cpu")
     sys.path += [place for place in places if place not in sys.path]
     try:
         value: PolicyValue = _loaded(written, device)

@@ -19,7 +19,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ({"workers": 0}, "--workers"),
         ({"memory_limit_mb": 0.0}, "--memory-limit"),
         ({"ray": " "}, "--ray"),
-        ({"device": "tpu"}, "--device"),
+        ({"device": "tpu"}, "--torch-device"),
     ],
 )
 def test_wrong_resources_are_user_errors(options, said):
@@ -30,7 +30,7 @@ def test_wrong_resources_are_user_errors(options, said):
 @NO_GPU
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_a_user_error():
     assert Resources().evaluates_on == "cpu"
-    with pytest.raises(UserError, match="no CUDA device here: use --device cpu"):
+    with pytest.raises(UserError, match="no CUDA device here: use --torch-device cpu"):
         Resources(device="cuda")
     assert Resources(device="cuda", ray="auto").evaluates_on == "cuda", "the cluster may have what this machine lacks"
 
