@@ -53,7 +53,7 @@ class Kernel:
 def engine_names(target: Target) -> Names:
     """Return the names of a target's files."""
     model = f"model.{target.name}.onnx"
-    if target.family.startswith("tensorrt"):
+    if target.runtime != "onnxruntime":
         capabilities = target.compute_capabilities or ("",)
         middle = {capability: f".{capability}" if capability else "" for capability in capabilities}
         return Names(
@@ -77,7 +77,7 @@ class Engines:
 
         Returns the build records by file name, and what each unit became. UserError when the runtime refuses a model, with its reason.
         """
-        if self._prepared.target.family.startswith("tensorrt"):
+        if self._prepared.target.runtime != "onnxruntime":
             return self._build_plans(policy)
         return self._build_sessions(policy)
 
@@ -149,7 +149,7 @@ class Engines:
 
     def _build_sessions(self, policy: Policy) -> tuple[dict[str, Any], list[Kernel]]:
         prepared, run = self._prepared, self._prepared.run
-        exact = prepared.target.family == "simulate"
+        exact = prepared.target.lowering == "simulate"
         engine, float_engine = run.file(self._names.engines[""]), run.file(self._names.float_engines[""])
         records = {
             engine.name: _built(ort_backend.build_engine(run.file(self._names.model), engine, exact=exact), "the engine"),
@@ -163,7 +163,7 @@ class Engines:
 
     def _build_plans(self, policy: Policy) -> tuple[dict[str, Any], list[Kernel]]:
         prepared, run = self._prepared, self._prepared.run
-        runtime = prepared.target.family
+        runtime = prepared.target.runtime
         float_model = run.file(f"model.float.{prepared.target.name}.onnx")
         reference = prepared.space.uniform(prepared.space.reference)
         lower(

@@ -50,26 +50,26 @@ class LoweringReport:
 def lower(float_model: Path, plan: QuantPlan, units: Sequence[Unit], target: Target, out: Path, batch: int = 1) -> LoweringReport:
     """Write the model of `plan` for `target` to `out`.
 
-    1. ONNX Runtime: weights behind DequantizeLinear, activations between QuantizeLinear and DequantizeLinear, int32 biases of
+    1. `onnxruntime`: weights behind DequantizeLinear, activations between QuantizeLinear and DequantizeLinear, int32 biases of
        convolutions; linear layers with integer weights as MatMul and Add. The batch stays dynamic.
     2. `simulate`: float biases, so that the file computes what the fake-quantised model does; only weight-only layers as MatMul and Add.
-    3. TensorRT: float biases, half precision for everything that is float, and `batch` samples in every batch.
+    3. `tensorrt`: float biases, and `batch` samples in every batch.
+    4. A target whose float format is fp16: half precision for everything that is float.
 
     Raises UserError when `float_model` cannot be read or does not run with `batch`.
     """
     model = load_model(float_model)
     changes: dict[str, int] = {}
-    tensorrt = target.family.startswith("tensorrt")
-    if tensorrt:
+    if target.lowering == "tensorrt":
         changes["fix_batch"] = fix_batch(model, batch)
-    ort_cpu = target.family == "ort-cpu"
-    changes["split_gemm"] = split_gemm(model, plan, units, integer_inputs=ort_cpu)
-    changes["quantize_weights"] = quantize_weights(model, plan, units, _COPY_FROM_BITS if ort_cpu else None)
+    onnxruntime = target.lowering == "onnxruntime"
+    changes["split_gemm"] = split_gemm(model, plan, units, integer_inputs=onnxruntime)
+    changes["quantize_weights"] = quantize_weights(model, plan, units, _COPY_FROM_BITS if onnxruntime else None)
     tensors = quantize_tensors(model, plan, units)
     changes["quantize_tensors"] = tensors.inserted
-    if ort_cpu:
+    if onnxruntime:
         changes["quantize_biases"] = quantize_biases(model, plan, units)
-    if tensorrt and target.reference == FP16:
+    if target.reference == FP16:
         changes["convert_to_fp16"] = convert_to_fp16(model, plan, units)
     save_model(model, out)
     return LoweringReport(target.name, changes, tensors.merged, size_bytes(out), sha256(out))

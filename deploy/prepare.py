@@ -92,7 +92,7 @@ class Prepared:
         with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
             calibration.prepare(units, formats, advance)
         self._keep_digest(calibration)
-        integer_bias = self.target.family == "ort-cpu"
+        integer_bias = self.target.lowering == "onnxruntime"
         rules = Rules(self.target.activation_scheme, self.target.quantize_outputs, self.target.quantize_skips, integer_bias)
         return FakeQuantizer(self.traced, units, calibration, rules)
 

@@ -81,7 +81,7 @@ def _latency(prepared: Prepared, policy: Policy) -> tuple[dict[str, Any] | None,
     if not prepared.target.measurable:
         return None, (
             "simulate has no engine to time"
-            if prepared.target.family == "simulate"
+            if prepared.target.lowering == "simulate"
             else "latency was not measured: timing a TensorRT plan needs an NVIDIA GPU"
         )
     if not run.has("latency.json"):

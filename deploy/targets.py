@@ -15,6 +15,8 @@ from calib.formats import Format
 
 Status = Literal["native", "dequantized", "refused"]
 ActivationScheme = Literal["affine", "symmetric"]
+Lowering = Literal["onnxruntime", "tensorrt", "simulate"]
+Runtime = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 SCHEMA_VERSION = 1
 TARGET_NAMES = ("ort-cpu", "tensorrt", "tensorrt-rtx", "simulate")
@@ -30,7 +32,8 @@ _FOUR_BITS = 4
 class Target:
     """A device and runtime.
 
-    1. `family` names the capability table.
+    1. `family` names the capability table, `runtime` the library that builds and loads the engine, and `lowering` the form of the
+       ONNX file that it wants (`deploy.lower`).
     2. `reference` is the float format of the engine that everything is compared with, and of what stays float in a mixed engine.
     3. `activation_scheme`: `affine` is uint8 with a zero point, `symmetric` is int8 with zero point 0.
     4. `quantize_outputs`: an integer layer also writes an integer tensor, or its kernel is not used.
@@ -41,6 +44,8 @@ class Target:
 
     name: str
     family: str
+    runtime: Runtime
+    lowering: Lowering
     reference: Format
     activation_scheme: ActivationScheme
     quantize_outputs: bool
@@ -228,6 +233,8 @@ def _table(family: str) -> _Table:
     target = Target(
         name=described["name"],
         family=family,
+        runtime=cast("Runtime", described["runtime"]),
+        lowering=cast("Lowering", described["lowering"]),
         reference=Format.from_text(described["reference"]),
         activation_scheme=cast("ActivationScheme", described["activation_scheme"]),
         quantize_outputs=described["quantize_outputs"],

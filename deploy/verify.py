@@ -112,7 +112,7 @@ def _runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, R
         runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
     else:
         runners["onnx"] = _engine_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
-    if prepared.target.family.startswith("tensorrt"):
+    if prepared.target.runtime != "onnxruntime":
         runners["engine"] = "running a TensorRT plan needs an NVIDIA GPU; copy the run to one and use smpq verify there"
     else:
         engine = run.file(names.engines[""])
