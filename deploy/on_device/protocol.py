@@ -1,0 +1,173 @@
+"""Time whole engines against each other: interleaved rounds, one clock, an interval on every ratio."""
+
+from __future__ import annotations
+
+import typing
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from deploy.on_device.state import machine
+
+_MEASUREMENT_SCHEMA = 2
+_WARM_UP_CALLS = 3
+_RESAMPLES = 2000
+_CONFIDENCE = 0.95
+
+
+class Timed(typing.Protocol):
+    """What a measurement needs of an engine: fixed inputs, ready to run."""
+
+    @property
+    def clock(self) -> str:
+        """What `time` reads, as in "thread CPU time" or "CUDA events"."""
+
+    def time(self, repeats: int) -> float:
+        """Run `repeats` times; returns the mean milliseconds of a call."""
+
+
+class Engine(Timed, typing.Protocol):
+    """What every runtime makes of a model and its inputs."""
+
+    def run(self) -> None:
+        """Run once, and wait for the end."""
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Run once; returns the outputs by name."""
+
+    def layers(self) -> list[dict[str, Any]] | None:
+        """Describe what the runtime made of each layer; None where it does not tell."""
+
+    def close(self) -> None:
+        """Give back what the engine holds on the device."""
+
+
+class NotComparable(ValueError):  # noqa: N818 - the name says what is wrong
+    """Two timings that were not made interleaved: between them the machine may have changed its clock, so no ratio is given."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How to measure: `rounds` rounds; in each, every engine runs at least `round_ms` milliseconds and at least `calls` times."""
+
+    rounds: int = 15
+    round_ms: float = 12.0
+    calls: int = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One engine: its rounds, and the ratio to the baseline of the same round.
+
+    Times are milliseconds of one call; intervals are 95 %, bootstrap over rounds. `ratio` is 1 for the baseline itself. `p99_ms` is over
+    the single parts of all rounds, each a mean of several calls; `throughput` is samples in a second. `session` tells which timings were
+    made interleaved.
+    """
+
+    latency_ms: float
+    latency_interval_ms: tuple[float, float]
+    ratio: float
+    ratio_interval: tuple[float, float]
+    rounds_ms: tuple[float, ...]
+    p99_ms: float
+    throughput: float
+    session: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Timings of engines that were measured interleaved, in one process; only these may be compared."""
+
+    timings: Mapping[str, Timing]
+    baseline: str
+    clock: str
+    protocol: Protocol
+    machine: str
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a run's files."""
+        timings = {name: asdict(timing) for name, timing in self.timings.items()}
+        return {"schema": _MEASUREMENT_SCHEMA, **asdict(self), "timings": timings}
+
+
+def measure_engines(
+    engines: Mapping[str, Timed], baseline: str, protocol: Protocol | None = None, *, seed: int = 0, batch: int = 1
+) -> Measurement:
+    """Time engines in turn, round by round, each call on a batch of `batch` samples. All engines must read the same clock.
+
+    After a warm-up the order within a round is shuffled, since an engine may profit from what ran before it. In a round each engine runs
+    in two to five parts, of which the fastest counts: an interruption only ever adds time. The ratio of two engines is the median of
+    their ratios within rounds, so that a machine that slows down changes no ratio. Raises NotComparable when the clocks differ. Ours.
+    """
+    protocol = protocol or Protocol()
+    clocks = sorted({engine.clock for engine in engines.values()})
+    if len(clocks) > 1:
+        raise NotComparable(f"engines with different clocks cannot be compared: {', '.join(clocks)}")
+    generator = np.random.default_rng(seed)
+    names = list(engines)
+    repeats = {name: _repeats(engines[name], protocol) for name in names}
+    parts: dict[str, list[list[float]]] = {name: [] for name in names}
+    for _ in range(protocol.rounds):
+        for index in generator.permutation(len(names)):
+            name = names[index]
+            parts[name].append(_one_round(engines[name], repeats[name], protocol))
+    session = uuid.uuid4().hex
+    reference = _rounds(parts[baseline])
+    timings = {name: _timing(parts[name], reference, generator, session, batch) for name in names}
+    return Measurement(timings, baseline, clocks[0], protocol, machine(), seed)
+
+
+def ratio(engine: Timing, baseline: Timing) -> float:
+    """Return the median ratio of two engines' times; NotComparable when they were not measured interleaved."""
+    if engine.session != baseline.session:
+        raise NotComparable("these engines were timed at different moments: measure them together to compare them")
+    return float(np.median(np.array(engine.rounds_ms) / np.array(baseline.rounds_ms)))
+
+
+def bootstrap_median(values: Sequence[float] | np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
+    """Return the 95 % percentile-bootstrap interval of the median."""
+    array = np.asarray(values)
+    picks = generator.integers(0, len(array), size=(_RESAMPLES, len(array)))
+    medians = np.median(array[picks], axis=1)
+    tail = 100 * (1 - _CONFIDENCE) / 2
+    low, high = np.percentile(medians, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _repeats(engine: Timed, protocol: Protocol) -> int:
+    """Warm an engine up, and return how many calls it makes in a round."""
+    engine.time(_WARM_UP_CALLS)
+    # the fastest of some, so that one interrupted call does not leave an engine with too few repeats
+    fastest = min(engine.time(1) for _ in range(_WARM_UP_CALLS))
+    return max(protocol.calls, round(protocol.round_ms / max(fastest, 1e-3)))
+
+
+def _one_round(engine: Timed, repeats: int, protocol: Protocol) -> list[float]:
+    parts = max(2, min(5, repeats // protocol.calls))
+    return [engine.time(max(1, repeats // parts)) for _ in range(parts)]
+
+
+def _rounds(parts: Sequence[Sequence[float]]) -> np.ndarray:
+    return np.array([min(one_round) for one_round in parts])
+
+
+def _timing(
+    parts: Sequence[Sequence[float]], reference: np.ndarray, generator: np.random.Generator, session: str, batch: int
+) -> Timing:
+    rounds = _rounds(parts)
+    ratios = rounds / reference
+    latency = float(np.median(rounds))
+    return Timing(
+        latency_ms=latency,
+        latency_interval_ms=bootstrap_median(rounds, generator),
+        ratio=float(np.median(ratios)),
+        ratio_interval=bootstrap_median(ratios, generator),
+        rounds_ms=tuple(map(float, rounds)),
+        p99_ms=float(np.percentile(np.concatenate(parts), 99)),
+        throughput=1000.0 * batch / latency,
+        session=session,
+    )
