@@ -4,12 +4,16 @@ from __future__ import annotations
 
 
 class BuildFailed(Exception):  # noqa: N818 - it is a result that the measuring goes on from, not an error of the program
-    """A model of which the runtime makes no engine here: `reason` in one line, and what the runtime wrote about it as `log`."""
+    """A model of which the runtime makes no engine here.
 
-    def __init__(self, reason: str, log: str = "") -> None:
+    `reason` in one line, what the runtime wrote about it as `log`, and the names of the ONNX nodes that it blames, if it says which.
+    """
+
+    def __init__(self, reason: str, log: str = "", nodes: tuple[str, ...] = ()) -> None:
         super().__init__(reason)
         self.reason = reason
         self.log = log
+        self.nodes = nodes
 
 
 class DeviceError(Exception):
