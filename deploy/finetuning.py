@@ -49,7 +49,7 @@ class Tuned:
     @cached_property
     def plan(self) -> QuantPlan:
         """The plan of the policy, with the fine-tuned integers and grids."""
-        return self.fake_quantizer.plan(self.policy.by_unit(self.prepared.space.groups))
+        return self.fake_quantizer.plan(self.policy.by_unit(self.prepared.space.groups), self.policy.float_joins)
 
     def edits(self) -> Edits:
         """What simulates the policy on `traced`."""

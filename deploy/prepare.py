@@ -27,8 +27,9 @@ from deploy.targets import Target, capability, target_from_name
 from smpq.costs import CostModel, cost_models
 from smpq.evaluate import Evaluator
 from smpq.groups import find_groups, space_from_formats
+from smpq.joins import find_joins
 from smpq.journal import Journal
-from smpq.plan import QuantPlan, Rules
+from smpq.plan import QuantPlan
 from smpq.policy import Policy, Space
 from smpq.quantize import FakeQuantizer
 from smpq.value import PolicyValue, check_memory_limit, divergence
@@ -92,9 +93,7 @@ class Prepared:
         with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
             calibration.prepare(units, formats, advance)
         self._keep_digest(calibration)
-        integer_bias = self.target.lowering == "onnxruntime"
-        rules = Rules(self.target.activation_scheme, self.target.quantize_outputs, self.target.quantize_skips, integer_bias)
-        return FakeQuantizer(self.traced, units, calibration, rules)
+        return FakeQuantizer(self.traced, units, calibration, self.target.rules)
 
     def _keep_digest(self, calibration: Calibration) -> None:
         """Note what calibration gave, and say so when it is not what this run began with."""
@@ -149,7 +148,7 @@ class Prepared:
 
     def plan(self, policy: Policy) -> QuantPlan:
         """Return the quantisation plan of a policy."""
-        return self.fake_quantizer.plan(policy.by_unit(self.space.groups))
+        return self.fake_quantizer.plan(policy.by_unit(self.space.groups), policy.float_joins)
 
 
 def prepare(run: Run, settings: Settings, progress: Progress, resources: Resources) -> Prepared:
@@ -175,11 +174,13 @@ def prepare(run: Run, settings: Settings, progress: Progress, resources: Resourc
         check_portable(task, settings.value)
     if resources.memory_limit_mb is not None:
         check_memory_limit(traced, units, resources.memory_limit_mb)
+    groups = find_groups(traced, units)
     space, refused = space_from_formats(
-        find_groups(traced, units),
+        groups,
         formats,
         target.reference,
         lambda unit, chosen: _refusal(target, unit, chosen, settings.size_only),
+        find_joins(traced, groups, target.rules),
     )
     return Prepared(run, settings, task, target, traced, space, skipped, refused, batches, progress, model, folded, resources, crew)
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from calib.errors import UserError
 from calib.formats import Format
+from smpq.plan import Rules
 
 Status = Literal["native", "dequantized", "refused"]
 ActivationScheme = Literal["affine", "symmetric"]
@@ -53,6 +54,11 @@ class Target:
     measurable: bool
     default_formats: tuple[Format, ...]
     compute_capabilities: tuple[str, ...]
+
+    @property
+    def rules(self) -> Rules:
+        """What the runtime wants quantised besides the inputs of integer layers."""
+        return Rules(self.activation_scheme, self.quantize_outputs, self.quantize_skips, self.lowering == "onnxruntime")
 
     def to_json(self) -> dict[str, Any]:
         """Return what identifies the target; the rest is in the table of its family."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from calib.formats import Format
@@ -64,7 +65,7 @@ class Exchanges:
 
 def changed(policy: Policy, moves: Sequence[Move]) -> Policy:
     """Return the policy after some moves."""
-    return Policy({**policy.formats, **dict(moves)})
+    return replace(policy, formats={**policy.formats, **dict(moves)})
 
 
 def _moves(centre: Policy, policy: Policy) -> list[Move]:

@@ -8,7 +8,7 @@ from calib.errors import UserError
 from calib.formats import Format
 from calib.graph import TracedModel, operator_name
 from calib.units import Unit
-from smpq.policy import Group, Space
+from smpq.policy import Group, Join, Space
 
 
 def find_groups(traced: TracedModel, units: Sequence[Unit]) -> tuple[Group, ...]:
@@ -45,7 +45,11 @@ def find_groups(traced: TracedModel, units: Sequence[Unit]) -> tuple[Group, ...]
 
 
 def space_from_formats(
-    groups: tuple[Group, ...], formats: Sequence[Format], reference: Format, allowed: Callable[[Unit, Format], str | None]
+    groups: tuple[Group, ...],
+    formats: Sequence[Format],
+    reference: Format,
+    allowed: Callable[[Unit, Format], str | None],
+    joins: tuple[Join, ...] = (),
 ) -> tuple[Space, dict[str, str]]:
     """Return the space, and what was refused: `group: format` -> reason.
 
@@ -67,4 +71,4 @@ def space_from_formats(
         offered[group.name] = tuple(kept) or (reference,)
     if all(choices == (reference,) for choices in offered.values()) and tuple(formats) != (reference,):
         raise UserError(f"none of the formats can be used on any layer; for example {next(iter(refused.items()))}")
-    return Space(groups, offered, reference), refused
+    return Space(groups, offered, reference, joins), refused

@@ -5,7 +5,8 @@ The fake-quantised PyTorch model and every ONNX lowering carry out the same plan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from torch import fx
@@ -16,11 +17,14 @@ from calib.graph import TracedModel, operator_name
 from calib.quantizer import ActivationQuantizer, QuantizedWeight, Scheme
 from calib.units import Unit
 
-_MOVES = {
+MOVES = {
     "max_pool2d", "max_pool1d", "view", "_unsafe_view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "slice", "pad",
     "constant_pad_nd", "alias", "clone", "contiguous",
 }  # fmt: skip
 """Operators that only move values (or take the largest), so that a quantised tensor stays on its grid."""
+
+JOINS = {"add", "cat"}
+"""Operators that merge tensors, in integers when all of them are."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,18 @@ class QuantPlan:
 
 
 def plan_from_policy(
-    formats: Mapping[str, Format], units: tuple[Unit, ...], traced: TracedModel, calibration: Calibration, rules: Rules
+    formats: Mapping[str, Format],
+    units: tuple[Unit, ...],
+    traced: TracedModel,
+    calibration: Calibration,
+    rules: Rules,
+    float_joins: AbstractSet[str] = frozenset(),
 ) -> QuantPlan:
-    """Decide every quantised tensor and weight for one policy given by unit path.
+    """Decide every quantised tensor and weight for one policy given by unit path, and the joins that it keeps in float.
 
     1. The input of every unit with integer activations is quantised, for that unit alone.
     2. With `rules.outputs`, the result of an integer convolution (after its ReLU) is quantised at the source; so is every tensor
-       that only adds or moves tensors quantised at the source, if an integer unit reads it or it keeps its grid.
+       that only adds, concatenates or moves tensors quantised at the source, if an integer unit reads it or it keeps its grid.
     3. With `rules.skips`, see Rules. 4. A tensor that is quantised at the source needs no pair of its own at a consumer.
     """
     integer_calls = {
@@ -86,14 +95,15 @@ def plan_from_policy(
     sources: dict[str, ActivationQuantizer] = {}
     if rules.outputs:
         for node in traced.graph.nodes:
-            _quantize_at_source(node, integer_calls, calibration, rules, sources)
+            if node.name not in float_joins:
+                _quantize_at_source(node, integer_calls, calibration, rules, sources)
     edges: dict[tuple[str, ActivationQuantizer], list[str]] = {}
     for call, (unit, bits) in integer_calls.items():
         tensor = unit.inputs[unit.calls.index(call)]
         if tensor not in sources:
             edges.setdefault((tensor, calibration.quantizer(tensor, bits, rules.scheme)), []).append(call)
     if rules.skips:
-        _quantize_skips(traced, integer_calls, edges)
+        _quantize_skips([node for node in traced.graph.nodes if node.name not in float_joins], integer_calls, edges)
     tensors = [QuantizedTensor(tensor, quantizer) for tensor, quantizer in sources.items()]
     tensors += [QuantizedTensor(tensor, quantizer, tuple(calls)) for (tensor, quantizer), calls in edges.items()]
     weights = {unit.path: calibration.weight(unit, formats[unit.path]) for unit in units if not formats[unit.path].is_float}
@@ -119,12 +129,12 @@ def _quantize_at_source(
     if node.name in integer_calls and "conv" in integer_calls[node.name][0].operator:
         result = result_after_relu(node)
         sources[result.name] = calibration.quantizer(result.name, integer_calls[node.name][1], rules.scheme)
-    elif name == "add" and len(node.all_input_nodes) == 2 and all(tensor.name in sources for tensor in node.all_input_nodes):
+    elif name in JOINS and len(node.all_input_nodes) > 1 and all(tensor.name in sources for tensor in node.all_input_nodes):
         result = result_after_relu(node)
         bits = [integer_calls[user.name][1] for user in result.users if user.name in integer_calls]
         if bits:
             sources[result.name] = calibration.quantizer(result.name, max(bits), rules.scheme)
-    elif name in _MOVES and node.all_input_nodes and node.all_input_nodes[0].name in sources and _keeps_grid(node):
+    elif name in MOVES and node.all_input_nodes and node.all_input_nodes[0].name in sources and _keeps_grid(node):
         sources[node.name] = sources[node.all_input_nodes[0].name]
 
 
@@ -137,11 +147,11 @@ def _keeps_grid(node: fx.Node) -> bool:
 
 
 def _quantize_skips(
-    traced: TracedModel,
+    nodes: Sequence[fx.Node],
     integer_calls: Mapping[str, tuple[Unit, int]],
     edges: dict[tuple[str, ActivationQuantizer], list[str]],
 ) -> None:
-    for node in traced.graph.nodes:
+    for node in nodes:
         operands = node.all_input_nodes
         if operator_name(node) != "add" or len(operands) != 2:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from calib.errors import UserError
@@ -27,12 +27,25 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Join:
+    """A place where tensors meet (a sum, a concatenation) that may work on integers; its name is the graph's node.
+
+    It can when all of `operands` do and at least one of `readers` does: names of groups, and of joins further up.
+    """
+
+    name: str
+    operands: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Space:
-    """The formats each group may take, and the float format that the baseline uses everywhere."""
+    """The formats each group may take, the float format that the baseline uses everywhere, and the joins, in graph order."""
 
     groups: tuple[Group, ...]
     formats: Mapping[str, tuple[Format, ...]]
     reference: Format
+    joins: tuple[Join, ...] = ()
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -51,6 +64,14 @@ class Space:
         """Return the policy that gives every group `chosen` where it is allowed and the reference elsewhere."""
         return Policy({g.name: chosen if chosen in self.formats[g.name] else self.reference for g in self.groups})
 
+    def integers(self, policy: Policy) -> set[str]:
+        """Return the names of the groups and joins that work on integers under a policy."""
+        found = {name for name, chosen in policy.formats.items() if chosen.quantizes_activation}
+        for join in self.joins:
+            if join.name not in policy.float_joins and found.issuperset(join.operands) and not found.isdisjoint(join.readers):
+                found.add(join.name)
+        return found
+
     def moves(self) -> int:
         """How many (group, format) there are besides the reference."""
         return sum(chosen != self.reference for row in self.formats.values() for chosen in row)
@@ -65,20 +86,22 @@ class Space:
 
 @dataclass(frozen=True)
 class Policy:
-    """A format for every group, by group name."""
+    """A format for every group, by group name, and the joins that stay in float although they could work on integers."""
 
     formats: Mapping[str, Format]
+    float_joins: frozenset[str] = frozenset()
 
     def __getitem__(self, group: str) -> Format:
         return self.formats[group]
 
     def with_format(self, group: str, chosen: Format) -> Policy:
         """Return a copy in which one group has another format."""
-        return Policy({**self.formats, group: chosen})
+        return replace(self, formats={**self.formats, group: chosen})
 
     def key(self) -> str:
         """A canonical text, the same for equal policies."""
-        return ",".join(f"{name}={self.formats[name]}" for name in sorted(self.formats))
+        parts = [f"{name}={self.formats[name]}" for name in sorted(self.formats)]
+        return ",".join(parts + [f"{name}=float" for name in sorted(self.float_joins)])
 
     def by_unit(self, groups: Iterable[Group]) -> dict[str, Format]:
         """Return unit path -> format."""
@@ -86,7 +109,8 @@ class Policy:
 
     def to_json(self, groups: Iterable[Group]) -> dict[str, Any]:
         """Return the file form, keyed by module path so that a person can edit it."""
-        return {"schema": SCHEMA, "policy": {path: str(format_) for path, format_ in self.by_unit(groups).items()}}
+        record = {"schema": SCHEMA, "policy": {path: str(format_) for path, format_ in self.by_unit(groups).items()}}
+        return {**record, "float_joins": sorted(self.float_joins)} if self.float_joins else record
 
     @classmethod
     def from_json(cls, record: Any, space: Space) -> Policy:
@@ -107,4 +131,13 @@ class Policy:
         missing = [group.name for group in space.groups if group.name not in formats]
         if missing:
             raise UserError(f"the policy does not name {', '.join(missing[:5])}; every quantisable layer needs a format")
-        return cls(formats)
+        return cls(formats, _float_joins(record, space))
+
+
+def _float_joins(record: Mapping[str, Any], space: Space) -> frozenset[str]:
+    names, known = record.get("float_joins", []), {join.name for join in space.joins}
+    if not isinstance(names, list) or not known.issuperset(map(str, names)):
+        raise UserError(
+            f"float_joins is a list of the places where tensors meet, {', '.join(sorted(known)) or 'here none'}, not {names!r}"
+        )
+    return frozenset(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +48,9 @@ class FakeQuantizer:
         self._weights: dict[tuple[str, str], Tensor] = {}
         self._biases: dict[tuple[int, float], tuple[QuantizedWeight, _IntegerBias]] = {}
 
-    def plan(self, formats: Mapping[str, Format]) -> QuantPlan:
-        """Return the plan of a policy given by unit path."""
-        return plan_from_policy(formats, self.units, self.traced, self.calibration, self.rules)
+    def plan(self, formats: Mapping[str, Format], float_joins: AbstractSet[str] = frozenset()) -> QuantPlan:
+        """Return the plan of a policy given by unit path, and of the joins that it keeps in float."""
+        return plan_from_policy(formats, self.units, self.traced, self.calibration, self.rules, float_joins)
 
     def edits(self, plan: QuantPlan) -> Edits:
         """Return the changes to the float graph that simulate a plan."""

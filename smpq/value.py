@@ -142,7 +142,7 @@ class PolicyValue:
 
     def _values(self, policies: Sequence[Policy]) -> list[tuple[int, float]]:
         fake = self._fake_quantizer
-        edits = [fake.edits(fake.plan(policy.by_unit(self.space.groups))) for policy in policies]
+        edits = [fake.edits(fake.plan(policy.by_unit(self.space.groups), policy.float_joins)) for policy in policies]
         totals, count = [0.0] * len(policies), 0
         for batch, float_output in zip(self._batches, self._float_outputs, strict=True):
             for index, output in outputs_of(fake.traced, batch.inputs, edits):

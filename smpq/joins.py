@@ -1,0 +1,114 @@
+"""Where the results of several layers meet, and which tensors hand integers from one layer to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from calib.graph import TracedModel, operator_name
+from smpq.plan import JOINS, MOVES, Rules, result_after_relu
+from smpq.policy import Group, Join
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A tensor of `elements` numbers a sample that a group or join makes and another one reads."""
+
+    first: str
+    second: str
+    elements: int
+
+
+def find_joins(traced: TracedModel, groups: Sequence[Group], rules: Rules) -> tuple[Join, ...]:
+    """Return the sums and concatenations that may be computed or read as integers, in graph order.
+
+    1. With `rules.outputs`: every operand comes from a convolution, or from another join, and a unit reads the result.
+    2. With `rules.skips`: one operand of a sum comes straight from a convolution, and a unit reads the other one. The convolution counts
+       as the operand, what the unit reads may be quantised for the sum as well.
+    3. Otherwise nothing: a policy has no choice there.
+    """
+    flow = _Flow(traced, groups)
+    if rules.outputs:
+        return tuple(flow.merges())
+    return tuple(flow.skips()) if rules.skips else ()
+
+
+def find_edges(traced: TracedModel, groups: Sequence[Group], rules: Rules) -> tuple[Edge, ...]:
+    """Return the tensors between convolutions or joins and what reads them: where only one of the two works on integers, it is converted.
+
+    Linear layers hand on floats in every format, so nothing starts at them; and a tensor that another operator computes is float.
+    """
+    joins = find_joins(traced, groups, rules) if rules.outputs else ()
+    return tuple(_Flow(traced, groups).edges({join.name for join in joins}))
+
+
+class _Flow:
+    def __init__(self, traced: TracedModel, groups: Sequence[Group]) -> None:
+        self._nodes = list(traced.graph.nodes)
+        self._reads = {call: group.name for group in groups for unit in group.units for call in unit.calls}
+        self._makes = {
+            call: group.name for group in groups for unit in group.units if "conv" in unit.operator for call in unit.calls
+        }
+
+    def merges(self) -> Iterator[Join]:
+        owner: dict[str, str] = {}
+        for node in self._nodes:
+            operands = _merged(node)
+            self._hand_on(node, owner)
+            if operands and all(operand.name in owner for operand in operands):
+                readers = tuple(dict.fromkeys(self._readers(result_after_relu(node))))
+                if readers:
+                    yield Join(node.name, tuple(dict.fromkeys(owner[operand.name] for operand in operands)), readers)
+                    owner[node.name] = node.name
+
+    def skips(self) -> Iterator[Join]:
+        for node in self._nodes:
+            operands = node.all_input_nodes
+            if operator_name(node) != "add" or len(operands) != 2:
+                continue
+            for convolution, skip in (operands, operands[::-1]):
+                readers = tuple(dict.fromkeys(self._reads[user.name] for user in skip.users if user.name in self._reads))
+                if convolution.name in self._makes and skip.name not in self._makes and readers:
+                    yield Join(node.name, (self._makes[convolution.name],), readers)
+                    break
+
+    def edges(self, joins: set[str]) -> Iterator[Edge]:
+        owner: dict[str, str] = {}
+        found: dict[tuple[str, str], int] = {}
+        for node in self._nodes:
+            self._hand_on(node, owner)
+            reader = self._reads.get(node.name) or (node.name if node.name in joins else None)
+            operands = _merged(node) if node.name in joins else node.all_input_nodes[:1]
+            for operand in operands if reader else ():
+                first = owner.get(operand.name)
+                if first is not None and first != reader:
+                    found[first, str(reader)] = found.get((first, str(reader)), 0) + _elements(operand)
+            if node.name in joins:
+                owner[node.name] = node.name
+        for (first, second), elements in found.items():
+            yield Edge(first, second, elements)
+
+    def _hand_on(self, node: fx.Node, owner: dict[str, str]) -> None:
+        """Say whose integers a node's result would be: a convolution's own, or those of what it only moves or clips at zero."""
+        if node.name in self._makes:
+            owner[node.name] = self._makes[node.name]
+        elif operator_name(node) in {"relu", *MOVES} and node.all_input_nodes and node.all_input_nodes[0].name in owner:
+            owner[node.name] = owner[node.all_input_nodes[0].name]
+
+    def _readers(self, result: fx.Node) -> Iterator[str]:
+        for user in result.users:
+            if user.name in self._reads:
+                yield self._reads[user.name]
+
+
+def _merged(node: fx.Node) -> list[fx.Node]:
+    operands = node.all_input_nodes
+    return operands if operator_name(node) in JOINS and len(operands) > 1 else []
+
+
+def _elements(node: fx.Node) -> int:
+    """Elements of one sample of a tensor."""
+    return math.prod(int(size) for size in node.meta["val"].shape[1:])
