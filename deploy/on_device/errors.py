@@ -20,5 +20,5 @@ class DeviceError(Exception):
     """Nothing can be measured until somebody changes something; the message says what, in one line. The runner exits with 2."""
 
 
-class MissingModule(DeviceError):
+class MissingModule(DeviceError):  # noqa: N818 - the name says what is wrong
     """A Python module is missing, or the driver that it needs; the message says what to install."""

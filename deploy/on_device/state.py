@@ -77,8 +77,9 @@ def _power_mode(root: Path) -> str | None:
     number = re.search(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status") or "")
     if number is None:
         return None
-    models = re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", _text(root / "etc/nvpmodel.conf") or "")
-    return dict(models).get(number.group(1), f"mode {number.group(1)}")
+    names = _text(root / "etc/nvpmodel.conf") or ""
+    name = re.search(rf"<\s*POWER_MODEL\s+ID={number.group(1)}\s+NAME=(\S+)\s*>", names)
+    return name.group(1) if name else f"mode {number.group(1)}"
 
 
 def _nvidia_smi(field: str) -> str | None:

@@ -12,9 +12,8 @@ import onnxruntime as ort
 
 from calib.errors import UserError
 from deploy.backends.onnxruntime.record import OrtEngineRecord, read_record
+from deploy.on_device import ort as on_device
 from deploy.onnx_files import sha256
-
-_ERRORS_ONLY = 3
 
 
 class OrtEngine:
@@ -66,15 +65,4 @@ def open_session(
     model: Path, record: OrtEngineRecord, *, optimized: Path | None = None, threads: int | None = None
 ) -> ort.InferenceSession:
     """Create a session with the settings of a record; `optimized` is where to write the graph that really runs."""
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, record.graph_optimization_level)
-    options.intra_op_num_threads = threads or record.intra_op_num_threads
-    options.inter_op_num_threads = record.inter_op_num_threads
-    for key, value in record.session_config.items():
-        options.add_session_config_entry(key, value)
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    return ort.InferenceSession(
-        str(model), options, providers=list(record.providers), disabled_optimizers=list(record.disabled_optimizers)
-    )
+    return on_device.open_session(model, record.to_json(), optimized=optimized, threads=threads)

@@ -1,0 +1,159 @@
+"""ONNX Runtime: an ONNX file in a session with the settings of its record, on fixed inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.on_device.errors import BuildFailed, DeviceError
+
+_ERRORS_ONLY = 3
+_CPU_TIME = "thread CPU time"
+_CPU = "CPUExecutionProvider"
+_SETTINGS = (
+    "providers",
+    "graph_optimization_level",
+    "disabled_optimizers",
+    "session_config",
+    "intra_op_num_threads",
+    "inter_op_num_threads",
+)
+
+
+def open_session(model: Path, settings: Mapping[str, Any], *, optimized: Path | None = None, threads: int | None = None) -> Any:
+    """Create a session with the settings of an engine's record; `optimized` is where to write the graph that really runs.
+
+    `threads` replaces the number of threads. Raises DeviceError when a setting is missing, or when the session would leave out one of the
+    providers that were asked for; otherwise what ONNX Runtime raises.
+    """
+    import onnxruntime as ort
+
+    missing = [name for name in _SETTINGS if name not in settings]
+    if missing:
+        raise DeviceError(f"the settings of {model.name} lack {', '.join(missing)}: write the experiment again")
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, settings["graph_optimization_level"])
+    options.intra_op_num_threads = threads or settings["intra_op_num_threads"]
+    options.inter_op_num_threads = settings["inter_op_num_threads"]
+    for key, value in settings["session_config"].items():
+        options.add_session_config_entry(key, value)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    wanted = [_name(provider) for provider in settings["providers"]]
+    _check_providers(wanted, ort.get_available_providers())
+    providers = [provider if isinstance(provider, str) else tuple(provider) for provider in settings["providers"]]
+    session = ort.InferenceSession(
+        str(model), options, providers=providers, disabled_optimizers=list(settings["disabled_optimizers"])
+    )
+    # ONNX Runtime goes on without a provider whose libraries do not load.
+    _check_providers(wanted, session.get_providers())
+    return session
+
+
+def open_ort_engine(model: Path, settings: Mapping[str, Any], inputs: Mapping[str, np.ndarray], cache: Path) -> FedSession:  # noqa: ARG001
+    """Open an ONNX file, and run it once. ONNX Runtime keeps nothing, so `cache` is not used.
+
+    Raises BuildFailed when ONNX Runtime refuses the model or its inputs, DeviceError when it lacks a provider.
+    """
+    try:
+        session = open_session(model, settings)
+        names = [_name(provider) for provider in settings["providers"]]
+        if names != [_CPU]:
+            return BoundSession(session, inputs, "cuda")
+        one_thread = settings["intra_op_num_threads"] == settings["inter_op_num_threads"] == 1
+        return FedSession(session, inputs, _CPU_TIME if one_thread else "wall clock")
+    except DeviceError:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BuildFailed(lines[0], str(error)) from error
+
+
+class FedSession:
+    """A session on the CPU with its inputs. One thread is timed by its CPU time, which leaves out what other processes take."""
+
+    def __init__(self, session: Any, inputs: Mapping[str, np.ndarray], clock: str) -> None:
+        """Run once, so that a model that cannot run is found here."""
+        self.clock = clock
+        self._session = session
+        self._now = time.thread_time_ns if clock == _CPU_TIME else time.perf_counter_ns
+        self._feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        self.run()
+
+    def run(self) -> None:
+        """Run once."""
+        self._session.run(None, self._feeds)
+
+    def time(self, repeats: int) -> float:
+        """Run `repeats` times; returns the mean milliseconds of a call."""
+        start = self._now()
+        for _ in range(repeats):
+            self.run()
+        return (self._now() - start) / repeats / 1e6
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Run once; returns the outputs by name."""
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(None, self._feeds), strict=True))
+
+    def layers(self) -> list[dict[str, Any]] | None:
+        """None: ONNX Runtime names its kernels in the optimised graph, which is read where the engine is built."""
+        return None
+
+    def close(self) -> None:
+        """Let go of the session and its inputs."""
+        self._session = None
+        self._feeds = {}
+
+
+class BoundSession(FedSession):
+    """A session whose inputs lie on `place` ("cuda"), where its outputs stay; a call ends when they are there. Timed by the wall clock."""
+
+    def __init__(self, session: Any, inputs: Mapping[str, np.ndarray], place: str) -> None:
+        import onnxruntime as ort
+
+        self._binding = session.io_binding()
+        self._values = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), place) for name, array in inputs.items()
+        }
+        for name, value in self._values.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for output in session.get_outputs():
+            self._binding.bind_output(output.name, place)
+        super().__init__(session, inputs, "wall clock, synchronised")
+
+    def run(self) -> None:
+        """Run once, and wait for the end."""
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Run once; returns the outputs by name."""
+        self.run()
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._binding.copy_outputs_to_cpu(), strict=True))
+
+    def close(self) -> None:
+        """Let go of the session, its inputs and its outputs."""
+        super().close()
+        self._binding = None
+        self._values = {}
+
+
+def _name(provider: Any) -> str:
+    """Return the name of a provider, which may come with options as a pair."""
+    return str(provider if isinstance(provider, str) else provider[0])
+
+
+def _check_providers(wanted: list[str], found: list[str]) -> None:
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise DeviceError(
+            f"onnxruntime lacks {', '.join(missing)} here (it has {', '.join(found)}): install onnxruntime-gpu and the CUDA and cuDNN "
+            "libraries that it names"
+        )
