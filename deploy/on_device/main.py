@@ -1,0 +1,238 @@
+"""Build and time every candidate of an experiment, each interleaved with the float engine; go on where an earlier run ended."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.on_device.errors import BuildFailed, DeviceError, MissingModule
+from deploy.on_device.experiment import (
+    MEASUREMENTS_FILE,
+    SCHEMA,
+    locked,
+    read_experiment,
+    read_inputs,
+    read_measurements_file,
+    result_key,
+    write_json,
+)
+from deploy.on_device.ort import open_ort_engine
+from deploy.on_device.protocol import Engine, NotComparable, Protocol, measure_engines
+from deploy.on_device.state import machine, read_state, throttled
+
+LOG_FILE = "runner.log"
+_MODULES = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_OPENERS: Mapping[str, Callable[..., Engine]] = {"onnxruntime": open_ort_engine}
+_FLOAT, _CANDIDATE = "float", "candidate"
+
+
+def run_experiment(directory: Path, announce: Callable[[str], None] = print, only: str | None = None) -> dict[str, Any]:
+    """Measure the candidates of `directory` that have no result yet (or only the one named `only`), and return `measurements.json`.
+
+    1. It is written after each candidate, so a run that is killed loses one candidate at most.
+    2. A candidate that does not build is a result with its reason; the others are measured all the same.
+    3. Results of another fingerprint, machine or version of the runtime are dropped, and measured again.
+
+    Raises DeviceError when nothing can be measured: a missing module, damaged files, or a float engine that does not build.
+    """
+    experiment = read_experiment(directory)
+    version = _runtime_version(experiment["runtime"])
+    with locked(directory, announce):
+        record = _record(experiment, directory, version, announce)
+        done = {entry["key"] for entry in record["results"]}
+        chosen = [entry for entry in experiment["candidates"] if only in (None, entry["name"])]
+        if not chosen and only is not None:
+            raise DeviceError(f"there is no candidate {only}: see --list")
+        waiting = [entry for entry in chosen if result_key(experiment, entry) not in done]
+        announce(f"{len(chosen) - len(waiting)} of {len(chosen)} candidates are measured already")
+        if waiting:
+            _measure_all(experiment, waiting, record, directory, announce)
+    return record
+
+
+def list_candidates(directory: Path) -> list[str]:
+    """Return a line for each candidate: its name, and what is known of it."""
+    experiment = read_experiment(directory)
+    record = read_measurements_file(directory / MEASUREMENTS_FILE)
+    known = {entry["key"]: entry for entry in record["results"]} if record else {}
+    lines = []
+    for candidate in experiment["candidates"]:
+        result = known.get(result_key(experiment, candidate))
+        lines.append(_line(result) if result else f"waiting  {candidate['name']}")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and run; returns the exit code: 0 done, 2 something has to be changed, which the last line says."""
+    parser = argparse.ArgumentParser(description="Build and time the engines of an experiment on this machine.")
+    parser.add_argument("directory", nargs="?", type=Path, default=Path(), help="where experiment.json is (default: here)")
+    parser.add_argument("--only", metavar="NAME", help="measure this candidate only")
+    parser.add_argument("--list", action="store_true", help="list the candidates and what is known of them, and measure nothing")
+    options = parser.parse_args(arguments)
+    try:
+        if options.list:
+            sys.stdout.write("".join(f"{line}\n" for line in list_candidates(options.directory)))
+        else:
+            run_experiment(options.directory, _Log(options.directory / LOG_FILE), options.only)
+    except (DeviceError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+class _Log:
+    """Writes lines to the terminal and to a file; goes on with the file alone when nobody listens any more, as after a cut connection."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __call__(self, line: str) -> None:
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        try:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+        except OSError:
+            sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays open until the end
+
+
+def _runtime_version(runtime: str) -> str:
+    if runtime not in _OPENERS:
+        raise DeviceError(f"unknown runtime {runtime}: this runner knows {', '.join(_OPENERS)}")
+    name = _MODULES[runtime]
+    try:
+        return str(importlib.import_module(name).__version__)
+    except ImportError as error:
+        raise MissingModule(f"Python has no module {name} here ({error}): install it, as with pip install {name}") from error
+
+
+def _record(experiment: Mapping[str, Any], directory: Path, version: str, announce: Callable[[str], None]) -> dict[str, Any]:
+    """Return what earlier runs have measured of the same things, or a record without results."""
+    runtime = experiment["runtime"]
+    record = {
+        "schema": SCHEMA,
+        "fingerprint": experiment["fingerprint"],
+        "runtime": runtime,
+        "versions": {"python": sys.version.split()[0], "numpy": np.__version__, runtime: version},
+        "machine": machine(),
+        "state": {"before": None, "after": None, "throttled": None},
+        "results": [],
+    }
+    earlier = read_measurements_file(directory / MEASUREMENTS_FILE)
+    if earlier is None:
+        return record
+    for what, now, then in (
+        ("fingerprint", record["fingerprint"], earlier["fingerprint"]),
+        ("machine", record["machine"], earlier["machine"]),
+        (f"version of {runtime}", version, earlier["versions"].get(runtime)),
+    ):
+        if now != then:
+            announce(f"{MEASUREMENTS_FILE} was made with another {what} ({then}, now {now}): measuring again")
+            return record
+    return earlier
+
+
+def _measure_all(
+    experiment: Mapping[str, Any],
+    waiting: Sequence[Mapping[str, Any]],
+    record: dict[str, Any],
+    directory: Path,
+    announce: Callable[[str], None],
+) -> None:
+    inputs = read_inputs(directory / experiment["inputs"])
+    try:
+        baseline, _ = _open(experiment, experiment["float"], inputs, directory)
+    except BuildFailed as error:
+        raise DeviceError(f"the float engine does not build, so there is nothing to compare with: {error.reason}") from error
+    try:
+        baseline.time(experiment["protocol"]["calls"])  # so that the state is that of a machine at work
+        before = read_state()
+        for candidate in waiting:
+            result = _measure(experiment, candidate, baseline, inputs, directory)
+            after = read_state()
+            record["state"] = {"before": before, "after": after, "throttled": throttled(before, after)}
+            record["results"].append(result)
+            write_json(directory / MEASUREMENTS_FILE, record)
+            announce(_line(result))
+    finally:
+        baseline.close()
+
+
+def _measure(
+    experiment: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    baseline: Engine,
+    inputs: Mapping[str, np.ndarray],
+    directory: Path,
+) -> dict[str, Any]:
+    about = {"key": result_key(experiment, candidate), "name": candidate["name"], "batch": experiment["batch"]}
+    try:
+        engine, build_seconds = _open(experiment, candidate, inputs, directory)
+    except BuildFailed as error:
+        return {**about, "failed": error.reason, **_NO_FIGURES}
+    try:
+        protocol = Protocol(**experiment["protocol"])
+        measurement = measure_engines(
+            {_FLOAT: baseline, _CANDIDATE: engine}, _FLOAT, protocol, seed=experiment["seed"], batch=experiment["batch"]
+        )
+        layers = engine.layers()
+    except NotComparable as error:
+        return {**about, "failed": str(error), **_NO_FIGURES}
+    finally:
+        engine.close()
+    timing, reference = measurement.timings[_CANDIDATE], measurement.timings[_FLOAT]
+    return {
+        **about,
+        "failed": None,
+        "clock": measurement.clock,
+        "ratio": timing.ratio,
+        "ratio_interval": list(timing.ratio_interval),
+        "engine_ms": timing.latency_ms,
+        "float_ms": reference.latency_ms,
+        "p99_ms": timing.p99_ms,
+        "throughput": timing.throughput,
+        "rounds_ms": list(timing.rounds_ms),
+        "float_rounds_ms": list(reference.rounds_ms),
+        "build_seconds": round(build_seconds, 3),
+        "layers": layers,
+    }
+
+
+_NO_FIGURES: Mapping[str, Any] = {
+    "clock": None,
+    "ratio": None,
+    "ratio_interval": None,
+    "engine_ms": None,
+    "float_ms": None,
+    "p99_ms": None,
+    "throughput": None,
+    "rounds_ms": [],
+    "float_rounds_ms": [],
+    "build_seconds": None,
+    "layers": None,
+}
+
+
+def _open(
+    experiment: Mapping[str, Any], entry: Mapping[str, Any], inputs: Mapping[str, np.ndarray], directory: Path
+) -> tuple[Engine, float]:
+    """Open a model, and return its engine and the seconds that took."""
+    cache = directory / "cache"
+    start = time.perf_counter()
+    engine = _OPENERS[experiment["runtime"]](directory / entry["model"], entry["settings"], inputs, cache)
+    return engine, time.perf_counter() - start
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    if result["failed"] is not None:
+        return f"failed   {result['name']}: {result['failed']}"
+    low, high = result["ratio_interval"]
+    return f"measured {result['name']}: {result['ratio']:.3f}x of float ({low:.3f} to {high:.3f}), {result['engine_ms']:.3f} ms"
