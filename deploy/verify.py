@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -18,6 +19,7 @@ from calib.data import materialize, per_sample
 from calib.errors import UserError
 from calib.task import Batch
 from deploy.backends import onnxruntime as ort_backend
+from deploy.backends import tensorrt as tensorrt_backend
 from deploy.backends.onnxruntime import OrtEngine
 from deploy.engines import BuildFailed, engine_names
 from deploy.finetuning import tuned
@@ -33,6 +35,7 @@ _EXPLANATIONS = {
 }
 
 Runner = Callable[[Batch], Any]
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -111,21 +114,39 @@ def _runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, R
     if isinstance(record, BuildFailed):
         runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
     else:
-        runners["onnx"] = _engine_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
+        runners["onnx"] = _session_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
     if prepared.target.runtime != "onnxruntime":
-        runners["engine"] = "running a TensorRT plan needs an NVIDIA GPU; copy the run to one and use smpq verify there"
+        runners["engine"] = _plan_runner(prepared)
     else:
         engine = run.file(names.engines[""])
         if not engine.is_file():
             raise UserError(f"{engine} is missing: build it with smpq build")
-        runners["engine"] = _engine_runner(prepared, ort_backend.load_engine(engine, threads=torch.get_num_threads()))
+        runners["engine"] = _session_runner(prepared, ort_backend.load_engine(engine, threads=torch.get_num_threads()))
     return runners
 
 
-def _engine_runner(prepared: Prepared, engine: OrtEngine) -> Runner:
-    spec = prepared.traced.program.call_spec.out_spec
+def _session_runner(prepared: Prepared, engine: OrtEngine) -> Runner:
     fixed = engine.record.inputs[0]["shape"][0]
-    size = fixed if isinstance(fixed, int) else None
+    return _in_batches(prepared, engine.run, fixed if isinstance(fixed, int) else None)
+
+
+def _plan_runner(prepared: Prepared) -> Runner | str:
+    """Return how the plan for the GPU of this machine computes a batch, or why nothing here can."""
+    try:
+        capability = tensorrt_backend.gpu_compute_capability()
+    except UserError as error:
+        return str(error)
+    plans = engine_names(prepared.target).engines
+    name = plans.get(capability, plans.get(""))
+    if name is None:
+        return f"the run has plans for {', '.join(plans)}, and the GPU of this machine is {capability}: build for it with --sm {capability}"
+    plan = tensorrt_backend.PlanRunner(prepared.run.file(name), prepared.target.runtime, prepared.traced.inputs)
+    return _in_batches(prepared, plan.run, prepared.settings.batch)
+
+
+def _in_batches(prepared: Prepared, compute: Callable[[list[Array]], list[Array]], size: int | None) -> Runner:
+    """Return how an engine that takes batches of `size`, or of any size, computes a batch."""
+    spec = prepared.traced.program.call_spec.out_spec
 
     def run(batch: Batch) -> Any:
         arrays = [tensor.numpy() for tensor in batch.inputs]
@@ -134,7 +155,7 @@ def _engine_runner(prepared: Prepared, engine: OrtEngine) -> Runner:
         parts = []
         for start in range(0, count, step):
             chunk = [_padded(array[start : start + step], step) for array in arrays]
-            parts.append(engine.run(chunk))
+            parts.append(compute(chunk))
         outputs = [torch.from_numpy(np.concatenate(column)[:count]) for column in zip(*parts, strict=True)]
         return pytree.tree_unflatten(outputs, spec)
 

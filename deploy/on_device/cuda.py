@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy.typing as npt
@@ -114,7 +115,8 @@ class PyCuda:
 
     def allocate(self, size_bytes: int) -> int:
         """See `Cuda`."""
-        memory = self._driver.mem_alloc(size_bytes)
+        with self._reported():
+            memory = self._driver.mem_alloc(size_bytes)
         self._memory[int(memory)] = memory  # pycuda frees memory that nobody holds
         return int(memory)
 
@@ -132,7 +134,8 @@ class PyCuda:
 
     def synchronize(self) -> None:
         """See `Cuda`."""
-        self._stream.synchronize()
+        with self._reported():
+            self._stream.synchronize()
 
     def elapsed_ms(self, work: Work) -> float:
         """See `Cuda`."""
@@ -150,6 +153,14 @@ class PyCuda:
     def close(self) -> None:
         """See `Cuda`; pycuda gives the stream back with its last reference."""
         del self._stream
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Turn the error of a full memory or of a failed kernel into CudaError."""
+        try:
+            yield
+        except self._driver.Error as error:
+            raise CudaError(str(error)) from error
 
 
 class CudaPython:

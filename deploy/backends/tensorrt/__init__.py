@@ -6,7 +6,7 @@ the types of the engine.
 
 from deploy.backends.tensorrt.build import BuildFailed, BuildRecord, build_plan
 from deploy.backends.tensorrt.check import UnitCheck, check_units
-from deploy.backends.tensorrt.execution import measure, run
+from deploy.backends.tensorrt.execution import PlanRunner, gpu_compute_capability, open_plan
 from deploy.backends.tensorrt.kernels import Kernel, KernelTensor, kernels_from_log
 from deploy.backends.tensorrt.runtime import RUNTIMES, load
 
@@ -16,11 +16,12 @@ __all__ = [
     "BuildRecord",
     "Kernel",
     "KernelTensor",
+    "PlanRunner",
     "UnitCheck",
     "build_plan",
     "check_units",
+    "gpu_compute_capability",
     "kernels_from_log",
     "load",
-    "measure",
-    "run",
+    "open_plan",
 ]

@@ -1,4 +1,4 @@
-"""Which kernels a plan consists of, as the builder's verbose log tells."""
+"""Which kernels a plan consists of, as the builder's verbose log tells; the engine inspector tells the same where there is a GPU."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deploy.on_device.trt_layers import nodes_from_metadata
+
 # One line per kernel. A name is free text and may hold commas and brackets, so the line is split at its keys, not at its commas.
 _LINE = re.compile(
     r"Name: (?P<name>.*), LayerType: (?P<kind>\S+), Inputs: \[(?P<inputs>.*)\], Constants: \[(?P<constants>.*)\]"
     r", Outputs: \[(?P<outputs>.*)\], TacticName: .*, Metadata: (?P<metadata>.*)"
 )
 _TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d, ]*)\],.*?Datatype: (?P<dtype>\w+)")
-_ORIGIN_SEPARATORS = re.compile("[\x1e\x1f]")
-_ORIGIN_PREFIX = "[ONNX Layer: "
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,13 @@ def _kernel_from_line(line: str) -> Kernel:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError(f"unknown kernel description in the builder's log: {line!r}")
-    origins = _ORIGIN_SEPARATORS.split(match["metadata"])
     return Kernel(
         kind=match["kind"],
         name=match["name"],
         inputs=_tensors(match["inputs"]),
         constants=_tensors(match["constants"]),
         outputs=_tensors(match["outputs"]),
-        onnx_nodes=tuple(origin.removeprefix(_ORIGIN_PREFIX)[:-1] for origin in origins if origin.startswith(_ORIGIN_PREFIX)),
+        onnx_nodes=nodes_from_metadata(match["metadata"]),
     )
 
 

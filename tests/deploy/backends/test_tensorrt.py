@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -16,7 +17,7 @@ from onnx import TensorProto
 
 from calib.errors import UserError
 from calib.formats import FP16, Format
-from deploy.backends.tensorrt import RUNTIMES, BuildFailed, BuildRecord, build_plan, check_units, load, measure, run
+from deploy.backends.tensorrt import RUNTIMES, BuildFailed, BuildRecord, build_plan, check_units, gpu_compute_capability, load, open_plan
 from deploy.targets import capability, target_from_name
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, check_layer, needs_rtx, reason_of
 from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer, one_layer
@@ -144,7 +145,7 @@ def test_the_record_tells_what_was_built_and_round_trips(tmp_path):
     assert "STRONGLY_TYPED" in record.flags
     assert BuildRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
     with pytest.raises(UserError, match="build again"):
-        BuildRecord.from_json({**record.to_json(), "schema_version": 2})
+        BuildRecord.from_json({**record.to_json(), "schema_version": 1})
     damaged = record.to_json()
     del damaged["kernels"]
     with pytest.raises(UserError, match="damaged"):
@@ -159,7 +160,7 @@ def test_a_failed_build_leaves_the_plan_as_it_was_and_round_trips(tmp_path):
     assert plan.read_bytes() == b"as it was"
     assert BuildFailed.from_json(failed.to_json()) == failed
     with pytest.raises(UserError, match="not a failed build"):
-        BuildFailed.from_json({})
+        BuildFailed.from_json({"schema_version": 2, "reason": "", "log": ""})
 
 
 @needs_rtx
@@ -180,29 +181,53 @@ def test_wrong_files_and_names(tmp_path):
 def test_a_missing_runtime_says_what_to_install(monkeypatch):
     for name, extra in RUNTIMES.items():
         monkeypatch.setitem(sys.modules, name.replace("-", "_"), None)  # import then raises ModuleNotFoundError
-        with pytest.raises(UserError, match=rf"pip install 'smpq\[{extra}\]'"):
+        with pytest.raises(UserError, match=rf"{name} is not installed.*pip install 'smpq\[{extra}\]'"):
             load(name)
     with pytest.raises(UserError, match="tensorrt-rtx, tensorrt"):
         load("openvino")
 
 
-@pytest.mark.parametrize("action", [measure, run])
-def test_measuring_and_running_need_a_gpu_and_say_so(action):
-    with pytest.raises(UserError, match="needs an NVIDIA GPU"):
-        action(Path("model.plan"), "tensorrt-rtx")
+@needs_rtx
+def test_running_needs_a_gpu_and_says_so(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    monkeypatch.setitem(sys.modules, "cuda.cudart", None)
+    with pytest.raises(UserError, match="pip install cuda-python"):
+        gpu_compute_capability()
+    plan = tmp_path / "model.plan"
+    with pytest.raises(UserError, match="build it with smpq build"):
+        open_plan(plan, "tensorrt-rtx", {})
+    plan.write_bytes(b"")
+    with pytest.raises(UserError, match="Copy the run to a machine with a GPU"):
+        open_plan(plan, "tensorrt-rtx", {})
 
 
-def test_nothing_is_used_that_one_of_the_runtimes_lacks():
-    """The identifiers that only one of TensorRT 10, TensorRT 11 and TensorRT-RTX has."""
-    gone = ("add_plugin", "build_engine", "int8_calibrator", "dynamic_range", "set_output_type", ".precision", "platform_has", "OBEY_",
-            "PREFER_", "EXPLICIT_BATCH", "IAlgorithmSelector", "BuilderFlag.FP16", "BuilderFlag.INT8", "get_engine_validity")  # fmt: skip
-    for file in (ROOT / "deploy/backends/tensorrt").glob("*.py"):
-        text = file.read_text("utf-8")
-        assert not [name for name in gone if name in text], file
+@needs_rtx
+def test_nothing_is_built_twice(tmp_path):
+    cache = tmp_path / "cache"
+    first = build(one_layer(Layer("conv2d", W8A8), half=True), tmp_path, cache=cache)
+    again = build(one_layer(Layer("conv2d", W8A8), half=True), tmp_path, cache=cache)
+    assert (first.from_cache, again.from_cache) == (False, True)
+    assert replace(again, from_cache=False) == first
+    assert again.kernels
+    assert again.timing_cache_sha256 is None  # TensorRT-RTX times no kernels
+    for other in (
+        build(one_layer(Layer("conv2d", W8A8), half=True), tmp_path, "sm89", cache=cache),
+        build(one_layer(Layer("conv2d", FP16), half=True), tmp_path, cache=cache),
+    ):
+        assert not other.from_cache
+    for kept in cache.glob("*.plan"):
+        kept.write_bytes(b"cut off")
+    assert not build(one_layer(Layer("conv2d", W8A8), half=True), tmp_path, cache=cache).from_cache
+
+
+@needs_rtx
+def test_a_failed_build_names_the_nodes(tmp_path):
+    assert build_layer(Layer("conv2d", W4B32, name="layer1.0.conv"), tmp_path).nodes == ("layer1.0.conv/DQw",)
 
 
 STAND_IN_BUILD = """
-import json, sys
+import hashlib, json, sys
 from pathlib import Path
 from calib.formats import Format
 from deploy.backends.tensorrt import build_plan, check_units, load
@@ -211,11 +236,18 @@ assert load("tensorrt").__name__ == "tensorrt"
 found = {}
 for name, text in (("conv", "w8a8"), ("linear", "w4a16b32")):
     for runtime in ("tensorrt", "tensorrt-rtx"):
-        record = build_plan(folder / f"{name}.onnx", folder / f"{name}.plan", runtime)
+        record = build_plan(folder / f"{name}.onnx", folder / f"{name}.plan", runtime, cache=folder / "cache")
         (check,) = check_units(record.kernels, {"unit": Format.from_text(text)})
         found[f"{runtime} {name}"] = [check.found, check.agrees]
+again = build_plan(folder / "conv.onnx", folder / "conv.plan", "tensorrt", cache=folder / "cache")
+timed = build_plan(folder / "linear.onnx", folder / "linear.plan", "tensorrt", batch_sizes=(1, 2, 4), cache=folder / "cache")
+caches = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (folder / "cache").glob("timing-*.cache")]
+assert caches == [timed.timing_cache_sha256], caches
+assert (again.from_cache, timed.from_cache) == (True, False)
+free = build_plan(folder / "free.onnx", folder / "free.plan", "tensorrt", batch_sizes=(1, 4, 16))
+assert check_units(free.kernels, {"unit": Format.from_text("w8a8")})[0].agrees
 failed = build_plan(folder / "refused.onnx", folder / "refused.plan", "tensorrt")
-print(json.dumps([found, failed.reason]))
+print(json.dumps([found, failed.reason, failed.nodes]))
 """
 
 
@@ -243,16 +275,19 @@ def test_the_tensorrt_module_takes_the_same_path(tmp_path):
     onnx.save(one_layer(Layer("conv2d", W8A8), half=True), tmp_path / "conv.onnx")
     onnx.save(one_layer(Layer("linear", W4B32), half=True), tmp_path / "linear.onnx")
     onnx.save(one_layer(Layer("conv2d", W4B32), half=True), tmp_path / "refused.onnx")
+    free = Graph(TensorProto.FLOAT16)
+    onnx.save(free.model({"x": ("n", CHANNELS, 8, 8)}, [add_layer(free, Layer("conv2d", W8A8), "x")]), tmp_path / "free.onnx")
     result = subprocess.run(
         ["bash", "-c", 'source "$1" && exec "$2" -c "$3" "$4"', "bash",
          str(tmp_path / "stand-in/env.sh"), sys.executable, STAND_IN_BUILD, str(tmp_path)],
         cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
-    found, reason = json.loads(result.stdout.splitlines()[-1])
+    found, reason, nodes = json.loads(result.stdout.splitlines()[-1])
     assert found == {
         f"{runtime} {name}": [kind, True]
         for runtime in ("tensorrt", "tensorrt-rtx")
         for name, kind in (("conv", "int8"), ("linear", "int4-weight-only"))
     }
     assert "blocking dimension" in reason
+    assert nodes == ["unit/DQw"]
