@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ from deploy.on_device.experiment import (
 from deploy.on_device.ort import open_ort_engine
 from deploy.on_device.protocol import Engine, NotComparable, Protocol, measure_engines
 from deploy.on_device.state import machine, read_state, throttled
+from deploy.on_device.trt import open_trt_engine
+from deploy.on_device.trt_log import TRT_MODULES, load_module
 
 LOG_FILE = "runner.log"
-_MODULES = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_OPENERS: Mapping[str, Callable[..., Engine]] = {"onnxruntime": open_ort_engine}
+_OPENERS: Mapping[str, Callable[..., Engine]] = {
+    "onnxruntime": open_ort_engine,
+    **{runtime: partial(open_trt_engine, runtime) for runtime in TRT_MODULES},
+}
 _FLOAT, _CANDIDATE = "float", "candidate"
 
 
@@ -107,11 +112,12 @@ class _Log:
 def _runtime_version(runtime: str) -> str:
     if runtime not in _OPENERS:
         raise DeviceError(f"unknown runtime {runtime}: this runner knows {', '.join(_OPENERS)}")
-    name = _MODULES[runtime]
+    if runtime in TRT_MODULES:
+        return str(load_module(runtime).__version__)
     try:
-        return str(importlib.import_module(name).__version__)
+        return str(importlib.import_module(runtime).__version__)
     except ImportError as error:
-        raise MissingModule(f"Python has no module {name} here ({error}): install it, as with pip install {name}") from error
+        raise MissingModule(f"Python has no module {runtime} here ({error}): install it, as with pip install {runtime}") from error
 
 
 def _record(experiment: Mapping[str, Any], directory: Path, version: str, announce: Callable[[str], None]) -> dict[str, Any]:
