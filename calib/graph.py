@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -160,6 +161,25 @@ def operator_name(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the only name torch gives the class
         return str(node.target.overloadpacket.__name__)
     return "getitem" if node.target is operator.getitem else str(node.target)
+
+
+def elements_of_one(value: Tensor) -> int:
+    """Return how many elements one sample of a traced tensor has: all but the leading dimension where no size is free.
+
+    Use this instead of `int(size)` on a size that is free: torch then fixes that size to the example's, in the traced model and in
+    whatever is exported from it.
+    """
+    if not any(isinstance(size, torch.SymInt) for size in value.shape):
+        return math.prod(value.shape[1:])
+    return math.prod(_of_one(size) for size in value.shape)
+
+
+def _of_one(size: int | torch.SymInt) -> int:
+    """A size for a batch of one sample."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
 def _merge_shared(graph: fx.Graph, state: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from calib.graph import TracedModel, operator_name
+from calib.graph import TracedModel, elements_of_one, operator_name
 
 _OPERATORS = {"conv1d", "conv2d", "linear"}
 _WEIGHTED_BUT_SKIPPED = {
@@ -157,9 +157,4 @@ def _kind(node: fx.Node) -> str:
 
 
 def _macs(node: fx.Node, weight_shape: tuple[int, ...]) -> int:
-    shape = node.meta["val"].shape
-    if operator_name(node) == "linear":
-        positions = math.prod(int(size) for size in shape[1:-1])
-        return positions * math.prod(weight_shape)
-    positions = math.prod(int(size) for size in shape[2:])
-    return positions * math.prod(weight_shape)
+    return elements_of_one(node.meta["val"]) // weight_shape[0] * math.prod(weight_shape)

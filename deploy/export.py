@@ -74,6 +74,7 @@ def call_name(path: str, call: int) -> str:
 
 
 def _export(traced: TracedModel) -> torch.onnx.ONNXProgram:
+    assert not traced.dynamic_batch or _batch_is_free(traced), "somebody took int() of a free size: see elements_of_one"
     with _quiet():
         try:
             program = torch.onnx.export(traced.program, dynamo=True, opset_version=OPSET, verbose=False)
@@ -88,6 +89,11 @@ def _export(traced: TracedModel) -> torch.onnx.ONNXProgram:
     if program is None:
         raise UserError(f"torch returned no ONNX model at opset {OPSET}")
     return program
+
+
+def _batch_is_free(traced: TracedModel) -> bool:
+    sizes = [traced.nodes[name].meta["val"].shape[0] for name in traced.inputs]
+    return all(isinstance(size, torch.SymInt) and size.node.expr.free_symbols for size in sizes)
 
 
 @contextmanager

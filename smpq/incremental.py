@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from calib.execution import Edits, Execution, signatures
-from calib.graph import TracedModel
+from calib.graph import TracedModel, elements_of_one
 from calib.units import Unit
 
 
@@ -60,7 +60,7 @@ def bytes_per_sample(traced: TracedModel, units: Sequence[Unit]) -> int:
 def _bytes(value: Any) -> int:
     if not isinstance(value, Tensor) or value.dim() == 0:
         return 0
-    return int(np.prod([int(size) for size in value.shape[1:]])) * value.element_size()
+    return elements_of_one(value) * value.element_size()
 
 
 def _numbered(rows: Sequence[Sequence[tuple[int, ...]]]) -> npt.NDArray[np.int64]:

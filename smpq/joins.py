@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
-from calib.graph import TracedModel, operator_name
+from calib.graph import TracedModel, elements_of_one, operator_name
 from smpq.plan import JOINS, MOVES, Rules, result_after_relu
 from smpq.policy import Group, Join
 
@@ -85,7 +84,7 @@ class _Flow:
             for operand in operands if reader else ():
                 first = owner.get(operand.name)
                 if first is not None and first != reader:
-                    found[first, str(reader)] = found.get((first, str(reader)), 0) + _elements(operand)
+                    found[first, str(reader)] = found.get((first, str(reader)), 0) + elements_of_one(operand.meta["val"])
             if node.name in joins:
                 owner[node.name] = node.name
         for (first, second), elements in found.items():
@@ -107,8 +106,3 @@ class _Flow:
 def _merged(node: fx.Node) -> list[fx.Node]:
     operands = node.all_input_nodes
     return operands if operator_name(node) in JOINS and len(operands) > 1 else []
-
-
-def _elements(node: fx.Node) -> int:
-    """Elements of one sample of a tensor."""
-    return math.prod(int(size) for size in node.meta["val"].shape[1:])

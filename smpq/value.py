@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from calib.data import per_sample
 from calib.errors import UserError
-from calib.graph import TracedModel
+from calib.graph import TracedModel, elements_of_one
 from calib.task import Batch, Task
 from calib.units import Unit
 from smpq.incremental import bytes_per_sample, outputs_of
@@ -162,11 +162,7 @@ def samples_at_once(fake_quantizer: FakeQuantizer, memory_mb: float | None, devi
     As many as make the activations outweigh the parameters, which are read anew for every part. UserError when not even one sample fits.
     """
     traced = fake_quantizer.traced
-    activations = sum(
-        math.prod(int(size) for size in node.meta["val"].shape[1:])
-        for node in traced.steps
-        if isinstance(node.meta.get("val"), Tensor)
-    )
+    activations = sum(elements_of_one(node.meta["val"]) for node in traced.steps if isinstance(node.meta.get("val"), Tensor))
     parameters = sum(tensor.numel() for tensor in traced.state.values())
     wanted = max(_SAMPLES_AT_ONCE if device == "cpu" else _SAMPLES_ON_A_GPU, parameters // max(activations, 1))
     if memory_mb is not None:

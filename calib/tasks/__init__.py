@@ -13,7 +13,11 @@ from calib.task import Task, TaskFactory
 
 _FACTORIES: dict[str, TaskFactory] = {}
 # Imported on demand, so that `smpq targets` does not wait for scikit-learn.
-_MODULES = {"digits": "calib.tasks.digits", "cifar10-resnet20": "calib.tasks.cifar10_resnet20"}
+_MODULES = {
+    "digits": "calib.tasks.digits",
+    "digits-vit": "calib.tasks.digits_vit",
+    "cifar10-resnet20": "calib.tasks.cifar10_resnet20",
+}
 _METHODS = ("model", "calibration", "evaluation", "metric", "loss")
 _TEXTS = ("name", "metric_name")
 

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.execution import Edits
-from calib.graph import TracedModel, operator_name
+from calib.graph import TracedModel, elements_of_one, operator_name
 
 
 class InPlace(nn.Module):
@@ -249,3 +249,18 @@ def test_a_copy_on_another_device_makes_its_constants_there():
     elsewhere = torch.load(io.BytesIO(buffer.getvalue()), map_location="meta", weights_only=False)  # noqa: TID251 - our own bytes
     output = elsewhere.run((torch.randn(5, 4, device="meta"),))
     assert (output.device.type, output.shape) == ("meta", (5, 3))
+
+
+def test_counting_elements_leaves_a_free_batch_free():
+    class BatchInside(nn.Module):
+        def forward(self, x):
+            return x.reshape(x.shape[0], 4, 3, 2).permute(2, 0, 1, 3) + x.mean()
+
+    traced = TracedModel(BatchInside().eval(), (torch.randn(2, 24),))
+    values = {node.name: node.meta["val"] for node in traced.steps if isinstance(node.meta["val"], torch.Tensor)}
+    assert {name: elements_of_one(value) for name, value in values.items()} == {"view": 24, "permute": 24, "mean": 1, "add_9": 24}
+    assert values["permute"].shape[1].node.expr.free_symbols
+
+
+def test_elements_of_a_fixed_batch():
+    assert elements_of_one(torch.zeros(5, 3, 2)) == 6

@@ -9,6 +9,8 @@ from calib.errors import UserError
 from calib.task import Task
 from calib.tasks import load_task, task_names
 
+DIGITS = ("digits", "digits-vit")
+
 GOOD = """
 import torch
 from torch import nn
@@ -99,8 +101,9 @@ def here(tmp_path, monkeypatch):
 
 
 def test_every_built_in_name_is_known_to_its_module(cifar10_like, resnet20_like):
-    assert task_names() == ("digits", "cifar10-resnet20")
-    assert load_task("digits").name == "digits"
+    assert task_names() == ("digits", "digits-vit", "cifar10-resnet20")
+    for name in DIGITS:
+        assert load_task(name).name == name
     assert load_task("cifar10-resnet20", cifar10_like, resnet20_like).name == "cifar10-resnet20"
 
 
@@ -116,7 +119,7 @@ def test_a_task_of_ones_own(here, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nope", "digits, cifar10-resnet20"),
+        ("nope", "digits, digits-vit, cifar10-resnet20"),
         ("", "unknown task"),
         ("own_missing:task", "no module own_missing"),
         ("own.deep.missing:task", "no module own.deep.missing"),
@@ -150,8 +153,9 @@ def test_a_broken_module_can_be_corrected(here):
     assert load_task("own_broken:ready").name == "mine"
 
 
-def test_digits_trains_well_and_splits_cleanly():
-    task = load_task("digits")
+@pytest.mark.parametrize("name", DIGITS)
+def test_digits_trains_well_and_splits_cleanly(name):
+    task = load_task(name)
     model = task.model()
     calibration, evaluation = list(task.calibration()), list(task.evaluation())
     assert sum(len(batch.target) for batch in calibration) == 512
@@ -169,18 +173,26 @@ def test_digits_trains_well_and_splits_cleanly():
     assert not model.training
 
 
-def test_digits_gives_the_same_twice_and_leaves_the_random_numbers_alone():
+@pytest.mark.parametrize("name", DIGITS)
+def test_digits_gives_the_same_twice_and_leaves_the_random_numbers_alone(name):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    one, two = load_task("digits").model(), load_task("digits").model()
+    one, two = load_task(name).model(), load_task(name).model()
     assert torch.equal(torch.rand(3), expected)
-    for (name, a), (_, b) in zip(one.state_dict().items(), two.state_dict().items(), strict=True):
-        assert torch.equal(a, b), name
+    for (key, a), (_, b) in zip(one.state_dict().items(), two.state_dict().items(), strict=True):
+        assert torch.equal(a, b), key
 
 
-def test_digits_takes_no_paths(tmp_path):
-    with pytest.raises(UserError, match="--data"):
-        load_task("digits", tmp_path, None)
-    with pytest.raises(UserError, match="--weights"):
-        load_task("digits", None, tmp_path)
+@pytest.mark.parametrize("name", DIGITS)
+def test_digits_takes_no_paths(name, tmp_path):
+    with pytest.raises(UserError, match=f"{name} takes no --data"):
+        load_task(name, tmp_path, None)
+    with pytest.raises(UserError, match=f"{name} takes no --weights"):
+        load_task(name, None, tmp_path)
+
+
+def test_the_digits_transformer_has_what_transformers_have():
+    modules = list(load_task("digits-vit").network().modules())
+    assert sum(isinstance(module, nn.LayerNorm) for module in modules) == 9
+    assert sum(isinstance(module, nn.Linear) for module in modules) == 17
