@@ -57,19 +57,18 @@ def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
 
     Models and inputs that are there already are not written again, since their names are hashes. Raises UserError when a model is missing.
     """
+    check_models(experiment)
     directory.mkdir(parents=True, exist_ok=True)
     models = {}
     for candidate in (experiment.float_, *experiment.candidates):
         models[candidate.name] = f"{candidate.name}.onnx"
-        _check_model(candidate)
         if not (directory / models[candidate.name]).is_file():
             copy_model(candidate.model, directory / models[candidate.name])
     write_experiment(experiment, directory, models)
     _write(directory / RUNNER_FILE, runner_text().encode())
     _write(directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime]).encode())
     names = [*dict.fromkeys(models.values()), inputs_name(experiment), RUNNER_FILE, EXPERIMENT_FILE]
-    files = [file for name in names for file in (directory / name, data_path(directory / name)) if file.is_file()]
-    return [*files, directory / "README.txt"]
+    return [file for name in names for file in (directory / name, data_path(directory / name)) if file.is_file()]
 
 
 def write_experiment(experiment: Experiment, directory: Path, models: Mapping[str, str]) -> dict[str, Any]:
@@ -133,6 +132,13 @@ def read_measurements(path: Path, fingerprint: str) -> Measurements:
     return Measurements(fingerprint, data["runtime"], data["versions"], data["machine"], data["state"], results)
 
 
+def check_models(experiment: Experiment) -> None:
+    """Raise UserError when a model of the experiment is missing."""
+    for candidate in (experiment.float_, *experiment.candidates):
+        if not candidate.model.is_file():
+            raise UserError(f"the model {candidate.model} is missing: run the step that exports it again")
+
+
 def results_of(experiment: Experiment, results: Iterable[Mapping[str, Any] | Result]) -> list[Result | None]:
     """Pick the result of each candidate, in their order; None for one that has none."""
     parsed = [entry if isinstance(entry, Result) else Result.from_json(entry) for entry in results]
@@ -140,11 +146,6 @@ def results_of(experiment: Experiment, results: Iterable[Mapping[str, Any] | Res
     names = {candidate.name: "" for candidate in (experiment.float_, *experiment.candidates)}
     data = experiment_json(experiment, names)
     return [by_key.get(result_key(data, entry)) for entry in data["candidates"]]
-
-
-def _check_model(candidate: Candidate) -> None:
-    if not candidate.model.is_file():
-        raise UserError(f"the model {candidate.model} is missing: run the step that exports it again")
 
 
 def _write_inputs(file: Path, inputs: Mapping[str, np.ndarray]) -> None:

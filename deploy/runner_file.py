@@ -47,12 +47,13 @@ def runner_text() -> str:
 
 def _import_lines(trees: Iterable[ast.Module]) -> list[str]:
     """Return the imports of all modules: those of whole modules first, then one line for what is taken of a module."""
-    whole, parts = set(), defaultdict(set)
+    whole: set[str] = set()
+    parts: defaultdict[str, set[str]] = defaultdict(set)
     for node in (node for tree in trees for node in _imports(tree) if not _is_ours(node)):
         if isinstance(node, ast.Import):
             whole.add(ast.unparse(node))
         else:
-            parts[node.module].update(ast.unparse(alias) for alias in node.names)
+            parts[str(node.module)].update(ast.unparse(alias) for alias in node.names)
     whole.discard("import numpy as np")  # has its own place
     return [*sorted(whole), *(f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(parts.items()))]
 

@@ -19,6 +19,7 @@ from deploy.on_device.errors import DeviceError
 SCHEMA = 1
 EXPERIMENT_FILE = "experiment.json"
 MEASUREMENTS_FILE = "measurements.json"
+STARTED_FILE = "started.json"
 LOCK_FILE = "runner.lock"
 _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "schema": int,
@@ -100,17 +101,26 @@ def locked(directory: Path, announce: Callable[[str], None]) -> Iterator[None]:
         return
     import fcntl
 
-    with (directory / LOCK_FILE).open("a+", encoding="utf-8") as stream:
+    with (directory / LOCK_FILE).open("a", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             announce("another runner is at work in this directory: waiting for it")
             fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
         yield
-        stream.truncate(0)
+
+
+@contextmanager
+def watched(directory: Path, key: str) -> Iterator[int]:
+    """Remember in a file what is being measured; yields how often in a row the process has died over it, as when memory runs out."""
+    file = directory / STARTED_FILE
+    earlier = _read_json(file, "delete it") if file.is_file() else {}
+    deaths = int(earlier.get("times", 0)) if earlier.get("key") == key else 0
+    write_json(file, {"key": key, "times": deaths + 1})
+    try:
+        yield deaths
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _read_json(file: Path, todo: str) -> Any:

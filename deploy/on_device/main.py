@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from deploy.on_device.experiment import (
     read_inputs,
     read_measurements_file,
     result_key,
+    watched,
     write_json,
 )
 from deploy.on_device.ort import open_ort_engine
@@ -36,6 +38,7 @@ _OPENERS: Mapping[str, Callable[..., Engine]] = {
     "onnxruntime": open_ort_engine,
     **{runtime: partial(open_trt_engine, runtime) for runtime in TRT_MODULES},
 }
+_MOST_DEATHS = 2
 _FLOAT, _CANDIDATE = "float", "candidate"
 
 
@@ -153,63 +156,75 @@ def _measure_all(
     directory: Path,
     announce: Callable[[str], None],
 ) -> None:
-    inputs = read_inputs(directory / experiment["inputs"])
+    bench = _open_bench(experiment, directory)
     try:
-        baseline, _ = _open(experiment, experiment["float"], inputs, directory)
-    except BuildFailed as error:
-        raise DeviceError(f"the float engine does not build, so there is nothing to compare with: {error.reason}") from error
-    try:
-        baseline.time(experiment["protocol"]["calls"])  # so that the state is that of a machine at work
+        bench.baseline.time(experiment["protocol"]["calls"])  # so that the state is that of a machine at work
         before = read_state()
         for candidate in waiting:
-            result = _measure(experiment, candidate, baseline, inputs, directory)
+            result = bench.measure(candidate)
             after = read_state()
             record["state"] = {"before": before, "after": after, "throttled": throttled(before, after)}
             record["results"].append(result)
             write_json(directory / MEASUREMENTS_FILE, record)
             announce(_line(result))
     finally:
-        baseline.close()
+        bench.baseline.close()
 
 
-def _measure(
-    experiment: Mapping[str, Any],
-    candidate: Mapping[str, Any],
-    baseline: Engine,
-    inputs: Mapping[str, np.ndarray],
-    directory: Path,
-) -> dict[str, Any]:
-    about = {"key": result_key(experiment, candidate), "name": candidate["name"], "batch": experiment["batch"]}
+def _open_bench(experiment: Mapping[str, Any], directory: Path) -> _Bench:
+    inputs = read_inputs(directory / experiment["inputs"])
     try:
-        engine, build_seconds = _open(experiment, candidate, inputs, directory)
+        return _Bench(experiment, directory, inputs, _open(experiment, directory, inputs, experiment["float"]))
     except BuildFailed as error:
-        return {**about, "failed": error.reason, **_NO_FIGURES}
-    try:
-        protocol = Protocol(**experiment["protocol"])
-        measurement = measure_engines(
-            {_FLOAT: baseline, _CANDIDATE: engine}, _FLOAT, protocol, seed=experiment["seed"], batch=experiment["batch"]
-        )
-        layers = engine.layers()
-    except NotComparable as error:
-        return {**about, "failed": str(error), **_NO_FIGURES}
-    finally:
-        engine.close()
-    timing, reference = measurement.timings[_CANDIDATE], measurement.timings[_FLOAT]
-    return {
-        **about,
-        "failed": None,
-        "clock": measurement.clock,
-        "ratio": timing.ratio,
-        "ratio_interval": list(timing.ratio_interval),
-        "engine_ms": timing.latency_ms,
-        "float_ms": reference.latency_ms,
-        "p99_ms": timing.p99_ms,
-        "throughput": timing.throughput,
-        "rounds_ms": list(timing.rounds_ms),
-        "float_rounds_ms": list(reference.rounds_ms),
-        "build_seconds": round(build_seconds, 3),
-        "layers": layers,
-    }
+        raise DeviceError(f"the float engine does not build, so there is nothing to compare with: {error.reason}") from error
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every candidate of an experiment is measured with: the same inputs, and the float engine."""
+
+    experiment: Mapping[str, Any]
+    directory: Path
+    inputs: Mapping[str, np.ndarray]
+    baseline: Engine
+
+    def measure(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result of a candidate; one that cannot be measured has a reason in place of figures."""
+        key = result_key(self.experiment, candidate)
+        about = {"key": key, "name": candidate["name"], "batch": self.experiment["batch"]}
+        with watched(self.directory, key) as deaths:
+            try:
+                if deaths >= _MOST_DEATHS:
+                    raise BuildFailed(f"the runner died {deaths} times over it: out of memory, or a crash of the runtime")
+                return {**about, "failed": None, **self._figures(candidate)}
+            except (BuildFailed, NotComparable) as error:
+                return {**about, "failed": str(error), **_NO_FIGURES}
+
+    def _figures(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
+        start = time.perf_counter()
+        engine = _open(self.experiment, self.directory, self.inputs, candidate)
+        build_seconds = time.perf_counter() - start
+        try:
+            engines = {_FLOAT: self.baseline, _CANDIDATE: engine}
+            protocol, seed, batch = Protocol(**self.experiment["protocol"]), self.experiment["seed"], self.experiment["batch"]
+            measurement = measure_engines(engines, _FLOAT, protocol, seed=seed, batch=batch)
+            layers = engine.layers()
+        finally:
+            engine.close()
+        timing, reference = measurement.timings[_CANDIDATE], measurement.timings[_FLOAT]
+        return {
+            "clock": measurement.clock,
+            "ratio": timing.ratio,
+            "ratio_interval": list(timing.ratio_interval),
+            "engine_ms": timing.latency_ms,
+            "float_ms": reference.latency_ms,
+            "p99_ms": timing.p99_ms,
+            "throughput": timing.throughput,
+            "rounds_ms": list(timing.rounds_ms),
+            "float_rounds_ms": list(reference.rounds_ms),
+            "build_seconds": round(build_seconds, 3),
+            "layers": layers,
+        }
 
 
 _NO_FIGURES: Mapping[str, Any] = {
@@ -227,14 +242,9 @@ _NO_FIGURES: Mapping[str, Any] = {
 }
 
 
-def _open(
-    experiment: Mapping[str, Any], entry: Mapping[str, Any], inputs: Mapping[str, np.ndarray], directory: Path
-) -> tuple[Engine, float]:
-    """Open a model, and return its engine and the seconds that took."""
-    cache = directory / "cache"
-    start = time.perf_counter()
-    engine = _OPENERS[experiment["runtime"]](directory / entry["model"], entry["settings"], inputs, cache)
-    return engine, time.perf_counter() - start
+def _open(experiment: Mapping[str, Any], directory: Path, inputs: Mapping[str, np.ndarray], entry: Mapping[str, Any]) -> Engine:
+    """Make an engine of a model; BuildFailed when the runtime refuses it."""
+    return _OPENERS[experiment["runtime"]](directory / entry["model"], entry["settings"], inputs, directory / "cache")
 
 
 def _line(result: Mapping[str, Any]) -> str:

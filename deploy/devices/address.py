@@ -1,0 +1,22 @@
+"""The device that an address names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calib.errors import UserError
+from deploy.devices.base import Device
+from deploy.devices.local import LocalDevice
+from deploy.devices.ssh import SshDevice
+
+
+def device_from_address(text: str, directory: Path) -> Device:
+    """Return the device that an address names: "" or "local" is this machine, "ssh://user@host[:port]" another one.
+
+    `directory` keeps here what has been measured. Raises UserError for any other address.
+    """
+    if text in ("", "local"):
+        return LocalDevice(directory)
+    if text.startswith("ssh://"):
+        return SshDevice(text, directory)
+    raise UserError(f"unknown device {text}: write local, or ssh://user@host, with the port behind it if it is not 22")
