@@ -219,7 +219,7 @@ def _load_timing_cache(config: Any, file: Path) -> None:
     """Give the builder the kernel times of earlier builds; it starts an empty cache when it cannot read them."""
     content = file.read_bytes() if file.is_file() else b""
     timing = config.create_timing_cache(content) or config.create_timing_cache(b"")
-    config.set_timing_cache(timing, ignore_mismatch=False)
+    config.set_timing_cache(timing, False)
 
 
 def _save_timing_cache(config: Any, file: Path) -> str:

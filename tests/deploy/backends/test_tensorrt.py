@@ -17,7 +17,16 @@ from onnx import TensorProto
 
 from calib.errors import UserError
 from calib.formats import FP16, Format
-from deploy.backends.tensorrt import RUNTIMES, BuildFailed, BuildRecord, build_plan, check_units, gpu_compute_capability, load, open_plan
+from deploy.backends.tensorrt import (
+    RUNTIMES,
+    BuildFailed,
+    BuildRecord,
+    build_plan,
+    check_units,
+    gpu_compute_capability,
+    load,
+    open_plan,
+)
 from deploy.targets import capability, target_from_name
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, check_layer, needs_rtx, reason_of
 from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer, one_layer
@@ -231,8 +240,10 @@ import hashlib, json, sys
 from pathlib import Path
 from calib.formats import Format
 from deploy.backends.tensorrt import build_plan, check_units, load
+from tests.deploy.backends.used_names import missing_in
 folder = Path(sys.argv[1])
 assert load("tensorrt").__name__ == "tensorrt"
+assert missing_in(load("tensorrt")) == []
 found = {}
 for name, text in (("conv", "w8a8"), ("linear", "w4a16b32")):
     for runtime in ("tensorrt", "tensorrt-rtx"):
