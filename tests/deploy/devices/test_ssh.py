@@ -1,0 +1,210 @@
+"""Measuring over ssh, with a real server on loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from calib.errors import UserError
+from deploy.bundle import RUNNER_FILE
+from deploy.devices.ssh import SshDevice
+from deploy.measure import Protocol, machine
+from tests.deploy.devices.sshd import Server, serving
+from tests.deploy.experiments import broken_candidate, experiment
+
+SLOWER = Protocol(rounds=15, round_ms=30.0)
+"""About a second for a candidate."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
+
+
+@pytest.fixture
+def there():
+    """A fingerprint of the test's own, and the directory on the device that belongs to it."""
+    fingerprint = uuid.uuid4().hex * 2
+    directory = Path.home() / ".cache" / "smpq" / fingerprint[:16]
+    yield fingerprint, directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def connect(server: Server, tmp_path, monkeypatch):
+    monkeypatch.setenv("SMPQ_SSH_OPTIONS", server.options)
+    return lambda name="here": SshDevice(server.address, tmp_path / name, delays_s=(0.2,) * 5)
+
+
+def measured_in(log: Path) -> list[str]:
+    return [line.split()[3].rstrip(":") for line in log.read_text().splitlines() if line.split()[2] == "measured"]
+
+
+def test_another_machine_measures(connect, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (4, 32), fingerprint=fingerprint)
+    wanted = replace(wanted, candidates=(*wanted.candidates, broken_candidate(tmp_path)))
+    device, lines = connect(), []
+    fast, slow, broken = device.measure(wanted, lines.append)
+    assert device.describe() == machine()
+    assert fast.ratio < 1.0 < slow.ratio
+    assert broken.ratio is None
+    assert "Protobuf parsing failed" in broken.failed
+    assert sum(line.startswith("measured") for line in lines) == 2
+    assert measured_in(directory / "runner.log") == [fast.name, slow.name]
+    device.close()
+    assert not directory.exists()
+
+
+def test_three_cut_connections(connect, server, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (2, 4, 8, 12, 24, 32), fingerprint=fingerprint, protocol=SLOWER)
+    device, lines, cuts = connect(), [], []
+
+    def announce(line):
+        lines.append(line)
+        if line.startswith(("measured", "another runner")) and len(cuts) < 3:
+            cuts.append(server.cut_connections())
+
+    results = device.measure(wanted, announce)
+    assert [number > 0 for number in cuts] == [True] * 3
+    assert sum("trying again" in line for line in lines) >= 3
+    assert [result.name for result in results] == [candidate.name for candidate in wanted.candidates]
+    assert all(result.failed is None for result in results)
+    assert measured_in(directory / "runner.log") == [candidate.name for candidate in wanted.candidates], "each once"
+    device.close()
+    assert not directory.exists()
+    assert not runners(directory)
+
+
+def test_a_runner_that_is_killed_is_started_again(connect, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (2, 4, 8), fingerprint=fingerprint, protocol=SLOWER)
+    device, killed = connect(), []
+
+    def announce(line):
+        if line.startswith("measured") and not killed:
+            killed.extend(runners(directory))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    results = device.measure(wanted, announce)
+    assert len(killed) == 1
+    assert all(result.failed is None for result in results)
+    assert sorted(measured_in(directory / "runner.log")) == sorted(candidate.name for candidate in wanted.candidates)
+    device.close()
+
+
+def test_what_is_known_here_is_not_measured_again(connect, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (4, 32), fingerprint=fingerprint)
+    device = connect()
+    first = device.measure(replace(wanted, candidates=wanted.candidates[:1]))
+    device.close()
+    both = device.measure(wanted)
+    assert both[0] == first[0]
+    assert measured_in(directory / "runner.log") == [both[1].name]
+    device.close()
+    assert connect().measure(wanted) == both
+    assert not directory.exists(), "nothing was left to do there"
+
+
+def test_half_a_file_is_never_used(connect, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (4,), fingerprint=fingerprint)
+    name = f"{wanted.candidates[0].name}.onnx"
+    (directory / "incoming").mkdir(parents=True)
+    for place in (directory / name, directory / "incoming" / name):
+        place.write_bytes(wanted.candidates[0].model.read_bytes()[:1000])
+    device = connect()
+    (result,) = device.measure(wanted)
+    assert result.failed is None
+    assert (directory / name).read_bytes() == wanted.candidates[0].model.read_bytes()
+    device.close()
+
+
+def test_close_stops_a_runner(connect, server, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (2, 4, 8, 12), fingerprint=fingerprint, protocol=SLOWER)
+    device = connect()
+
+    def interrupt(line):
+        if line.startswith("measured"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        device.measure(wanted, interrupt)
+    assert runners(directory)
+    device.close()
+    assert not directory.exists()
+    time.sleep(0.2)
+    assert not runners(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"-i ": "-o IdentityAgent=none -i /nothing"}, "login is refused"),
+        ({"known_hosts": "nobody_known"}, "key of the host is not known"),
+        ({"-F none": "-o NoSuchOption=1"}, "SMPQ_SSH_OPTIONS"),
+    ],
+)
+def test_a_connection_that_somebody_has_to_change(connect, server, tmp_path, monkeypatch, change, message):
+    options = server.options
+    for old, new in change.items():
+        options = options.replace(old, new)
+    monkeypatch.setenv("SMPQ_SSH_OPTIONS", options)
+    device = SshDevice(server.address, tmp_path, delays_s=(100.0,))
+    with pytest.raises(UserError, match=message):
+        device.describe()
+
+
+@pytest.mark.parametrize(
+    ("python", "message"),
+    [("/nowhere/python3", "there is no /nowhere/python3"), ("{directory}/bare", "no module numpy"), ("{directory}/old", "3.8")],
+)
+def test_a_python_that_does_not_do(connect, server, tmp_path, python, message):
+    (tmp_path / "bare").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2\nexit 1\n")
+    (tmp_path / "old").write_text("#!/bin/sh\necho '[\"board\", [3, 8]]'\n")
+    for name in ("bare", "old"):
+        (tmp_path / name).chmod(0o755)
+    address = f"{server.address.partition('?')[0]}?python={python.format(directory=tmp_path)}"
+    with pytest.raises(UserError, match=message):
+        SshDevice(address, tmp_path, delays_s=(100.0,)).describe()
+
+
+def test_a_device_that_cannot_be_reached(connect, server, tmp_path):
+    device = SshDevice("ssh://somebody@127.0.0.1:1", tmp_path, delays_s=(0.1, 0.1))
+    with pytest.raises(UserError, match="what is measured is kept"):
+        device.describe()
+
+
+def test_a_float_engine_that_does_not_build(connect, there, tmp_path):
+    fingerprint, _ = there
+    wanted = replace(experiment(tmp_path / "models", (4,), fingerprint=fingerprint), float_=broken_candidate(tmp_path))
+    device = connect()
+    with pytest.raises(UserError, match="float engine does not build"):
+        device.measure(wanted)
+    device.close()
+
+
+def runners(directory: Path) -> list[int]:
+    """The processes that run the runner in a directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (process / "cmdline").read_text().split("\0")
+            where = str((process / "cwd").readlink())
+        except OSError:
+            continue
+        if RUNNER_FILE in arguments and where.removesuffix(" (deleted)") == str(directory):
+            found.append(int(process.name))
+    return found
