@@ -23,11 +23,13 @@ _PROPOSALS = 4
 """How often an engine that turns out too slow in the thorough measurement sends the search back."""
 
 
-def open_run(path: Path, progress: Progress, settings: Settings | None = None, resources: Resources | None = None) -> Prepared:
+def open_run(
+    path: Path, progress: Progress, settings: Settings | None = None, resources: Resources | None = None, device: str = ""
+) -> Prepared:
     """Prepare the run at `path`; with `settings` it is created if it is not there, or must have the same ones.
 
     A run is only created for a task that loads: after a wrong input, the corrected command finds no settings in its way. `resources`
-    say with what it is computed; workers, if any, end with `Prepared.close`. UserError when another process works on the run.
+    say with what it is computed, and `device` where engines are timed; workers, if any, end with `Prepared.close`. UserError when another process works on the run.
     """
     run = Run(path)
     if settings is None:
@@ -36,7 +38,7 @@ def open_run(path: Path, progress: Progress, settings: Settings | None = None, r
         run.check(settings)
     if run.has("run.json"):
         run.lock()
-    prepared = prepare(run, settings, progress, resources or Resources())
+    prepared = prepare(run, settings, progress, resources or Resources(), device)
     run.keep(settings, prepared.fingerprint, resources)
     return prepared
 
@@ -49,6 +51,7 @@ def run_all(
     tuning: FineTuneSettings | None = None,
     method: str = GAME,
     resources: Resources | None = None,
+    device: str = "",
 ) -> dict[str, Any]:
     """Search, fine-tune if `tuning` says how, export, build, measure, verify and report; returns the contents of `report.json`.
 
@@ -56,7 +59,7 @@ def run_all(
     """
     budget = Budget.from_text(budget_text)
     check_method(method, budget)
-    with open_run(path, progress, settings, resources) as prepared:
+    with open_run(path, progress, settings, resources, device) as prepared:
         return _run_stages(prepared, budget, tuning, method)
 
 
@@ -93,7 +96,7 @@ def _make(prepared: Prepared, policy: Policy) -> dict[str, Any] | None:
     """Export, build and measure; None where the target cannot be measured."""
     export(prepared, policy)
     build(prepared, policy)
-    return measure(prepared, policy) if prepared.target.measurable else None
+    return measure(prepared, policy) if prepared.not_measurable is None else None
 
 
 def _finetune(prepared: Prepared, policy: Policy, tuning: FineTuneSettings) -> None:

@@ -21,6 +21,10 @@ from calib.graph import TracedModel
 from calib.task import Batch, Task
 from calib.tasks import load_task
 from calib.units import Skipped, Unit, find_units
+from deploy.devices.address import device_from_address
+from deploy.devices.base import Device
+from deploy.on_device.cuda import open_cuda
+from deploy.on_device.errors import DeviceError
 from deploy.progress import Progress
 from deploy.run import Run, Settings, versions
 from deploy.targets import Target, capability, target_from_name
@@ -29,7 +33,7 @@ from smpq.evaluate import Evaluator
 from smpq.groups import find_groups, space_from_formats
 from smpq.joins import find_joins
 from smpq.journal import Journal
-from smpq.plan import QuantPlan
+from smpq.plan import QuantPlan, Rules
 from smpq.policy import Policy, Space
 from smpq.quantize import FakeQuantizer
 from smpq.value import PolicyValue, check_memory_limit, divergence
@@ -48,7 +52,7 @@ class Prepared:
     """A loaded task: float model traced, units found, space restricted to the target. Calibration happens on first use.
 
     `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `crew` are the workers that
-    evaluate, None when this process does.
+    evaluate, None when this process does. `address` is that of the device (`deploy.devices.address`).
     """
 
     run: Run
@@ -65,6 +69,7 @@ class Prepared:
     folded: tuple[Folded, ...]
     resources: Resources
     crew: Crew | None
+    address: str = ""
 
     def __enter__(self) -> Self:
         return self
@@ -73,9 +78,29 @@ class Prepared:
         self.close()
 
     def close(self) -> None:
-        """End the workers, if there are any."""
+        """End the workers, if there are any, and take away what is on the device."""
         if self.crew is not None:
             self.crew.close()
+        if "device" in self.__dict__:
+            self.device.close()
+
+    @cached_property
+    def device(self) -> Device:
+        """The machine that engines are timed on."""
+        return device_from_address(self.address, self.run.file("device"))
+
+    @cached_property
+    def not_measurable(self) -> str | None:
+        """Why engines of the target cannot be timed; None when they can."""
+        if self.target.lowering == "simulate":
+            return "simulate has no engine to time"
+        if self.target.measurable or self.address not in ("", "local"):
+            return None
+        try:
+            open_cuda()
+        except DeviceError as error:
+            return f"timing an engine of {self.target.name} needs its GPU ({error}): name the machine that has it with --device, or use smpq bundle"
+        return None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -93,7 +118,7 @@ class Prepared:
         with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
             calibration.prepare(units, formats, advance)
         self._keep_digest(calibration)
-        return FakeQuantizer(self.traced, units, calibration, self.target.rules)
+        return FakeQuantizer(self.traced, units, calibration, rules_of(self.target))
 
     def _keep_digest(self, calibration: Calibration) -> None:
         """Note what calibration gave, and say so when it is not what this run began with."""
@@ -151,7 +176,7 @@ class Prepared:
         return self.fake_quantizer.plan(policy.by_unit(self.space.groups), policy.float_joins)
 
 
-def prepare(run: Run, settings: Settings, progress: Progress, resources: Resources) -> Prepared:
+def prepare(run: Run, settings: Settings, progress: Progress, resources: Resources, address: str = "") -> Prepared:
     """Load the task, fold and trace its model, and restrict the formats to what the target runs. Writes nothing."""
     crew = resources.crew()
     target = target_from_name(settings.target, settings.compute_capabilities)
@@ -180,9 +205,16 @@ def prepare(run: Run, settings: Settings, progress: Progress, resources: Resourc
         formats,
         target.reference,
         lambda unit, chosen: _refusal(target, unit, chosen, settings.size_only),
-        find_joins(traced, groups, target.rules),
+        find_joins(traced, groups, rules_of(target)),
     )
-    return Prepared(run, settings, task, target, traced, space, skipped, refused, batches, progress, model, folded, resources, crew)
+    return Prepared(
+        run, settings, task, target, traced, space, skipped, refused, batches, progress, model, folded, resources, crew, address
+    )
+
+
+def rules_of(target: Target) -> Rules:
+    """Return what a target's runtime wants quantised besides the inputs of integer layers."""
+    return Rules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, target.lowering == "onnxruntime")
 
 
 def _try_task(task: Task, traced: TracedModel, batches: list[Batch], value: str) -> None:

@@ -78,12 +78,8 @@ def _existing(prepared: Prepared, names: Mapping[str, str]) -> str | dict[str, s
 
 def _latency(prepared: Prepared, policy: Policy) -> tuple[dict[str, Any] | None, str | None]:
     run = prepared.run
-    if not prepared.target.measurable:
-        return None, (
-            "simulate has no engine to time"
-            if prepared.target.lowering == "simulate"
-            else "latency was not measured: timing a TensorRT plan needs an NVIDIA GPU"
-        )
+    if not run.has("latency.json") and prepared.not_measurable is not None:
+        return None, prepared.not_measurable
     if not run.has("latency.json"):
         return None, "the engine has not been measured yet: use smpq measure"
     if not run.made_for("latency.json", version_key(prepared, policy)):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -12,7 +13,7 @@ from scipy.sparse import coo_matrix
 from calib.errors import UserError
 from calib.formats import Format
 from smpq.costs import CostModel, is_integer
-from smpq.policy import Policy, Space
+from smpq.policy import Policy, Space, integer_names
 from smpq.quiet import quiet_stdout
 
 Values = Mapping[str, Mapping[Format, float]]
@@ -73,27 +74,27 @@ def allocate(problem: Problem) -> Policy | None:
     The objective is scaled so that its largest coefficient is 1000 and solved to a gap of zero: values of 1e-7 would otherwise
     vanish below the solver's absolute tolerance.
     """
-    columns = _columns(problem.space)
+    columns = _Columns(problem)
     rows, total = _base_rows(problem, columns)
     for ceiling in problem.ceilings:
         total = _add_ceiling(rows, ceiling, columns, total, slack=None)
     gains = np.zeros(total)
-    for (group, chosen), column in columns.items():
+    for (group, chosen), column in columns.formats.items():
         gains[column] = problem.values[group][chosen] - max(problem.values[group][c] for c in problem.space.formats[group])
     scale = 1000.0 / max(float(np.abs(gains).max()), 1e-300) if np.any(gains) else 1.0
-    return _solve(-gains * scale, rows, columns, total, problem.space)
+    return _solve(-gains * scale, rows, columns, total, problem)
 
 
 def nearest_feasible(problem: Problem) -> Policy:
     """Return the policy that exceeds the ceilings least: the largest excess, as a fraction of its limit, is smallest."""
-    columns = _columns(problem.space)
+    columns = _Columns(problem)
     rows, total = _base_rows(problem, columns)
     slack, total = total, total + 1
     for ceiling in problem.ceilings:
         total = _add_ceiling(rows, ceiling, columns, total, slack=slack)
     objective = np.zeros(total)
     objective[slack] = 1.0
-    policy = _solve(objective, rows, columns, total, problem.space)
+    policy = _solve(objective, rows, columns, total, problem)
     if policy is None:  # only the exclusions are left to contradict each other
         raise UserError("every policy was excluded; there is nothing left to choose")
     return policy
@@ -114,52 +115,72 @@ def solve_or_explain(problem: Problem) -> Policy:
     )
 
 
-def _columns(space: Space) -> dict[tuple[str, Format], int]:
-    pairs = [(group.name, chosen) for group in space.groups for chosen in space.formats[group.name]]
-    return {pair: column for column, pair in enumerate(pairs)}
+class _Columns:
+    """The binary variables: one for each (group, format), and one for each join where a ceiling has a cost for joins."""
+
+    def __init__(self, problem: Problem) -> None:
+        space = problem.space
+        pairs = [(group.name, chosen) for group in space.groups for chosen in space.formats[group.name]]
+        self.formats = {pair: column for column, pair in enumerate(pairs)}
+        has_joins = any(ceiling.model.joins for ceiling in problem.ceilings)
+        self.joins = {join.name: len(pairs) + number for number, join in enumerate(space.joins if has_joins else ())}
+        self.count = len(pairs) + len(self.joins)
+
+    def integer(self, name: str) -> dict[int, float]:
+        """Return the columns whose sum says whether a group or a join works on integers."""
+        if name in self.joins:
+            return {self.joins[name]: 1.0}
+        return {column: 1.0 for (group, chosen), column in self.formats.items() if group == name and is_integer(chosen)}
 
 
-def _base_rows(problem: Problem, columns: Mapping[tuple[str, Format], int]) -> tuple[_Rows, int]:
+def _base_rows(problem: Problem, columns: _Columns) -> tuple[_Rows, int]:
     rows = _Rows()
-    for group in problem.space.groups:
-        rows.add({columns[group.name, chosen]: 1.0 for chosen in problem.space.formats[group.name]}, 1.0, 1.0)
-    count = len(problem.space.groups)
+    space = problem.space
+    for group in space.groups:
+        rows.add({columns.formats[group.name, chosen]: 1.0 for chosen in space.formats[group.name]}, 1.0, 1.0)
+    for join in space.joins if columns.joins else ():
+        for operand in join.operands:
+            rows.add({columns.joins[join.name]: -1.0, **columns.integer(operand)}, 0.0, np.inf)
+        readers = {column: 1.0 for reader in join.readers for column in columns.integer(reader)}
+        rows.add({**readers, columns.joins[join.name]: -1.0}, 0.0, np.inf)
     for policy in problem.excluded:
-        rows.add({columns[pair]: 1.0 for pair in policy.formats.items() if pair in columns}, -np.inf, count - 1)
+        chosen = _chosen(policy, columns)
+        integers = integer_names(policy, space.joins)
+        signs = {column: 1.0 if name in integers else -1.0 for name, column in columns.joins.items()}
+        rows.add({**chosen, **signs}, -np.inf, len(space.groups) + sum(sign > 0 for sign in signs.values()) - 1)
     if problem.near is not None:
-        kept = {columns[pair]: 1.0 for pair in problem.near.centre.formats.items() if pair in columns}
-        rows.add(kept, count - problem.near.changes, np.inf)
-    return rows, len(columns)
+        rows.add(_chosen(problem.near.centre, columns), len(space.groups) - problem.near.changes, np.inf)
+    return rows, columns.count
 
 
-def _add_ceiling(rows: _Rows, ceiling: Ceiling, columns: Mapping[tuple[str, Format], int], total: int, slack: int | None) -> int:
+def _chosen(policy: Policy, columns: _Columns) -> dict[int, float]:
+    return {columns.formats[pair]: 1.0 for pair in policy.formats.items() if pair in columns.formats}
+
+
+def _add_ceiling(rows: _Rows, ceiling: Ceiling, columns: _Columns, total: int, slack: int | None) -> int:
     """Add one budget row, in units of its limit; a transition gets a variable that is at least the difference of the two domains."""
-    unit = ceiling.limit
-    row = {column: ceiling.model.parts[group][chosen] / unit for (group, chosen), column in columns.items()}
-    for transition in ceiling.model.transitions:
+    unit, model = ceiling.limit, ceiling.model
+    row = {column: model.parts[group][chosen] / unit for (group, chosen), column in columns.formats.items()}
+    row |= {columns.joins[join.name]: cost / unit for join, cost in model.joins}
+    for transition in model.transitions:
         if transition.cost <= 0:
             continue
         row[total] = transition.cost / unit
-        first, second = (
-            {column: 1.0 for (group, chosen), column in columns.items() if group == name and is_integer(chosen)}
-            for name in (transition.first, transition.second)
-        )
+        first, second = columns.integer(transition.first), columns.integer(transition.second)
         for plus, minus in ((first, second), (second, first)):
             rows.add({total: 1.0, **dict.fromkeys(plus, -1.0), **dict.fromkeys(minus, 1.0)}, 0.0, np.inf)
         total += 1
     if slack is not None:
         row[slack] = -1.0
-    rows.add(row, -np.inf, 1.0 - ceiling.model.fixed / unit + _TOLERANCE)
+    rows.add(row, -np.inf, 1.0 - model.fixed / unit + _TOLERANCE)
     return total
 
 
-def _solve(
-    objective: np.ndarray, rows: _Rows, columns: Mapping[tuple[str, Format], int], total: int, space: Space
-) -> Policy | None:
+def _solve(objective: np.ndarray, rows: _Rows, columns: _Columns, total: int, problem: Problem) -> Policy | None:
     integrality = np.zeros(total)
-    integrality[: len(columns)] = 1
+    integrality[: columns.count] = 1
     upper = np.full(total, np.inf)
-    upper[: len(columns)] = 1.0
+    upper[: columns.count] = 1.0
     with quiet_stdout():
         result = milp(
             objective,
@@ -173,9 +194,46 @@ def _solve(
         return None
     if result.x is None or not result.success:
         raise RuntimeError(f"the solver stopped without an answer: {result.message}")
-    return Policy(
-        {
-            group.name: max(space.formats[group.name], key=lambda chosen, name=group.name: result.x[columns[name, chosen]])  # type: ignore[misc]
-            for group in space.groups
-        }
-    )
+    formats = {
+        group.name: max(
+            problem.space.formats[group.name],
+            key=lambda chosen, name=group.name: result.x[columns.formats[name, chosen]],  # type: ignore[misc]
+        )
+        for group in problem.space.groups
+    }
+    policy = Policy(formats, frozenset(name for name, column in columns.joins.items() if result.x[column] < 0.5))
+    return place_joins(policy, problem)
+
+
+def place_joins(policy: Policy, problem: Problem) -> Policy:
+    """Return the policy with each join where the ceilings' costs want it, by single changes as long as one makes the policy cheaper.
+
+    Joins that cannot work on integers under the policy are not named. An excluded policy is not returned.
+    """
+    models = [ceiling for ceiling in problem.ceilings if ceiling.model.joins]
+    excluded = {excluded.key() for excluded in problem.excluded}
+
+    def cost(candidate: Policy) -> float:
+        if candidate.key() in excluded:
+            return math.inf
+        return sum(ceiling.model.total(candidate) / ceiling.limit for ceiling in models)
+
+    best = _named(policy, problem.space)
+    improved = True
+    while improved and models:
+        improved = False
+        for join in problem.space.joins:
+            changed = _named(replace(best, float_joins=best.float_joins ^ {join.name}), problem.space)
+            if changed != best and cost(changed) < cost(best) - _TOLERANCE:
+                best, improved = changed, True
+    return best
+
+
+def _named(policy: Policy, space: Space) -> Policy:
+    """Leave out the joins that could not work on integers anyway, so that equal plans are equal policies."""
+    kept: set[str] = set()
+    found = integer_names(policy, space.joins)
+    for join in space.joins:
+        if join.name in policy.float_joins and found.issuperset(join.operands) and not found.isdisjoint(join.readers):
+            kept.add(join.name)
+    return replace(policy, float_joins=frozenset(kept))

@@ -64,14 +64,6 @@ class Space:
         """Return the policy that gives every group `chosen` where it is allowed and the reference elsewhere."""
         return Policy({g.name: chosen if chosen in self.formats[g.name] else self.reference for g in self.groups})
 
-    def integers(self, policy: Policy) -> set[str]:
-        """Return the names of the groups and joins that work on integers under a policy."""
-        found = {name for name, chosen in policy.formats.items() if chosen.quantizes_activation}
-        for join in self.joins:
-            if join.name not in policy.float_joins and found.issuperset(join.operands) and not found.isdisjoint(join.readers):
-                found.add(join.name)
-        return found
-
     def moves(self) -> int:
         """How many (group, format) there are besides the reference."""
         return sum(chosen != self.reference for row in self.formats.values() for chosen in row)
@@ -141,3 +133,12 @@ def _float_joins(record: Mapping[str, Any], space: Space) -> frozenset[str]:
             f"float_joins is a list of the places where tensors meet, {', '.join(sorted(known)) or 'here none'}, not {names!r}"
         )
     return frozenset(names)
+
+
+def integer_names(policy: Policy, joins: Iterable[Join]) -> set[str]:
+    """Return the names of the groups and joins that work on integers under a policy; `joins` in graph order."""
+    found = {name for name, chosen in policy.formats.items() if chosen.quantizes_activation}
+    for join in joins:
+        if join.name not in policy.float_joins and found.issuperset(join.operands) and not found.isdisjoint(join.readers):
+            found.add(join.name)
+    return found

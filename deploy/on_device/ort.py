@@ -14,7 +14,7 @@ from deploy.on_device.errors import BuildFailed, DeviceError
 _ERRORS_ONLY = 3
 _CPU_TIME = "thread CPU time"
 _CPU = "CPUExecutionProvider"
-_SETTINGS = (
+SESSION_SETTINGS = (
     "providers",
     "graph_optimization_level",
     "disabled_optimizers",
@@ -32,7 +32,7 @@ def open_session(model: Path, settings: Mapping[str, Any], *, optimized: Path | 
     """
     import onnxruntime as ort
 
-    missing = [name for name in _SETTINGS if name not in settings]
+    missing = [name for name in SESSION_SETTINGS if name not in settings]
     if missing:
         raise DeviceError(f"the settings of {model.name} lack {', '.join(missing)}: write the experiment again")
     options = ort.SessionOptions()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from calib.errors import UserError
-from deploy.engines import Engines
-from deploy.latency import Observation, neighbours
-from deploy.loop import LatencyLoop, LoopSettings, Outcome, Step
-from deploy.observations import keep_observation, latency_model, read_observations
+from deploy.loop import LoopSettings, Outcome
+from deploy.observations import known_float_ms, latency_model
 from deploy.prepare import Prepared
-from deploy.stages.making import export_float_model
+from deploy.stages.looping import close_loop
 from deploy.stages.scoring import score, static_ceilings
 from smpq.allocate import Ceiling, Problem, solve_or_explain
 from smpq.budget import Budget
@@ -21,8 +18,6 @@ from smpq.scores import Scores
 from smpq.search import Choice, Effort, choose, confirm
 from smpq.stability import decision_stability
 from smpq.supernet_scores import ESTIMATORS
-
-_ROUNDS_IN_LOOP = 1
 
 
 @dataclass(frozen=True)
@@ -44,8 +39,8 @@ def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None) -> S
     ceilings = static_ceilings(prepared, budget)
     limit = budget.limit("latency")
     if limit is not None:
-        model = latency_model(prepared)
-        float_ms = float(prepared.run.read_json("measurements.json", keys=["float_ms"])["float_ms"])
+        model, float_ms = latency_model(prepared), known_float_ms(prepared)
+        assert float_ms is not None  # what was measured has it
         ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
     _check_possible(prepared, ceilings)
     scores = score(prepared, budget)
@@ -61,44 +56,20 @@ def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None) -> S
 def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loop: LoopSettings | None = None) -> Solution:
     """Choose the policy for a budget; a latency budget closes the loop over measured engines. Writes `policy.json`."""
     effort = effort or prepared.settings.spending
-    limit = budget.limit("latency")
-    if limit is None:
+    if budget.limit("latency") is None:
         return solve(prepared, budget, effort)
-    if not prepared.target.measurable:
-        raise UserError(
-            f"latency cannot be measured on target {prepared.target.name} here: "
-            "give a budget on size, avg_bits or bops, or use --target ort-cpu"
-        )
-    ceilings = static_ceilings(prepared, budget)
-    _check_possible(prepared, ceilings)
-    scores = score(prepared, budget)
-    export_float_model(prepared)
-    engines = Engines(prepared)
-    known = read_observations(prepared)
-    value = prepared.evaluator
-    looped = LatencyLoop(
-        prepared.space,
-        neighbours(prepared.traced, prepared.space),
-        value,
-        lambda policy: _measure_and_keep(prepared, engines, policy),
-        known,
-        loop or LoopSettings(seed=prepared.settings.seed),
-        prepared.progress.say,
-    )
-    if limit.relative:
-        wanted = limit.value
-    else:
-        wanted = limit.value / engines.float_ms()
-        prepared.progress.say(f"the float engine takes {engines.float_ms():.4g} ms: {limit} is {wanted:.3f}x of it")
-    # what a round of marginals gains is less than what one more measured engine teaches about the latency
-    effort = replace(effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP))
-    with prepared.progress.step("close the loop"):
-        outcome = looped.run(wanted, ceilings, scores.starts(), effort)
+    _check_possible(prepared, static_ceilings(prepared, budget))
+    outcome, limit = close_loop(prepared, budget, effort, loop)
+    write_outcome(prepared, budget, outcome, limit)
+    return Solution(outcome.policy, outcome.value, outcome.stop_reason, outcome=outcome)
+
+
+def write_outcome(prepared: Prepared, budget: Budget, outcome: Outcome, limit: float) -> None:
+    """Write `policy.json` and how sure the scores are of it; `limit` is a ratio to the float engine."""
     write_policy(prepared, outcome.policy, budget)
     if outcome.met:
-        write_stability(prepared, scores, [Ceiling(outcome.model.cost_model(1.0), wanted), *ceilings], outcome.policy)
-    prepared.run.write_json("loop.json", {"schema": 1, "limit_ratio": wanted, "steps": [_step_json(s) for s in outcome.steps]})
-    return Solution(outcome.policy, outcome.value, outcome.stop_reason, outcome=outcome)
+        ceilings = [Ceiling(outcome.model.cost_model(1.0), limit), *static_ceilings(prepared, budget)]
+        write_stability(prepared, score(prepared, budget), ceilings, outcome.policy)
 
 
 def read_policy(prepared: Prepared) -> Policy:
@@ -134,12 +105,6 @@ def _check_possible(prepared: Prepared, ceilings: Sequence[Ceiling]) -> None:
         solve_or_explain(Problem(prepared.space, nothing, ceilings))
 
 
-def _measure_and_keep(prepared: Prepared, engines: Engines, policy: Policy) -> Observation:
-    observation = engines.observe(policy)
-    keep_observation(prepared, observation, engines.float_ms())
-    return observation
-
-
 def _choose(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], effort: Effort) -> Solution:
     with prepared.progress.step("choose the policy"):
         choice: Choice = choose(
@@ -154,16 +119,3 @@ def _allocate(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling]) -
     """A supernet's scores decide alone: its policy is meant for training, and the value of the calibrated model is not what it is for."""
     policy = solve_or_explain(Problem(prepared.space, scores.values(), ceilings))
     return Solution(policy, prepared.evaluator(policy), f"the best policy for the scores ({scores.estimator})")
-
-
-def _step_json(step: Step) -> dict[str, Any]:
-    error = 1.96 * step.observation.standard_error
-    return {
-        "label": step.label,
-        "predicted": step.predicted,
-        "predicted_interval": list(step.predicted_interval),
-        "measured": step.observation.ratio,
-        "measured_interval": [step.observation.ratio - error, step.observation.ratio + error],
-        "met": step.met,
-        "policy": {name: str(chosen) for name, chosen in step.policy.formats.items()},
-    }

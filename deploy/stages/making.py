@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from calib.errors import UserError
-from deploy.engines import FLOAT, MIXED, Engines, engine_names
+from deploy.devices.base import Candidate
+from deploy.engines import Engines, engine_names
 from deploy.export import export_float
 from deploy.finetuning import tuned, version_key
-from deploy.latency import Observation
 from deploy.lower import lower
-from deploy.observations import keep_observation, latency_model, read_observations
+from deploy.measuring import THOROUGH, Bench
+from deploy.observations import Measured, keep_measured, latency_model, read_observations
 from deploy.prepare import Prepared
 from deploy.verify import verify as verify_stages
 from smpq.policy import Policy
@@ -57,34 +59,47 @@ def build(prepared: Prepared, policy: Policy) -> dict[str, Any]:
     return record
 
 
-def measure(prepared: Prepared, policy: Policy) -> dict[str, Any]:
-    """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`."""
+def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> dict[str, Any]:
+    """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`.
+
+    `batches` are further batch sizes to time it at. UserError when engines of the target cannot be timed, or it does not build on the device.
+    """
+    if prepared.not_measurable is not None:
+        raise UserError(prepared.not_measurable)
     _needs_build(prepared, policy)
     predicted, interval = None, None
     if read_observations(prepared):
         predicted, error = latency_model(prepared).predict(policy)
         interval = [predicted - 1.96 * error, predicted + 1.96 * error]
+    bench = Bench(prepared)
     with prepared.progress.step("measure the engine"):
-        measurement = Engines(prepared).measure()
-    timing, baseline = measurement.timings[MIXED], measurement.timings[FLOAT]
+        candidate = bench.kept(prepared.run.file(engine_names(prepared.target).model))
+        measured = _timed(bench, policy, candidate, None)
+        others = [_timed(bench, policy, bench.candidate(policy, batch), batch) for batch in batches]
+    result = measured.result
     record = {
-        "schema": 1,
+        "schema": 2,
         "policy": version_key(prepared, policy),
-        "ratio": timing.ratio,
-        "interval": list(timing.ratio_interval),
-        "engine_ms": timing.latency_ms,
-        "float_ms": baseline.latency_ms,
+        "ratio": result.ratio,
+        "interval": list(result.ratio_interval or ()),
         "predicted_ratio": predicted,
         "predicted_interval": interval,
-        "clock": measurement.clock,
-        "rounds": measurement.protocol.rounds,
-        "batch": prepared.settings.batch,
-        "measurement": measurement.to_json(),
+        "rounds": THOROUGH.rounds,
+        "machine": bench.machine,
+        "measurement": result.to_json(),
+        "batches": [each.result.to_json() for each in others],
+        **{name: getattr(result, name) for name in ("engine_ms", "float_ms", "p99_ms", "throughput", "clock", "batch")},
     }
     prepared.run.write_json("latency.json", record)
-    low, high = timing.ratio_interval
-    keep_observation(prepared, Observation(policy, timing.ratio, (high - low) / (2 * 1.96)), baseline.latency_ms)
+    keep_measured(prepared, [measured], bench.machine)
     return record
+
+
+def _timed(bench: Bench, policy: Policy, candidate: Candidate, batch: int | None) -> Measured:
+    (measured,) = bench.measure([(policy, candidate)], THOROUGH, batch)
+    if measured.result.failed is not None:
+        raise UserError(f"the engine cannot be timed: {measured.result.failed}")
+    return measured
 
 
 def verify(prepared: Prepared, policy: Policy) -> dict[str, Any]:

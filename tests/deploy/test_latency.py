@@ -1,13 +1,22 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from calib.formats import FP32
-from deploy.latency import Observation, designed_policies, fit, neighbours, work_shares
-from smpq.groups import find_groups, space_from_formats
-from tests.deploy import networks
+from deploy.designs import designed_policies, random_policies
+from deploy.latency import Observation, fit
+from deploy.latency_terms import work_shares
+from smpq.allocate import Ceiling, Problem, allocate
+from smpq.joins import Edge
+from smpq.policy import Join, Policy
 from tests.deploy.synthetic import W4, W8A8, Truth, chain, policies, space
 
 NOISE = 0.004
+
+
+def edges(of):
+    return [Edge(first, second, 64) for first, second in chain(of)]
 
 
 def observed(of, truth, count, seed, noise=NOISE):
@@ -15,7 +24,7 @@ def observed(of, truth, count, seed, noise=NOISE):
     generator = np.random.default_rng(seed)
     return [
         Observation(policy, truth.ratio(policy) + noise * generator.standard_normal(), max(noise, 1e-4))
-        for policy in designed_policies(of, count, seed)
+        for policy in designed_policies(of, edges(of), count, seed)
     ]
 
 
@@ -23,7 +32,7 @@ def observed(of, truth, count, seed, noise=NOISE):
 def test_few_engines_predict_all_others(seed):
     of = space(6, W8A8, W4, FP32)
     truth = Truth.drawn(of, seed)
-    model = fit(of, chain(of), observed(of, truth, 24, seed))
+    model = fit(of, edges(of), observed(of, truth, 24, seed))
     everything = list(policies(of))
     assert len(everything) == 729
     errors = np.array([model.predict(policy)[0] - truth.ratio(policy) for policy in everything])
@@ -37,7 +46,7 @@ def test_intervals_cover_what_is_measured():
     for seed in range(6):
         of = space(6, W8A8, FP32)
         truth = Truth.drawn(of, seed)
-        model = fit(of, chain(of), observed(of, truth, 12, seed))
+        model = fit(of, edges(of), observed(of, truth, 12, seed))
         for policy in policies(of):
             mean, error = model.predict(policy)
             assert error >= 0.003, "never surer than a measurement"
@@ -48,7 +57,7 @@ def test_intervals_cover_what_is_measured():
 def test_more_engines_make_surer():
     of = space(6, W8A8, FP32)
     truth = Truth.drawn(of, 0)
-    few, many = (fit(of, chain(of), observed(of, truth, count, 0)) for count in (4, 40))
+    few, many = (fit(of, edges(of), observed(of, truth, count, 0)) for count in (4, 40))
     rows = list(policies(of))
     assert sum(many.predict(p)[1] for p in rows) < sum(few.predict(p)[1] for p in rows)
 
@@ -56,8 +65,10 @@ def test_more_engines_make_surer():
 @pytest.mark.parametrize("crossing", [0.03, 0.0, -0.03])
 def test_a_crossing_never_pays(crossing):
     of = space(5, W8A8, FP32)
-    model = fit(of, chain(of), observed(of, Truth.drawn(of, 1, crossing), 16, 1))
-    found = {column[1:]: value for column, value in zip(model.columns, model.coefficients, strict=True) if column[0] == "crossing"}
+    model = fit(of, edges(of), observed(of, Truth.drawn(of, 1, crossing), 16, 1))
+    found = {
+        (term.first, term.second): value for term, value in zip(model.terms, model.coefficients, strict=True) if term.kind == "edge"
+    }
     assert set(found) == set(chain(of))
     assert min(found.values()) >= 0.0
     assert all(transition.cost >= 0.0 for transition in model.cost_model(1.0).transitions)
@@ -67,7 +78,7 @@ def test_a_crossing_never_pays(crossing):
 
 def test_the_solver_sees_the_same_numbers():
     of = space(4, W8A8, W4, FP32)
-    model = fit(of, chain(of), observed(of, Truth.drawn(of, 2), 16, 2))
+    model = fit(of, edges(of), observed(of, Truth.drawn(of, 2), 16, 2))
     cost, in_ms = model.cost_model(1.0), model.cost_model(2.5)
     assert in_ms.float_total == 2.5
     for policy in policies(of):
@@ -78,13 +89,13 @@ def test_the_solver_sees_the_same_numbers():
 
 def test_without_integer_formats_nothing_crosses():
     of = space(4, W4, FP32)
-    model = fit(of, chain(of), observed(of, Truth.drawn(of, 3), 8, 3))
-    assert {column[0] for column in model.columns} == {"format"}
+    model = fit(of, edges(of), observed(of, Truth.drawn(of, 3), 8, 3))
+    assert {term.kind for term in model.terms} == {"format"}
 
 
 def test_before_anything_is_measured_larger_layers_are_expected_to_save_more():
     of = space(3, W8A8, FP32)
-    model = fit(of, chain(of), [Observation(of.uniform(FP32), 1.0, 0.0)])
+    model = fit(of, edges(of), [Observation(of.uniform(FP32), 1.0, 0.0)])
     parts = model.cost_model(1.0).parts
     assert parts["layer2"][W8A8] < parts["layer1"][W8A8] < parts["layer0"][W8A8] < 0
     shares = work_shares(of)
@@ -94,29 +105,57 @@ def test_before_anything_is_measured_larger_layers_are_expected_to_save_more():
 
 def test_designed_policies_are_different_allowed_and_reproducible():
     of = space(8, W8A8, W4, FP32)
-    designed = designed_policies(of, 14, 5)
+    designed = designed_policies(of, edges(of), 14, 5)
     keys = [policy.key() for policy in designed]
     assert len(set(keys)) == len(keys)
     assert 10 <= len(keys) <= 14
     assert {of.uniform(W8A8).key(), of.uniform(W4).key()} <= set(keys)
-    assert keys == [policy.key() for policy in designed_policies(of, 14, 5)]
-    assert keys != [policy.key() for policy in designed_policies(of, 14, 6)]
+    assert keys == [policy.key() for policy in designed_policies(of, edges(of), 14, 5)]
+    assert keys != [policy.key() for policy in designed_policies(of, edges(of), 14, 6)]
     for policy in designed:
         assert all(policy[group.name] in of.formats[group.name] for group in of.groups)
 
 
-def test_neighbours_are_joined_by_operators_without_weights():
-    exported = networks.mlp()
-    of, _ = space_from_formats(find_groups(exported.traced, exported.units), [W8A8, FP32], FP32, lambda unit, chosen: None)
-    assert neighbours(exported.traced, of) == (("1", "3"), ("3", "5"))
+def joined():
+    """A chain whose last layer reads the sum of the first two."""
+    of = space(3, W8A8, FP32)
+    return dataclasses.replace(of, joins=(Join("sum", ("layer0", "layer1"), ("layer2",)),))
 
 
-def test_both_branches_of_a_residual_sum_are_neighbours_of_what_follows():
-    exported = networks.residual()
-    of, _ = space_from_formats(find_groups(exported.traced, exported.units), [W8A8, FP32], FP32, lambda unit, chosen: None)
-    pairs = set(neighbours(exported.traced, of))
-    name = {unit.path: group.name for group in of.groups for unit in group.units}
-    assert (name["stem"], name["a"]) in pairs
-    assert (name["b"], name["depthwise"]) in pairs
-    assert (name["stem"], name["depthwise"]) in pairs, "the skip hands it on"
-    assert all(first != second for first, second in pairs)
+def test_the_placement_of_a_join_is_priced_and_chosen():
+    of, between = joined(), [Edge("layer0", "sum", 64), Edge("layer1", "sum", 64), Edge("sum", "layer2", 64)]
+    integer = of.uniform(W8A8)
+    floating = Policy(integer.formats, frozenset({"sum"}))
+    assert integer.key() != floating.key()
+    for saving in (-0.1, 0.1):
+        rows = [Observation(integer, 0.6 + saving, 0.002), Observation(floating, 0.6, 0.002)]
+        model = fit(of, between, [Observation(of.uniform(FP32), 1.0, 0.0), *rows])
+        faster = floating if saving > 0 else integer
+        assert min((integer, floating), key=lambda policy: model.predict(policy)[0]) == faster
+        cost = model.cost_model(1.0)
+        for policy in (integer, floating):
+            assert cost.total(policy) == pytest.approx(model.predict(policy)[0], abs=1e-9)
+        nothing = {group: dict.fromkeys(row, 0.0) for group, row in of.formats.items()}
+        wanted = Problem(of, {**nothing, "layer0": {W8A8: 1.0, FP32: 0.0}}, [Ceiling(cost, 0.9)])
+        found = allocate(wanted)
+        if found.formats == integer.formats:
+            assert found == faster
+
+
+def test_random_policies_try_joins_in_float():
+    found = random_policies(joined(), 8, 0)
+    assert len({policy.key() for policy in found}) == len(found)
+    assert any(policy.float_joins for policy in found)
+
+
+def test_designed_policies_tell_more_than_random_ones():
+    gains = []
+    for seed in range(4):
+        of = space(8, W8A8, W4, FP32)
+        truth, test = Truth.drawn(of, seed), random_policies(of, 40, 99)
+        errors = []
+        for chosen in (designed_policies(of, edges(of), 10, seed), random_policies(of, 10, seed)):
+            model = fit(of, edges(of), [Observation(policy, truth.ratio(policy), NOISE) for policy in chosen])
+            errors.append(np.mean([abs(model.predict(policy)[0] - truth.ratio(policy)) for policy in test]))
+        gains.append(errors[0] / errors[1])
+    assert np.mean(gains) < 1.0

@@ -3,10 +3,11 @@ import pytest
 
 from calib.formats import FP32
 from deploy.latency import Observation
-from deploy.loop import LatencyLoop, LoopSettings, upper
+from deploy.loop import Goal, LatencyLoop, LoopSettings, upper
 from smpq.allocate import Ceiling
 from smpq.costs import CostModel
 from smpq.evaluate import OneByOne
+from smpq.joins import Edge
 from smpq.search import EXHAUSTIVE, Effort
 from tests.deploy.synthetic import W4, W8A8, Truth, chain, policies, space
 
@@ -41,17 +42,12 @@ class Bench:
         return self.observation(policy)
 
     def run(self, limit, ceilings=(), known=(), measurements=40):
-        loop = LatencyLoop(
-            self.space,
-            chain(self.space),
-            OneByOne(self.value),
-            self.measure,
-            known,
-            LoopSettings(measurements),
-            self.steps.append,
-        )
         starts = {"alone": {g.name: {f: -self.loss[g.name, f] for f in self.space.formats[g.name]} for g in self.space.groups}}
-        return loop.run(limit, ceilings, starts, Effort())
+        edges = [Edge(first, second, 64) for first, second in chain(self.space)]
+        loop = LatencyLoop(
+            self.space, edges, OneByOne(self.value), Goal(limit, ceilings, starts, Effort()), known, LoopSettings(measurements)
+        )
+        return loop.run(self.measure, self.steps.append)
 
     def feasible(self, limit):
         return [policy for policy in policies(self.space) if self.truth.ratio(policy) <= limit]
@@ -90,7 +86,7 @@ def test_nothing_is_measured_twice(seed):
     bench = Bench(seed)
     outcome = bench.run(0.7)
     assert len(bench.measured) == len(set(bench.measured))
-    proposed = [step.policy.key() for step in outcome.steps if step.label != "experiment"]
+    proposed = [step.proposal.policy.key() for step in outcome.steps if step.proposal.label != "experiment"]
     assert len(proposed) == len(set(proposed)), "a policy that was measured to miss the limit is not proposed again"
     assert len(bench.steps) == len(outcome.steps) == len(bench.measured)
 
@@ -98,7 +94,7 @@ def test_nothing_is_measured_twice(seed):
 def test_what_is_known_is_not_measured_again():
     first = Bench(1)
     done = first.run(0.7)
-    known = [first.observation(step.policy) for step in done.steps]
+    known = [first.observation(step.proposal.policy) for step in done.steps]
     again = Bench(1)
     outcome = again.run(0.7, known=known)
     assert not set(again.measured) & set(first.measured)
@@ -156,8 +152,8 @@ def test_predictions_come_before_measurements_and_hold():
     for seed in range(5):
         outcome = Bench(seed).run(0.7)
         for step in outcome.steps:
-            low, high = step.predicted_interval
-            assert low < step.predicted < high
-            if step.label != "experiment":  # before an experiment the model has seen little or nothing
+            low, high = step.proposal.interval
+            assert low < step.proposal.predicted < high
+            if step.proposal.label != "experiment":  # before an experiment the model has seen little or nothing
                 within.append(low - 2 * NOISE <= step.observation.ratio <= high + 2 * NOISE)
     assert np.mean(within) > 0.6

@@ -18,7 +18,7 @@ session may quantise layers that the plan leaves in float, or overflow inside in
     )
 """
 
-from deploy.backends.onnxruntime.build import build_engine, integer_sums_overflow
+from deploy.backends.onnxruntime.build import build_engine, integer_sums_overflow, session_settings
 from deploy.backends.onnxruntime.engine import OrtEngine, load_engine
 from deploy.backends.onnxruntime.kernels import UnitKernel, check_units, unit_kernels
 from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, read_record
@@ -33,5 +33,6 @@ __all__ = [
     "integer_sums_overflow",
     "load_engine",
     "read_record",
+    "session_settings",
     "unit_kernels",
 ]

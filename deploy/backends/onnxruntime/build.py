@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import OrtEngineRecord, write_record
 from deploy.backends.tensorrt.build import BuildFailed
+from deploy.on_device.ort import SESSION_SETTINGS
 from deploy.onnx_files import copy_model, load_model, sha256, size_bytes
 
 _NBITS_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
@@ -58,6 +59,12 @@ def build_engine(model: Path, engine: Path, *, exact: bool = False) -> OrtEngine
     record = replace(record, sha256=sha256(engine), size_bytes=size_bytes(engine))
     write_record(engine, record)
     return record
+
+
+def session_settings(model: Path) -> dict[str, Any]:
+    """Return how a session of an ONNX file is to be made: the fields of its record that `deploy.on_device.ort` wants."""
+    record = _settings(load_model(model), exact=False).to_json()
+    return {name: record[name] for name in SESSION_SETTINGS}
 
 
 @cache

@@ -1,0 +1,119 @@
+"""The terms of the latency model, and what is expected of them before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.formats import Format
+from smpq.joins import Edge
+from smpq.policy import Policy, Space, integer_names
+
+Matrix = np.ndarray
+
+_EXPECTED_SAVING = 0.5
+"""Share of a layer's float time that integers, or blocks of integer weights, are expected to save."""
+_EXPECTED_CONVERSIONS = 0.3
+"""What all conversions together would cost, as a share of the float engine's time."""
+_SMALLEST_SHARE = 0.2
+"""Even a layer or tensor of next to no work deviates by this part of an average one."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One coefficient: of a (group, format), of an integer join, or of an edge whose tensor has to be converted."""
+
+    kind: str
+    first: str
+    second: str = ""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Expected coefficients, and the parts of their covariance, each of unit strength: name -> `[terms, terms]`."""
+
+    mean: Matrix
+    parts: Mapping[str, Matrix]
+
+
+def terms_of(space: Space, edges: Sequence[Edge]) -> tuple[Term, ...]:
+    """Return the terms that a space needs; conversions and joins only where a format works on integers."""
+    terms = [
+        Term("format", group.name, str(chosen))
+        for group in space.groups
+        for chosen in space.formats[group.name]
+        if chosen != space.reference
+    ]
+    if any(chosen.quantizes_activation for row in space.formats.values() for chosen in row):
+        terms += [Term("join", join.name) for join in space.joins]
+        terms += [Term("edge", edge.first, edge.second) for edge in edges]
+    return tuple(terms)
+
+
+def row_of(policy: Policy, space: Space, terms: Sequence[Term]) -> Matrix:
+    """Return which terms a policy has, `[terms]` of zeros and ones."""
+    integers = integer_names(policy, space.joins)
+
+    def has(term: Term) -> bool:
+        if term.kind == "format":
+            return str(policy[term.first]) == term.second
+        if term.kind == "join":
+            return term.first in integers
+        return (term.first in integers) != (term.second in integers)
+
+    return np.array([float(has(term)) for term in terms])
+
+
+def work_shares(space: Space) -> dict[str, float]:
+    """Return group -> its expected share of the float engine's time: multiply-accumulates, and weights to be read."""
+    work = {group.name: sum(unit.macs + unit.parameters for unit in group.units) for group in space.groups}
+    total = sum(work.values())
+    return {name: amount / total for name, amount in work.items()}
+
+
+def prior_of(space: Space, edges: Sequence[Edge], terms: Sequence[Term]) -> Prior:
+    """Return what is expected of a network that nobody has measured.
+
+    A format changes a group's time in proportion to its work, by a factor that all groups share in part (`integers`, `format`, per
+    operator `operator`) and that is its own in part (`group` for all of its formats, `own`); `call` is a cost that does not depend on the
+    work. A conversion costs in proportion to the tensor's size, with a common factor (`conversions`) and one of its own (`edge`);
+    an integer join saves or costs likewise (`joins`, `join`).
+    """
+    share, count = work_shares(space), len(space.groups)
+    operators = {group.name: group.units[0].operator for group in space.groups}
+    total = sum(edge.elements for edge in edges) or 1
+    size = {(edge.first, edge.second): edge.elements / total for edge in edges}
+    around = {join.name: sum(part for ends, part in size.items() if join.name in ends) for join in space.joins}
+    formats = [Format.from_text(term.second) if term.kind == "format" else None for term in terms]
+
+    def each(kind: str, amount: Callable[[Term], float]) -> Matrix:
+        return np.array([amount(term) if term.kind == kind else 0.0 for term in terms])
+
+    def common(amounts: Matrix, classes: Sequence[object]) -> Matrix:
+        """Covariance of terms of one class that share a factor."""
+        same = np.array([[first == second for second in classes] for first in classes], bool)
+        return np.asarray(np.outer(amounts, amounts) * same)
+
+    work = each("format", lambda term: share[term.first])
+    saves = np.array(
+        [chosen is not None and (chosen.quantizes_activation or chosen.weight_block is not None) for chosen in formats]
+    )
+    converted = each("edge", lambda term: size[term.first, term.second])
+    joined = each("join", lambda term: around[term.first])
+    own = each("format", lambda term: share[term.first] + _SMALLEST_SHARE / count)
+    own_edge = each("edge", lambda term: size[term.first, term.second] + _SMALLEST_SHARE / max(len(edges), 1))
+    parts = {
+        "integers": np.outer(work * saves, work * saves),
+        "format": common(work, [term.second for term in terms]),
+        "operator": common(work, [(term.second, operators.get(term.first)) for term in terms]),
+        "call": np.outer(each("format", lambda _: 1 / count), each("format", lambda _: 1 / count)),
+        "group": common(own, [term.first for term in terms]),
+        "own": np.diag(own**2),
+        "conversions": np.outer(converted, converted),
+        "edge": np.diag(own_edge**2),
+        "joins": np.outer(joined, joined),
+        "join": np.diag(joined**2),
+    }
+    return Prior(-_EXPECTED_SAVING * work * saves + _EXPECTED_CONVERSIONS * converted, parts)

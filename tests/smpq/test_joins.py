@@ -1,0 +1,68 @@
+from calib.formats import FP32, Format
+from smpq.groups import find_groups
+from smpq.joins import find_edges, find_joins
+from smpq.plan import Rules, result_after_relu
+from smpq.policy import Join, Policy, integer_names
+from tests.deploy import networks
+
+OUTPUTS, SKIPS = Rules("affine", outputs=True), Rules("symmetric", skips=True)
+W8A8 = Format.from_text("w8a8")
+
+
+def found(rules):
+    exported = networks.residual()
+    groups = find_groups(exported.traced, exported.units)
+    return exported, groups, find_joins(exported.traced, groups, rules), find_edges(exported.traced, groups, rules)
+
+
+def test_rule_1_a_sum_of_convolutions_that_a_layer_reads_is_a_join():
+    exported, groups, joins, _ = found(OUTPUTS)
+    name = {unit.path: group.name for group in groups for unit in group.units}
+    assert joins
+    first = joins[0]
+    assert set(first.operands) == {name["b"], name["stem"]}
+    assert first.readers == (name["depthwise"],)
+    assert first.name in exported.traced.nodes
+
+
+def test_rule_2_the_skip_of_a_sum_is_a_join_where_a_layer_reads_it_too():
+    _, groups, joins, _ = found(SKIPS)
+    name = {unit.path: group.name for group in groups for unit in group.units}
+    assert Join(joins[0].name, (name["b"],), (name["a"],)) == joins[0]
+
+
+def test_rule_3_without_such_rules_there_is_no_choice():
+    assert found(Rules("affine"))[2] == ()
+
+
+def test_edges_start_at_convolutions_and_joins_only():
+    _, groups, joins, edges = found(OUTPUTS)
+    convolutions = {group.name for group in groups for unit in group.units if "conv" in unit.operator}
+    assert {edge.first for edge in edges} <= convolutions | {join.name for join in joins}
+    sizes = {(edge.first, edge.second): edge.elements for edge in edges}
+    name = {unit.path: group.name for group in groups for unit in group.units}
+    assert sizes[name["stem"], name["a"]] == 8 * 8 * 8
+    assert (joins[0].name, name["depthwise"]) in sizes
+    assert all(first != second for first, second in sizes)
+
+
+def test_a_join_in_float_is_quantised_for_its_only_reader_instead_which_changes_no_value():
+    exported, _, joins, _ = found(OUTPUTS)
+    formats = exported.formats("w8a8")
+    plan, quantizer = exported.plan(formats, "ort-cpu")
+    kept = quantizer.plan(formats, frozenset({joins[0].name}))
+    tensor = result_after_relu(exported.traced.nodes[joins[0].name]).name
+    where = [{entry.tensor: entry.consumers for entry in each.tensors}[tensor] for each in (plan, kept)]
+    assert where[0] is None
+    assert where[1] == exported.units[3].calls
+    exact, other = (exported.traced.run((exported.batch,), quantizer.edits(each)) for each in (plan, kept))
+    assert exact.equal(other)
+
+
+def test_integer_names_follow_operands_readers_and_the_policy():
+    joins = (Join("first", ("a", "b"), ("c",)), Join("second", ("first", "c"), ("d",)))
+    every = dict.fromkeys("abcd", W8A8)
+    assert integer_names(Policy(every), joins) == {*"abcd", "first", "second"}
+    assert integer_names(Policy({**every, "b": FP32}), joins) == {*"acd"}
+    assert integer_names(Policy({**every, "d": FP32}), joins) == {*"abc", "first"}
+    assert integer_names(Policy(every, frozenset({"first"})), joins) == {*"abcd"}
