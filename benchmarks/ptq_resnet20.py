@@ -3,8 +3,9 @@
 Usage: ptq_resnet20.py CIFAR10_DIR WEIGHTS [--seeds 0,1,2] [--rounding gptq,nearest] [--effort normal] [--journal FILE]
 
 Weights of 2, 3, 4 or 8 bits, activations of 8, every layer counted; top-1 on the 10,000 test images, whose labels the search never sees.
-One scoring of a seed serves all its budgets; the seconds of a row hold all of it, the calibration and the rounding too. With --journal a
-run that was stopped repeats no evaluation (its seconds are then too few, which the row says).
+One scoring of a seed serves all its budgets; the seconds of a row hold all of it, the calibration and the rounding too: `seconds` on the
+wall, which other processes make longer, `cpu_seconds` of this process. With --journal a run that was stopped repeats no evaluation: its rows
+then have fewer `evaluations`, and too few seconds.
 """
 
 import argparse
@@ -40,11 +41,21 @@ FORMATS = "w2a8,w3a8,w4a8,w8a8"
 SAMPLES = 512
 
 
+class Clock:
+    """Seconds on the wall and of this process since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic(), time.process_time()
+
+    def spent(self) -> tuple[float, float]:
+        return time.monotonic() - self._start[0], time.process_time() - self._start[1]
+
+
 class Bench:
     """The network, calibrated and rounded one way."""
 
     def __init__(self, task: Task, rounding: str, journal: Path) -> None:
-        start = time.monotonic()
+        clock = Clock()
         self.task = task
         batches = task.calibration()
         folded, _ = fold_batchnorm(task.model(), batches[0].inputs)
@@ -61,7 +72,7 @@ class Bench:
         self.value = Evaluator(PolicyValue(self.fake, self.space, task, seen), Journal(journal), rounding)
         self.unseen = Evaluator(PolicyValue(self.fake, self.space, task, unseen), Journal(journal), f"{rounding} unseen")
         self._top1: dict[str, float] = {}
-        self.seconds = time.monotonic() - start
+        self.spent = clock.spent()
 
     def top1(self, policy: Policy) -> float:
         """Return the accuracy in % on the test images."""
@@ -89,19 +100,19 @@ class Bench:
 def search(bench: Bench, rounding: str, seed: int, effort_name: str) -> list[dict]:
     effort = effort_from_name(effort_name)
     rows = []
-    start, known = time.monotonic(), bench.value.evaluations
+    clock, known = Clock(), bench.value.evaluations
     budgets = BUDGETS[rounding]
     low, high = min(budgets) * 0.95, max(budgets) * 1.15
     scores = estimate(bench.value, bench.space, Stopping(effort.scoring), seed, (low, high))
-    scoring_s, scoring = time.monotonic() - start, bench.value.evaluations - known
+    scored, scoring = clock.spent(), bench.value.evaluations - known
     for budget in budgets:
         ceilings = [Ceiling(bench.bits, budget)]
         alone = solve_or_explain(Problem(bench.space, scores.alone(), ceilings))
         rows.append(bench.row(alone, method="one at a time", rounding=rounding, budget=budget, seed=seed))
-        start, known = time.monotonic(), bench.value.evaluations
+        clock, known = Clock(), bench.value.evaluations
         starts = {"shapley": scores.values(), "one at a time": scores.alone()}
         choice = confirm(choose(bench.value, bench.space, starts, ceilings, effort), bench.value, bench.unseen)
-        seconds = time.monotonic() - start
+        seconds, cpu_seconds = map(sum, zip(bench.spent, scored, clock.spent(), strict=True))
         rows.append(
             bench.row(
                 choice.policy,
@@ -109,7 +120,8 @@ def search(bench: Bench, rounding: str, seed: int, effort_name: str) -> list[dic
                 rounding=rounding,
                 budget=budget,
                 seed=seed,
-                seconds=bench.seconds + scoring_s + seconds,
+                seconds=seconds,
+                cpu_seconds=cpu_seconds,
                 evaluations=scoring + bench.value.evaluations - known,
                 path=[[name, -value] for name, value in choice.path],
             )
