@@ -12,6 +12,8 @@ from deploy.backends.tensorrt.kernels import Kernel
 SCHEMA_VERSION = 1
 
 _PRODUCTS = ("correlation", "gemm", "runtime_fusion")
+# TensorRT 10's inspector: CaskConvolution, CaskGemmConvolution, CaskGemmMatrixMultiply, ...; as published by its users, not seen here.
+_PRODUCT_PREFIX = "Cask"
 _FLOAT_NAMES = {"Half": "fp16", "Float": "fp32", "TF32": "tf32", "BFloat16": "bf16"}
 _INTEGERS = {"Int4": 4, "Int8": 8}
 
@@ -106,7 +108,7 @@ def _product_kernel(path: str, kernels: Sequence[Kernel]) -> Kernel | None:
     """Find the kernel that multiplies. The unit's name also stands on what was fused around it: padding, scales, the epilogue."""
     own = [kernel for kernel in kernels if path in kernel.onnx_nodes]
     for kernel in own:
-        if kernel.kind in _PRODUCTS:
+        if kernel.kind in _PRODUCTS or kernel.kind.startswith(_PRODUCT_PREFIX):
             return kernel
     # With a single row of input the product is generated code, and holds its weight as a constant or reads it dequantised.
     for kernel in own:
