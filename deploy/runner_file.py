@@ -11,8 +11,8 @@ _PACKAGE = "deploy.on_device"
 _MODULES = ("errors", "state", "protocol", "experiment", "ort", "cuda", "trt_log", "trt_build", "trt_layers", "trt", "main")
 _HEADER = '''"""Build and time the engines of an experiment on this machine: python3 runner.py --help.
 
-Made by smpq from the modules of its package deploy.on_device, in one file so that it can be copied. It needs Python 3.10 or later, numpy and
-the runtime that experiment.json names.
+Made by smpq from the modules of its package deploy.on_device, in one file so that it can be copied. It needs Python 3.10 or later,
+numpy, and the runtime that experiment.json names.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -101,15 +100,17 @@ class _Log:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._listened_to = True
 
     def __call__(self, line: str) -> None:
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        try:
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
-        except OSError:
-            sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays open until the end
+        if self._listened_to:
+            try:
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+            except OSError:
+                self._listened_to = False
 
 
 def _runtime_version(runtime: str) -> str:

@@ -1,0 +1,42 @@
+"""The text that names a device."""
+
+from __future__ import annotations
+
+import pytest
+
+from calib.errors import UserError
+from deploy.devices.address import device_from_address
+from deploy.devices.connection import Address
+from deploy.devices.local import LocalDevice
+from deploy.devices.ssh import SshDevice
+
+
+def test_devices(tmp_path):
+    assert isinstance(device_from_address("", tmp_path), LocalDevice)
+    assert isinstance(device_from_address("local", tmp_path), LocalDevice)
+    assert isinstance(device_from_address("ssh://me@orin.local", tmp_path), SshDevice)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("ssh://orin", ("orin", None, None, "python3")),
+        ("ssh://me@orin.local:2222", ("orin.local", "me", 2222, "python3")),
+        ("ssh://me@[fe80::1]/?python=/opt/a%20b/python", ("fe80::1", "me", None, "/opt/a b/python")),
+    ],
+)
+def test_addresses(text, parts):
+    address = Address.from_text(text)
+    assert (address.host, address.user, address.port, address.python) == parts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "orin", "http://orin", "ssh:/orin", "ssh://", "ssh://me:secret@orin", "ssh://orin:port", "ssh://orin/home/me",
+        "ssh://orin?shell=fish", "ssh://-oProxyCommand=touch@orin", "ssh://-oProxyCommand=touch",
+    ],
+)  # fmt: skip
+def test_what_is_no_address(text, tmp_path):
+    with pytest.raises(UserError, match=r"write (local, or )?ssh://user@host"):
+        device_from_address(text, tmp_path)
