@@ -12,6 +12,7 @@ from calib.units import Unit
 from deploy.onnx_files import load_model, save_model, sha256, size_bytes
 from deploy.passes.convert_to_fp16 import convert_to_fp16
 from deploy.passes.fix_batch import fix_batch
+from deploy.passes.multiply_rows import multiply_rows
 from deploy.passes.quantize_biases import quantize_biases
 from deploy.passes.quantize_tensors import quantize_tensors
 from deploy.passes.quantize_weights import quantize_weights
@@ -53,7 +54,7 @@ def lower(float_model: Path, plan: QuantPlan, units: Sequence[Unit], target: Tar
     1. `onnxruntime`: weights behind DequantizeLinear, activations between QuantizeLinear and DequantizeLinear, int32 biases of
        convolutions; linear layers with integer weights as MatMul and Add. The batch stays dynamic.
     2. `simulate`: float biases, so that the file computes what the fake-quantised model does; only weight-only layers as MatMul and Add.
-    3. `tensorrt`: float biases, and `batch` samples in every batch.
+    3. `tensorrt`: float biases, `batch` samples in every batch; layers with blocks of integer weights multiply rows of a matrix.
     4. A target whose float format is fp16: half precision for everything that is float.
 
     Raises UserError when `float_model` cannot be read or does not run with `batch`.
@@ -67,6 +68,8 @@ def lower(float_model: Path, plan: QuantPlan, units: Sequence[Unit], target: Tar
     changes["quantize_weights"] = quantize_weights(model, plan, units, _COPY_FROM_BITS if onnxruntime else None)
     tensors = quantize_tensors(model, plan, units)
     changes["quantize_tensors"] = tensors.inserted
+    if target.lowering == "tensorrt":
+        changes["multiply_rows"] = multiply_rows(model, plan, units)
     if onnxruntime:
         changes["quantize_biases"] = quantize_biases(model, plan, units)
     if target.reference == FP16:
