@@ -7,6 +7,7 @@ import torch
 
 from calib.errors import UserError
 from calib.task import Batch
+from deploy import verify as verify_module
 from deploy.backends import onnxruntime as ort_backend
 from deploy.pipeline import open_run
 from deploy.progress import Progress
@@ -131,3 +132,47 @@ def test_batches_of_other_sizes_than_the_engine_takes(run, monkeypatch):
     record = verify(prepared, read_policy(prepared))
     assert record.samples == 16
     assert record.stages["engine"] == verified(run).stages["engine"]
+
+
+@pytest.fixture
+def plan_run(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    out = tmp_path / "run"
+    done("run", *TINY, "--target", "tensorrt-rtx", "--sm", "sm86", "--budget", "size=0.9x", "--out", out, "--quiet")
+    return out
+
+
+class OrtInsteadOfPlan:
+    """Computes what the plan was built from, where there is no GPU for the plan."""
+
+    def __init__(self, plan, runtime, input_names):
+        assert (plan.name, runtime) == ("engine.tensorrt-rtx.sm86.plan", "tensorrt-rtx")
+        assert plan.is_file()
+        record = ort_backend.build_engine(plan.with_name("model.tensorrt-rtx.onnx"), plan.with_name("exact.onnx"), exact=True)
+        self._engine = ort_backend.load_engine(plan.with_name("exact.onnx"))
+        self._shape = record.inputs[0]["shape"]
+        assert self._engine.input_names == tuple(input_names)
+
+    def run(self, inputs):
+        assert list(inputs[0].shape) == self._shape
+        return self._engine.run(inputs)
+
+
+def test_a_plan_is_run_where_there_is_its_gpu(plan_run, monkeypatch):
+    monkeypatch.setattr(verify_module.tensorrt_backend, "gpu_compute_capability", lambda: "sm86")
+    monkeypatch.setattr(verify_module.tensorrt_backend, "PlanRunner", OrtInsteadOfPlan)
+    record = verified(plan_run)
+    assert record.stages["engine"].agreement == 1.0
+    assert record.stages["engine"].change == 0.0
+    assert record.stages["engine"].not_run is None
+
+
+def test_a_plan_is_not_run_on_another_gpu_or_without_one(plan_run, monkeypatch):
+    monkeypatch.setattr(verify_module.tensorrt_backend, "gpu_compute_capability", lambda: "sm89")
+    assert "build for it with --sm sm89" in verified(plan_run).stages["engine"].not_run
+
+    def no_gpu():
+        raise UserError("running an engine needs an NVIDIA GPU")
+
+    monkeypatch.setattr(verify_module.tensorrt_backend, "gpu_compute_capability", no_gpu)
+    assert verified(plan_run).stages["engine"].not_run == "running an engine needs an NVIDIA GPU"
