@@ -16,7 +16,7 @@ from deploy.on_device.errors import BuildFailed, DeviceError, MissingModule
 TRT_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """The Python module of each runtime."""
 
-# Printed with any error where there is no GPU, and never its cause: building needs none.
+# Printed with any error where there is no GPU. Building needs none, so it is the cause only where nothing else was printed.
 _DRIVER_NOISE = re.compile(r"CUDA driver version is insufficient|Error Code 1: Cuda Runtime \(\s*\)")
 
 
@@ -37,8 +37,8 @@ class TrtLog(NamedTuple):
         """Return the error for a model that does not build: `errors`, or without any the errors of the log, as one line."""
         texts = list(errors) or [message.text for message in self.messages if message.severity.endswith("ERROR")]
         # An error may be several lines, of which the line about the driver is one.
-        lines = [line.strip() for text in texts for line in text.splitlines()]
-        telling = [line for line in lines if line and not _DRIVER_NOISE.search(line)]
+        lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+        telling = [line for line in lines if not _DRIVER_NOISE.search(line)] or lines
         important = [message for message in self.messages if message.severity not in ("VERBOSE", "INFO")]
         log = "\n".join(f"{message.severity}: {message.text}" for message in important)
         reason = " | ".join(dict.fromkeys(telling)) or "the runtime gave no reason"

@@ -15,6 +15,7 @@ from deploy.on_device.errors import BuildFailed, DeviceError, MissingModule
 from deploy.on_device.main import run_experiment
 from deploy.on_device.protocol import Protocol, measure_engines
 from deploy.on_device.trt import TrtEngine, gpu_name, layers_of_plan, open_trt_engine
+from deploy.on_device.trt_log import load_module
 from tests.deploy.backends.builds import W4B32, needs_rtx
 from tests.deploy.backends.graphs import Layer, one_layer
 from tests.deploy.on_device.fake_gpu import FakeCuda, fake_tensorrt
@@ -157,6 +158,17 @@ def test_a_plan_is_built_for_the_gpu_and_kept(monkeypatch, tmp_path):
     assert failed.value.nodes == ("unit/DQw",)
     assert cuda.calls == ["close", "close"]
     assert gpu_name(cuda) == "Fake sm87"
+
+
+@needs_rtx
+def test_the_real_modules_own_objects_are_used_rightly():
+    """As far as that goes without a GPU: a profiler can be made, and what is no plan is refused with the runtime's reason."""
+    module = load_module("tensorrt-rtx")
+    profiler = trt._profiler(module)
+    profiler.report_layer_time("a", 0.5)
+    assert profiler.times == {"a": [0.5]}
+    with pytest.raises(BuildFailed, match=r"does not load on this machine: .*Serialization"):
+        layers_of_plan(module, b"no plan" * 100)
 
 
 @needs_rtx

@@ -42,6 +42,9 @@ def test_a_reason_is_one_line_without_what_a_missing_gpu_causes():
     assert failed.reason == "Error Code 1: Myelin (no kernel)"
     assert "builds" not in failed.log
     assert "WARNING: slow" in failed.log
+    assert (
+        TrtLog(None, messages[1:2]).failed(["CUDA driver version is insufficient"]).reason == "CUDA driver version is insufficient"
+    )
     assert TrtLog(None, []).failed().reason == "the runtime gave no reason"
     assert TrtLog(None, []).failed(["a", "b", "a"], ["n", "n"]).nodes == ("n",)
 
