@@ -194,5 +194,5 @@ def test_digits_takes_no_paths(name, tmp_path):
 
 def test_the_digits_transformer_has_what_transformers_have():
     modules = list(load_task("digits-vit").network().modules())
-    assert sum(isinstance(module, nn.LayerNorm) for module in modules) == 9
-    assert sum(isinstance(module, nn.Linear) for module in modules) == 17
+    assert sum(isinstance(module, nn.LayerNorm) for module in modules) == 7
+    assert sum(isinstance(module, nn.Linear) for module in modules) == 13
