@@ -26,6 +26,7 @@ _TODO = {
     "hand with ssh and check it",
     r"Could not resolve hostname|Name or service not known": "the host is unknown: check the address, or your ssh configuration",
     r"Bad configuration option|unknown option|illegal option|command-line: line": f"ssh does not take its options: check {OPTIONS_VARIABLE}",
+    r": Permission denied$|Read-only file system": "the device does not let you write into ~/.cache: change its permissions",
     r"No space left on device": "the device has no space left: free some of it",
 }
 
@@ -122,7 +123,7 @@ class Connection:
             return
         if code == _LOST or copying:
             for pattern, todo in _TODO.items():
-                if re.search(pattern, errors):
+                if re.search(pattern, errors, re.MULTILINE):
                     raise UserError(f"{self._address.text}: {todo} ({last_line(errors)})")
             raise Dropped(last_line(errors) or "no reason given")
         raise RemoteFailed(code, errors)

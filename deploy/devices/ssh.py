@@ -58,13 +58,17 @@ class SshDevice:
     """
 
     def __init__(self, address: str, directory: Path, delays_s: Sequence[float] = _DELAYS_S) -> None:
-        """`directory` keeps the files here. After a lost connection it is made again after `delays_s` seconds, as often as there are."""
+        """`directory` keeps the files here. A lost connection is made again after each of `delays_s` seconds, then given up.
+
+        A new result starts that count again.
+        """
         self._address = Address.from_text(address)
         self._connection = Connection(self._address)
         self._directory = directory
         self._delays_s = delays_s
         self._used: set[str] = set()
         self._machine = ""
+        self._lost = 0
 
     def describe(self) -> str:
         """Name the machine, and check its Python."""
@@ -118,7 +122,13 @@ class SshDevice:
         directory = f"{_ROOT}/{fingerprint[:16]}"
         self._used.add(directory)
         self._copy(directory, files, announce)
-        self._connection.stream(f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", announce)
+
+        def heard(line: str) -> None:
+            if line.startswith(("measured", "failed")):
+                self._lost = 0  # the work goes on, however often the connection is lost
+            announce(line)
+
+        self._connection.stream(f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", heard)
         arrived = self._directory / f".{MEASUREMENTS_FILE}.arrived"
         self._connection.fetch(f"{directory}/{MEASUREMENTS_FILE}", arrived)
         read_measurements(arrived, fingerprint)
@@ -126,10 +136,8 @@ class SshDevice:
 
     def _copy(self, directory: str, files: Mapping[Path, str], announce: Announce) -> None:
         """Make the files be there. They arrive in a directory of their own, and are moved when all are complete."""
-        listing = (
-            f"mkdir -p {shlex.quote(f'{directory}/{_INCOMING}')} && {_cd(directory)} && sha256sum *.* {_INCOMING}/*.* 2>/dev/null"
-        )
-        lines = self._connection.run(f"{listing}; exit 0").splitlines()
+        make = f"mkdir -p {shlex.quote(f'{directory}/{_INCOMING}')} && {_cd(directory)} || exit 1"
+        lines = self._connection.run(f"{make}; sha256sum *.* {_INCOMING}/*.* 2>/dev/null; exit 0").splitlines()
         there = {line[66:]: line[:64] for line in lines}  # the digest, a blank, a blank or a star, the name
         wanted = dict(files)
         here = self._directory / MEASUREMENTS_FILE
@@ -147,20 +155,23 @@ class SshDevice:
 
     def _patiently(self, action: Callable[[], str | None], announce: Announce) -> str:
         """Do it again while the connection is lost or the runner dies; returns the output."""
-        for delay_s in (*self._delays_s, None):
+        while True:
             try:
-                return action() or ""
+                answer = action() or ""
+                self._lost = 0
+                return answer
             except RemoteFailed as error:
                 if error.code <= _DIED:
                     raise self._failed(error) from error
                 reason = f"the program there died with exit code {error.code}"
             except Dropped as error:
                 reason = f"connection lost ({error})"
-            if delay_s is None:
+            if self._lost == len(self._delays_s):
+                self._lost = 0
                 raise self._to_change(f"{reason}; what is measured is kept, so start again when it can be reached")
-            announce(f"{self._address.host}: {reason}, trying again in {delay_s:g} s")
-            time.sleep(delay_s)
-        raise AssertionError("the last attempt returns or raises")
+            announce(f"{self._address.host}: {reason}, trying again in {self._delays_s[self._lost]:g} s")
+            time.sleep(self._delays_s[self._lost])
+            self._lost += 1
 
     def _failed(self, error: RemoteFailed) -> UserError:
         if error.code == _PYTHON_MISSING:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -21,6 +22,7 @@ EXPERIMENT_FILE = "experiment.json"
 MEASUREMENTS_FILE = "measurements.json"
 STARTED_FILE = "started.json"
 LOCK_FILE = "runner.lock"
+_WAIT_S = 1.0
 _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "schema": int,
     "runtime": str,
@@ -94,20 +96,32 @@ def write_json(file: Path, data: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def locked(directory: Path, announce: Callable[[str], None]) -> Iterator[None]:
-    """Be the only one that measures in a directory; waits for another one. The lock goes with the process that holds it."""
+def locked(directory: Path, announce: Callable[[str], None], while_waiting: Callable[[], None]) -> Iterator[None]:
+    """Be the only one that measures in a directory; waits for another one, and calls `while_waiting` every second.
+
+    The lock goes with the process that holds it, however that ends.
+    """
     if sys.platform == "win32":
         yield  # runners are started over ssh, where two could meet, on Linux only
         return
+    with (directory / LOCK_FILE).open("a", encoding="utf-8") as stream:
+        if not _taken(stream):
+            announce("another runner is at work in this directory: waiting for it")
+            while not _taken(stream):
+                time.sleep(_WAIT_S)
+                while_waiting()
+        yield
+
+
+def _taken(stream: TextIO) -> bool:
+    """Take the lock if nobody has it."""
     import fcntl
 
-    with (directory / LOCK_FILE).open("a", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            announce("another runner is at work in this directory: waiting for it")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

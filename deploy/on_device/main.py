@@ -33,6 +33,7 @@ from deploy.on_device.trt import open_trt_engine
 from deploy.on_device.trt_log import TRT_MODULES, load_module
 
 LOG_FILE = "runner.log"
+_LOG_TIME = "%Y-%m-%d %H:%M:%S "
 _OPENERS: Mapping[str, Callable[..., Engine]] = {
     "onnxruntime": open_ort_engine,
     **{runtime: partial(open_trt_engine, runtime) for runtime in TRT_MODULES},
@@ -41,18 +42,25 @@ _MOST_DEATHS = 2
 _FLOAT, _CANDIDATE = "float", "candidate"
 
 
-def run_experiment(directory: Path, announce: Callable[[str], None] = print, only: str | None = None) -> dict[str, Any]:
+def run_experiment(
+    directory: Path,
+    announce: Callable[[str], None] = print,
+    only: str | None = None,
+    while_waiting: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Measure the candidates of `directory` that have no result yet (or only the one named `only`), and return `measurements.json`.
 
     1. It is written after each candidate, so a run that is killed loses one candidate at most.
     2. A candidate that does not build is a result with its reason; the others are measured all the same.
     3. Results of another fingerprint, machine or version of the runtime are dropped, and measured again.
 
+    4. Two never work in a directory at once; `while_waiting` is called every second of waiting for another one.
+
     Raises DeviceError when nothing can be measured: a missing module, damaged files, or a float engine that does not build.
     """
     experiment = read_experiment(directory)
     version = _runtime_version(experiment["runtime"])
-    with locked(directory, announce):
+    with locked(directory, announce, while_waiting):
         record = _record(experiment, directory, version, announce)
         done = {entry["key"] for entry in record["results"]}
         chosen = [entry for entry in experiment["candidates"] if only in (None, entry["name"])]
@@ -88,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             sys.stdout.write("".join(f"{line}\n" for line in list_candidates(options.directory)))
         else:
-            run_experiment(options.directory, _Log(options.directory / LOG_FILE), options.only)
+            log = _Log(options.directory / LOG_FILE)
+            run_experiment(options.directory, log, options.only, log.follow)
     except (DeviceError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -100,17 +109,32 @@ class _Log:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._told = file.stat().st_size if file.is_file() else 0
         self._listened_to = True
 
     def __call__(self, line: str) -> None:
         with self._file.open("a", encoding="utf-8") as stream:
-            stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        if self._listened_to:
-            try:
-                sys.stdout.write(f"{line}\n")
-                sys.stdout.flush()
-            except OSError:
-                self._listened_to = False
+            stream.write(f"{time.strftime(_LOG_TIME)}{line}\n")
+        self._tell(line)
+
+    def follow(self) -> None:
+        """Tell the results that another runner has written since the last time."""
+        with self._file.open(encoding="utf-8") as stream:
+            stream.seek(self._told)
+            lines = stream.read().splitlines()
+            self._told = stream.tell()
+        for line in (line[len(time.strftime(_LOG_TIME)) :] for line in lines):
+            if line.startswith(("measured", "failed")):
+                self._tell(line)
+
+    def _tell(self, line: str) -> None:
+        if not self._listened_to:
+            return
+        try:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+        except OSError:
+            self._listened_to = False
 
 
 def _runtime_version(runtime: str) -> str:

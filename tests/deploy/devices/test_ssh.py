@@ -23,6 +23,9 @@ SLOWER = Protocol(rounds=15, round_ms=30.0)
 """About a second for a candidate."""
 
 
+WAITING = "another runner is at work in this directory: waiting for it"
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with serving(tmp_path_factory.mktemp("sshd")) as running:
@@ -77,6 +80,7 @@ def test_three_cut_connections(connect, server, there, tmp_path):
     results = device.measure(wanted, announce)
     assert [number > 0 for number in cuts] == [True] * 3
     assert sum("trying again" in line for line in lines) >= 3
+    assert any(line.startswith("measured") for line in lines[lines.index(WAITING) :]), "what the first runner does is told"
     assert [result.name for result in results] == [candidate.name for candidate in wanted.candidates]
     assert all(result.failed is None for result in results)
     assert measured_in(directory / "runner.log") == [candidate.name for candidate in wanted.candidates], "each once"
@@ -185,6 +189,30 @@ def test_a_device_that_cannot_be_reached(connect, server, tmp_path):
     device = SshDevice("ssh://somebody@127.0.0.1:1", tmp_path, delays_s=(0.1, 0.1))
     with pytest.raises(UserError, match="what is measured is kept"):
         device.describe()
+
+
+def test_results_start_the_count_of_lost_connections_again(server, there, tmp_path, monkeypatch):
+    fingerprint, _ = there
+    monkeypatch.setenv("SMPQ_SSH_OPTIONS", server.options)
+    wanted = experiment(tmp_path / "models", (2, 4, 8, 12), fingerprint=fingerprint, protocol=SLOWER)
+    device, cuts = SshDevice(server.address, tmp_path / "here", delays_s=(0.1,)), []
+
+    def announce(line):
+        if line.startswith("measured") and len(cuts) < 2:
+            cuts.append(server.cut_connections())
+
+    assert len(device.measure(wanted, announce)) == 4
+    assert len(cuts) == 2, "twice as often as the delays allow in a row"
+    device.close()
+
+
+def test_a_directory_that_cannot_be_made(connect, there, tmp_path):
+    fingerprint, directory = there
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.write_text("a file where the directory should be")
+    with pytest.raises(UserError, match="cannot create directory"):
+        connect().measure(experiment(tmp_path / "models", (4,), fingerprint=fingerprint))
+    directory.unlink()
 
 
 def test_a_float_engine_that_does_not_build(connect, there, tmp_path):
