@@ -131,7 +131,7 @@ def test_quiet_says_nothing_but_the_result(run):
 
 def test_targets_shows_what_is_real_where():
     tables = json.loads(done("targets", "--json").out)
-    assert list(tables) == ["ort-cpu", "tensorrt", "tensorrt-rtx", "simulate"]
+    assert list(tables) == ["ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "simulate"]
     assert list(json.loads(done("targets", "ort-cpu", "--json").out)) == ["ort-cpu"]
     text = done("targets", "ort-cpu").out
     assert "ort-cpu (float baseline fp32)" in text

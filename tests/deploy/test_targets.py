@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 
 from calib.errors import UserError
 from calib.formats import FP16, FP32, Format
+from deploy.rules import version_fits
 from deploy.targets import (
-    CONVOLUTIONS,
     LINEARS,
     OPERATORS,
     TARGET_NAMES,
@@ -21,10 +22,14 @@ from deploy.targets import (
     CapabilityRow,
     Target,
     capability,
+    check_builds_here,
+    compute_capabilities_of,
+    device_names,
     table,
     target_from_name,
+    versioned_names,
 )
-from tests.deploy.backends.graphs import Layer, one_layer, weight_shape
+from tests.deploy.backends.graphs import Layer, one_layer
 
 W8A8 = Format(8, 8)
 ONNXRUNTIME_FORMATS = (
@@ -38,22 +43,106 @@ def status(target: str, operator: str, text: str, in_features: int = 256) -> str
     return capability(target_from_name(target), operator, Format.from_text(text), in_features).status
 
 
-@pytest.mark.parametrize("name", TARGET_NAMES)
+@pytest.mark.parametrize("name", [*TARGET_NAMES, *versioned_names(), *device_names()])
 def test_every_target_offers_its_defaults_and_its_reference(name):
     target = target_from_name(name)
     assert target.name == name
+    # ONNX Runtime computes no integer convolutions on CUDA: those stay float there.
+    operators = LINEARS if name == "ort-cuda" else OPERATORS
     for format_ in (*target.default_formats, target.reference):
-        for operator in OPERATORS:
+        for operator in operators:
             assert capability(target, operator, format_, 256).status == "native"
+    assert all(capability(target, operator, target.reference, 256).status == "native" for operator in OPERATORS)
+
+
+def variants(name: str) -> list[Target]:
+    """A family for each of its versions and compute capabilities, where they go together."""
+    gpus = compute_capabilities_of(target_from_name(name))
+    targets = [target_from_name(name)]
+    for versioned in (name, *(each for each in versioned_names() if each.startswith(f"{name}-"))):
+        for gpu in gpus:
+            with contextlib.suppress(UserError):  # GPUs younger than the version
+                targets.append(target_from_name(versioned, [gpu]))
+    return targets
 
 
 @pytest.mark.parametrize("name", TARGET_NAMES)
 def test_every_rule_of_a_table_decides_something(name):
-    targets = [target_from_name(name, [one]) for one in ("sm75", "sm86")] if name == "tensorrt-rtx" else [target_from_name(name)]
+    targets = variants(name)
     rests = ("a4", "a7", "a8", "a16", "a16b2", "a16b8", "a16b128", "a16b256")
     formats = [FP16, FP32, *(Format.from_text(f"w{bits}{rest}") for bits in range(2, 9) for rest in rests)]
     used = {capability(target, operator, format_, 256).note for target in targets for operator in OPERATORS for format_ in formats}
     assert not [row for target in targets for row in table(target) if row.note not in used]
+
+
+@pytest.mark.parametrize("name", TARGET_NAMES)
+def test_every_format_is_decided_by_a_rule_with_its_source(name):
+    for target in variants(name):
+        assert all(row.source for row in table(target))
+        for operator in OPERATORS:
+            for text in ("fp16", "fp32", "w2a4", "w8a8", "w3a16", "w4a16", "w8a16", "w4a16b2", "w4a16b256", "w8a16b32"):
+                assert "has not been measured" not in capability(target, operator, Format.from_text(text), 256).note
+
+
+def test_what_nobody_has_seen_is_unknown_and_not_native():
+    blocks = Format.from_text("w4a16b128")
+    assert capability(target_from_name("jetson-orin"), "linear", blocks, 256).status == "unknown"
+    assert capability(target_from_name("jetson-thor"), "linear", blocks, 256).status == "unknown"
+    assert capability(target_from_name("tensorrt-10.3", ["sm86"]), "linear", blocks, 256).status == "unknown"
+    assert capability(target_from_name("tensorrt-10.16", ["sm86"]), "linear", blocks, 256).status == "native"
+    assert capability(target_from_name("tensorrt-11.4", ["sm87"]), "conv2d", Format.from_text("w4a16"), 576).status == "unknown"
+    # Rules for one version or GPU count only where these are known.
+    assert capability(target_from_name("tensorrt-10.16"), "linear", blocks, 256).status == "native"
+
+
+def test_devices_are_a_runtime_and_a_gpu():
+    orin, thor = target_from_name("jetson-orin"), target_from_name("jetson-thor")
+    assert (orin.family, orin.version, orin.compute_capabilities) == ("tensorrt", "10.3", ("sm87",))
+    assert (thor.family, thor.version, thor.compute_capabilities) == ("tensorrt", "11.4", ("sm110",))
+    assert "JetPack" in orin.description
+    assert target_from_name("jetson-orin", ["SM87"]) == orin
+    with pytest.raises(UserError, match="jetson-orin is sm87: leave out --sm"):
+        target_from_name("jetson-orin", ["sm86"])
+
+
+def test_versions():
+    target = target_from_name("tensorrt-10.3", ["sm87"])
+    assert (target.name, target.version, target.runtime) == ("tensorrt-10.3", "10.3", "tensorrt")
+    with pytest.raises(UserError, match=r"tensorrt-10\.3, tensorrt-10\.16, tensorrt-11\.4, jetson-orin, jetson-thor"):
+        target_from_name("tensorrt-9.1")
+    with pytest.raises(UserError, match=r"TensorRT 10\.3 does not know sm120: it came with TensorRT 10.8"):
+        target_from_name("tensorrt-10.3", ["sm120"])
+    assert target_from_name("tensorrt-10.16", ["sm120"]).compute_capabilities == ("sm120",)
+
+
+@pytest.mark.parametrize(
+    ("version", "condition", "fits"),
+    [
+        ("10.3", "<10.12", True),
+        ("10.16.0.72", "<10.12", False),
+        ("10.12", "<10.12", False),
+        ("11.4", ">=10.3,<11", False),
+        ("10.3.0", ">=10.3,<11", True),
+    ],
+)
+def test_version_conditions(version, condition, fits):
+    assert version_fits(version, condition) is fits
+
+
+def test_a_wrong_version_condition_is_a_bug():
+    with pytest.raises(ValueError, match="wrong version condition"):
+        version_fits("10.3", "10.3")
+
+
+def test_the_installed_tensorrt_is_the_one_of_its_target(monkeypatch):
+    monkeypatch.setattr(metadata, "version", {"tensorrt": "10.3.0"}.__getitem__)
+    target = target_from_name("tensorrt", ["sm87"])
+    assert target.version == "10.3.0"
+    assert capability(target, "linear", Format.from_text("w4a16b128"), 256).status == "unknown"
+    check_builds_here(target_from_name("jetson-orin"))
+    check_builds_here(target)
+    with pytest.raises(UserError, match=r"jetson-thor is TensorRT 11\.4, and 10\.3\.0 is installed here"):
+        check_builds_here(target_from_name("jetson-thor"))
 
 
 def test_the_float_engine_and_the_schemes_differ():
@@ -66,7 +155,7 @@ def test_the_float_engine_and_the_schemes_differ():
 
 
 def test_unknown_target_lists_the_names():
-    with pytest.raises(UserError, match="ort-cpu, tensorrt, tensorrt-rtx, simulate"):
+    with pytest.raises(UserError, match="ort-cpu, ort-cuda, ort-tensorrt, tensorrt, tensorrt-rtx, simulate"):
         target_from_name("openvino")
 
 
@@ -76,8 +165,9 @@ def test_compute_capabilities():
         target_from_name("tensorrt-rtx", ["sm87"])
     with pytest.raises(UserError, match="takes no compute capability"):
         target_from_name("ort-cpu", ["sm86"])
-    with pytest.raises(UserError, match="GPU of the machine"):
-        target_from_name("tensorrt", ["sm86"])
+    assert target_from_name("tensorrt", ["sm86"]).compute_capabilities == ("sm86",)
+    with pytest.raises(UserError, match="on the GPU itself: give one --sm"):
+        target_from_name("tensorrt", ["sm86", "sm89"])
 
 
 def test_json_round_trips():
@@ -129,7 +219,8 @@ def test_four_bits_come_in_pairs():
 
 def test_the_worst_compute_capability_counts():
     both = target_from_name("tensorrt-rtx", ["sm75", "sm86"])
-    assert capability(both, "conv2d", W8A8, 576).status == "dequantized"
+    assert capability(both, "conv2d", W8A8, 576).status == "refused"
+    assert capability(both, "linear_nd", Format.from_text("w8a16"), 256).status == "dequantized"
     assert capability(both, "linear", W8A8, 256).status == "native"
     assert capability(both, "linear", Format.from_text("w4a16b32"), 256).status == "refused"
     assert any(row.compute_capabilities for row in table(both))
@@ -170,25 +261,6 @@ def found_in_onnxruntime(layer: Layer, path: Path) -> str:
     if layer.format == FP16:
         return "another format" if "Cast" in operators else "native"
     return "native"
-
-
-@pytest.mark.parametrize(
-    ("operator", "text"),
-    # ONNX has no block scales along the whole reduction of a convolution, so there is nothing to build.
-    [(operator, text) for operator in OPERATORS for text in ONNXRUNTIME_FORMATS if operator in LINEARS or "b" not in text],
-)
-def test_onnxruntime_agrees_with_its_table(operator, text, tmp_path):
-    format_ = Format.from_text(text)
-    integer = format_.quantizes_activation
-    layer = Layer(operator, format_, affine=True, integer_bias=integer and operator != "linear_nd", quantize_output=integer)
-    shape = weight_shape(layer)
-    in_features = math.prod(shape[1:]) if operator in CONVOLUTIONS else shape[0]
-    found = found_in_onnxruntime(layer, tmp_path / "optimised.onnx")
-    answer = capability(target_from_name("ort-cpu"), operator, format_, in_features)
-    if answer.status == "refused":
-        assert found in ("another format", "dequantized")
-    else:
-        assert found == answer.status
 
 
 def test_a_scale_per_channel_runs_as_blocks_of_32(tmp_path):

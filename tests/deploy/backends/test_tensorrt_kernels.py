@@ -1,10 +1,8 @@
-"""Which kernel each layer becomes: the builder against the capability table, and the check of a policy."""
+"""Which kernel each layer becomes, and the check of a policy."""
 
 from __future__ import annotations
 
 import json
-import math
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -12,55 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from calib.formats import FP16, FP32, Format
-from deploy.backends.tensorrt import BuildFailed, BuildRecord, Kernel, KernelTensor, UnitCheck, check_units, kernels_from_log
-from deploy.targets import CONVOLUTIONS, OPERATORS, capability, target_from_name
+from calib.formats import FP16, Format
+from deploy.backends.tensorrt import BuildRecord, Kernel, KernelTensor, UnitCheck, check_units, kernels_from_log
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, needs_rtx
-from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer, weight_shape
-
-TABLE_FORMATS = (
-    "fp16", "fp32", "w8a8", "w4a8", "w8a16", "w4a16",
-    "w4a16b8", "w4a16b16", "w4a16b32", "w4a16b64", "w4a16b128", "w4a16b256", "w8a16b32",
-)  # fmt: skip
-
-
-def agrees_with_table(layer: Layer, folder: Path, compute_capability: str) -> None:
-    shape = weight_shape(layer)
-    in_features = math.prod(shape[1:]) if layer.operator in CONVOLUTIONS else shape[0]
-    target = target_from_name("tensorrt-rtx", [compute_capability])
-    answer = capability(target, layer.operator, layer.format, in_features)
-    outcome = build_layer(layer, folder, compute_capability)
-    if isinstance(outcome, BuildFailed):
-        assert answer.status == "refused", outcome.reason
-        return
-    (check,) = check_units(outcome.kernels, {layer.name: layer.format})
-    if layer.format == FP32:
-        # Alone a float32 layer stays what it is; it is refused because inside a half-precision network it does not.
-        assert check.found in {"fp32", "tf32"}
-        assert answer.status == "refused"
-    elif answer.status == "native":
-        assert check.agrees
-        assert check.found != "dequantized"
-    else:
-        # What is refused although it builds is slower and no smaller than another format; the note says which.
-        assert check.found == "dequantized"
-
-
-@needs_rtx
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("text", TABLE_FORMATS)
-def test_the_builder_agrees_with_the_capability_table(operator, text, tmp_path):
-    agrees_with_table(Layer(operator, Format.from_text(text)), tmp_path, "sm86")
-
-
-@needs_rtx
-@pytest.mark.parametrize("compute_capability", ["sm75", "sm89", "sm120"])
-@pytest.mark.parametrize(("operator", "text"), [
-    ("conv2d", "w8a8"), ("depthwise_conv2d", "w8a8"), ("linear", "w8a8"), ("linear", "w4a16b32"), ("linear", "w4a16"),
-    ("linear", "w8a16"), ("linear_nd", "w8a16"),
-])  # fmt: skip
-def test_other_compute_capabilities_agree_with_the_table(operator, text, compute_capability, tmp_path):
-    agrees_with_table(Layer(operator, Format.from_text(text)), tmp_path, compute_capability)
+from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer
 
 
 def mixed_network(*, half: bool = True) -> onnx.ModelProto:

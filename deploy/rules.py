@@ -1,0 +1,149 @@
+"""Rules of the capability tables: which format on which operator, what becomes of it, and how we know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from calib.errors import UserError
+from calib.formats import Format
+
+Status = Literal["native", "dequantized", "unknown", "refused"]
+Basis = Literal["built", "docs", "inferred"]
+
+SCHEMA_VERSION = 1
+CONVOLUTIONS = ("conv1d", "depthwise_conv1d", "grouped_conv1d", "conv2d", "depthwise_conv2d", "grouped_conv2d")
+LINEARS = ("linear", "linear_nd")
+OPERATORS = CONVOLUTIONS + LINEARS
+FROM_BEST_TO_WORST: tuple[Status, ...] = ("native", "dequantized", "unknown", "refused")
+
+_KINDS = {"convolutions": CONVOLUTIONS, "linears": LINEARS, **{operator: (operator,) for operator in OPERATORS}}
+_BASES = ("built", "docs", "inferred")
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What becomes of a format.
+
+    1. `native`: there is a kernel that computes in it.
+    2. `dequantized`: stored small, computed in float; saves bytes, not time.
+    3. `unknown`: the runtime takes it as far as anyone says, and nobody has seen which kernel it becomes.
+    4. `refused`: it does not build, is not what the name says, or there is a better format for the same cost. The note says which.
+
+    `stored_as` is the format whose integer types hold it, where that is another one: `w7a8` is stored and computed as `w8a8`.
+    """
+
+    status: Status
+    note: str
+    stored_as: Format | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a mapping of strings."""
+        stored_as = str(self.stored_as) if self.stored_as is not None else None
+        return {"schema_version": SCHEMA_VERSION, "status": self.status, "note": self.note, "stored_as": stored_as}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Capability:
+        """Read back `to_json`; raises UserError for another schema version."""
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(f"not a capability of schema version {SCHEMA_VERSION}: {dict(data)!r}")
+        return cls(data["status"], data["note"], _format_or_none(data["stored_as"]))
+
+
+@dataclass(frozen=True)
+class CapabilityRow:
+    """One rule of a capability table; the first rule that fits an operator and a format decides.
+
+    1. `operators` are kinds of operator, `convolutions`, `linears`, or `*` for all of them and for those that are never quantised.
+    2. `formats` are patterns: `w8a8`, `w{4,8}a16`, `w{2..8}a{4..8}`, `w4a16b*`.
+    3. `basis` is how we know: `built` (the builder's kernels were read), `docs` (it is written in public documents or source),
+       `inferred` (from another runtime or version); `source` says from where.
+    4. `several_blocks`: the rule leaves out a single block as long as the input dimension.
+    5. `even_elements`: the weight must have an even number of elements when it has 4 bits.
+    6. `compute_capabilities` and `versions` (`<10.12`, `>=10.3,<11`): the rule is only for these GPUs and versions of the runtime, so it
+       needs to be known which they are; empty means all.
+    """
+
+    operators: tuple[str, ...]
+    formats: tuple[str, ...]
+    status: Status
+    note: str
+    basis: Basis
+    source: str
+    stored_as: Format | None = None
+    several_blocks: bool = False
+    even_elements: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+    versions: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rule as it is written in the table's file."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        lists = {name: list(plain[name]) for name in ("operators", "formats", "compute_capabilities")}
+        return {**plain, **lists, "stored_as": str(self.stored_as) if self.stored_as is not None else None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CapabilityRow:
+        """Read one rule of a table's file; a wrong one is a bug in the package, hence ValueError."""
+        tuples = {name: tuple(data.get(name, ())) for name in ("operators", "formats", "compute_capabilities")}
+        wrong = (
+            set(data) - set(cls.__dataclass_fields__)
+            or set(tuples["operators"]) - {*_KINDS, "*"}
+            or data["status"] not in FROM_BEST_TO_WORST
+            or data["basis"] not in _BASES
+        )
+        if wrong:
+            raise ValueError(f"wrong rule in a capability table: {dict(data)!r}")
+        return cls(**{**data, **tuples, "stored_as": _format_or_none(data.get("stored_as"))})
+
+    def fits(self, operator: str, format_: Format, in_features: int) -> bool:
+        """Whether the rule is about this operator and format."""
+        if "*" not in self.operators and not any(operator in _KINDS[kind] for kind in self.operators):
+            return False
+        if self.several_blocks and format_.weight_block == in_features:
+            return False
+        return any(_pattern(text).fullmatch(str(format_)) for text in self.formats)
+
+    def concerns(self, compute_capabilities: Sequence[str], version: str | None) -> bool:
+        """Whether the rule is for one of these GPUs and for this version of the runtime (None when it is not known)."""
+        if self.compute_capabilities and not set(self.compute_capabilities) & set(compute_capabilities):
+            return False
+        return not self.versions or (version is not None and version_fits(version, self.versions))
+
+
+def version_fits(version: str, condition: str) -> bool:
+    """Whether a version such as `10.3` or `10.16.0.72` meets all parts of a condition such as `>=10.3,<11`; `<` and `>=` are known."""
+    ours = _numbers(version)
+    for part in condition.split(","):
+        if part.startswith(">="):
+            met = ours >= _numbers(part[2:])
+        elif part.startswith("<"):
+            met = ours < _numbers(part[1:])
+        else:
+            raise ValueError(f"wrong version condition in a capability table: {condition!r}")
+        if not met:
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
+def _format_or_none(text: str | None) -> Format | None:
+    return Format.from_text(text) if text is not None else None
+
+
+@cache
+def _pattern(text: str) -> re.Pattern[str]:
+    """Turn `w{2..4}a{4,8}b*` into a regular expression."""
+
+    def choices(match: re.Match[str]) -> str:
+        first, dots, last = match[1].partition("..")
+        numbers = [str(number) for number in range(int(first), int(last) + 1)] if dots else first.split(",")
+        return f"(?:{'|'.join(numbers)})"
+
+    return re.compile(re.sub(r"\{([^}]*)\}", choices, text).replace("*", r"\d+"))

@@ -1,0 +1,81 @@
+"""Every entry of the capability tables that can be checked here, against what the runtimes really make of one layer."""
+
+from __future__ import annotations
+
+import pytest
+
+from calib.formats import FP16, FP32, Format
+from deploy.probe import Finding, cases, disagreement, probe, stated
+from deploy.rules import Capability
+from deploy.targets import OPERATORS, Target, table, target_from_name
+from tests.deploy.backends.builds import needs_rtx
+
+W8A8, W7A8, W4 = (Format.from_text(text) for text in ("w8a8", "w7a8", "w4a16"))
+
+
+def disagreements(target: Target) -> list[str]:
+    found = []
+    for operator, format_ in cases(target):
+        wrong = disagreement(stated(target, operator, format_), format_, probe(target, operator, format_))
+        if wrong:
+            found.append(f"{operator} in {format_}: {wrong}")
+    return found
+
+
+@pytest.mark.slow
+def test_onnxruntime_makes_what_its_table_says():
+    assert disagreements(target_from_name("ort-cpu")) == []
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("compute_capability", ["sm86", "sm89", "sm120", "sm75", "sm80", "sm121"])
+def test_tensorrt_rtx_makes_what_its_table_says(compute_capability):
+    assert disagreements(target_from_name("tensorrt-rtx", [compute_capability])) == []
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [[target_from_name("ort-cpu")], [target_from_name("tensorrt-rtx", [one]) for one in ("sm75", "sm86")]],
+    ids=["ort-cpu", "tensorrt-rtx"],
+)
+def test_every_rule_is_tried(targets):
+    tried = [(target, *case) for target in targets for case in cases(target)]
+    assert {operator for _, operator, _ in tried} == set(OPERATORS)
+    notes = {stated(*case).note for case in tried}
+    assert not [row.note for target in targets for row in table(target) if row.note not in notes]
+
+
+def test_a_layer_is_what_its_format_says():
+    target = target_from_name("ort-cpu")
+    assert probe(target, "conv2d", W8A8) == Finding("native", "QLinearConv", W8A8)
+    assert probe(target, "conv2d", W7A8) == Finding("native", "QLinearConv", W8A8)
+    assert probe(target, "conv2d", W4) == Finding("dequantized", "Conv + DequantizeLinear", W4)
+    assert probe(target, "conv2d", FP16) == Finding("native", "Conv", FP32)
+    assert "is not lowered" in probe(target, "conv2d", Format.from_text("w4a16b32")).what
+
+
+@needs_rtx
+def test_a_layer_is_what_its_format_says_in_tensorrt_rtx():
+    target = target_from_name("tensorrt-rtx", ["sm86"])
+    assert probe(target, "linear", W8A8) == Finding("native", "int8", W8A8)
+    assert probe(target, "linear", W4) == Finding("dequantized", "dequantized", W4)
+    assert probe(target, "conv2d", FP32).status == "refused"
+    assert "does not build" in probe(target, "conv2d", Format.from_text("w4a8")).what
+
+
+def test_disagreements_are_named():
+    native, float_kernel = Finding("native", "QLinearConv", W8A8), Finding("refused", "Conv", W8A8)
+    assert not disagreement(Capability("native", ""), W8A8, native)
+    assert "the table says native, found refused: Conv" in disagreement(Capability("native", ""), W8A8, float_kernel)
+    assert "found native: QLinearConv" in disagreement(Capability("refused", ""), W8A8, native)
+    assert "found dequantized" in disagreement(Capability("native", ""), W4, Finding("dequantized", "Conv", W4))
+    assert not disagreement(Capability("refused", ""), W4, Finding("refused", "does not build"))
+    assert not disagreement(Capability("unknown", ""), W8A8, native)
+
+
+def test_a_format_held_by_wider_types_is_another_one():
+    wider = Finding("native", "QLinearConv", W8A8)
+    assert "stored as w8a8" in disagreement(Capability("native", ""), W7A8, wider)
+    assert not disagreement(Capability("native", "", stored_as=W8A8), W7A8, wider)
+    assert not disagreement(Capability("refused", ""), W7A8, wider)
