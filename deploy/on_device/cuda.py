@@ -70,18 +70,19 @@ def open_cuda() -> Cuda:
     """
     try:
         return PyCuda(importlib.import_module("pycuda.driver"))
-    except ImportError:
-        # Not installed, or built for a driver that is not here: cuda-python tells the two apart.
-        return CudaPython(_cuda_python())
+    except ImportError as error:  # not installed, or a library is missing that it was built with
+        return CudaPython(_cuda_python(error))
 
 
-def _cuda_python() -> Any:
+def _cuda_python(instead_of: ImportError) -> Any:
     for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second is the name before cuda-python 12.6
         try:
             return importlib.import_module(name)
         except ImportError:
             continue
-    raise MissingModule("running an engine needs pycuda or cuda-python: pip install pycuda, or pip install cuda-python")
+    raise MissingModule(
+        f"running an engine needs pycuda ({instead_of}) or cuda-python: pip install pycuda, or pip install cuda-python"
+    )
 
 
 def _no_gpu(reason: object) -> MissingModule:

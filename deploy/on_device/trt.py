@@ -53,7 +53,8 @@ def layers_of_plan(module: ModuleType, plan: bytes) -> list[dict[str, Any]]:
     Raises BuildFailed when the plan does not load, ValueError when the inspector's answer is unknown.
     """
     with trt_logged(module) as log:
-        return layers_from_inspector(_inspected(module, _deserialized(module, log, plan)[1]))
+        _runtime, engine = _deserialized(module, log, plan)
+        return layers_from_inspector(_inspected(module, engine))
 
 
 class TrtEngine:

@@ -208,7 +208,9 @@ def test_cuda_python_is_second_under_both_of_its_names(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.cudart", FakeRuntime())
     assert open_cuda().library == "cuda-python"
     monkeypatch.setitem(sys.modules, "cuda.cudart", None)
-    with pytest.raises(MissingModule, match="pip install pycuda, or pip install cuda-python"):
+    with pytest.raises(
+        MissingModule, match=r"pycuda \(.*pycuda.*\) or cuda-python: pip install pycuda, or pip install cuda-python"
+    ):
         open_cuda()
 
 
