@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,19 +56,19 @@ class Measurements:
 def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
     """Write models, inputs, `experiment.json`, `runner.py` and `README.txt`; returns all files that the device needs.
 
-    Models and inputs that are there already are not written again, since their names are hashes. Raises UserError when a model is missing.
+    Models and inputs that are there already are not written again, since their names are hashes. Raises UserError when a model is missing, or
+    the directory cannot be written.
     """
     check_models(experiment)
-    directory.mkdir(parents=True, exist_ok=True)
-    models = {}
-    for candidate in (experiment.float_, *experiment.candidates):
-        models[candidate.name] = f"{candidate.name}.onnx"
-        if not (directory / models[candidate.name]).is_file():
-            copy_model(candidate.model, directory / models[candidate.name])
-    write_experiment(experiment, directory, models)
-    _write(directory / RUNNER_FILE, runner_text().encode())
-    _write(directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime]).encode())
-    names = [*dict.fromkeys(models.values()), inputs_name(experiment), RUNNER_FILE, EXPERIMENT_FILE]
+    models = {candidate.name: f"{candidate.name}.onnx" for candidate in (experiment.float_, *experiment.candidates)}
+    with writing(directory):
+        write_experiment(experiment, directory, models)
+        for candidate in (experiment.float_, *experiment.candidates):
+            if not (directory / models[candidate.name]).is_file():
+                copy_model(candidate.model, directory / models[candidate.name])
+        _write(directory / RUNNER_FILE, runner_text())
+        _write(directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime]))
+    names = [*models.values(), inputs_name(experiment), RUNNER_FILE, EXPERIMENT_FILE]
     return [file for name in names for file in (directory / name, data_path(directory / name)) if file.is_file()]
 
 
@@ -132,6 +133,15 @@ def read_measurements(path: Path, fingerprint: str) -> Measurements:
     return Measurements(fingerprint, data["runtime"], data["versions"], data["machine"], data["state"], results)
 
 
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error}): free some space, or name another directory") from error
+
+
 def check_models(experiment: Experiment) -> None:
     """Raise UserError when a model of the experiment is missing."""
     for candidate in (experiment.float_, *experiment.candidates):
@@ -155,7 +165,7 @@ def _write_inputs(file: Path, inputs: Mapping[str, np.ndarray]) -> None:
         unfinished.replace(file)
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_bytes(content)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from calib.errors import UserError
-from deploy.bundle import check_models, results_of, write_experiment
+from deploy.bundle import check_models, results_of, write_experiment, writing
 from deploy.devices.base import Announce, Experiment, Result, silent
 from deploy.on_device.errors import DeviceError
 from deploy.on_device.main import run_experiment
@@ -28,11 +28,12 @@ class LocalDevice:
         """See `Device`; the models are read where they are."""
         check_models(experiment)
         models = {c.name: os.path.relpath(c.model, self._directory) for c in (experiment.float_, *experiment.candidates)}
-        write_experiment(experiment, self._directory, models)
-        try:
-            record = run_experiment(self._directory, announce)
-        except DeviceError as error:
-            raise UserError(str(error)) from error
+        with writing(self._directory):
+            write_experiment(experiment, self._directory, models)
+            try:
+                record = run_experiment(self._directory, announce)
+            except DeviceError as error:
+                raise UserError(str(error)) from error
         return [result for result in results_of(experiment, record["results"]) if result is not None]
 
     def close(self) -> None:

@@ -66,6 +66,12 @@ def test_a_missing_model(wanted):
         check_models(wanted)
 
 
+def test_a_directory_that_cannot_be_written(wanted, tmp_path):
+    (tmp_path / "bundle").write_text("a file where the directory should be")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_bundle(wanted, tmp_path / "bundle")
+
+
 def test_results_come_back_in_the_order_of_the_candidates(wanted, measured):
     results = read_measurements(measured, wanted.fingerprint).results
     turned = replace(wanted, candidates=wanted.candidates[::-1])

@@ -42,3 +42,9 @@ def test_what_somebody_has_to_change_is_a_user_error(tmp_path):
 
 def test_its_name(tmp_path):
     assert LocalDevice(tmp_path).describe() == machine()
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "run").write_text("a file where the directory should be")
+    with pytest.raises(UserError, match="cannot be written"):
+        LocalDevice(tmp_path / "run").measure(experiment(tmp_path / "models"))

@@ -38,6 +38,8 @@ def there():
     fingerprint = uuid.uuid4().hex * 2
     directory = Path.home() / ".cache" / "smpq" / fingerprint[:16]
     yield fingerprint, directory
+    if directory.is_file():
+        directory.unlink()
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -212,7 +214,6 @@ def test_a_directory_that_cannot_be_made(connect, there, tmp_path):
     directory.write_text("a file where the directory should be")
     with pytest.raises(UserError, match="cannot create directory"):
         connect().measure(experiment(tmp_path / "models", (4,), fingerprint=fingerprint))
-    directory.unlink()
 
 
 def test_a_float_engine_that_does_not_build(connect, there, tmp_path):
