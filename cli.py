@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calib.errors import UserError
+from deploy.options import device_option, output_options, resource_options, run_argument, settings_from_options, task_options
 
 WRONG_INPUT = 2
 NOT_MET = 1
@@ -60,6 +59,7 @@ def smpq(context: click.Context) -> None:
     export  -> model.*.onnx     the plan as ONNX with Q/DQ nodes for the target
     build   -> engine.*         the engine, and what each layer became in it
     measure -> latency.json     the engine against the float engine, interleaved
+    bundle, feedback            the same on a device that is carried to (smpq run --device ssh://... does it all)
     explain -> contributions.json what each layer's format costs, with intervals
     verify  -> verify.json      the evaluation data through PyTorch, ONNX and engine
     report  -> report.html      all of it on one page
@@ -70,106 +70,8 @@ def smpq(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def _task_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what is searched; a run keeps them."""
-    options = [
-        click.option("--task", "task", required=True, help="digits, cifar10-resnet20, or your own as package.module:object"),
-        click.option("--data", type=click.Path(path_type=Path), help="the data the task needs (a directory)"),
-        click.option(
-            "--weights", type=click.Path(path_type=Path), help="the weights the task needs (.safetensors or a state_dict)"
-        ),
-        click.option(
-            "--out", type=click.Path(path_type=Path), required=True, help="the run directory; a run that is there goes on"
-        ),
-        click.option(
-            "--target", default="ort-cpu", show_default=True, help="ort-cpu, tensorrt-rtx, tensorrt or simulate (smpq targets)"
-        ),
-        click.option(
-            "--sm", "compute_capabilities", multiple=True, help="compute capability to build for, as sm86; repeat for several"
-        ),
-        click.option("--formats", default="", help="formats to choose from, e.g. w8a8,w4a16b128,fp32  [default: the target's]"),
-        click.option("--size-only", is_flag=True, help="also offer formats that are stored small but computed in float"),
-        click.option("--observer", default="mse", show_default=True, help="range of activations: mse, minmax, percentile, entropy"),
-        click.option("--rounding", default="gptq", show_default=True, help="rounding of weights: gptq, nearest"),
-        click.option("--value", default="kl", show_default=True, help="what a policy is judged by: kl (no labels), loss, metric"),
-        click.option("--samples", type=int, default=512, show_default=True, help="calibration samples that judge a policy"),
-        click.option("--effort", default="normal", show_default=True, help="how long to search: fast, normal, thorough"),
-        click.option("--evaluations", type=int, help="policies that scoring may evaluate  [default: by --effort]"),
-        click.option(
-            "--precision", type=float, default=0.0, help="stop scoring when all standard errors are below this share of the spread"
-        ),
-        click.option("--stable", is_flag=True, help="stop scoring when the decision for the budget no longer changes"),
-        click.option("--batch", type=int, default=1, show_default=True, help="batch size of the latency"),
-        click.option("--seed", type=int, default=0, show_default=True, help="seed of everything random"),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what a run is computed with; they may change from command to command. Passed on as `resources`."""
-
-    @click.option("--workers", type=int, help="processes that evaluate  [default: 1, this one; with --ray all of the cluster]")
-    @click.option(
-        "--ray", "address", help="evaluate on a Ray cluster: local (one on this machine), auto, host:port or ray://host:port"
-    )
-    @click.option(
-        "--torch-device",
-        default="auto",
-        show_default=True,
-        help="where PyTorch evaluates: auto (a GPU if there is one), cpu, cuda, cuda:N",
-    )
-    @click.option("--memory-limit", type=float, metavar="MB", help="memory that the activations of one evaluation may take")
-    @wraps(command)
-    def wrapped(
-        *args: Any, workers: int | None, address: str | None, torch_device: str, memory_limit: float | None, **kwargs: Any
-    ) -> tuple[Any, list[str], int]:
-        from smpq.workers.resources import Resources
-
-        result: tuple[Any, list[str], int] = command(
-            *args, resources=Resources(workers, address, memory_limit, torch_device), **kwargs
-        )
-        return result
-
-    return wrapped
-
-
-def _run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.argument("run", type=click.Path(path_type=Path))(command)
-
-
-def _output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--json` and `--quiet`, and the library loaded only when a command really runs: `--help` stays quick."""
-
-    @click.option("--json", "as_json", is_flag=True, help="print the result as JSON on standard output, and nothing else there")
-    @click.option("--quiet", is_flag=True, help="no progress on standard error")
-    @wraps(command)
-    def wrapped(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
-        from deploy.progress import Progress
-
-        progress = Progress(Console(stderr=True, quiet=quiet))
-        result, lines, code = command(*args, progress=progress, **kwargs)
-        if as_json:
-            click.echo(json.dumps(result, indent=1))
-        else:
-            for line in lines:
-                click.echo(line)
-        if code:
-            sys.exit(code)
-
-    return wrapped
-
-
-def _settings(options: dict[str, Any]) -> Any:
-    from deploy.run import Settings
-
-    paths = {name: str(options[name].resolve()) if options[name] is not None else None for name in ("data", "weights")}
-    return Settings(**{**options, **paths})
-
-
 @smpq.command("run")
-@_task_options
+@task_options
 @click.option(
     "--budget", required=True, help="limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model"
 )
@@ -182,10 +84,11 @@ def _settings(options: dict[str, Any]) -> Any:
     show_default=True,
     help="where scores come from: game (formats of the calibrated model, no training), smpq or dmpq (a supernet; see train-supernet)",
 )
-@_output_options
-@_resource_options
+@device_option
+@output_options
+@resource_options
 def run_command(
-    budget: str, finetune: float | None, method: str, out: Path, progress: Any, resources: Any, **options: Any
+    budget: str, finetune: float | None, method: str, device: str, out: Path, progress: Any, resources: Any, **options: Any
 ) -> tuple[Any, list[str], int]:
     """Search, fine-tune with --finetune, export, build, measure, verify and report: the whole job.
 
@@ -198,28 +101,28 @@ def run_command(
 
     epochs = finetune if finetune is not None else 0.0 if method == "game" else FineTuneSettings.epochs
     tuning = FineTuneSettings(epochs=epochs) if epochs else None
-    report = run_all(out, _settings(options), budget, progress, tuning, method, resources)
+    report = run_all(out, settings_from_options(options), budget, progress, tuning, method, resources, device)
     lines = [*summary_lines(report), "", f"report: {out / 'report.html'}"]
     return report, lines, 0 if report["met"] else NOT_MET
 
 
 @smpq.command()
-@_task_options
-@_output_options
-@_resource_options
+@task_options
+@output_options
+@resource_options
 def score(out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
     """Score every format of every layer by its Shapley value: scores.json. Starts a run; any budget can be solved from it later."""
     from deploy.pipeline import open_run
     from deploy.stages import score as score_stage
 
-    with open_run(out, progress, _settings(options), resources) as prepared:
+    with open_run(out, progress, settings_from_options(options), resources) as prepared:
         scores = score_stage(prepared).to_json()
     summary = f"{scores['evaluations']} evaluations, {scores['permutations']} permutations, stopped by {scores['stop_reason']}"
     return scores, [f"scores: {out / 'scores.json'} ({summary})"], 0
 
 
 @smpq.command("train-supernet")
-@_task_options
+@task_options
 @click.option(
     "--epochs", type=int, default=10, show_default=True, help="Shapley values are estimated after each of the second half"
 )
@@ -231,7 +134,7 @@ def score(out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any
 )
 @click.option("--complexity", type=float, default=0.0, show_default=True, help="weight of the expected bit operations in the loss")
 @click.option("--contribution", default="metric", show_default=True, help="what operations contribute to: metric, loss, kl")
-@_output_options
+@output_options
 def train_supernet(
     epochs: int, steps: int | None, walks: int, held_out: int, gamma: float, complexity: float, contribution: str, out: Path,
     progress: Any, **options: Any,
@@ -255,7 +158,7 @@ def train_supernet(
         complexity=complexity,
         game=GameSettings((contribution,)),
     )
-    with open_run(out, progress, _settings(options)) as prepared:
+    with open_run(out, progress, settings_from_options(options)) as prepared:
         _, state = supernet_stage(prepared, settings)
     found = state.contributions[contribution]
     line = f"supernet: {out / 'supernet.safetensors'} ({found.updates} estimates, {len(found.walks)} walks, {found.truncated} of them cut)"
@@ -263,10 +166,10 @@ def train_supernet(
 
 
 @smpq.command()
-@_run_argument
+@run_argument
 @click.option("--budget", required=True, help="limits, e.g. size=0.2x,avg_bits=3.5 (see smpq run)")
-@_output_options
-@_resource_options
+@output_options
+@resource_options
 def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
     """Choose the formats for a budget from the scores of a run: policy.json. Does not score again.
 
@@ -285,7 +188,7 @@ def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, l
 
 
 @smpq.command()
-@_run_argument
+@run_argument
 @click.option("--epochs", type=float, default=4.0, show_default=True, help="passes over the training data")
 @click.option(
     "--lr", type=float, default=0.02, show_default=True, help="peak learning rate of weights; that of step sizes is a tenth"
@@ -296,7 +199,7 @@ def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, l
     help="also train the step sizes of activations  [default: of those below 8 bits]",
 )
 @click.option("--keep", default="end", show_default=True, help="end, or better: the start where calibration data like it better")
-@_output_options
+@output_options
 def finetune(
     run: Path, epochs: float, lr: float, learn_activations: bool | None, keep: str, progress: Any
 ) -> tuple[Any, list[str], int]:
@@ -324,8 +227,8 @@ def finetune(
 
 
 @smpq.command()
-@_run_argument
-@_output_options
+@run_argument
+@output_options
 def export(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     """Write policy.json as ONNX with Q/DQ nodes, in the form that the target turns into integer kernels: model.<target>.onnx."""
     from deploy.pipeline import open_run
@@ -338,8 +241,8 @@ def export(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
 
 @smpq.command()
-@_run_argument
-@_output_options
+@run_argument
+@output_options
 def build(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     """Build the engine and the float engine, and check what every layer became: engine.<target>.*, engine.float.*, build.json."""
     from deploy.pipeline import open_run
@@ -354,32 +257,88 @@ def build(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
 
 @smpq.command()
-@_run_argument
-@_output_options
-def measure(run: Path, progress: Any) -> tuple[Any, list[str], int]:
-    """Time the engine against the float engine: interleaved rounds, CPU clock, one thread, bootstrap interval. Writes latency.json."""
+@run_argument
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="a further batch size to time; repeat for several")
+@device_option
+@output_options
+def measure(run: Path, batches: tuple[int, ...], device: str, progress: Any) -> tuple[Any, list[str], int]:
+    """Time the engine against the float engine: interleaved rounds, bootstrap intervals, p99, throughput. Writes latency.json."""
     from deploy.pipeline import open_run
     from deploy.stages import measure as measure_stage
     from deploy.stages import read_policy
 
-    prepared = open_run(run, progress)
-    record = measure_stage(prepared, read_policy(prepared))
-    low, high = record["interval"]
-    line = (
-        f"{record['ratio']:.3f}x of float [{low:.3f}, {high:.3f}]: {record['engine_ms']:.4g} ms against {record['float_ms']:.4g} ms"
-    )
-    return record, [line], 0
+    with open_run(run, progress, device=device) as prepared:
+        record = measure_stage(prepared, read_policy(prepared), batches)
+    lines = [
+        f"batch {row['batch']}: {row['ratio']:.3f}x of float [{row['ratio_interval'][0]:.3f}, {row['ratio_interval'][1]:.3f}]: "
+        f"{row['engine_ms']:.4g} ms (p99 {row['p99_ms']:.4g}) against {row['float_ms']:.4g} ms, {row['throughput']:.4g} samples/s"
+        for row in (record["measurement"], *record["batches"])
+    ]
+    return record, [*lines, f"on {record['machine']}, {record['clock']}"], 0
 
 
 @smpq.command()
-@_run_argument
+@run_argument
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--budget", help="limits with a latency, e.g. latency=0.7x (see smpq run)  [default: those of the last bundle]")
+@output_options
+@resource_options
+def bundle(run: Path, directory: Path, budget: str | None, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
+    """Write the engines to measure next into DIRECTORY, with a runner for a device that this machine cannot reach.
+
+    Carry it there, run python3 runner.py, carry measurements.json back, and go on with smpq feedback.
+    """
+    from deploy.pipeline import open_run
+    from deploy.stages.looping import write_next_bundle
+
+    with open_run(run, progress, resources=resources) as prepared:
+        record = write_next_bundle(prepared, budget, directory)
+    count = len(record["candidates"])
+    return (
+        record,
+        [f"bundle: {directory} ({count} engines); on the device: python3 runner.py; then: smpq feedback {run} measurements.json"],
+        0,
+    )
+
+
+@smpq.command()
+@run_argument
+@click.argument("measurements", type=click.Path(path_type=Path))
+@output_options
+@resource_options
+def feedback(run: Path, measurements: Path, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
+    """Take in the MEASUREMENTS of a bundle: policy.json is the best policy that they show, and the model for the target is exported.
+
+    Says whether other engines should be measured. Exit code 1 means that no engine has met the budget yet.
+    """
+    from deploy.pipeline import open_run
+    from deploy.stages.looping import take_feedback
+
+    with open_run(run, progress, resources=resources) as prepared:
+        record = take_feedback(prepared, measurements)
+    state = "meets the budget" if record["met"] else "does not meet the budget"
+    following = (
+        f"{record['proposals']} more engines should be measured: smpq bundle {run} DIRECTORY"
+        if record["proposals"]
+        else record["stop_reason"]
+    )
+    lines = [
+        f"policy: {run / 'policy.json'} (measured {record['ratio']:.3f}x of float, {state})",
+        f"model: {record['model']}",
+        following,
+    ]
+    return record, lines, 0 if record["met"] else NOT_MET
+
+
+@smpq.command()
+@run_argument
 @click.option(
     "--estimator", default="adaptive", show_default=True, help="adaptive, permutation, antithetic, stratified, truncated, exact"
 )
 @click.option("--evaluations", type=int, help="policies that may be evaluated  [default: half as many as scoring]")
 @click.option("--precision", type=float, default=0.0, help="stop when all standard errors are below this share of the spread")
-@_output_options
-@_resource_options
+@output_options
+@resource_options
 def explain(run: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
     """Say what each layer's format costs in the policy of a run: Shapley values with intervals, contributions.json."""
     from deploy.pipeline import open_run
@@ -396,8 +355,8 @@ def explain(run: Path, progress: Any, resources: Any, **options: Any) -> tuple[A
 
 
 @smpq.command()
-@_run_argument
-@_output_options
+@run_argument
+@output_options
 def verify(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     """Run the evaluation data through PyTorch, ONNX and the engine, and name the stage that lost points. Writes verify.json."""
     from deploy.pipeline import open_run
@@ -414,8 +373,8 @@ def verify(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
 
 @smpq.command()
-@_run_argument
-@_output_options
+@run_argument
+@output_options
 def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     """Write report.json and report.html from what the run holds. Exit code 1 when the budget is not met."""
     from deploy.pipeline import open_run, write_reports

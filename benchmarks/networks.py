@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from calib.task import Batch
 
 
 class BasicBlock(nn.Module):
@@ -116,3 +120,40 @@ def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make()
+
+
+class SelfLabelled:
+    """A task of random images whose labels are what the float network says, so that accuracy is agreement with it."""
+
+    metric_name = "agreement"
+
+    def __init__(self, name: str, network: nn.Module, images: int = 32) -> None:
+        self.name = name
+        self._network = network
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(1)
+            parts = torch.randn(2 * images, 3, 224, 224).split(8)
+            self._batches = [Batch((part,), network(part).argmax(1)) for part in parts]
+
+    def model(self) -> nn.Module:
+        return copy.deepcopy(self._network)
+
+    def calibration(self) -> list[Batch]:
+        return self._batches[: len(self._batches) // 2]
+
+    def evaluation(self) -> list[Batch]:
+        return self._batches[len(self._batches) // 2 :]
+
+    def metric(self, output: Tensor, target: Tensor) -> Tensor:
+        return (output.argmax(1) == target).float()
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(output, target, reduction="none")
+
+
+def resnet18_task(data: Path | None, weights: Path | None) -> SelfLabelled:  # noqa: ARG001 - it brings its own
+    return SelfLabelled("resnet18", resnet18())
+
+
+def vit_tiny_task(data: Path | None, weights: Path | None) -> SelfLabelled:  # noqa: ARG001 - it brings its own
+    return SelfLabelled("vit-tiny", vit_tiny())

@@ -77,41 +77,50 @@ def prior_of(space: Space, edges: Sequence[Edge], terms: Sequence[Term]) -> Prio
     """Return what is expected of a network that nobody has measured.
 
     A format changes a group's time in proportion to its work, by a factor that all groups share in part (`integers`, `format`, per
-    operator `operator`) and that is its own in part (`group` for all of its formats, `own`); `call` is a cost that does not depend on the
-    work. A conversion costs in proportion to the tensor's size, with a common factor (`conversions`) and one of its own (`edge`);
+    operator `operator`), that groups of the same shape share (`shape` for all of its formats, `shape and format`), and that is its own in
+    part (`group`, `own`); `call` is a cost that does not depend on the work. A conversion costs in proportion to the tensor's size, with a
+    common factor (`conversions`), those of its place, between layers or at a join (`place`, `place and size`), and one of its own (`edge`);
     an integer join saves or costs likewise (`joins`, `join`).
     """
     share, count = work_shares(space), len(space.groups)
-    operators = {group.name: group.units[0].operator for group in space.groups}
     total = sum(edge.elements for edge in edges) or 1
     size = {(edge.first, edge.second): edge.elements / total for edge in edges}
     around = {join.name: sum(part for ends, part in size.items() if join.name in ends) for join in space.joins}
-    formats = [Format.from_text(term.second) if term.kind == "format" else None for term in terms]
+    operator = {group.name: group.units[0].operator for group in space.groups}
+    shape = {
+        group.name: tuple(sorted((unit.operator, unit.weight_shape, unit.macs) for unit in group.units)) for group in space.groups
+    }
+    chosen = [Format.from_text(term.second) if term.kind == "format" else None for term in terms]
+    saves = np.array([found is not None and (found.quantizes_activation or found.weight_block is not None) for found in chosen])
 
     def each(kind: str, amount: Callable[[Term], float]) -> Matrix:
         return np.array([amount(term) if term.kind == kind else 0.0 for term in terms])
 
-    def common(amounts: Matrix, classes: Sequence[object]) -> Matrix:
+    def alike(amounts: Matrix, classes: Sequence[object]) -> Matrix:
         """Covariance of terms of one class that share a factor."""
         same = np.array([[first == second for second in classes] for first in classes], bool)
         return np.asarray(np.outer(amounts, amounts) * same)
 
     work = each("format", lambda term: share[term.first])
-    saves = np.array(
-        [chosen is not None and (chosen.quantizes_activation or chosen.weight_block is not None) for chosen in formats]
-    )
-    converted = each("edge", lambda term: size[term.first, term.second])
-    joined = each("join", lambda term: around[term.first])
     own = each("format", lambda term: share[term.first] + _SMALLEST_SHARE / count)
+    call = each("format", lambda _: 1 / count)
+    converted = each("edge", lambda term: size[term.first, term.second])
     own_edge = each("edge", lambda term: size[term.first, term.second] + _SMALLEST_SHARE / max(len(edges), 1))
+    joined = each("join", lambda term: around[term.first])
     parts = {
         "integers": np.outer(work * saves, work * saves),
-        "format": common(work, [term.second for term in terms]),
-        "operator": common(work, [(term.second, operators.get(term.first)) for term in terms]),
-        "call": np.outer(each("format", lambda _: 1 / count), each("format", lambda _: 1 / count)),
-        "group": common(own, [term.first for term in terms]),
+        "format": alike(work, [term.second for term in terms]),
+        "operator": alike(work, [(term.second, operator.get(term.first)) for term in terms]),
+        "call": np.outer(call, call),
+        "shape": alike(own, [shape.get(term.first) for term in terms]),
+        "shape and format": alike(own, [(term.second, shape.get(term.first)) for term in terms]),
+        "group": alike(own, [term.first for term in terms]),
         "own": np.diag(own**2),
         "conversions": np.outer(converted, converted),
+        "place": alike(own_edge, [(term.first in around, term.second in around) for term in terms]),
+        "place and size": alike(
+            own_edge, [(term.first in around, term.second in around, size.get((term.first, term.second))) for term in terms]
+        ),
         "edge": np.diag(own_edge**2),
         "joins": np.outer(joined, joined),
         "join": np.diag(joined**2),

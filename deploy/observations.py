@@ -108,7 +108,7 @@ def _row(prepared: Prepared, found: Observation | Refusal) -> dict[str, Any]:
 
 def _refusal(space: Space, policy: Policy, reason: str) -> Refusal:
     """Return the refusal with the formats of the groups whose layers the reason names, float ones aside."""
-    words = set(re.split(r"[\s'\"\[\](){},:;]+", reason))
+    words = {word.partition("/")[0] for word in re.split(r"[\s'\"\[\](){},:;]+", reason)}
     blamed: list[tuple[str, Format]] = []
     for group in space.groups:
         names = {call_name(unit.path, index) for unit in group.units for index in range(len(unit.calls))}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from calib.errors import UserError
 from deploy.loop import LoopSettings, Outcome
 from deploy.observations import known_float_ms, latency_model
 from deploy.prepare import Prepared
 from deploy.stages.looping import close_loop
+from deploy.stages.policies import write_policy
 from deploy.stages.scoring import score, static_ceilings
 from smpq.allocate import Ceiling, Problem, solve_or_explain
 from smpq.budget import Budget
@@ -70,25 +70,6 @@ def write_outcome(prepared: Prepared, budget: Budget, outcome: Outcome, limit: f
     if outcome.met:
         ceilings = [Ceiling(outcome.model.cost_model(1.0), limit), *static_ceilings(prepared, budget)]
         write_stability(prepared, score(prepared, budget), ceilings, outcome.policy)
-
-
-def read_policy(prepared: Prepared) -> Policy:
-    """Read `policy.json`, which a person may have edited; UserError names what does not fit the model or the target."""
-    record = prepared.run.read_json("policy.json", "make one with smpq solve")
-    policy = Policy.from_json(record, prepared.space)
-    for group in prepared.space.groups:
-        chosen = policy[group.name]
-        if chosen not in prepared.space.formats[group.name] and chosen != prepared.space.reference:
-            known = ", ".join(map(str, prepared.space.formats[group.name]))
-            reason = prepared.refused.get(f"{group.name}: {chosen}", "it is not in this run's list of formats")
-            raise UserError(f"policy.json gives {group.name} the format {chosen}: {reason}; it may have {known}")
-    return policy
-
-
-def write_policy(prepared: Prepared, policy: Policy, budget: Budget) -> None:
-    """Write `policy.json`, and the budget that it was chosen for."""
-    prepared.run.write_json("policy.json", policy.to_json(prepared.space.groups))
-    prepared.run.write_json("budget.json", {"schema": 1, "budget": str(budget)})
 
 
 def write_stability(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], policy: Policy) -> None:

@@ -15,7 +15,8 @@ from deploy.measuring import Bench
 from deploy.observations import Measured, edges, keep_measured, known_float_ms, read_observations, read_refusals
 from deploy.on_device.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
 from deploy.prepare import Prepared
-from deploy.stages.making import export_float_model
+from deploy.stages.making import export, export_float_model
+from deploy.stages.policies import write_policy
 from deploy.stages.scoring import score, static_ceilings
 from smpq.budget import Budget
 from smpq.policy import Policy
@@ -46,12 +47,13 @@ def close_loop(prepared: Prepared, budget: Budget, effort: Effort, settings: Loo
     return outcome, limit
 
 
-def bundle(prepared: Prepared, budget: Budget, directory: Path) -> dict[str, Any]:
+def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Path) -> dict[str, Any]:
     """Write the engines that should be measured next into `directory`, to be carried to a device that cannot be reached from here.
 
-    Writes `bundle.json`, which says which model is which policy. UserError when no other engine needs to be measured, or when the directory
-    holds something else.
+    The budget is that of the last bundle unless one is given. Writes `bundle.json`, which says which model is which policy. UserError when
+    no other engine needs to be measured, or when the directory holds something else.
     """
+    budget = Budget.from_text(budget_text or _known_bundle(prepared)["budget"])
     if directory.exists() and (
         not directory.is_dir() or (any(directory.iterdir()) and not (directory / EXPERIMENT_FILE).is_file())
     ):
@@ -84,13 +86,13 @@ def bundle(prepared: Prepared, budget: Budget, directory: Path) -> dict[str, Any
     return record
 
 
-def feedback(prepared: Prepared, measurements: Path) -> tuple[Outcome, float, list[Proposal]]:
+def take_feedback(prepared: Prepared, measurements: Path) -> dict[str, Any]:
     """Take in what a device has measured of the last bundle. Adds to `measurements.json` and `loop.json`.
 
-    Returns the best policy so far, the limit as a ratio to the float engine, and what should be measured next. UserError for measurements of
-    something else.
+    Writes `policy.json`, the best policy so far, and its model. Returns its ratio to the float engine, whether it meets the budget, and
+    how many other engines should be measured. UserError for measurements of something else.
     """
-    known = prepared.run.read_json(BUNDLE, "write a bundle first with smpq bundle", keys=["budget", "candidates"])
+    known = _known_bundle(prepared)
     budget = Budget.from_text(known["budget"])
     found = read_measurements(measurements, prepared.fingerprint)
     proposals = {name: _proposal(prepared, entry) for name, entry in known["candidates"].items()}
@@ -107,7 +109,20 @@ def feedback(prepared: Prepared, measurements: Path) -> tuple[Outcome, float, li
     _write_steps(prepared, limit, steps, earlier)
     looped = _loop(prepared, budget, prepared.settings.spending, limit)
     following = looped.ask_several(_AT_ONCE)
-    return looped.outcome(), limit, following
+    outcome = looped.outcome()
+    write_policy(prepared, outcome.policy, budget)
+    return {
+        "schema": 1,
+        "ratio": outcome.observation.ratio,
+        "met": outcome.met,
+        "proposals": len(following),
+        "stop_reason": outcome.stop_reason,
+        "model": str(export(prepared, outcome.policy)),
+    }
+
+
+def _known_bundle(prepared: Prepared) -> dict[str, Any]:
+    return prepared.run.read_json(BUNDLE, "write a bundle first with smpq bundle --budget", keys=["budget", "candidates"])
 
 
 def _loop(
