@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import UserError
-from calib.formats import Format
+from calib.formats import FP16, Format
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends import tensorrt as tensorrt_backend
 from deploy.export import call_name
 from deploy.lower import lower
 from deploy.prepare import Prepared
-from deploy.targets import Target
+from deploy.targets import Target, check_builds_here
 from smpq.policy import Policy
 
 BuildFailed = tensorrt_backend.BuildFailed
@@ -73,15 +73,25 @@ class Engines:
     def _float_model(self) -> Path:
         return self._prepared.run.file("model.float.onnx")
 
+    @property
+    def _reference_model(self) -> Path:
+        """The float model as the target's float engine is made of it: lowered when half precision or a fixed batch is wanted."""
+        prepared = self._prepared
+        if prepared.target.reference != FP16:
+            return self._float_model
+        model = prepared.run.file(f"model.float.{prepared.target.name}.onnx")
+        plan = prepared.plan(prepared.space.uniform(prepared.space.reference))
+        lower(self._float_model, plan, prepared.space.units, prepared.target, model, prepared.settings.batch)
+        return model
+
     def _build_sessions(self, policy: Policy) -> tuple[dict[str, Any], list[Kernel]]:
         prepared, run = self._prepared, self._prepared.run
-        exact = prepared.target.lowering == "simulate"
+        target, exact = prepared.target, prepared.target.lowering == "simulate"
         engine, float_engine = run.file(self._names.engines[""]), run.file(self._names.float_engines[""])
-        records = {
-            engine.name: _built(ort_backend.build_engine(run.file(self._names.model), engine, exact=exact), "the engine"),
-            float_engine.name: _built(ort_backend.build_engine(self._float_model, float_engine), "the float engine"),
-        }
-        if exact:
+        built = ort_backend.build_engine(run.file(self._names.model), engine, exact=exact, providers=target.providers)
+        float_built = ort_backend.build_engine(self._reference_model, float_engine, providers=target.providers)
+        records = {engine.name: _built(built, "the engine"), float_engine.name: _built(float_built, "the float engine")}
+        if target.lowering != "onnxruntime":  # simulated, or one node that is a plan of TensorRT
             return {name: record.to_json() for name, record in records.items()}, []
         kernels = ort_backend.unit_kernels(engine, prepared.space.units)
         checks = ort_backend.check_units(kernels, policy.by_unit(prepared.space.groups))
@@ -89,12 +99,9 @@ class Engines:
 
     def _build_plans(self, policy: Policy) -> tuple[dict[str, Any], list[Kernel]]:
         prepared, run = self._prepared, self._prepared.run
+        check_builds_here(prepared.target)
         runtime = prepared.target.runtime
-        float_model = run.file(f"model.float.{prepared.target.name}.onnx")
-        reference = prepared.space.uniform(prepared.space.reference)
-        lower(
-            self._float_model, prepared.plan(reference), prepared.space.units, prepared.target, float_model, prepared.settings.batch
-        )
+        float_model = self._reference_model
         records: dict[str, Any] = {}
         found: dict[str, Kernel] = {}
         formats = policy.by_unit(prepared.space.groups)
@@ -105,7 +112,8 @@ class Engines:
             jobs = {name: run.file(self._names.model), self._names.float_engines[capability]: float_model}
             for plan, model in jobs.items():
                 with prepared.progress.step(f"build {plan}"):
-                    record = _built(tensorrt_backend.build_plan(model, run.file(plan), runtime, capability or None), plan)
+                    asked = capability if runtime == "tensorrt-rtx" and capability else None  # tensorrt builds for its own GPU
+                    record = _built(tensorrt_backend.build_plan(model, run.file(plan), runtime, asked), plan)
                 records[plan] = record.to_json()
                 if plan != name:
                     continue

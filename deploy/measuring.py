@@ -100,7 +100,9 @@ class Bench:
         if not place.is_file():
             place.parent.mkdir(exist_ok=True)
             copy_model(model, place)
-        settings = session_settings(place) if self._prepared.target.runtime == "onnxruntime" else {}
+        settings = (
+            session_settings(place, self._prepared.target.providers) if self._prepared.target.runtime == "onnxruntime" else {}
+        )
         return Candidate(name, place, settings)
 
     def _inputs(self, batch: int) -> dict[str, np.ndarray]:

@@ -153,14 +153,15 @@ def compute_capabilities_of(target: Target) -> Mapping[str, str]:
 
 def check_builds_here(target: Target) -> None:
     """Raise UserError when the engine has to be built on another machine: a plan of TensorRT fits the version that built it."""
-    installed = installed_version(target.runtime)
-    if target.runtime == "tensorrt" and target.version is not None and installed is not None:
-        wanted = target.version.split(".")
-        if installed.split(".")[: len(wanted)] != wanted:
-            raise UserError(
-                f"{target.name} is TensorRT {target.version}, and {installed} is installed here: "
-                f"take model.{target.name}.onnx, which smpq export writes, to the device and build it there"
-            )
+    if target.runtime != "tensorrt" or target.version is None:
+        return
+    installed = installed_version("tensorrt") or "none"
+    wanted = target.version.split(".")
+    if installed.split(".")[: len(wanted)] != wanted:
+        raise UserError(
+            f"{target.name} is TensorRT {target.version}, and {installed} is installed here: its engines are built on the device "
+            "(smpq run --device, or smpq bundle)"
+        )
 
 
 def installed_version(runtime: str) -> str | None:

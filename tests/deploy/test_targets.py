@@ -145,6 +145,16 @@ def test_the_installed_tensorrt_is_the_one_of_its_target(monkeypatch):
         check_builds_here(target_from_name("jetson-thor"))
 
 
+def test_without_tensorrt_a_device_builds_its_own_engines(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    check_builds_here(target_from_name("tensorrt"))  # the back end says how to install it
+    with pytest.raises(UserError, match=r"TensorRT 10\.3, and none is installed here: its engines are built on the device"):
+        check_builds_here(target_from_name("jetson-orin"))
+
+
 def test_the_float_engine_and_the_schemes_differ():
     ours, nvidia = target_from_name("ort-cpu"), target_from_name("tensorrt-rtx")
     assert (ours.reference, ours.activation_scheme) == (FP32, "affine")

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: an engine is an ONNX file and its entry in `engine.json` beside it.
+"""ONNX Runtime: an engine is an ONNX file and its entry in `engine.json` beside it.
 
 The entry holds everything that plain onnxruntime needs to load the engine as it was built and measured; without it another
 session may quantise layers that the plan leaves in float, or overflow inside integer layers:
@@ -13,8 +13,9 @@ session may quantise layers that the plan leaves in float, or overflow inside in
     options.inter_op_num_threads = entry["inter_op_num_threads"]
     for key, value in entry["session_config"].items():
         options.add_session_config_entry(key, value)
+    providers = [each if isinstance(each, str) else tuple(each) for each in entry["providers"]]  # a pair is a name and its options
     session = ort.InferenceSession(
-        "engine.ort-cpu.onnx", options, providers=entry["providers"], disabled_optimizers=entry["disabled_optimizers"]
+        "engine.ort-cpu.onnx", options, providers=providers, disabled_optimizers=entry["disabled_optimizers"]
     )
 """
 

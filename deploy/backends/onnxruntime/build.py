@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from calib.errors import UserError
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import OrtEngineRecord, write_record
 from deploy.backends.tensorrt.build import BuildFailed
@@ -23,9 +25,15 @@ from deploy.onnx_files import copy_model, load_model, sha256, size_bytes
 _NBITS_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
 _NO_OVERFLOW = "session.x64quantprecision"
 _NO_INTEGER_KERNELS = "session.disable_quant_qdq"
+CPU = ("CPUExecutionProvider",)
+_TENSORRT = "TensorrtExecutionProvider"
+_OPTIONS = {_TENSORRT: {"trt_fp16_enable": "1", "trt_int8_enable": "1"}}
+"""Without these the TensorRT provider refuses half-precision and Q/DQ graphs."""
 
 
-def build_engine(model: Path, engine: Path, *, exact: bool = False) -> OrtEngineRecord | BuildFailed:
+def build_engine(
+    model: Path, engine: Path, *, exact: bool = False, providers: Sequence[str] = CPU
+) -> OrtEngineRecord | BuildFailed:
     """Copy the ONNX file `model` to `engine` and write how to load it into `engine.json` beside it.
 
     1. One thread and all graph optimisations, except those that change the plan: `WeightBiasQuantization` makes integer layers of float
@@ -35,11 +43,14 @@ def build_engine(model: Path, engine: Path, *, exact: bool = False) -> OrtEngine
        `session.x64quantprecision` makes ONNX Runtime use a slower exact kernel for those weights there. It changes nothing elsewhere.
     3. Weight-only layers quantise their input block by block to 8 bits inside the kernel (accuracy level 4): the fast kernels do.
     4. `exact`: no integer kernels at all; the file is computed as it is written, in float. For `simulate` and for comparison.
+    5. `providers` other than the CPU take what concerns them of this. TensorRT gets the Q/DQ nodes as they are, since it has its own
+       rules for them.
 
     A file that onnxruntime refuses is a `BuildFailed`, and nothing is written. Raises UserError when `model` is missing or is not ONNX,
-    or an `engine.json` is there that cannot be read.
+    an `engine.json` is there that cannot be read, or this onnxruntime lacks a provider.
     """
-    record = _settings(load_model(model), exact=exact)
+    _check_providers(providers)
+    record = _settings(load_model(model), exact=exact, providers=providers)
     start = time.perf_counter()
     try:
         session = open_session(model, record)
@@ -61,9 +72,9 @@ def build_engine(model: Path, engine: Path, *, exact: bool = False) -> OrtEngine
     return record
 
 
-def session_settings(model: Path) -> dict[str, Any]:
+def session_settings(model: Path, providers: Sequence[str] = CPU) -> dict[str, Any]:
     """Return how a session of an ONNX file is to be made: the fields of its record that `deploy.on_device.ort` wants."""
-    record = _settings(load_model(model), exact=False).to_json()
+    record = _settings(load_model(model), exact=False, providers=providers).to_json()
     return {name: record[name] for name in SESSION_SETTINGS}
 
 
@@ -85,27 +96,28 @@ def integer_sums_overflow() -> bool:
     return bool((result != 255 * 127 * inner).any())
 
 
-def _settings(model: ir.Model, *, exact: bool) -> OrtEngineRecord:
+def _check_providers(providers: Sequence[str]) -> None:
+    missing = [name for name in providers if name not in ort.get_available_providers()]
+    if missing:
+        raise UserError(
+            f"this onnxruntime has no {' and no '.join(missing)}: that takes a machine with an NVIDIA GPU, and the package onnxruntime-gpu "
+            "in the place of onnxruntime (pip uninstall onnxruntime; pip install 'smpq[gpu]'; pip install --force-reinstall --no-deps "
+            "onnxruntime-gpu, because both packages write the same files)"
+        )
+
+
+def _settings(model: ir.Model, *, exact: bool, providers: Sequence[str]) -> OrtEngineRecord:
     quantized = any(node.op_type == "QuantizeLinear" for node in model.graph)
-    weight_only = any(_is_weight_only(node) for node in model.graph)
-    config: dict[str, str] = {}
-    if exact:
-        config[_NO_INTEGER_KERNELS] = "1"
-    else:
-        if quantized:
-            config[_NO_OVERFLOW] = "1"
-        if weight_only:
-            config[_NBITS_ACCURACY] = "4"
     disabled = ["WeightBiasQuantization"] if quantized else []
     if any(node.op_type == "MatMul" and _is_dequantized(node, 1) for node in model.graph):
         disabled.append("MatMulAddFusion")
     return OrtEngineRecord(
         sha256="",
         size_bytes=0,
-        providers=("CPUExecutionProvider",),
+        providers=tuple((name, _OPTIONS[name]) if name in _OPTIONS else name for name in providers),
         graph_optimization_level="ORT_ENABLE_ALL",
         disabled_optimizers=tuple(disabled),
-        session_config=config,
+        session_config=_session_config(model, quantized=quantized, exact=exact, providers=providers),
         intra_op_num_threads=1,
         inter_op_num_threads=1,
         versions={"onnxruntime": ort.__version__, "onnx": onnx.__version__},
@@ -113,6 +125,17 @@ def _settings(model: ir.Model, *, exact: bool) -> OrtEngineRecord:
         outputs=(),
         build_seconds=0.0,
     )
+
+
+def _session_config(model: ir.Model, *, quantized: bool, exact: bool, providers: Sequence[str]) -> dict[str, str]:
+    if exact or _TENSORRT in providers:
+        return {_NO_INTEGER_KERNELS: "1"}
+    config: dict[str, str] = {}
+    if tuple(providers) == CPU and quantized:
+        config[_NO_OVERFLOW] = "1"
+    if tuple(providers) == CPU and any(_is_weight_only(node) for node in model.graph):
+        config[_NBITS_ACCURACY] = "4"
+    return config
 
 
 def _is_weight_only(node: ir.Node) -> bool:

@@ -20,13 +20,13 @@ ENGINE_FILE = "engine.json"
 class OrtEngineRecord:
     """One engine: session settings, what it was built from and with, inputs and outputs.
 
-    `inputs` and `outputs` are mappings of name, shape (numbers, or names of free dimensions) and dtype (ONNX Runtime's text, as in
-    `tensor(float)`). `build_seconds` is the time to optimise the graph and to create the session, which every load takes again.
+    `providers` are names of execution providers, or pairs of a name and its options. `inputs` and `outputs` are mappings of name, shape
+    (numbers, or names of free dimensions) and dtype (ONNX Runtime's text, as in `tensor(float)`). `build_seconds` is the time to optimise the graph and to create the session, which every load takes again.
     """
 
     sha256: str
     size_bytes: int
-    providers: tuple[str, ...]
+    providers: tuple[Any, ...]
     graph_optimization_level: str
     disabled_optimizers: tuple[str, ...]
     session_config: Mapping[str, str]
