@@ -48,20 +48,23 @@ class LoweringReport:
         }
 
 
-def lower(float_model: Path, plan: QuantPlan, units: Sequence[Unit], target: Target, out: Path, batch: int = 1) -> LoweringReport:
+def lower(
+    float_model: Path, plan: QuantPlan, units: Sequence[Unit], target: Target, out: Path, batch: int | None = 1
+) -> LoweringReport:
     """Write the model of `plan` for `target` to `out`.
 
     1. `onnxruntime`: weights behind DequantizeLinear, activations between QuantizeLinear and DequantizeLinear, int32 biases of
        convolutions; linear layers with integer weights as MatMul and Add. The batch stays dynamic.
     2. `simulate`: float biases, so that the file computes what the fake-quantised model does; only weight-only layers as MatMul and Add.
-    3. `tensorrt`: float biases, `batch` samples in every batch; layers with blocks of integer weights multiply rows of a matrix.
+    3. `tensorrt`: float biases; layers with blocks of integer weights multiply rows of a matrix; `batch` samples in every batch, or with
+       None a free batch, for which the builder needs `batch_sizes`.
     4. A target whose float format is fp16: half precision for everything that is float.
 
     Raises UserError when `float_model` cannot be read or does not run with `batch`.
     """
     model = load_model(float_model)
     changes: dict[str, int] = {}
-    if target.lowering == "tensorrt":
+    if target.lowering == "tensorrt" and batch is not None:
         changes["fix_batch"] = fix_batch(model, batch)
     onnxruntime = target.lowering == "onnxruntime"
     changes["split_gemm"] = split_gemm(model, plan, units, integer_inputs=onnxruntime)
