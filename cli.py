@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from calib.errors import UserError
 from deploy.options import device_option, output_options, resource_options, run_argument, settings_from_options, task_options
@@ -392,23 +391,26 @@ def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
 @smpq.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="print as JSON")
-def targets(name: str | None, as_json: bool) -> None:
-    """Show which format is real on which operator of a target: native, computed in float, or refused, and why."""
-    from deploy.targets import TARGET_NAMES, table, target_from_name
+@click.option("--sm", "compute_capabilities", multiple=True, help="compute capability, as sm87; repeat for several")
+@click.option("--json", "as_json", is_flag=True, help="print as JSON; without a name, all tables")
+def targets(name: str | None, compute_capabilities: tuple[str, ...], as_json: bool) -> None:
+    """List the targets, or show which format is real on which operator of one, and how we know.
 
-    chosen = [target_from_name(name)] if name else [target_from_name(each) for each in TARGET_NAMES]
+    For example smpq targets jetson-orin, or smpq targets tensorrt-10.3 --sm sm87.
+    """
+    from deploy.target_tables import LEGEND, described, overview, rules, summary
+    from deploy.targets import TARGET_NAMES, device_names, target_from_name
+
+    if compute_capabilities and name is None:
+        raise UserError("--sm needs the name of a target, as in: smpq targets tensorrt-10.3 --sm sm87")
+    names = [name] if name is not None else [*TARGET_NAMES, *device_names()]
+    chosen = [target_from_name(each, compute_capabilities) for each in names]
     if as_json:
-        click.echo(json.dumps({target.name: [row.to_json() for row in table(target)] for target in chosen}, indent=1))
-        return
-    console = Console()
-    for target in chosen:
-        grid = Table(title=f"{target.name} (float baseline {target.reference})", title_justify="left")
-        for column in ("operators", "formats", "status", "note"):
-            grid.add_column(column, overflow="fold")
-        for row in table(target):
-            grid.add_row(", ".join(row.operators), ", ".join(row.formats), row.status, row.note)
-        console.print(grid)
+        click.echo(json.dumps({target.name: described(target) for target in chosen}, indent=1))
+    elif name is None:
+        Console().print(overview(), "smpq targets NAME shows what becomes of each format there, and how we know.")
+    else:
+        Console().print(summary(chosen[0]), rules(chosen[0]), LEGEND)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--out", type=click.Path(path_type=Path), required=True, help="the run directory; a run that is there goes on"
         ),
         click.option(
-            "--target", default="ort-cpu", show_default=True, help="ort-cpu, tensorrt-rtx, tensorrt or simulate (smpq targets)"
+            "--target",
+            default="ort-cpu",
+            show_default=True,
+            help="ort-cpu, tensorrt-rtx, jetson-orin, ... (smpq targets lists them)",
         ),
         click.option(
             "--sm", "compute_capabilities", multiple=True, help="compute capability to build for, as sm86; repeat for several"

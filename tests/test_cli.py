@@ -129,15 +129,25 @@ def test_quiet_says_nothing_but_the_result(run):
     assert done("verify", run, "--quiet").err == ""
 
 
-def test_targets_shows_what_is_real_where():
-    tables = json.loads(done("targets", "--json").out)
-    assert list(tables) == ["ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "simulate"]
+def test_targets_lists_the_names():
+    names = ["ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "simulate", "jetson-orin", "jetson-thor"]
+    assert list(json.loads(done("targets", "--json").out)) == names
+    text = done("targets").out
+    assert not [name for name in [*names, "sm87"] if name not in text]
+
+
+def test_targets_shows_what_is_real_where_and_how_we_know():
     assert list(json.loads(done("targets", "ort-cpu", "--json").out)) == ["ort-cpu"]
     text = done("targets", "ort-cpu").out
     assert "ort-cpu (float baseline fp32)" in text
-    assert "native" in text
-    assert "refused" in text
+    for word in ("native", "size only", "refused", "built"):
+        assert word in text
     assert "tensorrt-rtx" not in text
+    orin = json.loads(done("targets", "jetson-orin", "--json").out)["jetson-orin"]
+    assert (orin["version"], orin["compute_capabilities"]) == ("10.3", ["sm87"])
+    assert {"docs", "inferred"} == {rule["basis"] for rule in orin["rules"]}
+    same = json.loads(done("targets", "tensorrt-10.3", "--sm", "sm87", "--json").out)["tensorrt-10.3"]
+    assert same["rules"] == orin["rules"]
 
 
 def test_a_budget_out_of_reach_ends_with_the_closest_engine(tmp_path):
