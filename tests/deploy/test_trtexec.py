@@ -80,7 +80,7 @@ def test_a_model_of_one_batch_size_has_no_profile(tmp_path):
             return self.layer(x.reshape(2, 4))
 
     exported = export(OneSize(), torch.randn(2, 4), tmp_path)
-    with pytest.raises(UserError, match="batches of 2 .* give that batch"):
+    with pytest.raises(UserError, match=r"batches of 2 .* give that batch"):
         _export(exported, tmp_path / "out", "w8a8", batch_sizes=(1, 2, 4))
     assert not (tmp_path / "out").exists()
     assert _export(exported, tmp_path / "out", "w8a8", batch_sizes=(2, 2, 2))[1].path.is_file()
