@@ -16,18 +16,19 @@ from calib.calibrate import Calibration, CalibrationSettings
 from calib.data import check_batches, check_finite, check_model, fingerprint, materialize, per_sample
 from calib.errors import UserError
 from calib.fold import Folded, fold_batchnorm
-from calib.formats import Format, formats_from_text
+from calib.formats import formats_from_text
 from calib.graph import TracedModel
 from calib.task import Batch, Task
 from calib.tasks import load_task
-from calib.units import Skipped, Unit, find_units
+from calib.units import Skipped, find_units
 from deploy.devices.address import device_from_address
 from deploy.devices.base import Device
+from deploy.offers import refusal, unknown_offers
 from deploy.on_device.cuda import open_cuda
 from deploy.on_device.errors import DeviceError
 from deploy.progress import Progress
 from deploy.run import Run, Settings, versions
-from deploy.targets import Target, capability, target_from_name
+from deploy.targets import Target, target_from_name
 from smpq.costs import CostModel, cost_models
 from smpq.evaluate import Evaluator
 from smpq.groups import find_groups, space_from_formats
@@ -204,9 +205,11 @@ def prepare(run: Run, settings: Settings, progress: Progress, resources: Resourc
         groups,
         formats,
         target.reference,
-        lambda unit, chosen: _refusal(target, unit, chosen, settings.size_only),
+        lambda unit, chosen: refusal(target, unit, chosen, size_only=settings.size_only),
         find_joins(traced, groups, rules_of(target)),
     )
+    for sentence in unknown_offers(target, space):
+        progress.warn(sentence)
     return Prepared(
         run, settings, task, target, traced, space, skipped, refused, batches, progress, model, folded, resources, crew, address
     )
@@ -235,15 +238,6 @@ def _try_task(task: Task, traced: TracedModel, batches: list[Batch], value: str)
     if value == "kl":
         per_sample(getattr(task, "divergence", divergence), (output, output), count, "divergence")
     per_sample(task.metric, (output, batch.target), count, "metric")
-
-
-def _refusal(target: Target, unit: Unit, chosen: Format, size_only: bool) -> str | None:
-    answer = capability(target, unit.operator, chosen, unit.in_features, unit.out_features)
-    if answer.status == "native" or (answer.status == "dequantized" and size_only):
-        return None
-    if answer.status == "dequantized":
-        return f"computed in float on {target.name} ({answer.note}); --size-only offers it all the same"
-    return answer.note
 
 
 def call_task(task: Task, method: str) -> Any:

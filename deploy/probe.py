@@ -22,9 +22,9 @@ from deploy.backends import tensorrt as tensorrt_backend
 from deploy.export import export_float
 from deploy.lower import lower
 from deploy.onnx_files import load_model
+from deploy.prepare import rules_of
 from deploy.rules import OPERATORS, Capability, Status
 from deploy.targets import Target, capability
-from smpq.plan import Rules
 from smpq.quantize import FakeQuantizer
 
 ROWS = 4
@@ -160,9 +160,7 @@ def _stored_format(model: Path, format_: Format) -> Format:
 def _quantizer(network: _Network, target: Target) -> FakeQuantizer:
     settings = CalibrationSettings(observer="minmax", rounding="nearest", scheme=target.activation_scheme)
     calibration = Calibration(network.traced, network.units, [Batch((network.batch,), None)], settings)
-    integer_bias = target.lowering == "onnxruntime"
-    rules = Rules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, integer_bias)
-    return FakeQuantizer(network.traced, network.units, calibration, rules)
+    return FakeQuantizer(network.traced, network.units, calibration, rules_of(target))
 
 
 @cache
