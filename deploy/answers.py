@@ -221,7 +221,17 @@ def _orin(report: Mapping[str, Any]) -> Answer:
             more = [
                 "It is for evaluation: integer weights are turned to floats and computed as such, so it is not faster anywhere."
             ]
-        more.append("For its GPU, run again with `--target tensorrt-rtx` and build that ONNX file on the device.")
+        more.append("For its GPU, run again with `--target jetson-orin`, which offers what its TensorRT has.")
+    elif target.startswith("ort-"):
+        first = (
+            f"Where onnxruntime-gpu runs on it, perhaps: {engine} is an ONNX file, and its providers choose their kernels there."
+        )
+        more = ["Nothing of it was verified on Orin; run again with `--target jetson-orin` for an engine of TensorRT alone."]
+    elif target == "jetson-orin":
+        first = (
+            f"It is made for it: the formats are those of Orin's TensorRT, which builds its engine from model.{target}.onnx itself."
+        )
+        more = ["An engine that was built and timed somewhere else says nothing about Orin: use `--device`, or `smpq bundle`."]
     else:
         built = f" ({', '.join(sorted(engine))})" if isinstance(engine, Mapping) else ""
         first = f"Not this engine{built}: a plan runs on the GPU kind and the TensorRT it was built with. Orin is SM87 and needs its own."

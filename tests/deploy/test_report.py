@@ -205,6 +205,9 @@ def test_next_steps_follow_from_the_data() -> None:
     [
         (report(), "On its CPU, not on its GPU: engine.ort-cpu.onnx is an ONNX file"),
         (report(target="simulate"), "not faster anywhere"),
+        (report(), "--target jetson-orin"),
+        (report(target="ort-cuda"), "Nothing of it was verified on Orin"),
+        (unmeasured(target="jetson-orin"), "It is made for it: the formats are those of Orin's TensorRT"),
         (unmeasured(), "Not this engine (sm120, sm86)"),
         (unmeasured(), "Carry model.tensorrt-rtx.onnx of this run to the device and build it there"),
         (unmeasured(target="tensorrt", engine="engine.plan"), "Not this engine: a plan runs"),
