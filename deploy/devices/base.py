@@ -55,12 +55,13 @@ class Result:
     """One candidate on one device: timed against the float engine, or failed with its reason.
 
     Times are milliseconds of one call, intervals 95 %, `throughput` is samples in a second, `build_seconds` the time to make the engine.
-    Of a failed candidate all figures are None. `key` is the hash of everything that the figures depend on, the device apart.
+    Of a failed candidate all figures are None, and `nodes` names the ONNX nodes that the runtime blames, if it says which. `key` is the hash of everything that the figures depend on, the device apart.
     """
 
     key: str
     name: str
     failed: str | None
+    nodes: tuple[str, ...]
     batch: int
     clock: str | None
     ratio: float | None
@@ -100,6 +101,7 @@ _EXPECTED: dict[str, tuple[type, ...]] = {
     "key": (str,),
     "name": (str,),
     "failed": (str, type(None)),
+    "nodes": (list,),
     "batch": (int,),
     "clock": (str,),
     "ratio": _NUMBER,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import typing
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy.typing as npt
@@ -24,7 +24,7 @@ class Cuda(typing.Protocol):
     """What is needed of CUDA. Each adapter has one stream of its own; all copies and events are on it.
 
     1. `library` names the Python module behind it, `stream` is the address of the CUDA stream.
-    2. Memory is addressed by number. It is the caller's to free.
+    2. Memory is addressed by number. It is the caller's to free, which never fails: what CUDA no longer takes back goes with the process.
     3. A copy is asynchronous: the array has to stay alive, and is only filled, once `synchronize` has returned.
     4. `capture` returns how to launch what `work` puts on the stream as one CUDA graph, or None where that cannot be captured.
     """
@@ -123,7 +123,8 @@ class PyCuda:
 
     def free(self, address: int) -> None:
         """See `Cuda`."""
-        self._memory.pop(address).free()
+        with suppress(self._driver.Error):
+            self._memory.pop(address).free()
 
     def copy_to_device(self, address: int, array: npt.NDArray[Any]) -> None:
         """See `Cuda`."""
@@ -198,7 +199,7 @@ class CudaPython:
 
     def free(self, address: int) -> None:
         """See `Cuda`."""
-        self._checked(self._runtime.cudaFree(address))
+        self._runtime.cudaFree(address)
 
     def copy_to_device(self, address: int, array: npt.NDArray[Any]) -> None:
         """See `Cuda`."""

@@ -22,6 +22,7 @@ EXPERIMENT_FILE = "experiment.json"
 MEASUREMENTS_FILE = "measurements.json"
 STARTED_FILE = "started.json"
 LOCK_FILE = "runner.lock"
+CACHE_DIRECTORY = "cache"
 _WAIT_S = 1.0
 _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "schema": int,

@@ -6,7 +6,8 @@ import argparse
 import importlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from deploy.on_device.errors import BuildFailed, DeviceError, MissingModule
 from deploy.on_device.experiment import (
+    CACHE_DIRECTORY,
     MEASUREMENTS_FILE,
     SCHEMA,
     locked,
@@ -51,12 +53,12 @@ def run_experiment(
     """Measure the candidates of `directory` that have no result yet (or only the one named `only`), and return `measurements.json`.
 
     1. It is written after each candidate, so a run that is killed loses one candidate at most.
-    2. A candidate that does not build is a result with its reason; the others are measured all the same.
+    2. A candidate that does not build, or does not run to the end, is a result with its reason; the others are measured all the same.
     3. Results of another fingerprint, machine or version of the runtime are dropped, and measured again.
-
     4. Two never work in a directory at once; `while_waiting` is called every second of waiting for another one.
 
-    Raises DeviceError when nothing can be measured: a missing module, damaged files, or a float engine that does not build.
+    Raises DeviceError when nothing can be measured: a missing module, damaged files, or a float engine that does not build, or no
+    longer runs.
     """
     experiment = read_experiment(directory)
     version = _runtime_version(experiment["runtime"])
@@ -183,7 +185,7 @@ def _measure_all(
 ) -> None:
     bench = _open_bench(experiment, directory)
     try:
-        bench.baseline.time(experiment["protocol"]["calls"])  # so that the state is that of a machine at work
+        bench.run_baseline()  # so that the state is that of a machine at work
         before = read_state()
         for candidate in waiting:
             result = bench.measure(candidate)
@@ -192,6 +194,8 @@ def _measure_all(
             record["results"].append(result)
             write_json(directory / MEASUREMENTS_FILE, record)
             announce(_line(result))
+            if result["failed"] is not None:
+                bench.run_baseline()  # an error of CUDA may have ended all work of this process
     finally:
         bench.baseline.close()
 
@@ -213,6 +217,14 @@ class _Bench:
     inputs: Mapping[str, np.ndarray]
     baseline: Engine
 
+    def run_baseline(self) -> None:
+        """Run the float engine for a moment; DeviceError when it does not run."""
+        try:
+            with _told():
+                self.baseline.time(self.experiment["protocol"]["calls"])
+        except BuildFailed as error:
+            raise DeviceError(f"the float engine does not run ({error.reason}): start again, what is measured is kept") from error
+
     def measure(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
         """Return the result of a candidate; one that cannot be measured has a reason in place of figures."""
         key = result_key(self.experiment, candidate)
@@ -221,9 +233,10 @@ class _Bench:
             try:
                 if deaths >= _MOST_DEATHS:
                     raise BuildFailed(f"the runner died {deaths} times over it: out of memory, or a crash of the runtime")
-                return {**about, "failed": None, **self._figures(candidate)}
-            except (BuildFailed, NotComparable) as error:
-                return {**about, "failed": str(error), **_NO_FIGURES}
+                with _told():
+                    return {**about, "failed": None, "nodes": [], **self._figures(candidate)}
+            except BuildFailed as error:
+                return {**about, "failed": error.reason, "nodes": list(error.nodes), **_NO_FIGURES}
 
     def _figures(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
@@ -267,9 +280,23 @@ _NO_FIGURES: Mapping[str, Any] = {
 }
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what goes wrong with one engine into BuildFailed: the exceptions of the runtimes share no base class."""
+    try:
+        yield
+    except (BuildFailed, DeviceError, OSError):
+        raise
+    except NotComparable as error:
+        raise BuildFailed(str(error)) from error
+    except Exception as error:
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        raise BuildFailed(f"the runtime failed: {type(error).__name__}: {lines[0]}", str(error)) from error
+
+
 def _open(experiment: Mapping[str, Any], directory: Path, inputs: Mapping[str, np.ndarray], entry: Mapping[str, Any]) -> Engine:
     """Make an engine of a model; BuildFailed when the runtime refuses it."""
-    return _OPENERS[experiment["runtime"]](directory / entry["model"], entry["settings"], inputs, directory / "cache")
+    return _OPENERS[experiment["runtime"]](directory / entry["model"], entry["settings"], inputs, directory / CACHE_DIRECTORY)
 
 
 def _line(result: Mapping[str, Any]) -> str:

@@ -82,6 +82,10 @@ def test_cuda_python_copies_on_its_stream():
     ]  # fmt: skip
 
 
+def test_memory_that_cuda_no_longer_takes_back_is_no_error():
+    CudaPython(FakeRuntime(cudaFree=Status.cudaErrorMemoryAllocation)).free(4096)
+
+
 def test_cuda_python_times_between_events():
     runtime = FakeRuntime()
     cuda = CudaPython(runtime)
