@@ -227,16 +227,32 @@ def finetune(
 
 @smpq.command()
 @run_argument
+@click.option(
+    "--format",
+    "form",
+    default="target",
+    show_default=True,
+    help="target, or onnx-qdq: plain Q/DQ nodes for trtexec, with its command",
+)
+@click.option(
+    "--batch", "batches", multiple=True, type=int, help="with onnx-qdq: one batch size, or three (smallest, usual, largest)"
+)
 @output_options
-def export(run: Path, progress: Any) -> tuple[Any, list[str], int]:
+def export(run: Path, form: str, batches: tuple[int, ...], progress: Any) -> tuple[Any, list[str], int]:
     """Write policy.json as ONNX with Q/DQ nodes, in the form that the target turns into integer kernels: model.<target>.onnx."""
     from deploy.pipeline import open_run
     from deploy.stages import export as export_stage
     from deploy.stages import read_policy
+    from deploy.stages.making import export_qdq
 
+    if form not in ("target", "onnx-qdq"):
+        raise UserError(f"--format is target or onnx-qdq, not {form!r}")
     prepared = open_run(run, progress)
-    path = export_stage(prepared, read_policy(prepared))
-    return {"model": str(path)}, [f"model: {path}"], 0
+    if form == "target":
+        path = export_stage(prepared, read_policy(prepared))
+        return {"model": str(path)}, [f"model: {path}"], 0
+    exported = export_qdq(prepared, read_policy(prepared), batches)
+    return {"model": str(exported.path), "command": exported.command}, [f"model: {exported.path}", exported.command], 0
 
 
 @smpq.command()

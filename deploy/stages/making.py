@@ -15,7 +15,9 @@ from deploy.lower import lower
 from deploy.measuring import THOROUGH, Bench
 from deploy.observations import Measured, keep_measured, latency_model, read_observations
 from deploy.prepare import Prepared
+from deploy.trtexec import TrtexecExport, export_for_trtexec
 from deploy.verify import verify as verify_stages
+from smpq.plan import QuantPlan
 from smpq.policy import Policy
 
 FLOAT_MODEL = "model.float.onnx"
@@ -32,15 +34,35 @@ def export_float_model(prepared: Prepared) -> Path:
 
 def export(prepared: Prepared, policy: Policy) -> Path:
     """Write `model.<target>.onnx`, the plan of the policy in the form the target wants, with the fine-tuned weights if the run has any."""
-    source, fine_tuned = export_float_model(prepared), tuned(prepared, policy)
-    plan = prepared.plan(policy) if fine_tuned is None else fine_tuned.plan
-    if fine_tuned is not None:
-        source = fine_tuned.export_source()
+    source, plan = _source(prepared, policy)
     path = prepared.run.file(engine_names(prepared.target).model)
     with prepared.progress.step("insert quantisers"):
         report = lower(source, plan, prepared.space.units, prepared.target, path, prepared.settings.batch)
     prepared.run.write_json("export.json", {"policy": version_key(prepared, policy), **report.to_json()})
     return path
+
+
+def export_qdq(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> TrtexecExport:
+    """Write `model.qdq.onnx` for trtexec. `batches` is one size, or the smallest, usual and largest; the run's own without any.
+
+    UserError for a target of another runtime, or for two batch sizes.
+    """
+    if len(batches) not in (0, 1, 3):
+        raise UserError(f"give one batch size or three (smallest, usual, largest), not {len(batches)}")
+    smallest, usual, largest = batches if len(batches) == 3 else (*batches, prepared.settings.batch)[:1] * 3
+    source, plan = _source(prepared, policy)
+    with prepared.progress.step("insert quantisers"):
+        return export_for_trtexec(
+            source, plan, prepared.space.units, prepared.target, prepared.run.path, (smallest, usual, largest)
+        )
+
+
+def _source(prepared: Prepared, policy: Policy) -> tuple[Path, QuantPlan]:
+    """Return the float model that the quantisers are put into, and the plan: fine-tuned where the run has such weights."""
+    source, fine_tuned = export_float_model(prepared), tuned(prepared, policy)
+    if fine_tuned is None:
+        return source, prepared.plan(policy)
+    return fine_tuned.export_source(), fine_tuned.plan
 
 
 def build(prepared: Prepared, policy: Policy) -> dict[str, Any]:
