@@ -135,6 +135,9 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--epochs", type=float, help="instead of those of the row")
+    parser.add_argument(
+        "--lr", type=float, default=FineTuneSettings.learning_rate, help="peak learning rate; a tenth of it for step sizes"
+    )
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -143,7 +146,9 @@ def main() -> None:
     record = RESULTS / f"{NAME}.json"
     rows = json.loads(record.read_text())["rows"] if record.exists() else []
     for name in arguments.rows.split(","):
-        settings = FineTuneSettings(epochs=arguments.epochs or ROWS[name][2])
+        settings = FineTuneSettings(
+            epochs=arguments.epochs or ROWS[name][2], learning_rate=arguments.lr, step_learning_rate=arguments.lr / 10
+        )
         if any(old["name"] == name and old["settings"] == asdict(settings) for old in rows):
             continue
         known = next((old for old in rows if old["name"] == name), None)
