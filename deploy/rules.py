@@ -63,7 +63,8 @@ class CapabilityRow:
        `inferred` (from another runtime or version); `source` says from where.
     4. `several_blocks`: the rule leaves out a single block as long as the input dimension.
     5. `even_elements`: the weight must have an even number of elements when it has 4 bits.
-    6. `compute_capabilities` and `versions` (`<10.12`, `>=10.3,<11`): the rule is only for these GPUs and versions of the runtime, so it
+    6. `odd_outputs`: the rule is only for layers with an odd number of outputs.
+    7. `compute_capabilities` and `versions` (`<10.12`, `>=10.3,<11`): the rule is only for these GPUs and versions of the runtime, so it
        needs to be known which they are; empty means all.
     """
 
@@ -76,6 +77,7 @@ class CapabilityRow:
     stored_as: Format | None = None
     several_blocks: bool = False
     even_elements: bool = False
+    odd_outputs: bool = False
     compute_capabilities: tuple[str, ...] = ()
     versions: str = ""
 
@@ -99,11 +101,13 @@ class CapabilityRow:
             raise ValueError(f"wrong rule in a capability table: {dict(data)!r}")
         return cls(**{**data, **tuples, "stored_as": _format_or_none(data.get("stored_as"))})
 
-    def fits(self, operator: str, format_: Format, in_features: int) -> bool:
+    def fits(self, operator: str, format_: Format, in_features: int, out_features: int | None) -> bool:
         """Whether the rule is about this operator and format."""
         if "*" not in self.operators and not any(operator in _KINDS[kind] for kind in self.operators):
             return False
         if self.several_blocks and format_.weight_block == in_features:
+            return False
+        if self.odd_outputs and (out_features is None or out_features % 2 == 0):
             return False
         return any(_pattern(text).fullmatch(str(format_)) for text in self.formats)
 

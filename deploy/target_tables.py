@@ -96,6 +96,8 @@ def _limits(row: CapabilityRow) -> str:
         limits.append(f"versions {row.versions}")
     if row.several_blocks:
         limits.append("several blocks")
+    if row.odd_outputs:
+        limits.append("an odd number of outputs")
     if row.even_elements:
         limits.append("an even number of 4-bit weights")
     return ", ".join(limits)

@@ -49,6 +49,7 @@ TARGET_NAMES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx
 """The target families; each has a table in `deploy/capabilities`."""
 
 _FOUR_BITS = 4
+_OLDEST_TENSORRT = "10.3"
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def check_builds_here(target: Target) -> None:
     """Raise UserError when the engine has to be built on another machine: a plan of TensorRT fits the version that built it."""
     if target.runtime != "tensorrt" or target.version is None:
         return
+    if not version_fits(target.version, f">={_OLDEST_TENSORRT}"):
+        raise UserError(f"TensorRT {target.version} is installed here: {_OLDEST_TENSORRT} or a newer one is needed")
     installed = installed_version("tensorrt") or "none"
     wanted = target.version.split(".")
     if installed.split(".")[: len(wanted)] != wanted:
@@ -176,8 +179,8 @@ def capability(target: Target, operator: str, format_: Format, in_features: int,
     """Say what becomes of `format_` on an operator of kind `operator` (one of `OPERATORS`, or another, which stays float).
 
     `in_features` is the length of the reduction: inputs of a linear layer, input channels of a group times kernel elements of a
-    convolution. A block has to divide it. `out_features` is the number of scales of a per-channel weight, for the rule that 4-bit
-    weights come in pairs; without it that rule is not checked. With several compute capabilities the worst answer counts.
+    convolution. A block has to divide it. `out_features` is the number of scales of a per-channel weight, for the rules that 4-bit
+    weights come in pairs; without it those are not checked. With several compute capabilities the worst answer counts.
     """
     if operator not in OPERATORS and not format_.is_float:
         return Capability("refused", f"operators of kind {operator} are not quantised: known are {', '.join(OPERATORS)}")
@@ -185,9 +188,8 @@ def capability(target: Target, operator: str, format_: Format, in_features: int,
     if block is not None and in_features % block:
         # A runtime that infers the block from the number of scales would read them against the wrong weights, without a word.
         return Capability("refused", f"blocks of {block} do not divide the {in_features} inputs")
-    odd = format_.weight_bits == _FOUR_BITS and out_features is not None and in_features * out_features % 2 == 1
     gpus: list[tuple[str, ...]] = [(one,) for one in target.compute_capabilities] or [()]
-    answers = [_first_fit(target, operator, format_, in_features, odd=odd, gpu=gpu) for gpu in gpus]
+    answers = [_first_fit(target, operator, format_, in_features, out_features, gpu) for gpu in gpus]
     return max(answers, key=lambda answer: FROM_BEST_TO_WORST.index(answer.status))
 
 
@@ -196,9 +198,12 @@ def table(target: Target) -> tuple[CapabilityRow, ...]:
     return tuple(row for row in _table(target.family).rows if row.concerns(target.compute_capabilities, target.version))
 
 
-def _first_fit(target: Target, operator: str, format_: Format, in_features: int, *, odd: bool, gpu: tuple[str, ...]) -> Capability:
+def _first_fit(
+    target: Target, operator: str, format_: Format, in_features: int, out_features: int | None, gpu: tuple[str, ...]
+) -> Capability:
+    odd = format_.weight_bits == _FOUR_BITS and out_features is not None and in_features * out_features % 2 == 1
     for row in _table(target.family).rows:
-        if row.concerns(gpu, target.version) and row.fits(operator, format_, in_features):
+        if row.concerns(gpu, target.version) and row.fits(operator, format_, in_features, out_features):
             if row.even_elements and odd:
                 return Capability("refused", "a 4-bit weight needs an even number of elements")
             return Capability(row.status, row.note, row.stored_as)

@@ -71,7 +71,13 @@ def test_every_rule_of_a_table_decides_something(name):
     targets = variants(name)
     rests = ("a4", "a7", "a8", "a16", "a16b2", "a16b8", "a16b128", "a16b256")
     formats = [FP16, FP32, *(Format.from_text(f"w{bits}{rest}") for bits in range(2, 9) for rest in rests)]
-    used = {capability(target, operator, format_, 256).note for target in targets for operator in OPERATORS for format_ in formats}
+    used = {
+        capability(target, operator, format_, 256, outputs).note
+        for target in targets
+        for operator in OPERATORS
+        for format_ in formats
+        for outputs in (256, 255)
+    }
     assert not [row for target in targets for row in table(target) if row.note not in used]
 
 
@@ -225,6 +231,22 @@ def test_four_bits_come_in_pairs():
     assert capability(target, "linear", w4, 33, out_features=33).status == "refused"
     assert capability(target, "linear", w4, 33, out_features=32).status == "dequantized"
     assert capability(target, "conv2d", Format.from_text("w8a16"), 33, out_features=33).status == "dequantized"
+
+
+def test_tensorrt_10_wants_an_even_last_dimension():
+    blocks, channels = Format.from_text("w4a16b128"), Format.from_text("w4a16")
+    old, new = target_from_name("tensorrt-10.16"), target_from_name("tensorrt-11.4")
+    assert capability(old, "linear", blocks, 256, 1001).status == "refused"
+    assert capability(old, "linear", blocks, 256, 1000).status == "native"
+    assert capability(new, "linear", blocks, 256, 1001).status == "native"
+    assert "width of the kernel" in capability(old, "conv2d", channels, 576, 64).note
+    assert capability(new, "conv2d", channels, 576, 64).status == "unknown"
+
+
+def test_a_tensorrt_that_is_too_old(monkeypatch):
+    monkeypatch.setattr(metadata, "version", {"tensorrt": "8.6.1"}.__getitem__)
+    with pytest.raises(UserError, match=r"TensorRT 8\.6\.1 is installed here: 10\.3 or a newer one"):
+        check_builds_here(target_from_name("tensorrt"))
 
 
 def test_the_worst_compute_capability_counts():
