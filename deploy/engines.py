@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from deploy.backends import onnxruntime as ort_backend
 from deploy.backends import tensorrt as tensorrt_backend
 from deploy.export import call_name
 from deploy.lower import lower
-from deploy.prepare import Prepared
+from deploy.on_device.experiment import CACHE_DIRECTORY
+from deploy.prepare import DEVICE, Prepared
 from deploy.targets import Target, check_builds_here
 from smpq.policy import Policy
 
@@ -102,28 +103,42 @@ class Engines:
         check_builds_here(prepared.target)
         runtime = prepared.target.runtime
         float_model = self._reference_model
+        # where the local device keeps its plans, so that neither builds what the other has built
+        cache = run.file(DEVICE) / CACHE_DIRECTORY
         records: dict[str, Any] = {}
-        found: dict[str, Kernel] = {}
-        formats = policy.by_unit(prepared.space.groups)
-        planned: dict[str, Format] = {
-            call_name(unit.path, index): formats[unit.path] for unit in prepared.space.units for index in range(len(unit.calls))
-        }
+        found: list[Kernel] = []
         for capability, name in self._names.engines.items():
             jobs = {name: run.file(self._names.model), self._names.float_engines[capability]: float_model}
             for plan, model in jobs.items():
                 with prepared.progress.step(f"build {plan}"):
                     asked = capability if runtime == "tensorrt-rtx" and capability else None  # tensorrt builds for its own GPU
-                    record = _built(tensorrt_backend.build_plan(model, run.file(plan), runtime, asked), plan)
+                    record = _built(tensorrt_backend.build_plan(model, run.file(plan), runtime, asked, cache=cache), plan)
                 records[plan] = record.to_json()
-                if plan != name:
-                    continue
-                for check in tensorrt_backend.check_units(record.kernels, planned):
-                    path = check.path.partition("#")[0]
-                    where = f"{check.found} ({capability})" if capability else check.found
-                    earlier = found.get(path)
-                    if earlier is None or (earlier.agrees and not check.agrees):
-                        found[path] = Kernel(path, check.found if check.agrees else where, check.agrees)
-        return records, list(found.values())
+                if plan == name:
+                    found += plan_kernels(prepared, policy, record.kernels, f" ({capability})" if capability else "")
+        return records, _worst(found)
+
+
+def plan_kernels(prepared: Prepared, policy: Policy, kernels: Sequence[tensorrt_backend.Kernel], where: str = "") -> list[Kernel]:
+    """Return what each unit became in a plan of TensorRT that consists of `kernels`; `where` is added to what is not as planned."""
+    formats = policy.by_unit(prepared.space.groups)
+    planned: dict[str, Format] = {
+        call_name(unit.path, index): formats[unit.path] for unit in prepared.space.units for index in range(len(unit.calls))
+    }
+    checks = tensorrt_backend.check_units(kernels, planned)
+    return _worst(
+        Kernel(check.path.partition("#")[0], check.found if check.agrees else f"{check.found}{where}", check.agrees)
+        for check in checks
+    )
+
+
+def _worst(kernels: Iterable[Kernel]) -> list[Kernel]:
+    """Return one kernel for each unit: one that is not as planned, where there is such a one."""
+    found: dict[str, Kernel] = {}
+    for kernel in kernels:
+        if kernel.path not in found or (found[kernel.path].agrees and not kernel.agrees):
+            found[kernel.path] = kernel
+    return list(found.values())
 
 
 def _built(result: Any, what: str) -> Any:

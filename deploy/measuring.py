@@ -12,6 +12,7 @@ import numpy as np
 
 from calib.errors import UserError
 from deploy.backends.onnxruntime import session_settings
+from deploy.bundle import writing
 from deploy.devices.base import Candidate, Experiment, silent
 from deploy.latency import Observation
 from deploy.loop import Refusal
@@ -48,7 +49,7 @@ class Bench:
     def measure(self, chosen: Sequence[tuple[Policy, Candidate]], protocol: Protocol, batch: int | None = None) -> list[Measured]:
         """Time candidates by a protocol of your own, at the run's batch size or another one."""
         experiment = self.experiment([candidate for _, candidate in chosen], protocol, batch)
-        announce = silent if self._prepared.address in ("", "local") else self._prepared.progress.say
+        announce = silent if self._prepared.times_here else self._prepared.progress.say
         results = self._prepared.device.measure(experiment, announce)
         return [Measured(policy, result) for (policy, _), result in zip(chosen, results, strict=True)]
 
@@ -95,14 +96,13 @@ class Bench:
 
     def kept(self, model: Path) -> Candidate:
         """Return the candidate of a lowered model, copied into the run unless it is there."""
-        name = sha256(model)[:16]
+        name, target = sha256(model)[:16], self._prepared.target
+        # TensorRT takes the usual settings: it builds for the GPU that the device has
+        settings = session_settings(model, target.providers) if target.runtime == "onnxruntime" else {}
         place = self._prepared.run.file(CANDIDATES) / f"{name}.onnx"
         if not place.is_file():
-            place.parent.mkdir(exist_ok=True)
-            copy_model(model, place)
-        settings = (
-            session_settings(place, self._prepared.target.providers) if self._prepared.target.runtime == "onnxruntime" else {}
-        )
+            with writing(place.parent):
+                copy_model(model, place)
         return Candidate(name, place, settings)
 
     def _inputs(self, batch: int) -> dict[str, np.ndarray]:

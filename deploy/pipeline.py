@@ -67,6 +67,8 @@ def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | N
     settings, progress = prepared.settings, prepared.progress
     limit = budget.limit("latency")
     check_scores(prepared, method)
+    if prepared.not_measurable is None:
+        prepared.device.describe()  # one that cannot be reached is told before the work and not behind it
     if tuning is not None:
         check_trainable(prepared)
     if method != GAME:

@@ -16,19 +16,21 @@ from calib.calibrate import Calibration, CalibrationSettings
 from calib.data import check_batches, check_finite, check_model, fingerprint, materialize, per_sample
 from calib.errors import UserError
 from calib.fold import Folded, fold_batchnorm
-from calib.formats import formats_from_text
+from calib.formats import FP16, formats_from_text
 from calib.graph import TracedModel
 from calib.task import Batch, Task
 from calib.tasks import load_task
 from calib.units import Skipped, find_units
+from deploy.backends import onnxruntime as ort_backend
 from deploy.devices.address import device_from_address
 from deploy.devices.base import Device
+from deploy.half_range import check_half_range
 from deploy.offers import refusal, unknown_offers
 from deploy.on_device.cuda import open_cuda
 from deploy.on_device.errors import DeviceError
 from deploy.progress import Progress
 from deploy.run import Run, Settings, versions
-from deploy.targets import Target, target_from_name
+from deploy.targets import Target, check_builds_here, target_from_name
 from smpq.costs import CostModel, cost_models
 from smpq.evaluate import Evaluator
 from smpq.groups import find_groups, space_from_formats
@@ -45,6 +47,8 @@ from smpq.workers.station import check_portable, placed
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+DEVICE = "device"
+"""Directory of a run: what the device was given, and what it has measured."""
 _CALIBRATION = "calibration.json"
 
 
@@ -53,7 +57,8 @@ class Prepared:
     """A loaded task: float model traced, units found, space restricted to the target. Calibration happens on first use.
 
     `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `crew` are the workers that
-    evaluate, None when this process does. `address` is that of the device (`deploy.devices.address`).
+    evaluate, None when this process does. `address` is that of the machine that engines are timed on, `device`
+    (`deploy.devices.address`).
     """
 
     run: Run
@@ -70,7 +75,8 @@ class Prepared:
     folded: tuple[Folded, ...]
     resources: Resources
     crew: Crew | None
-    address: str = ""
+    address: str
+    device: Device
 
     def __enter__(self) -> Self:
         return self
@@ -82,25 +88,35 @@ class Prepared:
         """End the workers, if there are any, and take away what is on the device."""
         if self.crew is not None:
             self.crew.close()
-        if "device" in self.__dict__:
-            self.device.close()
+        self.device.close()
+
+    @property
+    def times_here(self) -> bool:
+        """Whether engines are timed on this machine."""
+        return self.address in ("", "local")
 
     @cached_property
-    def device(self) -> Device:
-        """The machine that engines are timed on."""
-        return device_from_address(self.address, self.run.file("device"))
+    def builds_on_device(self) -> bool:
+        """Whether the device builds the engine too: TensorRT builds for its own GPU, and a provider of ONNX Runtime may be missing here."""
+        return not self.times_here and (self.target.runtime == "tensorrt" or not ort_backend.has_providers(self.target.providers))
 
     @cached_property
     def not_measurable(self) -> str | None:
         """Why engines of the target cannot be timed; None when they can."""
         if self.target.lowering == "simulate":
             return "simulate has no engine to time"
-        if self.target.measurable or self.address not in ("", "local"):
+        if self.target.measurable or not self.times_here:
             return None
         try:
-            open_cuda()
+            check_builds_here(self.target)
+            if self.target.runtime == "onnxruntime":
+                ort_backend.check_providers(self.target.providers)
+            else:
+                open_cuda().close()
+        except UserError as error:
+            return str(error)
         except DeviceError as error:
-            return f"timing an engine of {self.target.name} needs its GPU ({error}): name the machine that has it with --device, or use smpq bundle"
+            return f"{error}; or name the machine that has it with --device, or use smpq bundle"
         return None
 
     @cached_property
@@ -115,6 +131,8 @@ class Prepared:
         units = self.space.units
         with self.progress.step("calibrate"):
             calibration = Calibration(self.traced, units, self.batches, settings)
+        if self.target.reference == FP16:
+            check_half_range(calibration, units)
         formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
         with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
             calibration.prepare(units, formats, advance)
@@ -179,6 +197,7 @@ class Prepared:
 
 def prepare(run: Run, settings: Settings, progress: Progress, resources: Resources, address: str = "") -> Prepared:
     """Load the task, fold and trace its model, and restrict the formats to what the target runs. Writes nothing."""
+    device = device_from_address(address, run.file(DEVICE))
     crew = resources.crew()
     target = target_from_name(settings.target, settings.compute_capabilities)
     formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
@@ -195,6 +214,11 @@ def prepare(run: Run, settings: Settings, progress: Progress, resources: Resourc
         network, folded = fold_batchnorm(model.eval(), example)
         traced = TracedModel(network, example)
         _try_task(task, traced, batches, settings.value)
+        if not traced.dynamic_batch and target.lowering != "simulate" and settings.batch != len(example[0]):
+            raise UserError(
+                f"the model can only be traced for {len(example[0])} samples at once, and the latency is asked for {settings.batch}: write "
+                f"--batch {len(example[0])}, or take the batch size from x.shape[0] in forward()"
+            )
     units, skipped = find_units(traced)
     if crew is not None:
         check_portable(task, settings.value)
@@ -211,7 +235,22 @@ def prepare(run: Run, settings: Settings, progress: Progress, resources: Resourc
     for sentence in unknown_offers(target, space):
         progress.warn(sentence)
     return Prepared(
-        run, settings, task, target, traced, space, skipped, refused, batches, progress, model, folded, resources, crew, address
+        run,
+        settings,
+        task,
+        target,
+        traced,
+        space,
+        skipped,
+        refused,
+        batches,
+        progress,
+        model,
+        folded,
+        resources,
+        crew,
+        address,
+        device,
     )
 
 

@@ -115,7 +115,10 @@ def _runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, R
         runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
     else:
         runners["onnx"] = _session_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
-    if prepared.target.runtime != "onnxruntime":
+    built_on = run.read_json("build.json").get("built_on") if run.has("build.json") else None
+    if built_on is not None:
+        runners["engine"] = f"it was built on {built_on}, which does not have the evaluation data"
+    elif prepared.target.runtime != "onnxruntime":
         runners["engine"] = _plan_runner(prepared)
     else:
         engine = run.file(names.engines[""])

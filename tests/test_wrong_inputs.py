@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from calib.tasks.cifar10_resnet20 import ResNet20
+from deploy.on_device.cuda import open_cuda
+from deploy.on_device.errors import MissingModule
 from tests.calib.conftest import write_batch
 from tests.commands import TINY, assert_matches, contents, copy_of, done, filled, refused
 from tests.conftest import ROOT
@@ -58,6 +61,9 @@ def run(good_run, tmp_path):
         (["--memory-limit", "nan"], "--memory-limit is a number of MB above 0"),
         (["--memory-limit", "0.0001"], "one sample's activations take .* more than the memory limit of 0.0001 MB: raise it"),
         (["--ray", " "], "--ray needs an address: local, auto"),
+        (["--device", "orin"], "unknown device orin: write local, or ssh://user@host"),
+        (["--device", "ssh://"], "ssh://user@host"),
+        (["--device", "ssh://me@orin:port"], "ssh://user@host"),
         (["--colour", "red"], "No such option.*--colour.*smpq run --help"),
         (["--budget", "small"], "budget 'small' not understood.*latency=0.65x"),
         (["--budget", "size=tiny"], "'tiny' is not a number"),
@@ -245,11 +251,44 @@ def test_an_impossible_budget_is_refused_before_anything_is_scored(tmp_path):
     assert not (tmp_path / "run" / "policy.json").exists()
 
 
-@pytest.mark.parametrize("target", ["simulate", "tensorrt-rtx"])
-def test_a_latency_budget_where_nothing_can_be_timed(tmp_path, target):
-    arguments = ["run", *TINY, "--target", target, "--out", tmp_path / "run"]
-    assert f"latency cannot be measured on target {target}" in refused(*arguments, "--budget", "latency=0.5x")
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (["simulate"], "simulate has no engine to time; or give a budget on size, avg_bits or bops"),
+        (["tensorrt-rtx"], "--device, or use smpq bundle; or give a budget on size"),
+        (["tensorrt"], "--device, or use smpq bundle; or give a budget on size"),
+        (["jetson-orin"], "its engines are built on the device .smpq run --device, or smpq bundle.; or give a budget"),
+        (["ort-cuda", "--formats", "w4a16b8,fp32"], "this onnxruntime has no CUDAExecutionProvider"),
+    ],
+)
+def test_a_latency_budget_where_nothing_can_be_timed(tmp_path, target, message):
+    if target != ["simulate"] and has_gpu():
+        pytest.skip("this machine has a GPU")
+    arguments = ["run", *TINY, "--target", *target, "--out", tmp_path / "run"]
+    assert_matches(message, refused(*arguments, "--budget", "latency=0.5x"))
     assert not (tmp_path / "run" / "scores.json").exists()
+
+
+def has_gpu():
+    try:
+        open_cuda().close()
+    except MissingModule:
+        return False
+    return True
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="needs ssh: apt-get install openssh-client")
+def test_a_device_that_does_not_answer(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("deploy.devices.ssh.time.sleep", lambda _: None)
+    away = ["--device", "ssh://somebody@127.0.0.1:1"]
+    message = refused("run", *TINY, "--budget", "latency=0.5x", "--out", tmp_path / "new", *away)
+    assert "ssh://somebody@127.0.0.1:1: connection lost" in message
+    assert "start again when it can be reached" in message
+    assert not (tmp_path / "new" / "scores.json").exists(), "told before the work"
+    before = contents(run)
+    assert "connection lost" in refused("measure", run, *away)
+    assert contents(run) == before
+    done("measure", run)
 
 
 def test_a_latency_budget_before_anything_was_measured(run):

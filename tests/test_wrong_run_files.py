@@ -28,11 +28,11 @@ FILES = [
     ("export.json", BUILD, ("export", "{run}")),
     ("latency.json", REPORT, ("measure", "{run}")),
     ("verify.json", REPORT, ("verify", "{run}")),
-    ("engine.json", ("measure", "{run}"), BUILD),
-    ("engine.ort-cpu.onnx", ("measure", "{run}"), BUILD),
+    ("engine.json", ("verify", "{run}"), BUILD),
     ("engine.ort-cpu.onnx", ("verify", "{run}"), BUILD),
     ("model.float.onnx", ("export", "{run}"), None),
     ("model.ort-cpu.onnx", BUILD, ("export", "{run}")),
+    ("model.ort-cpu.onnx", ("measure", "{run}"), ("export", "{run}")),
     ("model.ort-cpu.onnx", ("verify", "{run}"), ("export", "{run}")),
 ]
 
@@ -158,4 +158,7 @@ def test_files_of_an_earlier_policy_are_not_taken_for_this_one(run):
 def test_measuring_what_cannot_be_measured_here(tmp_path):
     out = tmp_path / "run"
     done("run", *TINY, "--target", "simulate", "--formats", "w4a8,w8a8", "--budget", "avg_bits=6", "--out", out)
-    assert "measuring on target simulate" in refused("measure", out)
+    assert "simulate has no engine to time" in refused("measure", out)
+    assert "give a budget on size, avg_bits or bops" in refused(
+        "run", *TINY, "--target", "simulate", "--formats", "w4a8,w8a8", "--budget", "latency=0.5x", "--out", out
+    )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import UserError
+from deploy.backends.tensorrt import Kernel as PlanKernel
 from deploy.devices.base import Candidate
-from deploy.engines import Engines, engine_names
+from deploy.engines import Engines, Kernel, engine_names, plan_kernels
 from deploy.export import export_float
 from deploy.finetuning import tuned, version_key
 from deploy.lower import lower
@@ -66,14 +67,23 @@ def _source(prepared: Prepared, policy: Policy) -> tuple[Path, QuantPlan]:
 
 
 def build(prepared: Prepared, policy: Policy) -> dict[str, Any]:
-    """Build the engines of the exported model and of the float one; check every unit's kernel. Writes `build.json`."""
+    """Build the engines of the exported model and of the float one; check every unit's kernel. Writes `build.json`.
+
+    Nothing is built here when only the device can: it builds when the engine is measured.
+    """
     export_float_model(prepared)
     _needs_export(prepared, policy)
+    if prepared.builds_on_device:
+        return _keep_build(prepared, policy, {}, [])
     with prepared.progress.step("build the engines"):
-        records, kernels = Engines(prepared).build(policy)
+        return _keep_build(prepared, policy, *Engines(prepared).build(policy))
+
+
+def _keep_build(prepared: Prepared, policy: Policy, records: dict[str, Any], kernels: Sequence[Kernel]) -> dict[str, Any]:
     record = {
         "schema": 1,
         "policy": version_key(prepared, policy),
+        "built_on": prepared.device.describe() if prepared.builds_on_device else None,
         "engines": records,
         "kernels": {kernel.path: {"kernel": kernel.kernel, "agrees": kernel.agrees} for kernel in kernels},
     }
@@ -113,6 +123,8 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
         **{name: getattr(result, name) for name in ("engine_ms", "float_ms", "p99_ms", "throughput", "clock", "batch")},
     }
     prepared.run.write_json("latency.json", record)
+    if prepared.builds_on_device and result.layers is not None:
+        _keep_build(prepared, policy, {}, plan_kernels(prepared, policy, [PlanKernel.from_json(layer) for layer in result.layers]))
     keep_measured(prepared, [measured], bench.machine)
     return record
 

@@ -19,7 +19,13 @@ session may quantise layers that the plan leaves in float, or overflow inside in
     )
 """
 
-from deploy.backends.onnxruntime.build import build_engine, integer_sums_overflow, session_settings
+from deploy.backends.onnxruntime.build import (
+    build_engine,
+    check_providers,
+    has_providers,
+    integer_sums_overflow,
+    session_settings,
+)
 from deploy.backends.onnxruntime.engine import OrtEngine, load_engine
 from deploy.backends.onnxruntime.kernels import UnitKernel, check_units, unit_kernels
 from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, read_record
@@ -30,7 +36,9 @@ __all__ = [
     "OrtEngineRecord",
     "UnitKernel",
     "build_engine",
+    "check_providers",
     "check_units",
+    "has_providers",
     "integer_sums_overflow",
     "load_engine",
     "read_record",

@@ -49,7 +49,7 @@ def build_engine(
     A file that onnxruntime refuses is a `BuildFailed`, and nothing is written. Raises UserError when `model` is missing or is not ONNX,
     an `engine.json` is there that cannot be read, or this onnxruntime lacks a provider.
     """
-    _check_providers(providers)
+    check_providers(providers)
     record = _settings(load_model(model), exact=exact, providers=providers)
     start = time.perf_counter()
     try:
@@ -96,7 +96,13 @@ def integer_sums_overflow() -> bool:
     return bool((result != 255 * 127 * inner).any())
 
 
-def _check_providers(providers: Sequence[str]) -> None:
+def has_providers(providers: Sequence[str]) -> bool:
+    """Whether this onnxruntime was made with these execution providers."""
+    return set(providers) <= set(ort.get_available_providers())
+
+
+def check_providers(providers: Sequence[str]) -> None:
+    """Raise UserError, with what to install, when this onnxruntime lacks an execution provider."""
     missing = [name for name in providers if name not in ort.get_available_providers()]
     if missing:
         raise UserError(
