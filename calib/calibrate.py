@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calib.errors import UserError
 from calib.formats import Format
 from calib.graph import TracedModel, operator_name
 from calib.observers import Observed, observer_from_name
@@ -88,6 +89,10 @@ class Calibration:
             for tensor in self._observed if tensors is None else tensors:
                 self.quantizer(tensor, width, scheme)
 
+    def largest(self, tensor: str) -> float:
+        """Return the largest absolute value that a tensor had on the calibration data."""
+        return max(-self._observed[tensor].low, self._observed[tensor].high)
+
     def digest(self) -> str:
         """Return a hash of the rounded weights and of what was seen of the activations, from which the quantisers follow."""
         found = hashlib.sha256(repr(self.settings).encode())
@@ -153,6 +158,11 @@ def _collect_moments(
 
     for batch in batches:
         traced.run(batch.inputs, observe=observe)
+    for path, total in totals.items():
+        if not bool(torch.isfinite(total).all()):
+            raise UserError(
+                f"the input of {path} holds NaN, infinity or numbers too large to square on the calibration data: no integers stand for them"
+            )
     return {path: Moments(total / rows[path]) for path, total in totals.items()}
 
 

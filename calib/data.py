@@ -90,10 +90,18 @@ def training_batches(task: Task, epoch: int) -> Iterator[Batch]:
 
 
 def check_model(model: object) -> nn.Module:
-    """Return `model` if it is a module whose parameters and buffers are finite; raise UserError that names the first that is not."""
+    """Return `model` if it is a module whose parameters and buffers are finite, and single precision where they are floats.
+
+    Raises UserError that names the first that is not.
+    """
     if not isinstance(model, nn.Module):
         raise UserError(f"model() must return a torch.nn.Module, not {_type(model)}")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{name!r} of the model is {kind}: hand over model.float(), the target decides the float type of the engine"
+            )
         check_finite(tensor, f"{name!r} of the model")
     return model
 

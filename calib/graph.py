@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import warnings
@@ -15,6 +16,20 @@ from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.execution import NO_EDITS, Edits, Execution, Observe
+
+_RANDOM = {
+    "bernoulli",
+    "multinomial",
+    "normal",
+    "poisson",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "randperm",
+}
 
 
 class TracedModel:
@@ -37,6 +52,7 @@ class TracedModel:
         self.example = tuple(example)
         self.program, self.dynamic_batch = _export(model, self.example)
         self.graph: fx.Graph = self.program.graph
+        _check_straight(self.graph)
         signature = self.program.graph_signature
         self.parameter_names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         constants = {**signature.inputs_to_lifted_tensor_constants}
@@ -192,10 +208,33 @@ def _merge_shared(graph: fx.Graph, state: Mapping[str, Tensor]) -> None:
                 node.replace_all_uses_with(kept)
 
 
+def _check_straight(graph: fx.Graph) -> None:
+    """Refuse graphs that branch, and those whose result is another one each time: nothing could be compared with them."""
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            raise UserError(
+                f"the model branches on values ({next(iter(node.users)).target}): quantise the parts apart, or write it with torch.where"
+            )
+        if operator_name(node) in _RANDOM:
+            raise UserError(
+                f"the model draws random numbers ({operator_name(node)}): make them an input, or leave them out in eval mode"
+            )
+
+
+def _free_batch(model: nn.Module, count: int) -> tuple[Any, ...]:
+    """Mark the leading dimension of `count` inputs as free; torch.export wants those that `*args` takes in one tuple."""
+    free: list[Any] = [{0: torch.export.Dim.DYNAMIC} for _ in range(count)]
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(free)
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*free[:first], tuple(free[first:]))
+
+
 def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[torch.export.ExportedProgram, bool]:
     if model.training:
         raise UserError("the model is in training mode: call model.eval() before handing it over")
-    dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
+    dynamic = _free_batch(model, len(example))
 
     def inputs() -> tuple[Tensor, ...]:
         # torch marks the tensors themselves as dynamic: a second attempt on the same ones would fail like the first

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
+from calib.errors import UserError
 from calib.formats import FP16
 from calib.units import Unit
+from deploy.export import OPSET
 from deploy.onnx_files import load_model, save_model, sha256, size_bytes
 from deploy.passes.convert_to_fp16 import convert_to_fp16
+from deploy.passes.editing import unit_nodes
 from deploy.passes.fix_batch import fix_batch
 from deploy.passes.multiply_rows import multiply_rows
 from deploy.passes.quantize_biases import quantize_biases
@@ -60,9 +65,10 @@ def lower(
        None a free batch, for which the builder needs `batch_sizes`.
     4. A target whose float format is fp16: half precision for everything that is float.
 
-    Raises UserError when `float_model` cannot be read or does not run with `batch`.
+    Raises UserError when `float_model` cannot be read, is not the model of the plan, or does not run with `batch`.
     """
     model = load_model(float_model)
+    _check_same_model(float_model, model, units)
     changes: dict[str, int] = {}
     if target.lowering == "tensorrt" and batch is not None:
         changes["fix_batch"] = fix_batch(model, batch)
@@ -79,3 +85,13 @@ def lower(
         changes["convert_to_fp16"] = convert_to_fp16(model, plan, units)
     save_model(model, out)
     return LoweringReport(target.name, changes, tensors.merged, size_bytes(out), sha256(out))
+
+
+def _check_same_model(path: Path, model: ir.Model, units: Sequence[Unit]) -> None:
+    """Refuse a file that is not the one that was exported: a layer that is not found would silently stay float."""
+    opset = model.opset_imports.get("", 0)
+    if opset < OPSET:
+        raise UserError(f"{path} has opset {opset}, and integer weights need opset {OPSET}: delete it, it is exported again")
+    for unit in units:
+        if not unit_nodes(model, unit):
+            raise UserError(f"{path} is not of this model, it has no layer {unit.path}: delete it, it is exported again")

@@ -29,8 +29,16 @@ def load_model(path: Path) -> ir.Model:
 def save_model(model: ir.Model, path: Path, largest_single_file: int = _LARGEST_SINGLE_FILE) -> None:
     """Check a model and write it under `path`; weights above `largest_single_file` bytes go to `<name>.data` beside it.
 
-    Raises ValueError when the ONNX checker refuses the model: that is a bug in a pass, never the user's doing.
+    Raises UserError when the disk is full or cannot be written, and ValueError when the ONNX checker refuses the model: that is a bug
+    in a pass, never the user's doing.
     """
+    try:
+        _save(model, path, largest_single_file)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _save(model: ir.Model, path: Path, largest_single_file: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     data = data_path(path)

@@ -38,8 +38,14 @@ class Journal:
         return dict(rows)
 
     def add(self, fingerprint: str, policy: str, value: float) -> None:
-        """Write one evaluation; it survives a kill from here on. Nothing is evaluated twice: a second value is an error."""
-        self._database.execute("INSERT INTO evaluations VALUES (?, ?, ?)", (fingerprint, policy, value))
+        """Write one evaluation; it survives a kill from here on. Nothing is evaluated twice: a second value is an error.
+
+        Raises UserError when the file cannot be written, as on a full disk.
+        """
+        try:
+            self._database.execute("INSERT INTO evaluations VALUES (?, ?, ?)", (fingerprint, policy, value))
+        except sqlite3.OperationalError as error:
+            raise UserError(f"cannot write {self._path}: {error}") from error
 
     def close(self) -> None:
         """Close the file."""

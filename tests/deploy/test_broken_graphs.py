@@ -1,0 +1,365 @@
+"""Broken graphs and situations: a clear message, or a fallback that is reported, and never a wrong engine."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calib.calibrate import Calibration, CalibrationSettings
+from calib.data import check_batches, check_model
+from calib.errors import UserError
+from calib.fold import fold_batchnorm
+from calib.formats import FP32, Format
+from calib.graph import TracedModel
+from calib.task import Batch
+from calib.units import find_units
+from deploy import onnx_files
+from deploy.backends import onnxruntime, tensorrt
+from deploy.export import export_float
+from deploy.half_range import check_half_range
+from deploy.lower import lower
+from deploy.onnx_files import copy_model, data_path, load_model, save_model, sha256
+from deploy.targets import Target, capability, target_from_name
+from smpq.plan import Rules
+from smpq.quantize import FakeQuantizer
+from tests.commands import TINY, refused
+from tests.deploy.backends.builds import needs_rtx
+from tests.deploy.networks import mlp, residual
+
+BATCH = 8
+HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
+INT8, INT4 = Format.from_text("w8a8"), Format.from_text("w4a16")
+
+
+class Network(nn.Module):
+    """Layers by name, and what to do with them."""
+
+    def __init__(self, forward, **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor):
+        return self.run(self, x)
+
+
+class Tied(nn.Module):
+    """The head multiplies by the table of the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 16)
+        self.layer = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 20, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.layer(self.table(x).mean(1))))
+
+
+class Anything(nn.Module):
+    """Takes whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.layer(inputs[0] + inputs[1])
+
+
+def _in_place(self, x):
+    y = self.a(x)
+    y += 1
+    y.relu_()
+    y[:, :2] = 0
+    return self.b(y.mul_(2))
+
+
+def _two(self, x):
+    return self.b(F.relu(self.a(x)))
+
+
+def _conv(*arguments, **options):
+    return nn.Conv2d(*arguments, **options)
+
+
+def _zeros(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+SOUND = {
+    "in-place operators": (lambda: Network(_in_place, a=nn.Linear(8, 8), b=nn.Linear(8, 8)), (8,)),
+    "the same output twice": (lambda: Network(lambda self, x: (self.a(x),) * 2, a=nn.Linear(8, 8)), (8,)),
+    "an input as output": (lambda: Network(lambda self, x: (x, self.a(x)), a=nn.Linear(8, 8)), (8,)),
+    "a dictionary as output": (lambda: Network(lambda self, x: {"one": self.a(x), "two": (self.b(x),)}, a=nn.Linear(8, 8), b=nn.Linear(8, 8)), (8,)),
+    "convolutions without bias": (lambda: Network(_two, a=_conv(8, 8, 3, bias=False), b=_conv(8, 8, 3, bias=False)), (8, 8, 8)),
+    "three groups": (lambda: Network(_two, a=_conv(9, 9, 3, groups=3), b=_conv(9, 5, 1)), (9, 6, 6)),
+    "one pixel": (lambda: Network(_two, a=_conv(8, 8, 1), b=_conv(8, 8, 3, padding=1)), (8, 1, 1)),
+    "a batch norm in front": (lambda: Network(_two, a=nn.BatchNorm2d(8), b=_conv(8, 8, 3)), (8, 6, 6)),
+    "a transposed convolution": (lambda: Network(_two, a=nn.ConvTranspose2d(8, 8, 2, 2), b=_conv(8, 4, 1)), (8, 4, 4)),
+    "reflected padding and dilation": (lambda: Network(_two, a=_conv(8, 8, 3, padding=1, padding_mode="reflect"), b=_conv(8, 8, 3, padding="same", dilation=2)), (8, 6, 6)),
+    "names with separators": (lambda: Network(lambda self, x: getattr(self, "b#2")(getattr(self, "a/weight")(x)), **{"a/weight": nn.Linear(8, 8), "b#2": nn.Linear(8, 8)}), (8,)),
+    "weights of zero": (lambda: Network(_two, a=_zeros(nn.Linear(8, 8)), b=nn.Linear(8, 8)), (8,)),
+    "activations of zero": (lambda: Network(lambda self, x: _two(self, x * 0), a=nn.Linear(8, 8, bias=False), b=nn.Linear(8, 8)), (8,)),
+    "a layer that runs three times": (lambda: Network(lambda self, x: self.a(F.relu(self.a(F.relu(self.a(x))))), a=_conv(8, 8, 3, padding=1)), (8, 4, 4)),
+    "the batch in the second dimension": (lambda: Network(lambda self, x: self.b(self.a(x.transpose(0, 1)).mean(0)), a=nn.Linear(8, 8), b=nn.Linear(8, 8)), (5, 8)),
+    "integer inputs": (lambda: Network(lambda self, x: self.b(self.a(x).mean(1)), a=nn.Embedding(20, 16), b=nn.Linear(16, 8)), None),
+    "a head tied to an embedding": (Tied, None),
+    "a fused recurrent layer": (lambda: Network(lambda self, x: self.b(self.a(x)[0][:, -1]), a=nn.LSTM(8, 8, batch_first=True), b=nn.Linear(8, 8)), (5, 8)),
+}  # fmt: skip
+"""What must simply work; the shape of one sample, None for numbers of words."""
+
+STAY_FLOAT = {
+    "a transposed convolution": ["a"],
+    "integer inputs": ["a"],
+    "a head tied to an embedding": ["table", "head"],
+    "a fused recurrent layer": ["a"],
+}
+"""The layers that are reported as left in float."""
+
+
+class Case:
+    """A traced and exported network, to be lowered for one target after the other."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], directory: Path) -> None:
+        example = tuple(tensor[:2] for tensor in inputs)
+        folded, _ = fold_batchnorm(model.eval(), example)
+        self.inputs, self.traced = inputs, TracedModel(folded, example)
+        self.units, self.skipped = find_units(self.traced)
+        self.float_model = directory / "model.float.onnx"
+        export_float(self.traced, self.units, self.float_model)
+
+    def calibration(self, target: Target) -> Calibration:
+        settings = CalibrationSettings("mse", "nearest", target.activation_scheme)
+        return Calibration(self.traced, self.units, [Batch(self.inputs, None)], settings)
+
+    def lower(self, name: str, *chosen: Format):
+        """Give the layers these formats in order, the last one to all that follow; returns the file and the outputs to expect."""
+        target = target_from_name(name)
+        rules = Rules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, name == "ort-cpu")
+        quantizer = FakeQuantizer(self.traced, self.units, self.calibration(target), rules)
+        plan = quantizer.plan({unit.path: chosen[min(index, len(chosen) - 1)] for index, unit in enumerate(self.units)})
+        path = self.float_model.with_name(f"model.{name}.onnx")
+        lower(self.float_model, plan, self.units, target, path, len(self.inputs[0]))
+        outputs = torch.utils._pytree.tree_leaves(self.traced.run(self.inputs, quantizer.edits(plan)))
+        return path, [output.numpy() for output in outputs]
+
+
+def _samples(shape: tuple[int, ...] | None) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    return (torch.randn(BATCH, *shape) if shape is not None else torch.randint(0, 20, (BATCH, 5)),)
+
+
+def _run(path: Path, inputs: tuple[Tensor, ...]):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = ort.InferenceSession(str(path), options)
+    return session.run(None, {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), inputs, strict=True)})
+
+
+def _assert_equal(results, expected):
+    assert len(results) == len(expected)
+    for result, wanted in zip(results, expected, strict=True):
+        assert np.isfinite(result).all()
+        assert np.abs(result - wanted).mean() <= 0.02 * wanted.std() + 1e-6
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_is_unusual_but_sound_gives_a_right_engine(name, tmp_path):
+    make, shape = SOUND[name]
+    torch.manual_seed(0)
+    case = Case(make(), _samples(shape), tmp_path)
+    assert [each.path for each in case.skipped] == STAY_FLOAT.get(name, [])
+    path, expected = case.lower("ort-cpu", INT8)
+    _assert_equal(_run(path, case.inputs), expected)
+    engine = tmp_path / "engine.onnx"
+    assert isinstance(onnxruntime.build_engine(path, engine), onnxruntime.OrtEngineRecord)
+    _assert_equal(onnxruntime.load_engine(engine).run(tuple(tensor.numpy() for tensor in case.inputs)), expected)
+    path, expected = case.lower("tensorrt-rtx", INT8)
+    _assert_equal(_run(path, case.inputs), expected)
+    if HAS_RTX:
+        assert isinstance(tensorrt.build_plan(path, tmp_path / "plan", "tensorrt-rtx", "sm86"), tensorrt.BuildRecord)
+
+
+@needs_rtx
+def test_four_bits_with_an_odd_number_of_weights(tmp_path):
+    answer = capability(target_from_name("tensorrt-rtx"), "linear", INT4, 7, 5)
+    assert (answer.status, "even" in answer.note) == ("refused", True)
+    case = Case(Network(lambda self, x: self.a(x), a=nn.Linear(7, 5)), _samples((7,)), tmp_path)
+    path, _ = case.lower("tensorrt-rtx", INT4)
+    outcome = tensorrt.build_plan(path, tmp_path / "plan", "tensorrt-rtx", "sm86")
+    assert isinstance(outcome, tensorrt.BuildFailed)
+    assert "even number" in outcome.reason
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt", "tensorrt-rtx", "simulate"])
+def test_a_block_that_does_not_divide_the_inputs_is_refused(target):
+    answer = capability(target_from_name(target), "linear", Format.from_text("w4a16b16"), 40, 8)
+    assert answer.status == "refused"
+    assert "do not divide" in answer.note
+
+
+def _branch(self, x):
+    return self.a(x) if x.sum() > 0 else self.b(x)
+
+
+def _cond(self, x):
+    return torch.cond(x.sum() > 0, torch.sin, torch.cos, (self.a(x),))
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (_branch, "cannot be traced by torch.export"),
+        (_cond, "branches on values"),
+        (lambda self, x: self.b(self.a(x) + torch.randn_like(x)), "draws random numbers .randn_like."),
+    ],
+)
+def test_control_flow_and_random_numbers(forward, message):
+    with pytest.raises(UserError, match=message):
+        TracedModel(Network(forward, a=nn.Linear(8, 8), b=nn.Linear(8, 8)).eval(), _samples((8,)))
+
+
+def test_a_forward_that_takes_any_number_of_inputs_keeps_its_batch_free(tmp_path):
+    inputs = (torch.randn(BATCH, 8), torch.randn(BATCH, 8))
+    case = Case(Anything(), inputs, tmp_path)
+    assert case.traced.dynamic_batch
+    path, expected = case.lower("ort-cpu", INT8)
+    _assert_equal(_run(path, inputs), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_float_type(dtype):
+    with pytest.raises(UserError, match=r"hand over model.float\(\)"):
+        check_model(nn.Linear(4, 4).to(dtype))
+
+
+def test_weights_that_are_not_numbers():
+    model = nn.Linear(4, 4)
+    nn.init.constant_(model.weight, float("nan"))
+    with pytest.raises(UserError, match="'weight' of the model holds NaN"):
+        check_model(model)
+
+
+def test_a_batch_without_samples():
+    with pytest.raises(UserError, match="sample"):
+        check_batches([Batch((torch.zeros(0, 4),), torch.zeros(0))])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_activations_that_are_not_numbers_name_the_layer(value, tmp_path):
+    model = Network(lambda self, x: torch.sigmoid(self.b(self.a(x) * 0 + self.c)), a=nn.Linear(8, 8), b=nn.Linear(8, 8))
+    model.register_buffer("c", torch.tensor(value))
+    case = Case(model, _samples((8,)), tmp_path)
+    with pytest.raises(UserError, match="the input of b holds NaN, infinity"):
+        case.calibration(target_from_name("ort-cpu"))
+
+
+@pytest.mark.parametrize(("factor", "message"), [(1e6, r"reaches \d"), (1e-8, "stays below")])
+def test_what_half_precision_does_not_hold(factor, message, tmp_path):
+    model = Network(lambda self, x: self.b(self.a(x) * factor) / factor, a=nn.Linear(8, 8), b=nn.Linear(8, 8, bias=False))
+    case = Case(model, _samples((8,)), tmp_path)
+    with pytest.raises(UserError, match=message):
+        check_half_range(case.calibration(target_from_name("tensorrt-rtx")), case.units)
+
+
+def test_what_half_precision_holds(tmp_path):
+    make, shape = SOUND["activations of zero"]
+    case = Case(make(), _samples(shape), tmp_path)
+    check_half_range(case.calibration(target_from_name("tensorrt-rtx")), case.units)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt-rtx"])
+def test_a_float_model_of_an_old_opset(target, tmp_path):
+    exported = mlp()
+    plan, _ = exported.plan(exported.formats("w8a8"), target)
+    model = onnx.load(str(exported.path))
+    model.opset_import[0].version = 13
+    onnx.save(model, tmp_path / "old.onnx")
+    with pytest.raises(UserError, match=r"has opset 13, .* exported again"):
+        lower(tmp_path / "old.onnx", plan, exported.units, target_from_name(target), tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_float_model_replaced_by_another_ones(tmp_path):
+    exported = residual()
+    plan, _ = exported.plan(exported.formats("w8a8"), "ort-cpu")
+    shutil.copy(mlp().path, tmp_path / "model.float.onnx")
+    with pytest.raises(UserError, match="is not of this model, it has no layer stem"):
+        lower(tmp_path / "model.float.onnx", plan, exported.units, target_from_name("ort-cpu"), tmp_path / "out.onnx")
+
+
+def test_a_damaged_file(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(mlp().path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read as an ONNX model"):
+        load_model(tmp_path / "model.onnx")
+
+
+def test_a_shared_initialiser_that_one_layer_quantises(tmp_path):
+    torch.manual_seed(0)
+    model = Network(lambda self, x: self.b(F.relu(self.a(x))), a=nn.Linear(8, 8, bias=False), b=nn.Linear(8, 8, bias=False))
+    model.b.weight.data.copy_(model.a.weight.data)
+    path, expected = Case(model, _samples((8,)), tmp_path).lower("ort-cpu", INT8, FP32)
+    _assert_equal(_run(path, _samples((8,))), expected)
+
+
+def test_paths_that_are_not_ascii(tmp_path):
+    directory = tmp_path / "Größe 模型"
+    directory.mkdir()
+    case = Case(Network(_two, a=_conv(8, 8, 3), b=_conv(8, 8, 3)), _samples((8, 8, 8)), directory)
+    path, expected = case.lower("ort-cpu", INT8)
+    engine = directory / "engine.onnx"
+    assert isinstance(onnxruntime.build_engine(path, engine), onnxruntime.OrtEngineRecord)
+    _assert_equal(onnxruntime.load_engine(engine).run(tuple(tensor.numpy() for tensor in case.inputs)), expected)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_read_only_disk_leaves_nothing_behind(code, tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(onnx_files.ir, "save", fail)
+    with pytest.raises(UserError, match=f"cannot write .*out.onnx: {os.strerror(code)}"):
+        save_model(ir.load(mlp().path), tmp_path / "out.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot create" in refused("run", *TINY, "--budget", "size=0.9x", "--out", tmp_path / "file" / "run")
+
+
+def test_more_than_two_gigabytes_of_weights(tmp_path):
+    if shutil.disk_usage(tmp_path).free < 12 * 2**30 or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 8 * 2**30:
+        pytest.skip("needs 12 GiB of disk and 8 GiB of memory")
+    rows = 2**29 + 2**20
+    weight = ir.Value(name="w", shape=ir.Shape([rows]), type=ir.TensorType(ir.DataType.FLOAT))
+    weight.const_value = ir.tensor(np.zeros(rows, np.float32), name="w")
+    index = ir.Value(name="i", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+    node = ir.node("Gather", [weight, index], num_outputs=1)
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape([1])
+    graph = ir.Graph([index], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 21}, name="large")
+    path = tmp_path / "large.onnx"
+    save_model(ir.Model(graph, ir_version=10), path)
+    assert data_path(path).stat().st_size >= 4 * rows
+    assert path.stat().st_size < 10_000
+    copy_model(path, tmp_path / "copy" / "large.onnx")
+    assert _run(tmp_path / "copy" / "large.onnx", (torch.tensor([rows - 1]),))[0] == 0
+    assert sha256(path) == sha256(path)
