@@ -61,8 +61,10 @@ def read_observations(prepared: Prepared, machine: str | None = None) -> list[Ob
 
 def read_refusals(prepared: Prepared, machine: str | None = None) -> list[Refusal]:
     """Read what the runtime refused to build."""
-    entries = _read(prepared, machine)["refusals"]
-    return [_refusal(prepared.space, Policy.from_json(entry["policy"], prepared.space), entry["reason"]) for entry in entries]
+    return [
+        Refusal(Policy.from_json(entry["policy"], prepared.space), entry["reason"], entry["blamed"])
+        for entry in _read(prepared, machine)["refusals"]
+    ]
 
 
 def known_float_ms(prepared: Prepared, machine: str | None = None) -> float | None:
@@ -74,7 +76,9 @@ def known_float_ms(prepared: Prepared, machine: str | None = None) -> float | No
 def keep_measured(prepared: Prepared, measured: Sequence[Measured], machine: str) -> list[Observation | Refusal]:
     """Add results of `machine` to `measurements.json`, in place of earlier ones of the same policies; returns what each says."""
     verdicts: list[Observation | Refusal] = [
-        each.observation() if each.result.failed is None else _refusal(prepared.space, each.policy, each.result.failed)
+        each.observation()
+        if each.result.failed is None
+        else Refusal(each.policy, each.result.failed, blamed_formats(prepared.space, each))
         for each in measured
     ]
     record = _read(prepared, machine)
@@ -88,7 +92,7 @@ def keep_measured(prepared: Prepared, measured: Sequence[Measured], machine: str
     prepared.run.write_json(
         FILE,
         {
-            "schema": 2,
+            "schema": 3,
             "fingerprint": prepared.fingerprint,
             "machine": machine,
             "float_ms": median(times) if times else record["float_ms"],
@@ -102,19 +106,20 @@ def keep_measured(prepared: Prepared, measured: Sequence[Measured], machine: str
 def _row(prepared: Prepared, found: Observation | Refusal) -> dict[str, Any]:
     policy = found.policy.to_json(prepared.space.groups)
     if isinstance(found, Refusal):
-        return {"policy": policy, "reason": found.reason}
+        return {"policy": policy, "reason": found.reason, "blamed": [[group, str(chosen)] for group, chosen in found.blamed]}
     return {"policy": policy, "ratio": found.ratio, "standard_error": found.standard_error}
 
 
-def _refusal(space: Space, policy: Policy, reason: str) -> Refusal:
-    """Return the refusal with the formats of the groups whose layers the reason names, float ones aside."""
-    words = {word.partition("/")[0] for word in re.split(r"[\s'\"\[\](){},:;]+", reason)}
-    blamed: list[tuple[str, Format]] = []
+def blamed_formats(space: Space, measured: Measured) -> tuple[tuple[str, Format], ...]:
+    """Return the formats of the groups whose layers the runtime blames, by nodes or in its reason, float ones aside."""
+    words = re.split(r"[\s'\"\[\](){},:;]+", measured.result.failed or "")
+    blamed = {word.partition("/")[0] for word in (*words, *measured.result.nodes)}
+    found: list[tuple[str, Format]] = []
     for group in space.groups:
         names = {call_name(unit.path, index) for unit in group.units for index in range(len(unit.calls))}
-        if names & words and policy[group.name] != space.reference:
-            blamed.append((group.name, policy[group.name]))
-    return Refusal(policy, reason, tuple(blamed))
+        if names & blamed and measured.policy[group.name] != space.reference:
+            found.append((group.name, measured.policy[group.name]))
+    return tuple(found)
 
 
 def _read(prepared: Prepared, machine: str | None) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def _read(prepared: Prepared, machine: str | None) -> dict[str, Any]:
     empty: dict[str, Any] = {"float_ms": None, "observations": [], "refusals": []}
     if not prepared.run.has(FILE):
         return empty
-    record = prepared.run.read_json(FILE, keys=["fingerprint", "machine", "observations", "float_ms"])
+    record = prepared.run.read_json(FILE, keys=["fingerprint", "machine", "observations", "refusals", "float_ms"])
     if record["fingerprint"] != prepared.fingerprint:
         prepared.progress.warn(f"{FILE} was made with other weights or data: measuring again")
         return empty
@@ -132,7 +137,9 @@ def _read(prepared: Prepared, machine: str | None) -> dict[str, Any]:
     try:
         for entry in record["observations"]:
             entry.update(ratio=float(entry["ratio"]), standard_error=float(entry["standard_error"]), policy=entry["policy"])
-        refusals = [{"policy": entry["policy"], "reason": str(entry["reason"])} for entry in record.get("refusals", [])]
+        for entry in record["refusals"]:
+            blamed = tuple((str(group), Format.from_text(text)) for group, text in entry["blamed"])
+            entry.update(policy=entry["policy"], reason=str(entry["reason"]), blamed=blamed)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{FILE} is damaged ({error!r}): delete it to measure again") from error
-    return {"float_ms": record["float_ms"], "observations": record["observations"], "refusals": refusals}
+    return record
