@@ -37,101 +37,11 @@ from smpq.quantize import FakeQuantizer
 from tests.commands import TINY, refused
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.networks import mlp, residual
+from tests.deploy.unusual import SOUND, STAY_FLOAT, Anything, Network, conv, two_layers
 
 BATCH = 8
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 INT8, INT4 = Format.from_text("w8a8"), Format.from_text("w4a16")
-
-
-class Network(nn.Module):
-    """Layers by name, and what to do with them."""
-
-    def __init__(self, forward, **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor):
-        return self.run(self, x)
-
-
-class Tied(nn.Module):
-    """The head multiplies by the table of the embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(20, 16)
-        self.layer = nn.Linear(16, 16)
-        self.head = nn.Linear(16, 20, bias=False)
-        self.head.weight = self.table.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.relu(self.layer(self.table(x).mean(1))))
-
-
-class Anything(nn.Module):
-    """Takes whatever it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.layer(inputs[0] + inputs[1])
-
-
-def _in_place(self, x):
-    y = self.a(x)
-    y += 1
-    y.relu_()
-    y[:, :2] = 0
-    return self.b(y.mul_(2))
-
-
-def _two(self, x):
-    return self.b(F.relu(self.a(x)))
-
-
-def _conv(*arguments, **options):
-    return nn.Conv2d(*arguments, **options)
-
-
-def _zeros(layer: nn.Module) -> nn.Module:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
-SOUND = {
-    "in-place operators": (lambda: Network(_in_place, a=nn.Linear(8, 8), b=nn.Linear(8, 8)), (8,)),
-    "the same output twice": (lambda: Network(lambda self, x: (self.a(x),) * 2, a=nn.Linear(8, 8)), (8,)),
-    "an input as output": (lambda: Network(lambda self, x: (x, self.a(x)), a=nn.Linear(8, 8)), (8,)),
-    "a dictionary as output": (lambda: Network(lambda self, x: {"one": self.a(x), "two": (self.b(x),)}, a=nn.Linear(8, 8), b=nn.Linear(8, 8)), (8,)),
-    "convolutions without bias": (lambda: Network(_two, a=_conv(8, 8, 3, bias=False), b=_conv(8, 8, 3, bias=False)), (8, 8, 8)),
-    "three groups": (lambda: Network(_two, a=_conv(9, 9, 3, groups=3), b=_conv(9, 5, 1)), (9, 6, 6)),
-    "one pixel": (lambda: Network(_two, a=_conv(8, 8, 1), b=_conv(8, 8, 3, padding=1)), (8, 1, 1)),
-    "a batch norm in front": (lambda: Network(_two, a=nn.BatchNorm2d(8), b=_conv(8, 8, 3)), (8, 6, 6)),
-    "a transposed convolution": (lambda: Network(_two, a=nn.ConvTranspose2d(8, 8, 2, 2), b=_conv(8, 4, 1)), (8, 4, 4)),
-    "reflected padding and dilation": (lambda: Network(_two, a=_conv(8, 8, 3, padding=1, padding_mode="reflect"), b=_conv(8, 8, 3, padding="same", dilation=2)), (8, 6, 6)),
-    "names with separators": (lambda: Network(lambda self, x: getattr(self, "b#2")(getattr(self, "a/weight")(x)), **{"a/weight": nn.Linear(8, 8), "b#2": nn.Linear(8, 8)}), (8,)),
-    "weights of zero": (lambda: Network(_two, a=_zeros(nn.Linear(8, 8)), b=nn.Linear(8, 8)), (8,)),
-    "activations of zero": (lambda: Network(lambda self, x: _two(self, x * 0), a=nn.Linear(8, 8, bias=False), b=nn.Linear(8, 8)), (8,)),
-    "a layer that runs three times": (lambda: Network(lambda self, x: self.a(F.relu(self.a(F.relu(self.a(x))))), a=_conv(8, 8, 3, padding=1)), (8, 4, 4)),
-    "the batch in the second dimension": (lambda: Network(lambda self, x: self.b(self.a(x.transpose(0, 1)).mean(0)), a=nn.Linear(8, 8), b=nn.Linear(8, 8)), (5, 8)),
-    "integer inputs": (lambda: Network(lambda self, x: self.b(self.a(x).mean(1)), a=nn.Embedding(20, 16), b=nn.Linear(16, 8)), None),
-    "a head tied to an embedding": (Tied, None),
-    "a fused recurrent layer": (lambda: Network(lambda self, x: self.b(self.a(x)[0][:, -1]), a=nn.LSTM(8, 8, batch_first=True), b=nn.Linear(8, 8)), (5, 8)),
-}  # fmt: skip
-"""What must simply work; the shape of one sample, None for numbers of words."""
-
-STAY_FLOAT = {
-    "a transposed convolution": ["a"],
-    "integer inputs": ["a"],
-    "a head tied to an embedding": ["table", "head"],
-    "a fused recurrent layer": ["a"],
-}
-"""The layers that are reported as left in float."""
 
 
 class Case:
@@ -323,7 +233,7 @@ def test_a_shared_initialiser_that_one_layer_quantises(tmp_path):
 def test_paths_that_are_not_ascii(tmp_path):
     directory = tmp_path / "Größe 模型"
     directory.mkdir()
-    case = Case(Network(_two, a=_conv(8, 8, 3), b=_conv(8, 8, 3)), _samples((8, 8, 8)), directory)
+    case = Case(Network(two_layers, a=conv(8, 8, 3), b=conv(8, 8, 3)), _samples((8, 8, 8)), directory)
     path, expected = case.lower("ort-cpu", INT8)
     engine = directory / "engine.onnx"
     assert isinstance(onnxruntime.build_engine(path, engine), onnxruntime.OrtEngineRecord)
@@ -363,3 +273,4 @@ def test_more_than_two_gigabytes_of_weights(tmp_path):
     copy_model(path, tmp_path / "copy" / "large.onnx")
     assert _run(tmp_path / "copy" / "large.onnx", (torch.tensor([rows - 1]),))[0] == 0
     assert sha256(path) == sha256(path)
+    shutil.rmtree(tmp_path)
