@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.on_device.main import run_experiment
 from smpq.journal import Journal
 from smpq.value import PolicyValue
 from tests.commands import TINY, contents, copy_of, done, refused, smpq
@@ -21,6 +22,8 @@ COMMANDS = {
     "export": ["policy.json", "model.<target>.onnx"],
     "build": ["engine.<target>", "engine.float", "build.json"],
     "measure": ["latency.json"],
+    "bundle": ["runner.py", "measurements.json", "smpq feedback"],
+    "feedback": ["policy.json", "Exit code 1"],
     "verify": ["verify.json"],
     "report": ["report.json", "report.html"],
     "targets": ["--json"],
@@ -105,7 +108,7 @@ def test_the_stages_one_by_one(tmp_path):
     assert "<html" in (out / "report.html").read_text()
 
 
-def test_json_is_all_there_is_on_standard_output(run):
+def test_json_is_all_there_is_on_standard_output(run, tmp_path):
     commands = [
         ["score", *TINY, "--out", run],
         ["solve", run, "--budget", "size=0.9x"],
@@ -114,11 +117,15 @@ def test_json_is_all_there_is_on_standard_output(run):
         ["measure", run],
         ["verify", run],
         ["report", run],
+        ["bundle", run, tmp_path / "bundle", "--budget", "latency=20x"],
+        ["feedback", run, tmp_path / "bundle" / "measurements.json"],
         ["run", *TINY, "--out", run, "--budget", "size=0.9x"],
         ["targets"],
     ]
     assert {command[0] for command in commands} == set(COMMANDS)
     for command in commands:
+        if command[0] == "feedback":
+            run_experiment(tmp_path / "bundle", str)
         assert isinstance(json.loads(done(*command, "--json").out), dict)
     text = done("verify", run).out
     assert "fake_quant: " in text
@@ -148,6 +155,31 @@ def test_targets_shows_what_is_real_where_and_how_we_know():
     assert {"docs", "inferred"} == {rule["basis"] for rule in orin["rules"]}
     same = json.loads(done("targets", "tensorrt-10.3", "--sm", "sm87", "--json").out)["tensorrt-10.3"]
     assert same["rules"] == orin["rules"]
+
+
+def test_a_bundle_is_carried_away_and_its_measurements_come_back(run, tmp_path):
+    bundle = tmp_path / "bundle"
+    written = done("bundle", run, bundle, "--budget", "latency=0.0001x").out
+    assert f"on the device: python3 runner.py; then: smpq feedback {run} measurements.json" in written
+    engines = read(bundle / "experiment.json")["candidates"]
+    assert f"({len(engines)} engines)" in written
+    subprocess.run([sys.executable, "runner.py"], cwd=bundle, check=True, capture_output=True)
+    result = smpq("feedback", run, bundle / "measurements.json")
+    assert result.code == 1, "no engine can be that fast"
+    assert f"policy: {run / 'policy.json'} (measured " in result.out
+    assert "does not meet the budget" in result.out
+    assert len(read(run / "loop.json")["steps"]) == len(engines)
+    assert (run / "model.ort-cpu.onnx").is_file()
+    assert "more engines should be measured" in result.out or "out of reach" in result.out
+
+
+def test_further_batch_sizes_are_timed(run):
+    record = json.loads(done("measure", run, "--batch", "2", "--batch", "5", "--json").out)
+    assert [row["batch"] for row in (record["measurement"], *record["batches"])] == [1, 2, 5]
+    for row in (record["measurement"], *record["batches"]):
+        assert row["throughput"] == pytest.approx(row["batch"] * 1000 / row["engine_ms"])
+    assert len(done("measure", run, "--batch", "2").out.splitlines()) == 3
+    assert "0 is not in the range" in refused("measure", run, "--batch", "0")
 
 
 def test_a_budget_out_of_reach_ends_with_the_closest_engine(tmp_path):

@@ -95,7 +95,7 @@ def take_feedback(prepared: Prepared, measurements: Path) -> dict[str, Any]:
     known = _known_bundle(prepared)
     budget = Budget.from_text(known["budget"])
     found = read_measurements(measurements, prepared.fingerprint)
-    proposals = {name: _proposal(prepared, entry) for name, entry in known["candidates"].items()}
+    proposals = _proposals(prepared, known["candidates"])
     strange = [result.name for result in found.results if result.name not in proposals]
     if strange:
         raise UserError(
@@ -105,7 +105,7 @@ def take_feedback(prepared: Prepared, measurements: Path) -> dict[str, Any]:
     verdicts = keep_measured(prepared, measured, found.machine)
     limit = _ratio_limit(prepared, budget, known_float_ms(prepared))
     steps = [_step(proposals[each.result.name], verdict, limit) for each, verdict in zip(measured, verdicts, strict=True)]
-    earlier = prepared.run.read_json(LOOP)["steps"] if prepared.run.has(LOOP) else []
+    earlier = prepared.run.read_json(LOOP, keys=["steps"])["steps"] if prepared.run.has(LOOP) else []
     _write_steps(prepared, limit, steps, earlier)
     looped = _loop(prepared, budget, prepared.settings.spending, limit)
     following = looped.ask_several(_AT_ONCE)
@@ -163,9 +163,15 @@ def _ratio_limit(prepared: Prepared, budget: Budget, float_ms: Any) -> float:
     return float(limit.value / known)
 
 
-def _proposal(prepared: Prepared, entry: dict[str, Any]) -> Proposal:
-    low, high = entry["predicted_interval"]
-    return Proposal(entry["label"], Policy.from_json(entry["policy"], prepared.space), entry["predicted"], (low, high))
+def _proposals(prepared: Prepared, candidates: Any) -> dict[str, Proposal]:
+    def proposal(entry: dict[str, Any]) -> Proposal:
+        low, high = entry["predicted_interval"]
+        return Proposal(entry["label"], Policy.from_json(entry["policy"], prepared.space), entry["predicted"], (low, high))
+
+    try:
+        return {name: proposal(entry) for name, entry in candidates.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{BUNDLE} is damaged ({error!r}): write the bundle again with smpq bundle") from error
 
 
 def _step(proposal: Proposal, found: Any, limit: float) -> Step:

@@ -1,0 +1,310 @@
+"""The loop with a device that answers, and with bundles that are carried to one; small networks with layers of known cost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from rich.console import Console
+
+from calib.errors import UserError
+from calib.formats import FP32
+from deploy.bundle import RUNNER_FILE
+from deploy.devices.base import Experiment, Result
+from deploy.devices.local import LocalDevice
+from deploy.observations import read_observations, read_refusals
+from deploy.on_device.experiment import read_experiment, result_key
+from deploy.pipeline import open_run
+from deploy.progress import Progress
+from deploy.run import Run, Settings
+from deploy.stages.choosing import search
+from deploy.stages.looping import take_feedback, write_next_bundle
+from deploy.stages.policies import read_policy
+from deploy.stages.scoring import score
+from smpq.budget import Budget
+from tests.commands import contents
+from tests.deploy.synthetic import policies
+
+LAYERS = ("first", "second", "head")
+FASTER = {"first": -0.1, "second": -0.3, "head": 0.05}
+SLOWER = dict.fromkeys(LAYERS, 0.1)
+NO_FIGURES = dict.fromkeys(
+    ("clock", "ratio", "ratio_interval", "engine_ms", "float_ms", "p99_ms", "throughput", "build_seconds", "layers")
+)
+Refuses = Callable[[set[str]], "tuple[str, list[str]] | None"]
+"""Takes the layers that work on integers; returns a reason and the nodes that it blames, or None."""
+
+
+def figures(integers: Iterable[str], costs: dict[str, float], refuses: Refuses) -> dict:
+    """What a device says of an engine: every integer layer changes the time of the float engine, 2 ms, by its share."""
+    empty = {**NO_FIGURES, "rounds_ms": [], "float_rounds_ms": []}
+    refused = refuses(set(integers))
+    if refused is not None:
+        return {**empty, "failed": refused[0], "nodes": refused[1]}
+    ratio = 1 + sum(costs[layer] for layer in integers)
+    times = {"engine_ms": 2 * ratio, "float_ms": 2.0, "p99_ms": 2 * ratio, "throughput": 500 / ratio, "build_seconds": 0.1}
+    interval = [ratio - 0.002, ratio + 0.002]
+    return {**empty, **times, "failed": None, "nodes": [], "clock": "CUDA events", "ratio": ratio, "ratio_interval": interval}
+
+
+def nothing(_integers: set[str]) -> None:
+    """Refuse nothing."""
+
+
+class Board:
+    """A device that tells what an engine takes without running it, and notes what it was asked."""
+
+    def __init__(self, costs: dict[str, float], refuses: Refuses = nothing, gives_up_after: int = 1000) -> None:
+        self.asked: list[str] = []
+        self._costs, self._refuses, self._left = costs, refuses, gives_up_after
+
+    def describe(self) -> str:
+        return "a board"
+
+    def measure(self, experiment: Experiment, announce: object = None) -> list[Result]:
+        entries = []
+        for candidate in experiment.candidates:
+            if self._left == 0:
+                raise KeyboardInterrupt
+            self._left -= 1
+            self.asked.append(candidate.name)
+            about = {"key": "", "name": candidate.name, "batch": 1}
+            names = {
+                node.name.partition("/")[0] for node in onnx.load(candidate.model).graph.node if node.op_type == "DequantizeLinear"
+            }
+            entries.append(Result.from_json({**about, **figures(names & set(LAYERS), self._costs, self._refuses)}))
+        return entries
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A run that has scores. To be copied, not changed."""
+    settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=16, evaluations=12)
+    with open_run(tmp_path_factory.mktemp("looping") / "run", Progress(Console(quiet=True)), settings) as prepared:
+        score(prepared)
+        yield prepared
+
+
+@pytest.fixture
+def prepared(scored, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(scored.run.path, path)
+    return replace(scored, run=Run(path), device=LocalDevice(path / "device"))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return tmp_path / "bundle"
+
+
+def read(file: Path):
+    return json.loads(file.read_text())
+
+
+def asked(prepared) -> list[dict[str, str]]:
+    return [entry["policy"]["policy"] for entry in read(prepared.run.file("bundle.json"))["candidates"].values()]
+
+
+def answered(prepared, directory: Path, costs: dict[str, float] = FASTER, refuses: Refuses = nothing, **changes) -> Path:
+    """Write what a device would send back."""
+    experiment, known = read_experiment(directory), read(prepared.run.file("bundle.json"))["candidates"]
+    results = []
+    for candidate in experiment["candidates"]:
+        about = {"key": result_key(experiment, candidate), "name": candidate["name"], "batch": 1}
+        policy = known[candidate["name"]]["policy"]["policy"]
+        integers = [layer for layer, chosen in policy.items() if chosen != "fp32"]
+        results.append({**about, **figures(integers, costs, refuses)})
+    record = {"schema": 1, "fingerprint": experiment["fingerprint"], "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
+    file = directory / "measurements.json"
+    file.write_text(json.dumps({**record, "state": {}, "results": results, **changes}))
+    return file
+
+
+def until_nothing_is_left(prepared, directory, budget, answer) -> tuple[dict, list[dict[str, str]]]:
+    """Carry bundles to and fro; returns what the last feedback said, and every policy that was asked for."""
+    everything = []
+    for _ in range(8):
+        write_next_bundle(prepared, budget, directory)
+        everything += asked(prepared)
+        record = take_feedback(prepared, answer())
+        if not record["proposals"]:
+            return record, everything
+    pytest.fail("there was always something left to measure")
+
+
+def test_bundles_until_nothing_is_left(prepared, directory):
+    record, everything = until_nothing_is_left(prepared, directory, "latency=0.75x", lambda: answered(prepared, directory))
+    assert record["met"]
+    assert record["stop_reason"] == "no other policy within the limit is likely to be better"
+    assert len(everything) == len({str(policy) for policy in everything}), "nothing is asked for twice"
+    assert len(read(prepared.run.file("loop.json"))["steps"]) == len(everything)
+
+    def ratio(policy):
+        return 1 + sum(FASTER[layer] for layer, chosen in policy.formats.items() if chosen != FP32)
+
+    within = [policy for policy in policies(prepared.space) if ratio(policy) + 0.002 <= 0.75]
+    chosen = read_policy(prepared)
+    assert chosen in within
+    assert record["ratio"] == pytest.approx(ratio(chosen))
+    assert prepared.evaluator(chosen) == max(prepared.evaluator(policy) for policy in within)
+    assert Path(record["model"]).is_file()
+    with pytest.raises(UserError, match="no other engine needs to be measured: no other policy"):
+        write_next_bundle(prepared, None, directory)
+
+
+def test_the_runner_measures_and_one_engine_does_not_build(prepared, directory):
+    broken: list[str] = []
+
+    def carried() -> Path:
+        if not broken:
+            broken.extend(list(read(prepared.run.file("bundle.json"))["candidates"])[:1])
+            (directory / f"{broken[0]}.onnx").write_bytes(b"not what was copied")
+        subprocess.run([sys.executable, "-I", RUNNER_FILE], cwd=directory, check=True, capture_output=True)
+        return directory / "measurements.json"
+
+    write_next_bundle(prepared, "latency=0.9x", directory)
+    (refused_policy, *_) = asked(prepared)
+    record, everything = until_nothing_is_left(prepared, directory, None, carried)
+    (refusal,) = read_refusals(prepared)
+    assert "Protobuf parsing failed" in refusal.reason
+    assert refusal.blamed == ()
+    assert {path: str(chosen) for path, chosen in refusal.policy.formats.items()} == refused_policy
+    assert everything.count(refused_policy) == 1, "what does not build is not asked for again"
+    steps = read(prepared.run.file("loop.json"))["steps"]
+    assert [step["policy"] for step in steps if step["refused"]] == [refused_policy]
+    measured = {o.policy.key(): o.ratio for o in read_observations(prepared)}
+    assert len(measured) == len(everything) - 1 == len([step for step in steps if step["measured"] is not None])
+    assert record["ratio"] == measured.get(read_policy(prepared).key(), 1.0)
+    assert record["met"] is (record["ratio"] <= 0.9)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [("no kernel for this", ["second/DQw"]), ("Error in node 'second/DQw': no kernel", []), ("no kernel [second, x]", [])],
+)
+def test_formats_that_the_runtime_blames_are_not_asked_for_again(prepared, directory, refused):
+    def refuses(integers):
+        return refused if "second" in integers else None
+
+    write_next_bundle(prepared, "latency=0.5x", directory)
+    assert any(policy["second"] == "w8a8" for policy in asked(prepared))
+    record = take_feedback(prepared, answered(prepared, directory, refuses=refuses))
+    assert read(prepared.run.file("measurements.json"))["refusals"][0]["blamed"] == [["second", "w8a8"]]
+    while record["proposals"]:
+        write_next_bundle(prepared, None, directory)
+        assert all(policy["second"] == "fp32" for policy in asked(prepared))
+        record = take_feedback(prepared, answered(prepared, directory, refuses=refuses))
+    assert record["met"] is False
+    assert record["stop_reason"] == "the limit is out of reach"
+    assert read_policy(prepared)["second"] == FP32
+
+
+def test_a_float_engine_that_nothing_beats_is_kept(prepared, directory):
+    record, _ = until_nothing_is_left(prepared, directory, "latency=0.9x", lambda: answered(prepared, directory, SLOWER))
+    assert (record["met"], record["ratio"]) == (False, 1.0)
+    assert set(read_policy(prepared).formats.values()) == {FP32}
+
+
+def test_a_budget_in_milliseconds_needs_the_float_engines(prepared, directory):
+    with pytest.raises(UserError, match=r"latency=1\.5ms is in milliseconds, .* are not known yet: give a share of them"):
+        write_next_bundle(prepared, "latency=1.5ms", directory)
+    write_next_bundle(prepared, "latency=0.9x", directory)
+    take_feedback(prepared, answered(prepared, directory))
+    assert read(prepared.run.file("measurements.json"))["float_ms"] == 2.0
+    with pytest.raises(UserError, match="no other engine needs to be measured: no other policy within the limit"):
+        write_next_bundle(prepared, "latency=1.5ms", directory)
+
+
+def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, directory):
+    with pytest.raises(UserError, match="write a bundle first with smpq bundle --budget"):
+        take_feedback(prepared, directory / "measurements.json")
+    write_next_bundle(prepared, "latency=0.75x", directory)
+    before = contents(prepared.run.path)
+    file = directory / "measurements.json"
+    with pytest.raises(UserError, match=r"does not exist: copy measurements\.json back"):
+        take_feedback(prepared, file)
+    answered(prepared, directory)
+    results = read(file)["results"]
+    for changes, message in (
+        ({"fingerprint": "f" * 64}, "measured with other models or data"),
+        ({"results": [{**results[0], "ratio": "fast"}]}, "ratio is 'fast'"),
+        ({"results": [{**results[0], "name": "0123456789abcdef"}]}, "0123456789abcdef, which is not in the last bundle"),
+        ({"schema": 7}, "schema 7"),
+    ):
+        answered(prepared, directory, **changes)
+        with pytest.raises(UserError, match=message):
+            take_feedback(prepared, file)
+    file.write_text(file.read_text()[:200])
+    with pytest.raises(UserError, match="cannot be read"):
+        take_feedback(prepared, file)
+    assert contents(prepared.run.path) == before
+    prepared.run.file("bundle.json").write_text('{"budget": "latency=0.75x", "candidates": {"a": {}}}')
+    with pytest.raises(UserError, match=r"bundle\.json is damaged .*: write the bundle again"):
+        take_feedback(prepared, answered_file(file, results, prepared))
+
+
+def answered_file(file: Path, results: list, prepared) -> Path:
+    record = {"schema": 1, "fingerprint": prepared.fingerprint, "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
+    file.write_text(json.dumps({**record, "state": {}, "results": results}))
+    return file
+
+
+def test_a_directory_that_holds_something_else(prepared, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for place in ("full", "file"):
+        with pytest.raises(UserError, match="holds something else: name a new directory"):
+            write_next_bundle(prepared, "latency=0.75x", tmp_path / place)
+    assert [file.name for file in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="the loop needs a latency budget"):
+        write_next_bundle(prepared, "size=0.5x", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_measurements_of_an_earlier_bundle_are_not_left_in_the_directory(prepared, directory):
+    write_next_bundle(prepared, "latency=0.75x", directory)
+    answered(prepared, directory)
+    write_next_bundle(prepared, "latency=0.75x", directory)
+    assert not (directory / "measurements.json").exists()
+
+
+def test_a_device_that_answers_is_asked_once_for_each_engine(prepared):
+    def refuses(integers):
+        return ("no kernel", ["head/DQw"]) if "head" in integers else None
+
+    budget = Budget.from_text("latency=0.75x")
+    first = Board(FASTER, refuses, gives_up_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        search(replace(prepared, device=first), budget)
+    second = Board(FASTER, refuses)
+    solution = search(replace(prepared, device=second), budget)
+    assert solution.outcome.met
+    assert solution.policy["head"] == FP32
+    assert len(first.asked) == 3
+    assert not set(first.asked) & set(second.asked)
+    assert len(second.asked) == len(set(second.asked))
+    assert {refusal.blamed for refusal in read_refusals(prepared)} == {(("head", prepared.space.formats["head"][0]),)}
+    third = Board(FASTER, refuses)
+    assert search(replace(prepared, device=third), budget).policy == solution.policy
+    assert third.asked == []
+
+
+def test_another_machine_is_asked_anew(prepared):
+    budget = Budget.from_text("latency=0.75x")
+    search(replace(prepared, device=Board(FASTER)), budget)
+    other = Board(SLOWER)
+    other.describe = lambda: "another board"
+    solution = search(replace(prepared, device=other), budget)
+    assert other.asked
+    assert set(solution.policy.formats.values()) == {FP32}
