@@ -16,11 +16,11 @@ from calib.calibrate import Calibration, CalibrationSettings
 from calib.data import check_batches, check_finite, check_model, fingerprint, materialize, per_sample
 from calib.errors import UserError
 from calib.fold import Folded, fold_batchnorm
-from calib.formats import FP16, formats_from_text
+from calib.formats import FP16, Format, formats_from_text
 from calib.graph import TracedModel
 from calib.task import Batch, Task
 from calib.tasks import load_task
-from calib.units import Skipped, find_units
+from calib.units import Skipped, Unit, find_units
 from deploy.backends import onnxruntime as ort_backend
 from deploy.devices.address import device_from_address
 from deploy.devices.base import Device
@@ -30,7 +30,7 @@ from deploy.on_device.cuda import open_cuda
 from deploy.on_device.errors import DeviceError
 from deploy.progress import Progress
 from deploy.run import Run, Settings, versions
-from deploy.targets import Target, check_builds_here, target_from_name
+from deploy.targets import Target, capability, check_builds_here, target_from_name
 from smpq.costs import CostModel, cost_models
 from smpq.evaluate import Evaluator
 from smpq.groups import find_groups, space_from_formats
@@ -188,7 +188,11 @@ class Prepared:
     @cached_property
     def costs(self) -> dict[str, CostModel]:
         """The costs that need no measurement."""
-        return cost_models(self.space, self.traced)
+
+        def stored(unit: Unit, chosen: Format) -> Format:
+            return capability(self.target, unit.operator, chosen, unit.in_features, unit.out_features).stored_as or chosen
+
+        return cost_models(self.space, self.traced, stored)
 
     def plan(self, policy: Policy) -> QuantPlan:
         """Return the quantisation plan of a policy."""

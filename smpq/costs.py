@@ -68,10 +68,13 @@ def bit_operations(unit: Unit, chosen: Format) -> float:
     return float(unit.macs * chosen.weight_bits * activation)
 
 
-def cost_models(space: Space, traced: TracedModel) -> dict[str, CostModel]:
+def cost_models(
+    space: Space, traced: TracedModel, stored: Callable[[Unit, Format], Format] = lambda _, chosen: chosen
+) -> dict[str, CostModel]:
     """Return the costs that are known without building anything.
 
-    `size`: bytes of all parameters and buffers of the graph, weights of units packed (the baseline is the model in FP32).
+    `size`: bytes of all parameters and buffers of the graph, weights of units packed (the baseline is the model in FP32). `stored` says as
+    what a runtime holds a format, where that is another one: 7-bit weights in 8 bits.
     `bops`: see `bit_operations`, units only. `avg_bits`: weight bits averaged over the parameters of all units, scales not counted.
     """
     unit_weights = {unit.weight for unit in space.units}
@@ -79,7 +82,7 @@ def cost_models(space: Space, traced: TracedModel) -> dict[str, CostModel]:
     rest = sum(t.numel() * t.element_size() for name, t in traced.state.items() if name in used and name not in unit_weights)
     parameters = sum(unit.parameters for unit in space.units)
     return {
-        "size": _additive("size", space, weight_bytes, float(rest)),
+        "size": _additive("size", space, lambda unit, chosen: weight_bytes(unit, stored(unit, chosen)), float(rest)),
         "bops": _additive("bops", space, bit_operations, 0.0),
         "avg_bits": _additive("avg_bits", space, lambda unit, chosen: unit.parameters * chosen.weight_bits / parameters, 0.0),
     }

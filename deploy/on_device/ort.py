@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,33 @@ SESSION_SETTINGS = (
     "intra_op_num_threads",
     "inter_op_num_threads",
 )
+NO_OVERFLOW = "session.x64quantprecision"
+_LARGEST, _INNER, _OUTER = 127, 64, 16
+# ONNX: y = MatMulInteger(x, w) with a weight [64, 16] of the largest 8-bit numbers, which stands between the two parts.
+_PROBE_HEAD = bytes.fromhex(
+    "080a12003ada080a180a01780a0177120179220d4d61744d756c496e7465676572120570726f62652a8c080840081010034201774a8008"
+)
+_PROBE_TAIL = bytes.fromhex("5a130a0178120e0a0c080212080a0208010a02084062130a0179120e0a0c080612080a0208010a02081042040a001015")
+
+
+@cache
+def integer_sums_overflow() -> bool:
+    """Whether this CPU's integer kernels overflow with 8-bit weights, found by multiplying the largest numbers there are.
+
+    x86 without VNNI sums two products in 16 bits, where 255 * 127 * 2 does not fit.
+    """
+    import onnxruntime as ort
+
+    probe = _PROBE_HEAD + bytes([_LARGEST]) * (_INNER * _OUTER) + _PROBE_TAIL
+    session = ort.InferenceSession(probe, providers=[_CPU])
+    (result,) = session.run(None, {"x": np.full((1, _INNER), 255, np.uint8)})
+    return bool((result != 255 * _LARGEST * _INNER).any())
 
 
 def open_session(model: Path, settings: Mapping[str, Any], *, optimized: Path | None = None, threads: int | None = None) -> Any:
     """Create a session with the settings of an engine's record; `optimized` is where to write the graph that really runs.
 
+    Where integer kernels overflow, the exact ones are taken, also for an engine that was made elsewhere.
     `threads` replaces the number of threads. Raises DeviceError when a setting is missing, or when the session would leave out one of the
     providers that were asked for; otherwise what ONNX Runtime raises.
     """
@@ -40,7 +63,10 @@ def open_session(model: Path, settings: Mapping[str, Any], *, optimized: Path | 
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, settings["graph_optimization_level"])
     options.intra_op_num_threads = threads or settings["intra_op_num_threads"]
     options.inter_op_num_threads = settings["inter_op_num_threads"]
-    for key, value in settings["session_config"].items():
+    config = dict(settings["session_config"])
+    if integer_sums_overflow():  # perhaps not where the settings were written
+        config[NO_OVERFLOW] = "1"
+    for key, value in config.items():
         options.add_session_config_entry(key, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)

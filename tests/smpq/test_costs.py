@@ -74,3 +74,16 @@ def test_a_transition_costs_when_the_domains_differ():
     assert model.total(Policy({"a": W8A8, "b": FP32})) == 15.5
     assert model.total(Policy({"a": W4A16, "b": W8A8})) == 13.5
     assert model.total(Policy({"a": W4A16, "b": FP32})) == 16.0
+
+
+def test_the_size_is_that_of_what_a_runtime_stores():
+    traced = TracedModel(nn.Sequential(nn.Linear(8, 8, bias=False)).eval(), (torch.randn(2, 8),))
+    units, _ = find_units(traced)
+    groups = find_groups(traced, units)
+    seven, eight = Format.from_text("w7a8"), Format.from_text("w8a8")
+    space = Space(groups, {group.name: (seven, eight, FP32) for group in groups}, FP32)
+    policies = [space.uniform(chosen) for chosen in (seven, eight)]
+    plain, held = cost_models(space, traced), cost_models(space, traced, lambda _, chosen: eight if chosen == seven else chosen)
+    assert plain["size"].total(policies[0]) < plain["size"].total(policies[1])
+    assert held["size"].total(policies[0]) == held["size"].total(policies[1]) == plain["size"].total(policies[1])
+    assert held["avg_bits"].total(policies[0]) == 7

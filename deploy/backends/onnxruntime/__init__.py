@@ -1,7 +1,8 @@
 """ONNX Runtime: an engine is an ONNX file and its entry in `engine.json` beside it.
 
 The entry holds everything that plain onnxruntime needs to load the engine as it was built and measured; without it another
-session may quantise layers that the plan leaves in float, or overflow inside integer layers:
+session may quantise layers that the plan leaves in float, or overflow inside integer layers. On an x86 CPU without VNNI, where the
+engine was built on one with it, `session.x64quantprecision` has to be "1" besides:
 
     import json
     import onnxruntime as ort
@@ -23,12 +24,12 @@ from deploy.backends.onnxruntime.build import (
     build_engine,
     check_providers,
     has_providers,
-    integer_sums_overflow,
     session_settings,
 )
 from deploy.backends.onnxruntime.engine import OrtEngine, load_engine
 from deploy.backends.onnxruntime.kernels import UnitKernel, check_units, unit_kernels
 from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, read_record
+from deploy.on_device.ort import integer_sums_overflow
 
 __all__ = [
     "ENGINE_FILE",

@@ -5,25 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
 
 from calib.errors import UserError
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import OrtEngineRecord, write_record
 from deploy.backends.tensorrt.build import BuildFailed
-from deploy.on_device.ort import SESSION_SETTINGS
+from deploy.on_device.ort import NO_OVERFLOW, SESSION_SETTINGS, integer_sums_overflow
 from deploy.onnx_files import copy_model, load_model, sha256, size_bytes
 
 _NBITS_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
-_NO_OVERFLOW = "session.x64quantprecision"
 _NO_INTEGER_KERNELS = "session.disable_quant_qdq"
 CPU = ("CPUExecutionProvider",)
 _TENSORRT = "TensorrtExecutionProvider"
@@ -40,7 +36,8 @@ def build_engine(
        layers between two integer ones; `MatMulAddFusion` keeps linear layers with integer weights from their kernel, and a
        weight-only layer then takes 20 times as long.
     2. Integer kernels for x86 without VNNI sum pairs of products in 16 bits, which overflow with 8-bit weights (7 bits never do):
-       `session.x64quantprecision` makes ONNX Runtime use a slower exact kernel for those weights there. It changes nothing elsewhere.
+       `session.x64quantprecision` makes ONNX Runtime use a slower exact kernel for those weights, and is set on such a CPU alone: elsewhere
+       the kernels are exact anyway, and as slow with it.
     3. Weight-only layers quantise their input block by block to 8 bits inside the kernel (accuracy level 4): the fast kernels do.
     4. `exact`: no integer kernels at all; the file is computed as it is written, in float. For `simulate` and for comparison.
     5. `providers` other than the CPU take what concerns them of this. TensorRT gets the Q/DQ nodes as they are, since it has its own
@@ -76,24 +73,6 @@ def session_settings(model: Path, providers: Sequence[str] = CPU) -> dict[str, A
     """Return how a session of an ONNX file is to be made: the fields of its record that `deploy.on_device.ort` wants."""
     record = _settings(load_model(model), exact=False, providers=providers).to_json()
     return {name: record[name] for name in SESSION_SETTINGS}
-
-
-@cache
-def integer_sums_overflow() -> bool:
-    """Whether this CPU's integer kernels overflow with 8-bit weights, found by multiplying the largest numbers there are."""
-    inner = 64
-    weight = np.full((inner, 16), 127, np.int8)
-    graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
-        "probe",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, inner])],
-        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 16])],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    session = ort.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    (result,) = session.run(None, {"x": np.full((1, inner), 255, np.uint8)})
-    return bool((result != 255 * 127 * inner).any())
 
 
 def has_providers(providers: Sequence[str]) -> bool:
@@ -137,8 +116,8 @@ def _session_config(model: ir.Model, *, quantized: bool, exact: bool, providers:
     if exact or _TENSORRT in providers:
         return {_NO_INTEGER_KERNELS: "1"}
     config: dict[str, str] = {}
-    if tuple(providers) == CPU and quantized:
-        config[_NO_OVERFLOW] = "1"
+    if tuple(providers) == CPU and quantized and integer_sums_overflow():
+        config[NO_OVERFLOW] = "1"
     if tuple(providers) == CPU and any(_is_weight_only(node) for node in model.graph):
         config[_NBITS_ACCURACY] = "4"
     return config
