@@ -6,18 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
 import pytest
 from rich.console import Console
 
 from calib.errors import UserError
 from calib.formats import FP32
 from deploy.bundle import RUNNER_FILE
-from deploy.devices.base import Experiment, Result
 from deploy.devices.local import LocalDevice
 from deploy.observations import read_observations, read_refusals
 from deploy.on_device.experiment import read_experiment, result_key
@@ -30,60 +27,8 @@ from deploy.stages.policies import read_policy
 from deploy.stages.scoring import score
 from smpq.budget import Budget
 from tests.commands import contents
+from tests.deploy.board import FASTER, SLOWER, Board, Refuses, figures, nothing
 from tests.deploy.synthetic import policies
-
-LAYERS = ("first", "second", "head")
-FASTER = {"first": -0.1, "second": -0.3, "head": 0.05}
-SLOWER = dict.fromkeys(LAYERS, 0.1)
-NO_FIGURES = dict.fromkeys(
-    ("clock", "ratio", "ratio_interval", "engine_ms", "float_ms", "p99_ms", "throughput", "build_seconds", "layers")
-)
-Refuses = Callable[[set[str]], "tuple[str, list[str]] | None"]
-"""Takes the layers that work on integers; returns a reason and the nodes that it blames, or None."""
-
-
-def figures(integers: Iterable[str], costs: dict[str, float], refuses: Refuses) -> dict:
-    """What a device says of an engine: every integer layer changes the time of the float engine, 2 ms, by its share."""
-    empty = {**NO_FIGURES, "rounds_ms": [], "float_rounds_ms": []}
-    refused = refuses(set(integers))
-    if refused is not None:
-        return {**empty, "failed": refused[0], "nodes": refused[1]}
-    ratio = 1 + sum(costs[layer] for layer in integers)
-    times = {"engine_ms": 2 * ratio, "float_ms": 2.0, "p99_ms": 2 * ratio, "throughput": 500 / ratio, "build_seconds": 0.1}
-    interval = [ratio - 0.002, ratio + 0.002]
-    return {**empty, **times, "failed": None, "nodes": [], "clock": "CUDA events", "ratio": ratio, "ratio_interval": interval}
-
-
-def nothing(_integers: set[str]) -> None:
-    """Refuse nothing."""
-
-
-class Board:
-    """A device that tells what an engine takes without running it, and notes what it was asked."""
-
-    def __init__(self, costs: dict[str, float], refuses: Refuses = nothing, gives_up_after: int = 1000) -> None:
-        self.asked: list[str] = []
-        self._costs, self._refuses, self._left = costs, refuses, gives_up_after
-
-    def describe(self) -> str:
-        return "a board"
-
-    def measure(self, experiment: Experiment, announce: object = None) -> list[Result]:
-        entries = []
-        for candidate in experiment.candidates:
-            if self._left == 0:
-                raise KeyboardInterrupt
-            self._left -= 1
-            self.asked.append(candidate.name)
-            about = {"key": "", "name": candidate.name, "batch": 1}
-            names = {
-                node.name.partition("/")[0] for node in onnx.load(candidate.model).graph.node if node.op_type == "DequantizeLinear"
-            }
-            entries.append(Result.from_json({**about, **figures(names & set(LAYERS), self._costs, self._refuses)}))
-        return entries
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
