@@ -14,6 +14,7 @@ from deploy.pipeline import open_run, run_all
 from deploy.progress import Progress
 from deploy.run import Settings
 from deploy.stages import build, read_policy, verify
+from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.board import FASTER, Board
 
 ORIN = "ssh://me@orin"
@@ -77,3 +78,19 @@ def test_a_provider_that_is_missing_here_is_that_of_the_device(tmp_path, board):
     with open_run(tmp_path / "here", QUIET, settings("ort-tensorrt", "w8a8,fp16")) as prepared:
         assert not prepared.builds_on_device
         assert prepared.not_measurable.startswith("this onnxruntime has no TensorrtExecutionProvider")
+
+
+@needs_rtx
+def test_a_build_that_was_stopped_repeats_no_plan(tmp_path):
+    run, target = tmp_path / "run", settings("tensorrt-rtx", "w8a8,fp16")
+    run_all(run, target, "size=0.6x", QUIET)
+    names = ["engine.tensorrt-rtx.sm86.plan", "engine.float.sm86.plan"]
+    plans = {name: (run / name).read_bytes() for name in names}
+    assert not any(engine["from_cache"] for name, engine in read(run / "build.json")["engines"].items() if name == names[0])
+    for name in names:
+        (run / name).unlink()
+    with open_run(run, QUIET) as prepared:
+        record = build(prepared, read_policy(prepared))
+    assert all(engine["from_cache"] for engine in record["engines"].values())
+    assert {name: (run / name).read_bytes() for name in names} == plans
+    assert {kernel["agrees"] for kernel in record["kernels"].values()} == {True}
