@@ -116,7 +116,8 @@ class Prepared:
         except UserError as error:
             return str(error)
         except DeviceError as error:
-            return f"{error}; or name the machine that has it with --device, or use smpq bundle"
+            name = self.target.name
+            return f"timing an engine of {name} needs its GPU ({error}): name the machine that has it with --device, or use smpq bundle"
         return None
 
     @cached_property
