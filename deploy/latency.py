@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import lsq_linear, minimize
 
-from deploy.latency_terms import Prior, Term, prior_of, row_of, terms_of
-from smpq.costs import CostModel, Transition
+from deploy.latency_terms import JOINS, Prior, Term, prior_of, row_of, terms_of
+from smpq.costs import CostModel, JoinCost, Transition
 from smpq.joins import Edge
 from smpq.policy import Policy, Space
 
@@ -71,7 +71,7 @@ class LatencyModel:
             for group in self.space.groups
         }
         transitions = tuple(Transition(term.first, term.second, value) for term, value in found.items() if term.kind == "edge")
-        joins = tuple((join, found.get(Term("join", join.name), 0.0)) for join in self.space.joins)
+        joins = tuple(JoinCost(join, *(found.get(Term(kind, join.name), 0.0) for kind in JOINS)) for join in self.space.joins)
         return CostModel("latency", float_latency_ms, parts, float_latency_ms, transitions, joins)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from calib.formats import Format
 from smpq.joins import Edge
-from smpq.policy import Policy, Space, integer_names
+from smpq.policy import Policy, Space, domains
 
 Matrix = np.ndarray
 
@@ -21,9 +21,15 @@ _SMALLEST_SHARE = 0.2
 """Even a layer or tensor of next to no work deviates by this part of an average one."""
 
 
+JOINS = ("integer", "kept")
+
+
 @dataclass(frozen=True)
 class Term:
-    """One coefficient: of a (group, format), of an integer join, or of an edge whose tensor has to be converted."""
+    """One coefficient: of a (group, format), of an edge whose tensor has to be converted, or of a join among integers.
+
+    The kinds are `format`, `edge`, and for joins among integers `integer`, or `kept` in float.
+    """
 
     kind: str
     first: str
@@ -47,21 +53,21 @@ def terms_of(space: Space, edges: Sequence[Edge]) -> tuple[Term, ...]:
         if chosen != space.reference
     ]
     if any(chosen.quantizes_activation for row in space.formats.values() for chosen in row):
-        terms += [Term("join", join.name) for join in space.joins]
+        terms += [Term(kind, join.name) for kind in JOINS for join in space.joins]
         terms += [Term("edge", edge.first, edge.second) for edge in edges]
     return tuple(terms)
 
 
 def row_of(policy: Policy, space: Space, terms: Sequence[Term]) -> Matrix:
     """Return which terms a policy has, `[terms]` of zeros and ones."""
-    integers = integer_names(policy, space.joins)
+    integers, among, _ = domains(policy, space.joins)
 
     def has(term: Term) -> bool:
         if term.kind == "format":
             return str(policy[term.first]) == term.second
-        if term.kind == "join":
-            return term.first in integers
-        return (term.first in integers) != (term.second in integers)
+        if term.kind in JOINS:
+            return term.first in among and (term.first in integers) == (term.kind == "integer")
+        return (term.first in among) != (term.second in among)
 
     return np.array([float(has(term)) for term in terms])
 
@@ -80,7 +86,7 @@ def prior_of(space: Space, edges: Sequence[Edge], terms: Sequence[Term]) -> Prio
     operator `operator`), that groups of the same shape share (`shape` for all of its formats, `shape and format`), and that is its own in
     part (`group`, `own`); `call` is a cost that does not depend on the work. A conversion costs in proportion to the tensor's size, with a
     common factor (`conversions`), those of its place, between layers or at a join (`place`, `place and size`), and one of its own (`edge`);
-    an integer join saves or costs likewise (`joins`, `join`).
+    a join among integers saves or costs likewise, by what becomes of it (`joins`, `join`).
     """
     share, count = work_shares(space), len(space.groups)
     total = sum(edge.elements for edge in edges) or 1
@@ -106,7 +112,7 @@ def prior_of(space: Space, edges: Sequence[Edge], terms: Sequence[Term]) -> Prio
     call = each("format", lambda _: 1 / count)
     converted = each("edge", lambda term: size[term.first, term.second])
     own_edge = each("edge", lambda term: size[term.first, term.second] + _SMALLEST_SHARE / max(len(edges), 1))
-    joined = each("join", lambda term: around[term.first])
+    joined = np.sum([each(kind, lambda term: around[term.first]) for kind in JOINS], axis=0)
     parts = {
         "integers": np.outer(work * saves, work * saves),
         "format": alike(work, [term.second for term in terms]),
@@ -122,7 +128,7 @@ def prior_of(space: Space, edges: Sequence[Edge], terms: Sequence[Term]) -> Prio
             own_edge, [(term.first in around, term.second in around, size.get((term.first, term.second))) for term in terms]
         ),
         "edge": np.diag(own_edge**2),
-        "joins": np.outer(joined, joined),
+        "joins": alike(joined, [term.kind for term in terms]),
         "join": np.diag(joined**2),
     }
     return Prior(-_EXPECTED_SAVING * work * saves + _EXPECTED_CONVERSIONS * converted, parts)

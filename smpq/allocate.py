@@ -13,7 +13,7 @@ from scipy.sparse import coo_matrix
 from calib.errors import UserError
 from calib.formats import Format
 from smpq.costs import CostModel, is_integer
-from smpq.policy import Policy, Space, integer_names
+from smpq.policy import Join, Policy, Space, domains, integer_names
 from smpq.quiet import quiet_stdout
 
 Values = Mapping[str, Mapping[Format, float]]
@@ -116,20 +116,27 @@ def solve_or_explain(problem: Problem) -> Policy:
 
 
 class _Columns:
-    """The binary variables: one for each (group, format), and one for each join where a ceiling has a cost for joins."""
+    """The variables: a binary one for each (group, format); and, where a ceiling has costs for joins, three for each join.
+
+    Of these the first is binary: it works on integers (`works`). The others follow: it stands among integers (`among`), and all its operands
+    do (`merges`).
+    """
 
     def __init__(self, problem: Problem) -> None:
         space = problem.space
         pairs = [(group.name, chosen) for group in space.groups for chosen in space.formats[group.name]]
         self.formats = {pair: column for column, pair in enumerate(pairs)}
-        has_joins = any(ceiling.model.joins for ceiling in problem.ceilings)
-        self.joins = {join.name: len(pairs) + number for number, join in enumerate(space.joins if has_joins else ())}
-        self.count = len(pairs) + len(self.joins)
+        names = [join.name for join in space.joins] if any(ceiling.model.joins for ceiling in problem.ceilings) else []
+        self.works, self.among, self.merges = (
+            {name: len(pairs) + part * len(names) + number for number, name in enumerate(names)} for part in range(3)
+        )
+        self.binary = len(pairs) + len(names)
+        self.count = len(pairs) + 3 * len(names)
 
-    def integer(self, name: str) -> dict[int, float]:
-        """Return the columns whose sum says whether a group or a join works on integers."""
-        if name in self.joins:
-            return {self.joins[name]: 1.0}
+    def integer(self, name: str, joins: Mapping[str, int]) -> dict[int, float]:
+        """Return the columns whose sum says whether a group, or a join by one of its variables, works on integers."""
+        if name in joins:
+            return {joins[name]: 1.0}
         return {column: 1.0 for (group, chosen), column in self.formats.items() if group == name and is_integer(chosen)}
 
 
@@ -138,19 +145,35 @@ def _base_rows(problem: Problem, columns: _Columns) -> tuple[_Rows, int]:
     space = problem.space
     for group in space.groups:
         rows.add({columns.formats[group.name, chosen]: 1.0 for chosen in space.formats[group.name]}, 1.0, 1.0)
-    for join in space.joins if columns.joins else ():
-        for operand in join.operands:
-            rows.add({columns.joins[join.name]: -1.0, **columns.integer(operand)}, 0.0, np.inf)
-        readers = {column: 1.0 for reader in join.readers for column in columns.integer(reader)}
-        rows.add({**readers, columns.joins[join.name]: -1.0}, 0.0, np.inf)
+    for join in space.joins if columns.works else ():
+        _add_join(rows, join, columns)
     for policy in problem.excluded:
         chosen = _chosen(policy, columns)
         integers = integer_names(policy, space.joins)
-        signs = {column: 1.0 if name in integers else -1.0 for name, column in columns.joins.items()}
+        signs = {column: 1.0 if name in integers else -1.0 for name, column in columns.works.items()}
         rows.add({**chosen, **signs}, -np.inf, len(space.groups) + sum(sign > 0 for sign in signs.values()) - 1)
     if problem.near is not None:
         rows.add(_chosen(problem.near.centre, columns), len(space.groups) - problem.near.changes, np.inf)
     return rows, columns.count
+
+
+def _add_join(rows: _Rows, join: Join, columns: _Columns) -> None:
+    """Tie a join's variables to those of its operands and readers: products of binaries, written as inequalities."""
+    works, among, merges = columns.works[join.name], columns.among[join.name], columns.merges[join.name]
+    together, read = {merges: 1.0}, {among: -1.0}
+    for operand in join.operands:
+        natural = columns.integer(operand, columns.among)
+        rows.add({merges: -1.0, **natural}, 0.0, np.inf)
+        rows.add({works: -1.0, **columns.integer(operand, columns.works)}, 0.0, np.inf)
+        together |= dict.fromkeys(natural, -1.0)
+    rows.add(together, 1.0 - len(join.operands), np.inf)
+    for reader in join.readers:
+        integer = columns.integer(reader, columns.works)
+        rows.add({among: 1.0, merges: -1.0, **dict.fromkeys(integer, -1.0)}, -1.0, np.inf)
+        read |= integer
+    rows.add(read, 0.0, np.inf)
+    rows.add({merges: 1.0, among: -1.0}, 0.0, np.inf)
+    rows.add({among: 1.0, works: -1.0}, 0.0, np.inf)
 
 
 def _chosen(policy: Policy, columns: _Columns) -> dict[int, float]:
@@ -161,12 +184,15 @@ def _add_ceiling(rows: _Rows, ceiling: Ceiling, columns: _Columns, total: int, s
     """Add one budget row, in units of its limit; a transition gets a variable that is at least the difference of the two domains."""
     unit, model = ceiling.limit, ceiling.model
     row = {column: model.parts[group][chosen] / unit for (group, chosen), column in columns.formats.items()}
-    row |= {columns.joins[join.name]: cost / unit for join, cost in model.joins}
+    for cost in model.joins:
+        name = cost.join.name
+        row[columns.works[name]] = (cost.integer - cost.kept) / unit
+        row[columns.among[name]] = cost.kept / unit
     for transition in model.transitions:
         if transition.cost <= 0:
             continue
         row[total] = transition.cost / unit
-        first, second = columns.integer(transition.first), columns.integer(transition.second)
+        first, second = (columns.integer(name, columns.among) for name in (transition.first, transition.second))
         for plus, minus in ((first, second), (second, first)):
             rows.add({total: 1.0, **dict.fromkeys(plus, -1.0), **dict.fromkeys(minus, 1.0)}, 0.0, np.inf)
         total += 1
@@ -178,7 +204,7 @@ def _add_ceiling(rows: _Rows, ceiling: Ceiling, columns: _Columns, total: int, s
 
 def _solve(objective: np.ndarray, rows: _Rows, columns: _Columns, total: int, problem: Problem) -> Policy | None:
     integrality = np.zeros(total)
-    integrality[: columns.count] = 1
+    integrality[: columns.binary] = 1
     upper = np.full(total, np.inf)
     upper[: columns.count] = 1.0
     with quiet_stdout():
@@ -201,7 +227,7 @@ def _solve(objective: np.ndarray, rows: _Rows, columns: _Columns, total: int, pr
         )
         for group in problem.space.groups
     }
-    policy = Policy(formats, frozenset(name for name, column in columns.joins.items() if result.x[column] < 0.5))
+    policy = Policy(formats, frozenset(name for name, column in columns.works.items() if result.x[column] < 0.5))
     return place_joins(policy, problem)
 
 
@@ -231,9 +257,5 @@ def place_joins(policy: Policy, problem: Problem) -> Policy:
 
 def _named(policy: Policy, space: Space) -> Policy:
     """Leave out the joins that could not work on integers anyway, so that equal plans are equal policies."""
-    kept: set[str] = set()
-    found = integer_names(policy, space.joins)
-    for join in space.joins:
-        if join.name in policy.float_joins and found.issuperset(join.operands) and not found.isdisjoint(join.readers):
-            kept.add(join.name)
+    _, _, kept = domains(policy, space.joins)
     return replace(policy, float_joins=frozenset(kept))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from calib.formats import FLOAT_ACTIVATION_BITS, FP32, Format
 from calib.graph import TracedModel
 from calib.units import Unit
-from smpq.policy import Group, Join, Policy, Space, integer_names
+from smpq.policy import Group, Join, Policy, Space, domains
 
 _SCALE_BYTES = 4
 _FLOAT_BITS = 32
@@ -17,7 +17,7 @@ _FLOAT_BITS = 32
 
 @dataclass(frozen=True)
 class Transition:
-    """What it costs when two neighbours, groups or joins, differ in domain: one works on integers and the other does not."""
+    """What it costs when of two neighbours, groups or joins, one stands among integers and the other does not (`smpq.policy.domains`)."""
 
     first: str
     second: str
@@ -25,8 +25,17 @@ class Transition:
 
 
 @dataclass(frozen=True)
+class JoinCost:
+    """What a join among integers costs: `integer` when it works on them itself, `kept` when it stays in float."""
+
+    join: Join
+    integer: float = 0.0
+    kept: float = 0.0
+
+
+@dataclass(frozen=True)
 class CostModel:
-    """A cost that is a fixed part, a part for each (group, format), one for each integer join, and a non-negative one for each transition.
+    """A cost that is a fixed part, a part for each (group, format), parts for joins, and a non-negative one for each transition.
 
     All in the unit of the cost; `float_total` is what the float model costs. `joins` are those of the space, in its order.
     """
@@ -36,16 +45,16 @@ class CostModel:
     parts: Mapping[str, Mapping[Format, float]]
     float_total: float
     transitions: tuple[Transition, ...] = field(default=())
-    joins: tuple[tuple[Join, float], ...] = field(default=())
+    joins: tuple[JoinCost, ...] = field(default=())
 
     def total(self, policy: Policy) -> float:
         """Return what a policy costs."""
         total = self.fixed + sum(self.parts[group][chosen] for group, chosen in policy.formats.items())
         if not self.joins and not self.transitions:
             return total
-        integers = integer_names(policy, (join for join, _ in self.joins))
-        total += sum(cost for join, cost in self.joins if join.name in integers)
-        return total + sum(t.cost for t in self.transitions if (t.first in integers) != (t.second in integers))
+        integers, among, _ = domains(policy, (cost.join for cost in self.joins))
+        total += sum(cost.integer if cost.join.name in integers else cost.kept for cost in self.joins if cost.join.name in among)
+        return total + sum(t.cost for t in self.transitions if (t.first in among) != (t.second in among))
 
 
 def is_integer(chosen: Format) -> bool:

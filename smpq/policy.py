@@ -137,8 +137,23 @@ def _float_joins(record: Mapping[str, Any], space: Space) -> frozenset[str]:
 
 def integer_names(policy: Policy, joins: Iterable[Join]) -> set[str]:
     """Return the names of the groups and joins that work on integers under a policy; `joins` in graph order."""
+    return domains(policy, joins)[0]
+
+
+def domains(policy: Policy, joins: Iterable[Join]) -> tuple[set[str], set[str], set[str]]:
+    """Return the names of groups and joins that work on integers, those that stand among integers, and the joins kept in float.
+
+    A join stands among integers when it would work on them if the policy kept no join in float. The third set is that part of
+    `float_joins` that makes a difference. `joins` in graph order.
+    """
     found = {name for name, chosen in policy.formats.items() if chosen.quantizes_activation}
+    among = set(found)
+    kept: set[str] = set()
     for join in joins:
-        if join.name not in policy.float_joins and found.issuperset(join.operands) and not found.isdisjoint(join.readers):
-            found.add(join.name)
-    return found
+        if found.isdisjoint(join.readers):
+            continue
+        if among.issuperset(join.operands):
+            among.add(join.name)
+        if found.issuperset(join.operands):
+            (kept if join.name in policy.float_joins else found).add(join.name)
+    return found, among, kept

@@ -1,9 +1,18 @@
+from dataclasses import replace
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+
 from calib.formats import FP32, Format
+from smpq.allocate import Ceiling, Problem, allocate
+from smpq.costs import CostModel, JoinCost, Transition
 from smpq.groups import find_groups
 from smpq.joins import find_edges, find_joins
 from smpq.plan import Rules, result_after_relu
-from smpq.policy import Join, Policy, integer_names
+from smpq.policy import Group, Join, Policy, Space, domains, integer_names
 from tests.deploy import networks
+from tests.smpq.problems import unit
 
 OUTPUTS, SKIPS = Rules("affine", outputs=True), Rules("symmetric", skips=True)
 W8A8 = Format.from_text("w8a8")
@@ -66,3 +75,56 @@ def test_integer_names_follow_operands_readers_and_the_policy():
     assert integer_names(Policy({**every, "b": FP32}), joins) == {*"acd"}
     assert integer_names(Policy({**every, "d": FP32}), joins) == {*"abc", "first"}
     assert integer_names(Policy(every, frozenset({"first"})), joins) == {*"abcd"}
+
+
+def joined_problem(seed):
+    """A chain a, b, c, d with two sums; random prices of everything, and values that make float formats more valuable."""
+    random = np.random.default_rng(seed)
+    names = tuple("abcd")
+    groups = tuple(Group(name, (unit(name, 64),)) for name in names)
+    joins = (Join("first", ("a", "b"), ("c",)), Join("second", ("first", "c"), ("d",)))
+    space = Space(groups, dict.fromkeys(names, (W8A8, FP32)), FP32, joins)
+    parts = {name: {W8A8: float(random.uniform(-0.3, 0.05)), FP32: 0.0} for name in names}
+    ends = [("a", "b"), ("a", "first"), ("b", "first"), ("first", "c"), ("c", "second"), ("first", "second"), ("second", "d")]
+    transitions = tuple(Transition(first, second, float(random.uniform(0, 0.1))) for first, second in ends)
+    costs = tuple(JoinCost(join, *random.uniform(-0.1, 0.1, 2).tolist()) for join in joins)
+    model = CostModel("latency", 1.0, parts, 1.0, transitions, costs)
+    values = {name: {W8A8: -float(random.uniform(0, 1)), FP32: 0.0} for name in names}
+    return Problem(space, values, [Ceiling(model, float(random.uniform(0.5, 1.0)))])
+
+
+def every_policy(space):
+    names = [group.name for group in space.groups]
+    for formats in product(*(space.formats[name] for name in names)):
+        for count in range(len(space.joins) + 1):
+            for kept in combinations([join.name for join in space.joins], count):
+                yield Policy(dict(zip(names, formats, strict=True)), frozenset(kept))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_formats_and_joins_are_chosen_together_as_well_as_by_brute_force(seed):
+    problem = joined_problem(seed)
+    (ceiling,) = problem.ceilings
+
+    def value(policy):
+        return sum(problem.values[name][chosen] for name, chosen in policy.formats.items())
+
+    within = [policy for policy in every_policy(problem.space) if ceiling.model.total(policy) <= ceiling.limit]
+    found = allocate(problem)
+    assert (found is None) == (not within)
+    if found is not None:
+        assert value(found) == pytest.approx(max(map(value, within)))
+        assert ceiling.model.total(found) <= ceiling.limit + 1e-6
+        same = [policy for policy in within if policy.formats == found.formats]
+        assert ceiling.model.total(found) == pytest.approx(min(map(ceiling.model.total, same))), "joins where they are fastest"
+        left = allocate(replace(problem, excluded=[found]))
+        assert left is None or left.key() != found.key()
+
+
+def test_a_join_behind_one_kept_in_float_stands_among_integers_but_cannot_work_on_them():
+    joins = (Join("first", ("a", "b"), ("c",)), Join("second", ("first", "c"), ("d",)))
+    every = dict.fromkeys("abcd", W8A8)
+    integers, among, kept = domains(Policy(every, frozenset({"first", "second"})), joins)
+    assert integers == {*"abcd"}
+    assert among == {*"abcd", "first", "second"}
+    assert kept == {"first"}
