@@ -15,6 +15,7 @@ from calib.units import Unit
 from deploy.export import OPSET
 from deploy.onnx_files import load_model, save_model, sha256, size_bytes
 from deploy.passes.convert_to_fp16 import convert_to_fp16
+from deploy.passes.declare_opset import declare_opset
 from deploy.passes.editing import unit_nodes
 from deploy.passes.fix_batch import fix_batch
 from deploy.passes.multiply_rows import multiply_rows
@@ -83,6 +84,8 @@ def lower(
         changes["quantize_biases"] = quantize_biases(model, plan, units)
     if target.reference == FP16:
         changes["convert_to_fp16"] = convert_to_fp16(model, plan, units)
+    if target.lowering == "tensorrt":
+        changes["declare_opset"] = declare_opset(model)
     save_model(model, out)
     return LoweringReport(target.name, changes, tensors.merged, size_bytes(out), sha256(out))
 
