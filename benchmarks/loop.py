@@ -92,7 +92,7 @@ def rows_of(name: str, directory: Path, options: argparse.Namespace) -> list[dic
         export_float_model(prepared)
         bench, value = Bench(prepared), prepared.evaluator
         print(f"{name}: scored in {time.process_time() - start:.0f} CPU s", file=sys.stderr, flush=True)
-        known, pool = {}, {}
+        known = {}
         fastest = loop(prepared, bench, 1e-3, scores.starts(), seed=99)
         known |= {step.observation.policy.key(): step.observation for step in fastest.steps if step.observation}
         lowest = fastest.observation.ratio
@@ -104,13 +104,12 @@ def rows_of(name: str, directory: Path, options: argparse.Namespace) -> list[dic
             known |= {step.observation.policy.key(): step.observation for step in outcome.steps if step.observation}
             ratio, low, high = remeasure(bench, outcome.policy)
             generator = np.random.default_rng(number)
-            met, draws = {key: drawn for key, drawn in pool.items() if upper(known[key]) <= limit}, 0
+            met, draws = {}, 0
             while len(met) < options.random and draws < MOST_DRAWS:
                 draws += 1
                 policy = near(prepared.space, fastest.policy, 1.5 * number / (BUDGETS + 1), generator)
                 observation = known.get(policy.key()) or bench.observe(policy)
                 known[policy.key()] = observation
-                pool[policy.key()] = policy
                 if upper(observation) <= limit:
                     met[policy.key()] = policy
             values = value.many([policy for key, policy in met.items() if key != outcome.policy.key()])
