@@ -162,7 +162,8 @@ def main() -> None:
             for seed in seeds:
                 for effort in options.effort.split(","):
                     rows += search(bench, rounding, seed, effort)
-                keep("ptq_resnet20", "python benchmarks/ptq_resnet20.py CIFAR10_DIR WEIGHTS", sorted({row["seed"] for row in rows}), rows, summary=summary(rows),
+                name = "ptq_resnet20" if options.effort == "normal" else f"ptq_resnet20_{options.effort.replace(',', '_')}"
+                keep(name, f"python benchmarks/ptq_resnet20.py CIFAR10_DIR WEIGHTS --effort {options.effort}", sorted({row["seed"] for row in rows}), rows, summary=summary(rows),
                      threads=torch.get_num_threads(), resumed=options.journal is not None)  # fmt: skip
 
 

@@ -17,7 +17,6 @@ EXHAUSTIVE = 512
 _DAMPING = 0.5
 _EXCHANGES_AT_ONCE = 16
 _PATIENCE = 2
-_FINALISTS = 6
 
 
 @dataclass(frozen=True)
@@ -25,17 +24,19 @@ class Effort:
     """How much the search may spend: evaluations on scores, and after that on rounds near the solution and exchanges.
 
     `scoring` evaluations, the first pass included; with 0 the one-at-a-time scores of the first pass are all there is. `rounds` of
-    marginals, `exchanges` batches of exchanges after each, `evaluations` in all.
+    marginals, `exchanges` batches of exchanges after each, `evaluations` in all. `finalists` plans are judged on other samples, besides the
+    starts.
     """
 
     scoring: int = 400
     rounds: int = 4
     exchanges: int = 6
     evaluations: int = 400
+    finalists: int = 6
 
 
 EFFORTS = {
-    "fast": Effort(scoring=0, rounds=0, exchanges=1, evaluations=16),
+    "fast": Effort(scoring=0, rounds=0, exchanges=1, evaluations=16, finalists=2),
     "normal": Effort(),
     "thorough": Effort(scoring=1200, rounds=10, exchanges=12, evaluations=2000),
 }
@@ -85,7 +86,7 @@ def choose(
     if space.size() <= EXHAUSTIVE:
         every = list(feasible(space, ceilings, excluded))
         ranked = sorted(zip(value.many(every), every, strict=True), key=lambda pair: -pair[0])
-        best, finalists = ranked[0][1], tuple(policy for _, policy in ranked[:_FINALISTS])
+        best, finalists = ranked[0][1], tuple(policy for _, policy in ranked[: effort.finalists])
         return Choice(best, value(best), (("all policies", value(best)),), next(iter(starts.values())), finalists)
     values = value.many(plans.values())
     path = list(zip(plans, values, strict=True))
@@ -106,7 +107,7 @@ def choose(
             break
     if not effort.rounds and search.exchange(effort.exchanges):
         path.append(("exchanges", value(search.best)))
-    last = {policy.key(): policy for policy in (*search.ranked()[:_FINALISTS], *plans.values())}
+    last = {policy.key(): policy for policy in (*search.ranked()[: effort.finalists], *plans.values())}
     return Choice(search.best, value(search.best), tuple(path), search.marginals, tuple(last.values()))
 
 
