@@ -14,6 +14,7 @@ from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
 from deploy.stages.supernet import GAME, check_method, check_scores, score_by_supernet
 from deploy.summary import write_report
+from deploy.targets import check_builds_here
 from smpq.budget import Budget
 from smpq.finetune import FineTuneSettings
 from smpq.policy import Policy
@@ -67,8 +68,11 @@ def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | N
     settings, progress = prepared.settings, prepared.progress
     limit = budget.limit("latency")
     check_scores(prepared, method)
+    # what cannot be built or reached is told before the work and not behind it
+    if prepared.times_here:
+        check_builds_here(prepared.target)
     if prepared.not_measurable is None:
-        prepared.device.describe()  # one that cannot be reached is told before the work and not behind it
+        prepared.device.describe()
     if tuning is not None:
         check_trainable(prepared)
     if method != GAME:

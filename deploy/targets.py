@@ -163,7 +163,7 @@ def check_builds_here(target: Target) -> None:
     if installed.split(".")[: len(wanted)] != wanted:
         raise UserError(
             f"{target.name} is TensorRT {target.version}, and {installed} is installed here: its engines are built on the device "
-            "(smpq run --device, or smpq bundle)"
+            "(smpq run --device, or smpq bundle); smpq score, solve and export work here"
         )
 
 

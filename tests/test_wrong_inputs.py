@@ -257,7 +257,7 @@ def test_an_impossible_budget_is_refused_before_anything_is_scored(tmp_path):
         (["simulate"], "simulate has no engine to time; or give a budget on size, avg_bits or bops"),
         (["tensorrt-rtx"], "--device, or use smpq bundle; or give a budget on size"),
         (["tensorrt"], "--device, or use smpq bundle; or give a budget on size"),
-        (["jetson-orin"], "its engines are built on the device .smpq run --device, or smpq bundle.; or give a budget"),
+        (["jetson-orin"], "its engines are built on the device .smpq run --device, or smpq bundle.; smpq score, solve and export"),
         (["ort-cuda", "--formats", "w4a16b8,fp32"], "this onnxruntime has no CUDAExecutionProvider"),
     ],
 )
@@ -266,6 +266,12 @@ def test_a_latency_budget_where_nothing_can_be_timed(tmp_path, target, message):
         pytest.skip("this machine has a GPU")
     arguments = ["run", *TINY, "--target", *target, "--out", tmp_path / "run"]
     assert_matches(message, refused(*arguments, "--budget", "latency=0.5x"))
+    assert not (tmp_path / "run" / "scores.json").exists()
+
+
+def test_what_only_a_device_builds_is_refused_before_anything_is_scored(tmp_path):
+    arguments = ["run", *TINY, "--target", "jetson-orin", "--out", tmp_path / "run", "--budget", "size=0.3x"]
+    assert_matches("its engines are built on the device .*smpq score, solve and export work here", refused(*arguments))
     assert not (tmp_path / "run" / "scores.json").exists()
 
 
