@@ -4,7 +4,7 @@ Usage: loop.py CIFAR10_DIR RESNET20_WEIGHTS [--networks resnet20,resnet18,vit_ti
 
 The networks of latency_model.py. Budgets lie evenly between the fastest engine that a search without value finds and the float engine. Each budget's
 loop starts from nothing but the scores, which one scoring gives for all. What it hands over is timed again in plain onnxruntime: the upper end of
-the 95 % interval may be 1.02 times the budget. Random plans are drawn around the fastest and the float plan until enough are measured to meet
+the 95 % interval may be 1.02 times the budget. Networks that are not asked for keep their rows in the record. Random plans are drawn around the fastest and the float plan until enough are measured to meet
 the budget; none may have a better value than the loop's (on the calibration images, which is what the loop searches by).
 """
 
@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from recheck_engine import best_of
-from records import keep
+from records import RESULTS, keep
 from runs import NETWORKS, open_network
 
 from deploy.devices.base import Candidate
-from deploy.loop import Goal, LatencyLoop, LoopSettings, Outcome, upper
+from deploy.latency import Observation
+from deploy.loop import Goal, LatencyLoop, LoopSettings, Outcome, Step, upper
 from deploy.measure import Protocol
-from deploy.measuring import Bench
+from deploy.measuring import THOROUGH, Bench
 from deploy.observations import edges
 from deploy.prepare import Prepared
 from deploy.stages.making import export_float_model
@@ -63,15 +64,25 @@ def remeasure(bench: Bench, policy: Policy) -> tuple[float, float, float]:
 
 
 def loop(prepared: Prepared, bench: Bench, limit: float, starts: dict, seed: int) -> Outcome:
+    """Search as `smpq run` does: what the loop hands over is measured thoroughly, and searched on where that overrules it."""
     effort = replace(prepared.settings.spending, rounds=1, exchanges=1)
-    looped = LatencyLoop(
-        prepared.space,
-        edges(prepared),
-        prepared.evaluator,
-        Goal(limit, [], starts, effort),
-        settings=LoopSettings(BUILDS, seed=seed),
-    )
-    return looped.run(bench.observe)
+    known: dict[str, Observation] = {}
+    steps: list[Step] = []
+    while True:
+        goal = Goal(limit, [], starts, effort)
+        settings = LoopSettings(BUILDS - len(steps), seed=seed)
+        looped = LatencyLoop(prepared.space, edges(prepared), prepared.evaluator, goal, list(known.values()), settings)
+        outcome = looped.run(bench.observe)
+        steps += outcome.steps
+        known |= {step.observation.policy.key(): step.observation for step in outcome.steps if step.observation}
+        policy = outcome.policy
+        if not outcome.met or policy == prepared.space.uniform(prepared.space.reference):
+            break
+        (measured,) = bench.measure([(policy, bench.candidate(policy))], THOROUGH)
+        known[policy.key()] = measured.observation()
+        if upper(known[policy.key()]) <= limit:
+            break
+    return replace(outcome, steps=tuple(steps))
 
 
 def near(space: Space, fastest: Policy, most: float, generator: np.random.Generator) -> Policy:
@@ -152,6 +163,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         rows = [row for name in options.networks.split(",") for row in rows_of(name, Path(directory), options)]
+    file = RESULTS / "loop.json"
+    known = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows = [*(row for row in known if row["network"] not in options.networks.split(",")), *rows]
     summary = {
         "cases": len(rows),
         "within_1.02": sum(row["upper_over_budget"] <= 1.02 for row in rows),
