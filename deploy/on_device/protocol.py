@@ -99,8 +99,9 @@ def measure_engines(
 ) -> Measurement:
     """Time engines in turn, round by round, each call on a batch of `batch` samples. All engines must read the same clock.
 
-    After a warm-up the order within a round is shuffled, since an engine may profit from what ran before it. In a round each engine runs
-    in two to five parts, of which the fastest counts: an interruption only ever adds time. The ratio of two engines is the median of
+    After a warm-up the order within a round is shuffled, since an engine may profit from what ran before it. In a round each engine makes one
+    call that is not timed, since others have filled the caches, and runs in two to five parts, of which the fastest counts: an
+    interruption only ever adds time. The ratio of two engines is the median of
     their ratios within rounds, so that a machine that slows down changes no ratio. Raises NotComparable when the clocks differ. Ours.
     """
     protocol = protocol or Protocol()
@@ -147,6 +148,7 @@ def _repeats(engine: Timed, protocol: Protocol) -> int:
 
 
 def _one_round(engine: Timed, repeats: int, protocol: Protocol) -> list[float]:
+    engine.time(1)
     parts = max(2, min(5, repeats // protocol.calls))
     return [engine.time(max(1, repeats // parts)) for _ in range(parts)]
 
