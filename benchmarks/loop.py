@@ -72,7 +72,7 @@ def loop(prepared: Prepared, bench: Bench, limit: float, starts: dict, seed: int
         goal = Goal(limit, [], starts, effort)
         settings = LoopSettings(BUILDS - len(steps), seed=seed)
         looped = LatencyLoop(prepared.space, edges(prepared), prepared.evaluator, goal, list(known.values()), settings)
-        outcome = looped.run(bench.observe)
+        outcome = looped.run(lambda policy: bench.observe(policy, limit))
         steps += outcome.steps
         known |= {step.observation.policy.key(): step.observation for step in outcome.steps if step.observation}
         policy = outcome.policy

@@ -24,6 +24,8 @@ from deploy.prepare import Prepared
 from smpq.policy import Policy
 
 THOROUGH = Protocol(rounds=41, round_ms=15.0)
+_NEAR = 0.03
+"""A ratio this near to the limit, relatively, may fall on either side of it."""
 CANDIDATES = "candidates"
 """Directory of a run: lowered models, named by the hash of their content."""
 
@@ -41,9 +43,13 @@ class Bench:
         """Name the machine that engines are timed on."""
         return self._prepared.device.describe()
 
-    def observe(self, policy: Policy) -> Observation | Refusal:
-        """Time one policy, and add what came of it to the run's measurements."""
-        (measured,) = self.measure([(policy, self.candidate(policy))], Protocol())
+    def observe(self, policy: Policy, limit: float | None = None) -> Observation | Refusal:
+        """Time one policy, thoroughly if its ratio is near `limit`, and add what came of it to the run's measurements."""
+        candidate = self.candidate(policy)
+        (measured,) = self.measure([(policy, candidate)], Protocol())
+        ratio = measured.result.ratio
+        if limit is not None and ratio is not None and abs(ratio / limit - 1) < _NEAR:
+            (measured,) = self.measure([(policy, candidate)], THOROUGH)
         return keep_measured(self._prepared, [measured], self.machine)[0]
 
     def measure(self, chosen: Sequence[tuple[Policy, Candidate]], protocol: Protocol, batch: int | None = None) -> list[Measured]:

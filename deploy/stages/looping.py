@@ -42,7 +42,7 @@ def close_loop(prepared: Prepared, budget: Budget, effort: Effort, settings: Loo
     limit = _ratio_limit(prepared, budget, known_float_ms(prepared, bench.machine) or bench.float_ms)
     looped = _loop(prepared, budget, effort, limit, bench.machine, settings)
     with prepared.progress.step("close the loop"):
-        outcome = looped.run(bench.observe, prepared.progress.say)
+        outcome = looped.run(lambda policy: bench.observe(policy, limit), prepared.progress.say)
     _write_steps(prepared, limit, outcome.steps)
     return outcome, limit
 
