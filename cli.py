@@ -95,8 +95,8 @@ def run_command(
     is in the run all the same. The same command on an unfinished run goes on where it stopped.
     """
     from deploy.pipeline import run_all
-    from deploy.report import summary_lines
-    from smpq.finetune import FineTuneSettings
+    from deploy.report.page import summary_lines
+    from smpq.training.finetune import FineTuneSettings
 
     epochs = finetune if finetune is not None else 0.0 if method == "game" else FineTuneSettings.epochs
     tuning = FineTuneSettings(epochs=epochs) if epochs else None
@@ -145,8 +145,8 @@ def train_supernet(
     """
     from deploy.pipeline import open_run
     from deploy.stages.supernet import train_supernet as supernet_stage
-    from smpq.supernet_game import GameSettings
-    from smpq.supernet_training import SupernetSettings
+    from smpq.supernet.game import GameSettings
+    from smpq.supernet.training import SupernetSettings
 
     settings = SupernetSettings(
         epochs=epochs,
@@ -210,7 +210,7 @@ def finetune(
     from deploy.finetuning import finetune as finetune_stage
     from deploy.pipeline import open_run
     from deploy.stages import read_policy
-    from smpq.finetune import FineTuneSettings
+    from smpq.training.finetune import FineTuneSettings
 
     settings = FineTuneSettings(
         epochs=epochs, learning_rate=lr, step_learning_rate=lr / 10, learn_activations=learn_activations, keep=keep
@@ -393,7 +393,7 @@ def verify(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     """Write report.json and report.html from what the run holds. Exit code 1 when the budget is not met."""
     from deploy.pipeline import open_run, write_reports
-    from deploy.report import summary_lines
+    from deploy.report.page import summary_lines
     from deploy.stages import read_policy
 
     prepared = open_run(run, progress)
@@ -414,8 +414,8 @@ def targets(name: str | None, compute_capabilities: tuple[str, ...], as_json: bo
 
     For example smpq targets jetson-orin, or smpq targets tensorrt-10.3 --sm sm87.
     """
-    from deploy.target_tables import LEGEND, described, overview, rules, summary
-    from deploy.targets import TARGET_NAMES, device_names, target_from_name
+    from deploy.targets.tables import LEGEND, described, overview, rules, summary
+    from deploy.targets.target import TARGET_NAMES, device_names, target_from_name
 
     if compute_capabilities and name is None:
         raise UserError("--sm needs the name of a target, as in: smpq targets tensorrt-10.3 --sm sm87")

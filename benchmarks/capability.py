@@ -11,7 +11,7 @@ import time
 from records import keep
 
 from deploy.probe import cases, disagreement, probe, stated
-from deploy.targets import compute_capabilities_of, target_from_name
+from deploy.targets.target import compute_capabilities_of, target_from_name
 
 REASON = 100
 """Characters of a runtime's reason that are kept."""

@@ -26,12 +26,12 @@ from calib.units import find_units
 from smpq.allocate import Ceiling
 from smpq.costs import cost_models
 from smpq.evaluate import Evaluator
-from smpq.finetune import FineTuneSettings, Progress, Subject, finetune
 from smpq.groups import find_groups
 from smpq.plan import Rules
 from smpq.policy import Policy, Space
 from smpq.quantize import FakeQuantizer
 from smpq.search import Effort, choose
+from smpq.training.finetune import FineTuneSettings, Progress, Subject, finetune
 from smpq.value import PolicyValue
 
 NAME = "finetune_resnet20"

@@ -16,10 +16,10 @@ import numpy as np
 from records import keep
 from runs import NETWORKS, open_network
 
-from deploy.designs import designed_policies, random_policies
-from deploy.latency import Observation, fit
-from deploy.measuring import Bench
-from deploy.observations import edges
+from deploy.latency.bench import Bench
+from deploy.latency.designs import designed_policies, random_policies
+from deploy.latency.model import Observation, fit
+from deploy.latency.observations import edges
 from deploy.stages.making import export_float_model
 
 MEASURED, OTHERS = 12, 12

@@ -31,16 +31,16 @@ from calib.tasks import load_task
 from calib.units import find_units
 from smpq.allocate import Ceiling, Problem, solve_or_explain
 from smpq.costs import cost_models
-from smpq.finetune import FineTuneSettings, Subject, finetune
 from smpq.groups import find_groups
 from smpq.plan import Rules
 from smpq.policy import Policy, Space
 from smpq.quantize import FakeQuantizer
-from smpq.supernet import Supernet, SupernetSubject
-from smpq.supernet_game import GameSettings, SupernetGame
-from smpq.supernet_scores import argmax_policy, supernet_scores
-from smpq.supernet_state import SupernetState
-from smpq.supernet_training import EpochReport, SupernetSettings, train
+from smpq.supernet.game import GameSettings, SupernetGame
+from smpq.supernet.network import Supernet, SupernetSubject
+from smpq.supernet.scores import argmax_policy, supernet_scores
+from smpq.supernet.state import SupernetState
+from smpq.supernet.training import EpochReport, SupernetSettings, train
+from smpq.training.finetune import FineTuneSettings, Subject, finetune
 
 NAME = "supernet_cifar10"
 FORMATS = "w2a4,w3a4,w4a4,w2a8,w3a8,w4a8"

@@ -30,7 +30,7 @@ from calib.units import Unit, find_units
 from deploy.backends import onnxruntime, tensorrt
 from deploy.export import export_float
 from deploy.lower import lower
-from deploy.targets import target_from_name
+from deploy.targets.target import target_from_name
 from smpq.plan import Rules, plan_from_policy
 
 COMPUTE_CAPABILITY = "sm89"

@@ -15,7 +15,7 @@ from deploy.export import call_name
 from deploy.lower import lower
 from deploy.on_device.experiment import CACHE_DIRECTORY
 from deploy.prepare import DEVICE, Prepared
-from deploy.targets import Target, check_builds_here
+from deploy.targets.target import Target, check_builds_here
 from smpq.policy import Policy
 
 BuildFailed = tensorrt_backend.BuildFailed

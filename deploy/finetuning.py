@@ -15,12 +15,12 @@ from calib.graph import TracedModel
 from deploy.export import export_float
 from deploy.onnx_files import sha256
 from deploy.prepare import Prepared
-from smpq.finetune import FineTuneSettings, Progress, Subject
-from smpq.finetune import finetune as train
-from smpq.finetuned import FineTuned, policy_of_file
 from smpq.plan import QuantPlan
 from smpq.policy import Policy
 from smpq.quantize import FakeQuantizer
+from smpq.training.finetune import FineTuneSettings, Progress, Subject
+from smpq.training.finetune import finetune as train
+from smpq.training.finetuned import FineTuned, policy_of_file
 
 FINE_TUNED = "finetuned.safetensors"
 RECORD = "finetune.json"

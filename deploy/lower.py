@@ -23,7 +23,7 @@ from deploy.passes.quantize_biases import quantize_biases
 from deploy.passes.quantize_tensors import quantize_tensors
 from deploy.passes.quantize_weights import quantize_weights
 from deploy.passes.split_gemm import split_gemm
-from deploy.targets import Target
+from deploy.targets.target import Target
 from smpq.plan import QuantPlan
 
 SCHEMA = 1

@@ -8,16 +8,16 @@ from typing import Any
 from deploy.finetuning import check_trainable, discard_other, finetune_unless_done, version_key
 from deploy.prepare import Prepared, prepare
 from deploy.progress import Progress
-from deploy.report import write_html
+from deploy.report.page import write_html
 from deploy.run import Run, Settings
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
 from deploy.stages.supernet import GAME, check_method, check_scores, score_by_supernet
 from deploy.summary import write_report
-from deploy.targets import check_builds_here
+from deploy.targets.target import check_builds_here
 from smpq.budget import Budget
-from smpq.finetune import FineTuneSettings
 from smpq.policy import Policy
+from smpq.training.finetune import FineTuneSettings
 from smpq.workers.resources import Resources
 
 _PROPOSALS = 4

@@ -25,12 +25,12 @@ from deploy.backends import onnxruntime as ort_backend
 from deploy.devices.address import device_from_address
 from deploy.devices.base import Device
 from deploy.half_range import check_half_range
-from deploy.offers import refusal, unknown_offers
 from deploy.on_device.cuda import open_cuda
 from deploy.on_device.errors import DeviceError
 from deploy.progress import Progress
 from deploy.run import Run, Settings, versions
-from deploy.targets import Target, capability, check_builds_here, target_from_name
+from deploy.targets.offers import refusal, unknown_offers
+from deploy.targets.target import Target, capability, check_builds_here, target_from_name
 from smpq.costs import CostModel, cost_models
 from smpq.evaluate import Evaluator
 from smpq.groups import find_groups, space_from_formats

@@ -23,8 +23,8 @@ from deploy.export import export_float
 from deploy.lower import lower
 from deploy.onnx_files import load_model
 from deploy.prepare import rules_of
-from deploy.rules import OPERATORS, Capability, Status
-from deploy.targets import Target, capability
+from deploy.targets.rules import OPERATORS, Capability, Status
+from deploy.targets.target import Target, capability
 from smpq.quantize import FakeQuantizer
 
 ROWS = 4

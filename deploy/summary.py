@@ -7,7 +7,7 @@ from typing import Any
 
 from deploy.engines import engine_names
 from deploy.finetuning import read_record, version_key
-from deploy.measure import machine
+from deploy.latency.measure import machine
 from deploy.prepare import Prepared
 from deploy.stages.explaining import read_explanation
 from smpq.allocate import Ceiling, Problem, allocate

@@ -13,7 +13,7 @@ from calib.errors import UserError
 from calib.units import Unit
 from deploy.lower import LoweringReport, lower
 from deploy.onnx_files import load_model
-from deploy.targets import Target
+from deploy.targets.target import Target
 from smpq.plan import QuantPlan
 
 QDQ_MODEL = "model.qdq.onnx"

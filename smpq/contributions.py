@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from smpq.estimators.base import Floats
-from smpq.removal import Removals
-from smpq.supernet import Operation
+from smpq.supernet.network import Operation
+from smpq.supernet.removal import Removals
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from calib.errors import UserError
-from deploy.bundle import check_models, results_of, write_experiment, writing
 from deploy.devices.base import Announce, Experiment, Result, silent
+from deploy.devices.bundle import check_models, results_of, write_experiment, writing
 from deploy.on_device.errors import DeviceError
 from deploy.on_device.main import run_experiment
 from deploy.on_device.state import machine

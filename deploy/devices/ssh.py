@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from calib.errors import UserError
-from deploy.bundle import RUNNER_FILE, read_measurements, results_of, write_bundle
 from deploy.devices.base import Announce, Experiment, Result, silent
+from deploy.devices.bundle import RUNNER_FILE, read_measurements, results_of, write_bundle
 from deploy.devices.connection import Address, Connection, Dropped, RemoteFailed, last_line
 from deploy.on_device import state
 from deploy.on_device.errors import DeviceError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploy.loop import LoopSettings, Outcome
-from deploy.observations import known_float_ms, latency_model
+from deploy.latency.loop import LoopSettings, Outcome
+from deploy.latency.observations import known_float_ms, latency_model
 from deploy.prepare import Prepared
 from deploy.stages.looping import close_loop
 from deploy.stages.policies import write_policy
@@ -17,7 +17,7 @@ from smpq.policy import Policy
 from smpq.scores import Scores
 from smpq.search import Choice, Effort, choose, confirm
 from smpq.stability import decision_stability
-from smpq.supernet_scores import ESTIMATORS
+from smpq.supernet.scores import ESTIMATORS
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from deploy.devices.base import Candidate
 from deploy.engines import Engines, Kernel, engine_names, plan_kernels
 from deploy.export import export_float
 from deploy.finetuning import tuned, version_key
+from deploy.latency.bench import THOROUGH, Bench
+from deploy.latency.observations import Measured, keep_measured, latency_model, read_observations
 from deploy.lower import lower
-from deploy.measuring import THOROUGH, Bench
-from deploy.observations import Measured, keep_measured, latency_model, read_observations
 from deploy.prepare import Prepared
 from deploy.trtexec import TrtexecExport, export_for_trtexec
 from deploy.verify import verify as verify_stages

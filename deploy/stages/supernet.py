@@ -11,10 +11,10 @@ from deploy.prepare import Prepared
 from deploy.stages.scoring import write_space
 from smpq.budget import Budget
 from smpq.scores import Scores
-from smpq.supernet import Supernet, SupernetSubject
-from smpq.supernet_scores import ESTIMATORS, supernet_scores
-from smpq.supernet_state import SupernetState
-from smpq.supernet_training import EpochReport, SupernetSettings, train
+from smpq.supernet.network import Supernet, SupernetSubject
+from smpq.supernet.scores import ESTIMATORS, supernet_scores
+from smpq.supernet.state import SupernetState
+from smpq.supernet.training import EpochReport, SupernetSettings, train
 
 SUPERNET = "supernet.safetensors"
 RECORD = "supernet.json"

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.devices.base import Candidate, Experiment
-from deploy.measure import Protocol
+from deploy.latency.measure import Protocol
 from deploy.onnx_files import sha256
 
 SETTINGS: dict[str, Any] = {

@@ -26,7 +26,7 @@ from calib.task import Batch
 from calib.units import Unit, find_units
 from deploy.export import export_float
 from deploy.lower import LoweringReport, lower
-from deploy.targets import target_from_name
+from deploy.targets.target import target_from_name
 from smpq.plan import QuantPlan, Rules
 from smpq.quantize import FakeQuantizer
 

@@ -31,7 +31,7 @@ from deploy.export import export_float
 from deploy.half_range import check_half_range
 from deploy.lower import lower
 from deploy.onnx_files import copy_model, data_path, load_model, save_model, sha256
-from deploy.targets import Target, capability, target_from_name
+from deploy.targets.target import Target, capability, target_from_name
 from smpq.plan import Rules
 from smpq.quantize import FakeQuantizer
 from tests.commands import TINY, refused

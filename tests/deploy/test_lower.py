@@ -10,7 +10,7 @@ from onnx import TensorProto
 from calib.errors import UserError
 from deploy.backends.onnxruntime import build_engine, load_engine
 from deploy.lower import lower
-from deploy.targets import target_from_name
+from deploy.targets.target import target_from_name
 from tests.deploy.networks import constants, mlp, nodes, relative_error, residual, run_plain
 
 

@@ -26,7 +26,7 @@ from calib.units import Unit, find_units
 from deploy.backends import onnxruntime, tensorrt
 from deploy.export import export_float
 from deploy.lower import lower
-from deploy.targets import capability, target_from_name
+from deploy.targets.target import capability, target_from_name
 from smpq.plan import Rules
 from smpq.quantize import FakeQuantizer
 from tests.deploy.backends.builds import needs_rtx

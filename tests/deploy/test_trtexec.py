@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from calib.errors import UserError
 from deploy.backends.tensorrt import BuildRecord, build_plan, check_units
-from deploy.targets import target_from_name
+from deploy.targets.target import target_from_name
 from deploy.trtexec import export_for_trtexec
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.networks import export, mlp, residual

@@ -15,7 +15,7 @@ from calib.task import Batch
 from calib.units import Unit, find_units
 from smpq.groups import find_groups
 from smpq.policy import Space
-from smpq.supernet import Supernet, SupernetSubject
+from smpq.supernet.network import Supernet, SupernetSubject
 
 FORMATS = "w2a4,w4a4,w2a8,w4a8"
 

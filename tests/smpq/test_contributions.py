@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from smpq.contributions import Contributions
-from smpq.removal import RemovalWalks
-from smpq.supernet import Operation
+from smpq.supernet.network import Operation
+from smpq.supernet.removal import RemovalWalks
 
 OPERATIONS = [
     *(Operation("a", "weight", f"w{bits}", bits) for bits in (2, 3, 4)),

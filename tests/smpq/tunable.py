@@ -17,10 +17,10 @@ from calib.formats import Format
 from calib.graph import TracedModel
 from calib.task import Batch
 from calib.units import Unit, find_units
-from smpq.finetune import Subject
 from smpq.plan import Rules
 from smpq.quantize import FakeQuantizer
-from smpq.trainable import TrainableGraph
+from smpq.training.finetune import Subject
+from smpq.training.trainable import TrainableGraph
 
 
 class Normed(nn.Module):

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.formats import Format
-from deploy.targets import CONVOLUTIONS
+from deploy.targets.target import CONVOLUTIONS
 
 Array = npt.NDArray[np.generic]
 

@@ -24,7 +24,7 @@ from deploy.backends.onnxruntime import (
 )
 from deploy.backends.tensorrt.build import BuildFailed
 from deploy.lower import lower
-from deploy.targets import target_from_name
+from deploy.targets.target import target_from_name
 from tests.deploy.networks import mlp, relative_error, residual
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from calib.errors import UserError
 from deploy.backends.onnxruntime import OrtEngineRecord, build_engine, load_engine, session_settings
-from deploy.targets import target_from_name
+from deploy.targets.target import target_from_name
 from tests.deploy.networks import constants, mlp, nodes, relative_error, residual
 
 

@@ -27,7 +27,7 @@ from deploy.backends.tensorrt import (
     load,
     open_plan,
 )
-from deploy.targets import capability, target_from_name
+from deploy.targets.target import capability, target_from_name
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, check_layer, needs_rtx, reason_of
 from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer, one_layer
 

@@ -8,7 +8,7 @@ import pytest
 
 from calib.errors import UserError
 from deploy.devices.local import LocalDevice
-from deploy.measure import machine
+from deploy.latency.measure import machine
 from tests.deploy.experiments import broken_candidate, experiment
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from calib.errors import UserError
-from deploy.bundle import RUNNER_FILE
+from deploy.devices.bundle import RUNNER_FILE
 from deploy.devices.ssh import SshDevice
-from deploy.measure import Protocol, machine
+from deploy.latency.measure import Protocol, machine
 from tests.deploy.devices.sshd import Server, serving
 from tests.deploy.experiments import broken_candidate, experiment
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.measure import machine
+from deploy.latency.measure import machine
 from tests.conftest import ROOT
 from tests.deploy.devices.sshd import serving
 from tests.deploy.devices.test_ssh import runners

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.bundle import write_bundle
 from deploy.devices.base import Result
-from deploy.measure import Protocol, machine
+from deploy.devices.bundle import write_bundle
+from deploy.latency.measure import Protocol, machine
 from deploy.on_device import main as module
 from deploy.on_device.cuda import CudaError
 from deploy.on_device.errors import BuildFailed, DeviceError

@@ -1,11 +1,11 @@
-"""What a measurement says of engines whose times are known. The rules of the rounds are tested through `deploy.measure`."""
+"""What a measurement says of engines whose times are known. The rules of the rounds are tested through `deploy.latency.measure`."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from deploy.measure import NotComparable, Protocol, ratio
+from deploy.latency.measure import NotComparable, Protocol, ratio
 from deploy.on_device.protocol import measure_engines
 
 

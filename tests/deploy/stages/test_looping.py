@@ -14,9 +14,9 @@ from rich.console import Console
 
 from calib.errors import UserError
 from calib.formats import FP32
-from deploy.bundle import RUNNER_FILE
+from deploy.devices.bundle import RUNNER_FILE
 from deploy.devices.local import LocalDevice
-from deploy.observations import read_observations, read_refusals
+from deploy.latency.observations import read_observations, read_refusals
 from deploy.on_device.experiment import read_experiment, result_key
 from deploy.pipeline import open_run
 from deploy.progress import Progress

@@ -7,7 +7,7 @@ import pytest
 from deploy.pipeline import open_run
 from deploy.progress import Progress
 from deploy.stages.supernet import RECORD, SUPERNET, train_supernet
-from smpq.supernet_training import SupernetSettings
+from smpq.supernet.training import SupernetSettings
 from tests.commands import assert_matches, contents, copy_of, done, refused
 
 TASK = (

@@ -1,0 +1,74 @@
+"""Which engines to measure first: policies that tell the terms of the latency model apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from deploy.latency.model import STRENGTHS, covariance_of
+from deploy.latency.terms import prior_of, row_of, terms_of
+from smpq.joins import Edge
+from smpq.policy import Policy, Space
+
+_CANDIDATES = 240
+_NOISE = 0.01
+
+
+def designed_policies(space: Space, edges: Sequence[Edge], count: int, seed: int) -> list[Policy]:
+    """Return policies whose measurements tell most about all others.
+
+    First every uniform format. Then, one by one, of many random policies the one whose measurement lowers the expected variance of the
+    predictions for all of them most, by the prior of the latency model (an I-optimal design, built greedily; ours). They are all different,
+    and the float engine, whose ratio is known to be 1, is not among them; in a small space there may be fewer than `count`.
+    """
+    formats = list(dict.fromkeys(chosen for row in space.formats.values() for chosen in row))
+    reference = space.uniform(space.reference).key()
+    uniform = {policy.key(): policy for policy in map(space.uniform, formats)}
+    found = [policy for key, policy in uniform.items() if key != reference][:count]
+    candidates = [policy for policy in random_policies(space, _CANDIDATES, seed) if policy.key() not in uniform]
+    if len(found) >= count or not candidates:
+        return found
+    terms = terms_of(space, edges)
+    covariance = covariance_of(prior_of(space, edges, terms), STRENGTHS)
+    rows = np.array([row_of(policy, space, terms) for policy in candidates])
+    for policy in found:
+        covariance = _measured(covariance, row_of(policy, space, terms))
+    for _ in range(min(count - len(found), len(candidates))):
+        spread = rows @ covariance @ rows.T
+        gains = (spread**2).sum(0) / (np.diag(spread) + _NOISE**2)
+        best = int(gains.argmax())
+        found.append(candidates[best])
+        covariance = _measured(covariance, rows[best])
+        rows[best] = 0.0  # never again
+    return found
+
+
+def random_policies(space: Space, count: int, seed: int) -> list[Policy]:
+    """Return different random policies: runs of one format and scattered layers both occur, and joins in float where there are any.
+
+    Fewer than `count` in a small space.
+    """
+    generator = np.random.default_rng(seed)
+    formats = list(dict.fromkeys(chosen for row in space.formats.values() for chosen in row))
+    found: dict[str, Policy] = {}
+    for _ in range(4 * count):
+        if len(found) == count:
+            break
+        flip = generator.uniform(0.05, 0.6)
+        first, picks = int(generator.integers(len(formats))), {}
+        for group in space.groups:
+            if generator.random() < flip:
+                first = int(generator.integers(len(formats)))
+            allowed = space.formats[group.name]
+            picks[group.name] = formats[first] if formats[first] in allowed else allowed[int(generator.integers(len(allowed)))]
+        kept = generator.random() * generator.integers(2)
+        policy = Policy(picks, frozenset(join.name for join in space.joins if generator.random() < kept))
+        found.setdefault(policy.key(), policy)
+    return list(found.values())
+
+
+def _measured(covariance: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Return what is left of the covariance of the coefficients when an engine with these terms has been measured."""
+    gain = covariance @ row
+    return covariance - np.outer(gain, gain) / (float(row @ gain) + _NOISE**2)

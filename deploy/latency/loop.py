@@ -1,0 +1,281 @@
+"""The closed loop: measured latency of whole engines prices the formats until prediction, measurement and budget agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from calib.formats import Format
+from deploy.latency.designs import designed_policies, random_policies
+from deploy.latency.model import LatencyModel, Observation, fit
+from smpq.allocate import Ceiling, Problem, allocate, nearest_feasible, place_joins
+from smpq.allocate import Values as Marginals
+from smpq.evaluate import ValueFunction
+from smpq.joins import Edge
+from smpq.policy import Policy, Space
+from smpq.search import EXHAUSTIVE, Choice, Effort, choose
+
+_OPTIMISM = 1.5
+"""How many standard errors a proposal may be predicted above the limit before it is taken for too slow."""
+_TYPICAL = 32
+_STEPS_OF_OPTIMISM = (0.0, 0.75, -0.75, 1.5)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A policy whose engine does not build: the runtime's reason, and the (group, format) pairs that it blames, as far as it says."""
+
+    policy: Policy
+    reason: str
+    blamed: tuple[tuple[str, Format], ...] = ()
+
+
+MeasurePolicy = Callable[[Policy], "Observation | Refusal"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is searched: a limit on the ratio to the float engine, ceilings on other costs, scores to start from, and the effort."""
+
+    limit: float
+    ceilings: Sequence[Ceiling]
+    starts: dict[str, Marginals]
+    effort: Effort
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A policy to be measured next and why, and what the model predicts for it: a ratio to the float engine with its 95 % interval."""
+
+    label: str
+    policy: Policy
+    predicted: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One whole-engine measurement and what was predicted for it beforehand; `observation` is None where the engine did not build."""
+
+    proposal: Proposal
+    observation: Observation | None
+    refusal: Refusal | None
+    met: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best policy whose measured latency meets the limit, or the fastest one found when none does."""
+
+    policy: Policy
+    value: float
+    observation: Observation
+    met: bool
+    stop_reason: str
+    steps: tuple[Step, ...]
+    model: LatencyModel
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """`measurements` is the most engines that are built and measured, of which `designed` are experiments chosen beforehand."""
+
+    measurements: int = 10
+    designed: int = 5
+    seed: int = 0
+
+
+@dataclass
+class _State:
+    """What changes from step to step."""
+
+    observed: dict[str, Observation]
+    refusals: list[Refusal] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    marginals: dict[str, Marginals] = field(default_factory=dict)
+    stop_reason: str = ""
+
+
+class LatencyLoop:
+    """Finds the most valuable policy whose engine is measured to be fast enough. `ask` says what to measure next, `tell` what came of it.
+
+    1. Engines of designed policies are measured and the latency model is fitted.
+    2. The search proposes the most valuable policy that the model predicts to meet the limit, with joins placed where they are fastest;
+       it is built and measured, and the model is fitted again. A policy that is measured to miss the limit is never proposed again.
+    3. When the proposal is one that is known to meet the limit, the search is repeated with the limit raised by the model's
+       uncertainty: a more valuable policy that might just meet it is measured as well. Nothing is left then that is likely better.
+    4. A policy meets the limit when the upper end of the 95 % interval of its ratio does.
+    5. What does not build is left out from then on: the formats that the runtime blames, or else that policy.
+    6. Where nothing measured is faster than the float engine, the float engine is the outcome.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        edges: Sequence[Edge],
+        value: ValueFunction,
+        goal: Goal,
+        known: Sequence[Observation] = (),
+        settings: LoopSettings | None = None,
+        refusals: Sequence[Refusal] = (),
+    ) -> None:
+        """`known` and `refusals` are what earlier sessions of the same run have found."""
+        self._space = space
+        self._whole_space = space
+        self._edges = edges
+        self._value = value
+        self.goal = goal
+        self._settings = settings or LoopSettings()
+        self._reference = Observation(space.uniform(space.reference), 1.0, 0.0)
+        self._state = _State({o.policy.key(): o for o in known}, marginals=dict(goal.starts))
+        count = min(self._settings.designed, space.size())
+        self._designed = designed_policies(space, edges, count, self._settings.seed)
+        self._model = self._fit()
+        for refusal in refusals:
+            self._leave_out(refusal)
+
+    def run(self, measure: MeasurePolicy, announce: Callable[[str], None] = lambda _: None) -> Outcome:
+        """Measure what `ask` proposes until it proposes nothing; `announce` is told about each step."""
+        while (proposal := self.ask()) is not None:
+            found = measure(proposal.policy)
+            self.tell(proposal, found)
+            result = f"{found.ratio:.3f}x of float" if isinstance(found, Observation) else f"does not build: {found.reason}"
+            announce(f"{proposal.label} {len(self._state.steps)}: {result}, predicted {proposal.predicted:.3f}")
+        return self.outcome()
+
+    def ask(self) -> Proposal | None:
+        """Return the policy to measure next, None when there is no use in another one."""
+        if len(self._state.steps) >= self._settings.measurements:
+            self._state.stop_reason = "measurements"
+            return None
+        waiting = self._waiting()
+        if waiting:
+            return self._proposal("experiment", waiting[0])
+        best = self._best()
+        for optimism in (0.0, _OPTIMISM):
+            found = self._search(optimism)
+            if found is not None and (best is None or found.value > self._value(best.policy)) and self._is_new(found.policy):
+                return self._proposal("optimistic" if optimism else "proposal", found.policy)
+        if best is None:
+            closest = self._closest()
+            if closest is not None:
+                return self._proposal("closest", closest)
+        self._state.stop_reason = (
+            "no other policy within the limit is likely to be better" if best is not None else "the limit is out of reach"
+        )
+        return None
+
+    def ask_several(self, count: int) -> list[Proposal]:
+        """Return up to `count` policies to measure in one go: the experiments first, then proposals from careful to optimistic ones."""
+        waiting = self._waiting()
+        if waiting:
+            return [self._proposal("experiment", policy) for policy in waiting[:count]]
+        found: dict[str, Proposal] = {}
+        first = self.ask()
+        for policy, label in [(first.policy, first.label)] if first is not None else []:
+            found[policy.key()] = self._proposal(label, policy)
+        for optimism in _STEPS_OF_OPTIMISM if found else ():
+            choice = self._search(optimism)
+            if choice is not None and self._is_new(choice.policy):
+                found.setdefault(choice.policy.key(), self._proposal("proposal", choice.policy))
+        return list(found.values())[:count]
+
+    def tell(self, proposal: Proposal, found: Observation | Refusal) -> None:
+        """Take in a measurement, or that the engine did not build; the model is fitted again."""
+        state = self._state
+        if isinstance(found, Refusal):
+            state.steps.append(Step(proposal, None, found, met=False))
+            self._leave_out(found)
+            return
+        state.observed[found.policy.key()] = found
+        state.steps.append(Step(proposal, found, None, upper(found) <= self.goal.limit))
+        self._model = self._fit()
+
+    def outcome(self) -> Outcome:
+        """Return the best policy so far."""
+        best = self._best()
+        chosen = best
+        if chosen is None:
+            candidates = [o for o in self._state.observed.values() if self._allowed(o.policy)]
+            within = [o for o in candidates if self._within(o.policy)]
+            # nothing that is slower than the float engine is handed over for its speed
+            chosen = min([self._reference, *(within or candidates)], key=upper)
+        reason = self._state.stop_reason or "stopped early"
+        return Outcome(
+            chosen.policy, self._value(chosen.policy), chosen, best is not None, reason, tuple(self._state.steps), self._model
+        )
+
+    def _waiting(self) -> list[Policy]:
+        """Return the designed policies that were not measured yet and may still be built."""
+        missing = [policy for policy in self._designed if policy.key() not in self._state.observed and self._allowed(policy)]
+        refused = {refusal.policy.key() for refusal in self._state.refusals}
+        return [policy for policy in missing if policy.key() not in refused]
+
+    def _search(self, optimism: float) -> Choice | None:
+        """Return the best policy that may meet the limit by the model; those that were measured to miss it are left out."""
+        goal, model, state = self.goal, self._model, self._state
+        raised = goal.limit + optimism * self._uncertainty()
+        left_out = [o.policy for o in state.observed.values() if upper(o) > goal.limit]
+        left_out += [refusal.policy for refusal in state.refusals if not refusal.blamed]
+        ceilings = [Ceiling(model.cost_model(1.0), raised), *goal.ceilings]
+        problem = Problem(self._space, next(iter(state.marginals.values())), ceilings, left_out)
+        if allocate(problem) is None:
+            return None
+        effort = replace(goal.effort, rounds=0) if "refined" in state.marginals else goal.effort
+        choice = choose(self._value, self._space, state.marginals, ceilings, effort, left_out)
+        if self._space.size() > EXHAUSTIVE:
+            state.marginals = {"refined": choice.marginals}
+        placed = place_joins(choice.policy, problem)
+        return replace(choice, policy=placed, value=self._value(placed))
+
+    def _closest(self) -> Policy | None:
+        """Return the policy that the model takes for the nearest to the limit, unless it was measured already."""
+        left_out = [refusal.policy for refusal in self._state.refusals if not refusal.blamed]
+        ceilings = [Ceiling(self._model.cost_model(1.0), self.goal.limit), *self.goal.ceilings]
+        policy = nearest_feasible(Problem(self._space, {}, ceilings, left_out))
+        return policy if self._is_new(policy) else None
+
+    def _proposal(self, label: str, policy: Policy) -> Proposal:
+        predicted, error = self._model.predict(policy)
+        return Proposal(label, policy, predicted, (predicted - 1.96 * error, predicted + 1.96 * error))
+
+    def _fit(self) -> LatencyModel:
+        """Fit to all there is; the float engine's own ratio is known beforehand."""
+        return fit(self._whole_space, self._edges, [self._reference, *self._state.observed.values()])
+
+    def _uncertainty(self) -> float:
+        """Return the typical standard error of a prediction, the root mean square over random policies."""
+        others = random_policies(self._whole_space, _TYPICAL, self._settings.seed + 1)
+        return math.sqrt(sum(self._model.predict(policy)[1] ** 2 for policy in others) / max(len(others), 1))
+
+    def _leave_out(self, refusal: Refusal) -> None:
+        self._state.refusals.append(refusal)
+        formats = {
+            name: tuple(chosen for chosen in row if (name, chosen) not in refusal.blamed) or (self._space.reference,)
+            for name, row in self._space.formats.items()
+        }
+        self._space = replace(self._space, formats=formats)
+        self._state.marginals = {
+            start: {group: {**dict.fromkeys(formats[group], 0.0), **row} for group, row in values.items()}
+            for start, values in self._state.marginals.items()
+        }
+
+    def _is_new(self, policy: Policy) -> bool:
+        return policy.key() not in self._state.observed and policy.key() != self._reference.policy.key()
+
+    def _within(self, policy: Policy) -> bool:
+        return all(ceiling.model.total(policy) <= ceiling.limit * (1 + 1e-9) for ceiling in self.goal.ceilings)
+
+    def _best(self) -> Observation | None:
+        known = [self._reference, *self._state.observed.values()]
+        met = [o for o in known if upper(o) <= self.goal.limit and self._allowed(o.policy) and self._within(o.policy)]
+        return max(met, key=lambda o: self._value(o.policy), default=None)
+
+    def _allowed(self, policy: Policy) -> bool:
+        return all(policy[group.name] in self._space.formats[group.name] for group in self._space.groups)
+
+
+def upper(observation: Observation) -> float:
+    """Return the upper end of the 95 % interval of a measured ratio."""
+    return observation.ratio + 1.96 * observation.standard_error

@@ -1,0 +1,131 @@
+"""Price each format of each group by the measured latency of whole engines.
+
+Times of single layers do not add up (a layer turned to integers pays for conversions that vanish when its neighbours turn too), so
+nothing but whole engines is measured, and a linear model with a part for every (group, format), every integer join and every tensor
+that has to be converted is fitted to them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import lsq_linear, minimize
+
+from deploy.latency.terms import JOINS, Prior, Term, prior_of, row_of, terms_of
+from smpq.costs import CostModel, JoinCost, Transition
+from smpq.joins import Edge
+from smpq.policy import Policy, Space
+
+Matrix = np.ndarray
+
+STRENGTHS = {
+    "integers": 0.4, "format": 0.2, "operator": 0.2, "call": 0.1, "shape": 0.2, "shape and format": 0.2, "group": 0.1, "own": 0.1,
+    "conversions": 0.3, "place": 0.3, "place and size": 0.3, "edge": 0.3, "joins": 0.2, "join": 0.2,
+}  # fmt: skip
+"""Usual standard deviation of each part of the prior, in shares of the float engine's time; a network's own are learned from these."""
+_SCATTER = 0.01
+_SPREAD = 0.7
+"""Standard deviation of the logarithm of a strength, from network to network."""
+_SMALLEST_NOISE = 0.003
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The measured latency of one policy's engine as a ratio to the float engine, and the standard error of the ratio."""
+
+    policy: Policy
+    ratio: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """A fitted model: ratios to the float engine, with the covariance of its coefficients.
+
+    `residual` is the scatter of whole engines around a linear model, a standard deviation.
+    """
+
+    space: Space
+    terms: tuple[Term, ...]
+    coefficients: Matrix
+    covariance: Matrix
+    residual: float
+
+    def predict(self, policy: Policy) -> tuple[float, float]:
+        """Return the predicted ratio and its standard error, the scatter of measurements around the model included."""
+        row = row_of(policy, self.space, self.terms)
+        mean = 1.0 + float(row @ self.coefficients)
+        return mean, math.sqrt(max(float(row @ self.covariance @ row), 0.0) + self.residual**2)
+
+    def cost_model(self, float_latency_ms: float) -> CostModel:
+        """Return the model as a cost in milliseconds for the solver."""
+        found = {term: value * float_latency_ms for term, value in zip(self.terms, self.coefficients.tolist(), strict=True)}
+        parts = {
+            group.name: {
+                chosen: found.get(Term("format", group.name, str(chosen)), 0.0)
+                for chosen in {*self.space.formats[group.name], self.space.reference}
+            }
+            for group in self.space.groups
+        }
+        transitions = tuple(Transition(term.first, term.second, value) for term, value in found.items() if term.kind == "edge")
+        joins = tuple(JoinCost(join, *(found.get(Term(kind, join.name), 0.0) for kind in JOINS)) for join in self.space.joins)
+        return CostModel("latency", float_latency_ms, parts, float_latency_ms, transitions, joins)
+
+
+def fit(space: Space, edges: Sequence[Edge], observations: Sequence[Observation]) -> LatencyModel:
+    """Fit the model to whole-engine measurements.
+
+    Bayesian linear regression. The prior's parts (`latency_terms.prior_of`) have strengths that differ from network to network: those
+    with the highest marginal likelihood are taken (empirical Bayes), and the scatter with them. Costs of conversions are kept at zero
+    or above, which the solver relies on. Ours.
+    """
+    terms = terms_of(space, edges)
+    prior = prior_of(space, edges, terms)
+    rows = np.array([row_of(o.policy, space, terms) for o in observations])
+    measured = np.array([o.ratio - 1.0 for o in observations])
+    noise = np.array([max(o.standard_error, _SMALLEST_NOISE) for o in observations])
+    strengths, residual = _strengths(rows, measured, noise, prior)
+    covariance = covariance_of(prior, strengths)
+    conversions = np.array([term.kind == "edge" for term in terms], bool)
+    coefficients, posterior = _posterior(rows, measured, np.hypot(noise, residual), prior.mean, covariance, conversions)
+    return LatencyModel(space, terms, coefficients, posterior, max(residual, _SMALLEST_NOISE))
+
+
+def covariance_of(prior: Prior, strengths: Mapping[str, float]) -> Matrix:
+    """Return the covariance `[terms, terms]` that parts of these strengths add up to."""
+    return np.asarray(np.sum([strengths[name] ** 2 * part for name, part in prior.parts.items()], axis=0))
+
+
+def _strengths(rows: Matrix, measured: Matrix, noise: Matrix, prior: Prior) -> tuple[dict[str, float], float]:
+    """Return the strengths and the scatter that explain the measurements best, given what is usual."""
+    names = list(prior.parts)
+    usual = np.log([*(STRENGTHS[name] for name in names), _SCATTER])
+    parts = [rows @ prior.parts[name] @ rows.T for name in names]
+    surprise = measured - rows @ prior.mean
+
+    def unlikeliness(logs: Matrix) -> float:
+        squares = np.exp(2 * logs)
+        total = np.sum([square * part for square, part in zip(squares[:-1], parts, strict=True)], axis=0)
+        root = np.linalg.cholesky(total + np.diag(noise**2 + squares[-1]))
+        whitened = np.linalg.solve(root, surprise)
+        return float(0.5 * whitened @ whitened + np.log(np.diag(root)).sum() + 0.5 * (((logs - usual) / _SPREAD) ** 2).sum())
+
+    found = np.exp(minimize(unlikeliness, usual, method="L-BFGS-B").x)
+    return dict(zip(names, found.tolist(), strict=False)), float(found[-1])
+
+
+def _posterior(
+    rows: Matrix, measured: Matrix, noise: Matrix, mean: Matrix, covariance: Matrix, bounded: Matrix
+) -> tuple[Matrix, Matrix]:
+    precision = np.linalg.inv(covariance + np.eye(len(mean)) * 1e-10)
+    weighted = rows / noise[:, None]
+    posterior = np.linalg.inv(precision + weighted.T @ weighted)
+    # the same objective as least squares, so that bounds can be put on it
+    root = np.linalg.cholesky(precision).T
+    system = np.vstack([weighted, root])
+    target = np.concatenate([measured / noise, root @ mean])
+    solution = lsq_linear(system, target, bounds=(np.where(bounded, 0.0, -np.inf), np.full(len(mean), np.inf)))
+    return np.asarray(solution.x), posterior

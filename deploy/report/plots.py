@@ -1,0 +1,249 @@
+"""Plots of a report as inline SVG: plain text, drawn with the page's own colours, no script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from deploy.report.wording import finite, interval, signed
+
+_LETTER = 6.3
+"""Width of a letter at the 11 px that labels are set in, generously."""
+_LABEL_LETTERS = 24
+_LABEL_PITCH = 14.0
+"""Least distance in px of slanted labels that do not touch."""
+_SLANT = math.radians(60)
+_FLOAT_BITS = 16
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Maps values between `low` and `high` to pixels between `start` and `stop`; values outside stay at the edge."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return self.start + (self.stop - self.start) * min(1.0, max(0.0, share))
+
+    def ticks(self, wanted: int = 5) -> list[float]:
+        """Return about this many round values inside the range."""
+        rough = (self.high - self.low) / wanted
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.75)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(index * step, 12) for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def bits_plot(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the weight bits of each layer as bars and, under them on the same axis, its score with the 95 % interval."""
+    if not layers:
+        return ""
+    left, top, height, gap, right = 84.0, 22.0, 140.0, 34.0, 16.0
+    step = min(64.0, max(860.0 / len(layers), 3.0))
+    width = max(left + step * len(layers) + right, 420.0)
+    lower_top = top + height + gap
+    every = math.ceil(_LABEL_PITCH / step)
+    labels = short_names([str(layer["path"]) for layer in layers])
+    depth = max(map(len, labels)) * _LETTER * math.sin(_SLANT) + 18
+    parts = _bit_bars(layers, step, left, top, top + height, width - right)
+    parts += _score_points(layers, step, left, lower_top, lower_top + height, width - right)
+    for index, label in enumerate(labels):
+        if index % every == 0:
+            x, y = left + step * (index + 0.5) + 4, lower_top + height + 14
+            parts.append(f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="end" transform="rotate(-60 {x:.1f} {y:.1f})">')
+            parts.append(f"{escape(label)}</text>")
+    return _svg(width, lower_top + height + depth, "Weight bits of each layer, and its score with the 95 % interval", parts)
+
+
+def _bit_bars(layers: Sequence[Mapping[str, Any]], step: float, left: float, top: float, bottom: float, right: float) -> list[str]:
+    bits = [max(1.0, finite(layer["bits"]) or 1.0) for layer in layers]
+    wide = max(bits) > 8
+    # Next to 16 or 32 bits the steps between 2, 3 and 4 would vanish: then each doubling is one step.
+    scale = _Scale(0, math.log2(max(bits)) if wide else 8, bottom, top + 14)
+    parts = [_text(left, top - 6, "weight bits, each doubling one step" if wide else "weight bits", "title")]
+    for tick in [value for value in (2, 4, 8, 16, 32) if value <= max(bits)] if wide else (2, 4, 6, 8):
+        parts += _horizontal(scale(math.log2(tick) if wide else tick), left, right, str(tick))
+    for index, (layer, count) in enumerate(zip(layers, bits, strict=True)):
+        y = scale(math.log2(count) if wide else count)
+        bar = min(30.0, step * 0.72)
+        x = left + step * (index + 0.5) - bar / 2
+        kind = "bar warn" if layer["kernel_agrees"] is False else "bar float" if count >= _FLOAT_BITS else "bar"
+        hint = f"{layer['path']}: {layer['format']}"
+        parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{bar:.1f}" height="{max(bottom - y, 0.5):.1f}">')
+        parts.append(f"<title>{escape(hint)}</title></rect>")
+        if step >= 16:
+            parts.append(_text(left + step * (index + 0.5), y - 4, f"{count:g}", "label", "middle"))
+    return parts
+
+
+def _score_points(
+    layers: Sequence[Mapping[str, Any]], step: float, left: float, top: float, bottom: float, right: float
+) -> list[str]:
+    parts = [_text(left, top - 10, "score and 95 % interval (below zero: costs accuracy)", "title")]
+    known = [(index, layer, score) for index, layer in enumerate(layers) if (score := finite(layer["score"])) is not None]
+    if not known:
+        return [*parts, _text(left + 8, (top + bottom) / 2, "no scores", "label")]
+    scale = _range([0.0, *(bound for _, layer, score in known for bound in interval(layer["interval"], score))], bottom, top)
+    for tick in scale.ticks(4):
+        parts += _horizontal(scale(tick), left, right, signed(f"{tick:g}"), "axis" if tick == 0 else "grid")
+    for index, layer, score in known:
+        x = left + step * (index + 0.5)
+        low, high = interval(layer["interval"], score)
+        parts.append(_line(x, scale(low), x, scale(high), "whisker"))
+        hint = f"{layer['path']}: {score:.3g}, {low:.3g} to {high:.3g}"
+        radius = min(3.0, max(1.2, step * 0.3))
+        parts.append(
+            f'<circle class="point" cx="{x:.1f}" cy="{scale(score):.1f}" r="{radius:.1f}"><title>{escape(hint)}</title></circle>'
+        )
+    return parts
+
+
+def latency_plot(observations: Sequence[Mapping[str, Any]], budget_ratio: float | None) -> str:
+    """Draw predicted against measured latency with both intervals, the diagonal and the budget; points carry their number."""
+    points = []
+    for number, seen in enumerate(observations, start=1):
+        predicted, measured = finite(seen["predicted"]), finite(seen["measured"])
+        if predicted is not None and measured is not None:
+            across = (predicted, *interval(seen["predicted_interval"], predicted))
+            points.append((number, seen, across, (measured, *interval(seen["measured_interval"], measured))))
+    if not points:
+        return ""
+    left, top, side, width, height = 72.0, 40.0, 392.0, 484.0, 490.0
+    bounds = [value for _, _, across, up in points for value in (*across, *up)]
+    bounds += [] if budget_ratio is None else [budget_ratio]
+    x_scale, y_scale = _range(bounds, left, left + side, least=0.04), _range(bounds, top + side, top, least=0.04)
+    parts = _frame(x_scale, y_scale, "predicted, in float engine's time", "measured")
+    parts.append(_line(left, top + side, left + side, top, "diagonal"))
+    legend = [("diagonal", "predicted = measured")]
+    if budget_ratio is not None:
+        parts.append(_line(left, y_scale(budget_ratio), left + side, y_scale(budget_ratio), "limit"))
+        legend.append(("limit", f"budget {budget_ratio:.3g}"))
+    boxes = []
+    for _, _, across, up in points:
+        x, y = x_scale(across[0]), y_scale(up[0])
+        boxes.append((x - 5, y - 5, x + 5, y + 5))
+        boxes.append((x_scale(across[1]), y - 1, x_scale(across[2]), y + 1))
+        boxes.append((x - 1, y_scale(up[2]), x + 1, y_scale(up[1])))
+    frame = (left, top, left + side, top + side)
+    for number, seen, across, up in points:
+        x, y = x_scale(across[0]), y_scale(up[0])
+        kind = "" if seen["met"] else " warn"
+        parts.append(_line(x_scale(across[1]), y, x_scale(across[2]), y, "whisker" + kind))
+        parts.append(_line(x, y_scale(up[1]), x, y_scale(up[2]), "whisker" + kind))
+        hint = f"{number}. {seen['label']}: predicted {across[0]:.3f}, measured {up[0]:.3f}"
+        parts.append(f'<circle class="point{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(hint)}</title></circle>')
+        place = _free_place(x, y, len(str(number)) * _LETTER, boxes, frame)
+        if place is not None:
+            parts.append(_text(*place, str(number), "label"))
+    return _svg(width, height, "Predicted against measured latency", [*parts, *_legend(legend, left, 16)])
+
+
+def pareto_plot(points: Sequence[Mapping[str, Any]], cost: str, chosen: float | None) -> str:
+    """Draw the best value that each amount of one cost buys; `chosen` is what the engine of this report costs."""
+    drawable = [(finite(point["reached"]), finite(point["value"])) for point in points]
+    pairs = sorted((reached, value) for reached, value in drawable if reached is not None and value is not None)
+    if not pairs:
+        return ""
+    left, top, across, high, width, height = 72.0, 40.0, 392.0, 210.0, 484.0, 308.0
+    x_scale = _range([reached for reached, _ in pairs] + ([chosen] if chosen is not None else []), left, left + across)
+    y_scale = _range([value for _, value in pairs], top + high, top)
+    parts = _frame(x_scale, y_scale, cost.replace("_", " "), "value of the plan")
+    corners = " ".join(f"{x_scale(reached):.1f},{y_scale(value):.1f}" for reached, value in pairs)
+    parts.append(f'<polyline class="curve" points="{corners}"/>')
+    parts += [
+        f'<circle class="point" cx="{x_scale(reached):.1f}" cy="{y_scale(value):.1f}" r="3"><title>{reached:.4g}: {value:.4g}</title></circle>'
+        for reached, value in pairs
+    ]
+    legend = []
+    if chosen is not None:
+        parts.append(_line(x_scale(chosen), top, x_scale(chosen), top + high, "limit"))
+        legend.append(("limit", f"this engine, {chosen:.3g}"))
+    return _svg(width, height, f"Value against {cost}", [*parts, *_legend(legend, left, 16)])
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Leave out the modules that all paths begin with, then the middle of what is still too long: both ends tell layers apart."""
+    split = [path.split(".") for path in paths]
+    common = 0
+    while len(paths) > 1 and all(len(parts) > common + 1 and parts[common] == split[0][common] for parts in split):
+        common += 1
+    names = [".".join(parts[common:]) for parts in split]
+    head = _LABEL_LETTERS // 2 - 1
+    return [name if len(name) <= _LABEL_LETTERS else f"{name[:head]}…{name[head + 1 - _LABEL_LETTERS :]}" for name in names]
+
+
+def _range(values: Iterable[float], start: float, stop: float, least: float = 0.0) -> _Scale:
+    """Fit a scale around values with a margin, at least `least` wide; a single value gets room on both sides."""
+    drawn = list(values)
+    low, high = min(drawn), max(drawn)
+    spread = max(high - low, least, 1e-6 * max(abs(low), abs(high)), 1e-12)
+    middle, half = (low + high) / 2, spread * 0.56
+    return _Scale(middle - half, middle + half, start, stop)
+
+
+def _free_place(
+    x: float, y: float, width: float, boxes: list[tuple[float, float, float, float]], frame: tuple[float, float, float, float]
+) -> tuple[float, float] | None:
+    """Find a place for a number near its point that covers nothing; the boxes then hold it. None when it is too crowded."""
+    for distance in (11.0, 18.0, 28.0):
+        for turn in (45, -45, 135, -135, 20, -20, 160, -160, 70, -70, 110, -110):
+            middle_x, middle_y = x + distance * math.cos(math.radians(turn)), y - distance * math.sin(math.radians(turn))
+            right = middle_x if abs(turn) > 90 else middle_x + width
+            box = (right - width - 1, middle_y - 5, right + 1, middle_y + 5)
+            inside = frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]
+            if inside and not any(_overlap(box, other) for other in boxes):
+                boxes.append(box)
+                return right - width, middle_y + 4
+    return None
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _frame(x_scale: _Scale, y_scale: _Scale, x_title: str, y_title: str) -> list[str]:
+    """Draw the grid with its numbers, and the names of the axes."""
+    parts = []
+    for tick in y_scale.ticks():
+        parts += _horizontal(y_scale(tick), x_scale.start, x_scale.stop, signed(f"{tick:g}"))
+    for tick in x_scale.ticks():
+        parts.append(_line(x_scale(tick), y_scale.start, x_scale(tick), y_scale.stop, "grid"))
+        parts.append(_text(x_scale(tick), y_scale.start + 16, f"{tick:g}", "label", "middle"))
+    parts.append(_text((x_scale.start + x_scale.stop) / 2, y_scale.start + 38, x_title, "title", "middle"))
+    y = (y_scale.start + y_scale.stop) / 2
+    parts.append(
+        f'<text class="title" x="16" y="{y:.1f}" text-anchor="middle" transform="rotate(-90 16 {y:.1f})">{escape(y_title)}</text>'
+    )
+    return parts
+
+
+def _legend(entries: Sequence[tuple[str, str]], x: float, y: float) -> list[str]:
+    parts = []
+    for kind, text in entries:
+        parts += [_line(x, y, x + 22, y, kind), _text(x + 28, y + 4, text, "label")]
+        x += 28 + len(text) * _LETTER + 26
+    return parts
+
+
+def _horizontal(y: float, left: float, right: float, label: str, kind: str = "grid") -> list[str]:
+    return [_line(left, y, right, y, kind), _text(left - 8, y + 4, label, "label", "end")]
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(width: float, height: float, name: str, parts: Iterable[str]) -> str:
+    size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {math.ceil(width)} {math.ceil(height)}"'
+    return f'<svg {size} role="img" aria-label="{escape(name)}">{"".join(parts)}</svg>'

@@ -1,0 +1,103 @@
+"""Targets and their capability tables as text and as plain values, for `smpq targets`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from calib.formats import Format
+from deploy.targets.rules import CapabilityRow
+from deploy.targets.target import (
+    OPERATORS,
+    TARGET_NAMES,
+    Target,
+    capability,
+    compute_capabilities_of,
+    device_names,
+    table,
+    target_from_name,
+    versioned_names,
+)
+
+LEGEND = (
+    "The first rule that fits decides. native: there is a kernel for it; size only: stored small and computed in float, offered with "
+    "--size-only; unknown: offered, but nobody has seen what becomes of it; refused: not offered. "
+    "How we know: built (the kernels were read), docs (it is written), inferred (from another runtime or version)."
+)
+_WORDS = {"dequantized": "size only"}
+_USUAL_FORMATS = ("w8a8", "w7a8", "w4a8", "w8a16", "w4a16", "w8a16b128", "w4a16b32", "w4a16b128", "fp16", "fp32")
+_IN_FEATURES = 1024
+
+
+def overview() -> Table:
+    """Return one line for each target that can be named."""
+    grid = Table(title="targets", title_justify="left")
+    for column in ("name", "what it is", "float baseline", "formats offered", "GPUs (--sm)"):
+        grid.add_column(column, overflow="fold")
+    for name in (*TARGET_NAMES, *device_names()):
+        target = target_from_name(name)
+        versions = [each for each in versioned_names() if each.startswith(f"{name}-")]
+        names = ", ".join([name, *versions])
+        gpus = target.compute_capabilities if name in device_names() else tuple(compute_capabilities_of(target))
+        formats = ", ".join(str(format_) for format_ in target.default_formats)
+        grid.add_row(names, target.description, str(target.reference), formats, ", ".join(gpus))
+    return grid
+
+
+def summary(target: Target) -> Table:
+    """Return what becomes of the usual formats on every operator, for a layer with 1024 inputs."""
+    where = [target.reference, *([f"version {target.version}"] if target.version else []), *target.compute_capabilities]
+    heading = f"{target.name} (float baseline {', '.join(map(str, where))}): {target.description}"
+    grid = Table(title=heading, title_justify="left")
+    for column in ("", *_USUAL_FORMATS):
+        grid.add_column(column, overflow="fold")
+    for operator in OPERATORS:
+        answers = [capability(target, operator, Format.from_text(text), _IN_FEATURES).status for text in _USUAL_FORMATS]
+        grid.add_row(operator, *(_WORDS.get(status, status) for status in answers))
+    return grid
+
+
+def rules(target: Target) -> Table:
+    """Return the rules that concern a target, with how each is known."""
+    grid = Table(title=f"rules of {target.name}", title_justify="left")
+    for column in ("operators", "formats", "status", "note", "only for", "how we know"):
+        grid.add_column(column, overflow="fold")
+    for row in table(target):
+        grid.add_row(
+            ", ".join(row.operators),
+            ", ".join(row.formats),
+            _WORDS.get(row.status, row.status),
+            row.note,
+            _limits(row),
+            f"{row.basis}: {row.source}",
+        )
+    return grid
+
+
+def described(target: Target) -> dict[str, Any]:
+    """Return a target and its rules as plain values."""
+    return {
+        "description": target.description,
+        "runtime": target.runtime,
+        "version": target.version,
+        "compute_capabilities": list(target.compute_capabilities),
+        "providers": list(target.providers),
+        "reference": str(target.reference),
+        "default_formats": [str(format_) for format_ in target.default_formats],
+        "measurable": target.measurable,
+        "rules": [row.to_json() for row in table(target)],
+    }
+
+
+def _limits(row: CapabilityRow) -> str:
+    limits = [*row.compute_capabilities]
+    if row.versions:
+        limits.append(f"versions {row.versions}")
+    if row.several_blocks:
+        limits.append("several blocks")
+    if row.odd_outputs:
+        limits.append("an odd number of outputs")
+    if row.even_elements:
+        limits.append("an even number of 4-bit weights")
+    return ", ".join(limits)

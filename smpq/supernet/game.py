@@ -1,0 +1,170 @@
+"""The game of a supernet's operations: how well it does on held-out data when some widths are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from calib.data import per_sample
+from calib.errors import UserError
+from calib.execution import Edit, Edits
+from calib.task import Batch, Task
+from smpq.incremental import outputs_of
+from smpq.supernet.mixtures import SharedRounding, blend
+from smpq.supernet.network import Key, Supernet
+from smpq.value import VALUES, divergence
+
+_SAMPLES_AT_ONCE = 32
+_Samples: TypeAlias = Callable[[Any, Any, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class GameSettings:
+    """What a coalition's value is.
+
+    `values`: "metric" (top-1, as in the paper), "loss", "kl", the latter two with a minus; several are worked out at the cost of one. With
+    `renormalise` the shares of the operations that are left sum to 1; without, they stay as they were and the signal shrinks
+    (Shapley-NAS). `cost_weight` times the complexity, as a fraction of the largest that the space has, is subtracted.
+    """
+
+    values: tuple[str, ...] = ("metric",)
+    renormalise: bool = True
+    cost_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.values or len(set(self.values)) != len(self.values):
+            raise UserError(f"the supernet's game needs values, each once: some of {', '.join(VALUES)}")
+        for value in self.values:
+            if value not in VALUES:
+                raise UserError(f"unknown value {value!r} of the supernet's game: choose one of {', '.join(VALUES)}")
+        if not self.cost_weight >= 0:
+            raise UserError(f"cost_weight of the supernet's game must be 0 or more, not {self.cost_weight}")
+
+
+class SupernetGame:
+    """Values of coalitions of `supernet.operations`: those outside have share 0.
+
+    1. BatchNorm is folded with its running statistics; nothing is ever updated. The supernet is read once, when the game is made.
+    2. A layer's side of which nothing is left keeps its narrowest width: estimators that ask for such coalitions get a value all the
+       same; the walks of `smpq.supernet.removal` never do.
+    3. Coalitions that are asked for together share what they have in common (`smpq.incremental`).
+    """
+
+    def __init__(self, supernet: Supernet, batches: Sequence[Batch], settings: GameSettings | None = None) -> None:
+        """`batches` were not trained on."""
+        self.settings = settings or GameSettings()
+        self.players = len(supernet.operations)
+        self._supernet = supernet
+        self._task = supernet.subject.task
+        self._traced = supernet.subject.traced
+        self._shares = supernet.shares()
+        self._batches = _split(batches) if self._traced.dynamic_batch else list(batches)
+        self._positions: dict[Key, list[int]] = {key: [] for key in supernet.rows}
+        for index, operation in enumerate(supernet.operations):
+            self._positions[operation.group, operation.side].append(index)
+        folded = supernet.graph.fold()
+        names = self._traced.parameter_names
+        self._parameters = {node: folded[name] for node, name in names.items() if name in folded}
+        with torch.no_grad():
+            self._rounded = {path: self._folded_candidates(path) for path in supernet.weights}
+        self._quantizers = {tensor: mixed.quantizers() for tensor, mixed in supernet.inputs.items()}
+        self._weights: dict[tuple[str, tuple[float, ...]], Tensor] = {}
+        self._inputs: dict[tuple[str, tuple[float, ...]], Edit] = {}
+        widest = {key: [0.0] * (len(row) - 1) + [1.0] for key, row in supernet.rows.items()}
+        self._largest = float(supernet.complexity(widest))
+
+    def __call__(self, coalitions: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """Return the `[k]` values of coalitions `[k, players]`, by the first of `settings.values`. UserError when one is not a number."""
+        return self.measure(coalitions)[:, 0]
+
+    def measure(self, coalitions: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """Return `[k, values]`, higher is better: each coalition judged in every way of `settings.values`."""
+        edits = [self.edits(row) for row in coalitions]
+        measures = [_measure(self._task, value) for value in self.settings.values]
+        totals, count = np.zeros((len(edits), len(measures))), 0
+        for batch in self._batches:
+            float_output = self._traced.run(batch.inputs) if "kl" in self.settings.values else None
+            for index, output in outputs_of(self._traced, batch.inputs, edits):
+                totals[index] += [float(measure(output, float_output, batch).sum()) for measure in measures]
+            count += len(batch.inputs[0])
+        found = totals / count
+        if self.settings.cost_weight:
+            costs = np.array([float(self._supernet.complexity(self._masked(row))) for row in coalitions])
+            found -= self.settings.cost_weight * costs[:, None] / self._largest
+        return found
+
+    def edits(self, members: npt.NDArray[np.bool_]) -> Edits:
+        """Return the changes to the folded graph that make a coalition; equal mixtures are the same object."""
+        shares = self._masked(members)
+        parameters, edges = dict(self._parameters), {}
+        for group in self._supernet.space.groups:
+            weight, activation = tuple(shares[group.name, "weight"]), tuple(shares[group.name, "activation"])
+            for unit in group.units:
+                if unit.path in self._rounded:
+                    parameters[unit.weight] = self._weight(unit.path, weight)
+                for call, tensor in zip(unit.calls, unit.inputs, strict=True):
+                    if tensor in self._quantizers:
+                        edges[tensor, call] = self._input(tensor, activation)
+        return Edits(edges=edges, parameters=parameters)
+
+    def _masked(self, members: npt.NDArray[np.bool_]) -> dict[Key, list[float]]:
+        """The shares of the coalition's members; positions ascend in bits, so the first is the narrowest."""
+        found: dict[Key, list[float]] = {}
+        for key, shares in self._shares.items():
+            positions = self._positions[key]
+            if not positions:
+                found[key] = [1.0] * len(shares)
+                continue
+            kept = [bool(members[position]) for position in positions]
+            if not any(kept):
+                kept[0] = True
+            left = [share if stays else 0.0 for share, stays in zip(shares, kept, strict=True)]
+            whole = sum(left) if self.settings.renormalise else 1.0
+            found[key] = [share / whole for share in left]
+        return found
+
+    def _weight(self, path: str, shares: tuple[float, ...]) -> Tensor:
+        if (path, shares) not in self._weights:
+            parts = [(tensor, share) for tensor, share in zip(self._rounded[path], shares, strict=True) if share > 0]
+            self._weights[path, shares] = blend([tensor for tensor, _ in parts], [share for _, share in parts])
+        return self._weights[path, shares]
+
+    def _input(self, tensor: str, shares: tuple[float, ...]) -> Edit:
+        if (tensor, shares) not in self._inputs:
+            self._inputs[tensor, shares] = SharedRounding(self._quantizers[tensor], shares)
+        return self._inputs[tensor, shares]
+
+    def _folded_candidates(self, path: str) -> list[Tensor]:
+        graph = self._supernet.graph
+        leaf, factor = graph.weights[path], graph.factor(path)
+        spread = factor.reshape(-1, *[1] * (leaf.dim() - 1))
+        return [(rounded * spread).contiguous() for rounded in self._supernet.weights[path].rounded(leaf)]
+
+
+def _measure(task: Task, value: str) -> _Samples:
+    if value == "kl":
+        function = getattr(task, "divergence", divergence)
+        return lambda output, reference, batch: -per_sample(function, (output, reference), len(batch.inputs[0]), "divergence")
+    if value == "loss":
+        return lambda output, _, batch: -per_sample(task.loss, (output, batch.target), len(batch.inputs[0]), "loss")
+    return lambda output, _, batch: per_sample(task.metric, (output, batch.target), len(batch.inputs[0]), "metric")
+
+
+def _split(batches: Sequence[Batch]) -> list[Batch]:
+    """Cut batches, where the target can be cut along, into parts that stay in the cache."""
+    parts = []
+    for batch in batches:
+        size = len(batch.inputs[0])
+        if not isinstance(batch.target, Tensor) or batch.target.dim() == 0 or len(batch.target) != size:
+            parts.append(batch)
+            continue
+        for start in range(0, size, _SAMPLES_AT_ONCE):
+            stop = start + _SAMPLES_AT_ONCE
+            parts.append(Batch(tuple(tensor[start:stop] for tensor in batch.inputs), batch.target[start:stop]))
+    return parts

@@ -1,0 +1,246 @@
+"""Train a supernet, and let the Shapley values of its operations accumulate while it trains."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from calib.data import training_batches
+from calib.errors import UserError
+from calib.task import Batch
+from smpq.contributions import Contributions
+from smpq.estimators.result import Estimate
+from smpq.supernet.game import GameSettings, SupernetGame
+from smpq.supernet.network import Supernet
+from smpq.supernet.removal import Removals, RemovalWalks
+from smpq.supernet.state import SupernetState
+from smpq.training.finetune import one_cycle
+from smpq.value import divergence
+
+_MOMENTUM = 0.9
+_ALPHA_BETAS = (0.5, 0.999)
+
+
+@dataclass(frozen=True)
+class SupernetSettings:
+    """How to train a supernet, and how to score its operations.
+
+    1. `epochs` passes of `steps` batches each, None for whole passes. Learning rates of weights and steps follow one cycle (see
+       FineTuneSettings); that of alpha is constant, by Adam with the betas of DARTS (EdMIPS' SGD moves alpha too little in few steps).
+       The loss is the task's, plus `distillation` times the divergence from the float model at temperature 2, plus `complexity` (EdMIPS'
+       eta) times `Supernet.complexity`. It is 0 by default: the budget is the allocation's business.
+    2. After every epoch behind the first `warm_up` of them, `walks` walks over `samples` calibration samples, other ones each time,
+       estimate the Shapley values in each of `game.values`. A walk is cut where the metric falls below `gamma` times the supernet's.
+    3. `momentum` accumulates them; `deviation` subtracts the standard deviation over walks first (Shapley-NAS' lower bound).
+    """
+
+    epochs: int = 10
+    steps: int | None = None
+    learning_rate: float = 0.02
+    step_learning_rate: float = 0.002
+    alpha_learning_rate: float = 0.02
+    weight_decay: float = 5e-5
+    distillation: float = 0.0
+    complexity: float = 0.0
+    warm_up: float = 0.5
+    walks: int = 10
+    samples: int = 512
+    gamma: float = 0.5
+    momentum: float = 0.8
+    deviation: bool = False
+    game: GameSettings = field(default_factory=GameSettings)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "step_learning_rate", "alpha_learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} of the supernet must be a number above 0, not {value}")
+        for name in ("weight_decay", "distillation", "complexity"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{name} of the supernet must be 0 or more, not {value}")
+        for name in ("epochs", "steps", "samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} of the supernet must be at least 1, not {value}")
+        for name in ("warm_up", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} of the supernet is a fraction from 0 to below 1, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise UserError(f"the seed of the supernet must be 0 or more, not {self.seed}")
+        RemovalWalks((), self.walks, self.gamma)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> SupernetSettings:
+        """Read what `to_json` gives."""
+        game = record["game"]
+        return cls(**{**record, "game": GameSettings(**{**game, "values": tuple(game["values"])})})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the file form."""
+        record = asdict(self)
+        return {**record, "game": {**record["game"], "values": list(self.game.values)}}
+
+    @property
+    def first_update(self) -> int:
+        """The number of epochs, from 1, after which the first Shapley values are estimated."""
+        return min(math.floor(self.epochs * self.warm_up) + 1, self.epochs)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """Where the training stands: epochs done, epochs in all, mean loss, and the Shapley values by value if they were estimated."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    estimates: Mapping[str, Estimate]
+
+
+def train(
+    supernet: Supernet,
+    held_out: Sequence[Batch],
+    settings: SupernetSettings,
+    state: SupernetState | None = None,
+    keep: Callable[[SupernetState], None] = lambda _: None,
+    report: Callable[[EpochReport], None] = lambda _: None,
+) -> SupernetState:
+    """Train `supernet` in place, on from `state` if there is one; `keep` is given the state after every epoch.
+
+    `held_out` batches are calibration data, which are never trained on. The same arguments give the same result, whether or not the training
+    was stopped between. UserError when the task has no training data, and when the loss is not a number any more.
+    """
+    weights, alphas = _optimizers(supernet, settings)
+    contributions = {value: Contributions.start(supernet.operations) for value in settings.game.values}
+    history: list[dict[str, Any]] = []
+    if state is not None:
+        state.check(supernet, settings.to_json())
+        state.restore(supernet, weights, alphas)
+        contributions, history = dict(state.contributions), [dict(row) for row in state.history]
+    total = settings.epochs * _epoch_length(supernet, settings)
+    for epoch in range(len(history), settings.epochs):
+        started = time.monotonic()
+        loss = _train_epoch(supernet, settings, weights, alphas, epoch, total)
+        trained = time.monotonic()
+        found = _shapley_values(supernet, held_out, settings, epoch) if epoch + 1 >= settings.first_update else {}
+        estimates = {value: removals.estimate for value, removals in found.items()}
+        for value, removals in found.items():
+            contributions[value] = contributions[value].updated(removals, settings.momentum, deviation=settings.deviation)
+        row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "complexity": float(supernet.complexity(supernet.shares()))}
+        row["seconds"] = {"training": trained - started, "shapley": time.monotonic() - trained}
+        row["estimates"] = {value: _brief(estimate) for value, estimate in estimates.items()}
+        history.append(row)
+        state = SupernetState.of(supernet, weights, alphas, contributions, history, settings.to_json())
+        keep(state)
+        report(EpochReport(epoch + 1, settings.epochs, loss, estimates))
+    assert state is not None
+    return state
+
+
+def _optimizers(supernet: Supernet, settings: SupernetSettings) -> tuple[torch.optim.SGD, torch.optim.Adam]:
+    groups = supernet.graph.groups()
+    weights = torch.optim.SGD(
+        [
+            {"params": groups.weights, "peak": settings.learning_rate, "weight_decay": settings.weight_decay},
+            {"params": groups.others, "peak": settings.learning_rate},
+            {"params": supernet.steps(), "peak": settings.step_learning_rate},
+        ],
+        lr=settings.learning_rate,
+        momentum=_MOMENTUM,
+        nesterov=True,
+    )
+    return weights, torch.optim.Adam(supernet.alphas, settings.alpha_learning_rate, _ALPHA_BETAS)
+
+
+def _train_epoch(
+    supernet: Supernet, settings: SupernetSettings, weights: torch.optim.SGD, alphas: torch.optim.Adam, epoch: int, total: int
+) -> float:
+    graph, losses = supernet.graph, []
+    graph.train()
+    for step, batch in enumerate(_batches(supernet, settings, epoch), epoch * (total // settings.epochs)):
+        for group in weights.param_groups:
+            group["lr"] = group["peak"] * one_cycle(min(step / total, 1.0))
+        weights.zero_grad(set_to_none=True)
+        alphas.zero_grad(set_to_none=True)
+        loss = _loss(supernet, batch, settings)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise UserError(
+                f"the training of the supernet diverged: the loss is {losses[-1]} in epoch {epoch + 1}. Use a smaller learning rate "
+                f"(now {settings.learning_rate})"
+            )
+        loss.backward()
+        weights.step()
+        alphas.step()
+        graph.project()
+    graph.eval()
+    return sum(losses) / len(losses)
+
+
+def _loss(supernet: Supernet, batch: Batch, settings: SupernetSettings) -> Tensor:
+    task, graph = supernet.subject.task, supernet.graph
+    output = graph.run(batch.inputs)
+    total = task.loss(output, batch.target).mean()
+    if settings.distillation:
+        taught = _cooled(graph.reference(batch.inputs))
+        total = total + settings.distillation * getattr(task, "divergence", divergence)(_cooled(output), taught).mean()
+    return total + settings.complexity * supernet.complexity() if settings.complexity else total
+
+
+def _cooled(output: Any, temperature: float = 2.0) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor / temperature if tensor.is_floating_point() else tensor, output)
+
+
+def _batches(supernet: Supernet, settings: SupernetSettings, epoch: int) -> Iterator[Batch]:
+    """The usable batches of one epoch: a batch of one sample has no variance, a trace for one batch size takes no other."""
+    traced = supernet.subject.traced
+    found = (
+        batch
+        for batch in training_batches(supernet.subject.task, settings.seed * 10_000 + epoch)
+        if len(batch.inputs[0]) > 1 and (traced.dynamic_batch or len(batch.inputs[0]) == len(traced.example[0]))
+    )
+    return itertools.islice(found, settings.steps)
+
+
+def _epoch_length(supernet: Supernet, settings: SupernetSettings) -> int:
+    """UserError when no batch of a pass can be used, and when a pass has fewer than are asked for."""
+    found = sum(1 for _ in _batches(supernet, settings, 0))
+    if not found:
+        raise UserError("training() has no batch that the model can be trained on: batches need two samples or more")
+    if settings.steps is not None and found < settings.steps:
+        raise UserError(f"a pass over the training data has {found} batches, not {settings.steps}: use fewer steps and more epochs")
+    return found
+
+
+def _shapley_values(supernet: Supernet, held_out: Sequence[Batch], settings: SupernetSettings, epoch: int) -> dict[str, Removals]:
+    rows, start = [], 0
+    for row in supernet.rows.values():
+        if len(row) > 1:
+            rows.append(tuple(range(start, start + len(row))))
+            start += len(row)
+    update = epoch + 1 - settings.first_update
+    batches = _in_turn(held_out, settings.samples, update)
+    values = ("metric", *(value for value in settings.game.values if value != "metric"))
+    game = SupernetGame(supernet, batches, replace(settings.game, values=values))
+    found = RemovalWalks(tuple(rows), settings.walks, settings.gamma).estimate(game.measure, (settings.seed, epoch))
+    return {value: removals for value, removals in zip(values, found, strict=True) if value in settings.game.values}
+
+
+def _in_turn(batches: Sequence[Batch], samples: int, update: int) -> list[Batch]:
+    """Whole batches of at least `samples` samples, or all; each update goes on where the last one stopped."""
+    sizes = [len(batch.inputs[0]) for batch in batches]
+    needed = next((n for n in range(1, len(batches)) if sum(sizes[:n]) >= samples), len(batches))
+    return [batches[(update * needed + index) % len(batches)] for index in range(needed)]
+
+
+def _brief(estimate: Estimate) -> dict[str, Any]:
+    return {**estimate.to_json(), "covariance": None}

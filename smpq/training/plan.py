@@ -1,0 +1,72 @@
+"""A quantisation plan on a trainable graph: which learned quantiser stands where, and where the weights start."""
+
+from __future__ import annotations
+
+import torch
+
+from calib.formats import FP16
+from calib.quantizer import ActivationQuantizer, QuantizedWeight
+from calib.units import Unit
+from smpq.plan import QuantPlan
+from smpq.training.lsq import FixedActivation, HalfWeight, LearnedActivation, LearnedWeight, TrainedQuantizer
+from smpq.training.trainable import TrainableGraph
+
+STARTS = ("nearby", "rounded", "float")
+_MARGIN = 0.45
+"""How far from its integer, in steps, a weight may start: 0.5 would let the first gradient turn it over."""
+
+Activation = FixedActivation | LearnedActivation
+
+
+def attach_plan(
+    graph: TrainableGraph, plan: QuantPlan, learn_activations: bool | None = None, start: str = "nearby"
+) -> dict[tuple[str, int], Activation]:
+    """Put the quantisers of a plan on a graph, and its weights where they start; returns those of activations by (tensor, bits)."""
+    weights: dict[str, TrainedQuantizer] = {}
+    for unit in graph.units:
+        if unit.path in plan.weights:
+            weights[unit.path] = _start_weight(graph, unit, plan.weights[unit.path], start)
+        elif plan.formats[unit.path] == FP16:
+            weights[unit.path] = HalfWeight()
+    shared: dict[int, Activation] = {}
+    sources: dict[str, TrainedQuantizer] = {}
+    edges: dict[tuple[str, str], TrainedQuantizer] = {}
+    named: dict[tuple[str, int], Activation] = {}
+    on_grid: dict[str, int] = {}
+    for entry in plan.tensors:
+        # one grid that several tensors are on (behind a slice, a pad) is one object of the plan, and one step to learn
+        key = id(entry.quantizer)
+        module = shared.setdefault(key, _activation(entry.quantizer, learn_activations))
+        named[entry.tensor, entry.quantizer.bits] = module
+        if entry.consumers is not None:
+            edges.update({(entry.tensor, consumer): module for consumer in entry.consumers})
+            continue
+        on_grid[entry.tensor] = key
+        moved = [argument.name for argument in graph.traced.producer(entry.tensor).all_input_nodes]
+        if not any(on_grid.get(name) == key for name in moved):
+            sources[entry.tensor] = module
+    graph.attach(weights, sources, edges)
+    return named
+
+
+def _activation(quantizer: ActivationQuantizer, learn: bool | None) -> Activation:
+    return LearnedActivation(quantizer) if (quantizer.bits < 8 if learn is None else learn) else FixedActivation(quantizer)
+
+
+def _start_weight(graph: TrainableGraph, unit: Unit, calibrated: QuantizedWeight, start: str) -> LearnedWeight:
+    """Unfold the calibrated steps, and place the weight by the calibrated integers."""
+    factor = graph.factor(unit.path)
+    step = calibrated.scale / factor.reshape(-1, *[1] * (calibrated.scale.dim() - 1))
+    quantizer = LearnedWeight(step, calibrated.bits, calibrated.block)
+    if start != "float":
+        leaf = graph.weights[unit.path]
+        spread = quantizer.spread(leaf)
+        integers = calibrated.integers.float()
+        margin = _MARGIN if start == "nearby" else 0.0
+        with torch.no_grad():
+            scaled = leaf / spread
+            low, high = quantizer.limits
+            lowest = torch.where(integers == low, torch.minimum(scaled, integers), integers - margin)
+            highest = torch.where(integers == high, torch.maximum(scaled, integers), integers + margin)
+            leaf.copy_((scaled if start == "nearby" else integers).clamp(lowest, highest) * spread)
+    return quantizer

@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+
+from calib.formats import FP32
+from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, upper
+from deploy.latency.model import Observation
+from smpq.allocate import Ceiling
+from smpq.costs import CostModel
+from smpq.evaluate import OneByOne
+from smpq.joins import Edge
+from smpq.search import EXHAUSTIVE, Effort
+from tests.deploy.synthetic import W4, W8A8, Truth, chain, policies, space
+
+NOISE = 0.002
+
+
+class Bench:
+    """Values and latencies of a made-up network. Measuring is counted, and every policy has one noise of its own."""
+
+    def __init__(self, seed, of=None, noise=NOISE):
+        self.space = of or space(5, W8A8, W4, FP32)
+        self.truth = Truth.drawn(self.space, seed)
+        self.noise = noise
+        generator = np.random.default_rng(seed)
+        names = [group.name for group in self.space.groups]
+        self.loss = {(n, f): generator.uniform(0.2, 1.0) * (f != FP32) for n in names for f in self.space.formats[names[0]]}
+        self.joint = {pair: generator.uniform(0.0, 0.5) for pair in chain(self.space)}
+        self.measured = []
+        self.steps = []
+
+    def value(self, policy):
+        """Losses of the layers, more where two neighbours are both quantised."""
+        alone = sum(self.loss[pair] for pair in policy.formats.items())
+        return -alone - sum(cost for (a, b), cost in self.joint.items() if FP32 not in (policy[a], policy[b]))
+
+    def observation(self, policy):
+        error = self.noise * np.random.default_rng(list(policy.key().encode())).standard_normal()
+        return Observation(policy, self.truth.ratio(policy) + error, self.noise)
+
+    def measure(self, policy):
+        self.measured.append(policy.key())
+        return self.observation(policy)
+
+    def run(self, limit, ceilings=(), known=(), measurements=40):
+        starts = {"alone": {g.name: {f: -self.loss[g.name, f] for f in self.space.formats[g.name]} for g in self.space.groups}}
+        edges = [Edge(first, second, 64) for first, second in chain(self.space)]
+        loop = LatencyLoop(
+            self.space, edges, OneByOne(self.value), Goal(limit, ceilings, starts, Effort()), known, LoopSettings(measurements)
+        )
+        return loop.run(self.measure, self.steps.append)
+
+    def feasible(self, limit):
+        return [policy for policy in policies(self.space) if self.truth.ratio(policy) <= limit]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("limit", [0.6, 0.75, 0.9])
+def test_the_limit_is_met_and_nothing_better_is_expected_to_meet_it(seed, limit):
+    bench = Bench(seed)
+    outcome = bench.run(limit)
+    assert outcome.met
+    assert upper(outcome.observation) <= limit
+    assert outcome.value == bench.value(outcome.policy)
+    assert outcome.stop_reason.startswith("no other policy")
+    measured = set(bench.measured)
+    better = [policy for policy in policies(bench.space) if bench.value(policy) > outcome.value and policy.key() not in measured]
+    assert all(outcome.model.predict(policy)[0] > limit for policy in better)
+
+
+def test_the_best_of_all_policies_by_brute_force():
+    regrets = []
+    for seed in range(5):
+        for limit in (0.6, 0.75, 0.9):
+            bench = Bench(seed)
+            found = bench.run(limit).value
+            # what is within the limit by more than the noise could hide
+            best = max(map(bench.value, bench.feasible(limit - 5 * NOISE)))
+            worst = min(map(bench.value, bench.feasible(limit - 5 * NOISE)))
+            regrets.append(max(0.0, best - found) / (best - worst))
+    assert np.mean(np.array(regrets) < 1e-12) >= 0.8, "nearly always the very best"
+    assert max(regrets) < 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_measured_twice(seed):
+    bench = Bench(seed)
+    outcome = bench.run(0.7)
+    assert len(bench.measured) == len(set(bench.measured))
+    proposed = [step.proposal.policy.key() for step in outcome.steps if step.proposal.label != "experiment"]
+    assert len(proposed) == len(set(proposed)), "a policy that was measured to miss the limit is not proposed again"
+    assert len(bench.steps) == len(outcome.steps) == len(bench.measured)
+
+
+def test_what_is_known_is_not_measured_again():
+    first = Bench(1)
+    done = first.run(0.7)
+    known = [first.observation(step.proposal.policy) for step in done.steps]
+    again = Bench(1)
+    outcome = again.run(0.7, known=known)
+    assert not set(again.measured) & set(first.measured)
+    assert outcome.met
+    assert outcome.value >= done.value
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_out_of_reach_returns_the_closest(seed):
+    bench = Bench(seed, noise=0.0)
+    outcome = bench.run(0.1)
+    assert not outcome.met
+    assert outcome.stop_reason == "the limit is out of reach"
+    fastest = min(map(bench.truth.ratio, policies(bench.space)))
+    assert outcome.observation.ratio == pytest.approx(fastest, abs=1e-9)
+    assert not any(step.met for step in outcome.steps)
+
+
+def test_other_budgets_hold_as_well():
+    bench = Bench(2)
+    parts = {g.name: {f: f.weight_bits / len(bench.space.groups) for f in bench.space.formats[g.name]} for g in bench.space.groups}
+    bits = CostModel("avg_bits", 0.0, parts, 32.0)
+    outcome = bench.run(0.9, [Ceiling(bits, 8.0)])
+    assert outcome.met
+    assert bits.total(outcome.policy) <= 8.0 + 1e-9
+    allowed = [policy for policy in bench.feasible(0.9 - 5 * NOISE) if bits.total(policy) <= 8.0]
+    assert outcome.value >= max(map(bench.value, allowed)) - 1e-12
+
+
+def test_a_limit_that_float_meets_keeps_float():
+    bench = Bench(0)
+    outcome = bench.run(1.5)
+    assert outcome.met
+    assert set(outcome.policy.formats.values()) == {FP32}
+
+
+def test_a_space_too_large_to_search_completely():
+    bench = Bench(3, space(9, W8A8, W4, FP32))
+    assert bench.space.size() > EXHAUSTIVE
+    outcome = bench.run(0.75)
+    assert outcome.met
+    assert upper(outcome.observation) <= 0.75
+    assert np.mean([bench.value(policy) > outcome.value for policy in bench.feasible(0.75)]) < 0.05
+
+
+def test_the_number_of_engines_is_limited():
+    bench = Bench(4)
+    outcome = bench.run(0.7, measurements=9)
+    assert len(bench.measured) <= 9
+    assert len(outcome.steps) <= 9
+
+
+def test_predictions_come_before_measurements_and_hold():
+    within = []
+    for seed in range(5):
+        outcome = Bench(seed).run(0.7)
+        for step in outcome.steps:
+            low, high = step.proposal.interval
+            assert low < step.proposal.predicted < high
+            if step.proposal.label != "experiment":  # before an experiment the model has seen little or nothing
+                within.append(low - 2 * NOISE <= step.observation.ratio <= high + 2 * NOISE)
+    assert np.mean(within) > 0.6

@@ -1,0 +1,133 @@
+"""What a run remembers of measured engines, and of those that did not build."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from calib.errors import UserError
+from calib.formats import FP32, Format
+from deploy.devices.base import Result
+from deploy.latency.loop import Refusal
+from deploy.latency.observations import (
+    Measured,
+    blamed_formats,
+    keep_measured,
+    known_float_ms,
+    latency_model,
+    read_observations,
+    read_refusals,
+)
+from deploy.pipeline import open_run
+from deploy.progress import Progress
+from deploy.run import Settings
+from tests.deploy.board import FASTER, figures
+
+W8A8 = Format.from_text("w8a8")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=16)
+    with open_run(tmp_path_factory.mktemp("observations") / "run", Progress(Console(quiet=True)), settings) as prepared:
+        yield prepared
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def prepared(task, said):
+    task.run.file("measurements.json").unlink(missing_ok=True)
+    progress = Progress(Console(quiet=True))
+    progress.warn = said.append
+    return replace(task, progress=progress)
+
+
+def measured(prepared, *integers, refused=None, **changes):
+    policy = prepared.space.uniform(FP32)
+    for name in integers:
+        policy = policy.with_format(name, W8A8)
+    data = {"key": "", "name": "", "batch": 1, **figures(integers, FASTER, lambda _: refused), **changes}
+    return Measured(policy, Result.from_json(data))
+
+
+def test_what_was_measured_is_read_back(prepared):
+    one, two = measured(prepared, "first"), measured(prepared, "first", "head", float_ms=4.0)
+    verdicts = keep_measured(prepared, [one, two], "a board")
+    assert read_observations(prepared) == read_observations(prepared, "a board") == verdicts
+    assert [observation.ratio for observation in verdicts] == pytest.approx([0.9, 0.95])
+    assert verdicts[0].standard_error == pytest.approx(0.004 / (2 * 1.96))
+    assert known_float_ms(prepared) == 3.0, "the median of 2 and 4"
+
+
+def test_the_last_word_on_a_policy_counts(prepared):
+    keep_measured(prepared, [measured(prepared, "first"), measured(prepared, "second")], "a board")
+    keep_measured(prepared, [measured(prepared, "first", ratio=0.5)], "a board")
+    assert [observation.ratio for observation in read_observations(prepared)] == pytest.approx([0.7, 0.5])
+    keep_measured(prepared, [measured(prepared, "second", refused=("no kernel", ["second/DQw"]))], "a board")
+    assert [observation.ratio for observation in read_observations(prepared)] == [0.5]
+    policy = prepared.space.uniform(FP32).with_format("second", W8A8)
+    assert read_refusals(prepared) == [Refusal(policy, "no kernel", (("second", W8A8),))]
+    assert known_float_ms(prepared) == 2.0
+    keep_measured(prepared, [measured(prepared, "second")], "a board")
+    assert read_refusals(prepared) == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "nodes", "blamed"),
+    [
+        ("no kernel", [], []),
+        ("no kernel", ["first/DQw", "head"], ["first"]),
+        ("Error at 'second/Qx' [second]: no kernel", [], ["second"]),
+        ("{first,second}", ["second"], ["first", "second"]),
+        ("firstly, the secondary", ["headless"], []),
+    ],
+)
+def test_who_is_blamed(prepared, reason, nodes, blamed):
+    found = blamed_formats(prepared.space, measured(prepared, "first", "second", refused=(reason, nodes)))
+    assert found == tuple((name, W8A8) for name in blamed), "float layers are not"
+
+
+def test_what_was_measured_elsewhere_is_not_taken(prepared, said):
+    keep_measured(prepared, [measured(prepared, "first")], "a board")
+    assert read_observations(prepared, "another board") == []
+    assert "made on another machine (a board): measuring again" in said.pop()
+    file = prepared.run.file("measurements.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "fingerprint": "f" * 64}))
+    assert read_observations(prepared) == []
+    assert "made with other weights or data: measuring again" in said.pop()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["observations"][0].pop("ratio"),
+        lambda record: record["observations"][0].update(ratio="fast"),
+        lambda record: record.update(observations=[3]),
+        lambda record: record["refusals"][0].pop("reason"),
+        lambda record: record["refusals"][0].update(blamed=["second"]),
+        lambda record: record["refusals"][0].update(blamed=7),
+    ],
+)
+def test_a_damaged_file(prepared, change):
+    keep_measured(prepared, [measured(prepared, "first"), measured(prepared, "second", refused=("no", []))], "a board")
+    file = prepared.run.file("measurements.json")
+    record = json.loads(file.read_text())
+    change(record)
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"measurements\.json is damaged .*: delete it to measure again"):
+        read_observations(prepared)
+
+
+def test_a_model_needs_a_measurement(prepared):
+    with pytest.raises(UserError, match="use smpq run, or smpq measure first"):
+        latency_model(prepared)
+    keep_measured(prepared, [measured(prepared, "second")], "a board")
+    predicted, error = latency_model(prepared).predict(measured(prepared, "second").policy)
+    assert predicted == pytest.approx(0.7, abs=3 * error)

@@ -1,0 +1,305 @@
+"""The page and the lines for the terminal: answers first, every layer, every number, nothing that runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calib.errors import UserError
+from deploy.report.answers import Answer, answers
+from deploy.report.page import render_html, summary_lines, write_html
+from deploy.report.wording import aligned, amount, change, fixed, magnitude, measure, number, size
+from tests.deploy.report.report_sample import layer, long, report, stage, unmeasured
+
+QUESTIONS = [
+    "Is it faster?",
+    "If not, why not?",
+    "Is the accuracy on the engine the same as in PyTorch?",
+    "What do I change?",
+    "Will it run on my Orin?",
+]
+VOID = {"meta", "wbr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags match, and keeps tags, headings, table rows and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.headings: list[str] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "h2":
+            self.headings.append("")
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.text += data
+        if "h2" in self.open:
+            self.headings[-1] += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+def answer(content: dict[str, Any], index: int) -> Answer:
+    return answers(content)[index]
+
+
+def test_answers_come_first_in_the_order_they_are_asked() -> None:
+    page = Page(render_html(report()))
+    assert page.headings[:5] == QUESTIONS
+    assert page.headings[5:] == [
+        "Budget",
+        "Bits per layer",
+        "Predicted against measured latency",
+        "Plan, 20 layers",
+        "Where this came from",
+    ]
+    assert [line.split("?")[0] + "?" for line in summary_lines(report())] == QUESTIONS
+
+
+@pytest.mark.parametrize("content", [report(), unmeasured(), long(), report(0, policy={}), report(400)])
+def test_the_page_needs_nothing_but_itself(content: dict[str, Any]) -> None:
+    html = render_html(content)
+    page = Page(html)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "form"})
+    assert not any(name in ("src", "href") or name.startswith("on") for _, given in page.tags for name in given)
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "http" not in html
+    assert "prefers-color-scheme:dark" in html
+    assert "@media print" in html
+
+
+@pytest.mark.parametrize("content", [report(), long()])
+def test_every_layer_has_a_row_with_its_numbers(content: dict[str, Any]) -> None:
+    rows = {row[0]: row for row in Page(render_html(content)).rows if len(row) == 8}
+    total = sum(one["parameters"] for one in content["layers"])
+    for one in content["layers"]:
+        row = rows[one["path"]]
+        assert row[1:4] == [one["operator"], f"{100 * one['parameters'] / total:.1f} %", one["format"]]
+        assert (row[4] == "–") == (one["score"] is None)
+        if one["score"] is not None:
+            assert float(row[4].replace("\N{MINUS SIGN}", "-")) == pytest.approx(one["score"], abs=6e-4)
+            assert " to " in row[5]
+        assert row[7] == ("as planned" if one["kernel_agrees"] else "differs")
+
+
+def test_long_tables_scroll_and_short_ones_do_not() -> None:
+    assert '<div class="table long">' in render_html(long())
+    assert '<div class="table long">' not in render_html(report())
+
+
+def test_faster_with_ratio_interval_and_times() -> None:
+    first, times, predicted = answer(report(), 0).sentences
+    assert first == "Yes: it takes 0.642 of the float engine's time, 95 % interval 0.639 to 0.647."
+    assert times == "1.88 ms against 2.93 ms at batch 1; thread CPU time, 15 rounds, both engines in turn."
+    assert predicted == "Predicted was 0.639 (0.621 to 0.657), which agrees."
+    assert answer(report(), 0).verdict == "yes"
+
+
+def test_slower_names_kernels_and_warnings_and_says_not_to_deploy() -> None:
+    content = long()
+    assert answer(content, 0).sentences[0].startswith("No, it is slower: it takes 1.12 of")
+    why = answer(content, 1).sentences
+    assert why[0].startswith("4 layers run in another kernel than planned: encoder.blocks.0.attention.projection_5, ")
+    assert why[1] == "14 conversions between integers and floats remain in the graph."
+    steps = answer(content, 3).sentences
+    assert steps[0] == "latency ≤ 0.65x is not met, the nearest reached is 1.12x: offer other formats."
+    assert steps[1].startswith("Do not deploy it for speed: keep the float engine (engine.float.onnx)")
+
+
+def test_an_interval_around_one_is_no_answer() -> None:
+    content = report(latency={**report()["latency"], "ratio": 0.99, "interval": [0.97, 1.02]})
+    assert answer(content, 0).verdict == "unknown"
+    assert answer(content, 0).sentences[0].startswith("No difference can be shown: it takes 0.99 of")
+    assert "1 of 20 layers are still floating point" in answer(content, 1).sentences[0]
+    assert any("keep the float engine" in step for step in answer(content, 3).sentences)
+
+
+def test_without_measurement_the_reason_stands_in_its_place() -> None:
+    content = unmeasured()
+    assert answer(content, 0).sentences[0] == "Not measured: timing a plan needs an NVIDIA GPU of its compute capability."
+    assert "301 kB against 1.09 MB" in answer(content, 0).sentences[1]
+    accuracy = answer(content, 2)
+    assert accuracy.verdict == "unknown"
+    assert accuracy.sentences[0] == "Not verified on the engine; the ONNX graph is the last stage that ran."
+    assert "The engine was not run: an NVIDIA GPU is needed." in accuracy.sentences
+    assert "Nothing to draw: timing a plan needs" in Page(render_html(content)).text
+
+
+def test_accuracy_names_the_stage_that_lost_it() -> None:
+    same = answer(report(), 2)
+    assert same.verdict == "yes"
+    assert "engine 88.41 % (87.81 to 89.01)" in same.sentences[1]
+    assert "Step to quantised PyTorch: −0.08 (−0.18 to +0.02 points), 99.1 % of predictions the same." in same.sentences
+    for lost_at, text in (
+        ("engine", "No: the engine loses"),
+        ("onnx", "No: the ONNX graph loses"),
+        ("fake_quant", "quantising itself cost"),
+    ):
+        content = report(verification={**report()["verification"], "lost_at": lost_at, "explanation": "because"})
+        assert text in answer(content, 2).sentences[0]
+        assert answer(content, 2).sentences[-1] == "Because."
+        assert answer(content, 3).sentences[0] != "Nothing has to change."
+
+
+def test_another_metric_is_not_written_in_percent() -> None:
+    verification = {
+        **report()["verification"],
+        "metric": "minus squared error",
+        "stages": {"float": stage(-2.5), "engine": stage(-2.75, -0.25)},
+    }
+    text = " ".join(answer(report(verification=verification), 2).sentences)
+    assert "Minus squared error over 10,000 samples: float PyTorch −2.5 (−2.506 to −2.494)" in text
+    assert "%" not in text.replace("95 %", "")
+
+
+def test_next_steps_follow_from_the_data() -> None:
+    (nothing,) = answer(report(), 3).sentences
+    assert nothing.startswith("Nothing has to change. With budget to spare, widen ")
+    limit = {"cost": "size", "limit": 200_000, "reached": 301_000, "unit": "bytes", "met": False}
+    unclear = [layer("fc", interval=[-0.002, 0.001])]
+    unmet = answer(report(met=False, limits=[limit], layers=unclear), 3).sentences
+    assert unmet[0].startswith("size ≤ 200 kB is not met, the nearest reached is 301 kB: allow that much")
+    assert "1 layer" in unmet[1]
+    assert "interval includes zero (fc)" in unmet[1]
+    stability = {"resamples": 40, "undecided": ["fc"], "frequencies": {"fc": {"w8a8": 0.5, "w4a8": 0.5}}}
+    (undecided,) = answer(report(stability=stability), 3).sentences
+    assert undecided.startswith("At this budget the scores cannot tell which format fc should get")
+    assert answer(report(stability={**stability, "undecided": []}), 3).sentences == (nothing,)
+    unknown = answer(unmeasured(limits=[{"cost": "latency", "limit": 0.6, "reached": None, "unit": "x", "met": None}]), 3).sentences
+    assert unknown[0] == "Whether latency ≤ 0.6x is met is not known: it was not measured."
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (report(), "On its CPU, not on its GPU: engine.ort-cpu.onnx is an ONNX file"),
+        (report(target="simulate"), "not faster anywhere"),
+        (report(), "--target jetson-orin"),
+        (report(target="ort-cuda"), "Nothing of it was verified on Orin"),
+        (unmeasured(target="jetson-orin"), "It is made for it: the formats are those of Orin's TensorRT"),
+        (unmeasured(), "Not this engine (sm120, sm86)"),
+        (unmeasured(), "Carry model.tensorrt-rtx.onnx of this run to the device and build it there"),
+        (unmeasured(target="tensorrt", engine="engine.plan"), "Not this engine: a plan runs"),
+        (report(layers=[layer("a", bits=3), layer("b"), layer("c", bits=4, format="w4a16b128")]), "no kernels for w3a8:"),
+    ],
+)
+def test_orin(content: dict[str, Any], expected: str) -> None:
+    assert expected in " ".join(answer(content, 4).sentences)
+
+
+def test_formats_that_orin_has_are_not_complained_about() -> None:
+    layers = [layer("a"), layer("b", bits=4, format="w4a16b128"), layer("c", bits=16), layer("d", bits=32)]
+    assert "no kernels" not in " ".join(answer(report(layers=layers), 4).sentences)
+
+
+HOSTILE = "<script>alert('x')</script>\"&\x1b[2J"
+
+
+def test_hostile_names_are_text() -> None:
+    content = report(
+        task=HOSTILE, budget=HOSTILE, layers=[layer(HOSTILE, kernel=HOSTILE, operator=HOSTILE, kernel_agrees=False)], warnings=[HOSTILE],
+        engine=HOSTILE, skipped=[{"path": HOSTILE, "operator": HOSTILE, "reason": HOSTILE}], refused={HOSTILE: HOSTILE}, machine=HOSTILE,
+        settings={HOSTILE: [HOSTILE]}, versions={HOSTILE: HOSTILE}, latency={**report()["latency"], "interval": [1.1, 1.2], "clock": HOSTILE},
+        observations=[{**report()["observations"][0], "label": HOSTILE}],
+    )  # fmt: skip
+    html = render_html(content)
+    assert "<script" not in html
+    page = Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count("<script>alert('x')</script>") >= 12
+    assert "\x1b" not in "".join(summary_lines(content))
+
+
+def test_what_was_left_out_and_where_it_came_from() -> None:
+    text = Page(render_html(long())).text
+    for expected in ("no quantised kernel for this operator", "head: w4a16b128", "not a multiple of 128", "torch", "2.13.0", "seed 0",
+                     "40 permutations", "score 81.2", "a processor, Linux x86_64", "w8a8, fp32", "What avg bits buys"):  # fmt: skip
+        assert expected in text
+    quiet = Page(render_html(report()))
+    assert "Layers left as they are" not in quiet.headings
+    assert "Formats refused" not in quiet.headings
+
+
+def test_numbers_are_written_to_what_they_carry() -> None:
+    assert [number(value) for value in (0.64214, 1234.56, None, math.nan, -0.5)] == ["0.642", "1235", "–", "–", "−0.5"]
+    assert [size(value) for value in (12, 301_000, 1_093_000)] == ["12 B", "301 kB", "1.09 MB"]
+    assert [magnitude(value) for value in (3.1e9, 950, 2.5e13)] == ["3.1 G", "950", "25 T"]
+    assert [amount(0.65, "x"), amount(1.5, "ms"), amount(2e9, "bops"), amount(9, "")] == ["0.65x", "1.5 ms", "2 G bops", "9"]
+    assert measure(0.885, [0.88, 0.89], "top-1") == "88.50 % (88.00 to 89.00)"
+    assert change(0.001, "top-1", unit=True) == "+0.10 points"
+    assert [fixed(value, aligned([-0.01, -0.0004])) for value in (-0.01, -0.0004, None)] == ["−0.0100", "−0.0004", "–"]
+    assert aligned([None, 0.0]) == ".3f"
+
+
+def test_the_file_is_written_whole_beside_its_data(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(long()))
+    (tmp_path / "report.html").write_text("old")
+    page = write_html(tmp_path)
+    assert page == tmp_path / "report.html"
+    assert page.read_text(encoding="utf-8") == render_html(long())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        (json.dumps(report())[:500], "damaged or cut off"),
+        ("", "damaged or cut off"),
+        ("\udcff", "damaged or cut off"),
+        ("[1]", "schema 'list'"),
+        (json.dumps({**report(), "schema": 2}), "schema 2"),
+        (json.dumps({"schema": 1, "task": "digits"}), "lacks accuracy, avg_bits"),
+        (json.dumps(report(layers=[{"path": "fc"}])), "incomplete"),
+        (json.dumps(report(verification=None)), "incomplete"),
+        (json.dumps(report(limits=7)), "incomplete"),
+    ],
+)
+def test_a_report_that_cannot_be_read_is_one_sentence_and_leaves_the_page(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_text(content, encoding="utf-8", errors="surrogateescape")
+    (tmp_path / "report.html").write_text("old")
+    with pytest.raises(UserError, match=message) as caught:
+        write_html(tmp_path)
+    assert "run `smpq run` or `smpq verify` again" in str(caught.value)
+    assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_no_model_library_is_loaded() -> None:
+    code = (
+        "import sys, deploy.report.page; sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[3]).returncode == 0

@@ -1,0 +1,51 @@
+"""What a target offers a layer, and what it says when it does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from calib.formats import Format, formats_from_text
+from deploy.targets.offers import refusal, unknown_offers
+from deploy.targets.target import target_from_name
+from smpq.groups import space_from_formats
+from smpq.policy import Group
+from tests.deploy.networks import mlp, residual
+
+W4, BLOCKS = Format.from_text("w4a16"), Format.from_text("w4a16b16")
+
+
+def unit_of(operator):
+    return next(unit for unit in (*residual().units, *mlp().units) if unit.operator == operator and unit.in_features > 16)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt-rtx"])
+def test_what_only_saves_bytes_is_offered_when_asked_for(target):
+    described, unit = target_from_name(target), unit_of("conv2d")
+    reason = refusal(described, unit, W4, size_only=False)
+    assert reason is not None
+    assert "--size-only" in reason
+    assert refusal(described, unit, W4, size_only=True) is None
+
+
+def test_what_is_refused_says_why_and_no_flag_helps():
+    reason = refusal(target_from_name("tensorrt-rtx"), unit_of("conv2d"), Format.from_text("w4a8"), size_only=True)
+    assert reason is not None
+    assert "does not build" in reason
+
+
+def test_what_nobody_has_seen_is_offered_and_said():
+    units = mlp().units
+    groups = tuple(Group(unit.path, (unit,)) for unit in units)
+    for name, count in (("jetson-orin", 1), ("tensorrt-rtx", 0)):
+        target = target_from_name(name)
+        space, refused = space_from_formats(
+            groups,
+            formats_from_text("w4a16b16,w8a8"),
+            target.reference,
+            lambda unit, chosen, target=target: refusal(target, unit, chosen, size_only=False),
+        )
+        assert not refused
+        assert all(BLOCKS in formats for formats in space.formats.values())
+        sentences = unknown_offers(target, space)
+        assert len(sentences) == count
+        assert all("w4a16b16 on linear has not been seen on jetson-orin" in sentence for sentence in sentences)

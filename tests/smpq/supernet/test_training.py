@@ -1,0 +1,178 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from calib.errors import UserError
+from smpq.supernet.game import GameSettings
+from smpq.supernet.scores import argmax_policy, supernet_scores
+from smpq.supernet.state import SupernetState
+from smpq.supernet.training import SupernetSettings, train
+from tests.smpq.supernets import Task, Untrainable, supernet
+
+SETTINGS = SupernetSettings(epochs=4, steps=3, walks=3, samples=32, gamma=0.0, game=GameSettings(("metric", "loss")))
+
+
+def trained(settings=SETTINGS, state=None, keep=lambda _: None, net=None):
+    net = net or supernet()
+    return net, train(net, Task().calibration(), settings, state, keep)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    reports = []
+    net = supernet()
+    state = train(net, Task().calibration(), SETTINGS, report=reports.append)
+    return net, state, reports
+
+
+def same(one, other):
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+    for value, found in one.contributions.items():
+        assert found.to_json() == other.contributions[value].to_json()
+
+
+def test_values_are_estimated_in_the_second_half(whole):
+    _, state, reports = whole
+    assert [bool(report.estimates) for report in reports] == [False, False, True, True]
+    assert [row["epoch"] for row in state.history] == [1, 2, 3, 4]
+    found = state.contributions["loss"]
+    assert found.updates == 2
+    assert len(found.walks) == 6
+    assert found.evaluations == 2 * (1 + 3 * 6)
+    assert all(np.isfinite(contribution.score).all() for contribution in state.contributions.values())
+
+
+def test_training_moves_weights_steps_and_alphas(whole):
+    net, _, _ = whole
+    fresh = supernet()
+    for mine, theirs in (
+        (net.alphas, fresh.alphas),
+        (net.steps(), fresh.steps()),
+        (net.graph.groups().weights, fresh.graph.groups().weights),
+    ):
+        assert any(not torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
+
+
+def test_the_same_seed_gives_the_same_policy(whole):
+    _, state, _ = whole
+    net, again = trained()
+    same(state, again)
+    for method in ("smpq", "dmpq"):
+        policy = argmax_policy(net.space, supernet_scores(method, net, again).values())
+        assert policy == argmax_policy(net.space, supernet_scores(method, net, state).values())
+    _, other = trained(dataclasses.replace(SETTINGS, seed=1))
+    assert other.history[0]["loss"] != state.history[0]["loss"]
+
+
+@pytest.mark.parametrize("stopped_after", [1, 3])
+def test_a_killed_training_goes_on_as_if_nothing_had_been(whole, tmp_path, stopped_after):
+    path = tmp_path / "supernet.safetensors"
+
+    class KilledError(Exception):
+        pass
+
+    def keep(state):
+        state.save(path)
+        if len(state.history) == stopped_after:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        trained(keep=keep)
+    net = supernet()
+    found = SupernetState.load(path, net)
+    assert len(found.history) == stopped_after
+    _, state = trained(state=found, net=net)
+    same(state, whole[1])
+
+
+def test_a_finished_training_is_not_repeated(whole, tmp_path):
+    path = tmp_path / "supernet.safetensors"
+    whole[1].save(path)
+    net = supernet()
+    _, state = trained(state=SupernetState.load(path, net), net=net)
+    same(state, whole[1])
+
+
+def test_a_state_of_something_else_is_refused(whole, tmp_path):
+    path = tmp_path / "supernet.safetensors"
+    whole[1].save(path)
+    state = SupernetState.load(path, supernet())
+    with pytest.raises(UserError, match="walks=3, now 4"):
+        trained(dataclasses.replace(SETTINGS, walks=4), state)
+    with pytest.raises(UserError, match="another model"):
+        trained(state=state, net=supernet(fingerprint="other"))
+    with pytest.raises(UserError, match="another space"):
+        SupernetState.load(path, supernet("w2a8,w4a8"))
+    with pytest.raises(UserError, match="is missing"):
+        SupernetState.load(tmp_path / "none", supernet())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        SupernetState.load(path, supernet())
+
+
+def test_settings_read_back():
+    settings = dataclasses.replace(SETTINGS, deviation=True, complexity=0.1)
+    assert SupernetSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+def test_the_complexity_term_lowers_the_bits():
+    many = dataclasses.replace(SETTINGS, epochs=2, steps=4, alpha_learning_rate=0.2, complexity=10.0)
+    net, state = trained(many)
+    assert state.history[-1]["complexity"] < 18
+    assert all(row[0] > 0.5 for row in net.shares().values())
+
+
+def test_distillation_needs_no_more_than_the_float_model():
+    _, state = trained(dataclasses.replace(SETTINGS, epochs=1, distillation=1.0))
+    assert np.isfinite(state.history[0]["loss"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0}, {"steps": 0}, {"samples": 0}, {"learning_rate": 0.0}, {"step_learning_rate": -1.0}, {"alpha_learning_rate": float("nan")},
+        {"weight_decay": -1.0}, {"distillation": -1.0}, {"complexity": float("inf")}, {"warm_up": 1.0}, {"momentum": 1.0}, {"walks": 1}, {"gamma": 1.0},
+        {"seed": -1},
+    ],
+)  # fmt: skip
+def test_wrong_settings(wrong):
+    with pytest.raises(UserError):
+        SupernetSettings(**wrong)
+
+
+def test_wrong_data_and_divergence():
+    with pytest.raises(UserError, match="no training data"):
+        train(supernet(task=Untrainable()), Task().calibration(), SETTINGS)
+    with pytest.raises(UserError, match="4 batches, not 5"):
+        trained(dataclasses.replace(SETTINGS, steps=5))
+    with pytest.raises(UserError, match="diverged"):
+        trained(dataclasses.replace(SETTINGS, learning_rate=1e30))
+
+
+def test_scores_of_formats_are_sums_of_operations(whole):
+    net, state, _ = whole
+    shapley, softmax = (supernet_scores(method, net, state) for method in ("smpq", "dmpq"))
+    found = state.contributions["metric"]
+    score = {(operation.group, operation.name): value for operation, value in zip(found.operations, found.score, strict=True)}
+    chosen = net.space.formats["deep"][2]
+    entry = shapley.entries["deep"][chosen]
+    assert str(chosen) == "w2a8"
+    assert entry.value == pytest.approx(score["deep", "w2"] + score["deep", "a8"])
+    assert np.mean(entry.marginals) == pytest.approx(entry.value)
+    assert shapley.permutations == entry.samples == 6
+    assert softmax.entries["deep"][chosen].value == pytest.approx(
+        net.shares()["deep", "weight"][0] + net.shares()["deep", "activation"][1]
+    )
+    assert softmax.entries["deep"][chosen].standard_error == 0
+    assert supernet_scores("smpq", net, state, "loss").values() != shapley.values()
+    plain = supernet_scores("smpq", net, state, standardised=False).entries["deep"][chosen]
+    mean = {(operation.group, operation.name): value for operation, value in zip(found.operations, found.mean, strict=True)}
+    assert plain.value == pytest.approx(mean["deep", "w2"] + mean["deep", "a8"])
+    with pytest.raises(UserError, match="unknown method"):
+        supernet_scores("game", net, state)
+    with pytest.raises(UserError, match="no Shapley values by kl"):
+        supernet_scores("smpq", net, state, "kl")
