@@ -36,7 +36,7 @@ class Effort:
 
 
 EFFORTS = {
-    "fast": Effort(scoring=0, rounds=0, exchanges=1, evaluations=16, finalists=2),
+    "fast": Effort(scoring=0, rounds=0, exchanges=1, evaluations=8, finalists=1),
     "normal": Effort(),
     "thorough": Effort(scoring=1200, rounds=10, exchanges=12, evaluations=2000),
 }
