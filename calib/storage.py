@@ -1,0 +1,198 @@
+"""Files that are there in full or not at all, and JSON files whose content is a typed value or one message."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import msgspec
+
+from calib.errors import UserError
+
+LARGEST_JSON_BYTES = 256_000_000
+"""No file of a run comes near it; what is larger is not read into memory."""
+
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
+AboveZero = Annotated[float, msgspec.Meta(gt=0)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The content of a JSON object: a subclass lists its fields with their types and limits.
+
+    Reading checks all of them, at every depth, and unknown fields are refused. What no type can say is checked in `__post_init__`, which
+    raises ValueError. Instances are not changed.
+    """
+
+
+class FileRecord(Record, frozen=True, kw_only=True):
+    """The content of a whole file: a record with a version. `VERSION` goes up when older files can no longer be read."""
+
+    VERSION: ClassVar[int] = 1
+    schema: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schema == 0:  # made here, not read
+            msgspec.structs.force_setattr(self, "schema", self.VERSION)
+
+
+_OPEN_KEY = re.compile(r"`(?P<before>\$[^`]*?)\[\.\.\.\](?P<after>[^`]*)`")
+_STEP = re.compile(r"""\.(\w+)|\[("(?:[^"\\]|\\.)*")\]|\[(\d+)\]""")
+_MOST_KEYS_TRIED = 1000
+_LONGEST_KEY_SHOWN = 60
+
+RecordType = TypeVar("RecordType")
+FileType = TypeVar("FileType", bound=FileRecord)
+
+
+class _Version(msgspec.Struct):
+    """The part of a file that every version has."""
+
+    schema: int
+
+
+def read_record(
+    path: Path, kind: type[FileType], *, made_by: str = "", repair: str = "correct it, or delete it to make it again"
+) -> FileType:
+    """Read a JSON file as a `kind`.
+
+    UserError when the file is missing (`made_by` says what makes it), cannot be read, is of another version, or does not fit: the message
+    has the file, the place inside it, what was expected there, and `repair`.
+    """
+    content = _content(path, made_by)
+    try:
+        version = msgspec.json.decode(content, type=_Version).schema
+        if version != kind.VERSION:
+            raise UserError(f"{path} has schema {version}, this version of smpq reads schema {kind.VERSION}: {repair}")
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} is damaged: {_located(error, content, kind)}: {repair}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deeply
+        raise UserError(f"{path} is not valid JSON ({error}): {repair}") from error
+
+
+def record_from_text(text: str | bytes, kind: type[RecordType], what: str, repair: str) -> RecordType:
+    """Read JSON text as a `kind`; UserError, which names the text by `what`, when it does not fit."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{what} is damaged: {_located(error, text, kind)}: {repair}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} is not valid JSON ({error}): {repair}") from error
+
+
+def plain(record: Any) -> Any:
+    """Return a record as plain values: dictionaries, lists, texts, numbers and None."""
+    return msgspec.to_builtins(record, str_keys=True)
+
+
+def json_text(record: Any) -> str:
+    """Write a record as JSON; ValueError when it holds NaN or infinity, which is a bug where it was made."""
+    return json.dumps(plain(record), indent=1, allow_nan=False) + "\n"
+
+
+def write_record(path: Path, record: FileRecord) -> None:
+    """Write a JSON file in one step; UserError when the system does not let it."""
+    write_bytes(path, json_text(record).encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step; UserError when the system does not let it."""
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Hand out a file beside `path` to write to. It takes the place of `path` when the block ends, and vanishes when the block fails.
+
+    The directory is made when it is missing. What is written survives a loss of power. UserError when the system does not let it.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        unfinished = Path(name)
+        try:
+            yield unfinished
+            with unfinished.open("rb") as stream:
+                os.fsync(stream.fileno())
+            unfinished.chmod(0o644)  # mkstemp makes files that only their owner can read
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses while `path` is written into a UserError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(cannot_write(path, error)) from error
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """Say why `path` cannot be written, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot write {path}: the disk is full. Free some space and run the same command again; what is there is kept"
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"cannot write {path}: {reason}"
+
+
+def _content(path: Path, made_by: str) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_JSON_BYTES:
+            raise UserError(f"{path} has {size / 1e6:.0f} MB, more than any file of its kind: delete it to make it again")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing{': ' + made_by if made_by else ''}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _located(error: msgspec.ValidationError, content: str | bytes, kind: type) -> str:
+    """Say what is wrong and where. msgspec leaves the keys of mappings open, as in `$.scores[...]`: they are found by trying each one."""
+    text = str(error)
+    while (match := _OPEN_KEY.search(text)) is not None:
+        data = json.loads(content)
+        holder = _at(data, match["before"])
+        keys = list(holder) if isinstance(holder, dict) and len(holder) <= _MOST_KEYS_TRIED else []
+        everything = dict(holder) if keys else {}
+        found = None
+        for key in keys:
+            holder.clear()
+            holder[key] = everything[key]
+            try:
+                msgspec.convert(data, kind)
+            except msgspec.ValidationError as again:
+                if str(again) == str(error):
+                    found = key
+                    break
+        if found is None:
+            break
+        text = text.replace(match[0], f"`{match['before']}[{_shown(found)}]{match['after']}`", 1)
+    return text[:1].lower() + text[1:]
+
+
+def _at(data: Any, path: str) -> Any:
+    """Follow a path such as `$.results[3].layers`."""
+    for name, quoted, index in _STEP.findall(path):
+        data = data[int(index)] if index else data[json.loads(quoted) if quoted else name]
+    return data
+
+
+def _shown(key: str) -> str:
+    return json.dumps(key if len(key) <= _LONGEST_KEY_SHOWN else key[:_LONGEST_KEY_SHOWN] + "...")
