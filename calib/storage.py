@@ -36,14 +36,21 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class FileRecord(Record, frozen=True, kw_only=True):
-    """The content of a whole file: a record with a version. `VERSION` goes up when older files can no longer be read."""
+    """The content of a whole file: a record with a version.
+
+    `VERSION` goes up when older files can no longer be read. `NAME` is the file's name in its directory, `MADE_BY` the command that makes it.
+    """
 
     VERSION: ClassVar[int] = 1
+    NAME: ClassVar[str] = ""
+    MADE_BY: ClassVar[str] = ""
     schema: int = 0
 
     def __post_init__(self) -> None:
         if self.schema == 0:  # made here, not read
             msgspec.structs.force_setattr(self, "schema", self.VERSION)
+        if self.schema != self.VERSION:
+            raise ValueError(f"schema {self.schema}, this version of smpq reads schema {self.VERSION}")
 
 
 _OPEN_KEY = re.compile(r"`(?P<before>\$[^`]*?)\[\.\.\.\](?P<after>[^`]*)`")
@@ -61,15 +68,13 @@ class _Version(msgspec.Struct):
     schema: int
 
 
-def read_record(
-    path: Path, kind: type[FileType], *, made_by: str = "", repair: str = "correct it, or delete it to make it again"
-) -> FileType:
+def read_record(path: Path, kind: type[FileType], repair: str = "correct it, or delete it to make it again") -> FileType:
     """Read a JSON file as a `kind`.
 
-    UserError when the file is missing (`made_by` says what makes it), cannot be read, is of another version, or does not fit: the message
-    has the file, the place inside it, what was expected there, and `repair`.
+    UserError when the file is missing, cannot be read, is of another version, or does not fit: the message has the file, the place inside
+    it, what was expected there, and `repair`.
     """
-    content = _content(path, made_by)
+    content = _content(path, kind.MADE_BY)
     try:
         version = msgspec.json.decode(content, type=_Version).schema
         if version != kind.VERSION:
@@ -79,6 +84,8 @@ def read_record(
         raise UserError(f"{path} is damaged: {_located(error, content, kind)}: {repair}") from error
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deeply
         raise UserError(f"{path} is not valid JSON ({error}): {repair}") from error
+    except UserError as error:  # of a check that the command line makes too
+        raise error if str(path) in str(error) else UserError(f"{path} is damaged: {error}: {repair}") from error
 
 
 def record_from_text(text: str | bytes, kind: type[RecordType], what: str, repair: str) -> RecordType:
@@ -158,7 +165,7 @@ def _content(path: Path, made_by: str) -> bytes:
             raise UserError(f"{path} has {size / 1e6:.0f} MB, more than any file of its kind: delete it to make it again")
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing{': ' + made_by if made_by else ''}") from error
+        raise UserError(f"{path} is missing{f': make it with {made_by}' if made_by else ''}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 

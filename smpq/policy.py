@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from calib.errors import UserError
 from calib.formats import Format
 from calib.units import Unit
-
-SCHEMA = 1
+from smpq.files import PolicyFile
 
 
 @dataclass(frozen=True)
@@ -99,23 +97,17 @@ class Policy:
         """Return unit path -> format."""
         return {unit.path: self.formats[group.name] for group in groups for unit in group.units}
 
-    def to_json(self, groups: Iterable[Group]) -> dict[str, Any]:
+    def to_file(self, groups: Iterable[Group]) -> PolicyFile:
         """Return the file form, keyed by module path so that a person can edit it."""
-        record = {"schema": SCHEMA, "policy": {path: str(format_) for path, format_ in self.by_unit(groups).items()}}
-        return {**record, "float_joins": sorted(self.float_joins)} if self.float_joins else record
+        formats = {path: str(chosen) for path, chosen in self.by_unit(groups).items()}
+        return PolicyFile(policy=formats, float_joins=tuple(sorted(self.float_joins)))
 
     @classmethod
-    def from_json(cls, record: Any, space: Space) -> Policy:
+    def from_file(cls, record: PolicyFile, space: Space) -> Policy:
         """Read the file form; UserError names an unknown layer, a bad format, or a group given two formats."""
-        if not isinstance(record, dict) or not isinstance(record.get("policy"), dict):
-            raise UserError('a policy file holds {"schema": 1, "policy": {"module.path": "w8a8", ...}}')
-        if record.get("schema") != SCHEMA:
-            raise UserError(f"this policy has schema {record.get('schema')!r}; this version reads schema {SCHEMA}")
         formats: dict[str, Format] = {}
-        for path, text in record["policy"].items():
+        for path, text in record.policy.items():
             group = space.group_of(path)
-            if not isinstance(text, str):
-                raise UserError(f"the format of {path} must be a text such as w8a8, not {text!r}")
             chosen = Format.from_text(text)
             if formats.setdefault(group.name, chosen) != chosen:
                 members = ", ".join(unit.path for unit in group.units)
@@ -126,13 +118,13 @@ class Policy:
         return cls(formats, _float_joins(record, space))
 
 
-def _float_joins(record: Mapping[str, Any], space: Space) -> frozenset[str]:
-    names, known = record.get("float_joins", []), {join.name for join in space.joins}
-    if not isinstance(names, list) or not known.issuperset(map(str, names)):
-        raise UserError(
-            f"float_joins is a list of the places where tensors meet, {', '.join(sorted(known)) or 'here none'}, not {names!r}"
-        )
-    return frozenset(names)
+def _float_joins(record: PolicyFile, space: Space) -> frozenset[str]:
+    known = {join.name for join in space.joins}
+    for name in record.float_joins:
+        if name not in known:
+            here = ", ".join(sorted(known)) or "here none"
+            raise UserError(f"float_joins is a list of the places where tensors meet, {here}; {name!r} is none")
+    return frozenset(record.float_joins)
 
 
 def integer_names(policy: Policy, joins: Iterable[Join]) -> set[str]:

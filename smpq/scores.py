@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from calib.errors import UserError
 from calib.formats import Format
 from smpq.allocate import Values
+from smpq.files import Interval, ScoreRow, ScoresFile
 from smpq.policy import Space
 from smpq.shrinkage import shrink
 
-SCHEMA = 2
 _FEWEST_TO_SHRINK = 2
 
 
@@ -34,6 +33,22 @@ class Score:
     def interval(self) -> tuple[float, float]:
         """The 95 % interval, normal approximation."""
         return self.value - 1.96 * self.standard_error, self.value + 1.96 * self.standard_error
+
+    def to_row(self) -> ScoreRow:
+        """Return the file form."""
+        return ScoreRow(
+            value=self.value,
+            standard_error=self.standard_error,
+            interval=Interval.around(self.value, self.standard_error),
+            samples=self.samples,
+            alone=self.alone,
+            marginals=self.marginals,
+        )
+
+    @classmethod
+    def from_row(cls, row: ScoreRow) -> Score:
+        """Read the file form."""
+        return cls(row.value, row.standard_error, row.samples, row.alone, row.marginals)
 
 
 @dataclass(frozen=True)
@@ -76,56 +91,35 @@ class Scores:
                     values[group][chosen] = value
         return values
 
-    def to_json(self) -> dict[str, Any]:
+    def to_file(self) -> ScoresFile:
         """Return the file form."""
-        return {
-            "schema": SCHEMA,
-            "value": self.value_name,
-            "estimator": self.estimator,
-            "seed": self.seed,
-            "evaluations": self.evaluations,
-            "permutations": self.permutations,
-            "stop_reason": self.stop_reason,
-            "efficiency_gap": self.efficiency_gap,
-            "scores": {
-                group: {
-                    str(chosen): {
-                        "value": score.value,
-                        "standard_error": score.standard_error,
-                        "interval": list(score.interval),
-                        "samples": score.samples,
-                        "alone": score.alone,
-                        "marginals": list(score.marginals),
-                    }
-                    for chosen, score in row.items()
-                }
-                for group, row in self.entries.items()
-            },
-        }
+        return ScoresFile(
+            value=self.value_name,
+            estimator=self.estimator,
+            seed=self.seed,
+            evaluations=self.evaluations,
+            permutations=self.permutations,
+            stop_reason=self.stop_reason,
+            efficiency_gap=self.efficiency_gap,
+            scores={group: {str(chosen): score.to_row() for chosen, score in row.items()} for group, row in self.entries.items()},
+        )
 
     @classmethod
-    def from_json(cls, record: Any, space: Space) -> Scores:
-        """Read the file form; UserError when it is of another version or lacks a (group, format) of the space."""
-        try:
-            if record["schema"] != SCHEMA:
-                raise UserError(f"these scores have schema {record['schema']!r}; this version reads schema {SCHEMA}: score again")
-            entries = {
-                group: {
-                    Format.from_text(text): Score(
-                        cell["value"], cell["standard_error"], cell["samples"], cell["alone"], tuple(cell["marginals"])
-                    )
-                    for text, cell in row.items()
-                }
-                for group, row in record["scores"].items()
-            }
-            scores = cls(
-                entries, record["value"], record["estimator"], record["seed"], record["evaluations"], record["permutations"],
-                record["stop_reason"], record["efficiency_gap"],
-            )  # fmt: skip
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"the scores are incomplete ({error!r}): score again") from error
+    def from_file(cls, record: ScoresFile, space: Space) -> Scores:
+        """Read the file form; UserError when it lacks a (group, format) of the space, or when its walks do not fit together."""
+        entries = {
+            group: {Format.from_text(text): Score.from_row(cell) for text, cell in row.items()} for group, row in record.scores.items()
+        }
         for group in space.groups:
             for chosen in space.formats[group.name]:
-                if chosen not in scores.entries.get(group.name, {}):
-                    raise UserError(f"there is no score for {chosen} on {group.name}: score again with this list of formats")
-        return scores
+                if chosen not in entries.get(group.name, {}):
+                    raise UserError(f"{record.NAME} has no score for {chosen} on {group.name}: score again with this list of formats")
+                walks = len(entries[group.name][chosen].marginals)
+                if walks not in (0, record.permutations):
+                    raise UserError(
+                        f"{record.NAME} has {walks} marginals for {chosen} on {group.name}, from {record.permutations} walks: score again"
+                    )
+        return cls(
+            entries, record.value, record.estimator, record.seed, record.evaluations, record.permutations, record.stop_reason,
+            record.efficiency_gap,
+        )  # fmt: skip

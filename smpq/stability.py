@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from calib.formats import Format
 from smpq.allocate import Ceiling, Problem, allocate
+from smpq.files import StabilityFile
 from smpq.policy import Space
 from smpq.scores import Scores
 
@@ -39,13 +39,14 @@ class Stability:
         ]
         return sum(distances) / len(distances)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the file form."""
-        return {
-            "resamples": self.resamples,
-            "undecided": list(self.undecided()),
-            "frequencies": {name: {str(chosen): share for chosen, share in row.items()} for name, row in self.frequencies.items()},
-        }
+    def to_file(self, policy_key: str) -> StabilityFile:
+        """Return the file form, which is about the policy with this key."""
+        return StabilityFile(
+            policy=policy_key,
+            resamples=self.resamples,
+            undecided=tuple(self.undecided()),
+            frequencies={name: {str(chosen): share for chosen, share in row.items()} for name, row in self.frequencies.items()},
+        )
 
 
 def decision_stability(scores: Scores, space: Space, ceilings: Sequence[Ceiling], seed: int = 0) -> Stability | None:

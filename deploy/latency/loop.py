@@ -135,11 +135,17 @@ class LatencyLoop:
         for refusal in refusals:
             self._leave_out(refusal)
 
-    def run(self, measure: MeasurePolicy, announce: Callable[[str], None] = lambda _: None) -> Outcome:
-        """Measure what `ask` proposes until it proposes nothing; `announce` is told about each step."""
+    def run(
+        self,
+        measure: MeasurePolicy,
+        announce: Callable[[str], None] = lambda _: None,
+        keep: Callable[[Sequence[Step]], None] = lambda _: None,
+    ) -> Outcome:
+        """Measure what `ask` proposes until it proposes nothing; `announce` is told about each step, `keep` is given all steps so far."""
         while (proposal := self.ask()) is not None:
             found = measure(proposal.policy)
             self.tell(proposal, found)
+            keep(self._state.steps)
             result = f"{found.ratio:.3f}x of float" if isinstance(found, Observation) else f"does not build: {found.reason}"
             announce(f"{proposal.label} {len(self._state.steps)}: {result}, predicted {proposal.predicted:.3f}")
         return self.outcome()

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from calib.errors import UserError
 from calib.formats import Format
@@ -15,11 +14,9 @@ from deploy.export import call_name
 from deploy.latency.loop import Refusal
 from deploy.latency.model import LatencyModel, Observation, fit
 from deploy.prepare import Prepared, rules_of
+from deploy.run.files.search import MachineRows, MeasurementsFile, ObservedRow, RefusedRow
 from smpq.joins import Edge, find_edges
 from smpq.policy import Policy, Space
-
-FILE = "measurements.json"
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -37,10 +34,12 @@ class Measured:
 
 
 def latency_model(prepared: Prepared) -> LatencyModel:
-    """Fit the latency model to what the run has measured; UserError when that is nothing."""
-    known = read_observations(prepared)
+    """Fit the latency model to what the last machine to measure has found; UserError when that is nothing."""
+    known, machines = read_observations(prepared), known_machines(prepared)
     if not known:
         raise UserError("this run has measured no engine yet, so latency cannot be predicted: use smpq run, or smpq measure first")
+    if len(machines) > 1:
+        prepared.progress.say(f"latency as measured on {machines[-1]}; the run also has measurements of {', '.join(machines[:-1])}")
     reference = Observation(prepared.space.uniform(prepared.space.reference), 1.0, 0.0)
     return fit(prepared.space, edges(prepared), [reference, *known])
 
@@ -51,63 +50,82 @@ def edges(prepared: Prepared) -> tuple[Edge, ...]:
 
 
 def read_observations(prepared: Prepared, machine: str | None = None) -> list[Observation]:
-    """Read the whole-engine measurements of this run, made with the same model, on `machine` where that is given."""
-    record = _read(prepared, machine)
-    return [
-        Observation(Policy.from_json(entry["policy"], prepared.space), entry["ratio"], entry["standard_error"])
-        for entry in record["observations"]
-    ]
+    """Read the whole-engine measurements of this run, made with the same model, on `machine` or on the last one to measure."""
+    return observations_of(_rows(prepared, machine), prepared.space)
 
 
 def read_refusals(prepared: Prepared, machine: str | None = None) -> list[Refusal]:
     """Read what the runtime refused to build."""
-    return [
-        Refusal(Policy.from_json(entry["policy"], prepared.space), entry["reason"], entry["blamed"])
-        for entry in _read(prepared, machine)["refusals"]
-    ]
+    return refusals_of(_rows(prepared, machine), prepared.space)
 
 
 def known_float_ms(prepared: Prepared, machine: str | None = None) -> float | None:
     """Return what the float engine takes for one batch in milliseconds, None before anything was measured."""
-    found = _read(prepared, machine)["float_ms"]
-    return None if found is None else float(found)
+    return _rows(prepared, machine).float_ms
+
+
+def known_machines(prepared: Prepared) -> tuple[str, ...]:
+    """Name the machines that this run has measurements of, the last one to measure at the end."""
+    return tuple(_file(prepared).machines)
 
 
 def keep_measured(prepared: Prepared, measured: Sequence[Measured], machine: str) -> list[Observation | Refusal]:
-    """Add results of `machine` to `measurements.json`, in place of earlier ones of the same policies; returns what each says."""
+    """Add results of `machine` to `measurements.json`, in place of earlier ones of the same policies; returns what each says.
+
+    What other machines have measured stays.
+    """
     verdicts: list[Observation | Refusal] = [
         each.observation()
         if each.result.failed is None
         else Refusal(each.policy, each.result.failed, blamed_formats(prepared.space, each))
         for each in measured
     ]
-    record = _read(prepared, machine)
+    file, rows = _file(prepared), _rows(prepared, machine)
     new = {verdict.policy.key() for verdict in verdicts}
-
-    def rows(kept: Sequence[Observation | Refusal]) -> list[dict[str, Any]]:
-        return [_row(prepared, each) for each in (*(old for old in kept if old.policy.key() not in new), *verdicts)]
-
-    everything = rows([*read_observations(prepared, machine), *read_refusals(prepared, machine)])
+    earlier = (*observations_of(rows, prepared.space), *refusals_of(rows, prepared.space))
+    everything = [*(old for old in earlier if old.policy.key() not in new), *verdicts]
     times = [each.result.float_ms for each in measured if each.result.float_ms is not None]
-    prepared.run.write_json(
-        FILE,
-        {
-            "schema": 3,
-            "fingerprint": prepared.fingerprint,
-            "machine": machine,
-            "float_ms": median(times) if times else record["float_ms"],
-            "observations": [row for row in everything if "ratio" in row],
-            "refusals": [row for row in everything if "reason" in row],
-        },
-    )
+    kept = machine_rows(prepared.space, everything, median(times) if times else rows.float_ms)
+    others = {name: other for name, other in file.machines.items() if name != machine}
+    prepared.run.write(MeasurementsFile(fingerprint=prepared.fingerprint, machines={**others, machine: kept}))
     return verdicts
 
 
-def _row(prepared: Prepared, found: Observation | Refusal) -> dict[str, Any]:
-    policy = found.policy.to_json(prepared.space.groups)
-    if isinstance(found, Refusal):
-        return {"policy": policy, "reason": found.reason, "blamed": [[group, str(chosen)] for group, chosen in found.blamed]}
-    return {"policy": policy, "ratio": found.ratio, "standard_error": found.standard_error}
+def machine_rows(space: Space, found: Sequence[Observation | Refusal], float_ms: float | None = None) -> MachineRows:
+    """Return the file form of what is known of one machine."""
+    return MachineRows(
+        float_ms=float_ms,
+        observations=tuple(
+            ObservedRow(policy=each.policy.to_file(space.groups), ratio=each.ratio, standard_error=each.standard_error)
+            for each in found
+            if isinstance(each, Observation)
+        ),
+        refusals=tuple(
+            RefusedRow(policy=each.policy.to_file(space.groups), reason=each.reason, blamed=blamed_rows(each))
+            for each in found
+            if isinstance(each, Refusal)
+        ),
+    )
+
+
+def blamed_rows(refusal: Refusal) -> tuple[tuple[str, str], ...]:
+    """Return the file form of what a refusal blames."""
+    return tuple((group, str(chosen)) for group, chosen in refusal.blamed)
+
+
+def observations_of(rows: MachineRows, space: Space) -> list[Observation]:
+    """Read back the measured engines."""
+    return [Observation(Policy.from_file(row.policy, space), row.ratio, row.standard_error) for row in rows.observations]
+
+
+def refusals_of(rows: MachineRows, space: Space) -> list[Refusal]:
+    """Read back what was refused."""
+    return [
+        Refusal(
+            Policy.from_file(row.policy, space), row.reason, tuple((group, Format.from_text(text)) for group, text in row.blamed)
+        )
+        for row in rows.refusals
+    ]
 
 
 def blamed_formats(space: Space, measured: Measured) -> tuple[tuple[str, Format], ...]:
@@ -122,24 +140,19 @@ def blamed_formats(space: Space, measured: Measured) -> tuple[tuple[str, Format]
     return tuple(found)
 
 
-def _read(prepared: Prepared, machine: str | None) -> dict[str, Any]:
-    """Return the file's record with checked rows, an empty one where there is nothing of this model and machine."""
-    empty: dict[str, Any] = {"float_ms": None, "observations": [], "refusals": []}
-    if not prepared.run.has(FILE):
+def _rows(prepared: Prepared, machine: str | None) -> MachineRows:
+    """Return what is known of a machine; without a name, of the last one that measured."""
+    machines = _file(prepared).machines
+    return machines.get(next(reversed(machines), "") if machine is None else machine, MachineRows())
+
+
+def _file(prepared: Prepared) -> MeasurementsFile:
+    """Return the file, an empty one where there is nothing of this model and data."""
+    empty = MeasurementsFile(fingerprint=prepared.fingerprint, machines={})
+    record = prepared.run.find(MeasurementsFile)
+    if record is None:
         return empty
-    record = prepared.run.read_json(FILE, keys=["fingerprint", "machine", "observations", "refusals", "float_ms"])
-    if record["fingerprint"] != prepared.fingerprint:
-        prepared.progress.warn(f"{FILE} was made with other weights or data: measuring again")
+    if record.fingerprint != prepared.fingerprint:
+        prepared.progress.warn(f"{record.NAME} was made with another model, other weights or data: measuring again")
         return empty
-    if machine is not None and record["machine"] != machine:
-        prepared.progress.warn(f"{FILE} was made on another machine ({record['machine']}): measuring again")
-        return empty
-    try:
-        for entry in record["observations"]:
-            entry.update(ratio=float(entry["ratio"]), standard_error=float(entry["standard_error"]), policy=entry["policy"])
-        for entry in record["refusals"]:
-            blamed = tuple((str(group), Format.from_text(text)) for group, text in entry["blamed"])
-            entry.update(policy=entry["policy"], reason=str(entry["reason"]), blamed=blamed)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{FILE} is damaged ({error!r}): delete it to measure again") from error
     return record

@@ -13,6 +13,7 @@ from deploy.stages.policies import write_policy
 from deploy.stages.scoring import score, static_ceilings
 from smpq.allocate import Ceiling, Problem, solve_or_explain
 from smpq.budget import Budget
+from smpq.files import StabilityFile
 from smpq.policy import Policy
 from smpq.scores import Scores
 from smpq.search import Choice, Effort, choose, confirm
@@ -75,8 +76,11 @@ def write_outcome(prepared: Prepared, budget: Budget, outcome: Outcome, limit: f
 def write_stability(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], policy: Policy) -> None:
     """Write how often each layer gets each format when the scores are resampled: `stability.json`."""
     stability = decision_stability(scores, prepared.space, ceilings, prepared.settings.seed)
-    record = stability.to_json() if stability is not None else {"resamples": 0, "undecided": [], "frequencies": {}}
-    prepared.run.write_json("stability.json", {"schema": 1, "policy": policy.key(), **record})
+    prepared.run.write(
+        stability.to_file(policy.key())
+        if stability is not None
+        else StabilityFile(policy=policy.key(), resamples=0, undecided=(), frequencies={})
+    )
 
 
 def _check_possible(prepared: Prepared, ceilings: Sequence[Ceiling]) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from calib.errors import UserError
 from deploy.prepare import Prepared
 from smpq.estimators import Stopping, estimator_from_name
+from smpq.files import ContributionRow, ContributionsFile, Interval
 from smpq.game import PolicyGame
 from smpq.policy import Policy
 
-FILE = "contributions.json"
 _EVALUATIONS_EACH = 8
 
 
@@ -37,7 +36,7 @@ class Explanation:
         self.stopping(1, 0)
 
 
-def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None = None) -> dict[str, Any]:
+def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None = None) -> ContributionsFile:
     """Estimate what every group's format adds to the value, against the float model. Writes `contributions.json`.
 
     Efficiency: the contributions sum to the value of the policy minus that of the float model. UserError when the evaluations do not
@@ -51,42 +50,32 @@ def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None 
     with prepared.progress.step("explain the policy"):
         estimate = estimator_from_name(chosen.estimator).estimate(game, len(game.players), stopping, prepared.settings.seed)
     low, high = estimate.interval()
-    record = {
-        "schema": 1,
-        "policy": policy.key(),
-        "value": prepared.settings.value,
-        "total": float(estimate.values.sum()),
-        "estimator": estimate.estimator,
-        "evaluations": estimate.evaluations,
-        "seed": estimate.seed,
-        "stop_reason": estimate.stop_reason,
-        "contributions": [
-            {
-                "group": name,
-                "format": str(policy[name]),
-                "value": float(estimate.values[index]),
-                "standard_error": float(estimate.standard_errors[index]),
-                "interval": [float(low[index]), float(high[index])],
-                "samples": int(estimate.samples[index]),
-            }
+    record = ContributionsFile(
+        policy=policy.key(),
+        value=prepared.settings.value,
+        total=float(estimate.values.sum()),
+        estimator=estimate.estimator,
+        evaluations=estimate.evaluations,
+        seed=estimate.seed,
+        stop_reason=estimate.stop_reason,
+        contributions=tuple(
+            ContributionRow(
+                group=name,
+                format=str(policy[name]),
+                value=float(estimate.values[index]),
+                standard_error=float(estimate.standard_errors[index]),
+                interval=Interval(float(low[index]), float(high[index])),
+                samples=int(estimate.samples[index]),
+            )
             for index, name in enumerate(game.players)
-        ],
-        "apart": _apart(game.players, estimate.values.tolist(), low.tolist(), high.tolist()),
-    }
-    prepared.run.write_json(FILE, record)
+        ),
+        apart=_apart(game.players, estimate.values.tolist(), low.tolist(), high.tolist()),
+    )
+    prepared.run.write(record)
     return record
 
 
-def read_explanation(prepared: Prepared, policy: Policy) -> dict[str, Any] | None:
-    """Return the record when the run has one of this policy."""
-    if not prepared.run.has(FILE) or not prepared.run.made_for(FILE, policy.key()):
-        return None
-    keys = ["value", "total", "estimator", "evaluations", "seed", "stop_reason", "contributions", "apart"]
-    record = prepared.run.read_json(FILE, keys=keys)
-    return {name: record[name] for name in keys}
-
-
-def _apart(names: Sequence[str], values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[str]]:
+def _apart(names: Sequence[str], values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> tuple[tuple[str, ...], ...]:
     """Return the groups in order of what they cost, in classes: neighbours whose intervals overlap stand in one class."""
     order = sorted(range(len(names)), key=lambda index: values[index])
     classes: list[list[str]] = []
@@ -98,4 +87,4 @@ def _apart(names: Sequence[str], values: Sequence[float], low: Sequence[float], 
         else:
             classes.append([names[index]])
             reach = high[index]
-    return classes
+    return tuple(map(tuple, classes))

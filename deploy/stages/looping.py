@@ -22,11 +22,22 @@ from smpq.budget import Budget
 from smpq.policy import Policy
 from smpq.search import Effort
 
-BUNDLE = "bundle.json"
-LOOP = "loop.json"
 _ROUNDS_IN_LOOP = 1
 _AT_ONCE = 6
 """How many engines a bundle asks for, so that few journeys to the device are needed."""
+
+
+class Feedback(Record, frozen=True, kw_only=True):
+    """What the measurements of a bundle come to: the best policy's ratio to the float engine, whether it meets the budget, and its model.
+
+    `proposals` counts the engines that should be measured next.
+    """
+
+    ratio: float
+    met: bool
+    proposals: int
+    stop_reason: str
+    model: str
 
 
 def close_loop(prepared: Prepared, budget: Budget, effort: Effort, settings: LoopSettings | None = None) -> tuple[Outcome, float]:
@@ -39,21 +50,26 @@ def close_loop(prepared: Prepared, budget: Budget, effort: Effort, settings: Loo
     score(prepared, budget)
     export_float_model(prepared)
     bench = Bench(prepared)
-    limit = _ratio_limit(prepared, budget, known_float_ms(prepared, bench.machine) or bench.float_ms)
-    looped = _loop(prepared, budget, effort, limit, bench.machine, settings)
+    machine = bench.machine
+    limit = _ratio_limit(prepared, budget, known_float_ms(prepared, machine) or bench.float_ms)
+    known = [*read_observations(prepared, machine), *read_refusals(prepared, machine)]
+    search = Search(prepared.run, prepared.space, str(budget), machine, limit, known)
+    search.begin()
+    looped = _loop(prepared, budget, effort, search.limit, search.observations, search.refusals, settings)
+    measure = search.resumed(lambda policy: bench.observe(policy, search.limit))
     with prepared.progress.step("close the loop"):
-        outcome = looped.run(lambda policy: bench.observe(policy, limit), prepared.progress.say)
-    _write_steps(prepared, limit, outcome.steps)
-    return outcome, limit
+        outcome = looped.run(measure, prepared.progress.say, search.keep)
+    search.end(outcome.stop_reason)
+    return outcome, search.limit
 
 
-def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Path) -> dict[str, Any]:
+def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Path) -> BundleFile:
     """Write the engines that should be measured next into `directory`, to be carried to a device that cannot be reached from here.
 
     The budget is that of the last bundle unless one is given. Writes `bundle.json`, which says which model is which policy. UserError when
     no other engine needs to be measured, or when the directory holds something else.
     """
-    budget = Budget.from_text(budget_text or _known_bundle(prepared)["budget"])
+    budget = Budget.from_text(budget_text or _known_bundle(prepared).budget)
     if directory.exists() and (
         not directory.is_dir() or (any(directory.iterdir()) and not (directory / EXPERIMENT_FILE).is_file())
     ):
@@ -61,7 +77,7 @@ def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Pa
     score(prepared, budget)
     export_float_model(prepared)
     limit = _ratio_limit(prepared, budget, known_float_ms(prepared))
-    looped = _loop(prepared, budget, prepared.settings.spending, limit)
+    looped = _known_loop(prepared, budget, limit)
     proposals = looped.ask_several(_AT_ONCE)
     if not proposals:
         raise UserError(f"no other engine needs to be measured: {looped.outcome().stop_reason}")
@@ -69,60 +85,67 @@ def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Pa
     candidates = [bench.candidate(proposal.policy) for proposal in proposals]
     (directory / MEASUREMENTS_FILE).unlink(missing_ok=True)
     write_bundle(bench.experiment(candidates, Protocol(), label=str(budget)), directory)
-    record = {
-        "schema": 1,
-        "budget": str(budget),
-        "candidates": {
-            candidate.name: {
-                "label": proposal.label,
-                "predicted": proposal.predicted,
-                "predicted_interval": list(proposal.interval),
-                "policy": proposal.policy.to_json(prepared.space.groups),
-            }
-            for candidate, proposal in zip(candidates, proposals, strict=True)
-        },
-    }
-    prepared.run.write_json(BUNDLE, record)
-    return record
+    prepared.run.write(
+        BundleFile(
+            budget=str(budget),
+            candidates={
+                candidate.name: CandidateRow(
+                    label=proposal.label,
+                    predicted=proposal.predicted,
+                    predicted_interval=Interval(*proposal.interval),
+                    policy=proposal.policy.to_file(prepared.space.groups),
+                )
+                for candidate, proposal in zip(candidates, proposals, strict=True)
+            },
+        )
+    )
+    return prepared.run.read(BundleFile)
 
 
-def take_feedback(prepared: Prepared, measurements: Path) -> dict[str, Any]:
+def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
     """Take in what a device has measured of the last bundle. Adds to `measurements.json` and `loop.json`.
 
     Writes `policy.json`, the best policy so far, and its model. Returns its ratio to the float engine, whether it meets the budget, and
     how many other engines should be measured. UserError for measurements of something else.
     """
     known = _known_bundle(prepared)
-    budget = Budget.from_text(known["budget"])
+    budget = Budget.from_text(known.budget)
     found = read_measurements(measurements, prepared.fingerprint)
-    proposals = _proposals(prepared, known["candidates"])
+    proposals = _proposals(prepared, known)
     strange = [result.name for result in found.results if result.name not in proposals]
     if strange:
         raise UserError(
             f"{measurements} has results of {strange[0]}, which is not in the last bundle of this run: measure that one"
         )
     measured = [Measured(proposals[result.name].policy, result) for result in found.results]
+    before = [*read_observations(prepared, found.machine), *read_refusals(prepared, found.machine)]
     verdicts = keep_measured(prepared, measured, found.machine)
-    limit = _ratio_limit(prepared, budget, known_float_ms(prepared))
+    limit = _ratio_limit(prepared, budget, known_float_ms(prepared, found.machine))
     steps = [_step(proposals[each.result.name], verdict, limit) for each, verdict in zip(measured, verdicts, strict=True)]
-    earlier = prepared.run.read_json(LOOP, keys=["steps"])["steps"] if prepared.run.has(LOOP) else []
-    _write_steps(prepared, limit, steps, earlier)
-    looped = _loop(prepared, budget, prepared.settings.spending, limit)
+    search = Search(prepared.run, prepared.space, str(budget), found.machine, limit, before)
+    search.keep([step for step in steps if not search.has(step)])
+    search.end("what to measure next is in another bundle")
+    looped = _known_loop(prepared, budget, limit, found.machine)
     following = looped.ask_several(_AT_ONCE)
     outcome = looped.outcome()
     write_policy(prepared, outcome.policy, budget)
-    return {
-        "schema": 1,
-        "ratio": outcome.observation.ratio,
-        "met": outcome.met,
-        "proposals": len(following),
-        "stop_reason": outcome.stop_reason,
-        "model": str(export(prepared, outcome.policy)),
-    }
+    return Feedback(
+        ratio=outcome.observation.ratio,
+        met=outcome.met,
+        proposals=len(following),
+        stop_reason=outcome.stop_reason,
+        model=str(export(prepared, outcome.policy)),
+    )
 
 
-def _known_bundle(prepared: Prepared) -> dict[str, Any]:
-    return prepared.run.read_json(BUNDLE, "write a bundle first with smpq bundle --budget", keys=["budget", "candidates"])
+def _known_bundle(prepared: Prepared) -> BundleFile:
+    return prepared.run.read(BundleFile)
+
+
+def _known_loop(prepared: Prepared, budget: Budget, limit: float, machine: str | None = None) -> LatencyLoop:
+    """Return a loop that knows what `machine` has measured, or else the last one that did."""
+    observations, refusals = read_observations(prepared, machine), read_refusals(prepared, machine)
+    return _loop(prepared, budget, prepared.settings.spending, limit, observations, refusals)
 
 
 def _loop(
@@ -130,7 +153,8 @@ def _loop(
     budget: Budget,
     effort: Effort,
     limit: float,
-    machine: str | None = None,
+    observations: Sequence[Observation],
+    refusals: Sequence[Refusal],
     settings: LoopSettings | None = None,
 ) -> LatencyLoop:
     # what a round of marginals gains is less than what one more measured engine teaches about the latency
@@ -141,9 +165,9 @@ def _loop(
         edges(prepared),
         prepared.evaluator,
         goal,
-        read_observations(prepared, machine),
+        observations,
         settings or LoopSettings(seed=prepared.settings.seed),
-        read_refusals(prepared, machine),
+        refusals,
     )
 
 
@@ -163,40 +187,19 @@ def _ratio_limit(prepared: Prepared, budget: Budget, float_ms: Any) -> float:
     return float(limit.value / known)
 
 
-def _proposals(prepared: Prepared, candidates: Any) -> dict[str, Proposal]:
-    def proposal(entry: dict[str, Any]) -> Proposal:
-        low, high = entry["predicted_interval"]
-        return Proposal(entry["label"], Policy.from_json(entry["policy"], prepared.space), entry["predicted"], (low, high))
-
-    try:
-        return {name: proposal(entry) for name, entry in candidates.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{BUNDLE} is damaged ({error!r}): write the bundle again with smpq bundle") from error
+def _proposals(prepared: Prepared, bundle: BundleFile) -> dict[str, Proposal]:
+    return {
+        name: Proposal(
+            row.label,
+            Policy.from_file(row.policy, prepared.space),
+            row.predicted,
+            (row.predicted_interval.low, row.predicted_interval.high),
+        )
+        for name, row in bundle.candidates.items()
+    }
 
 
 def _step(proposal: Proposal, found: Any, limit: float) -> Step:
     if isinstance(found, Refusal):
         return Step(proposal, None, found, met=False)
     return Step(proposal, found, None, upper(found) <= limit)
-
-
-def _write_steps(prepared: Prepared, limit: float, steps: Sequence[Step], earlier: Sequence[dict[str, Any]] = ()) -> None:
-    rows = [*earlier, *map(_step_json, steps)]
-    prepared.run.write_json(LOOP, {"schema": 1, "limit_ratio": limit, "steps": rows})
-
-
-def _step_json(step: Step) -> dict[str, Any]:
-    proposal = step.proposal
-    row = {
-        "label": proposal.label,
-        "predicted": proposal.predicted,
-        "predicted_interval": list(proposal.interval),
-        "met": step.met,
-        "policy": {name: str(chosen) for name, chosen in proposal.policy.formats.items()},
-        "float_joins": sorted(proposal.policy.float_joins),
-    }
-    if step.observation is None:
-        assert step.refusal is not None
-        return {**row, "measured": None, "measured_interval": None, "refused": step.refusal.reason}
-    ratio, error = step.observation.ratio, 1.96 * step.observation.standard_error
-    return {**row, "measured": ratio, "measured_interval": [ratio - error, ratio + error], "refused": None}

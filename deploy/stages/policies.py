@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from calib.errors import UserError
 from deploy.prepare import Prepared
+from deploy.run.directory import Run
+from deploy.run.files.search import BudgetFile
 from smpq.budget import Budget
-from smpq.policy import Policy
+from smpq.files import PolicyFile
+from smpq.policy import Policy, Space
 
 
 def read_policy(prepared: Prepared) -> Policy:
     """Read `policy.json`, which a person may have edited; UserError names what does not fit the model or the target."""
-    record = prepared.run.read_json("policy.json", "make one with smpq solve")
-    policy = Policy.from_json(record, prepared.space)
-    for group in prepared.space.groups:
+    return policy_of_run(prepared.run, prepared.space, prepared.refused)
+
+
+def policy_of_run(run: Run, space: Space, refused: Mapping[str, str]) -> Policy:
+    """Read `policy.json` for a space; `refused` maps "group: format" to the reason why it is not offered. UserError as `read_policy`."""
+    policy = Policy.from_file(run.read(PolicyFile), space)
+    for group in space.groups:
         chosen = policy[group.name]
-        if chosen not in prepared.space.formats[group.name] and chosen != prepared.space.reference:
-            known = ", ".join(map(str, prepared.space.formats[group.name]))
-            reason = prepared.refused.get(f"{group.name}: {chosen}", "it is not in this run's list of formats")
+        if chosen not in space.formats[group.name] and chosen != space.reference:
+            known = ", ".join(map(str, space.formats[group.name]))
+            reason = refused.get(f"{group.name}: {chosen}", "it is not in this run's list of formats")
             raise UserError(f"policy.json gives {group.name} the format {chosen}: {reason}; it may have {known}")
     return policy
 
 
 def write_policy(prepared: Prepared, policy: Policy, budget: Budget) -> None:
     """Write `policy.json`, and the budget that it was chosen for."""
-    prepared.run.write_json("policy.json", policy.to_json(prepared.space.groups))
-    prepared.run.write_json("budget.json", {"schema": 1, "budget": str(budget)})
+    prepared.run.write(policy.to_file(prepared.space.groups))
+    prepared.run.write(BudgetFile(budget=str(budget)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from deploy.prepare import Prepared
+from deploy.run.spaces import file_from_costs, file_from_space
 from smpq.allocate import Ceiling
 from smpq.budget import Budget
+from smpq.files import ScoresFile
 from smpq.scores import Scores
 from smpq.shapley import Stopping, estimate
 from smpq.stability import UntilStable
@@ -19,9 +21,10 @@ def score(prepared: Prepared, budget: Budget | None = None) -> Scores:
     """
     run, settings = prepared.run, prepared.settings
     write_space(prepared)
-    if run.has("scores.json"):
-        scores = Scores.from_json(run.read_json("scores.json"), prepared.space)
-        prepared.progress.say(f"scores: {scores.permutations} permutations, read from {run.file('scores.json')}")
+    known = run.find(ScoresFile)
+    if known is not None:
+        scores = Scores.from_file(known, prepared.space)
+        prepared.progress.say(f"scores: {scores.permutations} permutations, read from {run.file(known.NAME)}")
         return scores
     bits = _context_bits(prepared, budget)
     evaluator = prepared.evaluator
@@ -38,37 +41,14 @@ def score(prepared: Prepared, budget: Budget | None = None) -> Scores:
             settings.value,
             stable,
         )
-    run.write_json("scores.json", scores.to_json())
+    run.write(scores.to_file())
     return scores
 
 
 def write_space(prepared: Prepared) -> None:
     """Write what may be chosen, what was refused and why, and what each choice costs."""
-    groups = prepared.space.groups
-    record = {
-        "schema": 1,
-        "groups": {
-            group.name: {
-                "units": [unit.to_json() for unit in group.units],
-                "formats": [str(chosen) for chosen in prepared.space.formats[group.name]],
-            }
-            for group in groups
-        },
-        "reference": str(prepared.space.reference),
-        "policies": prepared.space.size(),
-        "skipped": [vars(entry) for entry in prepared.skipped],
-        "refused": prepared.refused,
-    }
-    prepared.run.write_json("space.json", record)
-    costs = {
-        name: {
-            "fixed": model.fixed,
-            "float_total": model.float_total,
-            "parts": {group: {str(chosen): cost for chosen, cost in row.items()} for group, row in model.parts.items()},
-        }
-        for name, model in prepared.costs.items()
-    }
-    prepared.run.write_json("costs.json", {"schema": 1, "costs": costs})
+    prepared.run.write(file_from_space(prepared.space, prepared.skipped, prepared.refused))
+    prepared.run.write(file_from_costs(prepared.costs))
 
 
 def static_ceilings(prepared: Prepared, budget: Budget) -> list[Ceiling]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+
+import msgspec
 
 from calib.data import training_batches
 from calib.errors import UserError
 from deploy.prepare import Prepared
+from deploy.run.files.supernet import EstimateRow, SupernetFile
 from deploy.stages.scoring import write_space
 from smpq.budget import Budget
+from smpq.files import ScoresFile
 from smpq.scores import Scores
 from smpq.supernet.network import Supernet, SupernetSubject
 from smpq.supernet.scores import ESTIMATORS, supernet_scores
@@ -17,7 +20,6 @@ from smpq.supernet.state import SupernetState
 from smpq.supernet.training import EpochReport, SupernetSettings, train
 
 SUPERNET = "supernet.safetensors"
-RECORD = "supernet.json"
 GAME = "game"
 METHODS = (GAME, *ESTIMATORS)
 """`game` scores the calibrated model's formats and trains nothing; the others train a supernet and score its operations."""
@@ -42,7 +44,7 @@ def train_supernet(prepared: Prepared, settings: SupernetSettings | None = None)
 
     def keep(found: SupernetState) -> None:
         found.save(run.file(SUPERNET))
-        run.write_json(RECORD, _record(supernet, found))
+        run.write(_record(supernet, found))
 
     def report(progress: EpochReport) -> None:
         cut = [f", {e.truncated} of {int(e.samples[0])} walks cut" for e in progress.estimates.values()]
@@ -51,7 +53,7 @@ def train_supernet(prepared: Prepared, settings: SupernetSettings | None = None)
     with prepared.progress.step("train the supernet"):
         state = train(supernet, prepared.batches, settings, state, keep, report)
     state.restore(supernet)
-    run.write_json(RECORD, _record(supernet, state))
+    run.write(_record(supernet, state))
     return supernet, state
 
 
@@ -62,7 +64,7 @@ def score_by_supernet(prepared: Prepared, method: str) -> Scores:
     """
     check_scores(prepared, method)
     scores = supernet_scores(method, *train_supernet(prepared))
-    prepared.run.write_json("scores.json", scores.to_json())
+    prepared.run.write(scores.to_file())
     return scores
 
 
@@ -79,11 +81,11 @@ def check_method(method: str, budget: Budget) -> None:
 
 def check_scores(prepared: Prepared, method: str) -> None:
     """Raise UserError when the run has scores of another method."""
-    if prepared.run.has("scores.json"):
-        estimator = str(prepared.run.read_json("scores.json", keys=["estimator"])["estimator"])
-        found = next((name for name, said in ESTIMATORS.items() if said == estimator), GAME)
+    known = prepared.run.find(ScoresFile)
+    if known is not None:
+        found = next((name for name, said in ESTIMATORS.items() if said == known.estimator), GAME)
         if found != method:
-            path = prepared.run.file("scores.json")
+            path = prepared.run.file(known.NAME)
             raise UserError(f"{path} is of method {found}, now {method} is asked for: use another --out, or delete it")
 
 
@@ -103,16 +105,15 @@ def _subject(prepared: Prepared) -> SupernetSubject:
     )
 
 
-def _record(supernet: Supernet, state: SupernetState) -> dict[str, Any]:
+def _record(supernet: Supernet, state: SupernetState) -> SupernetFile:
     shares = supernet.shares()
-    return {
-        "schema": 1,
-        "settings": dict(state.settings),
-        "history": [dict(row) for row in state.history],
-        "operations": len(supernet.operations),
-        "shares": {
+    return SupernetFile(
+        settings=dict(state.settings),
+        history=tuple(dict(row) for row in state.history),
+        operations=len(supernet.operations),
+        shares={
             f"{group} {side}": {operation.name: share for operation, share in zip(row, shares[group, side], strict=True)}
             for (group, side), row in supernet.rows.items()
         },
-        "contributions": {value: found.to_json() for value, found in state.contributions.items()},
-    }
+        contributions={value: msgspec.convert(found.to_json(), EstimateRow) for value, found in state.contributions.items()},
+    )

@@ -1,0 +1,122 @@
+"""The searches over measured engines, step by step in `loop.json`: a search that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from calib.formats import Format
+from deploy.latency.loop import MeasurePolicy, Proposal, Refusal, Step
+from deploy.latency.model import Observation
+from deploy.latency.observations import blamed_rows, machine_rows, observations_of, refusals_of
+from deploy.run.directory import Run
+from deploy.run.files.search import LoopFile, LoopRow, StepRow
+from smpq.files import Interval
+from smpq.policy import Policy, Space
+
+
+class Search:
+    """One search of the run's `loop.json`, the last one there for this budget and machine.
+
+    1. A search that was stopped begins again with what was known at its own start, and its recorded steps are answered from the file: its
+       decisions depend on nothing else, so it makes the same ones and goes on behind them.
+    2. A search that came to its end is never changed; another one for the same budget is another entry.
+    """
+
+    def __init__(
+        self, run: Run, space: Space, budget: str, machine: str, limit: float, known: Sequence[Observation | Refusal]
+    ) -> None:
+        """Find the search, or begin one that starts from `known`. Nothing is written before its first step."""
+        self._run, self._space = run, space
+        file = run.find(LoopFile) or LoopFile()
+        last = file.searches[-1] if file.searches else None
+        if last is not None and (last.budget, last.machine, last.stop_reason) == (budget, machine, None):
+            self._earlier, self._row = file.searches[:-1], last
+        else:
+            self._earlier = file.searches
+            self._row = LoopRow(budget=budget, machine=machine, limit_ratio=limit, known=machine_rows(space, known))
+
+    @property
+    def limit(self) -> float:
+        """The limit as a ratio to the float engine, as it was when the search began."""
+        return self._row.limit_ratio
+
+    @property
+    def observations(self) -> list[Observation]:
+        """What was measured before the search."""
+        return observations_of(self._row.known, self._space)
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """What was refused before the search."""
+        return refusals_of(self._row.known, self._space)
+
+    def resumed(self, measure: MeasurePolicy) -> MeasurePolicy:
+        """Return `measure` with the recorded steps answered from the file."""
+        found = [_found(step, self._space) for step in self._row.steps]
+        recorded = {each.policy.key(): each for each in found}
+
+        def known_or_measured(policy: Policy) -> Observation | Refusal:
+            known = recorded.get(policy.key())
+            return measure(policy) if known is None else known
+
+        return known_or_measured
+
+    def keep(self, steps: Sequence[Step]) -> None:
+        """Write the steps so far, unless the file has them."""
+        if len(steps) > len(self._row.steps):
+            self._write(replace(self._row, steps=tuple(step_row(step, self._space) for step in steps)))
+
+    def has(self, step: Step) -> bool:
+        """Whether a step is in the file already, from this machine."""
+        row = step_row(step, self._space)
+        return any(row in search.steps for search in self._earlier if search.machine == self._row.machine)
+
+    def begin(self) -> None:
+        """Write what the search starts from."""
+        self._write(self._row)
+
+    def end(self, stop_reason: str) -> None:
+        """Write why the search ended; one without a step leaves no trace."""
+        if self._row.steps:
+            self._write(replace(self._row, stop_reason=stop_reason))
+        else:
+            self._run.write(LoopFile(searches=self._earlier))
+
+    def _write(self, row: LoopRow) -> None:
+        self._row = row
+        self._run.write(LoopFile(searches=(*self._earlier, row)))
+
+
+def step_row(step: Step, space: Space) -> StepRow:
+    """Return the file form of a step."""
+    proposal, found = step.proposal, step.observation
+    return StepRow(
+        label=proposal.label,
+        policy=proposal.policy.to_file(space.groups),
+        predicted=proposal.predicted,
+        predicted_interval=Interval(*proposal.interval),
+        measured=found.ratio if found is not None else None,
+        standard_error=found.standard_error if found is not None else None,
+        measured_interval=Interval.around(found.ratio, found.standard_error) if found is not None else None,
+        refused=step.refusal.reason if step.refusal is not None else None,
+        blamed=blamed_rows(step.refusal) if step.refusal is not None else (),
+        met=step.met,
+    )
+
+
+def steps_for(file: LoopFile | None, budget: str) -> list[StepRow]:
+    """Return the steps of all searches for a budget, of the machine that the last of them used."""
+    searches = [row for row in (file.searches if file is not None else ()) if row.budget == budget]
+    return [step for row in searches if row.machine == searches[-1].machine for step in row.steps]
+
+
+def _found(step: StepRow, space: Space) -> Observation | Refusal:
+    policy = Policy.from_file(step.policy, space)
+    if step.measured is None:
+        blamed = tuple((group, Format.from_text(text)) for group, text in step.blamed)
+        return Refusal(policy, step.refused or "", blamed)
+    return Observation(policy, step.measured, step.standard_error or 0.0)
+
+

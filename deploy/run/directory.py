@@ -1,0 +1,166 @@
+"""A run: the directory that holds everything one search made, readable and editable between stages."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from calib.errors import UserError
+from calib.storage import FileRecord, cannot_write, read_record, write_record
+from deploy.run.files.run import ResourcesRow, RunFile
+from deploy.run.settings import Settings
+from smpq.files import OfPolicy
+from smpq.workers.resources import Resources
+
+_LOCK = "run.lock"
+_PACKAGES = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "scipy", "numpy", "tensorrt-rtx", "tensorrt")
+
+FileType = TypeVar("FileType", bound=FileRecord)
+PolicyFileType = TypeVar("PolicyFileType", bound=OfPolicy)
+
+
+class Run:
+    """One run directory. Its JSON files are typed records (`deploy.run.files`), written in one step, so that a kill never leaves half a file."""
+
+    def __init__(self, path: Path) -> None:
+        """Name a run; nothing is created yet."""
+        self.path = path
+        self._made = False
+
+    def check(self, settings: Settings) -> None:
+        """Raise UserError when a run with these settings cannot be here: a file is, other files are, or a run with other settings."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: give --out a directory")
+        if not self.has(RunFile.NAME):
+            others = [entry.name for entry in _entries(self.path) if entry.name != _LOCK and not entry.name.startswith(".")]
+            if others:
+                raise UserError(f"{self.path} holds other files ({min(others)}): give --out a new or empty directory")
+            return
+        known = self.settings()
+        for name in Settings.__struct_fields__:
+            then, now = getattr(known, name), getattr(settings, name)
+            if then != now:
+                raise UserError(
+                    f"{self.path} holds a run with {name}={then!r}, now {now!r} is asked for: use another --out, or delete it"
+                )
+
+    def lock(self) -> None:
+        """Keep other processes from working on this run as long as this object lives; UserError when one does already.
+
+        The directory is made when it is missing. `discard_if_new` takes it away again.
+        """
+        try:
+            self._made = not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = _locked(self.file(_LOCK))
+        except OSError as error:
+            raise UserError(cannot_write(self.path, error)) from error
+        if handle is None:
+            raise UserError(f"another process works on {self.path}: wait until it is done, stop it, or use another --out")
+        weakref.finalize(self, os.close, handle)
+
+    def discard_if_new(self) -> None:
+        """Remove the directory, if `lock` has made it and it holds nothing else: a wrong input leaves nothing behind."""
+        if [entry.name for entry in _entries(self.path)] != [_LOCK]:
+            return
+        self.file(_LOCK).unlink(missing_ok=True)
+        if self._made:
+            with suppress(OSError):  # another process has begun something here
+                self.path.rmdir()
+
+    def keep(self, settings: Settings, fingerprint: str, resources: Resources | None = None) -> None:
+        """Write `run.json` unless it is there; UserError when the weights or the calibration data are others than they were then.
+
+        `resources`, which may change from command to command, are written down as information.
+        """
+        row = ResourcesRow(**resources.to_json()) if resources is not None else None
+        record = self.find(RunFile)
+        if record is None:
+            self.write(RunFile(settings=settings, fingerprint=fingerprint, versions=versions(), resources=row))
+            return
+        if record.fingerprint != fingerprint:
+            raise UserError(
+                f"the weights or the calibration data have changed since {self.path} was made, and what it holds is about the "
+                "old ones: use another --out, or delete it"
+            )
+        if row is not None and record.resources != row:
+            self.write(msgspec.structs.replace(record, resources=row))
+
+    def settings(self) -> Settings:
+        """Read the settings; UserError when this is not a run or the file is damaged."""
+        if not self.has(RunFile.NAME):
+            raise UserError(f"{self.path} is not a run (it has no {RunFile.NAME}): make one with {RunFile.MADE_BY}")
+        return self.read(RunFile).settings
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        return (self.path / name).is_file()
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the run."""
+        return self.path / name
+
+    def read(self, kind: type[FileType]) -> FileType:
+        """Read a file; UserError says what is wrong in it, or what makes it when it is missing."""
+        return read_record(self.file(kind.NAME), kind)
+
+    def find(self, kind: type[FileType]) -> FileType | None:
+        """Read a file; None when it is not there."""
+        return self.read(kind) if self.has(kind.NAME) else None
+
+    def find_for(self, kind: type[PolicyFileType], policy_key: str) -> PolicyFileType | None:
+        """Read a file that was made for this policy; None when there is none, or one of a policy that policy.json held before."""
+        record = self.find(kind)
+        return record if record is not None and record.policy == policy_key else None
+
+    def write(self, record: FileRecord) -> None:
+        """Write a file in one step."""
+        write_record(self.file(record.NAME), record)
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of what decides the result."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _entries(path: Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(path))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _locked(file: Path) -> int | None:
+    """Return a handle that holds the lock of a file, None when another process holds it. The lock ends with its process."""
+    if sys.platform == "win32":  # it has no locks that end with their process
+        return os.open(file, os.O_CREAT | os.O_RDWR)
+    import fcntl
+
+    while True:
+        handle = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return None
+        try:
+            if os.path.samestat(os.fstat(handle), file.stat()):
+                return handle
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # the file was removed before the lock was taken: another one counts

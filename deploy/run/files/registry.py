@@ -1,0 +1,31 @@
+"""Every JSON file of a run, as a typed record: what it holds, its version, and the limits of its values."""
+
+from __future__ import annotations
+
+from calib.storage import FileRecord
+from deploy.run.files.engine import BuildFile, ExportFile, FinetuneFile, LatencyFile, VerifyFile
+from deploy.run.files.report import ReportFile
+from deploy.run.files.run import RunFile
+from deploy.run.files.search import (
+    BudgetFile,
+    BundleFile,
+    CalibrationFile,
+    CostsFile,
+    LoopFile,
+    MeasurementsFile,
+    SpaceFile,
+)
+from deploy.run.files.supernet import SupernetFile
+from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
+
+RUN_FILES: tuple[type[FileRecord], ...] = (
+    RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, StabilityFile, ContributionsFile, MeasurementsFile,
+    LoopFile, BundleFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
+)  # fmt: skip
+"""In the order in which a run writes them."""
+
+__all__ = [
+    "RUN_FILES", "BudgetFile", "BuildFile", "BundleFile", "CalibrationFile", "ContributionsFile", "CostsFile", "ExportFile", "FinetuneFile",
+    "LatencyFile", "LoopFile", "MeasurementsFile", "PolicyFile", "ReportFile", "RunFile", "ScoresFile", "SpaceFile", "StabilityFile",
+    "SupernetFile", "VerifyFile",
+]  # fmt: skip

@@ -1,0 +1,159 @@
+"""`report.json`: everything that the page of a run shows."""
+
+from __future__ import annotations
+
+from calib.storage import AboveZero, Amount, Count, FileRecord, Positive, Record
+from deploy.run.files.engine import FinetuneFile, StageName, StageRow
+from deploy.run.files.search import SkippedRow
+from smpq.files import ContributionRow, FormatText, Interval
+
+
+class VerificationPart(Record, frozen=True, kw_only=True):
+    """The metric at every stage; `samples` is 0 when nothing was verified."""
+
+    metric: str
+    samples: Count
+    stages: dict[StageName, StageRow]
+    lost_at: StageName | None
+    explanation: str
+
+
+class LatencyPart(Record, frozen=True, kw_only=True):
+    """The measured engine, see `LatencyFile`."""
+
+    ratio: AboveZero
+    interval: Interval
+    engine_ms: AboveZero
+    float_ms: AboveZero
+    p99_ms: AboveZero | None
+    throughput: AboveZero
+    clock: str
+    batch: Positive
+    rounds: Positive
+    machine: str
+    predicted_ratio: float | None
+    predicted_interval: Interval | None
+    predicted_from: Count
+
+
+class LimitRow(Record, frozen=True, kw_only=True):
+    """One limit of the budget and what the engine reaches, in `unit`; None where that was not measured."""
+
+    cost: str
+    limit: AboveZero
+    reached: Amount | None
+    unit: str
+    met: bool | None
+
+
+class LayerRow(Record, frozen=True, kw_only=True):
+    """A layer with its format, its score where it has one, and the kernel that it became."""
+
+    path: str
+    operator: str
+    parameters: Positive
+    macs: Count
+    format: FormatText
+    bits: Positive
+    score: float | None
+    standard_error: Amount | None
+    interval: Interval | None
+    samples: Count | None
+    alone: float | None
+    kernel: str | None
+    kernel_agrees: bool | None
+
+
+class StabilityPart(Record, frozen=True, kw_only=True):
+    """How sure the scores are of the decision, see `StabilityFile`."""
+
+    resamples: Positive
+    undecided: tuple[str, ...]
+    frequencies: dict[str, dict[FormatText, float]]
+
+
+class ContributionsPart(Record, frozen=True, kw_only=True):
+    """What the chosen formats cost, see `ContributionsFile`."""
+
+    value: str
+    total: float
+    estimator: str
+    evaluations: Count
+    seed: Count
+    stop_reason: str
+    contributions: tuple[ContributionRow, ...]
+    apart: tuple[tuple[str, ...], ...]
+
+
+class ObservationRow(Record, frozen=True, kw_only=True):
+    """An engine of the loop; `measured` is None when the runtime refused it, for `refused`."""
+
+    label: str
+    predicted: float
+    predicted_interval: Interval
+    measured: AboveZero | None
+    measured_interval: Interval | None
+    refused: str | None = None
+    met: bool
+
+
+class CurvePoint(Record, frozen=True, kw_only=True):
+    """The best plan by the scores for one budget on `cost`, and the value that they predict."""
+
+    cost: str
+    reached: float
+    value: float
+
+
+class ScoresPart(Record, frozen=True, kw_only=True):
+    """Where the scores came from."""
+
+    value: str
+    estimator: str
+    evaluations: Count
+    permutations: Count
+    seed: Count
+    stop_reason: str
+
+
+class ReportFile(FileRecord, frozen=True, kw_only=True):
+    """The plan, the proof, and where every number came from; what a stage has not made yet is None or empty.
+
+    `machine` is the one that timed the engine, None before that.
+    """
+
+    NAME = "report.json"
+    MADE_BY = "smpq report"
+    VERSION = 2
+
+    task: str
+    target: str
+    engine: str | dict[str, str] | None
+    float_engine: str | dict[str, str] | None
+    policy: dict[str, FormatText]
+    accuracy: dict[StageName, float | None]
+    verification: VerificationPart
+    latency: LatencyPart | None
+    latency_note: str | None
+    size_bytes: Amount
+    float_size_bytes: Amount
+    avg_bits: Amount
+    bops: Amount
+    float_bops: Amount
+    budget: str
+    limits: tuple[LimitRow, ...]
+    met: bool
+    layers: tuple[LayerRow, ...]
+    stability: StabilityPart | None
+    contributions: ContributionsPart | None
+    observations: tuple[ObservationRow, ...]
+    pareto: tuple[CurvePoint, ...]
+    scores: ScoresPart
+    skipped: tuple[SkippedRow, ...]
+    refused: dict[str, str]
+    warnings: tuple[str, ...]
+    finetuning: FinetuneFile | None
+    settings: dict[str, str | int | float | bool | tuple[str, ...] | None]
+    versions: dict[str, str]
+    machine: str | None
+    seconds: dict[str, Amount]
