@@ -43,7 +43,7 @@ def close_loop(prepared: Prepared, budget: Budget, effort: Effort, settings: Loo
     looped = _loop(prepared, budget, effort, limit, bench.machine, settings)
     with prepared.progress.step("close the loop"):
         outcome = looped.run(lambda policy: bench.observe(policy, limit), prepared.progress.say)
-    _write_steps(prepared, limit, outcome.steps)
+    _write_steps(prepared, limit, outcome, [_step_json(step, bench.machine) for step in outcome.steps])
     return outcome, limit
 
 
@@ -77,6 +77,7 @@ def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Pa
                 "label": proposal.label,
                 "predicted": proposal.predicted,
                 "predicted_interval": list(proposal.interval),
+                "predicted_from": proposal.predicted_from,
                 "policy": proposal.policy.to_json(prepared.space.groups),
             }
             for candidate, proposal in zip(candidates, proposals, strict=True)
@@ -104,12 +105,15 @@ def take_feedback(prepared: Prepared, measurements: Path) -> dict[str, Any]:
     measured = [Measured(proposals[result.name].policy, result) for result in found.results]
     verdicts = keep_measured(prepared, measured, found.machine)
     limit = _ratio_limit(prepared, budget, known_float_ms(prepared))
-    steps = [_step(proposals[each.result.name], verdict, limit) for each, verdict in zip(measured, verdicts, strict=True)]
+    steps = [
+        _step_json(_step(proposals[each.result.name], verdict, limit), found.machine)
+        for each, verdict in zip(measured, verdicts, strict=True)
+    ]
     earlier = prepared.run.read_json(LOOP, keys=["steps"])["steps"] if prepared.run.has(LOOP) else []
-    _write_steps(prepared, limit, steps, earlier)
     looped = _loop(prepared, budget, prepared.settings.spending, limit)
     following = looped.ask_several(_AT_ONCE)
     outcome = looped.outcome()
+    _write_steps(prepared, limit, outcome, [*earlier, *steps])
     write_policy(prepared, outcome.policy, budget)
     return {
         "schema": 1,
@@ -144,6 +148,7 @@ def _loop(
         read_observations(prepared, machine),
         settings or LoopSettings(seed=prepared.settings.seed),
         read_refusals(prepared, machine),
+        prepared.unseen,
     )
 
 
@@ -166,7 +171,8 @@ def _ratio_limit(prepared: Prepared, budget: Budget, float_ms: Any) -> float:
 def _proposals(prepared: Prepared, candidates: Any) -> dict[str, Proposal]:
     def proposal(entry: dict[str, Any]) -> Proposal:
         low, high = entry["predicted_interval"]
-        return Proposal(entry["label"], Policy.from_json(entry["policy"], prepared.space), entry["predicted"], (low, high))
+        policy = Policy.from_json(entry["policy"], prepared.space)
+        return Proposal(entry["label"], policy, entry["predicted"], (low, high), entry["predicted_from"])
 
     try:
         return {name: proposal(entry) for name, entry in candidates.items()}
@@ -180,20 +186,38 @@ def _step(proposal: Proposal, found: Any, limit: float) -> Step:
     return Step(proposal, found, None, upper(found) <= limit)
 
 
-def _write_steps(prepared: Prepared, limit: float, steps: Sequence[Step], earlier: Sequence[dict[str, Any]] = ()) -> None:
-    rows = [*earlier, *map(_step_json, steps)]
-    prepared.run.write_json(LOOP, {"schema": 1, "limit_ratio": limit, "steps": rows})
+def _write_steps(prepared: Prepared, limit: float, outcome: Outcome, steps: Sequence[dict[str, Any]]) -> None:
+    record = {"schema": 1, "limit_ratio": limit, "steps": list(steps), "outcome": _outcome_json(outcome)}
+    prepared.run.write_json(LOOP, record)
 
 
-def _step_json(step: Step) -> dict[str, Any]:
+def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+    return {
+        **_policy_json(outcome.policy),
+        "value": outcome.value,
+        "met": outcome.met,
+        "stop_reason": outcome.stop_reason,
+        "finalists": [
+            {**_policy_json(each.policy), "value": each.value, "unseen_value": each.unseen} for each in outcome.finalists
+        ],
+    }
+
+
+def _policy_json(policy: Policy) -> dict[str, Any]:
+    formats = {name: str(chosen) for name, chosen in policy.formats.items()}
+    return {"policy": formats, "float_joins": sorted(policy.float_joins)}
+
+
+def _step_json(step: Step, machine: str) -> dict[str, Any]:
     proposal = step.proposal
     row = {
         "label": proposal.label,
         "predicted": proposal.predicted,
         "predicted_interval": list(proposal.interval),
+        "predicted_from": proposal.predicted_from,
+        "machine": machine,
         "met": step.met,
-        "policy": {name: str(chosen) for name, chosen in proposal.policy.formats.items()},
-        "float_joins": sorted(proposal.policy.float_joins),
+        **_policy_json(proposal.policy),
     }
     if step.observation is None:
         assert step.refusal is not None
