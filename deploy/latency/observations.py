@@ -41,6 +41,11 @@ def latency_model(prepared: Prepared) -> LatencyModel:
     known = read_observations(prepared)
     if not known:
         raise UserError("this run has measured no engine yet, so latency cannot be predicted: use smpq run, or smpq measure first")
+    return fitted(prepared, known)
+
+
+def fitted(prepared: Prepared, known: Sequence[Observation]) -> LatencyModel:
+    """Fit the latency model to some measured engines, and to the float engine, whose ratio is 1."""
     reference = Observation(prepared.space.uniform(prepared.space.reference), 1.0, 0.0)
     return fit(prepared.space, edges(prepared), [reference, *known])
 

@@ -13,6 +13,7 @@ from deploy.latency.bench import Bench
 from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Proposal, Refusal, Step, upper
 from deploy.latency.measure import Protocol
 from deploy.latency.observations import Measured, edges, keep_measured, known_float_ms, read_observations, read_refusals
+from deploy.latency.prediction import LOOP
 from deploy.on_device.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
 from deploy.prepare import Prepared
 from deploy.stages.making import export, export_float_model
@@ -23,7 +24,6 @@ from smpq.policy import Policy
 from smpq.search import Effort
 
 BUNDLE = "bundle.json"
-LOOP = "loop.json"
 _ROUNDS_IN_LOOP = 1
 _AT_ONCE = 6
 """How many engines a bundle asks for, so that few journeys to the device are needed."""
