@@ -44,7 +44,8 @@ def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None 
     suffice for an interval, or when the policy is the float model.
     """
     chosen = explanation or Explanation()
-    game = PolicyGame(prepared.evaluator, prepared.space.uniform(prepared.space.reference), policy)
+    space = prepared.space
+    game = PolicyGame(prepared.evaluator, space, space.uniform(space.reference), policy)
     if not game.players:
         raise UserError("policy.json leaves every layer in float: there is nothing to explain")
     stopping = chosen.stopping(len(game.players), prepared.settings.spending.scoring)
