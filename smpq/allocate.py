@@ -13,13 +13,17 @@ from scipy.sparse import coo_matrix
 from calib.errors import UserError
 from calib.formats import Format
 from smpq.costs import CostModel, is_integer
-from smpq.policy import Join, Policy, Space, domains, integer_names
+from smpq.policy import Join, Policy, Space, canonical, integer_names
 from smpq.quiet import quiet_stdout
 
 Values = Mapping[str, Mapping[Format, float]]
 """Group -> format -> what the policy gains by it; higher is better."""
 
 _TOLERANCE = 1e-9
+
+
+class Impossible(UserError):  # noqa: N818 - the name says what is wrong
+    """No policy satisfies everything."""
 
 
 @dataclass(frozen=True)
@@ -96,21 +100,26 @@ def nearest_feasible(problem: Problem) -> Policy:
     objective[slack] = 1.0
     policy = _solve(objective, rows, columns, total, problem)
     if policy is None:  # only the exclusions are left to contradict each other
-        raise UserError("every policy was excluded; there is nothing left to choose")
+        raise Impossible("every policy was excluded; there is nothing left to choose")
     return policy
 
 
 def solve_or_explain(problem: Problem) -> Policy:
-    """Return the best policy; UserError names the nearest feasible point when the budget is impossible."""
+    """Return the best policy; Impossible names the nearest feasible point when no policy meets the budget."""
     policy = allocate(problem)
-    if policy is not None:
-        return policy
+    if policy is None:
+        raise explanation(problem)
+    return policy
+
+
+def explanation(problem: Problem) -> Impossible:
+    """Return the error for a budget that no policy meets; it names the nearest feasible point."""
     closest = nearest_feasible(problem)
     reached = ", ".join(
         f"{c.model.name} {c.model.total(closest):.6g} ({c.model.total(closest) / c.model.float_total:.4g}x of float), wanted at most {c.limit:.6g}"
         for c in problem.ceilings
     )
-    raise UserError(
+    return Impossible(
         f"no policy meets the budget; the nearest one has {reached}. Raise the budget to that point, or allow smaller formats with --formats"
     )
 
@@ -148,6 +157,8 @@ def _base_rows(problem: Problem, columns: _Columns) -> tuple[_Rows, int]:
     for join in space.joins if columns.works else ():
         _add_join(rows, join, columns)
     for policy in problem.excluded:
+        if not columns.works and canonical(policy, space).float_joins:
+            continue  # no join is kept in float here, so this policy is not found anyway
         chosen = _chosen(policy, columns)
         integers = integer_names(policy, space.joins)
         signs = {column: 1.0 if name in integers else -1.0 for name, column in columns.works.items()}
@@ -237,25 +248,19 @@ def place_joins(policy: Policy, problem: Problem) -> Policy:
     Joins that cannot work on integers under the policy are not named. An excluded policy is not returned.
     """
     models = [ceiling for ceiling in problem.ceilings if ceiling.model.joins]
-    excluded = {excluded.key() for excluded in problem.excluded}
+    excluded = {canonical(policy, problem.space).key() for policy in problem.excluded}
 
     def cost(candidate: Policy) -> float:
         if candidate.key() in excluded:
             return math.inf
         return sum(ceiling.model.total(candidate) / ceiling.limit for ceiling in models)
 
-    best = _named(policy, problem.space)
+    best = canonical(policy, problem.space)
     improved = True
     while improved and models:
         improved = False
         for join in problem.space.joins:
-            changed = _named(replace(best, float_joins=best.float_joins ^ {join.name}), problem.space)
+            changed = canonical(replace(best, float_joins=best.float_joins ^ {join.name}), problem.space)
             if changed != best and cost(changed) < cost(best) - _TOLERANCE:
                 best, improved = changed, True
     return best
-
-
-def _named(policy: Policy, space: Space) -> Policy:
-    """Leave out the joins that could not work on integers anyway, so that equal plans are equal policies."""
-    _, _, kept = domains(policy, space.joins)
-    return replace(policy, float_joins=frozenset(kept))

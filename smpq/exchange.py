@@ -8,7 +8,7 @@ from itertools import combinations
 
 from calib.formats import Format
 from smpq.allocate import Ceiling, Values
-from smpq.policy import Policy, Space
+from smpq.policy import Policy, Space, canonical
 
 Move = tuple[str, Format]
 """A group and the format it moves to."""
@@ -24,7 +24,7 @@ class Exchanges:
         """Keep what a proposal has to satisfy."""
         self._space = space
         self._ceilings = ceilings
-        self._excluded = {policy.key() for policy in excluded}
+        self._excluded = {canonical(policy, space).key() for policy in excluded}
         self._interactions: dict[frozenset[Move], float] = {}
 
     def propose(self, centre: Policy, marginals: Values, count: int, tried: set[str]) -> list[Policy]:
@@ -34,7 +34,7 @@ class Exchanges:
         for _, moves in promises:
             if len(found) == count:
                 break
-            policy = changed(centre, moves)
+            policy = canonical(changed(centre, moves), self._space)
             if policy.key() not in tried and policy.key() not in self._excluded and self._fits(policy):
                 found.append(policy)
         return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from calib.errors import UserError
 from calib.formats import Format
@@ -67,7 +68,7 @@ class Space:
         return sum(chosen != self.reference for row in self.formats.values() for chosen in row)
 
     def size(self) -> int:
-        """How many policies there are."""
+        """How many choices of formats there are; joins in float come on top (`every_policy`)."""
         total = 1
         for formats in self.formats.values():
             total *= len(formats)
@@ -115,7 +116,7 @@ class Policy:
         missing = [group.name for group in space.groups if group.name not in formats]
         if missing:
             raise UserError(f"the policy does not name {', '.join(missing[:5])}; every quantisable layer needs a format")
-        return cls(formats, _float_joins(record, space))
+        return canonical(cls(formats, _float_joins(record, space)), space)
 
 
 def _float_joins(record: PolicyFile, space: Space) -> frozenset[str]:
@@ -125,6 +126,34 @@ def _float_joins(record: PolicyFile, space: Space) -> frozenset[str]:
             here = ", ".join(sorted(known)) or "here none"
             raise UserError(f"float_joins is a list of the places where tensors meet, {here}; {name!r} is none")
     return frozenset(record.float_joins)
+
+
+def canonical(policy: Policy, space: Space) -> Policy:
+    """Leave out the joins that could not work on integers anyway, so that equal plans are equal policies."""
+    _, _, kept = domains(policy, space.joins)
+    return replace(policy, float_joins=frozenset(kept))
+
+
+def every_policy(space: Space) -> Iterator[Policy]:
+    """Yield every policy once, in its canonical form; of policies with the same formats, the one without joins in float comes first."""
+    names = [group.name for group in space.groups]
+    for row in product(*(space.formats[name] for name in names)):
+        formats = dict(zip(names, row, strict=True))
+        for kept in _placements(formats, space.joins):
+            yield Policy(formats, kept)
+
+
+def _placements(formats: Mapping[str, Format], joins: Sequence[Join]) -> Iterator[frozenset[str]]:
+    """Yield the sets of joins that can be kept in float under these formats; `joins` in graph order."""
+    integers = frozenset(name for name, chosen in formats.items() if chosen.quantizes_activation)
+    waiting = [(0, integers, frozenset[str]())]
+    while waiting:
+        position, found, kept = waiting.pop()
+        for number, join in enumerate(joins[position:], position):
+            if not found.isdisjoint(join.readers) and found.issuperset(join.operands):
+                waiting.append((number + 1, found, kept | {join.name}))
+                found |= {join.name}
+        yield kept
 
 
 def integer_names(policy: Policy, joins: Iterable[Join]) -> set[str]:

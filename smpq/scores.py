@@ -108,12 +108,15 @@ class Scores:
     def from_file(cls, record: ScoresFile, space: Space) -> Scores:
         """Read the file form; UserError when it lacks a (group, format) of the space, or when its walks do not fit together."""
         entries = {
-            group: {Format.from_text(text): Score.from_row(cell) for text, cell in row.items()} for group, row in record.scores.items()
+            group: {Format.from_text(text): Score.from_row(cell) for text, cell in row.items()}
+            for group, row in record.scores.items()
         }
         for group in space.groups:
             for chosen in space.formats[group.name]:
                 if chosen not in entries.get(group.name, {}):
-                    raise UserError(f"{record.NAME} has no score for {chosen} on {group.name}: score again with this list of formats")
+                    raise UserError(
+                        f"{record.NAME} has no score for {chosen} on {group.name}: score again with this list of formats"
+                    )
                 walks = len(entries[group.name][chosen].marginals)
                 if walks not in (0, record.permutations):
                     raise UserError(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice
 
 from calib.errors import UserError
 from calib.formats import Format
-from smpq.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, solve_or_explain
+from smpq.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, explanation, solve_or_explain
 from smpq.evaluate import ValueFunction
 from smpq.exchange import Exchanges
-from smpq.policy import Policy, Space
+from smpq.policy import Policy, Space, canonical, every_policy
 
 EXHAUSTIVE = 512
+"""Up to so many policies, joins in float counted, are all evaluated."""
 _DAMPING = 0.5
 _EXCHANGES_AT_ONCE = 16
 _PATIENCE = 2
@@ -75,19 +76,22 @@ def choose(
 ) -> Choice:
     """Return the most valuable policy found within the ceilings.
 
-    1. A space of at most 512 policies is searched completely: the result is the best there is.
+    1. A space of at most 512 policies, joins in float counted, is searched completely: the result is the best there is.
     2. Otherwise the plan of each set of scores in `starts` is evaluated; the best one is the start.
     3. Rounds: measure what every single change does to the current plan, solve again within fewer and fewer changes (the marginals of
        the rounds are averaged, so that the rounds do not oscillate), evaluate all of these, keep the best seen.
     4. After each round, batches of exchanges: pairs of changes that promise most. Each batch starts at the best seen.
-    5. Never returns a plan whose measured value is worse than the best seen. UserError when the ceilings are impossible.
+    5. Never returns a plan whose measured value is worse than the best seen. Impossible when no policy is within the ceilings.
     """
-    plans = {name: solve_or_explain(Problem(space, values, ceilings, excluded)) for name, values in starts.items()}
-    if space.size() <= EXHAUSTIVE:
+    problems = {name: Problem(space, values, ceilings, excluded) for name, values in starts.items()}
+    if is_small(space):
         every = list(feasible(space, ceilings, excluded))
+        if not every:
+            raise explanation(next(iter(problems.values())))
         ranked = sorted(zip(value.many(every), every, strict=True), key=lambda pair: -pair[0])
         best, finalists = ranked[0][1], tuple(policy for _, policy in ranked[: effort.finalists])
         return Choice(best, value(best), (("all policies", value(best)),), next(iter(starts.values())), finalists)
+    plans = {name: solve_or_explain(problem) for name, problem in problems.items()}
     values = value.many(plans.values())
     path = list(zip(plans, values, strict=True))
     winner = max(path, key=lambda step: step[1])[0]
@@ -203,11 +207,14 @@ class _Search:
         return self.best != centre
 
 
+def is_small(space: Space) -> bool:
+    """Whether all policies of a space are evaluated."""
+    return sum(1 for _ in islice(every_policy(space), EXHAUSTIVE + 1)) <= EXHAUSTIVE
+
+
 def feasible(space: Space, ceilings: Sequence[Ceiling], excluded: Sequence[Policy] = ()) -> Iterator[Policy]:
-    """Yield every policy within the ceilings."""
-    names = [group.name for group in space.groups]
-    without = {policy.key() for policy in excluded}
-    for formats in product(*(space.formats[name] for name in names)):
-        policy = Policy(dict(zip(names, formats, strict=True)))
+    """Yield every policy within the ceilings, in its canonical form."""
+    without = {canonical(policy, space).key() for policy in excluded}
+    for policy in every_policy(space):
         if policy.key() not in without and all(c.model.total(policy) <= c.limit * (1 + 1e-9) for c in ceilings):
             yield policy

@@ -9,7 +9,7 @@ import numpy as np
 from deploy.latency.model import STRENGTHS, covariance_of
 from deploy.latency.terms import prior_of, row_of, terms_of
 from smpq.joins import Edge
-from smpq.policy import Policy, Space
+from smpq.policy import Policy, Space, canonical
 
 _CANDIDATES = 240
 _NOISE = 0.01
@@ -63,7 +63,7 @@ def random_policies(space: Space, count: int, seed: int) -> list[Policy]:
             allowed = space.formats[group.name]
             picks[group.name] = formats[first] if formats[first] in allowed else allowed[int(generator.integers(len(allowed)))]
         kept = generator.random() * generator.integers(2)
-        policy = Policy(picks, frozenset(join.name for join in space.joins if generator.random() < kept))
+        policy = canonical(Policy(picks, frozenset(join.name for join in space.joins if generator.random() < kept)), space)
         found.setdefault(policy.key(), policy)
     return list(found.values())
 

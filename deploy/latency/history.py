@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from calib.formats import Format
-from deploy.latency.loop import MeasurePolicy, Proposal, Refusal, Step
+from deploy.latency.loop import MeasurePolicy, Outcome, Refusal, Step
 from deploy.latency.model import Observation
 from deploy.latency.observations import blamed_rows, machine_rows, observations_of, refusals_of
 from deploy.run.directory import Run
-from deploy.run.files.search import LoopFile, LoopRow, StepRow
+from deploy.run.files.search import FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
 from smpq.files import Interval
 from smpq.policy import Policy, Space
 
@@ -31,7 +31,7 @@ class Search:
         self._run, self._space = run, space
         file = run.find(LoopFile) or LoopFile()
         last = file.searches[-1] if file.searches else None
-        if last is not None and (last.budget, last.machine, last.stop_reason) == (budget, machine, None):
+        if last is not None and (last.budget, last.machine, last.outcome) == (budget, machine, None):
             self._earlier, self._row = file.searches[:-1], last
         else:
             self._earlier = file.searches
@@ -77,10 +77,10 @@ class Search:
         """Write what the search starts from."""
         self._write(self._row)
 
-    def end(self, stop_reason: str) -> None:
-        """Write why the search ended; one without a step leaves no trace."""
+    def end(self, outcome: Outcome) -> None:
+        """Write what the search came to; one without a step leaves no trace."""
         if self._row.steps:
-            self._write(replace(self._row, stop_reason=stop_reason))
+            self._write(replace(self._row, outcome=_outcome_row(outcome, self._space)))
         else:
             self._run.write(LoopFile(searches=self._earlier))
 
@@ -97,6 +97,7 @@ def step_row(step: Step, space: Space) -> StepRow:
         policy=proposal.policy.to_file(space.groups),
         predicted=proposal.predicted,
         predicted_interval=Interval(*proposal.interval),
+        predicted_from=proposal.predicted_from,
         measured=found.ratio if found is not None else None,
         standard_error=found.standard_error if found is not None else None,
         measured_interval=Interval.around(found.ratio, found.standard_error) if found is not None else None,
@@ -112,11 +113,22 @@ def steps_for(file: LoopFile | None, budget: str) -> list[StepRow]:
     return [step for row in searches if row.machine == searches[-1].machine for step in row.steps]
 
 
+def _outcome_row(outcome: Outcome, space: Space) -> OutcomeRow:
+    return OutcomeRow(
+        policy=outcome.policy.to_file(space.groups),
+        value=outcome.value,
+        met=outcome.met,
+        stop_reason=outcome.stop_reason,
+        finalists=tuple(
+            FinalistRow(policy=each.policy.to_file(space.groups), value=each.value, unseen_value=each.unseen)
+            for each in outcome.finalists
+        ),
+    )
+
+
 def _found(step: StepRow, space: Space) -> Observation | Refusal:
     policy = Policy.from_file(step.policy, space)
     if step.measured is None:
         blamed = tuple((group, Format.from_text(text)) for group, text in step.blamed)
         return Refusal(policy, step.refused or "", blamed)
     return Observation(policy, step.measured, step.standard_error or 0.0)
-
-

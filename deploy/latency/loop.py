@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from calib.formats import Format
 from deploy.latency.designs import designed_policies, random_policies
+from deploy.latency.finalists import Finalist, judged
 from deploy.latency.model import LatencyModel, Observation, fit
-from smpq.allocate import Ceiling, Problem, allocate, nearest_feasible, place_joins
+from smpq.allocate import Ceiling, Impossible, Problem, nearest_feasible, place_joins
 from smpq.allocate import Values as Marginals
 from smpq.evaluate import ValueFunction
 from smpq.joins import Edge
-from smpq.policy import Policy, Space
-from smpq.search import EXHAUSTIVE, Choice, Effort, choose
+from smpq.policy import Policy, Space, canonical
+from smpq.search import Choice, Effort, choose, is_small
 
 _OPTIMISM = 1.5
 """How many standard errors a proposal may be predicted above the limit before it is taken for too slow."""
@@ -46,12 +47,16 @@ class Goal:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A policy to be measured next and why, and what the model predicts for it: a ratio to the float engine with its 95 % interval."""
+    """A policy to be measured next and why, and what the model predicts for it: a ratio to the float engine with its 95 % interval.
+
+    `predicted_from` is the number of measured engines that the model was fitted to, the float engine aside.
+    """
 
     label: str
     policy: Policy
     predicted: float
     interval: tuple[float, float]
+    predicted_from: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The best policy whose measured latency meets the limit, or the fastest one found when none does."""
+    """The best policy whose measured latency meets the limit, or the fastest one found when none does.
+
+    `finalists` are all policies that meet the limit, the best one first.
+    """
 
     policy: Policy
     value: float
@@ -75,6 +83,7 @@ class Outcome:
     stop_reason: str
     steps: tuple[Step, ...]
     model: LatencyModel
+    finalists: tuple[Finalist, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,9 @@ class LatencyLoop:
        uncertainty: a more valuable policy that might just meet it is measured as well. Nothing is left then that is likely better.
     4. A policy meets the limit when the upper end of the 95 % interval of its ratio does.
     5. What does not build is left out from then on: the formats that the runtime blames, or else that policy.
-    6. Where nothing measured is faster than the float engine, the float engine is the outcome.
+    6. The outcome is the policy, of those that meet the limit, that is best on samples that the search has not used (`unseen`). Only the
+       outcome depends on these samples: what is measured next does not.
+    7. Where nothing measured is faster than the float engine, the float engine is the outcome.
     """
 
     def __init__(
@@ -119,16 +130,19 @@ class LatencyLoop:
         known: Sequence[Observation] = (),
         settings: LoopSettings | None = None,
         refusals: Sequence[Refusal] = (),
+        unseen: ValueFunction | None = None,
     ) -> None:
-        """`known` and `refusals` are what earlier sessions of the same run have found."""
+        """`known` and `refusals` are what earlier sessions of the same run have found; `unseen` is `value` on other samples."""
         self._space = space
         self._whole_space = space
         self._edges = edges
         self._value = value
+        self._unseen = unseen
         self.goal = goal
         self._settings = settings or LoopSettings()
         self._reference = Observation(space.uniform(space.reference), 1.0, 0.0)
-        self._state = _State({o.policy.key(): o for o in known}, marginals=dict(goal.starts))
+        observed = [replace(o, policy=canonical(o.policy, space)) for o in known]
+        self._state = _State({o.policy.key(): o for o in observed}, marginals=dict(goal.starts))
         count = min(self._settings.designed, space.size())
         self._designed = designed_policies(space, edges, count, self._settings.seed)
         self._model = self._fit()
@@ -199,18 +213,19 @@ class LatencyLoop:
         self._model = self._fit()
 
     def outcome(self) -> Outcome:
-        """Return the best policy so far."""
-        best = self._best()
-        chosen = best
-        if chosen is None:
+        """Return the best policy so far, of those that meet the limit by its value on unseen samples."""
+        met = self._meeting()
+        finalists = judged([observation.policy for observation in met], self._value, self._unseen)
+        if finalists:
+            chosen = next(observation for observation in met if observation.policy == finalists[0].policy)
+        else:
             candidates = [o for o in self._state.observed.values() if self._allowed(o.policy)]
             within = [o for o in candidates if self._within(o.policy)]
             # nothing that is slower than the float engine is handed over for its speed
             chosen = min([self._reference, *(within or candidates)], key=upper)
         reason = self._state.stop_reason or "stopped early"
-        return Outcome(
-            chosen.policy, self._value(chosen.policy), chosen, best is not None, reason, tuple(self._state.steps), self._model
-        )
+        steps = tuple(self._state.steps)
+        return Outcome(chosen.policy, self._value(chosen.policy), chosen, bool(met), reason, steps, self._model, finalists)
 
     def _waiting(self) -> list[Policy]:
         """Return the designed policies that were not measured yet and may still be built."""
@@ -225,15 +240,18 @@ class LatencyLoop:
         left_out = [o.policy for o in state.observed.values() if upper(o) > goal.limit]
         left_out += [refusal.policy for refusal in state.refusals if not refusal.blamed]
         ceilings = [Ceiling(model.cost_model(1.0), raised), *goal.ceilings]
-        problem = Problem(self._space, next(iter(state.marginals.values())), ceilings, left_out)
-        if allocate(problem) is None:
-            return None
         effort = replace(goal.effort, rounds=0) if "refined" in state.marginals else goal.effort
-        choice = choose(self._value, self._space, state.marginals, ceilings, effort, left_out)
-        if self._space.size() > EXHAUSTIVE:
+        try:
+            choice = choose(self._value, self._space, state.marginals, ceilings, effort, left_out)
+        except Impossible:
+            return None
+        if not is_small(self._space):
             state.marginals = {"refined": choice.marginals}
-        placed = place_joins(choice.policy, problem)
-        return replace(choice, policy=placed, value=self._value(placed))
+        policy = canonical(choice.policy, self._space)
+        placed = place_joins(policy, Problem(self._space, {}, ceilings, left_out))
+        # a join may be worth more where it is slower, as long as the policy is within the limit there
+        best = placed if self._value(placed) >= choice.value else policy
+        return replace(choice, policy=best, value=self._value(best))
 
     def _closest(self) -> Policy | None:
         """Return the policy that the model takes for the nearest to the limit, unless it was measured already."""
@@ -244,7 +262,7 @@ class LatencyLoop:
 
     def _proposal(self, label: str, policy: Policy) -> Proposal:
         predicted, error = self._model.predict(policy)
-        return Proposal(label, policy, predicted, (predicted - 1.96 * error, predicted + 1.96 * error))
+        return Proposal(label, policy, predicted, (predicted - 1.96 * error, predicted + 1.96 * error), len(self._state.observed))
 
     def _fit(self) -> LatencyModel:
         """Fit to all there is; the float engine's own ratio is known beforehand."""
@@ -273,10 +291,14 @@ class LatencyLoop:
     def _within(self, policy: Policy) -> bool:
         return all(ceiling.model.total(policy) <= ceiling.limit * (1 + 1e-9) for ceiling in self.goal.ceilings)
 
+    def _meeting(self) -> list[Observation]:
+        """Return what is measured to meet the limit and the other ceilings."""
+        known = {**self._state.observed, self._reference.policy.key(): self._reference}.values()
+        return [o for o in known if upper(o) <= self.goal.limit and self._allowed(o.policy) and self._within(o.policy)]
+
     def _best(self) -> Observation | None:
-        known = [self._reference, *self._state.observed.values()]
-        met = [o for o in known if upper(o) <= self.goal.limit and self._allowed(o.policy) and self._within(o.policy)]
-        return max(met, key=lambda o: self._value(o.policy), default=None)
+        """Return the best of these on the samples of the search."""
+        return max(self._meeting(), key=lambda o: self._value(o.policy), default=None)
 
     def _allowed(self, policy: Policy) -> bool:
         return all(policy[group.name] in self._space.formats[group.name] for group in self._space.groups)

@@ -18,6 +18,7 @@ from deploy.run.files.search import MachineRows, MeasurementsFile, ObservedRow, 
 from smpq.joins import Edge, find_edges
 from smpq.policy import Policy, Space
 
+
 @dataclass(frozen=True)
 class Measured:
     """A policy and what a device said of its engine."""
@@ -40,6 +41,11 @@ def latency_model(prepared: Prepared) -> LatencyModel:
         raise UserError("this run has measured no engine yet, so latency cannot be predicted: use smpq run, or smpq measure first")
     if len(machines) > 1:
         prepared.progress.say(f"latency as measured on {machines[-1]}; the run also has measurements of {', '.join(machines[:-1])}")
+    return fitted(prepared, known)
+
+
+def fitted(prepared: Prepared, known: Sequence[Observation]) -> LatencyModel:
+    """Fit the latency model to some measured engines, and to the float engine, whose ratio is 1."""
     reference = Observation(prepared.space.uniform(prepared.space.reference), 1.0, 0.0)
     return fit(prepared.space, edges(prepared), [reference, *known])
 

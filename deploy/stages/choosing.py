@@ -62,7 +62,8 @@ def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loo
     _check_possible(prepared, static_ceilings(prepared, budget))
     outcome, limit = close_loop(prepared, budget, effort, loop)
     write_outcome(prepared, budget, outcome, limit)
-    return Solution(outcome.policy, outcome.value, outcome.stop_reason, outcome=outcome)
+    path = (("best finalist on other samples", outcome.value),) if outcome.met and prepared.unseen is not None else ()
+    return Solution(outcome.policy, outcome.value, outcome.stop_reason, path, outcome)
 
 
 def write_outcome(prepared: Prepared, budget: Budget, outcome: Outcome, limit: float) -> None:

@@ -43,7 +43,8 @@ def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None 
     suffice for an interval, or when the policy is the float model.
     """
     chosen = explanation or Explanation()
-    game = PolicyGame(prepared.evaluator, prepared.space.uniform(prepared.space.reference), policy)
+    space = prepared.space
+    game = PolicyGame(prepared.evaluator, space, space.uniform(space.reference), policy)
     if not game.players:
         raise UserError("policy.json leaves every layer in float: there is nothing to explain")
     stopping = chosen.stopping(len(game.players), prepared.settings.spending.scoring)
@@ -75,7 +76,9 @@ def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None 
     return record
 
 
-def _apart(names: Sequence[str], values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> tuple[tuple[str, ...], ...]:
+def _apart(
+    names: Sequence[str], values: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> tuple[tuple[str, ...], ...]:
     """Return the groups in order of what they cost, in classes: neighbours whose intervals overlap stand in one class."""
     order = sorted(range(len(names)), key=lambda index: values[index])
     classes: list[list[str]] = []

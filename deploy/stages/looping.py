@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import UserError
+from calib.storage import Record
 from deploy.devices.bundle import read_measurements, write_bundle
 from deploy.latency.bench import Bench
+from deploy.latency.history import Search
 from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Proposal, Refusal, Step, upper
 from deploy.latency.measure import Protocol
+from deploy.latency.model import Observation
 from deploy.latency.observations import Measured, edges, keep_measured, known_float_ms, read_observations, read_refusals
 from deploy.on_device.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
 from deploy.prepare import Prepared
+from deploy.run.files.search import BundleFile, CandidateRow
 from deploy.stages.making import export, export_float_model
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import score, static_ceilings
 from smpq.budget import Budget
+from smpq.files import Interval
 from smpq.policy import Policy
 from smpq.search import Effort
 
@@ -59,7 +64,7 @@ def close_loop(prepared: Prepared, budget: Budget, effort: Effort, settings: Loo
     measure = search.resumed(lambda policy: bench.observe(policy, search.limit))
     with prepared.progress.step("close the loop"):
         outcome = looped.run(measure, prepared.progress.say, search.keep)
-    search.end(outcome.stop_reason)
+    search.end(outcome)
     return outcome, search.limit
 
 
@@ -93,6 +98,7 @@ def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Pa
                     label=proposal.label,
                     predicted=proposal.predicted,
                     predicted_interval=Interval(*proposal.interval),
+                    predicted_from=proposal.predicted_from,
                     policy=proposal.policy.to_file(prepared.space.groups),
                 )
                 for candidate, proposal in zip(candidates, proposals, strict=True)
@@ -123,11 +129,11 @@ def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
     limit = _ratio_limit(prepared, budget, known_float_ms(prepared, found.machine))
     steps = [_step(proposals[each.result.name], verdict, limit) for each, verdict in zip(measured, verdicts, strict=True)]
     search = Search(prepared.run, prepared.space, str(budget), found.machine, limit, before)
-    search.keep([step for step in steps if not search.has(step)])
-    search.end("what to measure next is in another bundle")
     looped = _known_loop(prepared, budget, limit, found.machine)
     following = looped.ask_several(_AT_ONCE)
     outcome = looped.outcome()
+    search.keep([step for step in steps if not search.has(step)])
+    search.end(outcome)
     write_policy(prepared, outcome.policy, budget)
     return Feedback(
         ratio=outcome.observation.ratio,
@@ -168,6 +174,7 @@ def _loop(
         observations,
         settings or LoopSettings(seed=prepared.settings.seed),
         refusals,
+        prepared.unseen,
     )
 
 
@@ -194,6 +201,7 @@ def _proposals(prepared: Prepared, bundle: BundleFile) -> dict[str, Proposal]:
             Policy.from_file(row.policy, prepared.space),
             row.predicted,
             (row.predicted_interval.low, row.predicted_interval.high),
+            row.predicted_from,
         )
         for name, row in bundle.candidates.items()
     }

@@ -13,7 +13,8 @@ from deploy.engines import Engines, Kernel, engine_names, plan_kernels
 from deploy.export import export_float
 from deploy.finetuning import tuned, version_key
 from deploy.latency.bench import THOROUGH, Bench
-from deploy.latency.observations import Measured, keep_measured, latency_model, read_observations
+from deploy.latency.observations import Measured, keep_measured
+from deploy.latency.prediction import prediction
 from deploy.lower import lower
 from deploy.prepare import Prepared
 from deploy.trtexec import TrtexecExport, export_for_trtexec
@@ -94,16 +95,13 @@ def _keep_build(prepared: Prepared, policy: Policy, records: dict[str, Any], ker
 def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> dict[str, Any]:
     """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`.
 
-    `batches` are further batch sizes to time it at. UserError when engines of the target cannot be timed, or it does not build on the device.
+    `batches` are further batch sizes to time it at. The prediction in the record is one that knew no measurement of this policy. UserError when engines of the target cannot be timed, or it does not build on the device.
     """
     if prepared.not_measurable is not None:
         raise UserError(prepared.not_measurable)
     _needs_build(prepared, policy)
-    predicted, interval = None, None
-    if read_observations(prepared):
-        predicted, error = latency_model(prepared).predict(policy)
-        interval = [predicted - 1.96 * error, predicted + 1.96 * error]
     bench = Bench(prepared)
+    predicted = prediction(prepared, policy, bench.machine)
     with prepared.progress.step("measure the engine"):
         candidate = bench.kept(prepared.run.file(engine_names(prepared.target).model))
         measured = _timed(bench, policy, candidate, None)
@@ -114,8 +112,9 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
         "policy": version_key(prepared, policy),
         "ratio": result.ratio,
         "interval": list(result.ratio_interval or ()),
-        "predicted_ratio": predicted,
-        "predicted_interval": interval,
+        "predicted_ratio": predicted.ratio if predicted is not None else None,
+        "predicted_interval": list(predicted.interval) if predicted is not None else None,
+        "predicted_from": predicted.engines if predicted is not None else 0,
         "rounds": THOROUGH.rounds,
         "machine": bench.machine,
         "measurement": result.to_json(),

@@ -136,12 +136,16 @@ class MeasurementsFile(FileRecord, frozen=True, kw_only=True):
 
 
 class StepRow(Record, frozen=True, kw_only=True):
-    """One engine of the loop: what was predicted for it before it was built, and what was measured, or why it was refused."""
+    """One engine of the loop: what was predicted for it before it was built, and what was measured, or why it was refused.
+
+    `predicted_from` counts the engines that the prediction was made from.
+    """
 
     label: str
     policy: PolicyFile
     predicted: float
     predicted_interval: Interval
+    predicted_from: Count
     measured: AboveZero | None = None
     standard_error: Amount | None = None
     measured_interval: Interval | None = None
@@ -157,10 +161,28 @@ class StepRow(Record, frozen=True, kw_only=True):
             raise ValueError("an engine that was refused meets no budget")
 
 
+class FinalistRow(Record, frozen=True, kw_only=True):
+    """A policy that is measured to meet the limit: its value on the samples of the search, and on others where there are enough."""
+
+    policy: PolicyFile
+    value: float
+    unseen_value: float | None
+
+
+class OutcomeRow(Record, frozen=True, kw_only=True):
+    """What a search came to, why it ended, and the policies that it chose among, the best one first."""
+
+    policy: PolicyFile
+    value: float
+    met: bool
+    stop_reason: str
+    finalists: tuple[FinalistRow, ...]
+
+
 class LoopRow(Record, frozen=True, kw_only=True):
     """One search over measured engines: for which budget, on which machine, what was known before it, and its steps so far.
 
-    `limit_ratio` is the limit as a ratio to the float engine; `stop_reason` is None while the search is under way.
+    `limit_ratio` is the limit as a ratio to the float engine; `outcome` is None while the search is under way.
     """
 
     budget: str
@@ -168,7 +190,7 @@ class LoopRow(Record, frozen=True, kw_only=True):
     limit_ratio: AboveZero
     known: MachineRows
     steps: tuple[StepRow, ...] = ()
-    stop_reason: str | None = None
+    outcome: OutcomeRow | None = None
 
 
 class LoopFile(FileRecord, frozen=True, kw_only=True):
@@ -187,6 +209,7 @@ class CandidateRow(Record, frozen=True, kw_only=True):
     label: str
     predicted: float
     predicted_interval: Interval
+    predicted_from: Count
     policy: PolicyFile
 
 

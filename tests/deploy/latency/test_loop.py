@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from smpq.allocate import Ceiling
 from smpq.costs import CostModel
 from smpq.evaluate import OneByOne
 from smpq.joins import Edge
+from smpq.policy import Join, canonical, domains
 from smpq.search import EXHAUSTIVE, Effort
 from tests.deploy.synthetic import W4, W8A8, Truth, chain, policies, space
 
@@ -41,12 +44,11 @@ class Bench:
         self.measured.append(policy.key())
         return self.observation(policy)
 
-    def run(self, limit, ceilings=(), known=(), measurements=40):
+    def run(self, limit, ceilings=(), known=(), measurements=40, unseen=None):
         starts = {"alone": {g.name: {f: -self.loss[g.name, f] for f in self.space.formats[g.name]} for g in self.space.groups}}
         edges = [Edge(first, second, 64) for first, second in chain(self.space)]
-        loop = LatencyLoop(
-            self.space, edges, OneByOne(self.value), Goal(limit, ceilings, starts, Effort()), known, LoopSettings(measurements)
-        )
+        goal = Goal(limit, ceilings, starts, Effort())
+        loop = LatencyLoop(self.space, edges, OneByOne(self.value), goal, known, LoopSettings(measurements), unseen=unseen)
         return loop.run(self.measure, self.steps.append)
 
     def feasible(self, limit):
@@ -157,3 +159,70 @@ def test_predictions_come_before_measurements_and_hold():
             if step.proposal.label != "experiment":  # before an experiment the model has seen little or nothing
                 within.append(low - 2 * NOISE <= step.observation.ratio <= high + 2 * NOISE)
     assert np.mean(within) > 0.6
+
+
+class Unlucky(OneByOne):
+    """The value of the bench on other samples: there some policies only seemed good."""
+
+    def __init__(self, bench, seed):
+        super().__init__(lambda policy: bench.value(policy) + np.random.default_rng([seed, *policy.key().encode()]).normal(scale=1.0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_finalists_are_judged_on_unseen_samples_and_what_is_measured_does_not_depend_on_them(seed):
+    limit = 0.8
+    plain, judged = Bench(seed), Bench(seed)
+    before = plain.run(limit)
+    unseen = Unlucky(judged, seed)
+    after = judged.run(limit, unseen=unseen)
+    assert judged.measured == plain.measured
+    met = [step.observation for step in after.steps if upper(step.observation) <= limit]
+    assert {each.policy.key() for each in after.finalists} == {each.policy.key() for each in met}
+    assert len(met) > 1
+    assert after.policy == after.finalists[0].policy == max((each.policy for each in met), key=unseen)
+    assert after.value == judged.value(after.policy)
+    assert upper(after.observation) <= limit
+    assert [each.unseen for each in after.finalists] == sorted((unseen(each.policy) for each in after.finalists), reverse=True)
+    assert [each.unseen for each in before.finalists] == [None] * len(met)
+    assert before.policy == max((each.policy for each in met), key=plain.value)
+
+
+def test_a_policy_that_only_seemed_good_is_not_the_outcome():
+    bench = Bench(0)
+    best = bench.run(0.8).policy
+    again = Bench(0)
+    outcome = again.run(0.8, unseen=OneByOne(lambda policy: again.value(policy) - 100 * (policy.key() == best.key())))
+    assert outcome.met
+    assert outcome.policy != best
+    assert outcome.finalists[-1].policy == best
+
+
+def test_nothing_is_judged_when_nothing_meets_the_limit():
+    def never(policy):
+        raise AssertionError(policy)
+
+    outcome = Bench(0, noise=0.0).run(0.1, unseen=OneByOne(never))
+    assert not outcome.met
+    assert outcome.finalists == ()
+
+
+@pytest.mark.parametrize("layers", [4, 8], ids=["complete", "rounds"])
+def test_a_join_that_is_worth_more_in_float_stays_there(layers):
+    joins = (Join("sum", ("layer0", "layer1"), ("layer2",)),)
+    bench = Bench(1, replace(space(layers, W8A8, W4, FP32), joins=joins), noise=0.0)
+    alone = bench.value
+
+    def value(policy):
+        _, _, kept = domains(policy, joins)
+        integers = all(policy[name] == W8A8 for name in ("layer0", "layer1", "layer2"))
+        return alone(policy) + 5.0 * integers + 0.5 * len(kept)
+
+    bench.value = value
+    outcome = bench.run(0.9, measurements=15)
+    assert outcome.met
+    if layers == 4:
+        assert outcome.policy.float_joins == {"sum"}
+        within = [replace(policy, float_joins=frozenset({"sum"})) for policy in bench.feasible(0.9)]
+        assert outcome.value == max(map(value, within))
+    measured = [canonical(step.proposal.policy, bench.space).key() for step in outcome.steps]
+    assert len(measured) == len(set(measured)) == len(set(bench.measured))

@@ -2,11 +2,17 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from calib.errors import UserError
-from deploy.stages.explaining import Explanation
+from calib.formats import FP32, Format
+from deploy.pipeline import open_run
+from deploy.progress import Progress
+from deploy.run import Settings
+from deploy.stages.explaining import Explanation, explain
 from tests.commands import TINY, done, refused
 
 
@@ -57,3 +63,15 @@ def test_the_defaults_grow_with_the_players():
     assert Explanation().stopping(100, 400).evaluations == 800
     with pytest.raises(UserError):
         Explanation(precision=2.0)
+
+
+def test_the_joins_that_the_policy_keeps_in_float_are_part_of_the_explanation(tmp_path):
+    settings = Settings("tests.joined_task:task", formats="w8a8,fp32", samples=16, evaluations=12)
+    with open_run(tmp_path / "run", Progress(Console(quiet=True)), settings) as prepared:
+        (join,) = prepared.space.joins
+        integers = prepared.space.uniform(Format.from_text("w8a8"))
+        policy = replace(integers, float_joins=frozenset({join.name}))
+        value = prepared.evaluator
+        assert value(policy) != value(integers)
+        record = explain(prepared, policy)
+        assert record["total"] == pytest.approx(value(policy) - value(prepared.space.uniform(FP32)), abs=1e-12)

@@ -253,3 +253,20 @@ def test_another_machine_is_asked_anew(prepared):
     solution = search(replace(prepared, device=other), budget)
     assert other.asked
     assert set(solution.policy.formats.values()) == {FP32}
+
+
+def test_the_outcome_is_judged_on_samples_that_the_search_has_not_used(tmp_path):
+    settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=8, evaluations=12)
+    with open_run(tmp_path / "run", Progress(Console(quiet=True)), settings) as opened:
+        prepared = replace(opened, device=Board(FASTER))
+        assert prepared.unseen is not None
+        solution = search(prepared, Budget.from_text("latency=0.95x"))
+    record = read(tmp_path / "run" / "loop.json")["outcome"]
+    rows = record["finalists"]
+    assert len(rows) > 1
+    assert [row["unseen_value"] for row in rows] == sorted((row["unseen_value"] for row in rows), reverse=True)
+    assert {name: str(chosen) for name, chosen in solution.policy.formats.items()} == record["policy"] == rows[0]["policy"]
+    assert solution.path == (("best finalist on other samples", record["value"]),)
+    for row, finalist in zip(rows, solution.outcome.finalists, strict=True):
+        assert row["unseen_value"] == prepared.unseen(finalist.policy)
+        assert row["value"] == prepared.evaluator(finalist.policy)

@@ -1,0 +1,99 @@
+"""A prediction knows nothing of the measurement that it is compared with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from calib.errors import UserError
+from calib.formats import FP32
+from deploy.latency.observations import keep_measured, latency_model
+from deploy.latency.prediction import Prediction, prediction
+from deploy.pipeline import open_run
+from deploy.progress import Progress
+from deploy.run import Run, Settings
+from deploy.stages import build, export, measure, search
+from smpq.budget import Budget
+from tests.deploy.board import FASTER, Board
+from tests.deploy.latency.test_observations import W8A8, measured
+
+BOARD = "a board"
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=16, evaluations=12)
+    with open_run(tmp_path_factory.mktemp("prediction") / "run", Progress(Console(quiet=True)), settings) as prepared:
+        yield prepared
+
+
+@pytest.fixture
+def prepared(task, tmp_path):
+    shutil.copytree(task.run.path, tmp_path / "run")
+    return replace(task, run=Run(tmp_path / "run"), device=Board(FASTER))
+
+
+def integers(prepared, *names):
+    return measured(prepared, *names).policy
+
+
+def keep(prepared, *found):
+    keep_measured(prepared, found, BOARD)
+
+
+def test_an_earlier_measurement_of_the_policy_changes_nothing(prepared):
+    policy = integers(prepared, "first", "second")
+    assert prediction(prepared, policy, BOARD) is None
+    keep(prepared, measured(prepared, "first", "second", ratio=0.2, ratio_interval=[0.199, 0.201]))
+    assert prediction(prepared, policy, BOARD) is None, "no other engine is known"
+    keep(prepared, measured(prepared, "first"), measured(prepared, "second"))
+    found = prediction(prepared, policy, BOARD)
+    prepared.run.file("measurements.json").unlink()
+    keep(prepared, measured(prepared, "first"), measured(prepared, "second"))
+    ratio, error = latency_model(prepared).predict(policy)
+    assert found == Prediction(ratio, (ratio - 1.96 * error, ratio + 1.96 * error), 2)
+    assert found == prediction(prepared, policy, BOARD)
+    assert found.ratio > 0.4
+    assert prediction(prepared, policy, "another board") is None
+    assert prediction(prepared, prepared.space.uniform(FP32), BOARD) is None, "the float engine's is known to be 1"
+
+
+def test_measuring_twice_gives_the_same_prediction(prepared):
+    keep(prepared, measured(prepared, "first"), measured(prepared, "head"))
+    policy = integers(prepared, "first", "second")
+    export(prepared, policy)
+    build(prepared, policy)
+    once, twice = measure(prepared, policy), measure(prepared, policy)
+    assert once["predicted_ratio"] is not None
+    for name in ("predicted_ratio", "predicted_interval", "predicted_from"):
+        assert once[name] == twice[name] == json.loads(prepared.run.file("latency.json").read_text())[name]
+    assert once["predicted_from"] == 2
+    assert twice["ratio"] == pytest.approx(0.6)
+
+
+def test_the_loops_own_prediction_is_kept(prepared):
+    outcome = search(prepared, Budget.from_text("latency=0.8x")).outcome
+    steps = json.loads(prepared.run.file("loop.json").read_text())["steps"]
+    assert [step["predicted_from"] for step in steps] == list(range(len(steps)))
+    assert {step["machine"] for step in steps} == {BOARD}
+    for step, row in zip(outcome.steps, steps, strict=True):
+        found = prediction(prepared, step.proposal.policy, BOARD)
+        if row["predicted_from"]:
+            assert found == Prediction(row["predicted"], tuple(row["predicted_interval"]), row["predicted_from"])
+        else:
+            assert found.engines == len(steps) - 1, "the first engine was predicted from nothing, so the others are asked"
+        assert prediction(prepared, step.proposal.policy, "another board") is None
+    steps[1]["predicted_interval"] = None
+    prepared.run.file("loop.json").write_text(json.dumps({"steps": steps}))
+    with pytest.raises(UserError, match=r"loop\.json is damaged"):
+        prediction(prepared, outcome.steps[1].proposal.policy, BOARD)
+
+
+def test_policies_with_a_layer_at_other_bits_are_others(prepared):
+    keep(prepared, measured(prepared, "first"))
+    policy = integers(prepared, "first").with_format("head", W8A8)
+    assert prediction(prepared, policy, BOARD).engines == 1
