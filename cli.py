@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from calib.errors import UserError
+from calib.storage import plain
 from deploy.options import device_option, output_options, resource_options, run_argument, settings_from_options, task_options
 
 WRONG_INPUT = 2
@@ -102,7 +103,7 @@ def run_command(
     tuning = FineTuneSettings(epochs=epochs) if epochs else None
     report = run_all(out, settings_from_options(options), budget, progress, tuning, method, resources, device)
     lines = [*summary_lines(report), "", f"report: {out / 'report.html'}"]
-    return report, lines, 0 if report["met"] else NOT_MET
+    return report, lines, 0 if report.met else NOT_MET
 
 
 @smpq.command()
@@ -115,9 +116,9 @@ def score(out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any
     from deploy.stages import score as score_stage
 
     with open_run(out, progress, settings_from_options(options), resources) as prepared:
-        scores = score_stage(prepared).to_json()
-    summary = f"{scores['evaluations']} evaluations, {scores['permutations']} permutations, stopped by {scores['stop_reason']}"
-    return scores, [f"scores: {out / 'scores.json'} ({summary})"], 0
+        scores = score_stage(prepared)
+    summary = f"{scores.evaluations} evaluations, {scores.permutations} permutations, stopped by {scores.stop_reason}"
+    return scores.to_file(), [f"scores: {out / 'scores.json'} ({summary})"], 0
 
 
 @smpq.command("train-supernet")
@@ -144,6 +145,7 @@ def train_supernet(
     training data. The same command on an unfinished training goes on after its last epoch.
     """
     from deploy.pipeline import open_run
+    from deploy.run.files.supernet import SupernetFile
     from deploy.stages.supernet import train_supernet as supernet_stage
     from smpq.supernet.game import GameSettings
     from smpq.supernet.training import SupernetSettings
@@ -161,7 +163,7 @@ def train_supernet(
         _, state = supernet_stage(prepared, settings)
     found = state.contributions[contribution]
     line = f"supernet: {out / 'supernet.safetensors'} ({found.updates} estimates, {len(found.walks)} walks, {found.truncated} of them cut)"
-    return prepared.run.read_json("supernet.json"), [line], 0
+    return prepared.run.read(SupernetFile), [line], 0
 
 
 @smpq.command()
@@ -181,7 +183,7 @@ def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, l
     parsed = Budget.from_text(budget)
     with open_run(run, progress, resources=resources) as prepared:
         solution = solve_stage(prepared, parsed)
-    record = solution.policy.to_json(prepared.space.groups)
+    record = plain(solution.policy.to_file(prepared.space.groups))
     costs = ", ".join(f"{name} {model.total(solution.policy):.6g}" for name, model in prepared.costs.items())
     return {**record, "value": solution.value}, [f"policy: {run / 'policy.json'} (value {solution.value:.6g}; {costs})"], 0
 
@@ -217,10 +219,10 @@ def finetune(
     )
     prepared = open_run(run, progress)
     record = finetune_stage(prepared, read_policy(prepared), settings)
-    before, after = record["before"], record["after"]
+    before, after = record.before, record.after
     line = (
-        f"fine-tuned: {run / 'finetuned.safetensors'} (on calibration data: value {before['value']:.6g} to {after['value']:.6g}, "
-        f"{prepared.task.metric_name} {before['metric']:.4f} to {after['metric']:.4f})"
+        f"fine-tuned: {run / 'finetuned.safetensors'} (on calibration data: value {before.value:.6g} to {after.value:.6g}, "
+        f"{prepared.task.metric_name} {before.metric:.4f} to {after.metric:.4f})"
     )
     return record, [line], 0
 
@@ -266,8 +268,8 @@ def build(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
     prepared = open_run(run, progress)
     record = build_stage(prepared, read_policy(prepared))
-    lines = [f"engine: {run / name}" for name in record["engines"]]
-    lines += [f"  {path}: {k['kernel']}{'' if k['agrees'] else '  (not as planned)'}" for path, k in record["kernels"].items()]
+    lines = [f"engine: {run / name}" for name in record.engines]
+    lines += [f"  {path}: {row.kernel}{'' if row.agrees else '  (not as planned)'}" for path, row in record.kernels.items()]
     return record, lines, 0
 
 
@@ -285,11 +287,12 @@ def measure(run: Path, batches: tuple[int, ...], device: str, progress: Any) -> 
     with open_run(run, progress, device=device) as prepared:
         record = measure_stage(prepared, read_policy(prepared), batches)
     lines = [
-        f"batch {row['batch']}: {row['ratio']:.3f}x of float [{row['ratio_interval'][0]:.3f}, {row['ratio_interval'][1]:.3f}]: "
-        f"{row['engine_ms']:.4g} ms (p99 {row['p99_ms']:.4g}) against {row['float_ms']:.4g} ms, {row['throughput']:.4g} samples/s"
-        for row in (record["measurement"], *record["batches"])
+        f"batch {row.batch}: {row.ratio:.3f}x of float [{row.ratio_interval.low:.3f}, {row.ratio_interval.high:.3f}]: "
+        f"{row.engine_ms:.4g} ms{f' (p99 {row.p99_ms:.4g})' if row.p99_ms is not None else ''} against {row.float_ms:.4g} ms, "
+        f"{row.throughput:.4g} samples/s"
+        for row in (record.measurement, *record.batches)
     ]
-    return record, [*lines, f"on {record['machine']}, {record['clock']}"], 0
+    return record, [*lines, f"on {record.machine}, {record.measurement.clock}"], 0
 
 
 @smpq.command()
@@ -308,7 +311,7 @@ def bundle(run: Path, directory: Path, budget: str | None, progress: Any, resour
 
     with open_run(run, progress, resources=resources) as prepared:
         record = write_next_bundle(prepared, budget, directory)
-    count = len(record["candidates"])
+    count = len(record.candidates)
     return (
         record,
         [f"bundle: {directory} ({count} engines); on the device: python3 runner.py; then: smpq feedback {run} measurements.json"],
@@ -331,18 +334,18 @@ def feedback(run: Path, measurements: Path, progress: Any, resources: Any) -> tu
 
     with open_run(run, progress, resources=resources) as prepared:
         record = take_feedback(prepared, measurements)
-    state = "meets the budget" if record["met"] else "does not meet the budget"
+    state = "meets the budget" if record.met else "does not meet the budget"
     following = (
-        f"{record['proposals']} more engines should be measured: smpq bundle {run} DIRECTORY"
-        if record["proposals"]
-        else record["stop_reason"]
+        f"{record.proposals} more engines should be measured: smpq bundle {run} DIRECTORY"
+        if record.proposals
+        else record.stop_reason
     )
     lines = [
-        f"policy: {run / 'policy.json'} (measured {record['ratio']:.3f}x of float, {state})",
-        f"model: {record['model']}",
+        f"policy: {run / 'policy.json'} (measured {record.ratio:.3f}x of float, {state})",
+        f"model: {record.model}",
         following,
     ]
-    return record, lines, 0 if record["met"] else NOT_MET
+    return record, lines, 0 if record.met else NOT_MET
 
 
 @smpq.command()
@@ -364,9 +367,9 @@ def explain(run: Path, progress: Any, resources: Any, **options: Any) -> tuple[A
     explanation = Explanation(**options)
     with open_run(run, progress, resources=resources) as prepared:
         record = explain_stage(prepared, read_policy(prepared), explanation)
-    rows = sorted(record["contributions"], key=lambda row: row["value"])
-    lines = [f"{r['value']:+.3g} [{r['interval'][0]:+.3g}, {r['interval'][1]:+.3g}]  {r['group']} {r['format']}" for r in rows]
-    return record, [*lines, f"together {record['total']:+.4g} in {record['value']}, {record['evaluations']} evaluations"], 0
+    rows = sorted(record.contributions, key=lambda row: row.value)
+    lines = [f"{r.value:+.3g} [{r.interval.low:+.3g}, {r.interval.high:+.3g}]  {r.group} {r.format}" for r in rows]
+    return record, [*lines, f"together {record.total:+.4g} in {record.value}, {record.evaluations} evaluations"], 0
 
 
 @smpq.command()
@@ -381,10 +384,10 @@ def verify(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     prepared = open_run(run, progress)
     record = verify_stage(prepared, read_policy(prepared))
     lines = [
-        f"{name:>10}: {stage['mean']:.4f}" if stage["not_run"] is None else f"{name:>10}: not run: {stage['not_run']}"
-        for name, stage in record["stages"].items()
+        f"{name:>10}: {stage.mean:.4f}" if stage.mean is not None else f"{name:>10}: not run: {stage.not_run}"
+        for name, stage in record.stages.items()
     ]
-    return record, [*lines, record["explanation"]], 0
+    return record, [*lines, record.explanation], 0
 
 
 @smpq.command()
@@ -392,17 +395,12 @@ def verify(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 @output_options
 def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     """Write report.json and report.html from what the run holds. Exit code 1 when the budget is not met."""
-    from deploy.pipeline import open_run, write_reports
+    from deploy.pipeline import report_on
     from deploy.report.page import summary_lines
-    from deploy.stages import read_policy
 
-    prepared = open_run(run, progress)
-    record = write_reports(prepared, read_policy(prepared))
-    return (
-        record,
-        [*summary_lines(record), "", f"report: {run / 'report.html'}"],
-        0 if record["met"] or not record["limits"] else NOT_MET,
-    )
+    record = report_on(run, progress)
+    lines = [*summary_lines(record), "", f"report: {run / 'report.html'}"]
+    return record, lines, 0 if record.met or not record.limits else NOT_MET
 
 
 @smpq.command()

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from calib.errors import UserError
 from calib.formats import FP16, Format
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends import tensorrt as tensorrt_backend
+from deploy.backends.onnxruntime.record import OrtEngineRecord
 from deploy.export import call_name
 from deploy.lower import lower
 from deploy.on_device.experiment import CACHE_DIRECTORY
 from deploy.prepare import DEVICE, Prepared
+from deploy.run.files.engine import BuiltRow
 from deploy.targets.target import Target, check_builds_here
 from smpq.policy import Policy
 
 BuildFailed = tensorrt_backend.BuildFailed
+Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Engines:
         self._prepared = prepared
         self._names = engine_names(prepared.target)
 
-    def build(self, policy: Policy) -> tuple[dict[str, Any], list[Kernel]]:
+    def build(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[Kernel]]:
         """Build the engine(s) of `model.<target>.onnx` and the float engine(s).
 
         Returns the build records by file name, and what each unit became. UserError when the runtime refuses a model, with its reason.
@@ -85,27 +88,30 @@ class Engines:
         lower(self._float_model, plan, prepared.space.units, prepared.target, model, prepared.settings.batch)
         return model
 
-    def _build_sessions(self, policy: Policy) -> tuple[dict[str, Any], list[Kernel]]:
+    def _build_sessions(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[Kernel]]:
         prepared, run = self._prepared, self._prepared.run
         target, exact = prepared.target, prepared.target.lowering == "simulate"
         engine, float_engine = run.file(self._names.engines[""]), run.file(self._names.float_engines[""])
         built = ort_backend.build_engine(run.file(self._names.model), engine, exact=exact, providers=target.providers)
         float_built = ort_backend.build_engine(self._reference_model, float_engine, providers=target.providers)
-        records = {engine.name: _built(built, "the engine"), float_engine.name: _built(float_built, "the float engine")}
+        records = {
+            engine.name: _session_row(_built(built, "the engine")),
+            float_engine.name: _session_row(_built(float_built, "the float engine")),
+        }
         if target.lowering != "onnxruntime":  # simulated, or one node that is a plan of TensorRT
-            return {name: record.to_json() for name, record in records.items()}, []
+            return records, []
         kernels = ort_backend.unit_kernels(engine, prepared.space.units)
         checks = ort_backend.check_units(kernels, policy.by_unit(prepared.space.groups))
-        return {name: record.to_json() for name, record in records.items()}, [Kernel(c.path, c.kernel, c.agrees) for c in checks]
+        return records, [Kernel(c.path, c.kernel, c.agrees) for c in checks]
 
-    def _build_plans(self, policy: Policy) -> tuple[dict[str, Any], list[Kernel]]:
+    def _build_plans(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[Kernel]]:
         prepared, run = self._prepared, self._prepared.run
         check_builds_here(prepared.target)
         runtime = prepared.target.runtime
         float_model = self._reference_model
         # where the local device keeps its plans, so that neither builds what the other has built
         cache = run.file(DEVICE) / CACHE_DIRECTORY
-        records: dict[str, Any] = {}
+        records: dict[str, BuiltRow] = {}
         found: list[Kernel] = []
         for capability, name in self._names.engines.items():
             jobs = {name: run.file(self._names.model), self._names.float_engines[capability]: float_model}
@@ -113,7 +119,7 @@ class Engines:
                 with prepared.progress.step(f"build {plan}"):
                     asked = capability if runtime == "tensorrt-rtx" and capability else None  # tensorrt builds for its own GPU
                     record = _built(tensorrt_backend.build_plan(model, run.file(plan), runtime, asked, cache=cache), plan)
-                records[plan] = record.to_json()
+                records[plan] = _plan_row(record)
                 if plan == name:
                     found += plan_kernels(prepared, policy, record.kernels, f" ({capability})" if capability else "")
         return records, _worst(found)
@@ -141,7 +147,23 @@ def _worst(kernels: Iterable[Kernel]) -> list[Kernel]:
     return list(found.values())
 
 
-def _built(result: Any, what: str) -> Any:
+def _session_row(record: OrtEngineRecord) -> BuiltRow:
+    return BuiltRow(
+        sha256=record.sha256, size_bytes=record.size_bytes, build_seconds=record.build_seconds, versions=dict(record.versions)
+    )
+
+
+def _plan_row(record: tensorrt_backend.BuildRecord) -> BuiltRow:
+    return BuiltRow(
+        sha256=record.plan_sha256,
+        size_bytes=record.plan_bytes,
+        build_seconds=record.seconds,
+        versions={record.runtime: record.runtime_version},
+        warnings=record.warnings,
+    )
+
+
+def _built(result: Built | BuildFailed, what: str) -> Built:
     """Return a build record; a failed build becomes an error that carries the runtime's own reason."""
     if isinstance(result, BuildFailed):
         raise UserError(f"{what} does not build: {result.reason}")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from calib.data import training_batches
 from calib.errors import UserError
@@ -15,6 +16,8 @@ from calib.graph import TracedModel
 from deploy.export import export_float
 from deploy.onnx_files import sha256
 from deploy.prepare import Prepared
+from deploy.run.directory import Run
+from deploy.run.files.engine import FinetuneFile
 from smpq.plan import QuantPlan
 from smpq.policy import Policy
 from smpq.quantize import FakeQuantizer
@@ -23,7 +26,6 @@ from smpq.training.finetune import finetune as train
 from smpq.training.finetuned import FineTuned, policy_of_file
 
 FINE_TUNED = "finetuned.safetensors"
-RECORD = "finetune.json"
 MODEL = "model.finetuned.onnx"
 
 
@@ -63,7 +65,7 @@ class Tuned:
         return path
 
 
-def finetune(prepared: Prepared, policy: Policy, settings: FineTuneSettings) -> dict[str, Any]:
+def finetune(prepared: Prepared, policy: Policy, settings: FineTuneSettings) -> FinetuneFile:
     """Fine-tune the policy on the task's training data. Writes `finetuned.safetensors` and `finetune.json`, or nothing.
 
     The run's settings say by what a model is judged on the calibration data (`--value`), and the seed. UserError when the policy quantises nothing.
@@ -96,7 +98,7 @@ def finetune(prepared: Prepared, policy: Policy, settings: FineTuneSettings) -> 
         )
     found.save(prepared.run.file(FINE_TUNED))
     record = _record(found, sha256(prepared.run.file(FINE_TUNED)))
-    prepared.run.write_json(RECORD, record)
+    prepared.run.write(record)
     return record
 
 
@@ -140,25 +142,29 @@ def tuned(prepared: Prepared, policy: Policy) -> Tuned | None:
 
 
 def version_key(prepared: Prepared, policy: Policy) -> str:
+    """Return `version_of` the run's policy."""
+    return version_of(prepared.run, policy)
+
+
+def version_of(run: Run, policy: Policy) -> str:
     """Return what the files of later stages were made for: the policy, and the fine-tuned weights if there are any.
 
     UserError when these are of another policy.
     """
-    path = prepared.run.file(FINE_TUNED)
+    path = run.file(FINE_TUNED)
     if not path.is_file():
         return policy.key()
     _check_policy(path, policy)
     return f"{policy.key()} fine-tuned {sha256(path)}"
 
 
-def read_record(prepared: Prepared) -> dict[str, Any] | None:
+def read_record(run: Run) -> FinetuneFile | None:
     """Return `finetune.json` when the run was fine-tuned, else None."""
-    run = prepared.run
     if not run.has(FINE_TUNED):
         return None
-    record = run.read_json(RECORD, "make it with smpq finetune", keys=["before", "after", "settings", "sha256"])
-    if record["sha256"] != sha256(run.file(FINE_TUNED)):
-        raise UserError(f"{run.file(RECORD)} is not about {run.file(FINE_TUNED)}: use smpq finetune again")
+    record = run.read(FinetuneFile)
+    if record.sha256 != sha256(run.file(FINE_TUNED)):
+        raise UserError(f"{run.file(record.NAME)} is not about {run.file(FINE_TUNED)}: use smpq finetune again")
     return record
 
 
@@ -174,9 +180,9 @@ def _check_policy(path: Path, policy: Policy) -> None:
         )
 
 
-def _record(found: FineTuned, digest: str) -> dict[str, Any]:
-    return {
-        "schema": 1,
+def _record(found: FineTuned, digest: str) -> FinetuneFile:
+    values = {
+        "schema": FinetuneFile.VERSION,
         "policy": found.policy,
         "sha256": digest,
         "kept": found.kept,
@@ -187,6 +193,7 @@ def _record(found: FineTuned, digest: str) -> dict[str, Any]:
         "settings": dict(found.settings),
         "history": [dict(row) for row in found.history],
     }
+    return msgspec.convert(values, FinetuneFile)
 
 
 def _reporter(prepared: Prepared) -> Callable[[Progress], None]:

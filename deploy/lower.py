@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -23,10 +22,9 @@ from deploy.passes.quantize_biases import quantize_biases
 from deploy.passes.quantize_tensors import quantize_tensors
 from deploy.passes.quantize_weights import quantize_weights
 from deploy.passes.split_gemm import split_gemm
+from deploy.run.files.engine import ExportFile
 from deploy.targets.target import Target
 from smpq.plan import QuantPlan
-
-SCHEMA = 1
 
 _COPY_FROM_BITS = 8
 """ONNX Runtime rewrites weights beyond 7 bits where the CPU would overflow, and fails when it meets the same one a second time."""
@@ -42,16 +40,16 @@ class LoweringReport:
     size_bytes: int
     sha256: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a run's files."""
-        return {
-            "schema": SCHEMA,
-            "target": self.target,
-            "changes": dict(self.changes),
-            "merged_tensors": list(self.merged_tensors),
-            "size_bytes": self.size_bytes,
-            "sha256": self.sha256,
-        }
+    def to_file(self, policy_key: str) -> ExportFile:
+        """Return the file form; `policy_key` names the policy that was lowered, and its fine-tuned weights."""
+        return ExportFile(
+            policy=policy_key,
+            target=self.target,
+            changes=dict(self.changes),
+            merged_tensors=self.merged_tensors,
+            size_bytes=self.size_bytes,
+            sha256=self.sha256,
+        )
 
 
 def lower(

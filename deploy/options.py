@@ -12,6 +12,8 @@ from typing import Any
 import click
 from rich.console import Console
 
+from calib.storage import plain
+
 
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say what is searched; a run keeps them."""
@@ -105,7 +107,7 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
         progress = Progress(Console(stderr=True, quiet=quiet))
         result, lines, code = command(*args, progress=progress, **kwargs)
         if as_json:
-            click.echo(json.dumps(result, indent=1))
+            click.echo(json.dumps(plain(result), indent=1, allow_nan=False))
         else:
             for line in lines:
                 click.echo(line)
@@ -117,7 +119,7 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def settings_from_options(options: dict[str, Any]) -> Any:
     """Return the settings of a run from the options of `task_options`."""
-    from deploy.run import Settings
+    from deploy.run.settings import Settings
 
     paths = {name: str(options[name].resolve()) if options[name] is not None else None for name in ("data", "weights")}
     return Settings(**{**options, **paths})

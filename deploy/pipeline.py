@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from deploy.finetuning import check_trainable, discard_other, finetune_unless_done, version_key
 from deploy.prepare import Prepared, prepare
 from deploy.progress import Progress
 from deploy.report.page import write_html
-from deploy.run import Run, Settings
+from deploy.run.directory import Run
+from deploy.run.files.engine import TimedRow
+from deploy.run.files.report import ReportFile
+from deploy.run.settings import Settings
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
+from deploy.stages.reporting import write_report
+from deploy.stages.scoring import write_space
 from deploy.stages.supernet import GAME, check_method, check_scores, score_by_supernet
-from deploy.summary import write_report
 from deploy.targets.target import check_builds_here
 from smpq.budget import Budget
 from smpq.policy import Policy
@@ -29,18 +32,23 @@ def open_run(
 ) -> Prepared:
     """Prepare the run at `path`; with `settings` it is created if it is not there, or must have the same ones.
 
-    A run is only created for a task that loads: after a wrong input, the corrected command finds no settings in its way. `resources`
-    say with what it is computed, and `device` where engines are timed; workers, if any, end with `Prepared.close`. UserError when another process works on the run.
+    The run is locked before anything else. A wrong input leaves nothing behind: the corrected command finds no settings in its way.
+    `resources`: workers, devices and memory limit; workers, if any, end with `Prepared.close`. `device`: the machine that times engines.
+    UserError when another process works on the run.
     """
     run = Run(path)
-    if settings is None:
-        settings = run.settings()
-    else:
+    known = run.settings() if settings is None else settings
+    if settings is not None:
         run.check(settings)
-    if run.has("run.json"):
-        run.lock()
-    prepared = prepare(run, settings, progress, resources or Resources(), device)
-    run.keep(settings, prepared.fingerprint, resources)
+    run.lock()
+    try:
+        run.check(known)  # once more: another process may have made it before the lock was ours
+        prepared = prepare(run, known, progress, resources or Resources(), device)
+        run.keep(known, prepared.fingerprint, resources)
+        write_space(prepared)
+    except BaseException:
+        run.discard_if_new()
+        raise
     return prepared
 
 
@@ -53,7 +61,7 @@ def run_all(
     method: str = GAME,
     resources: Resources | None = None,
     device: str = "",
-) -> dict[str, Any]:
+) -> ReportFile:
     """Search, fine-tune if `tuning` says how, export, build, measure, verify and report; returns the contents of `report.json`.
 
     With the methods `smpq` and `dmpq` the scores come from a supernet, which is trained first.
@@ -64,7 +72,7 @@ def run_all(
         return _run_stages(prepared, budget, tuning, method)
 
 
-def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | None, method: str) -> dict[str, Any]:
+def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | None, method: str) -> ReportFile:
     settings, progress = prepared.settings, prepared.progress
     limit = budget.limit("latency")
     check_scores(prepared, method)
@@ -86,23 +94,23 @@ def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | N
         if timed is None:
             break
         out_of_reach = solution.outcome is not None and not solution.outcome.met
-        if limit is None or out_of_reach or timed["interval"][1] <= limit.absolute(timed["float_ms"]) / timed["float_ms"]:
+        if limit is None or out_of_reach or timed.ratio_interval.high <= limit.absolute(timed.float_ms) / timed.float_ms:
             break
         # the thorough measurement overrules the quick one of the loop, which now looks for another policy
-        progress.say(f"measured thoroughly the engine takes {timed['ratio']:.3f}x of float, more than the budget: searching on")
+        progress.say(f"measured thoroughly the engine takes {timed.ratio:.3f}x of float, more than the budget: searching on")
     if tuning is not None:
         _finetune(prepared, policy, tuning)
     if settings.effort != "fast" and policy != prepared.space.uniform(prepared.space.reference):
         explain(prepared, policy)
     verify(prepared, policy)
-    return write_reports(prepared, policy)
+    return write_reports(prepared.run, prepared.progress)
 
 
-def _make(prepared: Prepared, policy: Policy) -> dict[str, Any] | None:
+def _make(prepared: Prepared, policy: Policy) -> TimedRow | None:
     """Export, build and measure; None where the target cannot be measured."""
     export(prepared, policy)
     build(prepared, policy)
-    return measure(prepared, policy) if prepared.not_measurable is None else None
+    return measure(prepared, policy).measurement if prepared.not_measurable is None else None
 
 
 def _finetune(prepared: Prepared, policy: Policy, tuning: FineTuneSettings) -> None:
@@ -116,10 +124,18 @@ def _finetune(prepared: Prepared, policy: Policy, tuning: FineTuneSettings) -> N
         _make(prepared, policy)
 
 
-def write_reports(prepared: Prepared, policy: Policy) -> dict[str, Any]:
-    """Write `report.json` and `report.html`."""
-    report = write_report(prepared, policy)
-    write_html(prepared.run.path)
-    for warning in report["warnings"]:
-        prepared.progress.warn(warning)
+def report_on(path: Path, progress: Progress) -> ReportFile:
+    """Write the reports of the run at `path`; UserError when there is none, or when another process works on it."""
+    run = Run(path)
+    run.settings()
+    run.lock()
+    return write_reports(run, progress)
+
+
+def write_reports(run: Run, progress: Progress) -> ReportFile:
+    """Write `report.json` and `report.html` from the other files of a run. No task is imported, and no model loaded."""
+    report = write_report(run, progress.seconds)
+    write_html(run.path)
+    for warning in report.warnings:
+        progress.warn(warning)
     return report

@@ -24,13 +24,14 @@ from calib.units import Skipped, Unit, find_units
 from deploy.backends import onnxruntime as ort_backend
 from deploy.devices.address import device_from_address
 from deploy.devices.base import Device
+from deploy.devices.measurable import why_not_measurable
 from deploy.half_range import check_half_range
-from deploy.on_device.cuda import open_cuda
-from deploy.on_device.errors import DeviceError
 from deploy.progress import Progress
-from deploy.run import Run, Settings, versions
+from deploy.run.directory import Run, versions
+from deploy.run.files.search import CalibrationFile
+from deploy.run.settings import Settings
 from deploy.targets.offers import refusal, unknown_offers
-from deploy.targets.target import Target, capability, check_builds_here, target_from_name
+from deploy.targets.target import Target, capability, target_from_name
 from smpq.costs import CostModel, cost_models
 from smpq.evaluate import Evaluator
 from smpq.groups import find_groups, space_from_formats
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 DEVICE = "device"
 """Directory of a run: what the device was given, and what it has measured."""
-_CALIBRATION = "calibration.json"
 
 
 @dataclass
@@ -103,22 +103,9 @@ class Prepared:
     @cached_property
     def not_measurable(self) -> str | None:
         """Why engines of the target cannot be timed; None when they can."""
-        if self.target.lowering == "simulate":
-            return "simulate has no engine to time"
-        if self.target.measurable or not self.times_here:
+        if not self.times_here and self.target.lowering != "simulate":
             return None
-        try:
-            check_builds_here(self.target)
-            if self.target.runtime == "onnxruntime":
-                ort_backend.check_providers(self.target.providers)
-            else:
-                open_cuda().close()
-        except UserError as error:
-            return str(error)
-        except DeviceError as error:
-            name = self.target.name
-            return f"timing an engine of {name} needs its GPU ({error}): name the machine that has it with --device, or use smpq bundle"
-        return None
+        return why_not_measurable(self.target)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,15 +129,14 @@ class Prepared:
 
     def _keep_digest(self, calibration: Calibration) -> None:
         """Note what calibration gave, and say so when it is not what this run began with."""
-        record = {"schema": 1, "digest": calibration.digest(), "threads": torch.get_num_threads(), "versions": versions()}
-        if not self.run.has(_CALIBRATION):
-            self.run.write_json(_CALIBRATION, record)
-            return
-        before = self.run.read_json(_CALIBRATION, keys=["digest"])
-        if before["digest"] != record["digest"]:
+        record = CalibrationFile(digest=calibration.digest(), threads=torch.get_num_threads(), versions=versions())
+        before = self.run.find(CalibrationFile)
+        if before is None:
+            self.run.write(record)
+        elif before.digest != record.digest:
             self.progress.warn(
                 "the rounded weights or the ranges differ from those that this run began with (another processor, number of threads, "
-                f"{before.get('threads')} then and {record['threads']} now, or version of torch): policies are evaluated anew"
+                f"{before.threads} then and {record.threads} now, or version of torch): policies are evaluated anew"
             )
 
     @cached_property

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,6 +25,7 @@ from deploy.backends.onnxruntime import OrtEngine
 from deploy.engines import BuildFailed, engine_names
 from deploy.finetuning import tuned
 from deploy.prepare import Prepared, call_task
+from deploy.run.files.engine import BuildFile, VerifyFile
 from smpq.policy import Policy
 
 STAGES = ("float", "fake_quant", "onnx", "engine")
@@ -64,9 +66,9 @@ class Verification:
     lost_at: str | None
     explanation: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a run's files."""
-        return {"schema": 1, **asdict(self)}
+    def to_file(self, policy_key: str) -> VerifyFile:
+        """Return the file form; `policy_key` names the policy that was verified, and its fine-tuned weights."""
+        return msgspec.convert({"schema": VerifyFile.VERSION, "policy": policy_key, **asdict(self)}, VerifyFile)
 
 
 def verify(prepared: Prepared, policy: Policy) -> Verification:
@@ -115,7 +117,8 @@ def _runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, R
         runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
     else:
         runners["onnx"] = _session_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
-    built_on = run.read_json("build.json").get("built_on") if run.has("build.json") else None
+    build = run.find(BuildFile)
+    built_on = build.built_on if build is not None else None
     if built_on is not None:
         runners["engine"] = f"it was built on {built_on}, which does not have the evaluation data"
     elif prepared.target.runtime != "onnxruntime":

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import msgspec
+
 from calib.errors import UserError
 from calib.formats import Format
 from deploy.devices.base import Result
@@ -14,6 +16,7 @@ from deploy.export import call_name
 from deploy.latency.loop import Refusal
 from deploy.latency.model import LatencyModel, Observation, fit
 from deploy.prepare import Prepared, rules_of
+from deploy.run.files.engine import TimedRow
 from deploy.run.files.search import MachineRows, MeasurementsFile, ObservedRow, RefusedRow
 from smpq.joins import Edge, find_edges
 from smpq.policy import Policy, Space
@@ -32,6 +35,16 @@ class Measured:
         assert self.result.ratio_interval is not None
         low, high = self.result.ratio_interval
         return Observation(self.policy, self.result.ratio, (high - low) / (2 * 1.96))
+
+
+def timed_row(result: Result) -> TimedRow:
+    """Return the file form of a result; only of an engine that was built. UserError when its figures contradict each other."""
+    figures = ("batch", "ratio", "engine_ms", "float_ms", "p99_ms", "throughput", "clock")
+    values = {name: getattr(result, name) for name in figures}
+    try:
+        return msgspec.convert({**values, "ratio_interval": list(result.ratio_interval or ())}, TimedRow)
+    except msgspec.ValidationError as error:
+        raise UserError(f"the device's figures contradict each other ({error}): measure again") from error
 
 
 def latency_model(prepared: Prepared) -> LatencyModel:
@@ -88,8 +101,8 @@ def keep_measured(prepared: Prepared, measured: Sequence[Measured], machine: str
     ]
     file, rows = _file(prepared), _rows(prepared, machine)
     new = {verdict.policy.key() for verdict in verdicts}
-    earlier = (*observations_of(rows, prepared.space), *refusals_of(rows, prepared.space))
-    everything = [*(old for old in earlier if old.policy.key() not in new), *verdicts]
+    earlier: tuple[Observation | Refusal, ...] = (*observations_of(rows, prepared.space), *refusals_of(rows, prepared.space))
+    everything: list[Observation | Refusal] = [*(old for old in earlier if old.policy.key() not in new), *verdicts]
     times = [each.result.float_ms for each in measured if each.result.float_ms is not None]
     kept = machine_rows(prepared.space, everything, median(times) if times else rows.float_ms)
     others = {name: other for name, other in file.machines.items() if name != machine}

@@ -57,7 +57,7 @@ def close_loop(prepared: Prepared, budget: Budget, effort: Effort, settings: Loo
     bench = Bench(prepared)
     machine = bench.machine
     limit = _ratio_limit(prepared, budget, known_float_ms(prepared, machine) or bench.float_ms)
-    known = [*read_observations(prepared, machine), *read_refusals(prepared, machine)]
+    known: list[Observation | Refusal] = [*read_observations(prepared, machine), *read_refusals(prepared, machine)]
     search = Search(prepared.run, prepared.space, str(budget), machine, limit, known)
     search.begin()
     looped = _loop(prepared, budget, effort, search.limit, search.observations, search.refusals, settings)
@@ -124,7 +124,7 @@ def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
             f"{measurements} has results of {strange[0]}, which is not in the last bundle of this run: measure that one"
         )
     measured = [Measured(proposals[result.name].policy, result) for result in found.results]
-    before = [*read_observations(prepared, found.machine), *read_refusals(prepared, found.machine)]
+    before: list[Observation | Refusal] = [*read_observations(prepared, found.machine), *read_refusals(prepared, found.machine)]
     verdicts = keep_measured(prepared, measured, found.machine)
     limit = _ratio_limit(prepared, budget, known_float_ms(prepared, found.machine))
     steps = [_step(proposals[each.result.name], verdict, limit) for each, verdict in zip(measured, verdicts, strict=True)]

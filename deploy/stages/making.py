@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from calib.errors import UserError
 from deploy.backends.tensorrt import Kernel as PlanKernel
@@ -13,12 +12,14 @@ from deploy.engines import Engines, Kernel, engine_names, plan_kernels
 from deploy.export import export_float
 from deploy.finetuning import tuned, version_key
 from deploy.latency.bench import THOROUGH, Bench
-from deploy.latency.observations import Measured, keep_measured
+from deploy.latency.observations import Measured, keep_measured, timed_row
 from deploy.latency.prediction import prediction
 from deploy.lower import lower
 from deploy.prepare import Prepared
+from deploy.run.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, VerifyFile
 from deploy.trtexec import TrtexecExport, export_for_trtexec
 from deploy.verify import verify as verify_stages
+from smpq.files import Interval
 from smpq.plan import QuantPlan
 from smpq.policy import Policy
 
@@ -40,7 +41,7 @@ def export(prepared: Prepared, policy: Policy) -> Path:
     path = prepared.run.file(engine_names(prepared.target).model)
     with prepared.progress.step("insert quantisers"):
         report = lower(source, plan, prepared.space.units, prepared.target, path, prepared.settings.batch)
-    prepared.run.write_json("export.json", {"policy": version_key(prepared, policy), **report.to_json()})
+    prepared.run.write(report.to_file(version_key(prepared, policy)))
     return path
 
 
@@ -67,7 +68,7 @@ def _source(prepared: Prepared, policy: Policy) -> tuple[Path, QuantPlan]:
     return fine_tuned.export_source(), fine_tuned.plan
 
 
-def build(prepared: Prepared, policy: Policy) -> dict[str, Any]:
+def build(prepared: Prepared, policy: Policy) -> BuildFile:
     """Build the engines of the exported model and of the float one; check every unit's kernel. Writes `build.json`.
 
     Nothing is built here when only the device can: it builds when the engine is measured.
@@ -80,22 +81,22 @@ def build(prepared: Prepared, policy: Policy) -> dict[str, Any]:
         return _keep_build(prepared, policy, *Engines(prepared).build(policy))
 
 
-def _keep_build(prepared: Prepared, policy: Policy, records: dict[str, Any], kernels: Sequence[Kernel]) -> dict[str, Any]:
-    record = {
-        "schema": 1,
-        "policy": version_key(prepared, policy),
-        "built_on": prepared.device.describe() if prepared.builds_on_device else None,
-        "engines": records,
-        "kernels": {kernel.path: {"kernel": kernel.kernel, "agrees": kernel.agrees} for kernel in kernels},
-    }
-    prepared.run.write_json("build.json", record)
+def _keep_build(prepared: Prepared, policy: Policy, engines: Mapping[str, BuiltRow], kernels: Sequence[Kernel]) -> BuildFile:
+    record = BuildFile(
+        policy=version_key(prepared, policy),
+        built_on=prepared.device.describe() if prepared.builds_on_device else None,
+        engines=dict(engines),
+        kernels={kernel.path: KernelRow(kernel=kernel.kernel, agrees=kernel.agrees) for kernel in kernels},
+    )
+    prepared.run.write(record)
     return record
 
 
-def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> dict[str, Any]:
+def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> LatencyFile:
     """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`.
 
-    `batches` are further batch sizes to time it at. The prediction in the record is one that knew no measurement of this policy. UserError when engines of the target cannot be timed, or it does not build on the device.
+    `batches` are further batch sizes to time it at. The prediction in the record is one that knew no measurement of this policy. UserError
+    when engines of the target cannot be timed, or it does not build on the device.
     """
     if prepared.not_measurable is not None:
         raise UserError(prepared.not_measurable)
@@ -107,21 +108,17 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
         measured = _timed(bench, policy, candidate, None)
         others = [_timed(bench, policy, bench.candidate(policy, batch), batch) for batch in batches]
     result = measured.result
-    record = {
-        "schema": 2,
-        "policy": version_key(prepared, policy),
-        "ratio": result.ratio,
-        "interval": list(result.ratio_interval or ()),
-        "predicted_ratio": predicted.ratio if predicted is not None else None,
-        "predicted_interval": list(predicted.interval) if predicted is not None else None,
-        "predicted_from": predicted.engines if predicted is not None else 0,
-        "rounds": THOROUGH.rounds,
-        "machine": bench.machine,
-        "measurement": result.to_json(),
-        "batches": [each.result.to_json() for each in others],
-        **{name: getattr(result, name) for name in ("engine_ms", "float_ms", "p99_ms", "throughput", "clock", "batch")},
-    }
-    prepared.run.write_json("latency.json", record)
+    record = LatencyFile(
+        policy=version_key(prepared, policy),
+        machine=bench.machine,
+        rounds=THOROUGH.rounds,
+        predicted_ratio=predicted.ratio if predicted is not None else None,
+        predicted_interval=Interval(*predicted.interval) if predicted is not None else None,
+        predicted_from=predicted.engines if predicted is not None else 0,
+        measurement=timed_row(result),
+        batches=tuple(timed_row(each.result) for each in others),
+    )
+    prepared.run.write(record)
     if prepared.builds_on_device and result.layers is not None:
         _keep_build(prepared, policy, {}, plan_kernels(prepared, policy, [PlanKernel.from_json(layer) for layer in result.layers]))
     keep_measured(prepared, [measured], bench.machine)
@@ -135,12 +132,12 @@ def _timed(bench: Bench, policy: Policy, candidate: Candidate, batch: int | None
     return measured
 
 
-def verify(prepared: Prepared, policy: Policy) -> dict[str, Any]:
+def verify(prepared: Prepared, policy: Policy) -> VerifyFile:
     """Run the evaluation data through every stage. Writes `verify.json`."""
     _needs_export(prepared, policy)
     _needs_build(prepared, policy)
-    record = {"policy": version_key(prepared, policy), **verify_stages(prepared, policy).to_json()}
-    prepared.run.write_json("verify.json", record)
+    record = verify_stages(prepared, policy).to_file(version_key(prepared, policy))
+    prepared.run.write(record)
     return record
 
 
@@ -148,12 +145,12 @@ def _needs_export(prepared: Prepared, policy: Policy) -> None:
     model = prepared.run.file(engine_names(prepared.target).model)
     if not model.is_file():
         raise UserError(f"{model} is missing: make it with smpq export")
-    if not prepared.run.made_for("export.json", version_key(prepared, policy)):
+    if prepared.run.find_for(ExportFile, version_key(prepared, policy)) is None:
         raise UserError(f"{model} is not of the policy in policy.json and its fine-tuning: use smpq export first")
 
 
 def _needs_build(prepared: Prepared, policy: Policy) -> None:
-    if not prepared.run.made_for("build.json", version_key(prepared, policy)):
+    if prepared.run.find_for(BuildFile, version_key(prepared, policy)) is None:
         raise UserError(
             "this run has no engine of the policy in policy.json and its fine-tuning: use smpq export and smpq build first"
         )

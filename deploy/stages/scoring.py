@@ -1,4 +1,4 @@
-"""Score: what every format of every layer contributes. Writes `space.json`, `costs.json` and `scores.json`."""
+"""Score: what every format of every layer contributes. Writes `scores.json`; `space.json` and `costs.json` say what may be chosen."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ _CONTEXT_SPREAD = 0.15
 
 
 def score(prepared: Prepared, budget: Budget | None = None) -> Scores:
-    """Estimate the contributions, or read them when the run has them. Writes `scores.json` and `space.json`.
+    """Estimate the contributions, or read them when the run has them. Writes `scores.json`.
 
     A budget on bits or size only says where contexts are drawn; the scores serve every other budget too.
     """
     run, settings = prepared.run, prepared.settings
-    write_space(prepared)
     known = run.find(ScoresFile)
     if known is not None:
         scores = Scores.from_file(known, prepared.space)

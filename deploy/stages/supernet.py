@@ -10,7 +10,6 @@ from calib.data import training_batches
 from calib.errors import UserError
 from deploy.prepare import Prepared
 from deploy.run.files.supernet import EstimateRow, SupernetFile
-from deploy.stages.scoring import write_space
 from smpq.budget import Budget
 from smpq.files import ScoresFile
 from smpq.scores import Scores
@@ -33,7 +32,6 @@ def train_supernet(prepared: Prepared, settings: SupernetSettings | None = None)
     """
     run = prepared.run
     next(training_batches(prepared.task, 0))  # before minutes of calibration, not after
-    write_space(prepared)
     subject = _subject(prepared)
     with prepared.progress.step("make the supernet"):
         supernet = Supernet(subject)

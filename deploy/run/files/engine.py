@@ -7,10 +7,10 @@ from typing import Literal
 from calib.storage import AboveZero, Amount, Count, Fraction, Positive, Record, Sha256
 from smpq.files import Interval, OfPolicy
 
-STAGES = ("eager", "float", "fake_quant", "onnx", "engine")
-"""What the evaluation data goes through, in this order."""
-
 StageName = Literal["eager", "float", "fake_quant", "onnx", "engine"]
+
+STAGES: tuple[StageName, ...] = ("eager", "float", "fake_quant", "onnx", "engine")
+"""What the evaluation data goes through, in this order."""
 
 
 class ExportFile(OfPolicy, frozen=True, kw_only=True):

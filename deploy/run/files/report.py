@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from calib.storage import AboveZero, Amount, Count, FileRecord, Positive, Record
-from deploy.run.files.engine import FinetuneFile, StageName, StageRow
+from deploy.run.files.engine import FinetuneFile, StageName, VerifyFile
 from deploy.run.files.search import SkippedRow
-from smpq.files import ContributionRow, FormatText, Interval
-
-
-class VerificationPart(Record, frozen=True, kw_only=True):
-    """The metric at every stage; `samples` is 0 when nothing was verified."""
-
-    metric: str
-    samples: Count
-    stages: dict[StageName, StageRow]
-    lost_at: StageName | None
-    explanation: str
+from smpq.files import ContributionsFile, FormatText, Interval, StabilityFile
 
 
 class LatencyPart(Record, frozen=True, kw_only=True):
@@ -62,27 +52,6 @@ class LayerRow(Record, frozen=True, kw_only=True):
     alone: float | None
     kernel: str | None
     kernel_agrees: bool | None
-
-
-class StabilityPart(Record, frozen=True, kw_only=True):
-    """How sure the scores are of the decision, see `StabilityFile`."""
-
-    resamples: Positive
-    undecided: tuple[str, ...]
-    frequencies: dict[str, dict[FormatText, float]]
-
-
-class ContributionsPart(Record, frozen=True, kw_only=True):
-    """What the chosen formats cost, see `ContributionsFile`."""
-
-    value: str
-    total: float
-    estimator: str
-    evaluations: Count
-    seed: Count
-    stop_reason: str
-    contributions: tuple[ContributionRow, ...]
-    apart: tuple[tuple[str, ...], ...]
 
 
 class ObservationRow(Record, frozen=True, kw_only=True):
@@ -132,7 +101,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     float_engine: str | dict[str, str] | None
     policy: dict[str, FormatText]
     accuracy: dict[StageName, float | None]
-    verification: VerificationPart
+    verification: VerifyFile | None
     latency: LatencyPart | None
     latency_note: str | None
     size_bytes: Amount
@@ -144,8 +113,8 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     limits: tuple[LimitRow, ...]
     met: bool
     layers: tuple[LayerRow, ...]
-    stability: StabilityPart | None
-    contributions: ContributionsPart | None
+    stability: StabilityFile | None
+    contributions: ContributionsFile | None
     observations: tuple[ObservationRow, ...]
     pareto: tuple[CurvePoint, ...]
     scores: ScoresPart

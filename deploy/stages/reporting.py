@@ -1,0 +1,299 @@
+"""Report: gather what the files of a run say into `report.json`: the plan, the proof, and where every number came from.
+
+Reads files alone: no task is imported and no model loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from msgspec.structs import asdict
+
+from calib.errors import UserError
+from deploy.devices.measurable import why_not_measurable
+from deploy.engines import engine_names
+from deploy.finetuning import read_record, version_of
+from deploy.latency.history import steps_for
+from deploy.run.directory import Run
+from deploy.run.files.engine import STAGES, BuildFile, KernelRow, LatencyFile, VerifyFile
+from deploy.run.files.report import (
+    CurvePoint,
+    LatencyPart,
+    LayerRow,
+    LimitRow,
+    ObservationRow,
+    ReportFile,
+    ScoresPart,
+)
+from deploy.run.files.run import RunFile
+from deploy.run.files.search import BudgetFile, CostsFile, LoopFile, SpaceFile, StepRow
+from deploy.run.spaces import costs_from_file, space_from_file
+from deploy.stages.policies import policy_of_run
+from deploy.targets.target import Target, target_from_name
+from smpq.allocate import Ceiling, Problem, allocate
+from smpq.budget import Budget
+from smpq.costs import CostModel
+from smpq.files import ContributionsFile, Interval, ScoresFile, StabilityFile
+from smpq.policy import Policy, Space
+from smpq.scores import Scores
+
+_CURVE_POINTS = 12
+_UNITS = {"size": "bytes", "avg_bits": "bits", "bops": "bops"}
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the files of a run hold, each read once."""
+
+    run: Run
+
+    @cached_property
+    def record(self) -> RunFile:
+        self.run.settings()  # says what a directory without run.json is
+        return self.run.read(RunFile)
+
+    @cached_property
+    def space_file(self) -> SpaceFile:
+        return self.run.read(SpaceFile)
+
+    @cached_property
+    def space(self) -> Space:
+        return space_from_file(self.space_file)
+
+    @cached_property
+    def costs(self) -> dict[str, CostModel]:
+        costs, groups = costs_from_file(self.run.read(CostsFile)), {group.name for group in self.space.groups}
+        for name in _UNITS:
+            if name not in costs or not groups <= costs[name].parts.keys():
+                raise UserError(f"{self.run.file(CostsFile.NAME)} does not fit {SpaceFile.NAME}: use {SpaceFile.MADE_BY} again")
+        return costs
+
+    @cached_property
+    def policy(self) -> Policy:
+        return policy_of_run(self.run, self.space, self.space_file.refused)
+
+    @cached_property
+    def version(self) -> str:
+        return version_of(self.run, self.policy)
+
+    @cached_property
+    def target(self) -> Target:
+        settings = self.record.settings
+        return target_from_name(settings.target, settings.compute_capabilities)
+
+    @cached_property
+    def scores(self) -> Scores | None:
+        record = self.run.find(ScoresFile)
+        return Scores.from_file(record, self.space) if record is not None else None
+
+    @cached_property
+    def budget(self) -> Budget | None:
+        """The budget that `policy.json` was solved for; None when it was written by hand."""
+        record = self.run.find(BudgetFile)
+        return Budget.from_text(record.budget) if record is not None else None
+
+    @cached_property
+    def latency(self) -> LatencyPart | None:
+        record = self.run.find_for(LatencyFile, self.version)
+        return _latency(record) if record is not None else None
+
+    @cached_property
+    def kernels(self) -> dict[str, KernelRow]:
+        record = self.run.find_for(BuildFile, self.version)
+        return record.kernels if record is not None else {}
+
+    @cached_property
+    def verification(self) -> VerifyFile | None:
+        return self.run.find_for(VerifyFile, self.version)
+
+
+def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
+    """Read the files of the run's stages and write `report.json`; what a stage has not made yet is None.
+
+    `seconds` is what the stages of this command took. UserError when a file is damaged, or when there is no policy yet.
+    """
+    read = _Read(run)
+    policy, settings = read.policy, read.record.settings
+    reached = {name: model.total(policy) for name, model in read.costs.items()}
+    limits = _limits(read)
+    stages = read.verification.stages if read.verification is not None else {}
+    names = engine_names(read.target)
+    stability = run.find_for(StabilityFile, policy.key())
+    report = ReportFile(
+        task=settings.task,
+        target=read.target.name,
+        engine=_existing(run, names.engines),
+        float_engine=_existing(run, names.float_engines),
+        policy={path: str(chosen) for path, chosen in policy.by_unit(read.space.groups).items()},
+        accuracy={name: stages[name].mean if name in stages else None for name in STAGES},
+        verification=read.verification,
+        latency=read.latency,
+        latency_note=None if read.latency is not None else _why_no_latency(read),
+        size_bytes=reached["size"],
+        float_size_bytes=read.costs["size"].float_total,
+        avg_bits=reached["avg_bits"],
+        bops=reached["bops"],
+        float_bops=read.costs["bops"].float_total,
+        budget=str(read.budget) if read.budget is not None else "",
+        limits=limits,
+        met=bool(limits) and all(limit.met is True for limit in limits),
+        layers=_layers(read),
+        stability=stability if stability is not None and stability.resamples else None,
+        contributions=run.find_for(ContributionsFile, policy.key()),
+        observations=tuple(map(_observation, steps_for(run.find(LoopFile), str(read.budget)))),
+        pareto=_curve(read),
+        scores=_provenance(read),
+        skipped=read.space_file.skipped,
+        refused=read.space_file.refused,
+        warnings=_warnings(read),
+        finetuning=read_record(run),
+        settings=asdict(settings),
+        versions=read.record.versions,
+        machine=read.latency.machine if read.latency is not None else None,
+        seconds={name: round(value, 1) for name, value in seconds.items()},
+    )
+    run.write(report)
+    return report
+
+
+def _existing(run: Run, names: Mapping[str, str]) -> str | dict[str, str] | None:
+    there = {capability: name for capability, name in names.items() if run.has(name)}
+    return there.get("", there) or None
+
+
+def _latency(record: LatencyFile) -> LatencyPart:
+    timed = record.measurement
+    return LatencyPart(
+        ratio=timed.ratio,
+        interval=timed.ratio_interval,
+        engine_ms=timed.engine_ms,
+        float_ms=timed.float_ms,
+        p99_ms=timed.p99_ms,
+        throughput=timed.throughput,
+        clock=timed.clock,
+        batch=timed.batch,
+        rounds=record.rounds,
+        machine=record.machine,
+        predicted_ratio=record.predicted_ratio,
+        predicted_interval=record.predicted_interval,
+        predicted_from=record.predicted_from,
+    )
+
+
+def _why_no_latency(read: _Read) -> str:
+    if read.run.has(LatencyFile.NAME):
+        return "the measured engine was of another policy or other weights: use smpq build and smpq measure"
+    return why_not_measurable(read.target) or "the engine has not been measured yet: use smpq measure"
+
+
+def _limits(read: _Read) -> tuple[LimitRow, ...]:
+    rows = []
+    for limit in read.budget.limits if read.budget is not None else ():
+        if limit.cost == "latency":
+            unit = "x" if limit.relative else "ms"
+            scale = 1.0 if limit.relative or read.latency is None else read.latency.float_ms
+            reached = read.latency.ratio * scale if read.latency is not None else None
+            met = read.latency.interval.high * scale <= limit.value if read.latency is not None else None
+        else:
+            model = read.costs[limit.cost]
+            unit = "x" if limit.relative else _UNITS[limit.cost]
+            total = model.total(read.policy)
+            reached = total / (model.float_total if limit.relative else 1.0)
+            met = total <= limit.absolute(model.float_total) * (1 + 1e-9)
+        rows.append(LimitRow(cost=limit.cost, limit=limit.value, reached=reached, unit=unit, met=met))
+    return tuple(rows)
+
+
+def _layers(read: _Read) -> tuple[LayerRow, ...]:
+    rows = []
+    for group in read.space.groups:
+        chosen = read.policy[group.name]
+        entry = read.scores.entries[group.name].get(chosen) if read.scores is not None else None
+        for unit in group.units:
+            kernel = read.kernels.get(unit.path)
+            rows.append(
+                LayerRow(
+                    path=unit.path,
+                    operator=unit.operator,
+                    parameters=unit.parameters,
+                    macs=unit.macs,
+                    format=str(chosen),
+                    bits=chosen.weight_bits,
+                    score=entry.value if entry else None,
+                    standard_error=entry.standard_error if entry else None,
+                    interval=Interval(*entry.interval) if entry else None,
+                    samples=entry.samples if entry else None,
+                    alone=entry.alone if entry else None,
+                    kernel=kernel.kernel if kernel else None,
+                    kernel_agrees=kernel.agrees if kernel else None,
+                )
+            )
+    return tuple(rows)
+
+
+def _observation(step: StepRow) -> ObservationRow:
+    return ObservationRow(
+        label=step.label,
+        predicted=step.predicted,
+        predicted_interval=step.predicted_interval,
+        measured=step.measured,
+        measured_interval=step.measured_interval,
+        refused=step.refused,
+        met=step.met,
+    )
+
+
+def _curve(read: _Read) -> tuple[CurvePoint, ...]:
+    """Re-solve for budgets over the whole range of average bits; the value is what the scores predict."""
+    if read.scores is None:
+        return ()
+    model, space = read.costs["avg_bits"], read.space
+    low, high = (
+        sum(pick(model.parts[group.name][chosen] for chosen in space.formats[group.name]) for group in space.groups)
+        for pick in (min, max)
+    )
+    points: dict[float, float] = {}
+    values = read.scores.values()
+    for step in range(_CURVE_POINTS):
+        limit = low + (high - low) * step / (_CURVE_POINTS - 1)
+        policy = allocate(Problem(space, values, [Ceiling(model, max(limit, 1e-9))]))
+        if policy is not None:
+            points[model.total(policy)] = sum(values[name][chosen] for name, chosen in policy.formats.items())
+    return tuple(CurvePoint(cost="avg_bits", reached=reached, value=value) for reached, value in sorted(points.items()))
+
+
+def _provenance(read: _Read) -> ScoresPart:
+    scores, settings = read.scores, read.record.settings
+    if scores is None:
+        return ScoresPart(
+            value=settings.value, estimator="none", evaluations=0, permutations=0, seed=settings.seed, stop_reason="not scored"
+        )
+    return ScoresPart(
+        value=scores.value_name,
+        estimator=scores.estimator,
+        evaluations=scores.evaluations,
+        permutations=scores.permutations,
+        seed=scores.seed,
+        stop_reason=scores.stop_reason,
+    )
+
+
+def _warnings(read: _Read) -> tuple[str, ...]:
+    found = []
+    if (
+        read.latency is not None
+        and read.latency.interval.high >= 1.0
+        and read.policy.key() != read.space.uniform(read.space.reference).key()
+    ):
+        found.append(
+            f"the engine is not faster than the float engine ({read.latency.ratio:.3f}x): deploy {read.target.reference} instead"
+        )
+    disagreeing = [path for path, kernel in read.kernels.items() if not kernel.agrees]
+    if disagreeing:
+        found.append(f"{len(disagreeing)} layers do not run in their planned format: {', '.join(disagreeing[:5])}")
+    verification = read.verification
+    if verification is not None and verification.lost_at in {"float", "onnx", "engine"}:
+        found.append(verification.explanation)
+    return tuple(found)
