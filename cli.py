@@ -12,18 +12,24 @@ from rich.console import Console
 
 from calib.errors import UserError
 from calib.storage import plain
+from deploy.internal_error import InternalError
 from deploy.options import device_option, output_options, resource_options, run_argument, settings_from_options, task_options
 
-WRONG_INPUT = 2
 NOT_MET = 1
+WRONG_INPUT = 2
+INTERNAL_ERROR = 70
 
 
 def main() -> None:
-    """Run the command line; a wrong input is one message and exit code 2."""
+    """Run the command line: a wrong input is one message and exit code 2, a bug of ours is one message and exit code 70."""
     try:
         smpq(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
+    except InternalError as error:
+        _fail(error.message(), INTERNAL_ERROR)
+    except BrokenPipeError:  # nobody reads the output any more, as behind `| head`
+        sys.stdout = None  # type: ignore[assignment] # so that nothing is flushed into it
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "smpq"
         _fail(f"{error.format_message()} See {where} --help")
@@ -32,11 +38,13 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; what the run had finished is kept, the same command goes on from there", err=True)
         sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - whatever it is, nobody should see a traceback
+        _fail(InternalError(error, None).message(), INTERNAL_ERROR)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = WRONG_INPUT) -> None:
     click.echo(f"error: {message}", err=True)
-    sys.exit(WRONG_INPUT)
+    sys.exit(code)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -64,7 +72,7 @@ def smpq(context: click.Context) -> None:
     verify  -> verify.json      the evaluation data through PyTorch, ONNX and engine
     report  -> report.html      all of it on one page
 
-    Exit codes: 0 done, 1 the budget was not met, 2 wrong input.
+    Exit codes: 0 done, 1 the budget was not met, 2 wrong input, 70 a bug in smpq.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

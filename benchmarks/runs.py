@@ -7,7 +7,7 @@ import torch
 from deploy.pipeline import open_run
 from deploy.prepare import Prepared
 from deploy.progress import Progress
-from deploy.run import Settings
+from deploy.run.settings import Settings
 
 NETWORKS = {"resnet20": "cifar10-resnet20", "resnet18": "networks:resnet18_task", "vit_tiny": "networks:vit_tiny_task"}
 """Name -> task; those with a colon are in `networks.py`, beside the scripts."""

@@ -100,12 +100,12 @@ def record_from_text(text: str | bytes, kind: type[RecordType], what: str, repai
 
 def plain(record: Any) -> Any:
     """Return a record as plain values: dictionaries, lists, texts, numbers and None."""
-    return msgspec.to_builtins(record, str_keys=True)
+    return json.loads(json_text(record))
 
 
 def json_text(record: Any) -> str:
     """Write a record as JSON; ValueError when it holds NaN or infinity, which is a bug where it was made."""
-    return json.dumps(plain(record), indent=1, allow_nan=False) + "\n"
+    return json.dumps(msgspec.to_builtins(record, str_keys=True), indent=1, allow_nan=False) + "\n"
 
 
 def write_record(path: Path, record: FileRecord) -> None:

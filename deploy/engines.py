@@ -159,6 +159,7 @@ def _plan_row(record: tensorrt_backend.BuildRecord) -> BuiltRow:
         size_bytes=record.plan_bytes,
         build_seconds=record.seconds,
         versions={record.runtime: record.runtime_version},
+        from_cache=record.from_cache,
         warnings=record.warnings,
     )
 

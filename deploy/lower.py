@@ -83,7 +83,7 @@ def lower(
     if target.reference == FP16:
         changes["convert_to_fp16"] = convert_to_fp16(model, plan, units)
     if target.lowering == "tensorrt":
-        changes["declare_opset"] = declare_opset(model)
+        changes["declare_opset"] = int(declare_opset(model))
     save_model(model, out)
     return LoweringReport(target.name, changes, tensors.merged, size_bytes(out), sha256(out))
 

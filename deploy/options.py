@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -12,7 +11,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from calib.storage import plain
+from calib.errors import UserError
+from calib.storage import json_text
+from deploy.internal_error import InternalError, foreseen
 
 
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,9 +106,15 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from deploy.progress import Progress
 
         progress = Progress(Console(stderr=True, quiet=quiet))
-        result, lines, code = command(*args, progress=progress, **kwargs)
+        try:
+            result, lines, code = command(*args, progress=progress, **kwargs)
+        except (UserError, click.ClickException, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            known = foreseen(error)
+            raise known or InternalError(error, kwargs.get("out") or kwargs.get("run")) from error
         if as_json:
-            click.echo(json.dumps(plain(result), indent=1, allow_nan=False))
+            click.echo(json_text(result), nl=False)
         else:
             for line in lines:
                 click.echo(line)

@@ -132,7 +132,7 @@ def _runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, R
 
 
 def _session_runner(prepared: Prepared, engine: OrtEngine) -> Runner:
-    fixed = engine.record.inputs[0]["shape"][0]
+    fixed = engine.record.inputs[0].shape[0]
     return _in_batches(prepared, engine.run, fixed if isinstance(fixed, int) else None)
 
 

@@ -303,7 +303,7 @@ def test_two_processes_on_one_run(run):
     command = [
         sys.executable,
         "-c",
-        f"from pathlib import Path; from deploy.run import Run; r = Run(Path({str(run)!r})); r.lock(); print(1, flush=True); input()",
+        f"from pathlib import Path; from deploy.run.directory import Run; r = Run(Path({str(run)!r})); r.lock(); print(1, flush=True); input()",
     ]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "1\n"

@@ -9,7 +9,7 @@ import msgspec
 from calib.data import training_batches
 from calib.errors import UserError
 from deploy.prepare import Prepared
-from deploy.run.files.supernet import EstimateRow, SupernetFile
+from deploy.run.files.supernet import EpochRow, EstimateRow, SupernetFile
 from smpq.budget import Budget
 from smpq.files import ScoresFile
 from smpq.scores import Scores
@@ -107,7 +107,7 @@ def _record(supernet: Supernet, state: SupernetState) -> SupernetFile:
     shares = supernet.shares()
     return SupernetFile(
         settings=dict(state.settings),
-        history=tuple(dict(row) for row in state.history),
+        history=msgspec.convert(list(state.history), tuple[EpochRow, ...]),
         operations=len(supernet.operations),
         shares={
             f"{group} {side}": {operation.name: share for operation, share in zip(row, shares[group, side], strict=True)}

@@ -28,7 +28,7 @@ from deploy.backends.onnxruntime.build import (
 )
 from deploy.backends.onnxruntime.engine import OrtEngine, load_engine
 from deploy.backends.onnxruntime.kernels import UnitKernel, check_units, unit_kernels
-from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, read_record
+from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, find_record
 from deploy.on_device.ort import integer_sums_overflow
 
 __all__ = [
@@ -39,10 +39,10 @@ __all__ = [
     "build_engine",
     "check_providers",
     "check_units",
+    "find_record",
     "has_providers",
     "integer_sums_overflow",
     "load_engine",
-    "read_record",
     "session_settings",
     "unit_kernels",
 ]

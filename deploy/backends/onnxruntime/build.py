@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from msgspec.structs import replace
 
 from calib.errors import UserError
+from calib.storage import plain
 from deploy.backends.onnxruntime.engine import open_session
-from deploy.backends.onnxruntime.record import OrtEngineRecord, write_record
+from deploy.backends.onnxruntime.record import OrtEngineRecord, TensorRow, keep_record
 from deploy.backends.tensorrt.build import BuildFailed
 from deploy.on_device.ort import NO_OVERFLOW, SESSION_SETTINGS, integer_sums_overflow
 from deploy.onnx_files import copy_model, load_model, sha256, size_bytes
@@ -65,13 +66,13 @@ def build_engine(
     copy_model(model, engine)
     # A model with its weights in another file holds that file's name, so the copy is another file.
     record = replace(record, sha256=sha256(engine), size_bytes=size_bytes(engine))
-    write_record(engine, record)
+    keep_record(engine, record)
     return record
 
 
 def session_settings(model: Path, providers: Sequence[str] = CPU) -> dict[str, Any]:
     """Return how a session of an ONNX file is to be made: the fields of its record that `deploy.on_device.ort` wants."""
-    record = _settings(load_model(model), exact=False, providers=providers).to_json()
+    record = plain(_settings(load_model(model), exact=False, providers=providers))
     return {name: record[name] for name in SESSION_SETTINGS}
 
 
@@ -133,5 +134,5 @@ def _is_dequantized(node: ir.Node, index: int) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _described(entry: Any) -> dict[str, Any]:
-    return {"name": entry.name, "shape": list(entry.shape), "dtype": entry.type}
+def _described(entry: Any) -> TensorRow:
+    return TensorRow(name=entry.name, shape=tuple(entry.shape), dtype=entry.type)

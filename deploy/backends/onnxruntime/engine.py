@@ -11,7 +11,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from calib.errors import UserError
-from deploy.backends.onnxruntime.record import OrtEngineRecord, read_record
+from calib.storage import plain
+from deploy.backends.onnxruntime.record import OrtEngineRecord, find_record
 from deploy.on_device import ort as on_device
 from deploy.onnx_files import sha256
 
@@ -51,7 +52,7 @@ def load_engine(engine: Path, threads: int | None = None) -> OrtEngine:
 
     Raises UserError when a file is missing, damaged, or not the one that was built.
     """
-    record = read_record(engine)
+    record = find_record(engine)
     if sha256(engine) != record.sha256:
         raise UserError(f"{engine} is not the file that engine.json describes (truncated or replaced?): build the engine again")
     try:
@@ -65,4 +66,4 @@ def open_session(
     model: Path, record: OrtEngineRecord, *, optimized: Path | None = None, threads: int | None = None
 ) -> ort.InferenceSession:
     """Create a session with the settings of a record; `optimized` is where to write the graph that really runs."""
-    return on_device.open_session(model, record.to_json(), optimized=optimized, threads=threads)
+    return on_device.open_session(model, plain(record), optimized=optimized, threads=threads)

@@ -14,7 +14,7 @@ import onnx
 from calib.formats import Format
 from calib.units import Unit
 from deploy.backends.onnxruntime.engine import open_session
-from deploy.backends.onnxruntime.record import read_record
+from deploy.backends.onnxruntime.record import find_record
 from deploy.export import call_name
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
@@ -64,7 +64,7 @@ def unit_kernels(engine: Path, units: Sequence[Unit]) -> dict[str, str]:
 
     Raises UserError when the engine or its `engine.json` is missing or damaged.
     """
-    record = read_record(engine)
+    record = find_record(engine)
     with tempfile.TemporaryDirectory() as directory:
         optimized = Path(directory) / "optimized.onnx"
         open_session(engine, record, optimized=optimized)

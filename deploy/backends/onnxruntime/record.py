@@ -2,113 +2,87 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from calib.errors import UserError
+from calib.storage import Amount, Count, FileRecord, Record, read_record, write_record
 
-SCHEMA = 1
 ENGINE_FILE = "engine.json"
+_SESSION_KEYS = frozenset({"session.disable_quant_qdq", "session.qdq_matmulnbits_accuracy_level", "session.x64quantprecision"})
+_PROVIDER_OPTIONS: Mapping[str, frozenset[str]] = {
+    "CPUExecutionProvider": frozenset(),
+    "CUDAExecutionProvider": frozenset(),
+    "TensorrtExecutionProvider": frozenset({"trt_fp16_enable", "trt_int8_enable"}),
+}
+_REPAIR = "delete it and build the engines again"
 
 
-@dataclass(frozen=True)
-class OrtEngineRecord:
+class TensorRow(Record, frozen=True, kw_only=True):
+    """An input or output: its shape in numbers or names of free dimensions, its dtype as ONNX Runtime writes it (`tensor(float)`)."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: str
+
+
+class OrtEngineRecord(Record, frozen=True, kw_only=True):
     """One engine: session settings, what it was built from and with, inputs and outputs.
 
-    `providers` are names of execution providers, or pairs of a name and its options. `inputs` and `outputs` are mappings of name, shape
-    (numbers, or names of free dimensions) and dtype (ONNX Runtime's text, as in `tensor(float)`). `build_seconds` is the time to optimise the graph and to create the session, which every load takes again.
+    `providers` are names of execution providers, or pairs of a name and its options. `build_seconds` is the time to optimise the graph and
+    to create the session, which every load takes again.
     """
 
     sha256: str
-    size_bytes: int
-    providers: tuple[Any, ...]
-    graph_optimization_level: str
+    size_bytes: Count
+    providers: tuple[str | tuple[str, dict[str, str]], ...]
+    graph_optimization_level: Literal["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
     disabled_optimizers: tuple[str, ...]
-    session_config: Mapping[str, str]
-    intra_op_num_threads: int
-    inter_op_num_threads: int
-    versions: Mapping[str, str]
-    inputs: tuple[Mapping[str, Any], ...]
-    outputs: tuple[Mapping[str, Any], ...]
-    build_seconds: float
+    session_config: dict[str, str]
+    intra_op_num_threads: Count
+    inter_op_num_threads: Count
+    versions: dict[str, str]
+    inputs: tuple[TensorRow, ...]
+    outputs: tuple[TensorRow, ...]
+    build_seconds: Amount
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        record = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
-        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
-
-    @classmethod
-    def from_json(cls, data: Any) -> OrtEngineRecord:
-        """Read back `to_json`; UserError when a field is missing or is of another type."""
-        try:
-            values = {field.name: data[field.name] for field in fields(cls)}
-        except (KeyError, TypeError) as error:
-            raise UserError(f"damaged entry in {ENGINE_FILE} ({error!r}): build the engine again") from error
-        for name, value in values.items():
-            if not isinstance(value, _EXPECTED[name]):
-                raise UserError(f"damaged entry in {ENGINE_FILE} ({name} is {value!r}): build the engine again")
-            if isinstance(value, list):
-                values[name] = tuple(value)
-        return cls(**values)
+    def __post_init__(self) -> None:
+        # a file from somebody else must not make ONNX Runtime load or write other files
+        if not _SESSION_KEYS.issuperset(self.session_config):
+            raise ValueError(
+                f"session_config has keys that no engine of smpq has: {sorted(set(self.session_config) - _SESSION_KEYS)}"
+            )
+        for entry in self.providers:
+            name, options = (entry, {}) if isinstance(entry, str) else entry
+            if name not in _PROVIDER_OPTIONS or not _PROVIDER_OPTIONS[name].issuperset(options):
+                raise ValueError(f"providers names {name!r} with options that no engine of smpq has")
 
 
-_EXPECTED: dict[str, type | tuple[type, ...]] = {
-    "sha256": str,
-    "size_bytes": int,
-    "providers": list,
-    "graph_optimization_level": str,
-    "disabled_optimizers": list,
-    "session_config": dict,
-    "intra_op_num_threads": int,
-    "inter_op_num_threads": int,
-    "versions": dict,
-    "inputs": list,
-    "outputs": list,
-    "build_seconds": (int, float),
-}
+class EnginesFile(FileRecord, frozen=True, kw_only=True):
+    """`engine.json`: the engines by file name."""
+
+    NAME = ENGINE_FILE
+    MADE_BY = "smpq build"
+
+    engines: dict[str, OrtEngineRecord]
 
 
-def read_record(engine: Path) -> OrtEngineRecord:
+def find_record(engine: Path) -> OrtEngineRecord:
     """Return the entry of `engine` in the `engine.json` beside it; UserError when either is missing or damaged."""
     if not engine.is_file():
         raise UserError(f"there is no engine {engine}: build it first")
     file = engine.with_name(ENGINE_FILE)
     if not file.is_file():
         raise UserError(f"{file} is missing: without it nobody knows how {engine.name} has to be loaded; build the engine again")
-    entries = _read(file)
-    if engine.name not in entries:
+    engines = read_record(file, EnginesFile, _REPAIR).engines
+    if engine.name not in engines:
         raise UserError(f"{file} has no entry for {engine.name}: build the engine again")
-    return OrtEngineRecord.from_json(entries[engine.name])
+    return engines[engine.name]
 
 
-def write_record(engine: Path, record: OrtEngineRecord) -> None:
+def keep_record(engine: Path, record: OrtEngineRecord) -> None:
     """Add or replace the entry of `engine`; the other engines of the directory keep theirs."""
     file = engine.with_name(ENGINE_FILE)
-    entries = _read(file) if file.is_file() else {}
-    entries[engine.name] = record.to_json()
-    text = json.dumps({"schema": SCHEMA, "engines": dict(sorted(entries.items()))}, indent=2) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner can read
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}): delete it and build the engines again") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("engines"), dict):
-        raise UserError(f"{file} is not an engine list of schema {SCHEMA}: delete it and build the engines again")
-    return dict(data["engines"])
+    engines = read_record(file, EnginesFile, _REPAIR).engines if file.is_file() else {}
+    write_record(file, EnginesFile(engines=dict(sorted({**engines, engine.name: record}.items()))))

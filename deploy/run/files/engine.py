@@ -27,12 +27,13 @@ class ExportFile(OfPolicy, frozen=True, kw_only=True):
 
 
 class BuiltRow(Record, frozen=True, kw_only=True):
-    """An engine file: what it is made of, with which runtime, and what the builder warned of."""
+    """An engine file: what it is made of, with which runtime, whether it was built before, and what the builder warned of."""
 
     sha256: Sha256
     size_bytes: Positive
     build_seconds: Amount
     versions: dict[str, str]
+    from_cache: bool = False
     warnings: tuple[str, ...] = ()
 
 

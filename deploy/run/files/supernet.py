@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calib.storage import Amount, Count, FileRecord, Fraction, Record
+from calib.storage import AboveZero, Amount, Count, FileRecord, Fraction, Record
 
 
 class OperationRow(Record, frozen=True, kw_only=True):
@@ -29,6 +29,32 @@ class EstimateRow(Record, frozen=True, kw_only=True):
     operations: tuple[OperationRow, ...]
 
 
+class EstimatedRow(Record, frozen=True, kw_only=True):
+    """`smpq.estimators.result.Estimate` of one epoch, without the covariance."""
+
+    schema: Count
+    estimator: str
+    seed: Count
+    evaluations: Count
+    truncated: Count
+    stop_reason: str
+    values: tuple[float, ...]
+    standard_errors: tuple[Amount, ...]
+    degrees_of_freedom: tuple[AboveZero | None, ...]
+    covariance: None
+    samples: tuple[Count, ...]
+
+
+class EpochRow(Record, frozen=True, kw_only=True):
+    """One epoch of the training; `estimates` sums up the Shapley values of this epoch, by value."""
+
+    epoch: Count
+    loss: float
+    complexity: float
+    seconds: dict[str, Amount]
+    estimates: dict[str, EstimatedRow]
+
+
 class SupernetFile(FileRecord, frozen=True, kw_only=True):
     """`supernet.json`: settings, history of the training, and what each operation contributes, by value."""
 
@@ -36,7 +62,7 @@ class SupernetFile(FileRecord, frozen=True, kw_only=True):
     MADE_BY = "smpq train-supernet"
 
     settings: dict[str, str | int | float | bool | dict[str, tuple[str, ...] | str | int | float | bool | None] | None]
-    history: tuple[dict[str, float | None], ...]
+    history: tuple[EpochRow, ...]
     operations: Count
     shares: dict[str, dict[str, Fraction]]
     contributions: dict[str, EstimateRow]

@@ -17,9 +17,9 @@ from deploy.backends.onnxruntime import (
     OrtEngineRecord,
     build_engine,
     check_units,
+    find_record,
     integer_sums_overflow,
     load_engine,
-    read_record,
     unit_kernels,
 )
 from deploy.backends.tensorrt.build import BuildFailed
@@ -169,7 +169,7 @@ def test_engines_of_one_directory_share_the_file(tmp_path):
     first, _, _ = _engine(exported, tmp_path, "fp32", target="simulate", exact=True)
     second, record, _ = _engine(exported, tmp_path, "w8a8")
     assert set(json.loads((tmp_path / ENGINE_FILE).read_text())["engines"]) == {first.name, second.name}
-    assert read_record(second) == record
+    assert find_record(second) == record
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
@@ -193,14 +193,22 @@ def test_a_file_that_onnxruntime_refuses_is_a_value_and_leaves_nothing(tmp_path)
     [
         (lambda engine, file: engine.unlink(), "there is no engine"),
         (lambda engine, file: file.unlink(), "is missing"),
-        (lambda engine, file: file.write_text(file.read_text()[:50]), "cannot be read"),
-        (lambda engine, file: file.write_text("[]"), "not an engine list"),
-        (lambda engine, file: file.write_text('{"schema": 99, "engines": {}}'), "not an engine list of schema 1"),
+        (lambda engine, file: file.write_text(file.read_text()[:50]), "is not valid JSON"),
+        (lambda engine, file: file.write_text("[]"), "expected `object`, got `array`"),
+        (lambda engine, file: file.write_text('{"schema": 99, "engines": {}}'), "schema 99, this version of smpq reads schema 1"),
         (lambda engine, file: file.write_text('{"schema": 1, "engines": {}}'), "has no entry for"),
-        (lambda engine, file: file.write_text(json.dumps({"schema": 1, "engines": {engine.name: {}}})), "damaged entry"),
+        (lambda engine, file: file.write_text(json.dumps({"schema": 1, "engines": {engine.name: {}}})), "missing required field"),
         (
             lambda engine, file: file.write_text(file.read_text().replace('"build_seconds": ', '"build_seconds": "a", "b": ')),
             "damaged",
+        ),
+        (
+            lambda engine, file: file.write_text(file.read_text().replace('"session_config": {}', '"session_config": {"a.b": "c"}')),
+            "session_config has keys that no engine of smpq has",
+        ),
+        (
+            lambda engine, file: file.write_text(file.read_text().replace("CPUExecutionProvider", "ShellExecutionProvider")),
+            "providers names 'ShellExecutionProvider'",
         ),
         (lambda engine, file: engine.write_bytes(engine.read_bytes()[:2000]), "is not the file that engine.json describes"),
     ],

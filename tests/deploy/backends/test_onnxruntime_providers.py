@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 from calib.errors import UserError
+from calib.storage import plain, record_from_text
 from deploy.backends.onnxruntime import OrtEngineRecord, build_engine, load_engine, session_settings
 from deploy.targets.target import target_from_name
 from tests.deploy.networks import constants, mlp, nodes, relative_error, residual
@@ -53,8 +54,8 @@ def test_a_record_with_options_round_trips(tmp_path):
     exported = mlp()
     record = build_engine(exported.lower(exported.formats("fp32"), "ort-cpu", tmp_path).path, tmp_path / "engine.onnx")
     assert isinstance(record, OrtEngineRecord)
-    data = {**record.to_json(), "providers": [["TensorrtExecutionProvider", {"trt_int8_enable": "1"}], "CPUExecutionProvider"]}
-    assert OrtEngineRecord.from_json(json.loads(json.dumps(data))).to_json() == data
+    data = {**plain(record), "providers": [["TensorrtExecutionProvider", {"trt_int8_enable": "1"}], "CPUExecutionProvider"]}
+    assert plain(record_from_text(json.dumps(data), OrtEngineRecord, "engine.json", "")) == data
 
 
 @pytest.mark.parametrize("texts", [("w4a16b16",), ("w8a16b16", "fp16", "w4a16b16"), ("fp16",)])

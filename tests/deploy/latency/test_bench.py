@@ -13,7 +13,7 @@ from deploy.latency.measure import Protocol
 from deploy.onnx_files import sha256
 from deploy.pipeline import open_run
 from deploy.progress import Progress
-from deploy.run import Settings
+from deploy.run.settings import Settings
 from deploy.stages.making import export_float_model
 
 W8A8 = Format.from_text("w8a8")

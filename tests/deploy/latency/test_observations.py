@@ -17,13 +17,14 @@ from deploy.latency.observations import (
     blamed_formats,
     keep_measured,
     known_float_ms,
+    known_machines,
     latency_model,
     read_observations,
     read_refusals,
 )
 from deploy.pipeline import open_run
 from deploy.progress import Progress
-from deploy.run import Settings
+from deploy.run.settings import Settings
 from tests.deploy.board import FASTER, figures
 
 W8A8 = Format.from_text("w8a8")
@@ -97,31 +98,35 @@ def test_who_is_blamed(prepared, reason, nodes, blamed):
 def test_what_was_measured_elsewhere_is_not_taken(prepared, said):
     keep_measured(prepared, [measured(prepared, "first")], "a board")
     assert read_observations(prepared, "another board") == []
-    assert "made on another machine (a board): measuring again" in said.pop()
+    keep_measured(prepared, [measured(prepared, "head")], "another board")
+    assert len(read_observations(prepared, "a board")) == 1, "another machine's stay"
+    assert known_machines(prepared) == ("a board", "another board")
+    assert read_observations(prepared) == read_observations(prepared, "another board"), "the last one to measure"
+    assert said == []
     file = prepared.run.file("measurements.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "fingerprint": "f" * 64}))
     assert read_observations(prepared) == []
-    assert "made with other weights or data: measuring again" in said.pop()
+    assert "made with another model, other weights or data: measuring again" in said.pop()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda record: record["observations"][0].pop("ratio"),
-        lambda record: record["observations"][0].update(ratio="fast"),
-        lambda record: record.update(observations=[3]),
-        lambda record: record["refusals"][0].pop("reason"),
-        lambda record: record["refusals"][0].update(blamed=["second"]),
-        lambda record: record["refusals"][0].update(blamed=7),
+        lambda rows: rows["observations"][0].pop("ratio"),
+        lambda rows: rows["observations"][0].update(ratio="fast"),
+        lambda rows: rows.update(observations=[3]),
+        lambda rows: rows["refusals"][0].pop("reason"),
+        lambda rows: rows["refusals"][0].update(blamed=["second"]),
+        lambda rows: rows["refusals"][0].update(blamed=7),
     ],
 )
 def test_a_damaged_file(prepared, change):
     keep_measured(prepared, [measured(prepared, "first"), measured(prepared, "second", refused=("no", []))], "a board")
     file = prepared.run.file("measurements.json")
     record = json.loads(file.read_text())
-    change(record)
+    change(record["machines"]["a board"])
     file.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"measurements\.json is damaged .*: delete it to measure again"):
+    with pytest.raises(UserError, match=r"measurements\.json is damaged: .*a board.*: correct it, or delete it to make it again"):
         read_observations(prepared)
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from calib.errors import UserError
 from calib.formats import FP32
 from deploy.latency.observations import keep_measured, latency_model
 from deploy.latency.prediction import Prediction, prediction
 from deploy.pipeline import open_run
 from deploy.progress import Progress
-from deploy.run import Run, Settings
+from deploy.run.directory import Run
+from deploy.run.files.engine import LatencyFile
+from deploy.run.files.search import LoopFile
+from deploy.run.settings import Settings
 from deploy.stages import build, export, measure, search
 from smpq.budget import Budget
 from tests.deploy.board import FASTER, Board
@@ -68,29 +69,26 @@ def test_measuring_twice_gives_the_same_prediction(prepared):
     export(prepared, policy)
     build(prepared, policy)
     once, twice = measure(prepared, policy), measure(prepared, policy)
-    assert once["predicted_ratio"] is not None
+    assert once.predicted_ratio is not None
     for name in ("predicted_ratio", "predicted_interval", "predicted_from"):
-        assert once[name] == twice[name] == json.loads(prepared.run.file("latency.json").read_text())[name]
-    assert once["predicted_from"] == 2
-    assert twice["ratio"] == pytest.approx(0.6)
+        assert getattr(once, name) == getattr(twice, name) == getattr(prepared.run.read(LatencyFile), name)
+    assert once.predicted_from == 2
+    assert twice.measurement.ratio == pytest.approx(0.6)
 
 
 def test_the_loops_own_prediction_is_kept(prepared):
     outcome = search(prepared, Budget.from_text("latency=0.8x")).outcome
-    steps = json.loads(prepared.run.file("loop.json").read_text())["steps"]
-    assert [step["predicted_from"] for step in steps] == list(range(len(steps)))
-    assert {step["machine"] for step in steps} == {BOARD}
-    for step, row in zip(outcome.steps, steps, strict=True):
+    (row,) = prepared.run.read(LoopFile).searches
+    assert row.machine == BOARD
+    assert [step.predicted_from for step in row.steps] == list(range(len(row.steps)))
+    for step, kept in zip(outcome.steps, row.steps, strict=True):
         found = prediction(prepared, step.proposal.policy, BOARD)
-        if row["predicted_from"]:
-            assert found == Prediction(row["predicted"], tuple(row["predicted_interval"]), row["predicted_from"])
+        if kept.predicted_from:
+            interval = (kept.predicted_interval.low, kept.predicted_interval.high)
+            assert found == Prediction(kept.predicted, interval, kept.predicted_from)
         else:
-            assert found.engines == len(steps) - 1, "the first engine was predicted from nothing, so the others are asked"
+            assert found.engines == len(row.steps) - 1, "the first engine was predicted from nothing, so the others are asked"
         assert prediction(prepared, step.proposal.policy, "another board") is None
-    steps[1]["predicted_interval"] = None
-    prepared.run.file("loop.json").write_text(json.dumps({"steps": steps}))
-    with pytest.raises(UserError, match=r"loop\.json is damaged"):
-        prediction(prepared, outcome.steps[1].proposal.policy, BOARD)
 
 
 def test_policies_with_a_layer_at_other_bits_are_others(prepared):

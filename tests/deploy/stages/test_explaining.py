@@ -11,7 +11,7 @@ from calib.errors import UserError
 from calib.formats import FP32, Format
 from deploy.pipeline import open_run
 from deploy.progress import Progress
-from deploy.run import Settings
+from deploy.run.settings import Settings
 from deploy.stages.explaining import Explanation, explain
 from tests.commands import TINY, done, refused
 
@@ -74,4 +74,4 @@ def test_the_joins_that_the_policy_keeps_in_float_are_part_of_the_explanation(tm
         value = prepared.evaluator
         assert value(policy) != value(integers)
         record = explain(prepared, policy)
-        assert record["total"] == pytest.approx(value(policy) - value(prepared.space.uniform(FP32)), abs=1e-12)
+        assert record.total == pytest.approx(value(policy) - value(prepared.space.uniform(FP32)), abs=1e-12)

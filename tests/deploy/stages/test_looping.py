@@ -16,11 +16,14 @@ from calib.errors import UserError
 from calib.formats import FP32
 from deploy.devices.bundle import RUNNER_FILE
 from deploy.devices.local import LocalDevice
+from deploy.latency.history import steps_for
 from deploy.latency.observations import read_observations, read_refusals
 from deploy.on_device.experiment import read_experiment, result_key
 from deploy.pipeline import open_run
 from deploy.progress import Progress
-from deploy.run import Run, Settings
+from deploy.run.directory import Run
+from deploy.run.files.search import LoopFile, StepRow
+from deploy.run.settings import Settings
 from deploy.stages.choosing import search
 from deploy.stages.looping import take_feedback, write_next_bundle
 from deploy.stages.policies import read_policy
@@ -56,6 +59,11 @@ def read(file: Path):
     return json.loads(file.read_text())
 
 
+def looped(prepared) -> list[StepRow]:
+    """Every step of every search, the first one first."""
+    return [step for search in prepared.run.read(LoopFile).searches for step in search.steps]
+
+
 def asked(prepared) -> list[dict[str, str]]:
     return [entry["policy"]["policy"] for entry in read(prepared.run.file("bundle.json"))["candidates"].values()]
 
@@ -82,17 +90,17 @@ def until_nothing_is_left(prepared, directory, budget, answer) -> tuple[dict, li
         write_next_bundle(prepared, budget, directory)
         everything += asked(prepared)
         record = take_feedback(prepared, answer())
-        if not record["proposals"]:
+        if not record.proposals:
             return record, everything
     pytest.fail("there was always something left to measure")
 
 
 def test_bundles_until_nothing_is_left(prepared, directory):
     record, everything = until_nothing_is_left(prepared, directory, "latency=0.75x", lambda: answered(prepared, directory))
-    assert record["met"]
-    assert record["stop_reason"] == "no other policy within the limit is likely to be better"
+    assert record.met
+    assert record.stop_reason == "no other policy within the limit is likely to be better"
     assert len(everything) == len({str(policy) for policy in everything}), "nothing is asked for twice"
-    assert len(read(prepared.run.file("loop.json"))["steps"]) == len(everything)
+    assert len(looped(prepared)) == len(everything)
 
     def ratio(policy):
         return 1 + sum(FASTER[layer] for layer, chosen in policy.formats.items() if chosen != FP32)
@@ -100,9 +108,9 @@ def test_bundles_until_nothing_is_left(prepared, directory):
     within = [policy for policy in policies(prepared.space) if ratio(policy) + 0.002 <= 0.75]
     chosen = read_policy(prepared)
     assert chosen in within
-    assert record["ratio"] == pytest.approx(ratio(chosen))
+    assert record.ratio == pytest.approx(ratio(chosen))
     assert prepared.evaluator(chosen) == max(prepared.evaluator(policy) for policy in within)
-    assert Path(record["model"]).is_file()
+    assert Path(record.model).is_file()
     with pytest.raises(UserError, match="no other engine needs to be measured: no other policy"):
         write_next_bundle(prepared, None, directory)
 
@@ -125,12 +133,12 @@ def test_the_runner_measures_and_one_engine_does_not_build(prepared, directory):
     assert refusal.blamed == ()
     assert {path: str(chosen) for path, chosen in refusal.policy.formats.items()} == refused_policy
     assert everything.count(refused_policy) == 1, "what does not build is not asked for again"
-    steps = read(prepared.run.file("loop.json"))["steps"]
-    assert [step["policy"] for step in steps if step["refused"]] == [refused_policy]
+    steps = looped(prepared)
+    assert [step.policy.policy for step in steps if step.refused] == [refused_policy]
     measured = {o.policy.key(): o.ratio for o in read_observations(prepared)}
-    assert len(measured) == len(everything) - 1 == len([step for step in steps if step["measured"] is not None])
-    assert record["ratio"] == measured.get(read_policy(prepared).key(), 1.0)
-    assert record["met"] is (record["ratio"] <= 0.9)
+    assert len(measured) == len(everything) - 1 == len([step for step in steps if step.measured is not None])
+    assert record.ratio == measured.get(read_policy(prepared).key(), 1.0)
+    assert record.met is (record.ratio <= 0.9)
 
 
 @pytest.mark.parametrize(
@@ -144,19 +152,19 @@ def test_formats_that_the_runtime_blames_are_not_asked_for_again(prepared, direc
     write_next_bundle(prepared, "latency=0.5x", directory)
     assert any(policy["second"] == "w8a8" for policy in asked(prepared))
     record = take_feedback(prepared, answered(prepared, directory, refuses=refuses))
-    assert read(prepared.run.file("measurements.json"))["refusals"][0]["blamed"] == [["second", "w8a8"]]
-    while record["proposals"]:
+    assert read(prepared.run.file("measurements.json"))["machines"]["a board"]["refusals"][0]["blamed"] == [["second", "w8a8"]]
+    while record.proposals:
         write_next_bundle(prepared, None, directory)
         assert all(policy["second"] == "fp32" for policy in asked(prepared))
         record = take_feedback(prepared, answered(prepared, directory, refuses=refuses))
-    assert record["met"] is False
-    assert record["stop_reason"] == "the limit is out of reach"
+    assert record.met is False
+    assert record.stop_reason == "the limit is out of reach"
     assert read_policy(prepared)["second"] == FP32
 
 
 def test_a_float_engine_that_nothing_beats_is_kept(prepared, directory):
     record, _ = until_nothing_is_left(prepared, directory, "latency=0.9x", lambda: answered(prepared, directory, SLOWER))
-    assert (record["met"], record["ratio"]) == (False, 1.0)
+    assert (record.met, record.ratio) == (False, 1.0)
     assert set(read_policy(prepared).formats.values()) == {FP32}
 
 
@@ -165,13 +173,13 @@ def test_a_budget_in_milliseconds_needs_the_float_engines(prepared, directory):
         write_next_bundle(prepared, "latency=1.5ms", directory)
     write_next_bundle(prepared, "latency=0.9x", directory)
     take_feedback(prepared, answered(prepared, directory))
-    assert read(prepared.run.file("measurements.json"))["float_ms"] == 2.0
+    assert read(prepared.run.file("measurements.json"))["machines"]["a board"]["float_ms"] == 2.0
     with pytest.raises(UserError, match="no other engine needs to be measured: no other policy within the limit"):
         write_next_bundle(prepared, "latency=1.5ms", directory)
 
 
 def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, directory):
-    with pytest.raises(UserError, match="write a bundle first with smpq bundle --budget"):
+    with pytest.raises(UserError, match=r"bundle\.json is missing: make it with smpq bundle"):
         take_feedback(prepared, directory / "measurements.json")
     write_next_bundle(prepared, "latency=0.75x", directory)
     before = contents(prepared.run.path)
@@ -193,8 +201,10 @@ def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, director
     with pytest.raises(UserError, match="cannot be read"):
         take_feedback(prepared, file)
     assert contents(prepared.run.path) == before
-    prepared.run.file("bundle.json").write_text('{"budget": "latency=0.75x", "candidates": {"a": {}}}')
-    with pytest.raises(UserError, match=r"bundle\.json is damaged .*: write the bundle again"):
+    prepared.run.file("bundle.json").write_text('{"schema": 1, "budget": "latency=0.75x", "candidates": {"a": {}}}')
+    with pytest.raises(
+        UserError, match=r'bundle\.json is damaged: object missing required field `label` - at `\$\.candidates\["a"\]`'
+    ):
         take_feedback(prepared, answered_file(file, results, prepared))
 
 
@@ -248,11 +258,47 @@ def test_a_device_that_answers_is_asked_once_for_each_engine(prepared):
 def test_another_machine_is_asked_anew(prepared):
     budget = Budget.from_text("latency=0.75x")
     search(replace(prepared, device=Board(FASTER)), budget)
+    first = read_observations(prepared, "a board")
     other = Board(SLOWER)
     other.describe = lambda: "another board"
     solution = search(replace(prepared, device=other), budget)
     assert other.asked
     assert set(solution.policy.formats.values()) == {FP32}
+    assert read_observations(prepared, "a board") == first, "what another machine has measured stays"
+    again = Board(FASTER)
+    search(replace(prepared, device=again), budget)
+    assert again.asked == []
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 4])
+def test_a_search_that_was_stopped_makes_the_decisions_that_it_would_have_made(prepared, tmp_path, stopped_after):
+    budget = Budget.from_text("latency=0.75x")
+    shutil.copytree(prepared.run.path, tmp_path / "other")
+    undisturbed = replace(prepared, run=Run(tmp_path / "other"), device=Board(FASTER))
+    search(undisturbed, budget)
+    with pytest.raises(KeyboardInterrupt):
+        search(replace(prepared, device=Board(FASTER, gives_up_after=stopped_after)), budget)
+    (begun,) = prepared.run.read(LoopFile).searches
+    assert len(begun.steps) == stopped_after
+    assert begun.outcome is None
+    solution = search(replace(prepared, device=Board(FASTER)), budget)
+    assert read(prepared.run.file("loop.json")) == read(tmp_path / "other" / "loop.json")
+    assert solution.policy == read_policy(undisturbed)
+
+
+def test_searches_for_other_budgets_are_kept(prepared):
+    device = Board(FASTER)
+    search(replace(prepared, device=device), Budget.from_text("latency=0.75x"))
+    (first,) = prepared.run.read(LoopFile).searches
+    search(replace(prepared, device=device), Budget.from_text("latency=0.76x"))
+    assert prepared.run.read(LoopFile).searches == (first,), "what needed no engine left no trace"
+    other = Board(FASTER)
+    other.describe = lambda: "another board"
+    search(replace(prepared, device=other), Budget.from_text("latency=0.45x"))
+    kept, second = prepared.run.read(LoopFile).searches
+    assert kept == first
+    assert (second.budget, second.machine) == ("latency=0.45x", "another board")
+    assert steps_for(prepared.run.read(LoopFile), "latency=0.75x") == list(first.steps)
 
 
 def test_the_outcome_is_judged_on_samples_that_the_search_has_not_used(tmp_path):
@@ -261,11 +307,12 @@ def test_the_outcome_is_judged_on_samples_that_the_search_has_not_used(tmp_path)
         prepared = replace(opened, device=Board(FASTER))
         assert prepared.unseen is not None
         solution = search(prepared, Budget.from_text("latency=0.95x"))
-    record = read(tmp_path / "run" / "loop.json")["outcome"]
+    record = read(tmp_path / "run" / "loop.json")["searches"][-1]["outcome"]
     rows = record["finalists"]
     assert len(rows) > 1
     assert [row["unseen_value"] for row in rows] == sorted((row["unseen_value"] for row in rows), reverse=True)
-    assert {name: str(chosen) for name, chosen in solution.policy.formats.items()} == record["policy"] == rows[0]["policy"]
+    assert {name: str(chosen) for name, chosen in solution.policy.formats.items()} == record["policy"]["policy"]
+    assert rows[0]["policy"] == record["policy"]
     assert solution.path == (("best finalist on other samples", record["value"]),)
     for row, finalist in zip(rows, solution.outcome.finalists, strict=True):
         assert row["unseen_value"] == prepared.unseen(finalist.policy)

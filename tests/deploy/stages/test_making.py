@@ -12,7 +12,7 @@ from calib.errors import UserError
 from deploy.devices.base import Experiment
 from deploy.pipeline import open_run, run_all
 from deploy.progress import Progress
-from deploy.run import Settings
+from deploy.run.settings import Settings
 from deploy.stages import build, read_policy, verify
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.board import FASTER, Board

@@ -6,7 +6,7 @@ import pytest
 
 from deploy.pipeline import open_run
 from deploy.progress import Progress
-from deploy.stages.supernet import RECORD, SUPERNET, train_supernet
+from deploy.stages.supernet import SUPERNET, train_supernet
 from smpq.supernet.training import SupernetSettings
 from tests.commands import assert_matches, contents, copy_of, done, refused
 
@@ -43,7 +43,7 @@ def read(run, name):
 
 
 def test_the_record_says_what_was_learned(trained):
-    record = read(trained, RECORD)
+    record = read(trained, "supernet.json")
     assert len(record["history"]) == record["settings"]["epochs"] == 2
     assert record["operations"] == 3 * (3 + 3)
     assert record["shares"]["stem weight"].keys() == {"w2", "w4", "w32"}
@@ -90,10 +90,10 @@ def test_it_goes_on_after_a_kill(trained, tmp_path):
     settings = open_run(trained, Progress()).settings
     with pytest.raises(KilledError), open_run(again, Stopping(), settings) as prepared:
         train_supernet(prepared, SupernetSettings(epochs=2, steps=3, walks=2, samples=32, gamma=0.0))
-    assert len(read(again, RECORD)["history"]) == 1
+    assert len(read(again, "supernet.json")["history"]) == 1
     with open_run(again, Progress()) as prepared:
         train_supernet(prepared)
-    ours, theirs = read(again, RECORD), read(trained, RECORD)
+    ours, theirs = read(again, "supernet.json"), read(trained, "supernet.json")
     assert ours["shares"] == theirs["shares"]
     assert ours["contributions"] == theirs["contributions"]
 
