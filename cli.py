@@ -29,7 +29,7 @@ def main() -> None:
     except InternalError as error:
         _fail(error.message(), INTERNAL_ERROR)
     except BrokenPipeError:  # nobody reads the output any more, as behind `| head`
-        sys.stdout = None  # type: ignore[assignment] # so that nothing is flushed into it
+        sys.stdout = None  # so that nothing is flushed into it
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "smpq"
         _fail(f"{error.format_message()} See {where} --help")
