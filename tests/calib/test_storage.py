@@ -66,6 +66,10 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
 def with_score(text: str, key: str = "w8") -> str:
     """Return the sample with another entry in one of its mappings."""
     return json_text(SAMPLE).replace('"w8": 1.0', f'"{key}": {text}', 3).replace(f'"{key}": {text}', '"w8": 1.0', 2)
@@ -181,7 +185,10 @@ def test_what_is_not_json_is_one_message(file: Path, content: bytes) -> None:
 def test_a_text_is_read_alike() -> None:
     for text, message in [
         ("{", "^it is not valid JSON .*: look$"),
-        ('{"schema": 3, "count": 1, "scores": {"a": 1', r"^it is damaged: expected `object`, got `int` - at `\$.scores\[...\]`: look$"),
+        (
+            '{"schema": 3, "count": 1, "scores": {"a": 1',
+            r"^it is damaged: expected `object`, got `int` - at `\$.scores\[...\]`: look$",
+        ),
         (with_score("-1"), r'at `\$.scores\["layer 2"\]\["w8"\]`: look$'),
         ('{"schema": 2, "count": 1, "scores": {}}', "schema 2, this version of smpq reads schema 3: look$"),
     ]:
@@ -212,7 +219,7 @@ def test_a_number_that_json_does_not_know_is_never_written(file: Path, value: fl
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_record(file, Sample(count=1, scores={"a": {"w8": value}}))
     assert file.read_bytes() == before
-    assert os.listdir(file.parent) == [file.name]
+    assert names(file.parent) == [file.name]
 
 
 def test_a_file_is_made_with_its_directory_and_can_be_read_by_others(tmp_path: Path) -> None:
@@ -220,17 +227,22 @@ def test_a_file_is_made_with_its_directory_and_can_be_read_by_others(tmp_path: P
     write_bytes(path, b"1")
     assert path.read_bytes() == b"1"
     assert path.stat().st_mode & 0o777 == 0o644
-    assert os.listdir(path.parent) == ["x.json"]
+    assert names(path.parent) == ["x.json"]
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(file: Path, failure: type[BaseException]) -> None:
     before = file.read_bytes()
-    with pytest.raises(failure), replacing(file) as unfinished:
-        unfinished.write_bytes(b"half of")
-        raise failure
+
+    def fail() -> None:
+        with replacing(file) as unfinished:
+            unfinished.write_bytes(b"half of")
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
     assert file.read_bytes() == before
-    assert os.listdir(file.parent) == [file.name]
+    assert names(file.parent) == [file.name]
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
@@ -242,10 +254,12 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(file: Path, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(os, name, full)
-        with pytest.raises(UserError, match=r"cannot write .*sample.json: the disk is full. Free some space and run the same command"):
+        with pytest.raises(
+            UserError, match=r"cannot write .*sample.json: the disk is full. Free some space and run the same command"
+        ):
             write_record(file, SAMPLE)
     assert file.read_bytes() == before
-    assert os.listdir(file.parent) == [file.name]
+    assert names(file.parent) == [file.name]
 
 
 def elsewhere(code: str, file: Path) -> subprocess.CompletedProcess[str]:
@@ -260,7 +274,7 @@ def test_the_system_refuses_to_write_more(file: Path) -> None:
     done = elsewhere("resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\nwrite_bytes(file, bytes(5000))", file)
     assert f"UserError: cannot write {file}: File too large" in done.stderr
     assert file.read_bytes() == before
-    assert os.listdir(file.parent) == [file.name]
+    assert names(file.parent) == [file.name]
 
 
 def test_a_kill_leaves_the_old_file(file: Path) -> None:
@@ -268,7 +282,7 @@ def test_a_kill_leaves_the_old_file(file: Path) -> None:
     code = "with replacing(file) as unfinished:\n    unfinished.write_bytes(b'half')\n    os.kill(os.getpid(), signal.SIGKILL)"
     assert elsewhere(code, file).returncode == -signal.SIGKILL
     assert file.read_bytes() == before
-    assert [name for name in os.listdir(file.parent) if not name.startswith(".")] == [file.name]
+    assert [name for name in names(file.parent) if not name.startswith(".")] == [file.name]
 
 
 def test_what_stands_in_the_way_of_a_file_is_said(tmp_path: Path) -> None:
@@ -277,4 +291,4 @@ def test_what_stands_in_the_way_of_a_file_is_said(tmp_path: Path) -> None:
     for path in (tmp_path / "file" / "x.json", tmp_path / "directory"):
         with pytest.raises(UserError, match=f"^cannot write {path}: "):
             write_bytes(path, b"1")
-    assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
+    assert names(tmp_path) == ["directory", "file"]

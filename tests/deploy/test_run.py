@@ -72,50 +72,105 @@ def test_resources_are_information_and_may_change(run):
     run.check(SETTINGS)
 
 
-def in_another_process(code, path):
-    lines = f"from pathlib import Path\nfrom deploy.run.directory import Run\nrun = Run(Path({str(path)!r}))\n{code}"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", lines], cwd=ROOT, text=True, **pipes)
+SERVER = """
+import sys
+from pathlib import Path
+from calib.errors import UserError
+from deploy.run.directory import Run
+held = {}
+for line in sys.stdin:
+    word, path = line.rstrip().split(" ", 1)
+    try:
+        held[path] = Run(Path(path))
+        held[path].lock()
+        print("mine", flush=True)
+    except UserError as error:
+        print(error, flush=True)
+    if word == "try":
+        del held[path]
+"""
 
 
-def test_two_processes_do_not_work_on_one_run(run):
+class Other:
+    """Another process that locks runs."""
+
+    def __init__(self):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, text=True, **pipes)
+
+    def ask(self, word, path):
+        """`lock` keeps the lock that it gets, `try` gives it back."""
+        self.process.stdin.write(f"{word} {path}\n")
+        self.process.stdin.flush()
+
+    def answer(self):
+        return self.process.stdout.readline().rstrip()
+
+    def gets(self, path, word="try"):
+        self.ask(word, path)
+        return self.answer()
+
+    def end(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def other():
+    process = Other()
+    yield process
+    process.end()
+
+
+def refused(path):
+    return f"another process works on {path}: wait until it is done, stop it, or use another --out"
+
+
+def test_two_processes_do_not_work_on_one_run(run, other):
+    assert other.gets(run.path) == "mine"
+    run.lock()
     run.lock()  # more than once in one process is no harm
-    other = in_another_process("run.lock()", run.path)
-    _, errors = other.communicate()
-    assert other.returncode != 0
-    assert f"another process works on {run.path}: wait until it is done, stop it, or use another --out" in errors
+    assert other.gets(run.path) == refused(run.path)
+    assert other.gets(f"{run.path}2") == "mine"
 
 
-def test_of_processes_that_begin_one_run_together_one_gets_it(tmp_path):
-    code = "input()\nrun.lock()\nprint('mine', flush=True)\ninput()"
-    others = [in_another_process(code, tmp_path / "run") for _ in range(4)]
-    for other in others:
-        other.stdin.write("\n")
-        other.stdin.flush()
-    refused = [other for other in others if other.stdout.readline() != "mine\n"]
-    assert len(refused) == 3
-    assert all("another process works on" in other.communicate()[1] for other in refused)
-    for other in set(others) - set(refused):
-        other.communicate("\n")
+def test_of_two_that_begin_a_run_together_one_gets_it(tmp_path, other):
+    for index in range(20):
+        run = Run(tmp_path / str(index))
+        other.ask("lock", run.path)
+        mine = "mine"
+        try:
+            run.lock()
+        except UserError as error:
+            mine = str(error)
+        assert sorted([mine, other.answer()]) == sorted(["mine", refused(run.path)])
+
+
+def test_the_lock_ends_with_its_object(tmp_path, other):
+    first = Run(tmp_path)
+    first.lock()
+    assert other.gets(tmp_path) == refused(tmp_path)
+    del first
+    assert other.gets(tmp_path) == "mine"
+
+
+def test_a_lock_whose_file_was_removed_does_not_count(tmp_path, other):
+    """Otherwise two processes could hold a lock of one run, of files that had the same name."""
+    first = Run(tmp_path / "run")
+    first.lock()
+    first.discard_if_new()
+    second = Run(tmp_path / "run")
+    second.lock()
+    assert other.gets(tmp_path / "run") == refused(tmp_path / "run")
 
 
 def test_the_lock_ends_with_its_process(tmp_path):
-    other = in_another_process("run.lock()\nprint(1, flush=True)\ninput()", tmp_path)
-    assert other.stdout.readline() == "1\n"
-    mine = Run(tmp_path)
+    other, mine = Other(), Run(tmp_path)
+    assert other.gets(tmp_path, "lock") == "mine"
     with pytest.raises(UserError, match="another process works on"):
         mine.lock()
-    other.kill()
-    other.communicate()
+    other.end()
     mine.lock()
-
-
-def test_the_lock_ends_with_its_object(tmp_path):
-    first = Run(tmp_path)
-    first.lock()
-    other = in_another_process("input()\nrun.lock()\nprint('mine', flush=True)", tmp_path)
-    del first
-    assert other.communicate("\n")[0] == "mine\n"
 
 
 def test_checking_creates_nothing(tmp_path):
@@ -163,17 +218,6 @@ def test_a_run_with_content_is_not_taken_away(run):
     assert names_in(run) == ["run.json", "run.lock"]
 
 
-def test_a_lock_whose_file_was_removed_does_not_count(tmp_path):
-    """One process gives its new run up while another waits for nothing: both would hold a lock, of different files."""
-    first = Run(tmp_path / "run")
-    first.lock()
-    first.discard_if_new()
-    second = Run(tmp_path / "run")
-    second.lock()
-    third = in_another_process("run.lock()", tmp_path / "run")
-    assert "another process works on" in third.communicate()[1]
-
-
 def test_a_setting_of_a_later_version_is_not_read_as_nothing(run):
     record = content(run)
     for changed, message in [
@@ -206,7 +250,11 @@ def test_what_is_missing_is_none_or_a_message(run):
 
 @pytest.mark.parametrize("read", [Run.read, Run.find])
 def test_what_is_damaged_is_neither_read_nor_taken_for_missing(run, read):
-    for text, message in [('{"schema": 1', "is not valid JSON"), ("[1]", "is damaged"), ('{"schema": 1}', "required field `policy`")]:
+    for text, message in [
+        ('{"schema": 1', "is not valid JSON"),
+        ("[1]", "is damaged"),
+        ('{"schema": 1}', "required field `policy`"),
+    ]:
         run.file("policy.json").write_text(text)
         with pytest.raises(UserError, match=re.escape(str(run.file("policy.json"))) + f".*{message}.*: correct it, or delete it"):
             read(run, PolicyFile)
