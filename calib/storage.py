@@ -7,8 +7,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -53,10 +53,11 @@ class FileRecord(Record, frozen=True, kw_only=True):
             raise ValueError(f"schema {self.schema}, this version of smpq reads schema {self.VERSION}")
 
 
-_OPEN_KEY = re.compile(r"`(?P<before>\$[^`]*?)\[\.\.\.\](?P<after>[^`]*)`")
-_STEP = re.compile(r"""\.(\w+)|\[("(?:[^"\\]|\\.)*")\]|\[(\d+)\]""")
-_MOST_KEYS_TRIED = 1000
+_PLACE = re.compile(r"(?P<of_key>`key` in )?`(?P<path>\$[^`]*)`$")
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
+_OPEN_KEY = "[...]"
 _LONGEST_KEY_SHOWN = 60
+_LONGEST_MESSAGE = 500
 
 RecordType = TypeVar("RecordType")
 FileType = TypeVar("FileType", bound=FileRecord)
@@ -171,33 +172,59 @@ def _content(path: Path, made_by: str) -> bytes:
 
 
 def _located(error: msgspec.ValidationError, content: str | bytes, kind: type) -> str:
-    """Say what is wrong and where. msgspec leaves the keys of mappings open, as in `$.scores[...]`: they are found by trying each one."""
+    """Say what is wrong and where. msgspec leaves the keys of mappings open, as in `$.scores[...]`: they are filled in where possible."""
     text = str(error)
-    while (match := _OPEN_KEY.search(text)) is not None:
-        data = json.loads(content)
-        holder = _at(data, match["before"])
-        keys = list(holder) if isinstance(holder, dict) and len(holder) <= _MOST_KEYS_TRIED else []
-        everything = dict(holder) if keys else {}
-        found = None
-        for key in keys:
-            holder.clear()
-            holder[key] = everything[key]
-            try:
-                msgspec.convert(data, kind)
-            except msgspec.ValidationError as again:
-                if str(again) == str(error):
-                    found = key
-                    break
-        if found is None:
-            break
-        text = text.replace(match[0], f"`{match['before']}[{_shown(found)}]{match['after']}`", 1)
+    found = _PLACE.search(text)
+    if found is not None and (found["of_key"] or _OPEN_KEY in found["path"]):
+        # json reads less than msgspec in some ways: then the keys stay open
+        with suppress(ValueError, LookupError, TypeError, RecursionError):
+            path = found["path"] + (_OPEN_KEY if found["of_key"] else "")
+            place = _with_keys(path, json.loads(content), lambda data: _error_of(data, kind) == text)
+            text = f"{text[: found.start()]}{'the key ' if found['of_key'] else ''}`{place}`"
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    if len(text) > _LONGEST_MESSAGE:
+        text = f"{text[: _LONGEST_MESSAGE // 2]}...{text[-_LONGEST_MESSAGE // 2 :]}"
     return text[:1].lower() + text[1:]
+
+
+def _with_keys(path: str, data: Any, is_wrong: Callable[[Any], bool]) -> str:
+    """Fill in the open keys of a path such as `$.scores[...].walks[3]`; LookupError where one cannot be told. `data` is changed."""
+    first, *rest = path.split(_OPEN_KEY)
+    holder, place = _at(data, first), first
+    for steps in rest:
+        key = _wrong_key(holder, lambda: is_wrong(data))
+        holder, place = _at(holder[key], steps), f"{place}[{_shown(key)}]{steps}"
+    return place
+
+
+def _wrong_key(holder: dict[str, Any], is_wrong: Callable[[], bool]) -> str:
+    """Return the key whose entry is wrong, found by halving; the mapping keeps that entry alone."""
+    entries = list(holder.items())
+    while len(entries) > 1:
+        middle = len(entries) // 2
+        for half in (entries[:middle], entries[middle:]):
+            holder.clear()
+            holder.update(half)
+            if is_wrong():
+                entries = half
+                break
+        else:
+            raise LookupError
+    return entries[0][0]
+
+
+def _error_of(data: Any, kind: type) -> str:
+    try:
+        msgspec.json.decode(json.dumps(data).replace("Infinity", "1e999"), type=kind)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
 
 
 def _at(data: Any, path: str) -> Any:
     """Follow a path such as `$.results[3].layers`."""
-    for name, quoted, index in _STEP.findall(path):
-        data = data[int(index)] if index else data[json.loads(quoted) if quoted else name]
+    for name, index in _STEP.findall(path):
+        data = data[int(index)] if index else data[name]
     return data
 
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
 
-from calib.errors import UserError
-from deploy.report.answers import Answer, answers, budget_ratio
+from calib.storage import read_record, write_bytes
+from deploy.report.answer import Answer
+from deploy.report.answers import answers, budget_ratio
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot
-from deploy.report.wording import aligned, amount, counted, fixed, magnitude, number, size, span
+from deploy.report.wording import aligned, amount, counted, fixed, html, magnitude, number, shown, size, span
+from deploy.run.files.report import LayerRow, ObservationRow, ReportFile
 
-SCHEMA = 1
 _LONG_TABLE = 40
 """Rows from which a table scrolls inside the page."""
-_KEYS = frozenset(
-    {
-        "task", "target", "engine", "float_engine", "policy", "accuracy", "verification", "latency", "latency_note", "size_bytes",
-        "float_size_bytes", "avg_bits", "bops", "float_bops", "budget", "limits", "met", "layers", "observations", "pareto", "scores",
-        "skipped", "refused", "warnings", "settings", "versions", "machine", "seconds",
-    }
-)  # fmt: skip
 _CSS = """
 :root{color-scheme:light dark;--paper:#fdfdfc;--ink:#1d2327;--quiet:#646d73;--rule:#e1e4e4;--accent:#1f6f8b;--float:#b9c6cb;--warn:#b1510f}
 @media (prefers-color-scheme:dark){:root{--paper:#14181a;--ink:#dfe4e6;--quiet:#939da3;--rule:#2b3236;--accent:#63b3ce;--float:#46545b;
@@ -73,62 +63,31 @@ figure,.answer,tr{break-inside:avoid}h2{break-after:avoid}th,td{padding-right:.7
 def write_html(run: Path) -> Path:
     """Read `report.json` of a run and write `report.html` beside it, whole or not at all.
 
-    Raises UserError when `report.json` is missing, cut off, or of another version.
+    Raises UserError when `report.json` is missing, damaged or of another version, or when the page cannot be written.
     """
     page = run / "report.html"
-    text = render_html(load_report(run))
-    try:
-        with tempfile.TemporaryDirectory(dir=run, prefix=".report.html.") as temporary:
-            unfinished = Path(temporary) / page.name
-            unfinished.write_text(text, encoding="utf-8", errors="replace")
-            unfinished.replace(page)
-    except OSError as error:
-        raise UserError(f"cannot write {page}: {error.strerror}") from error
+    report = read_record(run / ReportFile.NAME, ReportFile, f"make it again with {ReportFile.MADE_BY}")
+    write_bytes(page, render_html(report).encode(errors="replace"))
     return page
 
 
-def load_report(run: Path) -> dict[str, Any]:
-    """Read `report.json` of a run; UserError when the page cannot be made from it."""
-    path, again = run / "report.json", "run `smpq run` or `smpq verify` again"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: {again}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged or cut off ({error}): {again}") from error
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
-        found = report.get("schema") if isinstance(report, dict) else type(report).__name__
-        raise UserError(f"{path} has schema {found!r}, this version reads schema {SCHEMA}: {again}")
-    missing = sorted(_KEYS - report.keys())
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}: {again}")
-    try:
-        render_html(report)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} is incomplete ({error!r}): {again}") from error
-    return report
-
-
-def summary_lines(report: Mapping[str, Any]) -> list[str]:
+def summary_lines(report: ReportFile) -> list[str]:
     """Return the five answers as plain text for a terminal, one line each, and a line for every further step to take."""
     lines = []
     for answer in answers(report):
         lines.append(f"{answer.question} {answer.sentences[0]}")
         if answer.question.startswith("What"):
             lines += [f"  also: {sentence}" for sentence in answer.sentences[1:]]
-    # A name in the model must not move the cursor of a terminal.
-    return ["".join(letter if letter.isprintable() else " " for letter in line) for line in lines]
+    return [shown(line) for line in lines]
 
 
-def render_html(report: Mapping[str, Any]) -> str:
+def render_html(report: ReportFile) -> str:
     """Return the whole page: the answers first, then budget, plan, plots, what was left out, and where it all came from."""
-    name = f"{report['task']} on {report['target']}"
-    met = "Budget met" if report["met"] else "Budget not met"
-    budget = f'Budget <code>{_e(report["budget"])}</code>. <span class="{"" if report["met"] else "warn-text"}">{met}.</span>'
+    name = f"{report.task} on {report.target}"
+    met = "Budget met" if report.met else "Budget not met"
+    budget = f'Budget <code>{html(report.budget)}</code>. <span class="{"" if report.met else "warn-text"}">{met}.</span>'
     sections = [
-        f'<header><h1>{_e(name)}</h1><p class="quiet">{budget}</p></header>',
+        f'<header><h1>{html(name)}</h1><p class="quiet">{budget}</p></header>',
         '<section class="answers" aria-label="Answers">' + "".join(map(_answer, answers(report))) + "</section>",
         _budget(report),
         _plots(report),
@@ -139,7 +98,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_e(name)}</title><style>{_CSS}</style></head>\n<body>\n"
+        f"<title>{html(name)}</title><style>{_CSS}</style></head>\n<body>\n"
         + "\n".join(filter(None, sections))
         + "\n</body></html>\n"
     )
@@ -151,142 +110,145 @@ def _answer(answer: Answer) -> str:
         body = "<ul>" + "".join(f"<li>{_prose(sentence)}</li>" for sentence in answer.sentences) + "</ul>"
     else:
         body = f'<p class="first">{_prose(first)}</p>' + "".join(f"<p>{_prose(sentence)}</p>" for sentence in rest)
-    return f'<article class="answer {answer.verdict}"><h2>{_e(answer.question)}</h2><div>{body}</div></article>'
+    return f'<article class="answer {answer.verdict}"><h2>{html(answer.question)}</h2><div>{body}</div></article>'
 
 
-def _budget(report: Mapping[str, Any]) -> str:
+def _budget(report: ReportFile) -> str:
     rows = []
-    for limit in report["limits"]:
-        word = {True: "met", False: '<span class="warn-text">not met</span>', None: "not measured"}[limit["met"]]
-        reached = "–" if limit["reached"] is None else amount(limit["reached"], limit["unit"])
-        rows.append([_e(limit["cost"]), _e(amount(limit["limit"], limit["unit"])), _e(reached), word])
+    for limit in report.limits:
+        word = {True: "met", False: '<span class="warn-text">not met</span>', None: "not measured"}[limit.met]
+        reached = "–" if limit.reached is None else amount(limit.reached, limit.unit)
+        rows.append([html(limit.cost), html(amount(limit.limit, limit.unit)), html(reached), word])
     costs = (
-        f"The engine has {number(report['avg_bits'])} bits a weight on average, {size(report['size_bytes'])} against "
-        f"{size(report['float_size_bytes'])} of the float engine, and {magnitude(report['bops'])} bit operations against "
-        f"{magnitude(report['float_bops'])}."
+        f"The engine has {number(report.avg_bits)} bits a weight on average, {size(report.size_bytes)} against "
+        f"{size(report.float_size_bytes)} of the float engine, and {magnitude(report.bops)} bit operations against "
+        f"{magnitude(report.float_bops)}."
     )
     table = _table(["cost", "limit", "reached", ""], rows, numeric={1, 2}) if rows else ""
-    return f"<section><h2>Budget</h2>{table}<p>{_e(costs)}</p></section>"
+    return f"<section><h2>Budget</h2>{table}<p>{html(costs)}</p></section>"
 
 
-def _plan(report: Mapping[str, Any]) -> str:
-    layers = report["layers"]
-    total = sum(layer["parameters"] for layer in layers) or 1
-    decimals = aligned(layer["score"] for layer in layers)
+def _plan(report: ReportFile) -> str:
+    layers = report.layers
+    total = sum(layer.parameters for layer in layers) or 1
+    decimals = aligned(layer.score for layer in layers)
     rows = []
     for layer in layers:
-        kernel = "–" if layer["kernel"] is None else f"<code>{_e(layer['kernel'])}</code>"
-        agrees = {True: "as planned", False: '<span class="warn-text">differs</span>', None: "–"}[layer["kernel_agrees"]]
-        share = f"{100 * layer['parameters'] / total:.1f} %"
+        kernel = "–" if layer.kernel is None else f"<code>{html(layer.kernel)}</code>"
+        agrees = {True: "as planned", False: '<span class="warn-text">differs</span>', None: "–"}[layer.kernel_agrees]
+        share = f"{100 * layer.parameters / total:.1f} %"
         rows.append(
-            [_path(layer["path"]), _e(layer["operator"]), share, f"<code>{_e(layer['format'])}</code>",
-             fixed(layer["score"], decimals), span(layer["interval"], decimals), kernel, agrees]
+            [_path(layer.path), html(layer.operator), share, f"<code>{html(layer.format)}</code>",
+             fixed(layer.score, decimals), span(layer.interval, decimals), kernel, agrees]
         )  # fmt: skip
     head = ["layer", "operator", "parameters", "format", "score", "95 % interval", "kernel", "and the plan"]
-    note = f"Scores in {report['scores']['value']}, the change against the layer in float, over what the other layers may have; higher is better."
+    note = f"Scores in {report.scores.value}, the change against the layer in float, over what the other layers may have; higher is better."
     table = _table(head, rows, numeric={2, 4, 5}, text={0, 6}) if rows else "<p>No layer could be quantised.</p>"
-    return f'<section><h2>Plan, {counted(len(rows), "layer")}</h2><p class="quiet">{_e(note)}</p>{table}</section>'
+    return f'<section><h2>Plan, {counted(len(rows), "layer")}</h2><p class="quiet">{html(note)}</p>{table}</section>'
 
 
-def _contributions(report: Mapping[str, Any]) -> str:
-    record = report["contributions"]
+def _contributions(report: ReportFile) -> str:
+    record = report.contributions
     if record is None:
         return ""
-    entries = sorted(record["contributions"], key=lambda entry: float(entry["value"]))
-    decimals = aligned(entry["value"] for entry in entries)
+    entries = sorted(record.contributions, key=lambda entry: entry.value)
+    decimals = aligned(entry.value for entry in entries)
     rows = [
         [
-            _path(entry["group"]),
-            f"<code>{_e(entry['format'])}</code>",
-            fixed(entry["value"], decimals),
-            span(entry["interval"], decimals),
+            _path(entry.group),
+            f"<code>{html(entry.format)}</code>",
+            fixed(entry.value, decimals),
+            span(entry.interval, decimals),
         ]
         for entry in entries
     ]
     note = (
-        f"Shapley values of this policy in {record['value']}, together {number(record['total'])} against the float model; "
-        f"{record['estimator']}, {counted(record['evaluations'], 'evaluation')}, stopped by {record['stop_reason']}. "
-        f"The intervals tell {counted(len(record['apart']), 'group')} of layers apart."
+        f"Shapley values of this policy in {record.value}, together {number(record.total)} against the float model; "
+        f"{record.estimator}, {counted(record.evaluations, 'evaluation')}, stopped by {record.stop_reason}. "
+        f"The intervals tell {counted(len(record.apart), 'group')} of layers apart."
     )
     table = _table(["layer", "format", "contribution", "95 % interval"], rows, numeric={2, 3}, text={0})
-    return f'<section><h2>What the chosen formats cost</h2><p class="quiet">{_e(note)}</p>{table}</section>'
+    return f'<section><h2>What the chosen formats cost</h2><p class="quiet">{html(note)}</p>{table}</section>'
 
 
-def _plots(report: Mapping[str, Any]) -> str:
-    parts = [_figure("Bits per layer", bits_plot(report["layers"]), _bits_caption(report["layers"]))]
-    seen = report["observations"]
-    if seen:
-        caption = f"{counted(len(seen), 'engine')}, measured in turn with the float engine; bars are 95 % intervals."
-        rows = [
-            [str(index), _e(point["label"]), fixed(point["predicted"]), span(point["predicted_interval"]), fixed(point["measured"]),
-             span(point["measured_interval"]), "within the budget" if point["met"] else "over"]
-            for index, point in enumerate(seen, start=1)
-        ]  # fmt: skip
-        head = ["", "engine", "predicted", "95 % interval", "measured", "95 % interval", ""]
-        table = _table(head, rows, numeric={0, 2, 3, 4, 5})
-        parts.append(_figure("Predicted against measured latency", latency_plot(seen, budget_ratio(report)), caption) + table)
-    else:
-        reason = report["latency_note"] or "no engine was measured"
-        parts.append(
-            f'<section><h2>Predicted against measured latency</h2><p class="quiet">Nothing to draw: {_e(reason)}</p></section>'
-        )
-    for cost in sorted({point["cost"] for point in report["pareto"]}):
-        points = [point for point in report["pareto"] if point["cost"] == cost]
-        chosen = (
-            report["avg_bits"]
-            if cost == "avg_bits"
-            else report["latency"]["ratio"]
-            if cost == "latency" and report["latency"]
-            else None
-        )
+def _plots(report: ReportFile) -> str:
+    parts = [_figure("Bits per layer", bits_plot(report.layers), _bits_caption(report.layers))]
+    parts.append(_latency(report))
+    for cost in sorted({point.cost for point in report.pareto}):
+        points = [point for point in report.pareto if point.cost == cost]
+        timed = report.latency.ratio if report.latency is not None else None
+        chosen = {"avg_bits": report.avg_bits, "latency": timed}.get(cost)
         caption = "Each point is the best plan for its budget by the scores, before it is built; higher is better."
         parts.append(_figure(f"What {cost.replace('_', ' ')} buys", pareto_plot(points, cost, chosen), caption))
     return "".join(parts)
 
 
-def _bits_caption(layers: Sequence[Mapping[str, Any]]) -> str:
-    text = "In the order of the model. Above, the bits of each weight; below, what the layer's format costs."
-    if any(layer["bits"] >= 16 for layer in layers):
-        text += " Grey: floating point."
-    return text + (
-        " Orange: the kernel is not the planned one." if any(layer["kernel_agrees"] is False for layer in layers) else ""
+def _latency(report: ReportFile) -> str:
+    title, seen = "Predicted against measured latency", report.observations
+    if not seen:
+        reason = report.latency_note or "no engine was measured"
+        return f'<section><h2>{title}</h2><p class="quiet">Nothing to draw: {html(reason)}</p></section>'
+    rows = [[str(index), html(each.label), *_observed(each)] for index, each in enumerate(seen, start=1)]
+    table = _table(
+        ["", "engine", "predicted", "95 % interval", "measured", "95 % interval", ""], rows, numeric={0, 2, 3, 4, 5}, text={6}
     )
+    measured = sum(each.measured is not None for each in seen)
+    caption = f"{counted(measured, 'engine')}, measured in turn with the float engine; bars are 95 % intervals."
+    plot = latency_plot(seen, budget_ratio(report))
+    return (_figure(title, plot, caption) or f"<section><h2>{title}</h2></section>") + table
+
+
+def _observed(each: ObservationRow) -> list[str]:
+    """Return the cells of an engine: what was predicted and what was measured, or the reason for which the runtime refused it."""
+    predicted = [fixed(each.predicted), span(each.predicted_interval)]
+    if each.measured is None:
+        return [*predicted, html(f"refused: {each.refused}")]
+    return [*predicted, fixed(each.measured), span(each.measured_interval), "within the budget" if each.met else "over"]
+
+
+def _bits_caption(layers: Sequence[LayerRow]) -> str:
+    text = "In the order of the model. Above, the bits of each weight; below, what the layer's format costs."
+    if any(layer.bits >= 16 for layer in layers):
+        text += " Grey: floating point."
+    return text + (" Orange: the kernel is not the planned one." if any(layer.kernel_agrees is False for layer in layers) else "")
 
 
 def _figure(title: str, plot: str, caption: str) -> str:
-    return f"<section><h2>{_e(title)}</h2><figure>{plot}<figcaption>{_e(caption)}</figcaption></figure></section>" if plot else ""
+    return (
+        f"<section><h2>{html(title)}</h2><figure>{plot}<figcaption>{html(caption)}</figcaption></figure></section>" if plot else ""
+    )
 
 
-def _left_out(report: Mapping[str, Any]) -> str:
+def _left_out(report: ReportFile) -> str:
     parts = []
-    if report["skipped"]:
-        rows = [[_path(row["path"]), _e(row["operator"]), _e(row["reason"])] for row in report["skipped"]]
+    if report.skipped:
+        rows = [[_path(row.path), html(row.operator), html(row.reason)] for row in report.skipped]
         parts.append(
             f"<section><h2>Layers left as they are</h2>{_table(['layer', 'operator', 'reason'], rows, text={0, 2})}</section>"
         )
-    if report["refused"]:
-        rows = [[f"<code>{_e(name)}</code>", _e(reason)] for name, reason in report["refused"].items()]
+    if report.refused:
+        rows = [[f"<code>{html(name)}</code>", html(reason)] for name, reason in report.refused.items()]
         parts.append(f"<section><h2>Formats refused</h2>{_table(['group: format', 'reason'], rows, text={0, 1})}</section>")
     return "".join(parts)
 
 
-def _provenance(report: Mapping[str, Any]) -> str:
-    scores, stages = report["scores"], report["seconds"]
-    known = {
-        "engine": report["engine"],
-        "float engine": report["float_engine"] or "–",
-        "scores": f"{scores['estimator']}, value {scores['value']}, {counted(scores['permutations'], 'permutation')}, "
-        f"{counted(scores['evaluations'], 'evaluation')}, seed {scores['seed']}, stopped by {scores['stop_reason']}",
-        "machine": report["machine"],
+def _provenance(report: ReportFile) -> str:
+    scores, stages = report.scores, report.seconds
+    known: dict[str, object] = {
+        "engine": report.engine,
+        "float engine": report.float_engine or "–",
+        "scores": f"{scores.estimator}, value {scores.value}, {counted(scores.permutations, 'permutation')}, "
+        f"{counted(scores.evaluations, 'evaluation')}, seed {scores.seed}, stopped by {scores.stop_reason}",
+        "timed on": report.machine or "no machine, it was not timed",
         "seconds": ", ".join(f"{stage} {value:.1f}" for stage, value in stages.items()) or "–",
-        **{f"version of {name}": text for name, text in report["versions"].items()},
-        **report["settings"],
+        **{f"version of {name}": text for name, text in report.versions.items()},
+        **report.settings,
     }
-    items = "".join(f"<dt>{_e(name)}</dt><dd>{_e(_plain(value))}</dd>" for name, value in known.items())
+    items = "".join(f"<dt>{html(name)}</dt><dd>{html(_plain(value))}</dd>" for name, value in known.items())
     return f"<section><h2>Where this came from</h2><dl>{items}</dl></section>"
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_plain(part)}" for name, part in value.items()) or "–"
     if isinstance(value, list | tuple):
@@ -297,23 +259,28 @@ def _plain(value: Any) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Iterable[int] = (), text: Iterable[int] = ()) -> str:
-    """Lay out cells that are HTML already; numbers to the right, texts may wrap, and many rows scroll."""
+    """Lay out cells that are HTML already; numbers to the right, texts may wrap, and many rows scroll.
+
+    The last cell of a row with too few is a text over the columns that are left.
+    """
     kinds = {**dict.fromkeys(text, ' class="text"'), **dict.fromkeys(numeric, ' class="n"')}
-    top = "".join(f'<th scope="col"{kinds.get(index, "")}>{_e(name)}</th>' for index, name in enumerate(head))
-    body = "".join("<tr>" + "".join(f"<td{kinds.get(i, '')}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>\n" for row in rows)
+    top = "".join(f'<th scope="col"{kinds.get(index, "")}>{html(name)}</th>' for index, name in enumerate(head))
+    body = "".join(f"<tr>{_cells(row, kinds, len(head))}</tr>\n" for row in rows)
     long = " long" if len(rows) > _LONG_TABLE else ""
     return f'<div class="table{long}"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
+def _cells(row: Sequence[str], kinds: Mapping[int, str], columns: int) -> str:
+    last, over = len(row) - 1, columns - len(row) + 1
+    wide = f' class="text" colspan="{over}"'
+    return "".join(f"<td{wide if i == last and over > 1 else kinds.get(i, '')}>{cell}</td>" for i, cell in enumerate(row))
+
+
 def _path(path: str) -> str:
     """Set a module path as code that may break after a dot."""
-    return f"<code>{_e(path).replace('.', '.<wbr>')}</code>"
+    return f"<code>{html(path).replace('.', '.<wbr>')}</code>"
 
 
 def _prose(text: str) -> str:
     """Set what stands between backticks as code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
-
-
-def _e(text: Any) -> str:
-    return escape(str(text))
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html(text))

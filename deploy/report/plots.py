@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
-from deploy.report.wording import finite, interval, signed
+from deploy.report.wording import html, shown, signed
+from deploy.run.files.report import CurvePoint, LayerRow, ObservationRow
+from smpq.files import Interval
 
 _LETTER = 6.3
 """Width of a letter at the 11 px that labels are set in, generously."""
@@ -17,6 +17,8 @@ _LABEL_PITCH = 14.0
 """Least distance in px of slanted labels that do not touch."""
 _SLANT = math.radians(60)
 _FLOAT_BITS = 16
+_FARTHEST = 1e300
+"""What is farther from zero is drawn here: the width of a range stays finite."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class _Scale:
         return [round(index * step, 12) for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def bits_plot(layers: Sequence[Mapping[str, Any]]) -> str:
+def bits_plot(layers: Sequence[LayerRow]) -> str:
     """Draw the weight bits of each layer as bars and, under them on the same axis, its score with the 95 % interval."""
     if not layers:
         return ""
@@ -50,7 +52,7 @@ def bits_plot(layers: Sequence[Mapping[str, Any]]) -> str:
     width = max(left + step * len(layers) + right, 420.0)
     lower_top = top + height + gap
     every = math.ceil(_LABEL_PITCH / step)
-    labels = short_names([str(layer["path"]) for layer in layers])
+    labels = short_names([shown(layer.path) for layer in layers])
     depth = max(map(len, labels)) * _LETTER * math.sin(_SLANT) + 18
     parts = _bit_bars(layers, step, left, top, top + height, width - right)
     parts += _score_points(layers, step, left, lower_top, lower_top + height, width - right)
@@ -58,12 +60,12 @@ def bits_plot(layers: Sequence[Mapping[str, Any]]) -> str:
         if index % every == 0:
             x, y = left + step * (index + 0.5) + 4, lower_top + height + 14
             parts.append(f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="end" transform="rotate(-60 {x:.1f} {y:.1f})">')
-            parts.append(f"{escape(label)}</text>")
+            parts.append(f"{html(label)}</text>")
     return _svg(width, lower_top + height + depth, "Weight bits of each layer, and its score with the 95 % interval", parts)
 
 
-def _bit_bars(layers: Sequence[Mapping[str, Any]], step: float, left: float, top: float, bottom: float, right: float) -> list[str]:
-    bits = [max(1.0, finite(layer["bits"]) or 1.0) for layer in layers]
+def _bit_bars(layers: Sequence[LayerRow], step: float, left: float, top: float, bottom: float, right: float) -> list[str]:
+    bits = [layer.bits for layer in layers]
     wide = max(bits) > 8
     # Next to 16 or 32 bits the steps between 2, 3 and 4 would vanish: then each doubling is one step.
     scale = _Scale(0, math.log2(max(bits)) if wide else 8, bottom, top + 14)
@@ -74,45 +76,46 @@ def _bit_bars(layers: Sequence[Mapping[str, Any]], step: float, left: float, top
         y = scale(math.log2(count) if wide else count)
         bar = min(30.0, step * 0.72)
         x = left + step * (index + 0.5) - bar / 2
-        kind = "bar warn" if layer["kernel_agrees"] is False else "bar float" if count >= _FLOAT_BITS else "bar"
-        hint = f"{layer['path']}: {layer['format']}"
+        kind = "bar warn" if layer.kernel_agrees is False else "bar float" if count >= _FLOAT_BITS else "bar"
+        hint = f"{layer.path}: {layer.format}"
         parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{bar:.1f}" height="{max(bottom - y, 0.5):.1f}">')
-        parts.append(f"<title>{escape(hint)}</title></rect>")
+        parts.append(f"<title>{html(hint)}</title></rect>")
         if step >= 16:
             parts.append(_text(left + step * (index + 0.5), y - 4, f"{count:g}", "label", "middle"))
     return parts
 
 
-def _score_points(
-    layers: Sequence[Mapping[str, Any]], step: float, left: float, top: float, bottom: float, right: float
-) -> list[str]:
+def _score_points(layers: Sequence[LayerRow], step: float, left: float, top: float, bottom: float, right: float) -> list[str]:
     parts = [_text(left, top - 10, "score and 95 % interval (below zero: costs accuracy)", "title")]
-    known = [(index, layer, score) for index, layer in enumerate(layers) if (score := finite(layer["score"])) is not None]
+    known = [
+        (index, layer.path, layer.score, layer.interval)
+        for index, layer in enumerate(layers)
+        if layer.score is not None and layer.interval is not None
+    ]
     if not known:
         return [*parts, _text(left + 8, (top + bottom) / 2, "no scores", "label")]
-    scale = _range([0.0, *(bound for _, layer, score in known for bound in interval(layer["interval"], score))], bottom, top)
+    scale = _range([0.0, *(end for _, _, score, interval in known for end in (score, *_ends(interval)))], bottom, top)
     for tick in scale.ticks(4):
         parts += _horizontal(scale(tick), left, right, signed(f"{tick:g}"), "axis" if tick == 0 else "grid")
-    for index, layer, score in known:
+    for index, path, score, interval in known:
         x = left + step * (index + 0.5)
-        low, high = interval(layer["interval"], score)
+        low, high = _ends(interval)
         parts.append(_line(x, scale(low), x, scale(high), "whisker"))
-        hint = f"{layer['path']}: {score:.3g}, {low:.3g} to {high:.3g}"
+        hint = f"{path}: {score:.3g}, {low:.3g} to {high:.3g}"
         radius = min(3.0, max(1.2, step * 0.3))
         parts.append(
-            f'<circle class="point" cx="{x:.1f}" cy="{scale(score):.1f}" r="{radius:.1f}"><title>{escape(hint)}</title></circle>'
+            f'<circle class="point" cx="{x:.1f}" cy="{scale(score):.1f}" r="{radius:.1f}"><title>{html(hint)}</title></circle>'
         )
     return parts
 
 
-def latency_plot(observations: Sequence[Mapping[str, Any]], budget_ratio: float | None) -> str:
+def latency_plot(observations: Sequence[ObservationRow], budget_ratio: float | None) -> str:
     """Draw predicted against measured latency with both intervals, the diagonal and the budget; points carry their number."""
-    points = []
-    for number, seen in enumerate(observations, start=1):
-        predicted, measured = finite(seen["predicted"]), finite(seen["measured"])
-        if predicted is not None and measured is not None:
-            across = (predicted, *interval(seen["predicted_interval"], predicted))
-            points.append((number, seen, across, (measured, *interval(seen["measured_interval"], measured))))
+    points = [
+        (number, seen, (seen.predicted, *_ends(seen.predicted_interval)), (seen.measured, *_ends(seen.measured_interval)))
+        for number, seen in enumerate(observations, start=1)
+        if seen.measured is not None and seen.measured_interval is not None
+    ]
     if not points:
         return ""
     left, top, side, width, height = 72.0, 40.0, 392.0, 484.0, 490.0
@@ -134,21 +137,20 @@ def latency_plot(observations: Sequence[Mapping[str, Any]], budget_ratio: float 
     frame = (left, top, left + side, top + side)
     for number, seen, across, up in points:
         x, y = x_scale(across[0]), y_scale(up[0])
-        kind = "" if seen["met"] else " warn"
+        kind = "" if seen.met else " warn"
         parts.append(_line(x_scale(across[1]), y, x_scale(across[2]), y, "whisker" + kind))
         parts.append(_line(x, y_scale(up[1]), x, y_scale(up[2]), "whisker" + kind))
-        hint = f"{number}. {seen['label']}: predicted {across[0]:.3f}, measured {up[0]:.3f}"
-        parts.append(f'<circle class="point{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(hint)}</title></circle>')
+        hint = f"{number}. {seen.label}: predicted {across[0]:.3f}, measured {up[0]:.3f}"
+        parts.append(f'<circle class="point{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{html(hint)}</title></circle>')
         place = _free_place(x, y, len(str(number)) * _LETTER, boxes, frame)
         if place is not None:
             parts.append(_text(*place, str(number), "label"))
     return _svg(width, height, "Predicted against measured latency", [*parts, *_legend(legend, left, 16)])
 
 
-def pareto_plot(points: Sequence[Mapping[str, Any]], cost: str, chosen: float | None) -> str:
+def pareto_plot(points: Sequence[CurvePoint], cost: str, chosen: float | None) -> str:
     """Draw the best value that each amount of one cost buys; `chosen` is what the engine of this report costs."""
-    drawable = [(finite(point["reached"]), finite(point["value"])) for point in points]
-    pairs = sorted((reached, value) for reached, value in drawable if reached is not None and value is not None)
+    pairs = sorted((point.reached, point.value) for point in points)
     if not pairs:
         return ""
     left, top, across, high, width, height = 72.0, 40.0, 392.0, 210.0, 484.0, 308.0
@@ -179,9 +181,13 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return [name if len(name) <= _LABEL_LETTERS else f"{name[:head]}…{name[head + 1 - _LABEL_LETTERS :]}" for name in names]
 
 
+def _ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
+
+
 def _range(values: Iterable[float], start: float, stop: float, least: float = 0.0) -> _Scale:
     """Fit a scale around values with a margin, at least `least` wide; a single value gets room on both sides."""
-    drawn = list(values)
+    drawn = [min(max(value, -_FARTHEST), _FARTHEST) for value in values]
     low, high = min(drawn), max(drawn)
     spread = max(high - low, least, 1e-6 * max(abs(low), abs(high)), 1e-12)
     middle, half = (low + high) / 2, spread * 0.56
@@ -219,7 +225,7 @@ def _frame(x_scale: _Scale, y_scale: _Scale, x_title: str, y_title: str) -> list
     parts.append(_text((x_scale.start + x_scale.stop) / 2, y_scale.start + 38, x_title, "title", "middle"))
     y = (y_scale.start + y_scale.stop) / 2
     parts.append(
-        f'<text class="title" x="16" y="{y:.1f}" text-anchor="middle" transform="rotate(-90 16 {y:.1f})">{escape(y_title)}</text>'
+        f'<text class="title" x="16" y="{y:.1f}" text-anchor="middle" transform="rotate(-90 16 {y:.1f})">{html(y_title)}</text>'
     )
     return parts
 
@@ -241,9 +247,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html(text)}</text>'
 
 
 def _svg(width: float, height: float, name: str, parts: Iterable[str]) -> str:
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {math.ceil(width)} {math.ceil(height)}"'
-    return f'<svg {size} role="img" aria-label="{escape(name)}">{"".join(parts)}</svg>'
+    return f'<svg {size} role="img" aria-label="{html(name)}">{"".join(parts)}</svg>'

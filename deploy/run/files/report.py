@@ -53,6 +53,10 @@ class LayerRow(Record, frozen=True, kw_only=True):
     kernel: str | None
     kernel_agrees: bool | None
 
+    def __post_init__(self) -> None:
+        if (self.score is None) != (self.interval is None):
+            raise ValueError("a score comes with its interval")
+
 
 class ObservationRow(Record, frozen=True, kw_only=True):
     """An engine of the loop; `measured` is None when the runtime refused it, for `refused`."""
@@ -64,6 +68,10 @@ class ObservationRow(Record, frozen=True, kw_only=True):
     measured_interval: Interval | None
     refused: str | None = None
     met: bool
+
+    def __post_init__(self) -> None:
+        if (self.measured is None) != (self.measured_interval is None) or (self.measured is None) != (self.refused is not None):
+            raise ValueError("an engine is either measured, with its interval, or refused")
 
 
 class CurvePoint(Record, frozen=True, kw_only=True):

@@ -1,9 +1,19 @@
-"""Reports such as a run writes."""
+"""Reports such as a run writes. They are made as plain values, which a test may change, and checked as the file is."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
+
+import msgspec
+
+from deploy.run.files.report import LayerRow, ObservationRow, ReportFile
+
+LATENCY: dict[str, Any] = {
+    "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "p99_ms": 2.41, "throughput": 530.8,
+    "clock": "thread CPU time", "batch": 1, "rounds": 15, "machine": "a processor, Linux x86_64", "predicted_ratio": 0.639,
+    "predicted_interval": [0.621, 0.657], "predicted_from": 7,
+}  # fmt: skip
 
 
 def stage(
@@ -39,32 +49,40 @@ def layer(path: str, index: int = 0, bits: int = 8, **other: Any) -> dict[str, A
     }
 
 
-def report(count: int = 20, **other: Any) -> dict[str, Any]:
-    """A run on ort-cpu that met its budget."""
+VERIFICATION: dict[str, Any] = {
+    "schema": 2,
+    "policy": "conv1=w8a8",
+    "metric": "top-1",
+    "samples": 10_000,
+    "stages": {
+        "eager": stage(0.885),
+        "float": stage(0.885, 0.0, 1.0),
+        "fake_quant": stage(0.8842, -0.0008, 0.991),
+        "onnx": stage(0.8842, 0.0, 1.0),
+        "engine": stage(0.8841, -0.0001, 0.9997),
+    },
+    "lost_at": None,
+    "explanation": "",
+}
+
+
+def report(count: int = 20, **other: Any) -> ReportFile:
+    """A run on ort-cpu that met its budget; `other` takes the place of some of its content."""
+    return msgspec.convert(plain_report(count, **other), ReportFile)
+
+
+def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
+    """What is in the file of `report`."""
     return {
-        "schema": 1,
+        "schema": 2,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "engine": "engine.ort-cpu.onnx",
         "float_engine": "engine.float.onnx",
         "policy": {"conv1": "w8a8"},
-        "accuracy": {"float": 0.885, "fake_quant": 0.8842, "onnx": 0.8842, "engine": 0.8841},
-        "verification": {
-            "metric": "top-1",
-            "samples": 10_000,
-            "stages": {
-                "float": stage(0.885),
-                "fake_quant": stage(0.8842, -0.0008, 0.991),
-                "onnx": stage(0.8842, 0.0, 1.0),
-                "engine": stage(0.8841, -0.0001, 0.9997),
-            },
-            "lost_at": None,
-            "explanation": "",
-        },
-        "latency": {
-            "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "predicted_ratio": 0.639,
-            "predicted_interval": [0.621, 0.657], "clock": "thread CPU time", "rounds": 15, "batch": 1,
-        },
+        "accuracy": {"eager": 0.885, "float": 0.885, "fake_quant": 0.8842, "onnx": 0.8842, "engine": 0.8841},
+        "verification": VERIFICATION,
+        "latency": LATENCY,
         "latency_note": None,
         "size_bytes": 301_000,
         "float_size_bytes": 1_093_000,
@@ -85,6 +103,7 @@ def report(count: int = 20, **other: Any) -> dict[str, Any]:
         "skipped": [],
         "refused": {},
         "warnings": [],
+        "finetuning": None,
         "settings": {"rounding": "gptq", "formats": ["w8a8", "fp32"], "resume": True},
         "versions": {"torch": "2.13.0", "onnxruntime": "1.24.1"},
         "machine": "a processor, Linux x86_64",
@@ -93,41 +112,47 @@ def report(count: int = 20, **other: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def observation(label: str, predicted: float, measured: float, *, met: bool = True) -> dict[str, Any]:
+def observation(
+    label: str, predicted: float, measured: float | None, *, met: bool = True, refused: str | None = None
+) -> dict[str, Any]:
     return {
         "label": label,
         "predicted": predicted,
         "predicted_interval": [predicted - 0.018, predicted + 0.018],
         "measured": measured,
-        "measured_interval": [measured - 0.004, measured + 0.004],
+        "measured_interval": None if measured is None else [measured - 0.004, measured + 0.004],
+        "refused": refused,
         "met": met,
     }
 
 
-def unmeasured(**other: Any) -> dict[str, Any]:
+def layer_rows(*layers: dict[str, Any]) -> tuple[LayerRow, ...]:
+    return msgspec.convert(layers, tuple[LayerRow, ...])
+
+
+def observation_rows(*observations: dict[str, Any]) -> tuple[ObservationRow, ...]:
+    return msgspec.convert(observations, tuple[ObservationRow, ...])
+
+
+def unmeasured(**other: Any) -> ReportFile:
     """Plans for GPUs that are not here."""
-    base = report()
-    verification = {
-        **base["verification"],
-        "stages": {**base["verification"]["stages"], "engine": stage(None, not_run="an NVIDIA GPU is needed")},
-    }
-    return {
-        **base,
+    verification = {**VERIFICATION, "stages": {**VERIFICATION["stages"], "engine": stage(None, not_run="an NVIDIA GPU is needed")}}
+    content = {
         "target": "tensorrt-rtx",
         "engine": {"sm86": "engine.tensorrt-rtx.sm86.plan", "sm120": "engine.tensorrt-rtx.sm120.plan"},
         "float_engine": None,
-        "accuracy": {**base["accuracy"], "engine": None},
         "verification": verification,
         "latency": None,
         "latency_note": "timing a plan needs an NVIDIA GPU of its compute capability",
+        "machine": None,
         "budget": "avg_bits=9",
         "limits": [{"cost": "avg_bits", "limit": 9, "reached": 8.31, "unit": "bits", "met": True}],
         "observations": [],
-        **other,
     }
+    return report(**{**content, **other})
 
 
-def long(count: int = 140) -> dict[str, Any]:
+def long(count: int = 140) -> ReportFile:
     """Many layers, everything wrong that can be, and hardly anything fast."""
     generator = random.Random(0)
     layers = [
@@ -143,12 +168,10 @@ def long(count: int = 140) -> dict[str, Any]:
         if one["score"] is not None:
             score = -generator.expovariate(150)
             one["score"], one["interval"] = score, [score * 1.6 - 0.001, score * 0.4 + 0.001]
-    base = report()
-    return {
-        **base,
+    content: dict[str, Any] = {
         "layers": layers,
         "latency": {
-            **base["latency"],
+            **LATENCY,
             "ratio": 1.12,
             "interval": [1.08, 1.15],
             "engine_ms": 12.1,
@@ -161,7 +184,7 @@ def long(count: int = 140) -> dict[str, Any]:
         ],
         "met": False,
         "budget": "latency=0.65x,size=500000 bytes",
-        "verification": {**base["verification"], "lost_at": "engine", "explanation": "The engine disagrees with the ONNX graph"},
+        "verification": {**VERIFICATION, "lost_at": "engine", "explanation": "The engine disagrees with the ONNX graph"},
         "observations": [
             observation(f"turn {i}", 0.9 + 0.02 * generator.random(), 1.1 + 0.03 * generator.random(), met=False) for i in range(14)
         ],
@@ -170,3 +193,4 @@ def long(count: int = 140) -> dict[str, Any]:
         "refused": {"head: w4a16b128": "its input dimension 100 is not a multiple of 128"},
         "warnings": ["14 conversions between integers and floats remain in the graph"],
     }
+    return report(**content)

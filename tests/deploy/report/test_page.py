@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -12,11 +10,23 @@ from typing import Any
 
 import pytest
 
-from calib.errors import UserError
-from deploy.report.answers import Answer, answers
+from calib.storage import json_text
+from deploy.report.answer import Answer
+from deploy.report.answers import answers
 from deploy.report.page import render_html, summary_lines, write_html
 from deploy.report.wording import aligned, amount, change, fixed, magnitude, measure, number, size
-from tests.deploy.report.report_sample import layer, long, report, stage, unmeasured
+from deploy.run.files.report import ReportFile
+from smpq.files import Interval
+from tests.deploy.report.report_sample import (
+    LATENCY,
+    VERIFICATION,
+    layer,
+    long,
+    observation,
+    report,
+    stage,
+    unmeasured,
+)
 
 QUESTIONS = [
     "Is it faster?",
@@ -69,7 +79,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def answer(content: dict[str, Any], index: int) -> Answer:
+def answer(content: ReportFile, index: int) -> Answer:
     return answers(content)[index]
 
 
@@ -87,7 +97,7 @@ def test_answers_come_first_in_the_order_they_are_asked() -> None:
 
 
 @pytest.mark.parametrize("content", [report(), unmeasured(), long(), report(0, policy={}), report(400)])
-def test_the_page_needs_nothing_but_itself(content: dict[str, Any]) -> None:
+def test_the_page_needs_nothing_but_itself(content: ReportFile) -> None:
     html = render_html(content)
     page = Page(html)
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "form"})
@@ -100,17 +110,17 @@ def test_the_page_needs_nothing_but_itself(content: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("content", [report(), long()])
-def test_every_layer_has_a_row_with_its_numbers(content: dict[str, Any]) -> None:
+def test_every_layer_has_a_row_with_its_numbers(content: ReportFile) -> None:
     rows = {row[0]: row for row in Page(render_html(content)).rows if len(row) == 8}
-    total = sum(one["parameters"] for one in content["layers"])
-    for one in content["layers"]:
-        row = rows[one["path"]]
-        assert row[1:4] == [one["operator"], f"{100 * one['parameters'] / total:.1f} %", one["format"]]
-        assert (row[4] == "–") == (one["score"] is None)
-        if one["score"] is not None:
-            assert float(row[4].replace("\N{MINUS SIGN}", "-")) == pytest.approx(one["score"], abs=6e-4)
+    total = sum(one.parameters for one in content.layers)
+    for one in content.layers:
+        row = rows[one.path]
+        assert row[1:4] == [one.operator, f"{100 * one.parameters / total:.1f} %", one.format]
+        assert (row[4] == "–") == (one.score is None)
+        if one.score is not None:
+            assert float(row[4].replace("\N{MINUS SIGN}", "-")) == pytest.approx(one.score, abs=6e-4)
             assert " to " in row[5]
-        assert row[7] == ("as planned" if one["kernel_agrees"] else "differs")
+        assert row[7] == ("as planned" if one.kernel_agrees else "differs")
 
 
 def test_long_tables_scroll_and_short_ones_do_not() -> None:
@@ -122,8 +132,28 @@ def test_faster_with_ratio_interval_and_times() -> None:
     first, times, predicted = answer(report(), 0).sentences
     assert first == "Yes: it takes 0.642 of the float engine's time, 95 % interval 0.639 to 0.647."
     assert times == "1.88 ms against 2.93 ms at batch 1; thread CPU time, 15 rounds, both engines in turn."
-    assert predicted == "Predicted was 0.639 (0.621 to 0.657), which agrees."
+    assert predicted == "Predicted was 0.639 (0.621 to 0.657) before it was built, from 7 other engines, which agrees."
     assert answer(report(), 0).verdict == "yes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "ending"),
+    [
+        ({"predicted_interval": [0.5, 0.6], "predicted_ratio": 0.55}, "from 7 other engines, which does not agree."),
+        ({"predicted_from": 1}, "from 1 other engine, which agrees."),
+    ],
+)
+def test_a_prediction_says_what_it_was_made_from_and_whether_it_agrees(changes: dict[str, Any], ending: str) -> None:
+    content = report(latency={**LATENCY, **changes})
+    assert answer(content, 0).sentences[-1].endswith(ending)
+    steps = " ".join(answer(content, 3).sentences)
+    assert ("Predicted and measured latency do not agree" in steps) == ("not agree" in ending)
+
+
+def test_without_a_prediction_nothing_is_said_about_one() -> None:
+    content = report(latency={**LATENCY, "predicted_ratio": None, "predicted_interval": None, "predicted_from": 0})
+    assert len(answer(content, 0).sentences) == 2
+    assert not any("redicted was" in line or "do not agree" in line for each in answers(content) for line in each.sentences)
 
 
 def test_slower_names_kernels_and_warnings_and_says_not_to_deploy() -> None:
@@ -138,7 +168,7 @@ def test_slower_names_kernels_and_warnings_and_says_not_to_deploy() -> None:
 
 
 def test_an_interval_around_one_is_no_answer() -> None:
-    content = report(latency={**report()["latency"], "ratio": 0.99, "interval": [0.97, 1.02]})
+    content = report(latency={**LATENCY, "ratio": 0.99, "interval": [0.97, 1.02]})
     assert answer(content, 0).verdict == "unknown"
     assert answer(content, 0).sentences[0].startswith("No difference can be shown: it takes 0.99 of")
     assert "1 of 20 layers are still floating point" in answer(content, 1).sentences[0]
@@ -166,15 +196,56 @@ def test_accuracy_names_the_stage_that_lost_it() -> None:
         ("onnx", "No: the ONNX graph loses"),
         ("fake_quant", "quantising itself cost"),
     ):
-        content = report(verification={**report()["verification"], "lost_at": lost_at, "explanation": "because"})
+        content = report(verification={**VERIFICATION, "lost_at": lost_at, "explanation": "because"})
         assert text in answer(content, 2).sentences[0]
         assert answer(content, 2).sentences[-1] == "Because."
-        assert answer(content, 3).sentences[0] != "Nothing has to change."
+        assert not answer(content, 3).sentences[0].startswith("Nothing has to change")
+
+
+def stages(**changes: Any) -> dict[str, Any]:
+    return {**VERIFICATION, "stages": {**VERIFICATION["stages"], **changes}}
+
+
+def test_a_loss_at_the_trace_is_a_bug_to_report() -> None:
+    content = report(verification={**stages(float=stage(0.8, -0.085, 0.9)), "lost_at": "float"})
+    found = answer(content, 2)
+    assert found.verdict == "no"
+    assert found.sentences[0].startswith("No: float PyTorch, the traced model, loses accuracy that PyTorch as given has.")
+    assert "please report it" in found.sentences[0]
+    assert answer(content, 3).sentences == ("Report it, and use no engine of this run: its float model is not your module.",)
+
+
+def test_the_first_stage_is_the_module_as_given_where_it_was_run() -> None:
+    assert answer(report(), 2).sentences[0].startswith("Yes: no stage from PyTorch as given to the engine loses")
+    assert "10,000 samples: PyTorch as given 88.50 % (87.90 to 89.10); float PyTorch 88.50 %" in answer(report(), 2).sentences[1]
+    assert answer(report(), 2).sentences[2].startswith("Step to float PyTorch: +0.00 ")
+    without = {**VERIFICATION, "stages": {name: row for name, row in VERIFICATION["stages"].items() if name != "eager"}}
+    without["stages"]["float"] = stage(0.885)
+    found = answer(report(verification=without), 2)
+    assert found.verdict == "yes"
+    assert found.sentences[0].startswith("Yes: no stage from float PyTorch to the engine loses")
+    assert "as given" not in " ".join(found.sentences)
+
+
+def test_a_smaller_loss_behind_a_larger_one_is_not_left_out() -> None:
+    changes = {"fake_quant": stage(0.80, -0.085, 0.9), "engine": stage(0.78, -0.02, 0.95)}
+    content = report(verification={**stages(**changes), "lost_at": "fake_quant"})
+    assert answer(content, 2).sentences[0] == "No: the engine loses accuracy that quantised PyTorch still has."
+    steps = answer(content, 3).sentences
+    assert steps[0].startswith("To win accuracy back, allow more budget; the lowest scores are")
+    assert steps[1].startswith("Find the layer that differs at the engine")
+
+
+def test_what_was_not_verified_is_not_the_same() -> None:
+    for content in (report(verification=None), report(verification={**VERIFICATION, "stages": {"engine": stage(0.885)}})):
+        assert answer(content, 2).verdict == "unknown"
+        assert answer(content, 2).sentences[0].startswith("Not ")
+    assert answer(report(verification=None), 3).sentences == ("Verify it before relying on its accuracy: `smpq verify`.",)
 
 
 def test_another_metric_is_not_written_in_percent() -> None:
     verification = {
-        **report()["verification"],
+        **VERIFICATION,
         "metric": "minus squared error",
         "stages": {"float": stage(-2.5), "engine": stage(-2.75, -0.25)},
     }
@@ -192,7 +263,13 @@ def test_next_steps_follow_from_the_data() -> None:
     assert unmet[0].startswith("size ≤ 200 kB is not met, the nearest reached is 301 kB: allow that much")
     assert "1 layer" in unmet[1]
     assert "interval includes zero (fc)" in unmet[1]
-    stability = {"resamples": 40, "undecided": ["fc"], "frequencies": {"fc": {"w8a8": 0.5, "w4a8": 0.5}}}
+    stability = {
+        "schema": 1,
+        "policy": "conv1=w8a8",
+        "resamples": 40,
+        "undecided": ["fc"],
+        "frequencies": {"fc": {"w8a8": 0.5, "w4a8": 0.5}},
+    }
     (undecided,) = answer(report(stability=stability), 3).sentences
     assert undecided.startswith("At this budget the scores cannot tell which format fc should get")
     assert answer(report(stability={**stability, "undecided": []}), 3).sentences == (nothing,)
@@ -214,8 +291,18 @@ def test_next_steps_follow_from_the_data() -> None:
         (report(layers=[layer("a", bits=3), layer("b"), layer("c", bits=4, format="w4a16b128")]), "no kernels for w3a8:"),
     ],
 )
-def test_orin(content: dict[str, Any], expected: str) -> None:
+def test_orin(content: ReportFile, expected: str) -> None:
     assert expected in " ".join(answer(content, 4).sentences)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "simulate", "ort-cuda", "jetson-orin", "tensorrt"])
+def test_latency_is_of_the_machine_that_timed_the_engine(target: str) -> None:
+    timed = report(target=target, machine="Orin Nano, L4T 36.4")
+    assert "It was timed on Orin Nano, L4T 36.4; the latency on another machine" in " ".join(answer(timed, 4).sentences)
+    assert "timed onOrin Nano, L4T 36.4" in Page(render_html(timed)).text
+    untimed = unmeasured(target=target)
+    assert "It was not timed: its latency has to be measured" in " ".join(answer(untimed, 4).sentences)
+    assert "timed onno machine, it was not timed" in Page(render_html(untimed)).text
 
 
 def test_formats_that_orin_has_are_not_complained_about() -> None:
@@ -223,22 +310,37 @@ def test_formats_that_orin_has_are_not_complained_about() -> None:
     assert "no kernels" not in " ".join(answer(report(layers=layers), 4).sentences)
 
 
-HOSTILE = "<script>alert('x')</script>\"&\x1b[2J"
+ACTING = "\x1b\x00\x07\x9b\u202e\u2066\udc80"
+HOSTILE = "<script>alert('x')</script>\"&" + ACTING
 
 
 def test_hostile_names_are_text() -> None:
     content = report(
         task=HOSTILE, budget=HOSTILE, layers=[layer(HOSTILE, kernel=HOSTILE, operator=HOSTILE, kernel_agrees=False)], warnings=[HOSTILE],
         engine=HOSTILE, skipped=[{"path": HOSTILE, "operator": HOSTILE, "reason": HOSTILE}], refused={HOSTILE: HOSTILE}, machine=HOSTILE,
-        settings={HOSTILE: [HOSTILE]}, versions={HOSTILE: HOSTILE}, latency={**report()["latency"], "interval": [1.1, 1.2], "clock": HOSTILE},
-        observations=[{**report()["observations"][0], "label": HOSTILE}],
+        settings={HOSTILE: [HOSTILE]}, versions={HOSTILE: HOSTILE}, latency={**LATENCY, "interval": [1.1, 1.2], "clock": HOSTILE},
+        observations=[observation(HOSTILE, 0.5, 0.6), observation("refused", 0.5, None, refused=HOSTILE, met=False)],
     )  # fmt: skip
     html = render_html(content)
     assert "<script" not in html
     page = Page(html)
     assert "script" not in {tag for tag, _ in page.tags}
     assert page.text.count("<script>alert('x')</script>") >= 12
-    assert "\x1b" not in "".join(summary_lines(content))
+    assert not set(ACTING) & set(html + "".join(summary_lines(content)))
+    assert "\ufffd" in summary_lines(content)[1]
+
+
+def test_a_refused_engine_has_its_reason_in_place_of_figures() -> None:
+    refused = observation("turn 3", 0.6, None, refused="no kernel for <w3a8>", met=False)
+    page = Page(render_html(report(observations=[observation("turn 1", 0.63, 0.662, met=False), refused])))
+    assert ["2", "turn 3", "0.600", "0.582 to 0.618", "refused: no kernel for <w3a8>"] in page.rows
+    assert ["1", "turn 1", "0.630", "0.612 to 0.648", "0.662", "0.658 to 0.666", "over"] in page.rows
+    assert "1 engine, measured in turn" in page.text
+    (wide,) = [given for tag, given in page.tags if "colspan" in given]
+    assert wide == {"class": "text", "colspan": "3"}
+    alone = Page(render_html(report(observations=[refused])))
+    assert "Predicted against measured latency" in alone.headings
+    assert "refused: no kernel for <w3a8>" in alone.text
 
 
 def test_what_was_left_out_and_where_it_came_from() -> None:
@@ -252,50 +354,23 @@ def test_what_was_left_out_and_where_it_came_from() -> None:
 
 
 def test_numbers_are_written_to_what_they_carry() -> None:
-    assert [number(value) for value in (0.64214, 1234.56, None, math.nan, -0.5)] == ["0.642", "1235", "–", "–", "−0.5"]
+    assert [number(value) for value in (0.64214, 1234.56, None, -0.5)] == ["0.642", "1235", "–", "−0.5"]
     assert [size(value) for value in (12, 301_000, 1_093_000)] == ["12 B", "301 kB", "1.09 MB"]
     assert [magnitude(value) for value in (3.1e9, 950, 2.5e13)] == ["3.1 G", "950", "25 T"]
     assert [amount(0.65, "x"), amount(1.5, "ms"), amount(2e9, "bops"), amount(9, "")] == ["0.65x", "1.5 ms", "2 G bops", "9"]
-    assert measure(0.885, [0.88, 0.89], "top-1") == "88.50 % (88.00 to 89.00)"
+    assert measure(0.885, Interval(0.88, 0.89), "top-1") == "88.50 % (88.00 to 89.00)"
     assert change(0.001, "top-1", unit=True) == "+0.10 points"
     assert [fixed(value, aligned([-0.01, -0.0004])) for value in (-0.01, -0.0004, None)] == ["−0.0100", "−0.0004", "–"]
     assert aligned([None, 0.0]) == ".3f"
 
 
 def test_the_file_is_written_whole_beside_its_data(tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text(json.dumps(long()))
+    (tmp_path / "report.json").write_text(json_text(long()))
     (tmp_path / "report.html").write_text("old")
     page = write_html(tmp_path)
     assert page == tmp_path / "report.html"
     assert page.read_text(encoding="utf-8") == render_html(long())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "does not exist"),
-        (json.dumps(report())[:500], "damaged or cut off"),
-        ("", "damaged or cut off"),
-        ("\udcff", "damaged or cut off"),
-        ("[1]", "schema 'list'"),
-        (json.dumps({**report(), "schema": 2}), "schema 2"),
-        (json.dumps({"schema": 1, "task": "digits"}), "lacks accuracy, avg_bits"),
-        (json.dumps(report(layers=[{"path": "fc"}])), "incomplete"),
-        (json.dumps(report(verification=None)), "incomplete"),
-        (json.dumps(report(limits=7)), "incomplete"),
-    ],
-)
-def test_a_report_that_cannot_be_read_is_one_sentence_and_leaves_the_page(
-    tmp_path: Path, content: str | None, message: str
-) -> None:
-    if content is not None:
-        (tmp_path / "report.json").write_text(content, encoding="utf-8", errors="surrogateescape")
-    (tmp_path / "report.html").write_text("old")
-    with pytest.raises(UserError, match=message) as caught:
-        write_html(tmp_path)
-    assert "run `smpq run` or `smpq verify` again" in str(caught.value)
-    assert (tmp_path / "report.html").read_text() == "old"
 
 
 def test_no_model_library_is_loaded() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ET
 from itertools import pairwise
-from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot, short_names
-from tests.deploy.report.report_sample import layer, long, observation
+from deploy.run.files.report import LayerRow
+from tests.deploy.report.report_sample import layer, layer_rows, long, observation, observation_rows
 
 LETTER = 5.5  # px of a digit or letter at 11 px
 
@@ -64,22 +65,24 @@ def assert_inside(svg: str) -> None:
             assert 0 <= y <= height, (element.tag, element.attrib, element.text)
 
 
-MANY = long()["layers"]
+MANY = long().layers
 
 
 @pytest.mark.parametrize(
-    "layers", [[layer("fc")], [layer(f"l{i}", i) for i in range(20)], MANY, MANY * 4], ids=["1", "20", "140", "560"]
+    "layers",
+    [layer_rows(layer("fc")), layer_rows(*(layer(f"l{i}", i) for i in range(20))), MANY, MANY * 4],
+    ids=["1", "20", "140", "560"],
 )
-def test_every_layer_has_a_bar_and_a_point_inside_the_picture(layers: list[dict[str, Any]]) -> None:
+def test_every_layer_has_a_bar_and_a_point_inside_the_picture(layers: tuple[LayerRow, ...]) -> None:
     svg = bits_plot(layers)
     assert_inside(svg)
     assert len(of_class(svg, "rect", "bar")) == len(layers)
-    scored = [one for one in layers if one["score"] is not None]
+    scored = [one for one in layers if one.score is not None]
     assert len(of_class(svg, "circle", "point")) == len(of_class(svg, "line", "whisker")) == len(scored)
 
 
 def test_bars_and_points_of_a_layer_share_the_axis() -> None:
-    svg = bits_plot([layer(f"l{i}", i) for i in range(7)])
+    svg = bits_plot(layer_rows(*(layer(f"l{i}", i) for i in range(7))))
     for bar, point in zip(of_class(svg, "rect", "bar"), of_class(svg, "circle", "point"), strict=True):
         assert float(bar.attrib["x"]) + float(bar.attrib["width"]) / 2 == pytest.approx(float(point.attrib["cx"]), abs=0.15)
 
@@ -87,11 +90,11 @@ def test_bars_and_points_of_a_layer_share_the_axis() -> None:
 def test_integer_bars_stand_in_proportion_and_doublings_are_equal_steps_beside_floats() -> None:
     heights = [
         float(bar.attrib["height"])
-        for bar in of_class(bits_plot([layer("a", bits=2), layer("b", bits=4), layer("c", bits=8)]), "rect", "bar")
+        for bar in of_class(bits_plot(layer_rows(layer("a", bits=2), layer("b", bits=4), layer("c", bits=8))), "rect", "bar")
     ]
     assert heights[1] == pytest.approx(2 * heights[0], abs=0.2)
     assert heights[2] == pytest.approx(4 * heights[0], abs=0.2)
-    svg = bits_plot([layer(str(bits), bits=bits) for bits in (2, 4, 8, 16, 32)])
+    svg = bits_plot(layer_rows(*(layer(str(bits), bits=bits) for bits in (2, 4, 8, 16, 32))))
     heights = [float(bar.attrib["height"]) for bar in of_class(svg, "rect", "bar")]
     steps = [after - before for before, after in pairwise(heights)]
     assert steps == pytest.approx([steps[0]] * 4, abs=0.2)
@@ -99,7 +102,7 @@ def test_integer_bars_stand_in_proportion_and_doublings_are_equal_steps_beside_f
 
 
 def test_a_kernel_that_differs_is_marked() -> None:
-    svg = bits_plot([layer("a"), layer("b", kernel_agrees=False), layer("c", kernel_agrees=None)])
+    svg = bits_plot(layer_rows(layer("a"), layer("b", kernel_agrees=False), layer("c", kernel_agrees=None)))
     (marked,) = of_class(svg, "rect", "warn")
     assert [title.text for title in marked] == ["b: w8a8"]
 
@@ -111,17 +114,34 @@ def test_slanted_labels_keep_their_distance() -> None:
     assert min(after - before for before, after in pairwise(places)) >= 13
 
 
-def test_scores_that_are_missing_or_not_finite_are_left_out() -> None:
-    svg = bits_plot([layer("a", score=None, interval=None), layer("b", score=math.nan), layer("c", interval=[math.nan, 0.1])])
+def test_scores_that_are_missing_are_left_out() -> None:
+    svg = bits_plot(layer_rows(layer("a", score=None, interval=None), layer("b")))
     assert_inside(svg)
-    assert "nan" not in svg
     assert len(of_class(svg, "circle", "point")) == 1
-    assert "no scores" in texts(bits_plot([layer("a", bits=32)]))
+    assert "no scores" in texts(bits_plot(layer_rows(layer("a", bits=32))))
     assert bits_plot([]) == ""
 
 
+EXTREMES = (0.0, 5e-324, 1e-300, 1e300, 1.7e308)
+
+
+@pytest.mark.parametrize("high", EXTREMES)
+@pytest.mark.parametrize("low", [-value for value in EXTREMES])
+def test_numbers_of_any_size_stay_in_the_picture(low: float, high: float) -> None:
+    seen = {**observation("a", high, 0.6), "predicted_interval": [low, high], "measured_interval": [low, high]}
+    points = long().pareto
+    ends = (replace(points[0], reached=low, value=high), replace(points[1], reached=high, value=low))
+    for svg in (
+        bits_plot(layer_rows(layer("a", bits=2**53, format="fp32"), layer("b", score=high, interval=[low, high]))),
+        latency_plot(observation_rows(seen), high),
+        pareto_plot(ends, "latency", low),
+    ):
+        assert_inside(svg)
+        assert "nan" not in svg
+
+
 def test_points_lie_above_the_diagonal_when_slower_than_predicted_and_over_the_budget_line_when_over() -> None:
-    svg = latency_plot([observation("fast", 0.6, 0.55), observation("slow", 0.6, 0.7, met=False)], 0.65)
+    svg = latency_plot(observation_rows(observation("fast", 0.6, 0.55), observation("slow", 0.6, 0.7, met=False)), 0.65)
     assert_inside(svg)
     (diagonal,) = [line for line in of_class(svg, "line", "diagonal") if line.attrib["y1"] != line.attrib["y2"]]
     (x1, y1), (x2, y2) = corners(diagonal)
@@ -134,18 +154,20 @@ def test_points_lie_above_the_diagonal_when_slower_than_predicted_and_over_the_b
     assert len(of_class(svg, "circle", "warn")) == 1
 
 
-def test_both_intervals_are_drawn_and_may_be_absent() -> None:
-    both = [element.attrib for element in of_class(latency_plot([observation("a", 0.6, 0.62)], None), "line", "whisker")]
+def test_both_intervals_are_drawn_and_what_was_refused_is_not() -> None:
+    measured, refused = observation("a", 0.6, 0.62), observation("b", 0.6, None, refused="no kernel", met=False)
+    svg = latency_plot(observation_rows(refused, measured), None)
+    both = [element.attrib for element in of_class(svg, "line", "whisker")]
+    assert len(both) == 2
     assert sum(line["y1"] == line["y2"] and line["x1"] != line["x2"] for line in both) == 1
     assert sum(line["x1"] == line["x2"] and line["y1"] != line["y2"] for line in both) == 1
-    bare = latency_plot([{**observation("a", 0.6, 0.6), "predicted_interval": None, "measured_interval": None}], None)
-    assert_inside(bare)
-    assert not of_class(bare, "line", "limit")
-    assert latency_plot([], 0.65) == latency_plot([observation("a", math.nan, 0.6)], 0.65) == ""
+    assert not of_class(svg, "line", "limit")
+    assert "2" in texts(svg), "the point keeps the number of its row in the table"
+    assert latency_plot([], 0.65) == latency_plot(observation_rows(refused), 0.65) == ""
 
 
 def test_numbers_of_crowded_points_do_not_cover_each_other() -> None:
-    svg = latency_plot(long()["observations"], 0.65)
+    svg = latency_plot(long().observations, 0.65)
     assert_inside(svg)
     assert len(of_class(svg, "circle", "point")) == 14
     labels = of_class(svg, "text", "label")
@@ -158,7 +180,7 @@ def test_numbers_of_crowded_points_do_not_cover_each_other() -> None:
 
 
 def test_pareto_runs_from_cheap_to_dear_and_marks_the_engine() -> None:
-    points = long()["pareto"]
+    points = long().pareto
     svg = pareto_plot(points[::-1], "avg_bits", 8.31)
     assert_inside(svg)
     (curve,) = of_class(svg, "polyline", "curve")
@@ -174,13 +196,16 @@ def test_pareto_runs_from_cheap_to_dear_and_marks_the_engine() -> None:
 
 def test_names_are_escaped_and_the_picture_stays_well_formed() -> None:
     hostile = '"><script>alert(1)</script>&'
-    for svg in (bits_plot([layer(hostile)]), latency_plot([observation(hostile, 0.5, 0.5)], 0.6)):
+    for svg in (bits_plot(layer_rows(layer(hostile))), latency_plot(observation_rows(observation(hostile, 0.5, 0.5)), 0.6)):
         assert "<script" not in svg
         assert any(hostile in (title.text or "") for title in parse(svg).iter("title"))
+    acting = bits_plot(layer_rows(layer("a\x1b[2J\x00\u202eb")))
+    assert_inside(acting)
+    assert not {"\x1b", "\x00", "\u202e"} & set(acting)
 
 
 def test_short_names_tell_layers_apart() -> None:
-    names = short_names([one["path"] for one in MANY])
+    names = short_names([one.path for one in MANY])
     assert len(set(names)) == len(names)
     assert max(map(len, names)) <= 24
     assert names[0] == "0.attention.projection_0"

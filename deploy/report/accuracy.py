@@ -1,0 +1,107 @@
+"""Where accuracy was lost between the module as given and the engine, and what to do about it."""
+
+from __future__ import annotations
+
+from deploy.report.answer import Answer, Verdict, bare, capital, sentence, some
+from deploy.report.wording import change, counted, measure, number
+from deploy.run.files.engine import STAGES, StageName, StageRow, VerifyFile
+from deploy.run.files.report import ReportFile
+
+_NAMES: dict[StageName, str] = {
+    "eager": "PyTorch as given",
+    "float": "float PyTorch",
+    "fake_quant": "quantised PyTorch",
+    "onnx": "the ONNX graph",
+    "engine": "the engine",
+}
+_MADE_HERE: tuple[StageName, ...] = ("onnx", "engine")
+"""Stages that only a fault of the export or of the runtime can change."""
+
+
+def same_accuracy(report: ReportFile) -> Answer:
+    """Say whether the engine is as accurate as PyTorch, and which stage it lost accuracy at."""
+    question, verification = "Is the accuracy on the engine the same as in PyTorch?", report.verification
+    if verification is None:
+        return Answer(question, "unknown", ("Not verified: use `smpq verify`.",))
+    ran = [name for name in STAGES if name in verification.stages and verification.stages[name].mean is not None]
+    missing = [
+        f"{capital(_NAMES[name])} was not run: {bare(verification.stages[name].not_run)}."
+        for name in STAGES
+        if name in verification.stages and name not in ran
+    ]
+    explanation = [sentence(verification.explanation)] if verification.explanation else []
+    if not ran:
+        return Answer(question, "unknown", ("Not verified.", *missing, *explanation))
+    verdict, first = _verdict(ran, _lost(verification))
+    return Answer(question, verdict, (first, *_figures(verification, ran), *missing, *explanation))
+
+
+def accuracy_steps(report: ReportFile) -> list[str]:
+    """Say what to do about accuracy that was lost."""
+    if report.verification is None:
+        return ["Verify it before relying on its accuracy: `smpq verify`."]
+    lost = _lost(report.verification)
+    if "float" in lost:
+        return ["Report it, and use no engine of this run: its float model is not your module."]
+    steps = []
+    if "fake_quant" in lost:
+        scored = [(layer.score, layer.path) for layer in report.layers if layer.bits < 16 and layer.score is not None]
+        worst = [path for _, path in sorted(scored, key=lambda each: each[0])[:3]]
+        steps.append(
+            f"To win accuracy back, allow more budget{f'; the lowest scores are those of {some(worst)}' if worst else ''}."
+        )
+    for name in _MADE_HERE:
+        if name in lost:
+            steps.append(
+                f"Find the layer that differs at {_NAMES[name]}: set half of policy.json to a float format, `smpq verify`, and halve again."
+            )
+    return steps
+
+
+def _lost(verification: VerifyFile) -> list[StageName]:
+    """Return the stages with a drop that can be told from chance; `lost_at` is only the largest."""
+    return [name for name in STAGES if name == verification.lost_at or _drops(verification.stages.get(name))]
+
+
+def _drops(stage: StageRow | None) -> bool:
+    return stage is not None and stage.change_interval is not None and stage.change_interval.high < 0
+
+
+def _verdict(ran: list[StageName], lost: list[StageName]) -> tuple[Verdict, str]:
+    made_here = [name for name in _MADE_HERE if name in lost]
+    if "float" in lost:
+        return "no", (
+            "No: float PyTorch, the traced model, loses accuracy that PyTorch as given has. The trace is not your module: this is a bug or a "
+            "model that is not supported, please report it."
+        )
+    if made_here:
+        return (
+            "no",
+            f"No: {' and '.join(_NAMES[name] for name in made_here)} {_lose(made_here)} accuracy that quantised PyTorch still has.",
+        )
+    if ran[-1] != "engine":
+        return "unknown", f"Not verified on the engine; {_NAMES[ran[-1]]} is the last stage that ran."
+    if "fake_quant" in lost:
+        return "no", "The engine computes what quantised PyTorch computes, but quantising itself cost accuracy."
+    if ran[0] not in ("eager", "float"):
+        return "unknown", f"Not compared with PyTorch; {_NAMES[ran[0]]} is the first stage that ran."
+    return "yes", f"Yes: no stage from {_NAMES[ran[0]]} to the engine loses accuracy that can be told from chance."
+
+
+def _lose(names: list[StageName]) -> str:
+    return "loses" if len(names) == 1 else "lose"
+
+
+def _figures(verification: VerifyFile, ran: list[StageName]) -> list[str]:
+    """Return the metric of each stage, and the step to each stage from the one before."""
+    metric, figures, steps = verification.metric, [], []
+    for name in ran:
+        stage = verification.stages[name]
+        if stage.mean is not None and stage.interval is not None:
+            figures.append(f"{_NAMES[name]} {measure(stage.mean, stage.interval, metric)}")
+        if name != ran[0] and stage.change is not None and stage.change_interval is not None:
+            same = "" if stage.agreement is None else f", {number(100 * stage.agreement)} % of predictions the same"
+            ends = stage.change_interval
+            between = f"{change(ends.low, metric)} to {change(ends.high, metric, unit=True)}"
+            steps.append(f"Step to {_NAMES[name]}: {change(stage.change, metric)} ({between}){same}.")
+    return [f"{capital(metric)} over {counted(verification.samples, 'sample')}: {'; '.join(figures)}.", *steps]
