@@ -102,7 +102,7 @@ def _additive(name: str, space: Space, cost: Callable[[Unit, Format], float], fi
         return sum(cost(unit, chosen) for unit in group.units)
 
     parts = {
-        group.name: {chosen: part(group, chosen) for chosen in {*space.formats[group.name], space.reference}}
+        group.name: {chosen: part(group, chosen) for chosen in space.priced(group.name)}
         for group in space.groups
     }
     return CostModel(name, fixed, parts, fixed + sum(part(group, FP32) for group in space.groups))

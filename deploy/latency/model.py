@@ -66,7 +66,7 @@ class LatencyModel:
         parts = {
             group.name: {
                 chosen: found.get(Term("format", group.name, str(chosen)), 0.0)
-                for chosen in {*self.space.formats[group.name], self.space.reference}
+                for chosen in self.space.priced(group.name)
             }
             for group in self.space.groups
         }
