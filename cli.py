@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from calib.errors import UserError
+from deploy.numbers import DECIMAL, FURTHER_BATCH, PLACE, WHOLE
 from deploy.options import device_option, output_options, resource_options, run_argument, settings_from_options, task_options
 
 WRONG_INPUT = 2
@@ -75,7 +76,7 @@ def smpq(context: click.Context) -> None:
     "--budget", required=True, help="limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model"
 )
 @click.option(
-    "--finetune", type=float, help="epochs of fine-tuning on the task's training data  [default: 0; 4 with --method smpq or dmpq]"
+    "--finetune", type=DECIMAL, help="epochs of fine-tuning on the task's training data  [default: 0; 4 with --method smpq or dmpq]"
 )
 @click.option(
     "--method",
@@ -123,15 +124,15 @@ def score(out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any
 @smpq.command("train-supernet")
 @task_options
 @click.option(
-    "--epochs", type=int, default=10, show_default=True, help="Shapley values are estimated after each of the second half"
+    "--epochs", type=WHOLE, default=10, show_default=True, help="Shapley values are estimated after each of the second half"
 )
-@click.option("--steps", type=int, help="batches an epoch  [default: all of the training data]")
-@click.option("--walks", type=int, default=10, show_default=True, help="permutations for each estimate")
-@click.option("--held-out", type=int, default=512, show_default=True, help="calibration samples for each estimate")
+@click.option("--steps", type=WHOLE, help="batches an epoch  [default: all of the training data]")
+@click.option("--walks", type=WHOLE, default=10, show_default=True, help="permutations for each estimate")
+@click.option("--held-out", type=WHOLE, default=512, show_default=True, help="calibration samples for each estimate")
 @click.option(
-    "--gamma", type=float, default=0.5, show_default=True, help="walks end below this share of the supernet's metric; 0: never"
+    "--gamma", type=DECIMAL, default=0.5, show_default=True, help="walks end below this share of the supernet's metric; 0: never"
 )
-@click.option("--complexity", type=float, default=0.0, show_default=True, help="weight of the expected bit operations in the loss")
+@click.option("--complexity", type=DECIMAL, default=0.0, show_default=True, help="weight of the expected bit operations in the loss")
 @click.option("--contribution", default="metric", show_default=True, help="what operations contribute to: metric, loss, kl")
 @output_options
 def train_supernet(
@@ -188,9 +189,9 @@ def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, l
 
 @smpq.command()
 @run_argument
-@click.option("--epochs", type=float, default=4.0, show_default=True, help="passes over the training data")
+@click.option("--epochs", type=DECIMAL, default=4.0, show_default=True, help="passes over the training data")
 @click.option(
-    "--lr", type=float, default=0.02, show_default=True, help="peak learning rate of weights; that of step sizes is a tenth"
+    "--lr", type=DECIMAL, default=0.02, show_default=True, help="peak learning rate of weights; that of step sizes is a tenth"
 )
 @click.option(
     "--learn-activations/--fixed-activations",
@@ -235,7 +236,7 @@ def finetune(
     help="target, or onnx-qdq: plain Q/DQ nodes for trtexec, with its command",
 )
 @click.option(
-    "--batch", "batches", multiple=True, type=int, help="with onnx-qdq: one batch size, or three (smallest, usual, largest)"
+    "--batch", "batches", multiple=True, type=FURTHER_BATCH, help="with onnx-qdq: one batch size, or three (smallest, usual, largest)"
 )
 @output_options
 def export(run: Path, form: str, batches: tuple[int, ...], progress: Any) -> tuple[Any, list[str], int]:
@@ -273,7 +274,7 @@ def build(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
 @smpq.command()
 @run_argument
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="a further batch size to time; repeat for several")
+@click.option("--batch", "batches", multiple=True, type=FURTHER_BATCH, help="a further batch size to time; repeat for several")
 @device_option
 @output_options
 def measure(run: Path, batches: tuple[int, ...], device: str, progress: Any) -> tuple[Any, list[str], int]:
@@ -294,7 +295,7 @@ def measure(run: Path, batches: tuple[int, ...], device: str, progress: Any) -> 
 
 @smpq.command()
 @run_argument
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=PLACE)
 @click.option("--budget", help="limits with a latency, e.g. latency=0.7x (see smpq run)  [default: those of the last bundle]")
 @output_options
 @resource_options
@@ -318,7 +319,7 @@ def bundle(run: Path, directory: Path, budget: str | None, progress: Any, resour
 
 @smpq.command()
 @run_argument
-@click.argument("measurements", type=click.Path(path_type=Path))
+@click.argument("measurements", type=PLACE)
 @output_options
 @resource_options
 def feedback(run: Path, measurements: Path, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
@@ -350,8 +351,8 @@ def feedback(run: Path, measurements: Path, progress: Any, resources: Any) -> tu
 @click.option(
     "--estimator", default="adaptive", show_default=True, help="adaptive, permutation, antithetic, stratified, truncated, exact"
 )
-@click.option("--evaluations", type=int, help="policies that may be evaluated  [default: half as many as scoring]")
-@click.option("--precision", type=float, default=0.0, help="stop when all standard errors are below this share of the spread")
+@click.option("--evaluations", type=WHOLE, help="policies that may be evaluated  [default: half as many as scoring]")
+@click.option("--precision", type=DECIMAL, default=0.0, help="stop when all standard errors are below this share of the spread")
 @output_options
 @resource_options
 def explain(run: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
