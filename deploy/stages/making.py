@@ -12,7 +12,7 @@ from deploy.devices.base import Candidate
 from deploy.engines import Engines, Kernel, engine_names, plan_kernels
 from deploy.export import export_float
 from deploy.finetuning import tuned, version_key
-from deploy.latency.bench import THOROUGH, Bench
+from deploy.latency.bench import FINAL, Bench
 from deploy.latency.observations import Measured, keep_measured
 from deploy.latency.prediction import prediction
 from deploy.lower import lower
@@ -23,6 +23,7 @@ from smpq.plan import QuantPlan
 from smpq.policy import Policy
 
 FLOAT_MODEL = "model.float.onnx"
+_FIGURES = ("engine_ms", "float_ms", "p99_ms", "p99_calls", "p99_note", "throughput", "clock", "batch")
 
 
 def export_float_model(prepared: Prepared) -> Path:
@@ -115,11 +116,11 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
         "predicted_ratio": predicted.ratio if predicted is not None else None,
         "predicted_interval": list(predicted.interval) if predicted is not None else None,
         "predicted_from": predicted.engines if predicted is not None else 0,
-        "rounds": THOROUGH.rounds,
+        "rounds": FINAL.rounds,
         "machine": bench.machine,
         "measurement": result.to_json(),
         "batches": [each.result.to_json() for each in others],
-        **{name: getattr(result, name) for name in ("engine_ms", "float_ms", "p99_ms", "throughput", "clock", "batch")},
+        **{name: getattr(result, name) for name in _FIGURES},
     }
     prepared.run.write_json("latency.json", record)
     if prepared.builds_on_device and result.layers is not None:
@@ -129,7 +130,7 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
 
 
 def _timed(bench: Bench, policy: Policy, candidate: Candidate, batch: int | None) -> Measured:
-    (measured,) = bench.measure([(policy, candidate)], THOROUGH, batch)
+    (measured,) = bench.measure([(policy, candidate)], FINAL, batch)
     if measured.result.failed is not None:
         raise UserError(f"the engine cannot be timed: {measured.result.failed}")
     return measured
