@@ -135,9 +135,10 @@ def score(out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any
 @click.option("--complexity", type=DECIMAL, default=0.0, show_default=True, help="weight of the expected bit operations in the loss")
 @click.option("--contribution", default="metric", show_default=True, help="what operations contribute to: metric, loss, kl")
 @output_options
+@resource_options
 def train_supernet(
     epochs: int, steps: int | None, walks: int, held_out: int, gamma: float, complexity: float, contribution: str, out: Path,
-    progress: Any, **options: Any,
+    progress: Any, resources: Any, **options: Any,
 ) -> tuple[Any, list[str], int]:  # fmt: skip
     """Train a network that holds all formats of every layer, and score them: supernet.safetensors, supernet.json.
 
@@ -158,7 +159,7 @@ def train_supernet(
         complexity=complexity,
         game=GameSettings((contribution,)),
     )
-    with open_run(out, progress, settings_from_options(options)) as prepared:
+    with open_run(out, progress, settings_from_options(options), resources) as prepared:
         _, state = supernet_stage(prepared, settings)
     found = state.contributions[contribution]
     line = f"supernet: {out / 'supernet.safetensors'} ({found.updates} estimates, {len(found.walks)} walks, {found.truncated} of them cut)"
@@ -200,8 +201,9 @@ def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, l
 )
 @click.option("--keep", default="end", show_default=True, help="end, or better: the start where calibration data like it better")
 @output_options
+@resource_options
 def finetune(
-    run: Path, epochs: float, lr: float, learn_activations: bool | None, keep: str, progress: Any
+    run: Path, epochs: float, lr: float, learn_activations: bool | None, keep: str, progress: Any, resources: Any
 ) -> tuple[Any, list[str], int]:
     """Train the weights of policy.json in their formats: finetuned.safetensors, finetune.json. The task needs training data.
 
@@ -216,8 +218,8 @@ def finetune(
     settings = FineTuneSettings(
         epochs=epochs, learning_rate=lr, step_learning_rate=lr / 10, learn_activations=learn_activations, keep=keep
     )
-    prepared = open_run(run, progress)
-    record = finetune_stage(prepared, read_policy(prepared), settings)
+    with open_run(run, progress, resources=resources) as prepared:
+        record = finetune_stage(prepared, read_policy(prepared), settings)
     before, after = record["before"], record["after"]
     line = (
         f"fine-tuned: {run / 'finetuned.safetensors'} (on calibration data: value {before['value']:.6g} to {after['value']:.6g}, "

@@ -66,7 +66,7 @@ def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--torch-device",
         default="auto",
         show_default=True,
-        help="where PyTorch evaluates: auto (a GPU if there is one), cpu, cuda, cuda:N",
+        help="where PyTorch evaluates and trains: auto (a GPU if there is one), cpu, cuda, cuda:N",
     )
     @click.option("--memory-limit", type=DECIMAL, metavar="MB", help="memory that the activations of one evaluation may take")
     @wraps(command)
