@@ -13,6 +13,7 @@ from rich.console import Console
 from calib.errors import UserError
 from calib.storage import plain
 from deploy.internal_error import InternalError
+from deploy.numbers import DECIMAL, FURTHER_BATCH, PLACE, WHOLE
 from deploy.options import device_option, output_options, resource_options, run_argument, settings_from_options, task_options
 
 NOT_MET = 1
@@ -84,7 +85,7 @@ def smpq(context: click.Context) -> None:
     "--budget", required=True, help="limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model"
 )
 @click.option(
-    "--finetune", type=float, help="epochs of fine-tuning on the task's training data  [default: 0; 4 with --method smpq or dmpq]"
+    "--finetune", type=DECIMAL, help="epochs of fine-tuning on the task's training data  [default: 0; 4 with --method smpq or dmpq]"
 )
 @click.option(
     "--method",
@@ -132,20 +133,23 @@ def score(out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any
 @smpq.command("train-supernet")
 @task_options
 @click.option(
-    "--epochs", type=int, default=10, show_default=True, help="Shapley values are estimated after each of the second half"
+    "--epochs", type=WHOLE, default=10, show_default=True, help="Shapley values are estimated after each of the second half"
 )
-@click.option("--steps", type=int, help="batches an epoch  [default: all of the training data]")
-@click.option("--walks", type=int, default=10, show_default=True, help="permutations for each estimate")
-@click.option("--held-out", type=int, default=512, show_default=True, help="calibration samples for each estimate")
+@click.option("--steps", type=WHOLE, help="batches an epoch  [default: all of the training data]")
+@click.option("--walks", type=WHOLE, default=10, show_default=True, help="permutations for each estimate")
+@click.option("--held-out", type=WHOLE, default=512, show_default=True, help="calibration samples for each estimate")
 @click.option(
-    "--gamma", type=float, default=0.5, show_default=True, help="walks end below this share of the supernet's metric; 0: never"
+    "--gamma", type=DECIMAL, default=0.5, show_default=True, help="walks end below this share of the supernet's metric; 0: never"
 )
-@click.option("--complexity", type=float, default=0.0, show_default=True, help="weight of the expected bit operations in the loss")
+@click.option(
+    "--complexity", type=DECIMAL, default=0.0, show_default=True, help="weight of the expected bit operations in the loss"
+)
 @click.option("--contribution", default="metric", show_default=True, help="what operations contribute to: metric, loss, kl")
 @output_options
+@resource_options
 def train_supernet(
     epochs: int, steps: int | None, walks: int, held_out: int, gamma: float, complexity: float, contribution: str, out: Path,
-    progress: Any, **options: Any,
+    progress: Any, resources: Any, **options: Any,
 ) -> tuple[Any, list[str], int]:  # fmt: skip
     """Train a network that holds all formats of every layer, and score them: supernet.safetensors, supernet.json.
 
@@ -167,7 +171,7 @@ def train_supernet(
         complexity=complexity,
         game=GameSettings((contribution,)),
     )
-    with open_run(out, progress, settings_from_options(options)) as prepared:
+    with open_run(out, progress, settings_from_options(options), resources) as prepared:
         _, state = supernet_stage(prepared, settings)
     found = state.contributions[contribution]
     line = f"supernet: {out / 'supernet.safetensors'} ({found.updates} estimates, {len(found.walks)} walks, {found.truncated} of them cut)"
@@ -198,9 +202,9 @@ def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, l
 
 @smpq.command()
 @run_argument
-@click.option("--epochs", type=float, default=4.0, show_default=True, help="passes over the training data")
+@click.option("--epochs", type=DECIMAL, default=4.0, show_default=True, help="passes over the training data")
 @click.option(
-    "--lr", type=float, default=0.02, show_default=True, help="peak learning rate of weights; that of step sizes is a tenth"
+    "--lr", type=DECIMAL, default=0.02, show_default=True, help="peak learning rate of weights; that of step sizes is a tenth"
 )
 @click.option(
     "--learn-activations/--fixed-activations",
@@ -209,8 +213,9 @@ def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, l
 )
 @click.option("--keep", default="end", show_default=True, help="end, or better: the start where calibration data like it better")
 @output_options
+@resource_options
 def finetune(
-    run: Path, epochs: float, lr: float, learn_activations: bool | None, keep: str, progress: Any
+    run: Path, epochs: float, lr: float, learn_activations: bool | None, keep: str, progress: Any, resources: Any
 ) -> tuple[Any, list[str], int]:
     """Train the weights of policy.json in their formats: finetuned.safetensors, finetune.json. The task needs training data.
 
@@ -225,8 +230,8 @@ def finetune(
     settings = FineTuneSettings(
         epochs=epochs, learning_rate=lr, step_learning_rate=lr / 10, learn_activations=learn_activations, keep=keep
     )
-    prepared = open_run(run, progress)
-    record = finetune_stage(prepared, read_policy(prepared), settings)
+    with open_run(run, progress, resources=resources) as prepared:
+        record = finetune_stage(prepared, read_policy(prepared), settings)
     before, after = record.before, record.after
     line = (
         f"fine-tuned: {run / 'finetuned.safetensors'} (on calibration data: value {before.value:.6g} to {after.value:.6g}, "
@@ -245,7 +250,11 @@ def finetune(
     help="target, or onnx-qdq: plain Q/DQ nodes for trtexec, with its command",
 )
 @click.option(
-    "--batch", "batches", multiple=True, type=int, help="with onnx-qdq: one batch size, or three (smallest, usual, largest)"
+    "--batch",
+    "batches",
+    multiple=True,
+    type=FURTHER_BATCH,
+    help="with onnx-qdq: one batch size, or three (smallest, usual, largest)",
 )
 @output_options
 def export(run: Path, form: str, batches: tuple[int, ...], progress: Any) -> tuple[Any, list[str], int]:
@@ -283,11 +292,11 @@ def build(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
 @smpq.command()
 @run_argument
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="a further batch size to time; repeat for several")
+@click.option("--batch", "batches", multiple=True, type=FURTHER_BATCH, help="a further batch size to time; repeat for several")
 @device_option
 @output_options
 def measure(run: Path, batches: tuple[int, ...], device: str, progress: Any) -> tuple[Any, list[str], int]:
-    """Time the engine against the float engine: interleaved rounds, bootstrap intervals, p99, throughput. Writes latency.json."""
+    """Time the engine against the float engine: interleaved rounds, intervals, p99 of single calls. Writes latency.json."""
     from deploy.pipeline import open_run
     from deploy.stages import measure as measure_stage
     from deploy.stages import read_policy
@@ -296,16 +305,19 @@ def measure(run: Path, batches: tuple[int, ...], device: str, progress: Any) -> 
         record = measure_stage(prepared, read_policy(prepared), batches)
     lines = [
         f"batch {row.batch}: {row.ratio:.3f}x of float [{row.ratio_interval.low:.3f}, {row.ratio_interval.high:.3f}]: "
-        f"{row.engine_ms:.4g} ms{f' (p99 {row.p99_ms:.4g})' if row.p99_ms is not None else ''} against {row.float_ms:.4g} ms, "
-        f"{row.throughput:.4g} samples/s"
+        f"{row.engine_ms:.4g} ms{_tail(row)} against {row.float_ms:.4g} ms, {row.throughput:.4g} samples/s"
         for row in (record.measurement, *record.batches)
     ]
     return record, [*lines, f"on {record.machine}, {record.measurement.clock}"], 0
 
 
+def _tail(row: Any) -> str:
+    return f" (p99 of {row.p99_calls} single calls {row.p99_ms:.4g})" if row.p99_ms is not None else ""
+
+
 @smpq.command()
 @run_argument
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=PLACE)
 @click.option("--budget", help="limits with a latency, e.g. latency=0.7x (see smpq run)  [default: those of the last bundle]")
 @output_options
 @resource_options
@@ -329,7 +341,7 @@ def bundle(run: Path, directory: Path, budget: str | None, progress: Any, resour
 
 @smpq.command()
 @run_argument
-@click.argument("measurements", type=click.Path(path_type=Path))
+@click.argument("measurements", type=PLACE)
 @output_options
 @resource_options
 def feedback(run: Path, measurements: Path, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
@@ -361,8 +373,8 @@ def feedback(run: Path, measurements: Path, progress: Any, resources: Any) -> tu
 @click.option(
     "--estimator", default="adaptive", show_default=True, help="adaptive, permutation, antithetic, stratified, truncated, exact"
 )
-@click.option("--evaluations", type=int, help="policies that may be evaluated  [default: half as many as scoring]")
-@click.option("--precision", type=float, default=0.0, help="stop when all standard errors are below this share of the spread")
+@click.option("--evaluations", type=WHOLE, help="policies that may be evaluated  [default: half as many as scoring]")
+@click.option("--precision", type=DECIMAL, default=0.0, help="stop when all standard errors are below this share of the spread")
 @output_options
 @resource_options
 def explain(run: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:

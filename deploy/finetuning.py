@@ -85,7 +85,7 @@ def finetune(prepared: Prepared, policy: Policy, settings: FineTuneSettings) -> 
         prepared.fingerprint,
     )
     with prepared.progress.step("fine-tune"):
-        found = train(subject, prepared.batches, settings, _reporter(prepared))
+        found = train(subject, prepared.batches, settings, _reporter(prepared), prepared.resources.evaluates_on)
     if found.kept == "start":
         prepared.progress.warn(
             "fine-tuning did not improve the policy on the calibration data, and changed nothing: "

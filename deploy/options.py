@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,19 +13,16 @@ from rich.console import Console
 from calib.errors import UserError
 from calib.storage import json_text
 from deploy.internal_error import InternalError, foreseen
+from deploy.numbers import BATCH, DECIMAL, PLACE, SEED, WHOLE, WORKERS
 
 
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say what is searched; a run keeps them."""
     options = [
         click.option("--task", "task", required=True, help="digits, cifar10-resnet20, or your own as package.module:object"),
-        click.option("--data", type=click.Path(path_type=Path), help="the data the task needs (a directory)"),
-        click.option(
-            "--weights", type=click.Path(path_type=Path), help="the weights the task needs (.safetensors or a state_dict)"
-        ),
-        click.option(
-            "--out", type=click.Path(path_type=Path), required=True, help="the run directory; a run that is there goes on"
-        ),
+        click.option("--data", type=PLACE, help="the data the task needs (a directory)"),
+        click.option("--weights", type=PLACE, help="the weights the task needs (.safetensors or a state_dict)"),
+        click.option("--out", type=PLACE, required=True, help="the run directory; a run that is there goes on"),
         click.option(
             "--target",
             default="ort-cpu",
@@ -41,15 +37,18 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--observer", default="mse", show_default=True, help="range of activations: mse, minmax, percentile, entropy"),
         click.option("--rounding", default="gptq", show_default=True, help="rounding of weights: gptq, nearest"),
         click.option("--value", default="kl", show_default=True, help="what a policy is judged by: kl (no labels), loss, metric"),
-        click.option("--samples", type=int, default=512, show_default=True, help="calibration samples that judge a policy"),
+        click.option("--samples", type=WHOLE, default=512, show_default=True, help="calibration samples that judge a policy"),
         click.option("--effort", default="normal", show_default=True, help="how long to search: fast, normal, thorough"),
-        click.option("--evaluations", type=int, help="policies that scoring may evaluate  [default: by --effort]"),
+        click.option("--evaluations", type=WHOLE, help="policies that scoring may evaluate  [default: by --effort]"),
         click.option(
-            "--precision", type=float, default=0.0, help="stop scoring when all standard errors are below this share of the spread"
+            "--precision",
+            type=DECIMAL,
+            default=0.0,
+            help="stop scoring when all standard errors are below this share of the spread",
         ),
         click.option("--stable", is_flag=True, help="stop scoring when the decision for the budget no longer changes"),
-        click.option("--batch", type=int, default=1, show_default=True, help="batch size of the latency"),
-        click.option("--seed", type=int, default=0, show_default=True, help="seed of everything random"),
+        click.option("--batch", type=BATCH, default=1, show_default=True, help="batch size of the latency"),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="seed of everything random"),
     ]
     for option in reversed(options):
         command = option(command)
@@ -59,7 +58,7 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say what a run is computed with; they may change from command to command. Passed on as `resources`."""
 
-    @click.option("--workers", type=int, help="processes that evaluate  [default: 1, this one; with --ray all of the cluster]")
+    @click.option("--workers", type=WORKERS, help="processes that evaluate  [default: 1, this one; with --ray all of the cluster]")
     @click.option(
         "--ray", "address", help="evaluate on a Ray cluster: local (one on this machine), auto, host:port or ray://host:port"
     )
@@ -67,9 +66,9 @@ def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--torch-device",
         default="auto",
         show_default=True,
-        help="where PyTorch evaluates: auto (a GPU if there is one), cpu, cuda, cuda:N",
+        help="where PyTorch evaluates and trains: auto (a GPU if there is one), cpu, cuda, cuda:N",
     )
-    @click.option("--memory-limit", type=float, metavar="MB", help="memory that the activations of one evaluation may take")
+    @click.option("--memory-limit", type=DECIMAL, metavar="MB", help="memory that the activations of one evaluation may take")
     @wraps(command)
     def wrapped(
         *args: Any, workers: int | None, address: str | None, torch_device: str, memory_limit: float | None, **kwargs: Any
@@ -93,7 +92,7 @@ def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """The run directory. Passed on as `run`."""
-    return click.argument("run", type=click.Path(path_type=Path))(command)
+    return click.argument("run", type=PLACE)(command)
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:

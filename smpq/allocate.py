@@ -20,6 +20,7 @@ Values = Mapping[str, Mapping[Format, float]]
 """Group -> format -> what the policy gains by it; higher is better."""
 
 _TOLERANCE = 1e-9
+_SMALLEST_UNIT = 1e-6
 
 
 class Impossible(UserError):  # noqa: N818 - the name says what is wrong
@@ -193,7 +194,9 @@ def _chosen(policy: Policy, columns: _Columns) -> dict[int, float]:
 
 def _add_ceiling(rows: _Rows, ceiling: Ceiling, columns: _Columns, total: int, slack: int | None) -> int:
     """Add one budget row, in units of its limit; a transition gets a variable that is at least the difference of the two domains."""
-    unit, model = ceiling.limit, ceiling.model
+    model = ceiling.model
+    # where the limit is next to nothing, its unit would make coefficients that the solver cannot hold
+    unit = max(ceiling.limit, _SMALLEST_UNIT * max(abs(cost) for parts in model.parts.values() for cost in parts.values()))
     row = {column: model.parts[group][chosen] / unit for (group, chosen), column in columns.formats.items()}
     for cost in model.joins:
         name = cost.join.name
@@ -209,7 +212,7 @@ def _add_ceiling(rows: _Rows, ceiling: Ceiling, columns: _Columns, total: int, s
         total += 1
     if slack is not None:
         row[slack] = -1.0
-    rows.add(row, -np.inf, 1.0 - model.fixed / unit + _TOLERANCE)
+    rows.add(row, -np.inf, (ceiling.limit - model.fixed) / unit + _TOLERANCE)
     return total
 
 

@@ -18,8 +18,10 @@ _UNITS: dict[str, dict[str, float]] = {
 }
 """Cost -> suffix -> factor to the unit that the cost is counted in: milliseconds, bytes, bits, bit operations."""
 
-_NUMBER = re.compile(r"(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)(?P<suffix>[A-Za-z]*)")
+_NUMBER = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)(?P<suffix>[A-Za-z]*)")
 _EXAMPLE = "write for example latency=0.65x, latency=1.5ms, size=0.2x, size=200kB, avg_bits=3.5, bops=2G"
+_SMALLEST, _LARGEST = 1e-9, 1e30
+"""Of a limit in the unit of its cost, or as a fraction: nothing real is beyond, and the solver's numbers stay within reach."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ def _limit_from_text(part: str) -> Limit:
     number, suffix = float(match["number"]), match["suffix"]
     if not 0 < number < math.inf:
         raise UserError(f"budget {part!r}: the limit must be above zero and finite")
-    if suffix == "x":
-        return Limit(cost, number, relative=True)
     units: Mapping[str, float] = _UNITS[cost]
-    if suffix not in units and not (suffix == "" and cost == "size"):
+    if suffix not in units and suffix != "x" and not (suffix == "" and cost == "size"):
         known = ", ".join(filter(None, units)) or "no unit"
         raise UserError(
             f"budget {part!r}: unit {suffix!r} is not known for {cost}; use {known}, or x for a fraction of the float model"
         )
-    return Limit(cost, number * units.get(suffix, 1.0), relative=False)
+    value = number * units.get(suffix, 1.0)
+    if not _SMALLEST <= value <= _LARGEST:
+        raise UserError(f"budget {part!r}: the limit must be between {_SMALLEST:g} and {_LARGEST:g}")
+    return Limit(cost, value, relative=suffix == "x")

@@ -67,6 +67,10 @@ class Space:
         """How many (group, format) there are besides the reference."""
         return sum(chosen != self.reference for row in self.formats.values() for chosen in row)
 
+    def priced(self, group: str) -> tuple[Format, ...]:
+        """Return the formats of a group and the reference, each once and always in the same order: those that a cost is needed of."""
+        return tuple(dict.fromkeys((*self.formats[group], self.reference)))
+
     def size(self) -> int:
         """How many choices of formats there are; joins in float come on top (`every_policy`)."""
         total = 1

@@ -82,7 +82,7 @@ class Scores:
     def _shrunken(self) -> Values:
         """Format by format over all groups that may have it (`smpq.shrinkage`); the float format stays at 0."""
         values: dict[str, dict[Format, float]] = {group: dict.fromkeys(row, 0.0) for group, row in self.entries.items()}
-        for chosen in {chosen for row in self.entries.values() for chosen in row}:
+        for chosen in dict.fromkeys(chosen for row in self.entries.values() for chosen in row):
             scored = {group: row[chosen] for group, row in self.entries.items() if chosen in row and row[chosen].marginals}
             if scored:
                 alone = {group: score.alone for group, score in scored.items()}

@@ -55,7 +55,7 @@ class Result:
     """One candidate on one device: timed against the float engine, or failed with its reason.
 
     Times are milliseconds of one call, intervals 95 %, `throughput` is samples in a second, `build_seconds` the time to make the engine.
-    Of a failed candidate all figures are None, and `nodes` names the ONNX nodes that the runtime blames, if it says which. `key` is the hash of everything that the figures depend on, the device apart.
+    `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why. Of a failed candidate all figures are None, and `nodes` names the ONNX nodes that the runtime blames, if it says which. `key` is the hash of everything that the figures depend on, the device apart.
     """
 
     key: str
@@ -69,6 +69,8 @@ class Result:
     engine_ms: float | None
     float_ms: float | None
     p99_ms: float | None
+    p99_calls: int | None
+    p99_note: str | None
     throughput: float | None
     rounds_ms: tuple[float, ...]
     float_rounds_ms: tuple[float, ...]
@@ -108,7 +110,9 @@ _EXPECTED: dict[str, tuple[type, ...]] = {
     "ratio_interval": (list,),
     "engine_ms": _NUMBER,
     "float_ms": _NUMBER,
-    "p99_ms": _NUMBER,
+    "p99_ms": (int, float, type(None)),
+    "p99_calls": (int,),
+    "p99_note": (str, type(None)),
     "throughput": _NUMBER,
     "rounds_ms": (list,),
     "float_rounds_ms": (list,),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from deploy.prepare import Prepared
 from smpq.policy import Policy
 
 THOROUGH = Protocol(rounds=41, round_ms=15.0)
+FINAL = replace(THOROUGH, singles=1000)
 _NEAR = 0.03
 """A ratio this near to the limit, relatively, may fall on either side of it."""
 CANDIDATES = "candidates"

@@ -39,7 +39,7 @@ class Measured:
 
 def timed_row(result: Result) -> TimedRow:
     """Return the file form of a result; only of an engine that was built. UserError when its figures contradict each other."""
-    figures = ("batch", "ratio", "engine_ms", "float_ms", "p99_ms", "throughput", "clock")
+    figures = ("batch", "ratio", "engine_ms", "float_ms", "p99_ms", "p99_calls", "p99_note", "throughput", "clock")
     values = {name: getattr(result, name) for name in figures}
     try:
         return msgspec.convert({**values, "ratio_interval": list(result.ratio_interval or ())}, TimedRow)

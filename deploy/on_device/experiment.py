@@ -36,7 +36,7 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "fingerprint": str,
     "label": str,
 }
-_PROTOCOL_FIELDS = {"rounds": int, "round_ms": (int, float), "calls": int}
+_PROTOCOL_FIELDS = {"rounds": int, "round_ms": (int, float), "calls": int, "singles": int}
 _CANDIDATE_FIELDS = {"name": str, "model": str, "settings": dict}
 
 

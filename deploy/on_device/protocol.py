@@ -5,17 +5,23 @@ from __future__ import annotations
 import typing
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from deploy.on_device.state import machine
 
-_MEASUREMENT_SCHEMA = 2
+_MEASUREMENT_SCHEMA = 3
 _WARM_UP_CALLS = 3
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
+_SINGLES_MS = 500.0
+"""How long calls are timed one by one, at most."""
+_FEWEST_SINGLES = 100
+"""A 99th percentile of fewer calls is their maximum."""
+_COARSEST = 0.05
+"""The clock's step, as a share of the percentile, that still tells it."""
 
 
 class Timed(typing.Protocol):
@@ -51,11 +57,15 @@ class NotComparable(ValueError):  # noqa: N818 - the name says what is wrong
 
 @dataclass(frozen=True)
 class Protocol:
-    """How to measure: `rounds` rounds; in each, every engine runs at least `round_ms` milliseconds and at least `calls` times."""
+    """How to measure: `rounds` rounds; in each, every engine runs at least `round_ms` milliseconds and at least `calls` times.
+
+    After the rounds, `singles` calls at most are timed one by one, for the 99th percentile.
+    """
 
     rounds: int = 15
     round_ms: float = 12.0
     calls: int = 3
+    singles: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,8 @@ class Timing:
     """One engine: its rounds, and the ratio to the baseline of the same round.
 
     Times are milliseconds of one call; intervals are 95 %, bootstrap over rounds. `ratio` is 1 for the baseline itself. `p99_ms` is over
-    the single parts of all rounds, each a mean of several calls; `throughput` is samples in a second. `session` tells which timings were
-    made interleaved.
+    `p99_calls` calls that were timed one by one, or None, and `p99_note` says why. `throughput` is samples in a second. `session` tells
+    which timings were made interleaved.
     """
 
     latency_ms: float
@@ -72,7 +82,9 @@ class Timing:
     ratio: float
     ratio_interval: tuple[float, float]
     rounds_ms: tuple[float, ...]
-    p99_ms: float
+    p99_ms: float | None
+    p99_calls: int
+    p99_note: str | None
     throughput: float
     session: str
 
@@ -102,7 +114,7 @@ def measure_engines(
     After a warm-up the order within a round is shuffled, since an engine may profit from what ran before it. In a round each engine makes
     one call that is not timed, since others have filled the caches, and runs in two to five parts, of which the fastest counts: an
     interruption only ever adds time. The ratio of two engines is the median of their ratios within rounds, so that a machine that slows
-    down changes no ratio. Raises NotComparable when the clocks differ. Ours.
+    down changes no ratio. At the end each engine's calls are timed one by one. Raises NotComparable when the clocks differ. Ours.
     """
     protocol = protocol or Protocol()
     clocks = sorted({engine.clock for engine in engines.values()})
@@ -119,6 +131,7 @@ def measure_engines(
     session = uuid.uuid4().hex
     reference = _rounds(parts[baseline])
     timings = {name: _timing(parts[name], reference, generator, session, batch) for name in names}
+    timings = {name: replace(timing, **_tail(engines[name], timing.latency_ms, protocol)) for name, timing in timings.items()}
     return Measurement(timings, baseline, clocks[0], protocol, machine(), seed)
 
 
@@ -153,6 +166,28 @@ def _one_round(engine: Timed, repeats: int, protocol: Protocol) -> list[float]:
     return [engine.time(max(1, repeats // parts)) for _ in range(parts)]
 
 
+def _tail(engine: Timed, latency_ms: float, protocol: Protocol) -> dict[str, Any]:
+    """Time calls one by one; returns the 99th percentile, of how many calls it is, and why there is none."""
+    count = min(protocol.singles, int(_SINGLES_MS / max(latency_ms, 1e-6)))
+    if protocol.singles == 0:
+        return {"p99_ms": None, "p99_calls": 0, "p99_note": "no calls were timed one by one"}
+    if count < _FEWEST_SINGLES:
+        reason = f"only {count} calls fit into {_SINGLES_MS / 1000:g} s, and a 99th percentile needs {_FEWEST_SINGLES}"
+        return {"p99_ms": None, "p99_calls": 0, "p99_note": reason}
+    engine.time(_WARM_UP_CALLS)
+    times = np.sort([engine.time(1) for _ in range(count)])
+    p99 = float(np.percentile(times, 99))
+    steps = np.diff(np.unique(times))
+    step = float(steps.min()) if len(steps) else p99  # times that are all the same are one step of the clock
+    if step > _COARSEST * p99 or p99 == 0:
+        return {
+            "p99_ms": None,
+            "p99_calls": count,
+            "p99_note": f"the clock goes in steps of {step:.3g} ms, too coarse for single calls",
+        }
+    return {"p99_ms": p99, "p99_calls": count, "p99_note": None}
+
+
 def _rounds(parts: Sequence[Sequence[float]]) -> np.ndarray:
     return np.array([min(one_round) for one_round in parts])
 
@@ -169,7 +204,9 @@ def _timing(
         ratio=float(np.median(ratios)),
         ratio_interval=bootstrap_median(ratios, generator),
         rounds_ms=tuple(map(float, rounds)),
-        p99_ms=float(np.percentile(np.concatenate(parts), 99)),
+        p99_ms=None,
+        p99_calls=0,
+        p99_note=None,
         throughput=1000.0 * batch / latency,
         session=session,
     )

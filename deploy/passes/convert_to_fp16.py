@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ def convert_to_fp16(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> 
     3. A unit planned fp32 keeps float32 weights between two Casts.
     4. Left alone: integers, shapes, and inputs that ONNX wants as float32 (the sizes of Resize).
     """
-    full = {node for unit in units if plan.formats[unit.path] == FP32 for node in unit_nodes(model, unit).values()}
+    found = (node for unit in units if plan.formats[unit.path] == FP32 for node in unit_nodes(model, unit).values())
+    full = dict.fromkeys(found)  # in order, since casts are named as they are added
     changed = _convert_constants(model, full)
     for node in list(model.graph):
         if node in full:
@@ -49,7 +50,7 @@ def convert_to_fp16(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> 
     return changed
 
 
-def _convert_constants(model: ir.Model, full: set[ir.Node]) -> int:
+def _convert_constants(model: ir.Model, full: Container[ir.Node]) -> int:
     changed = 0
     for value in list(model.graph.initializers.values()):
         if value.dtype != ir.DataType.FLOAT or value.const_value is None:
@@ -102,7 +103,7 @@ def _surround(model: ir.Model, node: ir.Node) -> int:
     return casts + 1
 
 
-def _cast_ends(model: ir.Model, full: set[ir.Node]) -> int:
+def _cast_ends(model: ir.Model, full: Container[ir.Node]) -> int:
     casts = 0
     for value in model.graph.inputs:
         uses = [use for use in value.uses() if use.node not in full]

@@ -11,7 +11,7 @@ from deploy.devices.base import Candidate
 from deploy.engines import Engines, Kernel, engine_names, plan_kernels
 from deploy.export import export_float
 from deploy.finetuning import tuned, version_key
-from deploy.latency.bench import THOROUGH, Bench
+from deploy.latency.bench import FINAL, Bench
 from deploy.latency.observations import Measured, keep_measured, timed_row
 from deploy.latency.prediction import prediction
 from deploy.lower import lower
@@ -111,7 +111,7 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
     record = LatencyFile(
         policy=version_key(prepared, policy),
         machine=bench.machine,
-        rounds=THOROUGH.rounds,
+        rounds=FINAL.rounds,
         predicted_ratio=predicted.ratio if predicted is not None else None,
         predicted_interval=Interval(*predicted.interval) if predicted is not None else None,
         predicted_from=predicted.engines if predicted is not None else 0,
@@ -126,7 +126,7 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
 
 
 def _timed(bench: Bench, policy: Policy, candidate: Candidate, batch: int | None) -> Measured:
-    (measured,) = bench.measure([(policy, candidate)], THOROUGH, batch)
+    (measured,) = bench.measure([(policy, candidate)], FINAL, batch)
     if measured.result.failed is not None:
         raise UserError(f"the engine cannot be timed: {measured.result.failed}")
     return measured

@@ -171,6 +171,8 @@ def _latency(record: LatencyFile) -> LatencyPart:
         engine_ms=timed.engine_ms,
         float_ms=timed.float_ms,
         p99_ms=timed.p99_ms,
+        p99_calls=timed.p99_calls,
+        p99_note=timed.p99_note,
         throughput=timed.throughput,
         clock=timed.clock,
         batch=timed.batch,

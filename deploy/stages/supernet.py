@@ -34,7 +34,7 @@ def train_supernet(prepared: Prepared, settings: SupernetSettings | None = None)
     next(training_batches(prepared.task, 0))  # before minutes of calibration, not after
     subject = _subject(prepared)
     with prepared.progress.step("make the supernet"):
-        supernet = Supernet(subject)
+        supernet = Supernet(subject, prepared.resources.evaluates_on)
     state = SupernetState.load(run.file(SUPERNET), supernet) if run.has(SUPERNET) else None
     if settings is None:
         settings = SupernetSettings.from_json(state.settings) if state is not None else SupernetSettings()

@@ -18,6 +18,7 @@ from calib.task import Batch, Task
 from smpq.incremental import outputs_of
 from smpq.supernet.mixtures import SharedRounding, blend
 from smpq.supernet.network import Key, Supernet
+from smpq.training.placing import batch_on
 from smpq.value import VALUES, divergence
 
 _SAMPLES_AT_ONCE = 32
@@ -62,9 +63,10 @@ class SupernetGame:
         self.players = len(supernet.operations)
         self._supernet = supernet
         self._task = supernet.subject.task
-        self._traced = supernet.subject.traced
+        self._traced = supernet.graph.placed
         self._shares = supernet.shares()
-        self._batches = _split(batches) if self._traced.dynamic_batch else list(batches)
+        placed = [batch_on(batch, supernet.graph.device) for batch in batches]
+        self._batches = _split(placed) if self._traced.dynamic_batch else placed
         self._positions: dict[Key, list[int]] = {key: [] for key in supernet.rows}
         for index, operation in enumerate(supernet.operations):
             self._positions[operation.group, operation.side].append(index)

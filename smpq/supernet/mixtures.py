@@ -67,7 +67,7 @@ class MixedActivation(TrainedQuantizer):
         if len(self.candidates) == 1:
             only: Tensor = self.candidates[0](tensor)
             return only
-        zero = torch.zeros(())
+        zero = torch.zeros((), device=tensor.device)
         steps = [candidate.step if isinstance(candidate, LearnedActivation) else zero for candidate in self.candidates]
         mixed: Tensor = _MixRounded.apply(tensor, self.choice.shares(), self.quantizers(), *steps)
         return mixed
@@ -109,7 +109,7 @@ class _MixRounded(torch.autograd.Function):
         ctx: Any, tensor: Tensor, shares: Tensor, quantizers: Sequence[ActivationQuantizer | None], *steps: Tensor
     ) -> Tensor:
         rounded = [tensor if quantizer is None else quantizer(tensor) for quantizer in quantizers]
-        weights = shares.tolist()
+        weights = shares.cpu().tolist()
         total: Tensor = rounded[0] * weights[0]
         for part, weight in zip(rounded[1:], weights[1:], strict=True):
             total.add_(part, alpha=weight)

@@ -20,6 +20,7 @@ from calib.units import Unit
 from smpq.policy import Group, Space
 from smpq.supernet.mixtures import Choice, MixedActivation, MixedWeight
 from smpq.training.lsq import LearnedActivation, LearnedWeight, TrainedQuantizer
+from smpq.training.placing import CPU
 from smpq.training.trainable import TrainableGraph
 
 Side: TypeAlias = Literal["weight", "activation"]
@@ -63,8 +64,8 @@ class Supernet:
     3. Only inputs of layers are mixed, not what some runtimes also quantise (sums, results of convolutions).
     """
 
-    def __init__(self, subject: SupernetSubject) -> None:
-        """UserError when no layer has a choice."""
+    def __init__(self, subject: SupernetSubject, device: str = CPU) -> None:
+        """Make it on `device`, as torch names it. UserError when no layer has a choice."""
         self.subject = subject
         self.space = subject.space
         self.rows: dict[Key, tuple[Operation, ...]] = {}
@@ -75,8 +76,8 @@ class Supernet:
             raise UserError(
                 "no layer has more than one format to choose from: a supernet needs some, e.g. --formats w2a8,w3a8,w4a8"
             )
-        self.choices = {key: Choice(len(row)) for key, row in self.rows.items()}
-        self.graph = TrainableGraph(subject.traced, self.space.units, subject.original, subject.folded)
+        self.choices = {key: Choice(len(row)).to(device) for key, row in self.rows.items()}
+        self.graph = TrainableGraph(subject.traced, self.space.units, subject.original, subject.folded, device)
         self.weights: dict[str, MixedWeight] = {}
         self.inputs: dict[str, MixedActivation] = {}
         edges: dict[tuple[str, str], TrainedQuantizer] = {}
@@ -106,19 +107,21 @@ class Supernet:
     def shares(self) -> dict[Key, list[float]]:
         """Return softmax(alpha) of every candidate."""
         with torch.no_grad():
-            return {key: choice.shares().double().tolist() for key, choice in self.choices.items()}
+            return {key: choice.shares().double().cpu().tolist() for key, choice in self.choices.items()}
 
     def complexity(self, shares: Mapping[Key, Tensor | Sequence[float]] | None = None) -> Tensor:
         """Return sum_l MACs_l E[weight bits] E[activation bits] / sum_l MACs_l, a scalar in bit operations a MAC.
 
         EdMIPS, arXiv 2004.05795, eq. 10, normalised by all MACs. `shares` replaces softmax(alpha); otherwise alpha has a gradient.
         """
-        total, macs = torch.zeros(()), 0
+        device = self.graph.device
+        total, macs = torch.zeros((), device=device), 0
         for group in self.space.groups:
             expected = []
             for key in _keys(group.name):
-                row = self.choices[key].shares() if shares is None else torch.as_tensor(shares[key])
-                expected.append((row * torch.tensor([float(operation.bits) for operation in self.rows[key]])).sum())
+                row = self.choices[key].shares() if shares is None else torch.as_tensor(shares[key]).to(device)
+                bits = torch.tensor([float(operation.bits) for operation in self.rows[key]]).to(device)
+                expected.append((row * bits).sum())
             here = sum(unit.macs for unit in group.units)
             total = total + here * expected[0] * expected[1]
             macs += here
@@ -133,7 +136,7 @@ class Supernet:
                 continue
             chosen = next(f for f in self.space.formats[group.name] if f.weight_key == operation.name)
             calibrated = self.subject.calibration.weight(unit, chosen)
-            step = calibrated.scale / factor.reshape(-1, *[1] * (calibrated.scale.dim() - 1))
+            step = calibrated.scale.to(self.graph.device) / factor.reshape(-1, *[1] * (calibrated.scale.dim() - 1))
             candidates.append(LearnedWeight(step, calibrated.bits, calibrated.block))
         return MixedWeight(candidates, self.choices[group.name, "weight"])
 

@@ -42,8 +42,8 @@ class SupernetState:
         history: Sequence[Mapping[str, Any]],
         settings: Mapping[str, Any],
     ) -> SupernetState:
-        """Copy everything as it is now."""
-        tensors = {_GRAPH + name: tensor.detach().clone().contiguous() for name, tensor in supernet.graph.state_dict().items()}
+        """Copy everything as it is now, to the CPU."""
+        tensors = {_GRAPH + name: _copied(tensor) for name, tensor in supernet.graph.state_dict().items()}
         tensors |= _flat(weights, _WEIGHTS) | _flat(alphas, _ALPHAS)
         return cls(tensors, dict(contributions), tuple(history), settings, supernet.subject.fingerprint)
 
@@ -117,8 +117,12 @@ class SupernetState:
 
 def _flat(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     return {
-        f"{prefix}{index}/{name}": tensor.detach().clone().contiguous()
+        f"{prefix}{index}/{name}": _copied(tensor)
         for index, parts in optimizer.state_dict()["state"].items()
         for name, tensor in parts.items()
         if isinstance(tensor, Tensor)
     }
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone().contiguous()

@@ -23,6 +23,7 @@ from smpq.supernet.network import Supernet
 from smpq.supernet.removal import Removals, RemovalWalks
 from smpq.supernet.state import SupernetState
 from smpq.training.finetune import one_cycle
+from smpq.training.placing import batch_on, repeatable_on
 from smpq.value import divergence
 
 _MOMENTUM = 0.9
@@ -114,11 +115,23 @@ def train(
     keep: Callable[[SupernetState], None] = lambda _: None,
     report: Callable[[EpochReport], None] = lambda _: None,
 ) -> SupernetState:
-    """Train `supernet` in place, on from `state` if there is one; `keep` is given the state after every epoch.
+    """Train `supernet` in place, on its device, on from `state` if there is one; `keep` is given the state after every epoch.
 
     `held_out` batches are calibration data, which are never trained on. The same arguments give the same result, whether or not the training
     was stopped between. UserError when the task has no training data, and when the loss is not a number any more.
     """
+    with repeatable_on(supernet.graph.device):
+        return _train(supernet, held_out, settings, state, keep, report)
+
+
+def _train(
+    supernet: Supernet,
+    held_out: Sequence[Batch],
+    settings: SupernetSettings,
+    state: SupernetState | None,
+    keep: Callable[[SupernetState], None],
+    report: Callable[[EpochReport], None],
+) -> SupernetState:
     weights, alphas = _optimizers(supernet, settings)
     contributions = {value: Contributions.start(supernet.operations) for value in settings.game.values}
     history: list[dict[str, Any]] = []
@@ -171,7 +184,7 @@ def _train_epoch(
             group["lr"] = group["peak"] * one_cycle(min(step / total, 1.0))
         weights.zero_grad(set_to_none=True)
         alphas.zero_grad(set_to_none=True)
-        loss = _loss(supernet, batch, settings)
+        loss = _loss(supernet, batch_on(batch, graph.device), settings)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise UserError(

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from calib.task import Batch, Task
 from calib.units import Unit
 from smpq.plan import QuantPlan
 from smpq.training.finetuned import FineTuned, Judged
+from smpq.training.placing import CPU, batch_on, repeatable_on
 from smpq.training.plan import STARTS, attach_plan
 from smpq.training.trainable import TrainableGraph
 from smpq.value import divergence
@@ -106,14 +107,27 @@ class Subject:
 
 
 def finetune(
-    subject: Subject, batches: Sequence[Batch], settings: FineTuneSettings, report: Callable[[Progress], None] = lambda _: None
+    subject: Subject,
+    batches: Sequence[Batch],
+    settings: FineTuneSettings,
+    report: Callable[[Progress], None] = lambda _: None,
+    device: str = CPU,
 ) -> FineTuned:
     """Train the plan's weights on the task's training data; `batches` are calibration data, which judge start and end.
 
+    Everything is computed on `device`, as torch names it, and what is returned is on the CPU.
+
     What training ends with is kept, or with `settings.keep` "better" what it started from where that is better. UserError when the task has no training data, and when the loss is not a number any more.
     """
+    with repeatable_on(device):
+        return _finetune(subject, batches, settings, report, device)
+
+
+def _finetune(
+    subject: Subject, batches: Sequence[Batch], settings: FineTuneSettings, report: Callable[[Progress], None], device: str
+) -> FineTuned:
     started = time.monotonic()
-    graph = TrainableGraph(subject.traced, subject.units, subject.original, subject.folded)
+    graph = TrainableGraph(subject.traced, subject.units, subject.original, subject.folded, device)
     quantizers = attach_plan(graph, subject.plan, settings.learn_activations, settings.start)
     judge = _Judge(subject.task, graph, batches, settings.value)
     before = judge()
@@ -127,7 +141,7 @@ def finetune(
     return FineTuned(
         subject.key,
         subject.fingerprint,
-        graph.fold(),
+        {name: tensor.cpu() for name, tensor in graph.fold().items()},
         _weights(graph, subject.plan),
         {name: module.quantizer() for name, module in quantizers.items()},
         before,
@@ -188,7 +202,7 @@ def one_cycle(done: float) -> float:
 
 def _loss(graph: TrainableGraph, task: Task, batch: Batch, settings: FineTuneSettings) -> Tensor:
     output = graph.run(batch.inputs)
-    total = torch.zeros(())
+    total = torch.zeros((), device=graph.device)
     if settings.labels:
         total = total + settings.labels * _task_loss(task, output, batch).mean()
     if settings.distillation:
@@ -228,7 +242,7 @@ def _passes(task: Task, graph: TrainableGraph, seed: int) -> Iterator[Batch]:
         for batch in training_batches(task, epoch):
             if _fits(batch, graph):
                 usable += 1
-                yield batch
+                yield batch_on(batch, graph.device)
         if not usable:
             raise UserError("training() has no batch that the model can be trained on: batches need two samples or more")
 
@@ -259,7 +273,7 @@ class _Judge:
     def __init__(self, task: Task, graph: TrainableGraph, batches: Sequence[Batch], value: str) -> None:
         self._task = task
         self._graph = graph
-        self._batches = batches
+        self._batches = [batch_on(batch, graph.device) for batch in batches]
         self._value = value
         self._expected = [graph.reference(batch.inputs) if value == "kl" else None for batch in batches]
 
@@ -285,4 +299,5 @@ def _snapshot(graph: TrainableGraph) -> dict[str, Tensor]:
 
 
 def _weights(graph: TrainableGraph, plan: QuantPlan) -> dict[str, QuantizedWeight]:
-    return {path: graph.quantized(path) for path in plan.weights}
+    found = {path: graph.quantized(path) for path in plan.weights}
+    return {path: replace(weight, integers=weight.integers.cpu(), scale=weight.scale.cpu()) for path, weight in found.items()}

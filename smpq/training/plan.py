@@ -56,12 +56,12 @@ def _activation(quantizer: ActivationQuantizer, learn: bool | None) -> Activatio
 def _start_weight(graph: TrainableGraph, unit: Unit, calibrated: QuantizedWeight, start: str) -> LearnedWeight:
     """Unfold the calibrated steps, and place the weight by the calibrated integers."""
     factor = graph.factor(unit.path)
-    step = calibrated.scale / factor.reshape(-1, *[1] * (calibrated.scale.dim() - 1))
+    step = calibrated.scale.to(graph.device) / factor.reshape(-1, *[1] * (calibrated.scale.dim() - 1))
     quantizer = LearnedWeight(step, calibrated.bits, calibrated.block)
     if start != "float":
         leaf = graph.weights[unit.path]
         spread = quantizer.spread(leaf)
-        integers = calibrated.integers.float()
+        integers = calibrated.integers.to(graph.device).float()
         margin = _MARGIN if start == "nearby" else 0.0
         with torch.no_grad():
             scaled = leaf / spread

@@ -17,6 +17,7 @@ from calib.graph import TracedModel
 from calib.quantizer import QuantizedWeight
 from calib.units import Unit
 from smpq.training.lsq import LearnedWeight, TrainedQuantizer
+from smpq.training.placing import CPU, graph_on
 
 _SMALLEST_GAMMA = 1e-3
 """Of the mean magnitude in its layer: a channel that BatchNorm multiplies by less could not be folded without losing its integers."""
@@ -40,13 +41,18 @@ class TrainableGraph(nn.Module):
        that number turned round. Integers of the weight therefore stay the same when BatchNorm is folded.
     2. Without quantisers, in eval mode, it computes what the folded model does. `attach` puts quantisers on weights and tensors.
     3. In training mode BatchNorm uses the statistics of the batch and updates its own; `estimate_statistics` measures them afresh.
-    4. It works in channels-last order where the graph allows that, which is up to twice as fast on a CPU.
+    4. Parameters, quantisers and results are on `device`; inputs are taken there. The model and `traced` stay where they are.
+    5. It works in channels-last order where the graph allows that, which is up to twice as fast on a CPU.
     """
 
-    def __init__(self, traced: TracedModel, units: Sequence[Unit], original: nn.Module, folded: Sequence[Folded]) -> None:
+    def __init__(
+        self, traced: TracedModel, units: Sequence[Unit], original: nn.Module, folded: Sequence[Folded], device: str = CPU
+    ) -> None:
         """`original` is the model before folding and `folded` what `fold_batchnorm` said about it; neither is changed."""
         super().__init__()
         self.traced = traced
+        self.placed = graph_on(traced, device)
+        self.device = device
         self.units = tuple(units)
         self._arrange = _fastest_order(traced)
         norms = {pair.layer: original.get_submodule(pair.norm) for pair in folded}
@@ -56,14 +62,14 @@ class TrainableGraph(nn.Module):
         self._constants: dict[str, Tensor] = {}
         for node, name in traced.parameter_names.items():
             if name in trained and traced.nodes[node].users and traced.state[node].is_floating_point():
-                self._leaves[node] = nn.Parameter(self._arrange(traced.state[node].clone()))
+                self._leaves[node] = nn.Parameter(self._arrange(self.placed.state[node].clone()))
         self._unfolded: dict[str, str] = {}
         for unit in self.units:
             norm = norms.get(unit.path)
             if norm is not None and len(unit.calls) == 1 and unit.bias is not None:
                 self._unfold(unit, norm)
         self.weights: dict[str, nn.Parameter] = {unit.path: self._leaves[unit.weight] for unit in self.units}
-        self._frozen_state = {name: self._arrange(tensor) for name, tensor in traced.state.items()}
+        self._frozen_state = {name: self._arrange(tensor) for name, tensor in self.placed.state.items()}
         self._quantizers = nn.ModuleList()
         self._weight_quantizers: dict[str, TrainedQuantizer] = {}
         self._sources: dict[str, Edit] = {}
@@ -86,7 +92,7 @@ class TrainableGraph(nn.Module):
         for weight, call in self._unfolded.items():
             self._sources[call] = _behind(self._norms[weight], sources.get(call))
         distinct = {id(module): module for module in (*weights.values(), *sources.values(), *edges.values())}
-        self._quantizers = nn.ModuleList(distinct.values())
+        self._quantizers = nn.ModuleList(distinct.values()).to(self.device)
         self._quantizers.train(self.training)
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
@@ -95,11 +101,14 @@ class TrainableGraph(nn.Module):
         for weight, quantizer in self._weight_quantizers.items():
             parameters[weight] = quantizer(parameters[weight])
         edits = Edits(self._sources, self._edges, parameters)
-        return self.traced.run([self._arrange(x) for x in inputs], edits, gradient=torch.is_grad_enabled())
+        return self.placed.run(self._inputs(inputs), edits, gradient=torch.is_grad_enabled())
 
     def reference(self, inputs: Sequence[Tensor]) -> Any:
         """Return what the float model that was given computes; it is never changed, and no gradient is recorded."""
-        return self.traced.run([self._arrange(x) for x in inputs], Edits(parameters=self._frozen_state))
+        return self.placed.run(self._inputs(inputs), Edits(parameters=self._frozen_state))
+
+    def _inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return [self._arrange(x.to(self.device)) for x in inputs]
 
     def groups(self) -> Groups:
         """Return all parameters that are trained, each once."""
@@ -135,7 +144,7 @@ class TrainableGraph(nn.Module):
         """Return `[out]`, what a unit's weight is multiplied by when its BatchNorm is folded: positive, ones when it has none."""
         weight = next(unit.weight for unit in self.units if unit.path == path)
         if weight not in self._norms:
-            return torch.ones(len(self._leaves[weight]))
+            return torch.ones(len(self._leaves[weight]), device=self.device)
         norm = self._norms[weight]
         assert isinstance(norm, _Norm)
         return norm.factor().float()
@@ -161,8 +170,8 @@ class TrainableGraph(nn.Module):
 
     def _unfold(self, unit: Unit, module: nn.Module) -> None:
         assert unit.bias is not None
-        weight, bias = self.traced.state[unit.weight], self.traced.state[unit.bias]
-        norm = _Norm(module, bias)
+        weight, bias = self.placed.state[unit.weight], self.placed.state[unit.bias]
+        norm = _Norm(module, self.traced.state[unit.bias]).to(self.device)
         unfolded = (weight.double() / _spread(norm.factor(), weight)).float()
         self._norms[unit.weight] = norm
         self._leaves[unit.weight] = nn.Parameter(self._arrange(unfolded))

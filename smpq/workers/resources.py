@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +12,9 @@ from calib.errors import UserError
 from smpq.workers.crew import Crew
 from smpq.workers.local import LocalHands
 from smpq.workers.ray import RayHands
+
+_MOST_MB = 1e9
+"""A petabyte."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,8 @@ class Resources:
             raise UserError(f"--workers must be at least 1, not {self.workers}")
         if self.ray is not None and not self.ray.strip():
             raise UserError("--ray needs an address: local, auto, host:port or ray://host:port")
-        if self.memory_limit_mb is not None and not 0 < self.memory_limit_mb < math.inf:
-            raise UserError(f"--memory-limit is a number of MB above 0, not {self.memory_limit_mb}")
-
+        if self.memory_limit_mb is not None and not 0 < self.memory_limit_mb <= _MOST_MB:
+            raise UserError(f"--memory-limit is a number of MB above 0 and at most {_MOST_MB:g}, not {self.memory_limit_mb}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UserError(f"--torch-device is auto, cpu, cuda or cuda:N, not {self.device!r}")
         if self.device.startswith("cuda") and self.ray is None and not torch.cuda.is_available():

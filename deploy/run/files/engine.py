@@ -59,7 +59,7 @@ class BuildFile(OfPolicy, frozen=True, kw_only=True):
 class TimedRow(Record, frozen=True, kw_only=True):
     """An engine timed against the float engine: milliseconds of one call, the ratio with its 95 % interval, samples in a second.
 
-    `p99_ms` is over single calls; None where too few could be timed singly.
+    `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why.
     """
 
     batch: Positive
@@ -68,6 +68,8 @@ class TimedRow(Record, frozen=True, kw_only=True):
     engine_ms: AboveZero
     float_ms: AboveZero
     p99_ms: AboveZero | None
+    p99_calls: Count
+    p99_note: str | None
     throughput: AboveZero
     clock: str
 

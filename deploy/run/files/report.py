@@ -16,6 +16,8 @@ class LatencyPart(Record, frozen=True, kw_only=True):
     engine_ms: AboveZero
     float_ms: AboveZero
     p99_ms: AboveZero | None
+    p99_calls: Count
+    p99_note: str | None
     throughput: AboveZero
     clock: str
     batch: Positive

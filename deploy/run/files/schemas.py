@@ -22,9 +22,7 @@ def schemas() -> Mapping[str, dict[str, Any]]:
 
 def schema_files() -> Mapping[str, str]:
     """Return what the documentation holds: name -> text, one file for each schema."""
-    return {
-        f"{name.removesuffix('.json')}.schema.json": json.dumps(schema, indent=1) + "\n" for name, schema in schemas().items()
-    }
+    return {f"{name.removesuffix('.json')}.schema.json": json.dumps(schema, indent=1) + "\n" for name, schema in schemas().items()}
 
 
 def _schema(kind: type[FileRecord]) -> dict[str, Any]:

@@ -203,7 +203,9 @@ def test_a_file_that_onnxruntime_refuses_is_a_value_and_leaves_nothing(tmp_path)
             "damaged",
         ),
         (
-            lambda engine, file: file.write_text(file.read_text().replace('"session_config": {}', '"session_config": {"a.b": "c"}')),
+            lambda engine, file: file.write_text(
+                file.read_text().replace('"session_config": {}', '"session_config": {"a.b": "c"}')
+            ),
             "session_config has keys that no engine of smpq has",
         ),
         (

@@ -90,7 +90,7 @@ def test_the_record_says_how_it_was_measured(clock):
     record = json.loads(json.dumps(result.to_json()))
     assert record["baseline"] == "float"
     assert record["clock"] == "thread CPU time"
-    assert record["protocol"] == {"rounds": 5, "round_ms": 12.0, "calls": 3}
+    assert record["protocol"] == {"rounds": 5, "round_ms": 12.0, "calls": 3, "singles": 0}
     assert record["machine"] == machine()
     assert record["seed"] == 3
     assert len(record["timings"]["float"]["rounds_ms"]) == 5

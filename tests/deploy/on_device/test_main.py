@@ -56,6 +56,7 @@ def test_what_is_written(directory, wanted):
         assert len(entry["rounds_ms"]) == len(entry["float_rounds_ms"]) == wanted.protocol.rounds
         assert entry["throughput"] == pytest.approx(1000 / entry["engine_ms"])
         assert entry["p99_ms"] >= entry["engine_ms"]
+        assert (entry["p99_calls"], entry["p99_note"]) == (200, None)
         assert entry["build_seconds"] >= 0
 
 
@@ -273,7 +274,7 @@ def test_the_log_goes_on_when_nobody_listens(directory, monkeypatch):
         (lambda d: (d / "experiment.json").write_text("[]"), "is no object"),
         (lambda d: change(d / "experiment.json", schema=9), "schema 9"),
         (lambda d: change(d / "experiment.json", batch="1"), "batch missing or of the wrong type"),
-        (lambda d: change(d / "experiment.json", protocol={}), "rounds, round_ms, calls missing"),
+        (lambda d: change(d / "experiment.json", protocol={}), "rounds, round_ms, calls, singles missing"),
         (lambda d: change(d / "experiment.json", candidates=[{"name": "a"}]), "model, settings missing"),
         (lambda d: change(d / "experiment.json", runtime="abacus"), "abacus"),
         (lambda d: change(d / "experiment.json", inputs="other.npz"), "copy the whole directory again"),

@@ -18,6 +18,7 @@ class FakeEngine:
 
     def time(self, repeats):
         self.parts += 1
+        self.repeats = [*getattr(self, "repeats", []), repeats]
         return self.ms * (10 if self.slow_every and self.parts % self.slow_every == 0 else 1)
 
 
@@ -27,18 +28,61 @@ def test_figures_of_engines_with_known_times():
     timing = result.timings["engine"]
     assert timing.ratio == 0.25
     assert timing.ratio_interval == (0.25, 0.25)
-    assert timing.latency_ms == timing.p99_ms == 0.5
+    assert timing.latency_ms == 0.5
+    assert (timing.p99_ms, timing.p99_calls, timing.p99_note) == (None, 0, "no calls were timed one by one")
     assert timing.throughput == pytest.approx(16_000)
     assert result.timings["float"].throughput == pytest.approx(4_000)
     assert timing.rounds_ms == (0.5,) * 7
 
 
-def test_interruptions_are_in_p99_and_not_in_the_latency():
+class Jittering(FakeEngine):
+    """Single calls take `ms` and up to a tenth more; one in twenty takes ten times as long, which a mean of many calls hides."""
+
+    def __init__(self, ms, step=0.0):
+        super().__init__(ms)
+        self.random, self.step = np.random.default_rng(0), step
+
+    def time(self, repeats):
+        super().time(repeats)
+        calls = self.ms * (1 + 0.1 * self.random.random(repeats)) * np.where(self.random.random(repeats) < 0.05, 10, 1)
+        mean = float(calls.mean())
+        return round(mean / self.step) * self.step if self.step else mean
+
+
+def tail(engine, singles=1000):
+    protocol = Protocol(rounds=3, singles=singles)
+    return measure_engines({"float": FakeEngine(1.0), "engine": engine}, "float", protocol).timings["engine"]
+
+
+def test_p99_is_of_single_calls():
+    engine = Jittering(0.1)
+    timing = tail(engine)
+    assert (timing.p99_calls, timing.p99_note) == (1000, None)
+    assert engine.repeats[-1000:] == [1] * 1000, "one by one, at the end"
+    assert 1.0 <= timing.p99_ms <= 1.1, "the slow calls are seen; means of many calls are below 0.5"
+    assert timing.latency_ms < 0.2
+
+
+@pytest.mark.parametrize(("ms", "calls"), [(0.9, 400), (4.0, 100)])
+def test_fewer_single_calls_where_they_take_long(ms, calls):
+    timing = tail(Jittering(ms))
+    assert 0.4 * calls <= timing.p99_calls <= 1.5 * calls or (timing.p99_ms is None and timing.p99_calls == 0)
+    assert (timing.p99_ms is None) == (timing.p99_calls < 100)
+
+
+def test_no_p99_where_too_few_calls_fit_or_the_clock_is_too_coarse():
+    slow, coarse, stopped = tail(FakeEngine(6.0)), tail(Jittering(0.1, step=0.25)), tail(FakeEngine(0.1))
+    assert slow.p99_note == "only 83 calls fit into 0.5 s, and a 99th percentile needs 100"
+    assert coarse.p99_note == "the clock goes in steps of 1 ms, too coarse for single calls"
+    assert stopped.p99_note == "the clock goes in steps of 0.1 ms, too coarse for single calls"
+    assert {timing.p99_ms for timing in (slow, coarse, stopped)} == {None}
+
+
+def test_interruptions_are_not_in_the_latency():
     engines = {"float": FakeEngine(1.0), "engine": FakeEngine(1.0, slow_every=7)}
     timing = measure_engines(engines, "float", Protocol(rounds=30, round_ms=12.0, calls=3)).timings["engine"]
     assert timing.latency_ms == 1.0
     assert timing.ratio == 1.0
-    assert timing.p99_ms == pytest.approx(10.0)
 
 
 def test_only_what_was_interleaved_is_compared():

@@ -186,5 +186,5 @@ def write_experiment(directory):
     np.savez(directory / "inputs.npz", x=np.zeros((1,), np.float16))
     engine = {"name": "0" * 16, "model": "model.onnx", "settings": {}}
     plain = {"schema": 1, "runtime": "tensorrt-rtx", "float": engine, "candidates": [{**engine, "name": "1" * 16}], "inputs": "inputs.npz",
-             "batch": 1, "protocol": {"rounds": 5, "round_ms": 1.0, "calls": 2}, "seed": 0, "fingerprint": "f" * 64, "label": ""}  # fmt: skip
+             "batch": 1, "protocol": {"rounds": 5, "round_ms": 1.0, "calls": 2, "singles": 0}, "seed": 0, "fingerprint": "f" * 64, "label": ""}  # fmt: skip
     (directory / "experiment.json").write_text(json.dumps(plain), "utf-8")

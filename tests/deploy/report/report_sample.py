@@ -10,7 +10,7 @@ import msgspec
 from deploy.run.files.report import LayerRow, ObservationRow, ReportFile
 
 LATENCY: dict[str, Any] = {
-    "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "p99_ms": 2.41, "throughput": 530.8,
+    "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "p99_calls": 1000, "p99_note": None, "p99_ms": 2.41, "throughput": 530.8,
     "clock": "thread CPU time", "batch": 1, "rounds": 15, "machine": "a processor, Linux x86_64", "predicted_ratio": 0.639,
     "predicted_interval": [0.621, 0.657], "predicted_from": 7,
 }  # fmt: skip

@@ -1,0 +1,61 @@
+"""The same command gives the same files, byte for byte, in every process: nothing depends on the order of a set."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import TINY
+from tests.conftest import ROOT
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import cli
+
+def smpq(*arguments):
+    sys.argv = ["smpq", *arguments, "--quiet"]
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        assert not stopped.code, stopped.code
+
+out, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
+for name, (options, policy) in commands.items():
+    run = out / name
+    smpq("score", *options, "--out", str(run))
+    smpq("solve", str(run), "--budget", "avg_bits=9")
+    smpq("explain", str(run), "--evaluations", "24")
+    if policy:
+        (run / "policy.json").write_text(json.dumps({"schema": 1, "policy": policy}))
+    smpq("export", str(run))
+"""
+COMMANDS = {
+    "simulate": ([*TINY, "--target", "simulate", "--formats", "w2a8,w3a8,w4a8,w8a8,w4a16,w8a16,fp32"], None),
+    "orin": ([*TINY, "--target", "jetson-orin", "--formats", "w8a8,fp16,fp32"], dict.fromkeys(("first", "second", "head"), "fp32")),
+}
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(run.iterdir()) if path.suffix in {".json", ".onnx"}}
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes(tmp_path):
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / seed), json.dumps(COMMANDS)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    for name in COMMANDS:
+        first, second = files(tmp_path / "1" / name), files(tmp_path / "2" / name)
+        assert {"costs.json", "scores.json", "space.json", "policy.json", "contributions.json", "export.json"} <= set(first)
+        assert list(first) == list(second)
+        assert [file for file in first if first[file] != second[file]] == []
+        space, costs = json.loads(first["space.json"]), json.loads(first["costs.json"])["costs"]["size"]["parts"]
+        for group, row in costs.items():
+            assert list(row) == list(dict.fromkeys((*space["groups"][group]["formats"], space["reference"])))
