@@ -30,12 +30,12 @@ class Search:
         """Find the search, or begin one that starts from `known`. Nothing is written before its first step."""
         self._run, self._space = run, space
         file = run.find(LoopFile) or LoopFile()
-        last = file.searches[-1] if file.searches else None
-        if last is not None and (last.budget, last.machine, last.outcome) == (budget, machine, None):
-            self._earlier, self._row = file.searches[:-1], last
+        same = [row for row in file.searches if (row.budget, row.machine) == (budget, machine)]
+        if same and same[-1].outcome is None:
+            self._row = same[-1]
         else:
-            self._earlier = file.searches
             self._row = LoopRow(budget=budget, machine=machine, limit_ratio=limit, known=machine_rows(space, known))
+        self._earlier = tuple(row for row in file.searches if row is not self._row)
 
     @property
     def limit(self) -> float:
@@ -68,10 +68,13 @@ class Search:
         if len(steps) > len(self._row.steps):
             self._write(replace(self._row, steps=tuple(step_row(step, self._space) for step in steps)))
 
-    def has(self, step: Step) -> bool:
-        """Whether a step is in the file already, from this machine."""
-        row = step_row(step, self._space)
-        return any(row in search.steps for search in self._earlier if search.machine == self._row.machine)
+    def add(self, steps: Sequence[Step]) -> None:
+        """Write steps that a device took by itself behind those that are there; the ones that the file has from this machine are left out."""
+        searches = [search for search in (*self._earlier, self._row) if search.machine == self._row.machine]
+        known = [row for search in searches for row in search.steps]
+        new = [row for row in (step_row(step, self._space) for step in steps) if row not in known]
+        if new:
+            self._write(replace(self._row, steps=(*self._row.steps, *new)))
 
     def begin(self) -> None:
         """Write what the search starts from."""

@@ -132,7 +132,7 @@ def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
     looped = _known_loop(prepared, budget, limit, found.machine)
     following = looped.ask_several(_AT_ONCE)
     outcome = looped.outcome()
-    search.keep([step for step in steps if not search.has(step)])
+    search.add(steps)
     search.end(outcome)
     write_policy(prepared, outcome.policy, budget)
     return Feedback(

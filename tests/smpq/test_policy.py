@@ -4,6 +4,8 @@ import pytest
 
 from calib.errors import UserError
 from calib.formats import FP32, Format
+from calib.storage import plain, read_record
+from smpq.files import PolicyFile
 from smpq.policy import Group, Policy, Space
 from tests.smpq.problems import W4A16, W8A8, space_of, unit
 
@@ -14,37 +16,50 @@ def space() -> Space:
     return Space(groups, {"a": (W8A8, FP32), "c": (W8A8, W4A16, FP32)}, FP32)
 
 
-def test_json_names_every_unit_and_comes_back(space):
+def read(directory, record, space):
+    """Read a policy as it stands in a file."""
+    file = directory / PolicyFile.NAME
+    file.write_text(json.dumps(record))
+    return Policy.from_file(read_record(file, PolicyFile), space)
+
+
+def test_the_file_names_every_unit_and_comes_back(space, tmp_path):
     policy = Policy({"a": W8A8, "c": W4A16})
-    record = json.loads(json.dumps(policy.to_json(space.groups)))
-    assert record == {"schema": 1, "policy": {"a": "w8a8", "b": "w8a8", "c": "w4a16"}}
-    assert Policy.from_json(record, space) == policy
+    record = plain(policy.to_file(space.groups))
+    assert record == {"schema": 1, "policy": {"a": "w8a8", "b": "w8a8", "c": "w4a16"}, "float_joins": ()}
+    assert read(tmp_path, record, space) == policy
+    assert Policy.from_file(policy.to_file(space.groups), space) == policy
 
 
-def test_one_unit_of_a_group_is_enough(space):
+def test_one_unit_of_a_group_is_enough(space, tmp_path):
     record = {"schema": 1, "policy": {"b": "w8a8", "c": " W4 "}}
-    assert Policy.from_json(record, space) == Policy({"a": W8A8, "c": W4A16})
+    assert read(tmp_path, record, space) == Policy({"a": W8A8, "c": W4A16})
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (None, "a policy file holds"),
-        ([], "a policy file holds"),
-        ({"schema": 1}, "a policy file holds"),
-        ({"schema": 1, "policy": ["w8a8"]}, "a policy file holds"),
-        ({"schema": 2, "policy": {}}, "schema 2"),
-        ({"policy": {}}, "schema None"),
+        (None, "policy.json is damaged: expected `object`"),
+        ([], "policy.json is damaged: expected `object`"),
+        ({"schema": 1}, "policy.json is damaged: object missing required field `policy`"),
+        ({"schema": 1, "policy": ["w8a8"]}, r"expected `object`, got `array` - at `\$.policy`"),
+        ({"schema": 2, "policy": {}}, "policy.json has schema 2"),
+        ({"policy": {}}, "object missing required field `schema`"),
         ({"schema": 1, "policy": {"a": "w8a8", "x": "fp32"}}, "no quantisable layer 'x'"),
         ({"schema": 1, "policy": {"a": "int8", "c": "fp32"}}, "unknown format 'int8'"),
-        ({"schema": 1, "policy": {"a": 8, "c": "fp32"}}, "must be a text"),
+        ({"schema": 1, "policy": {"a": 8, "c": "fp32"}}, r'expected `str`, got `int` - at `\$.policy\["a"\]`'),
         ({"schema": 1, "policy": {"a": "w8a8", "b": "fp32", "c": "fp32"}}, "a, b share a format"),
         ({"schema": 1, "policy": {"a": "w8a8"}}, "does not name c"),
+        ({"schema": 1, "policy": {"a": "w8a8", "c": "fp32"}, "float_joins": ["add"]}, "here none; 'add' is none"),
+        (
+            {"schema": 1, "policy": {"a": "w8a8", "c": "fp32"}, "float_joins": "add"},
+            r"expected `array`, got `str` - at `\$.float_joins`",
+        ),
     ],
 )
-def test_a_wrong_file_is_a_user_error(space, record, message):
+def test_a_wrong_file_is_a_user_error(space, tmp_path, record, message):
     with pytest.raises(UserError, match=message):
-        Policy.from_json(record, space)
+        read(tmp_path, record, space)
 
 
 def test_keys_do_not_depend_on_the_order():
@@ -75,4 +90,4 @@ def test_a_tied_layer_is_found_by_either_name():
     shared = unit("a")
     tied = type(shared)(**{**shared.to_json(), "aliases": ("twin",)})
     space = Space((Group("a", (tied,)),), {"a": (Format.from_text("w8a8"), FP32)}, FP32)
-    assert Policy.from_json({"schema": 1, "policy": {"twin": "w8a8"}}, space) == Policy({"a": W8A8})
+    assert Policy.from_file(PolicyFile(policy={"twin": "w8a8"}), space) == Policy({"a": W8A8})

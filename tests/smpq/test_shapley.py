@@ -3,9 +3,12 @@ import math
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from calib.errors import UserError
 from calib.formats import FP32, Format
+from calib.storage import json_text, read_record, write_record
+from smpq.files import ScoresFile
 from smpq.policy import Policy, Space
 from smpq.scores import Scores
 from smpq.shapley import Stopping, _Sampler, estimate
@@ -123,11 +126,9 @@ def test_the_formats_of_a_group_are_compared_in_the_same_contexts():
 
 def test_the_same_seed_gives_the_same_scores_and_another_seed_others():
     space = space_of(5)
-    first, again, other = (
-        estimate(Interacting(losses(space)), space, Stopping(evaluations=80), seed=seed).to_json() for seed in (3, 3, 4)
-    )
+    first, again, other = (estimate(Interacting(losses(space)), space, Stopping(evaluations=80), seed=seed) for seed in (3, 3, 4))
     assert first == again
-    assert first["scores"] != other["scores"]
+    assert first.entries != other.entries
 
 
 def test_contexts_lie_in_the_range_of_bits_that_is_asked_for():
@@ -177,19 +178,29 @@ def test_one_sample_has_an_interval_all_the_same():
     assert score.interval[0] <= score.value <= score.interval[1]
 
 
-def test_scores_come_back_from_their_file_and_wrong_files_are_user_errors():
-    space = space_of(3)
+def test_scores_come_back_from_their_file_and_wrong_files_are_user_errors(tmp_path):
+    space, file = space_of(3), tmp_path / ScoresFile.NAME
     scores = estimate(Interacting(losses(space)), space, Stopping(evaluations=30))
-    record = scores.to_json()
-    assert Scores.from_json(record, space) == scores
-    with pytest.raises(UserError, match="schema 9"):
-        Scores.from_json({**record, "schema": 9}, space)
-    with pytest.raises(UserError, match="incomplete"):
-        Scores.from_json({"schema": 2}, space)
+    record = scores.to_file()
+    write_record(file, record)
+    assert Scores.from_file(read_record(file, ScoresFile), space) == scores
     with pytest.raises(UserError, match="no score for w2a8 on g0"):
-        Scores.from_json(record, space_of(3, (W2A8, FP32)))
+        Scores.from_file(record, space_of(3, (W2A8, FP32)))
     with pytest.raises(UserError, match="no score for w8a8 on g3"):
-        Scores.from_json(record, space_of(4))
+        Scores.from_file(record, space_of(4))
+    with pytest.raises(UserError, match=rf"has {scores.permutations} marginals for w8a8 on g0, from 99 walks: score again"):
+        Scores.from_file(replace(record, permutations=99), space)
+    for old, new, message in [
+        ('"schema": 2', '"schema": 9', "scores.json has schema 9"),
+        ('"samples": ', '"samples": -', r'expected `int` >= 0 - at `\$.scores\["g0"\]\["w8a8"\].samples`'),
+        ('"w4a16"', '"int4"', r'at the key `\$.scores\["g0"\]\["int4"\]`'),
+        ('"kl"', "NaN", "is not valid JSON"),
+    ]:
+        text = json_text(record)
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+        with pytest.raises(UserError, match=message):
+            read_record(file, ScoresFile)
 
 
 def test_values_of_any_sign_and_size_do_not_disturb_the_sampler():
@@ -213,4 +224,4 @@ def test_without_walks_the_scores_are_those_of_one_change_at_a_time():
         for chosen, score in row.items():
             assert score.standard_error == abs(score.value), "one context says nothing about the others"
             assert chosen == FP32 or score.samples == 1
-    assert Scores.from_json(scores.to_json(), space) == scores
+    assert Scores.from_file(scores.to_file(), space) == scores

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from calib.storage import json_text, record_from_text
 from smpq.allocate import Ceiling
 from smpq.costs import CostModel
+from smpq.files import StabilityFile
 from smpq.scores import Score, Scores
 from smpq.shapley import Stopping, estimate
 from smpq.stability import RESAMPLES, UntilStable, decision_stability
@@ -37,7 +39,10 @@ def test_clear_scores_decide_always_and_equal_ones_do_not():
     assert len(stability.undecided()) >= 2
     for row in stability.frequencies.values():
         assert sum(row.values()) == pytest.approx(1.0)
-    assert stability.to_json()["resamples"] == RESAMPLES
+    record = stability.to_file("a policy")
+    assert (record.policy, record.resamples, record.undecided) == ("a policy", RESAMPLES, stability.undecided())
+    assert record.frequencies["g0"] == {"w8a8": 1.0}
+    assert record_from_text(json_text(record), StabilityFile, "it", "") == record
 
 
 def test_fewer_than_three_walks_say_nothing_about_stability():

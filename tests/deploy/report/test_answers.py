@@ -1,0 +1,195 @@
+"""The answers of a report: sentences that follow from its figures, and none that does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deploy.report.answer import Answer
+from deploy.report.answers import answers
+from deploy.run.files.report import ReportFile
+from tests.deploy.report.report_sample import LATENCY, VERIFICATION, layer, long, report, stage, unmeasured
+
+
+def answer(content: ReportFile, index: int) -> Answer:
+    return answers(content)[index]
+
+
+def test_faster_with_ratio_interval_and_times() -> None:
+    first, times, predicted = answer(report(), 0).sentences
+    assert first == "Yes: it takes 0.642 of the float engine's time, 95 % interval 0.639 to 0.647."
+    assert times == "1.88 ms against 2.93 ms at batch 1; thread CPU time, 15 rounds, both engines in turn."
+    assert predicted == "Predicted was 0.639 (0.621 to 0.657) before it was built, from 7 other engines, which agrees."
+    assert answer(report(), 0).verdict == "yes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "ending"),
+    [
+        ({"predicted_interval": [0.5, 0.6], "predicted_ratio": 0.55}, "from 7 other engines, which does not agree."),
+        ({"predicted_from": 1}, "from 1 other engine, which agrees."),
+    ],
+)
+def test_a_prediction_says_what_it_was_made_from_and_whether_it_agrees(changes: dict[str, Any], ending: str) -> None:
+    content = report(latency={**LATENCY, **changes})
+    assert answer(content, 0).sentences[-1].endswith(ending)
+    steps = " ".join(answer(content, 3).sentences)
+    assert ("Predicted and measured latency do not agree" in steps) == ("not agree" in ending)
+
+
+def test_without_a_prediction_nothing_is_said_about_one() -> None:
+    content = report(latency={**LATENCY, "predicted_ratio": None, "predicted_interval": None, "predicted_from": 0})
+    assert len(answer(content, 0).sentences) == 2
+    assert not any("redicted was" in line or "do not agree" in line for each in answers(content) for line in each.sentences)
+
+
+def test_slower_names_kernels_and_warnings_and_says_not_to_deploy() -> None:
+    content = long()
+    assert answer(content, 0).sentences[0].startswith("No, it is slower: it takes 1.12 of")
+    why = answer(content, 1).sentences
+    assert why[0].startswith("4 layers run in another kernel than planned: encoder.blocks.0.attention.projection_5, ")
+    assert why[1] == "14 conversions between integers and floats remain in the graph."
+    steps = answer(content, 3).sentences
+    assert steps[0] == "latency ≤ 0.65x is not met, the nearest reached is 1.12x: offer other formats."
+    assert steps[1].startswith("Do not deploy it for speed: keep the float engine (engine.float.onnx)")
+
+
+def test_an_interval_around_one_is_no_answer() -> None:
+    content = report(latency={**LATENCY, "ratio": 0.99, "interval": [0.97, 1.02]})
+    assert answer(content, 0).verdict == "unknown"
+    assert answer(content, 0).sentences[0].startswith("No difference can be shown: it takes 0.99 of")
+    assert "1 of 20 layers are still floating point" in answer(content, 1).sentences[0]
+    assert any("keep the float engine" in step for step in answer(content, 3).sentences)
+
+
+def test_without_measurement_the_reason_stands_in_its_place() -> None:
+    content = unmeasured()
+    assert answer(content, 0).sentences[0] == "Not measured: timing a plan needs an NVIDIA GPU of its compute capability."
+    assert "301 kB against 1.09 MB" in answer(content, 0).sentences[1]
+    accuracy = answer(content, 2)
+    assert accuracy.verdict == "unknown"
+    assert accuracy.sentences[0] == "Not verified on the engine; the ONNX graph is the last stage that ran."
+    assert "The engine was not run: an NVIDIA GPU is needed." in accuracy.sentences
+
+
+def test_accuracy_names_the_stage_that_lost_it() -> None:
+    same = answer(report(), 2)
+    assert same.verdict == "yes"
+    assert "engine 88.41 % (87.81 to 89.01)" in same.sentences[1]
+    assert "Step to quantised PyTorch: −0.08 (−0.18 to +0.02 points), 99.1 % of predictions the same." in same.sentences
+    for lost_at, text in (
+        ("engine", "No: the engine loses"),
+        ("onnx", "No: the ONNX graph loses"),
+        ("fake_quant", "quantising itself cost"),
+    ):
+        content = report(verification={**VERIFICATION, "lost_at": lost_at, "explanation": "because"})
+        assert text in answer(content, 2).sentences[0]
+        assert answer(content, 2).sentences[-1] == "Because."
+        assert not answer(content, 3).sentences[0].startswith("Nothing has to change")
+
+
+def stages(**changes: Any) -> dict[str, Any]:
+    return {**VERIFICATION, "stages": {**VERIFICATION["stages"], **changes}}
+
+
+def test_a_loss_at_the_trace_is_a_bug_to_report() -> None:
+    content = report(verification={**stages(float=stage(0.8, -0.085, 0.9)), "lost_at": "float"})
+    found = answer(content, 2)
+    assert found.verdict == "no"
+    assert found.sentences[0].startswith("No: float PyTorch, the traced model, loses accuracy that PyTorch as given has.")
+    assert "please report it" in found.sentences[0]
+    assert answer(content, 3).sentences == ("Report it, and use no engine of this run: its float model is not your module.",)
+
+
+def test_the_first_stage_is_the_module_as_given_where_it_was_run() -> None:
+    assert answer(report(), 2).sentences[0].startswith("Yes: no stage from PyTorch as given to the engine loses")
+    assert "10,000 samples: PyTorch as given 88.50 % (87.90 to 89.10); float PyTorch 88.50 %" in answer(report(), 2).sentences[1]
+    assert answer(report(), 2).sentences[2].startswith("Step to float PyTorch: +0.00 ")
+    without = {**VERIFICATION, "stages": {name: row for name, row in VERIFICATION["stages"].items() if name != "eager"}}
+    without["stages"]["float"] = stage(0.885)
+    found = answer(report(verification=without), 2)
+    assert found.verdict == "yes"
+    assert found.sentences[0].startswith("Yes: no stage from float PyTorch to the engine loses")
+    assert "as given" not in " ".join(found.sentences)
+
+
+def test_a_smaller_loss_behind_a_larger_one_is_not_left_out() -> None:
+    changes = {"fake_quant": stage(0.80, -0.085, 0.9), "engine": stage(0.78, -0.02, 0.95)}
+    content = report(verification={**stages(**changes), "lost_at": "fake_quant"})
+    assert answer(content, 2).sentences[0] == "No: the engine loses accuracy that quantised PyTorch still has."
+    steps = answer(content, 3).sentences
+    assert steps[0].startswith("To win accuracy back, allow more budget; the lowest scores are")
+    assert steps[1].startswith("Find the layer that differs at the engine")
+
+
+def test_what_was_not_verified_is_not_the_same() -> None:
+    for content in (report(verification=None), report(verification={**VERIFICATION, "stages": {"engine": stage(0.885)}})):
+        assert answer(content, 2).verdict == "unknown"
+        assert answer(content, 2).sentences[0].startswith("Not ")
+    assert answer(report(verification=None), 3).sentences == ("Verify it before relying on its accuracy: `smpq verify`.",)
+
+
+def test_another_metric_is_not_written_in_percent() -> None:
+    verification = {
+        **VERIFICATION,
+        "metric": "minus squared error",
+        "stages": {"float": stage(-2.5), "engine": stage(-2.75, -0.25)},
+    }
+    text = " ".join(answer(report(verification=verification), 2).sentences)
+    assert "Minus squared error over 10,000 samples: float PyTorch −2.5 (−2.506 to −2.494)" in text
+    assert "%" not in text.replace("95 %", "")
+
+
+def test_next_steps_follow_from_the_data() -> None:
+    (nothing,) = answer(report(), 3).sentences
+    assert nothing.startswith("Nothing has to change. With budget to spare, widen ")
+    limit = {"cost": "size", "limit": 200_000, "reached": 301_000, "unit": "bytes", "met": False}
+    unclear = [layer("fc", interval=[-0.002, 0.001])]
+    unmet = answer(report(met=False, limits=[limit], layers=unclear), 3).sentences
+    assert unmet[0].startswith("size ≤ 200 kB is not met, the nearest reached is 301 kB: allow that much")
+    assert "1 layer" in unmet[1]
+    assert "interval includes zero (fc)" in unmet[1]
+    stability = {
+        "schema": 1,
+        "policy": "conv1=w8a8",
+        "resamples": 40,
+        "undecided": ["fc"],
+        "frequencies": {"fc": {"w8a8": 0.5, "w4a8": 0.5}},
+    }
+    (undecided,) = answer(report(stability=stability), 3).sentences
+    assert undecided.startswith("At this budget the scores cannot tell which format fc should get")
+    assert answer(report(stability={**stability, "undecided": []}), 3).sentences == (nothing,)
+    unknown = answer(unmeasured(limits=[{"cost": "latency", "limit": 0.6, "reached": None, "unit": "x", "met": None}]), 3).sentences
+    assert unknown[0] == "Whether latency ≤ 0.6x is met is not known: it was not measured."
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (report(), "On its CPU, not on its GPU: engine.ort-cpu.onnx is an ONNX file"),
+        (report(target="simulate"), "not faster anywhere"),
+        (report(), "--target jetson-orin"),
+        (report(target="ort-cuda"), "Nothing of it was verified on Orin"),
+        (unmeasured(target="jetson-orin"), "It is made for it: the formats are those of Orin's TensorRT"),
+        (unmeasured(), "Not this engine (sm120, sm86)"),
+        (unmeasured(), "Carry model.tensorrt-rtx.onnx of this run to the device and build it there"),
+        (unmeasured(target="tensorrt", engine="engine.plan"), "Not this engine: a plan runs"),
+        (report(layers=[layer("a", bits=3), layer("b"), layer("c", bits=4, format="w4a16b128")]), "no kernels for w3a8:"),
+    ],
+)
+def test_orin(content: ReportFile, expected: str) -> None:
+    assert expected in " ".join(answer(content, 4).sentences)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "simulate", "ort-cuda", "jetson-orin", "tensorrt"])
+def test_latency_is_of_the_machine_that_timed_the_engine(target: str) -> None:
+    timed = report(target=target, machine="Orin Nano, L4T 36.4")
+    assert "It was timed on Orin Nano, L4T 36.4; the latency on another machine" in " ".join(answer(timed, 4).sentences)
+    untimed = unmeasured(target=target)
+    assert "It was not timed: its latency has to be measured" in " ".join(answer(untimed, 4).sentences)
+
+
+def test_formats_that_orin_has_are_not_complained_about() -> None:
+    layers = [layer("a"), layer("b", bits=4, format="w4a16b128"), layer("c", bits=16), layer("d", bits=32)]
+    assert "no kernels" not in " ".join(answer(report(layers=layers), 4).sentences)
