@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -80,7 +81,9 @@ def read_record(path: Path, kind: type[FileType], repair: str = "correct it, or 
         version = msgspec.json.decode(content, type=_Version).schema
         if version != kind.VERSION:
             raise UserError(f"{path} has schema {version}, this version of smpq reads schema {kind.VERSION}: {repair}")
-        return msgspec.json.decode(content, type=kind)
+        record = msgspec.json.decode(content, type=kind)
+        json.loads(content, object_pairs_hook=_each_once)
+        return record
     except msgspec.ValidationError as error:
         raise UserError(f"{path} is damaged: {_located(error, content, kind)}: {repair}") from error
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deeply
@@ -159,9 +162,22 @@ def cannot_write(path: Path, error: OSError) -> str:
     return f"cannot write {path}: {reason}"
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that is given twice: of two entries that a person wrote, neither is silently dropped."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise UserError(f"the key {_shown(key)} is given twice")
+        found[key] = value
+    return found
+
+
 def _content(path: Path, made_by: str) -> bytes:
     try:
-        size = path.stat().st_size
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise UserError(f"{path} is not a file: remove it")
+        size = state.st_size
         if size > LARGEST_JSON_BYTES:
             raise UserError(f"{path} has {size / 1e6:.0f} MB, more than any file of its kind: delete it to make it again")
         return path.read_bytes()

@@ -18,7 +18,7 @@ _SHOWN = 40
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000
 
 
-class Whole(click.ParamType):
+class Whole(click.ParamType[int]):
     """A whole number in plain digits, at most `most`, and at least `least` where the settings that it is for do not check that."""
 
     name = "integer"

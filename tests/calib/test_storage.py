@@ -292,3 +292,16 @@ def test_what_stands_in_the_way_of_a_file_is_said(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"^cannot write {path}: "):
             write_bytes(path, b"1")
     assert names(tmp_path) == ["directory", "file"]
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path):
+    path = tmp_path / "policy.json"
+    path.write_text('{"schema": 1, "policy": {"a": "w8a8", "a": "fp32"}}')
+    with pytest.raises(UserError, match='the key "a" is given twice'):
+        read_record(path, PolicyFile)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "policy.json")
+    with pytest.raises(UserError, match=r"policy\.json is not a file"):
+        read_record(tmp_path / "policy.json", PolicyFile)

@@ -17,7 +17,8 @@ from deploy.run.files.registry import RUN_FILES
 
 def schemas() -> Mapping[str, dict[str, Any]]:
     """Return the schema of each JSON file of a run, by file name."""
-    return {kind.NAME: _schema(kind) for kind in (*RUN_FILES, EnginesFile)}
+    kinds: tuple[type[FileRecord], ...] = (*RUN_FILES, EnginesFile)
+    return {kind.NAME: _schema(kind) for kind in kinds}
 
 
 def schema_files() -> Mapping[str, str]:

@@ -91,6 +91,6 @@ def test_a_build_that_was_stopped_repeats_no_plan(tmp_path):
         (run / name).unlink()
     with open_run(run, QUIET) as prepared:
         record = build(prepared, read_policy(prepared))
-    assert all(engine["from_cache"] for engine in record["engines"].values())
+    assert all(engine.from_cache for engine in record.engines.values())
     assert {name: (run / name).read_bytes() for name in names} == plans
-    assert {kernel["agrees"] for kernel in record["kernels"].values()} == {True}
+    assert {kernel.agrees for kernel in record.kernels.values()} == {True}
