@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 MOST_STEPS = 2_000_000
 """A file of CIFAR-10 takes 50,000 operations, a checkpoint about 30 for each tensor. An operation allocates at most about 150 bytes."""
@@ -56,15 +56,23 @@ class Outside:
     key: object
 
 
-def read_pickle(content: bytes, start: int = 0) -> tuple[object, int]:
-    """Return the value of the pickle at `start`, and the position behind it.
+class Pickled(NamedTuple):
+    """What a pickle holds, the position behind it, and all that it takes from elsewhere."""
+
+    value: object
+    end: int
+    outside: tuple[Outside, ...]
+
+
+def read_pickle(content: bytes, start: int = 0) -> Pickled:
+    """Return what the pickle at byte `start` holds.
 
     The value is made of None, bool, int, float, str, bytes, list, tuple, dict, and of `Named`, `Call` and `Outside`, which stand for
     everything else. It may contain itself. Raises WrongPickleError for what is damaged or needs more than a checkpoint or an array does.
     """
     reader = _Reader(content, start)
     try:
-        return reader.run(), reader.position
+        return Pickled(reader.run(), reader.position, tuple(reader.found_outside))
     except WrongPickleError:
         raise
     except (ValueError, TypeError, IndexError, KeyError, struct.error) as error:
@@ -85,6 +93,7 @@ class _Reader:
         self._marked: list[list[Any]] = []
         self._memo: dict[int, object] = {}
         self._encoded = 0
+        self.found_outside: list[Outside] = []
 
     def run(self) -> object:
         for _ in range(MOST_STEPS):
@@ -256,7 +265,9 @@ class _Reader:
             raise WrongPickleError("it gives a state to what has none")
 
     def outside(self) -> None:
-        self._stack.append(Outside(self.pop(1)[0]))
+        found = Outside(self.pop(1)[0])
+        self.found_outside.append(found)
+        self._stack.append(found)
 
 
 def _fill(target: object, items: list[Any]) -> None:

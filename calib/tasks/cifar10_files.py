@@ -50,7 +50,7 @@ def _read_file(path: Path) -> tuple[Tensor, Tensor]:
             content = stream.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise UserError(f"{path} is larger than {LARGEST_FILE:,} bytes: give the official, unpacked {FOLDER}")
-        record, _ = read_pickle(content)
+        record = read_pickle(content).value
     except (OSError, WrongPickleError) as error:
         raise UserError(f"cannot read {path} ({error}): is the file complete?") from error
     data, labels = _field(record, "data", path), _field(record, "labels", path)
