@@ -102,12 +102,12 @@ def _open_zip(stream: BinaryIO) -> tuple[object, _Storages]:
     size = stream.seek(0, 2)
     archive = zipfile.ZipFile(stream)
     entries = archive.infolist()
-    if sum(entry.file_size for entry in entries) > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise WrongCheckpointError("its entries are compressed, or larger than the file")
     names = [entry.filename for entry in entries]
     roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1 or f"{roots[0]}/constants.pkl" in names:
         raise WrongCheckpointError("a zip file, or TorchScript, but no checkpoint")
+    if sum(entry.file_size for entry in entries) > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise WrongCheckpointError("its entries are compressed, or larger than the file")
     root = roots[0]
     if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder") != b"little":
         raise WrongCheckpointError("written on a big-endian machine")
@@ -123,6 +123,7 @@ def _open_zip(stream: BinaryIO) -> tuple[object, _Storages]:
 
 def _open_stream(stream: BinaryIO) -> tuple[object, _Storages]:
     """The form before: five pickles (magic number, version, machine, value, keys), then number of elements and bytes of each storage."""
+    stream.seek(0)
     content = stream.read()
     magic = read_pickle(content)
     if magic.value != _MAGIC:
