@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,9 +38,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file; UserError when it is damaged, or names a tensor twice."""
     try:
-        _check_header(path)
+        check_header(path, LARGEST_HEADER)
         return load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError, RecursionError, struct.error) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise UserError(f"cannot read {path} as safetensors ({shown(str(error))}): is the file complete?") from error
 
 
@@ -66,6 +65,15 @@ def restore(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None
     model.load_state_dict(converted, strict=False)
 
 
+def check_header(path: Path, largest: int) -> None:
+    """Raise ValueError when the header of a safetensors file is longer than `largest` bytes, or names a tensor twice: the last would count."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > largest:
+            raise ValueError(f"its header has {length} bytes")
+        json.loads(stream.read(length), object_pairs_hook=_without_repetition)
+
+
 def _check_fits(found: Tensor, wanted: Tensor, what: str) -> None:
     if found.layout != torch.strided or found.is_quantized or found.is_meta:
         raise UserError(f"{what} is no dense tensor of plain numbers: save it as one")
@@ -74,15 +82,6 @@ def _check_fits(found: Tensor, wanted: Tensor, what: str) -> None:
     if found.dtype != wanted.dtype and not (found.dtype in _FLOATS and wanted.dtype in _FLOATS):
         kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (found, wanted)]
         raise UserError(f"{what} is {kinds[0]}, the model wants {kinds[1]}: save the weights as {kinds[1]}")
-
-
-def _check_header(path: Path) -> None:
-    """Raise ValueError when the header is longer than any model needs, or names a tensor twice, of which the last would count."""
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > LARGEST_HEADER:
-            raise ValueError(f"its header has {length} bytes")
-        json.loads(stream.read(length), object_pairs_hook=_without_repetition)
 
 
 def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -90,7 +90,9 @@ def _check_defined_in(module_name: str, found: object, name: str) -> None:
     # instances have the __module__ of their class
     defined = str(getattr(found, "__module__", None))
     if defined != module_name and not defined.startswith(f"{module_name}."):
-        raise UserError(f"{name} is defined in {defined} and not in {module_name}: name that module, or write a function here that calls it")
+        raise UserError(
+            f"{name} is defined in {defined} and not in {module_name}: name that module, or write a function here that calls it"
+        )
 
 
 def _import(module_name: str) -> object:
