@@ -136,11 +136,11 @@ def test_a_damaged_file(run, damage):
     elif damage == "foreign":
         save_file({"x": torch.zeros(2)}, path)
     elif damage == "schema":
-        path.write_bytes(content.replace(b'{\\"schema\\": 1,', b'{\\"schema\\": 7,'))
+        path.write_bytes(content.replace(b'\\"schema\\": 1', b'\\"schema\\": 7'))
     else:
         rewrite(path, damage)
     message = refused("export", run)
-    assert_matches({"nan": "holds NaN", "schema": "has schema 7"}.get(damage, "damaged.*delete it"), message)
+    assert_matches({"nan": "not finite", "schema": "schema 7"}.get(damage, "damaged.*delete it"), message)
     assert FINE_TUNED in message
     path.unlink()
     done("export", run, "--quiet")
