@@ -1,4 +1,4 @@
-"""Read the tensors of a file of torch.save without running what its pickle says, in memory no larger than the file.
+"""Read the tensors of a file of torch.save without running what its pickle says, in memory that the size of the file bounds.
 
 `torch.load(weights_only=True)` is no substitute: it calls functions that the file names with what the file gives. `bytearray(10**11)` is one
 of them, and its tensors may claim more memory than there is.
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from calib.errors import UserError
-from calib.plain_pickle import Call, Named, Outside, read_pickle
+from calib.inert import Call, Named, Outside
+from calib.plain_pickle import read_pickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LONGEST_NAME = 100
@@ -52,7 +53,7 @@ class WrongCheckpointError(ValueError):
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name; it holds them directly, or under `state_dict` or `model`.
 
-    They share the storages of the file, so that all of them together are no larger than it. Raises UserError for a file that is damaged
+    They share the storages of the file, as they did when it was written. Raises UserError for a file that is damaged
     or holds something else, and names the first tensor that is not dense: expanded, sparse, quantised, nested, meta, of 8-bit floats.
     """
     try:
@@ -82,7 +83,7 @@ class _Storage:
 class _Storages:
     """The bytes of the storages by key, each read once."""
 
-    def __init__(self, read: Callable[[str], bytes]) -> None:
+    def __init__(self, read: Callable[[str], bytes | memoryview]) -> None:
         self._read = read
         self._found: dict[str, Tensor] = {}
 
@@ -135,7 +136,7 @@ def _open_stream(stream: BinaryIO) -> tuple[object, _Storages]:
     pickled = read_pickle(content, machine.end)
     keys = read_pickle(content, pickled.end)
     sizes = {storage.key: storage.dtype.itemsize for storage in map(_storage, pickled.outside)}
-    parts: dict[str, bytes] = {}
+    view, parts = memoryview(content), dict[str, memoryview]()
     position = keys.end
     for key in keys.value if isinstance(keys.value, list) else []:
         if not isinstance(key, str) or key not in sizes:
@@ -144,9 +145,9 @@ def _open_stream(stream: BinaryIO) -> tuple[object, _Storages]:
         end = position + 8 + count * sizes[key]
         if count < 0 or end > len(content):
             raise WrongCheckpointError("it ends within a storage: is it complete?")
-        parts[key] = content[position + 8 : end]
+        parts[key] = view[position + 8 : end]
         position = end
-    return pickled.value, _Storages(lambda key: parts.get(key, b""))
+    return pickled.value, _Storages(lambda key: parts.get(key, view[:0]))
 
 
 def _state_dict(loaded: object) -> Mapping[Any, object]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from calib.inert import Call, Named, Outside, WrongPickleError, extend, fill
 
 MOST_STEPS = 2_000_000
 """A file of CIFAR-10 takes 50,000 operations, a checkpoint about 30 for each tensor. An operation allocates at most about 150 bytes."""
 _LONGEST_NUMBER = 32
-_KEYS = (str, bytes, int, float, bool, type(None))
 _INTEGERS = {b"K": "<B", b"M": "<H", b"J": "<i"}
 _COUNTED: dict[bytes, tuple[str, Callable[[bytes], object]]] = {
     b"U": ("<B", bytes),  # strings of Python 2 are bytes
@@ -27,33 +27,6 @@ _COUNTED: dict[bytes, tuple[str, Callable[[bytes], object]]] = {
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False}
 _TUPLES = {b")": 0, b"\x85": 1, b"\x86": 2, b"\x87": 3}
 _EMPTY: dict[bytes, Callable[[], object]] = {b"]": list, b"}": dict, b"\x8f": lambda: Call("builtins.set", ())}
-
-
-class WrongPickleError(ValueError):
-    """Not a pickle that this module reads; the message says why."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Named:
-    """A function or class that the pickle names, as text: `numpy.ndarray`."""
-
-    name: str
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """What the pickle wants to call, and with what; `state` is what it would give the result. Never called."""
-
-    function: str
-    arguments: tuple[object, ...]
-    state: object = None
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Outside:
-    """Something that the pickle takes from elsewhere, by its persistent identifier."""
-
-    key: object
 
 
 class Pickled(NamedTuple):
@@ -191,7 +164,7 @@ class _Reader:
 
     def make_dict(self) -> None:
         items, made = self.pop_to_mark(), dict[object, object]()
-        _fill(made, items)
+        fill(made, items)
         self._stack.append(made)
 
     def frozen_set(self) -> None:
@@ -200,19 +173,19 @@ class _Reader:
 
     def append(self) -> None:
         found = self.pop(1)
-        _extend(self._stack[-1], found)
+        extend(self._stack[-1], found)
 
     def appends(self) -> None:
         found = self.pop_to_mark()
-        _extend(self._stack[-1], found)
+        extend(self._stack[-1], found)
 
     def set_item(self) -> None:
         items = self.pop(2)
-        _fill(self._stack[-1], items)
+        fill(self._stack[-1], items)
 
     def set_items(self) -> None:
         items = self.pop_to_mark()
-        _fill(self._stack[-1], items)
+        fill(self._stack[-1], items)
 
     def keep(self, index: int) -> None:
         self._memo[index] = self._stack[-1]
@@ -268,25 +241,6 @@ class _Reader:
         found = Outside(self.pop(1)[0])
         self.found_outside.append(found)
         self._stack.append(found)
-
-
-def _fill(target: object, items: list[Any]) -> None:
-    """Put keys and values, in turn, into a dictionary; what a `Call` would be given is left out."""
-    if isinstance(target, Call):
-        return
-    if not isinstance(target, dict) or len(items) % 2:
-        raise WrongPickleError("it sets items of what is no dictionary")
-    for key in items[::2]:
-        if not isinstance(key, (*_KEYS, Call, Named)):  # hashing a tuple recurses
-            raise WrongPickleError(f"a key of type {type(key).__name__}")
-    target.update(zip(items[::2], items[1::2], strict=True))
-
-
-def _extend(target: object, items: list[Any]) -> None:
-    if isinstance(target, list):
-        target.extend(items)
-    elif not isinstance(target, Call):
-        raise WrongPickleError("it appends to what is no list")
 
 
 _OTHERS: dict[bytes, Callable[[_Reader], object]] = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -48,3 +49,21 @@ def read_within_limits(reader, *paths, timeout=300):
     assert not any("MemoryError" in message for message in said)
     assert all("\n" not in message and len(message) < 1000 for message in said)
     return said
+
+
+def mutated(content: bytes, generator: random.Random) -> bytes:
+    """Replace, take away, repeat or insert bytes in a few places: mostly near the start, where the structure is."""
+    changed = bytearray(content)
+    for _ in range(generator.randint(1, 6)):
+        place = generator.randrange(min(len(changed), generator.choice([64, 400, len(changed)])) or 1)
+        kind = generator.randrange(4)
+        length = generator.choice([1, 1, 2, 4, 8])
+        if kind == 0:
+            changed[place : place + length] = generator.randbytes(length)
+        elif kind == 1:
+            del changed[place : place + length]
+        elif kind == 2:
+            changed[place:place] = changed[place : place + length]
+        else:
+            changed[place:place] = generator.randbytes(length)
+    return bytes(changed)

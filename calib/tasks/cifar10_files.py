@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from calib.errors import UserError
-from calib.plain_pickle import Call, WrongPickleError, read_pickle
+from calib.inert import Call, WrongPickleError
+from calib.plain_pickle import read_pickle
 
 FOLDER = "cifar-10-batches-py"
 TRAINING_FILES = tuple(f"data_batch_{index}" for index in range(1, 6))

@@ -4,7 +4,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from calib.plain_pickle import MOST_STEPS, Call, Named, WrongPickleError, read_pickle
+from calib.inert import Call, Named, WrongPickleError
+from calib.plain_pickle import MOST_STEPS, read_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 DATA = {

@@ -11,8 +11,7 @@ from torch import nn
 
 from calib.errors import UserError
 from calib.weights import LARGEST_HEADER, load_weights, restore
-from tests.calib.tasks.test_cifar10_files import mutated
-from tests.limited import read_within_limits
+from tests.limited import mutated, read_within_limits
 
 FORMS = {"zip": True, "stream": False}
 

@@ -9,7 +9,7 @@ import torch
 
 from calib.errors import UserError
 from calib.tasks.cifar10_files import LARGEST_FILE, find_cifar10, read_cifar10
-from tests.limited import read_within_limits
+from tests.limited import mutated, read_within_limits
 
 
 def test_the_directory_or_its_parent(cifar10_like):
@@ -150,24 +150,6 @@ def test_files_that_ask_for_memory_or_corrupt_it(tmp_path):
     said = read_within_limits("cifar10", *files)
     assert "read" not in said
     assert "larger than" in said[-1]
-
-
-def mutated(content, generator):
-    """Replace, take away, repeat or insert bytes in a few places: mostly near the start, where the structure is."""
-    changed = bytearray(content)
-    for _ in range(generator.randint(1, 6)):
-        place = generator.randrange(min(len(changed), generator.choice([64, 400, len(changed)])) or 1)
-        kind = generator.randrange(4)
-        length = generator.choice([1, 1, 2, 4, 8])
-        if kind == 0:
-            changed[place : place + length] = generator.randbytes(length)
-        elif kind == 1:
-            del changed[place : place + length]
-        elif kind == 2:
-            changed[place:place] = changed[place : place + length]
-        else:
-            changed[place:place] = generator.randbytes(length)
-    return bytes(changed)
 
 
 def test_mutated_files_are_read_or_refused(cifar10_like, tmp_path):

@@ -12,8 +12,7 @@ from calib.errors import UserError
 from calib.formats import Format
 from smpq.training.finetune import FineTuneSettings, finetune
 from smpq.training.finetuned import FineTuned, policy_of_file
-from tests.calib.tasks.test_cifar10_files import mutated
-from tests.limited import read_within_limits
+from tests.limited import mutated, read_within_limits
 from tests.smpq.tunable import tunable
 
 
