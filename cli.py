@@ -14,7 +14,15 @@ from calib.errors import UserError
 from calib.storage import plain
 from deploy.internal_error import InternalError
 from deploy.numbers import DECIMAL, FURTHER_BATCH, PLACE, WHOLE
-from deploy.options import device_option, output_options, resource_options, run_argument, settings_from_options, task_options
+from deploy.options import (
+    device_option,
+    output_options,
+    resource_options,
+    run_argument,
+    run_directory,
+    settings_from_options,
+    task_options,
+)
 
 NOT_MET = 1
 WRONG_INPUT = 2
@@ -183,7 +191,7 @@ def train_supernet(
 @click.option("--budget", required=True, help="limits, e.g. size=0.2x,avg_bits=3.5 (see smpq run)")
 @output_options
 @resource_options
-def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
+def solve(run: Path, task: str | None, budget: str, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
     """Choose the formats for a budget from the scores of a run: policy.json. Does not score again.
 
     Latency is predicted from the engines that the run has measured.
@@ -193,7 +201,7 @@ def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, l
     from smpq.budget import Budget
 
     parsed = Budget.from_text(budget)
-    with open_run(run, progress, resources=resources) as prepared:
+    with open_run(run, progress, resources=resources, task=task) as prepared:
         solution = solve_stage(prepared, parsed)
     record = plain(solution.policy.to_file(prepared.space.groups))
     costs = ", ".join(f"{name} {model.total(solution.policy):.6g}" for name, model in prepared.costs.items())
@@ -215,7 +223,14 @@ def solve(run: Path, budget: str, progress: Any, resources: Any) -> tuple[Any, l
 @output_options
 @resource_options
 def finetune(
-    run: Path, epochs: float, lr: float, learn_activations: bool | None, keep: str, progress: Any, resources: Any
+    run: Path,
+    task: str | None,
+    epochs: float,
+    lr: float,
+    learn_activations: bool | None,
+    keep: str,
+    progress: Any,
+    resources: Any,
 ) -> tuple[Any, list[str], int]:
     """Train the weights of policy.json in their formats: finetuned.safetensors, finetune.json. The task needs training data.
 
@@ -230,7 +245,7 @@ def finetune(
     settings = FineTuneSettings(
         epochs=epochs, learning_rate=lr, step_learning_rate=lr / 10, learn_activations=learn_activations, keep=keep
     )
-    with open_run(run, progress, resources=resources) as prepared:
+    with open_run(run, progress, resources=resources, task=task) as prepared:
         record = finetune_stage(prepared, read_policy(prepared), settings)
     before, after = record.before, record.after
     line = (
@@ -257,7 +272,7 @@ def finetune(
     help="with onnx-qdq: one batch size, or three (smallest, usual, largest)",
 )
 @output_options
-def export(run: Path, form: str, batches: tuple[int, ...], progress: Any) -> tuple[Any, list[str], int]:
+def export(run: Path, task: str | None, form: str, batches: tuple[int, ...], progress: Any) -> tuple[Any, list[str], int]:
     """Write policy.json as ONNX with Q/DQ nodes, in the form that the target turns into integer kernels: model.<target>.onnx."""
     from deploy.pipeline import open_run
     from deploy.stages import export as export_stage
@@ -266,7 +281,7 @@ def export(run: Path, form: str, batches: tuple[int, ...], progress: Any) -> tup
 
     if form not in ("target", "onnx-qdq"):
         raise UserError(f"--format is target or onnx-qdq, not {form!r}")
-    prepared = open_run(run, progress)
+    prepared = open_run(run, progress, task=task)
     if form == "target":
         path = export_stage(prepared, read_policy(prepared))
         return {"model": str(path)}, [f"model: {path}"], 0
@@ -277,13 +292,13 @@ def export(run: Path, form: str, batches: tuple[int, ...], progress: Any) -> tup
 @smpq.command()
 @run_argument
 @output_options
-def build(run: Path, progress: Any) -> tuple[Any, list[str], int]:
+def build(run: Path, task: str | None, progress: Any) -> tuple[Any, list[str], int]:
     """Build the engine and the float engine, and check what every layer became: engine.<target>.*, engine.float.*, build.json."""
     from deploy.pipeline import open_run
     from deploy.stages import build as build_stage
     from deploy.stages import read_policy
 
-    prepared = open_run(run, progress)
+    prepared = open_run(run, progress, task=task)
     record = build_stage(prepared, read_policy(prepared))
     lines = [f"engine: {run / name}" for name in record.engines]
     lines += [f"  {path}: {row.kernel}{'' if row.agrees else '  (not as planned)'}" for path, row in record.kernels.items()]
@@ -295,13 +310,13 @@ def build(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 @click.option("--batch", "batches", multiple=True, type=FURTHER_BATCH, help="a further batch size to time; repeat for several")
 @device_option
 @output_options
-def measure(run: Path, batches: tuple[int, ...], device: str, progress: Any) -> tuple[Any, list[str], int]:
+def measure(run: Path, task: str | None, batches: tuple[int, ...], device: str, progress: Any) -> tuple[Any, list[str], int]:
     """Time the engine against the float engine: interleaved rounds, intervals, p99 of single calls. Writes latency.json."""
     from deploy.pipeline import open_run
     from deploy.stages import measure as measure_stage
     from deploy.stages import read_policy
 
-    with open_run(run, progress, device=device) as prepared:
+    with open_run(run, progress, device=device, task=task) as prepared:
         record = measure_stage(prepared, read_policy(prepared), batches)
     lines = [
         f"batch {row.batch}: {row.ratio:.3f}x of float [{row.ratio_interval.low:.3f}, {row.ratio_interval.high:.3f}]: "
@@ -321,7 +336,9 @@ def _tail(row: Any) -> str:
 @click.option("--budget", help="limits with a latency, e.g. latency=0.7x (see smpq run)  [default: those of the last bundle]")
 @output_options
 @resource_options
-def bundle(run: Path, directory: Path, budget: str | None, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
+def bundle(
+    run: Path, task: str | None, directory: Path, budget: str | None, progress: Any, resources: Any
+) -> tuple[Any, list[str], int]:
     """Write the engines to measure next into DIRECTORY, with a runner for a device that this machine cannot reach.
 
     Carry it there, run python3 runner.py, carry measurements.json back, and go on with smpq feedback.
@@ -329,7 +346,7 @@ def bundle(run: Path, directory: Path, budget: str | None, progress: Any, resour
     from deploy.pipeline import open_run
     from deploy.stages.looping import write_next_bundle
 
-    with open_run(run, progress, resources=resources) as prepared:
+    with open_run(run, progress, resources=resources, task=task) as prepared:
         record = write_next_bundle(prepared, budget, directory)
     count = len(record.candidates)
     return (
@@ -344,7 +361,7 @@ def bundle(run: Path, directory: Path, budget: str | None, progress: Any, resour
 @click.argument("measurements", type=PLACE)
 @output_options
 @resource_options
-def feedback(run: Path, measurements: Path, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
+def feedback(run: Path, task: str | None, measurements: Path, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
     """Take in the MEASUREMENTS of a bundle: policy.json is the best policy that they show, and the model for the target is exported.
 
     Says whether other engines should be measured. Exit code 1 means that no engine has met the budget yet.
@@ -352,7 +369,7 @@ def feedback(run: Path, measurements: Path, progress: Any, resources: Any) -> tu
     from deploy.pipeline import open_run
     from deploy.stages.looping import take_feedback
 
-    with open_run(run, progress, resources=resources) as prepared:
+    with open_run(run, progress, resources=resources, task=task) as prepared:
         record = take_feedback(prepared, measurements)
     state = "meets the budget" if record.met else "does not meet the budget"
     following = (
@@ -377,7 +394,7 @@ def feedback(run: Path, measurements: Path, progress: Any, resources: Any) -> tu
 @click.option("--precision", type=DECIMAL, default=0.0, help="stop when all standard errors are below this share of the spread")
 @output_options
 @resource_options
-def explain(run: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
+def explain(run: Path, task: str | None, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
     """Say what each layer's format costs in the policy of a run: Shapley values with intervals, contributions.json."""
     from deploy.pipeline import open_run
     from deploy.stages import read_policy
@@ -385,7 +402,7 @@ def explain(run: Path, progress: Any, resources: Any, **options: Any) -> tuple[A
     from deploy.stages.explaining import explain as explain_stage
 
     explanation = Explanation(**options)
-    with open_run(run, progress, resources=resources) as prepared:
+    with open_run(run, progress, resources=resources, task=task) as prepared:
         record = explain_stage(prepared, read_policy(prepared), explanation)
     rows = sorted(record.contributions, key=lambda row: row.value)
     lines = [f"{r.value:+.3g} [{r.interval.low:+.3g}, {r.interval.high:+.3g}]  {r.group} {r.format}" for r in rows]
@@ -395,13 +412,13 @@ def explain(run: Path, progress: Any, resources: Any, **options: Any) -> tuple[A
 @smpq.command()
 @run_argument
 @output_options
-def verify(run: Path, progress: Any) -> tuple[Any, list[str], int]:
+def verify(run: Path, task: str | None, progress: Any) -> tuple[Any, list[str], int]:
     """Run the evaluation data through PyTorch, ONNX and the engine, and name the stage that lost points. Writes verify.json."""
     from deploy.pipeline import open_run
     from deploy.stages import read_policy
     from deploy.stages import verify as verify_stage
 
-    prepared = open_run(run, progress)
+    prepared = open_run(run, progress, task=task)
     record = verify_stage(prepared, read_policy(prepared))
     lines = [
         f"{name:>10}: {stage.mean:.4f}" if stage.mean is not None else f"{name:>10}: not run: {stage.not_run}"
@@ -411,7 +428,7 @@ def verify(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
 
 @smpq.command()
-@run_argument
+@run_directory
 @output_options
 def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     """Write report.json and report.html from what the run holds. Exit code 1 when the budget is not met."""

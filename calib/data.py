@@ -1,16 +1,13 @@
-"""Checks of what a task hands over: batches, models and weight files, with one clear message for each thing that can be wrong."""
+"""Checks of what a task hands over: batches and models, with one clear message for each thing that can be wrong."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calib.errors import UserError
@@ -144,40 +141,6 @@ def fingerprint(model: nn.Module, batches: Iterable[Batch]) -> str:
     return digest.hexdigest()
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a `.safetensors` file, or of a checkpoint that `torch.load(weights_only=True)` reads.
-
-    A checkpoint may hold the tensors directly or under `state_dict` or `model`; a leading `module.` is removed. Raises UserError
-    when the file is missing, unreadable, not a mapping of tensors, or holds NaN or infinity.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no weights file {path}: give a .safetensors file, or one written by torch.save, with --weights")
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
-    weights = {key.removeprefix("module."): tensor for key, tensor in loaded.items()}
-    for key, tensor in weights.items():
-        check_finite(tensor, f"{key!r} in {path}")
-    return weights
-
-
-def restore(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Copy `weights` into `model`; raise UserError naming the key and both shapes when they do not fit. `path` is for messages.
-
-    `num_batches_tracked` may be missing: only training uses it.
-    """
-    expected = model.state_dict()
-    for key, tensor in expected.items():
-        if key in weights:
-            if weights[key].shape != tensor.shape:
-                found, wanted = list(weights[key].shape), list(tensor.shape)
-                raise UserError(f"{key!r} in {path} has shape {found}, the model wants {wanted}: are these its weights?")
-        elif not key.endswith("num_batches_tracked"):
-            raise UserError(f"{path} has no tensor {key!r} (shape {list(tensor.shape)}): are these the weights of this model?")
-    unknown = sorted(set(weights) - set(expected))
-    if unknown:
-        raise UserError(f"{path} holds {unknown[0]!r} and the model does not: are these its weights?")
-    model.load_state_dict(dict(weights), strict=False)
-
-
 def _first(batches: Iterable[Any], what: str) -> Batch | None:
     for item in _looped(batches, what):
         return _batch(item, f"{what} batch 0")
@@ -231,29 +194,6 @@ def _check_same(first: Batch, other: Batch, where: str) -> None:
                 f"input {position} of {where} is {two.dtype} {list(two.shape)}, in the first batch {one.dtype} {list(one.shape)}: "
                 "only the first dimension may differ"
             )
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path} as safetensors ({error}): is the file complete?") from error
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - the one allowed place, weights only
-    except Exception as error:  # torch.load raises many kinds for a broken file
-        raise UserError(
-            f"cannot read {path} with torch.load(weights_only=True) ({type(error).__name__}): save its state_dict() alone, "
-            "or as .safetensors"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"{path} does not hold a state_dict, names with tensors: save model.state_dict()")
-    return dict(loaded)
 
 
 def _update(digest: Any, tensor: Tensor) -> None:

@@ -23,9 +23,9 @@ from smpq.policy import Policy
 from smpq.quantize import FakeQuantizer
 from smpq.training.finetune import FineTuneSettings, Progress, Subject
 from smpq.training.finetune import finetune as train
-from smpq.training.finetuned import FineTuned, policy_of_file
+from smpq.training.finetuned import FineTuned, FineTunedFile, policy_of_file
 
-FINE_TUNED = "finetuned.safetensors"
+FINE_TUNED = FineTunedFile.NAME
 MODEL = "model.finetuned.onnx"
 
 
@@ -138,6 +138,7 @@ def tuned(prepared: Prepared, policy: Policy) -> Tuned | None:
     weights = FineTuned.load(path)
     if weights.fingerprint != prepared.fingerprint:
         raise UserError(f"{path} was made from another model or other calibration data: use smpq finetune again, or delete it")
+    weights.check_fits(prepared.traced, prepared.space.units, path)
     return Tuned(prepared, policy, weights)
 
 

@@ -40,7 +40,7 @@ class Whole(click.ParamType[int]):
         return number
 
 
-class Decimal(click.ParamType):
+class Decimal(click.ParamType[float]):
     """A finite number in plain digits whose magnitude is at most `MOST`."""
 
     name = "float"
@@ -56,7 +56,7 @@ class Decimal(click.ParamType):
         return number + 0.0
 
 
-class Place(click.ParamType):
+class Place(click.ParamType[Path]):
     """A path. An empty one would be the current directory, which nobody means by it."""
 
     name = "path"

@@ -90,9 +90,15 @@ def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The run directory. Passed on as `run`."""
+def run_directory(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The run directory, for commands that only read its files. Passed on as `run`."""
     return click.argument("run", type=PLACE)(command)
+
+
+def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The run directory, and the task that it may load. Passed on as `run` and `task`."""
+    option = click.option("--task", help="the run's task, if it is code and the run was made by others or elsewhere")
+    return run_directory(option(command))
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:

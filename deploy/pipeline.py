@@ -12,6 +12,7 @@ from deploy.run.directory import Run
 from deploy.run.files.engine import TimedRow
 from deploy.run.files.report import ReportFile
 from deploy.run.settings import Settings
+from deploy.run.trust import check_trusted, remember
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
 from deploy.stages.reporting import write_report
@@ -28,22 +29,31 @@ _PROPOSALS = 4
 
 
 def open_run(
-    path: Path, progress: Progress, settings: Settings | None = None, resources: Resources | None = None, device: str = ""
+    path: Path,
+    progress: Progress,
+    settings: Settings | None = None,
+    resources: Resources | None = None,
+    device: str = "",
+    task: str | None = None,
 ) -> Prepared:
     """Prepare the run at `path`; with `settings` it is created if it is not there, or must have the same ones.
 
     The run is locked before anything else. A wrong input leaves nothing behind: the corrected command finds no settings in its way.
     `resources`: workers, devices and memory limit; workers, if any, end with `Prepared.close`. `device`: the machine that times engines.
-    UserError when another process works on the run.
+    `task`: the task that the command line names for a run that is there (`deploy.run.trust`). UserError when another process works on it.
     """
     run = Run(path)
     known = run.settings() if settings is None else settings
     if settings is not None:
         run.check(settings)
+    else:
+        check_trusted(path, known, task)
     run.lock()
     try:
         run.check(known)  # once more: another process may have made it before the lock was ours
         prepared = prepare(run, known, progress, resources or Resources(), device)
+        if settings is not None:
+            remember(path, known, progress)
         run.keep(known, prepared.fingerprint, resources)
         write_space(prepared)
     except BaseException:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calib.cache import trained
-from calib.data import load_weights, restore
 from calib.task import Batch
 from calib.tasks.cifar10_files import find_cifar10, read_cifar10
+from calib.weights import load_weights, restore
 
 INPUTS, HIDDEN, CLASSES = 3 * 32 * 32, 1024, 10
 CALIBRATION_IMAGES = 1024

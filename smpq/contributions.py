@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from smpq.estimators.base import Floats
+from smpq.files import EstimateRow
 from smpq.supernet.network import Operation
 from smpq.supernet.removal import Removals
 
@@ -104,16 +105,18 @@ class Contributions:
         return {**counts, "walks": len(self.walks), "operations": rows}
 
     @classmethod
-    def from_json(cls, record: Any, operations: Sequence[Operation]) -> Contributions:
-        """Read the file form of these operations; KeyError, TypeError or ValueError when it is incomplete or of others."""
-        rows = {(row["group"], row["side"], row["operation"]): row for row in record["operations"]}
-        if len(rows) != len(operations):
-            raise ValueError(f"{len(rows)} operations, not {len(operations)}")
-        found = [rows[operation.group, operation.side, operation.name] for operation in operations]
-        walks, marginals = (
-            np.array([row[name] for row in found], float).reshape(len(found), -1).T for name in ("walks", "marginals")
-        )
-        return cls(tuple(operations), walks, marginals, record["updates"], record["truncated"], record["evaluations"])
+    def from_row(cls, record: EstimateRow, operations: Sequence[Operation]) -> Contributions:
+        """Read the file form; ValueError unless it is about these operations, each once."""
+        rows = {(row.group, row.side, row.operation): row for row in record.operations}
+        wanted = [(operation.group, operation.side, operation.name) for operation in operations]
+        if len(rows) != len(record.operations) or rows.keys() != set(wanted):
+            raise ValueError(
+                f"it has {len(record.operations)} operations, which are not the {len(wanted)} of this space, each once"
+            )
+        shape = (len(wanted), record.walks)
+        walks = np.array([rows[key].walks for key in wanted], float).reshape(shape).T
+        marginals = np.array([rows[key].marginals for key in wanted], float).reshape(shape).T
+        return cls(tuple(operations), walks, marginals, record.updates, record.truncated, record.evaluations)
 
 
 def _mean(rows: Floats) -> Floats:

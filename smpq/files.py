@@ -110,7 +110,70 @@ class ContributionsFile(OfPolicy, frozen=True, kw_only=True):
     apart: tuple[tuple[str, ...], ...]
 
 
+class OperationRow(Record, frozen=True, kw_only=True):
+    """The accumulated Shapley value of one operation of the supernet, with the walks that it is the mean of."""
+
+    group: str
+    side: str
+    operation: str
+    score: float
+    standard_error: Amount
+    mean: float
+    mean_standard_error: Amount
+    walks: tuple[float, ...]
+    marginals: tuple[float, ...]
+
+
+class EstimateRow(Record, frozen=True, kw_only=True):
+    """All operations' values, after `updates` estimates with `walks` walks together, `truncated` of them cut."""
+
+    updates: Count
+    truncated: Count
+    evaluations: Count
+    walks: Count
+    operations: tuple[OperationRow, ...]
+
+    def __post_init__(self) -> None:
+        if bool(self.updates) != bool(self.walks) or (self.updates and self.walks % self.updates) or self.truncated > self.walks:
+            raise ValueError(f"{self.updates} updates with {self.walks} walks, {self.truncated} of them cut")
+        if any(len(row.walks) != self.walks or len(row.marginals) != self.walks for row in self.operations):
+            raise ValueError(f"an operation has another number of walks than {self.walks}")
+
+
+class EpochSeconds(Record, frozen=True, kw_only=True):
+    """What an epoch of a supernet took."""
+
+    training: Amount
+    shapley: Amount
+
+
+class EpochEstimate(Record, frozen=True, kw_only=True):
+    """`smpq.estimators.result.Estimate` after one epoch, without its covariance."""
+
+    schema: Count
+    estimator: str
+    seed: Count
+    evaluations: Count
+    truncated: Count
+    stop_reason: str
+    values: tuple[float, ...]
+    standard_errors: tuple[Amount, ...]
+    degrees_of_freedom: tuple[AboveZero | None, ...]
+    covariance: None
+    samples: tuple[Count, ...]
+
+
+class EpochRow(Record, frozen=True, kw_only=True):
+    """One epoch of a supernet: mean loss, expected bit operations a MAC, and the Shapley values by value if they were estimated."""
+
+    epoch: Positive
+    loss: float
+    complexity: Amount
+    seconds: EpochSeconds
+    estimates: dict[str, EpochEstimate]
+
+
 __all__ = [
-    "AboveZero", "Amount", "ContributionRow", "ContributionsFile", "Count", "FormatText", "Interval", "OfPolicy", "PolicyFile", "Positive",
-    "ScoreRow", "ScoresFile", "StabilityFile",
+    "AboveZero", "Amount", "ContributionRow", "ContributionsFile", "Count", "EpochRow", "EstimateRow", "FormatText", "Interval", "OfPolicy",
+    "OperationRow", "PolicyFile", "Positive", "ScoreRow", "ScoresFile", "StabilityFile",
 ]  # fmt: skip

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from rich.console import Console
+
 import cli
+from deploy.progress import Progress
+from deploy.run.directory import Run
+from deploy.run.trust import remember
 
 TINY = ("--task", "tests.tiny_task:task", "--evaluations", "12", "--samples", "16")
 
@@ -47,7 +52,9 @@ def done(*arguments: object) -> Result:
 
 
 def copy_of(run: Path, to: Path) -> Path:
+    """Copy a run, as if it had been made there: a task is not loaded for a run that comes from elsewhere."""
     shutil.copytree(run, to)
+    remember(to, Run(to).settings(), Progress(Console(quiet=True)))
     return to
 
 

@@ -1,6 +1,7 @@
 """Where the tests find what a machine may lack."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that share the cores wait for each other's threads at every layer otherwise.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Who made which run is kept apart from what the user of this machine has made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMPQ_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")

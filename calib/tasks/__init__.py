@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from calib.errors import UserError
 from calib.task import Task, TaskFactory
@@ -53,7 +54,9 @@ def task_names() -> tuple[str, ...]:
 def load_task(name: str, data: Path | None = None, weights: Path | None = None) -> Task:
     """Return the task called `name`: a built-in name, or `package.module:object` (a Task, or a factory called with both paths).
 
-    The current directory can be imported from, as with `python -m`. Raises UserError for every way in which this can fail.
+    The current directory can be imported from, as with `python -m`. What is called is defined in the named module, or inside the named
+    package, whose `__init__` may hand it on: a module that only imports a function does not lend its name to it. An object that is a task
+    already is not called, and may be of any class. Raises UserError for every way in which this can fail.
     """
     if ":" in name:
         return _from_user(name, data, weights)
@@ -75,9 +78,21 @@ def _from_user(name: str, data: Path | None, weights: Path | None) -> Task:
             if not hasattr(found, part):
                 raise UserError(f"module {module_name} has no {attribute!r}: name the task, or the function that makes it")
             found = getattr(found, part)
+            if isinstance(found, ModuleType):
+                raise UserError(f"{name} goes through the module {found.__name__}: write {found.__name__}:object")
         if isinstance(found, type) or (callable(found) and _missing(found)):
+            _check_defined_in(module_name, found, name)
             found = _called(found, name, data, weights)
     return _checked(found, name)
+
+
+def _check_defined_in(module_name: str, found: object, name: str) -> None:
+    # instances have the __module__ of their class
+    defined = str(getattr(found, "__module__", None))
+    if defined != module_name and not defined.startswith(f"{module_name}."):
+        raise UserError(
+            f"{name} is defined in {defined} and not in {module_name}: name that module, or write a function here that calls it"
+        )
 
 
 def _import(module_name: str) -> object:

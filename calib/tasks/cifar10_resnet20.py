@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calib.data import load_weights, restore
 from calib.errors import UserError
 from calib.task import Batch, Task
 from calib.tasks import register
 from calib.tasks.cifar10_files import find_cifar10, read_cifar10
+from calib.weights import load_weights, restore
 
 CALIBRATION_SEED = 0
 CALIBRATION_IMAGES = 2048

@@ -9,16 +9,16 @@ import msgspec
 from calib.data import training_batches
 from calib.errors import UserError
 from deploy.prepare import Prepared
-from deploy.run.files.supernet import EpochRow, EstimateRow, SupernetFile
+from deploy.run.files.supernet import SupernetFile
 from smpq.budget import Budget
-from smpq.files import ScoresFile
+from smpq.files import EpochRow, EstimateRow, ScoresFile
 from smpq.scores import Scores
 from smpq.supernet.network import Supernet, SupernetSubject
 from smpq.supernet.scores import ESTIMATORS, supernet_scores
-from smpq.supernet.state import SupernetState
+from smpq.supernet.state import SupernetState, SupernetStateFile
 from smpq.supernet.training import EpochReport, SupernetSettings, train
 
-SUPERNET = "supernet.safetensors"
+SUPERNET = SupernetStateFile.NAME
 GAME = "game"
 METHODS = (GAME, *ESTIMATORS)
 """`game` scores the calibrated model's formats and trains nothing; the others train a supernet and score its operations."""

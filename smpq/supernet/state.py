@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from msgspec import Meta
 from torch import Tensor
 
-from calib.cache import write_atomically
 from calib.errors import UserError
+from calib.storage import FileRecord, plain
+from calib.tensor_file import check, read_tensor_file, write_tensor_file
 from smpq.contributions import Contributions
+from smpq.files import EpochRow, EstimateRow
 from smpq.supernet.network import Supernet
 
-SCHEMA = 1
 _GRAPH, _WEIGHTS, _ALPHAS = "graph/", "optimizer/weights/", "optimizer/alphas/"
+_REPAIR = "delete it to train the supernet again"
+_PARTS = {_WEIGHTS: ("momentum_buffer",), _ALPHAS: ("step", "exp_avg", "exp_avg_sq")}
+"""What SGD with momentum and Adam keep of each parameter."""
+_NEVER_NEGATIVE = ("step", "running_var", "exp_avg_sq")
+"""How names of tensors end: step sizes and counters, variances, and Adam's own."""
+
+
+class SupernetStateFile(FileRecord, frozen=True, kw_only=True):
+    """What `supernet.safetensors` says besides its tensors; `contributions` are by value."""
+
+    NAME = "supernet.safetensors"
+    MADE_BY = "smpq train-supernet"
+
+    contributions: dict[str, EstimateRow]
+    history: Annotated[tuple[EpochRow, ...], Meta(min_length=1, max_length=100_000)]
+    settings: dict[str, str | int | float | bool | dict[str, list[str] | str | int | float | bool | None] | None]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if [row.epoch for row in self.history] != list(range(1, len(self.history) + 1)):
+            raise ValueError("the epochs are not 1, 2, 3, ...")
 
 
 @dataclass(frozen=True)
@@ -51,12 +73,18 @@ class SupernetState:
         """Raise UserError unless this is about the same model, data and settings."""
         if self.fingerprint != supernet.subject.fingerprint:
             raise UserError("the supernet was trained from another model, other data or other formats: delete supernet.safetensors")
+        surplus = sorted(self.settings.keys() - settings.keys())
+        if surplus:
+            raise UserError(f"the supernet was trained with {surplus[0][:100]!r}, which is not known: delete supernet.safetensors")
         for name, value in settings.items():
             if self.settings.get(name) != value:
                 raise UserError(
                     f"the supernet was trained with {name}={self.settings.get(name)!r}, now {value!r} is asked for: "
                     "use the same, or delete supernet.safetensors"
                 )
+
+        if self.contributions.keys() != set(settings["game"]["values"]):
+            raise UserError("the supernet was scored by other values than its settings say: delete supernet.safetensors")
 
     def restore(
         self,
@@ -66,53 +94,65 @@ class SupernetState:
     ) -> None:
         """Put everything back. UserError when the supernet has other parts."""
         own = {name.removeprefix(_GRAPH): tensor for name, tensor in self.tensors.items() if name.startswith(_GRAPH)}
-        try:
-            supernet.graph.load_state_dict(own)
-        except RuntimeError as error:
-            raise UserError("supernet.safetensors does not fit the model: delete it, and train the supernet again") from error
+        expected = supernet.graph.state_dict()
+        if own.keys() != expected.keys() or any(not _alike(tensor, expected[name]) for name, tensor in own.items()):
+            raise UserError("supernet.safetensors does not fit the model: delete it, and train the supernet again")
+        supernet.graph.load_state_dict(own)
+        supernet.graph.project()  # changes nothing that training has made; the limits may differ a little between machines
+        for name, tensor in supernet.graph.state_dict().items():
+            if not torch.allclose(tensor, own[name], rtol=0.01, atol=0):
+                raise UserError(f"supernet.safetensors is damaged: {name!r} is not above zero: {_REPAIR}")
         for optimizer, prefix in ((weights, _WEIGHTS), (alphas, _ALPHAS)):
             if optimizer is not None:
-                optimizer.load_state_dict({**optimizer.state_dict(), "state": self._optimizer(prefix)})
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": self._optimizer(prefix, optimizer)})
         supernet.graph.eval()
 
     def save(self, path: Path) -> None:
         """Write a safetensors file in one step."""
-        record = {
-            "schema": SCHEMA,
-            "contributions": {value: found.to_json() for value, found in self.contributions.items()},
-            "history": [dict(row) for row in self.history],
-            "settings": dict(self.settings),
-            "fingerprint": self.fingerprint,
-        }
-        write_atomically(path, save(dict(self.tensors), {"smpq": json.dumps(record)}))
+        record = SupernetStateFile(
+            contributions={value: msgspec.convert(found.to_json(), EstimateRow) for value, found in self.contributions.items()},
+            history=tuple(msgspec.convert(row, EpochRow) for row in self.history),
+            settings=dict(self.settings),
+            fingerprint=self.fingerprint,
+        )
+        write_tensor_file(path, record, self.tensors)
 
     @classmethod
     def load(cls, path: Path, supernet: Supernet) -> SupernetState:
-        """Read what `save` wrote; UserError when the file is missing, damaged, of another version, or of other operations."""
+        """Read what `save` wrote. UserError when it is missing, damaged, of another version, of other operations, or what no training makes."""
+        record, tensors = read_tensor_file(path, SupernetStateFile, _REPAIR)
+        for name, tensor in tensors.items():
+            known = name.startswith((_GRAPH, _WEIGHTS, _ALPHAS))
+            check(known, path, f"{name[:200]!r} does not belong there", _REPAIR)
+            positive = not name.endswith(_NEVER_NEGATIVE) or bool((tensor >= 0).all())
+            check(positive, path, f"{name[:200]!r} is negative", _REPAIR)
         try:
-            with safe_open(path, framework="pt") as file:
-                record = json.loads((file.metadata() or {})["smpq"])
-                if record["schema"] != SCHEMA:
-                    raise UserError(f"{path} has schema {record['schema']!r}; this version reads schema {SCHEMA}: delete it")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            contributions = {
-                value: Contributions.from_json(row, supernet.operations) for value, row in record["contributions"].items()
-            }
-            return cls(tensors, contributions, record["history"], record["settings"], record["fingerprint"])
-        except FileNotFoundError as error:
-            raise UserError(f"{path} is missing: make it with smpq train-supernet") from error
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is damaged or of another space ({type(error).__name__}: {error}): delete it to train the supernet again"
-            ) from error
+            contributions = {value: Contributions.from_row(row, supernet.operations) for value, row in record.contributions.items()}
+        except ValueError as error:
+            raise UserError(f"{path} is damaged, or of another space ({error}): {_REPAIR}") from error
+        return cls(tensors, contributions, [plain(row) for row in record.history], record.settings, record.fingerprint)
 
-    def _optimizer(self, prefix: str) -> dict[int, dict[str, Tensor]]:
+    def _optimizer(self, prefix: str, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+        """Return what the optimiser kept of each of its parameters, by number; UserError when it is not about all of them."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         found: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in self.tensors.items():
-            if name.startswith(prefix):
-                index, part = name.removeprefix(prefix).split("/", 1)
-                found.setdefault(int(index), {})[part] = tensor.clone()
+        taken = set()
+        for index, parameter in enumerate(parameters):
+            for part in _PARTS[prefix]:
+                name = f"{prefix}{index}/{part}"
+                tensor = self.tensors.get(name)
+                wanted = torch.zeros(()) if part == "step" else parameter
+                if tensor is not None and _alike(tensor, wanted):
+                    found.setdefault(index, {})[part] = tensor.clone()
+                    taken.add(name)
+        whole = all(len(parts) == len(_PARTS[prefix]) for parts in found.values())
+        if not whole or taken != {name for name in self.tensors if name.startswith(prefix)}:
+            raise UserError("supernet.safetensors does not fit the training: delete it, and train the supernet again")
         return found
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape == wanted.shape and found.dtype == wanted.dtype
 
 
 def _flat(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

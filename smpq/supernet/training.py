@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -82,9 +83,18 @@ class SupernetSettings:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SupernetSettings:
-        """Read what `to_json` gives."""
-        game = record["game"]
-        return cls(**{**record, "game": GameSettings(**{**game, "values": tuple(game["values"])})})
+        """Read what `to_json` gives; UserError for anything else."""
+        try:
+            found = msgspec.convert(dict(record), cls)
+        except msgspec.ValidationError as error:
+            raise UserError(
+                f"the settings in supernet.safetensors are damaged ({error}): delete it to train the supernet again"
+            ) from error
+        if found.to_json() != record:
+            raise UserError(
+                "the settings in supernet.safetensors are not complete, or too many: delete it to train the supernet again"
+            )
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return the file form."""

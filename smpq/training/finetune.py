@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -134,7 +134,8 @@ def _finetune(
     start = _snapshot(graph)
     history = _train(graph, subject.task, settings, report)
     graph.estimate_statistics(_some_inputs(subject.task, graph, settings.seed))
-    after, kept = judge(), "end"
+    after = judge()
+    kept: Literal["start", "end"] = "end"
     if settings.keep == "better" and not after.value >= before.value:
         graph.load_state_dict(start)
         after, kept = before, "start"

@@ -3,29 +3,87 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from msgspec import Meta
 from torch import Tensor
 
-from calib.cache import write_atomically
 from calib.calibrate import Calibration
-from calib.data import check_finite
 from calib.errors import UserError
-from calib.formats import Format
+from calib.formats import ACTIVATION_BITS, WEIGHT_BITS, Format
 from calib.graph import TracedModel
-from calib.quantizer import ActivationQuantizer, QuantizedWeight, Scheme
+from calib.quantizer import ActivationQuantizer, QuantizedWeight, Scheme, weight_limits
+from calib.storage import Amount, FileRecord, Positive, Record
+from calib.tensor_file import check, read_tensor_file, read_tensor_record, write_tensor_file
 from calib.units import Unit
+from smpq.training.trainable import leaf_names
 
-SCHEMA = 1
 _PARAMETER, _INTEGERS, _SCALE = "parameter/", "integers/", "scale/"
+_REPAIR = "delete it, and fine-tune again if you want to"
+_LARGEST_STEP = float(torch.finfo(torch.float32).max)
+_SMALLEST_STEP = float(torch.finfo(torch.float32).tiny)
+
+
+class WeightRow(Record, frozen=True, kw_only=True):
+    """How the integers of one unit are to be read."""
+
+    bits: Annotated[int, Meta(ge=min(WEIGHT_BITS), le=max(WEIGHT_BITS))]
+    block: Annotated[int, Meta(ge=2, le=2**31)] | None
+
+
+class GridRow(Record, frozen=True, kw_only=True):
+    """The grid of one tensor (`calib.quantizer.ActivationQuantizer`); zero is one of its values."""
+
+    tensor: str
+    bits: Annotated[int, Meta(ge=min(ACTIVATION_BITS), le=max(ACTIVATION_BITS))]
+    scale: Annotated[float, Meta(ge=_SMALLEST_STEP, le=_LARGEST_STEP)]
+    zero_point: int
+    signed: bool
+
+    def __post_init__(self) -> None:
+        low, high = self.grid().limits if not self.signed else (0, 0)
+        if not low <= self.zero_point <= high:
+            raise ValueError(f"zero point {self.zero_point} of {self.bits} bits, expected {low} to {high}")
+
+    def grid(self) -> ActivationQuantizer:
+        """Return the quantiser."""
+        return ActivationQuantizer(self.bits, self.scale, self.zero_point, self.signed)
+
+
+class JudgedRow(Record, frozen=True, kw_only=True):
+    """`Judged`."""
+
+    value: float
+    metric: float
+
+
+class HistoryRow(Record, frozen=True, kw_only=True):
+    """Mean loss of the steps since the row before."""
+
+    step: Positive
+    loss: float
+
+
+class FineTunedFile(FileRecord, frozen=True, kw_only=True):
+    """What `finetuned.safetensors` says about its tensors."""
+
+    NAME = "finetuned.safetensors"
+    MADE_BY = "smpq finetune"
+
+    policy: str
+    fingerprint: str
+    weights: dict[str, WeightRow]
+    quantizers: tuple[GridRow, ...]
+    before: JudgedRow
+    after: JudgedRow
+    kept: Literal["start", "end"]
+    seconds: Amount
+    settings: dict[str, str | int | float | bool | None]
+    history: Annotated[tuple[HistoryRow, ...], Meta(max_length=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -52,29 +110,67 @@ class FineTuned:
     quantizers: Mapping[tuple[str, int], ActivationQuantizer]
     before: Judged
     after: Judged
-    kept: str
+    kept: Literal["start", "end"]
     seconds: float
     settings: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
 
     def save(self, path: Path) -> None:
         """Write a safetensors file in one step."""
-        tensors = {f"{_PARAMETER}{name}": tensor.contiguous() for name, tensor in self.parameters.items()}
+        tensors = {f"{_PARAMETER}{name}": tensor for name, tensor in self.parameters.items()}
         for unit, weight in self.weights.items():
-            tensors[f"{_INTEGERS}{unit}"] = weight.integers.contiguous()
-            tensors[f"{_SCALE}{unit}"] = weight.scale.contiguous()
-        write_atomically(path, save(tensors, {"smpq": json.dumps(self._record())}))
+            tensors[f"{_INTEGERS}{unit}"] = weight.integers
+            tensors[f"{_SCALE}{unit}"] = weight.scale
+        write_tensor_file(path, self._record(), tensors)
 
     @classmethod
     def load(cls, path: Path) -> FineTuned:
-        """Read what `save` wrote; UserError when the file is missing, damaged, or of another version."""
-        with _reading(path), safe_open(path, framework="pt") as file:
-            record = _record_of(file, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            found = cls._from_record(record, tensors)
-        for name, tensor in tensors.items():
-            check_finite(tensor, f"{name!r} in {path}")
-        return found
+        """Read what `save` wrote. UserError when it is missing, damaged, of another version, or holds what no training makes.
+
+        That it fits a model is for `check_fits` to say.
+        """
+        record, tensors = read_tensor_file(path, FineTunedFile, _REPAIR)
+        parameters = {name.removeprefix(_PARAMETER): tensor for name, tensor in tensors.items() if name.startswith(_PARAMETER)}
+        parts = {f"{part}{unit}" for unit in record.weights for part in (_INTEGERS, _SCALE)}
+        unexpected = sorted(parts.symmetric_difference(name for name in tensors if not name.startswith(_PARAMETER)))
+        check(not unexpected, path, f"{', '.join(unexpected[:1])[:200]!r} is missing, or does not belong there", _REPAIR)
+        grids = {(row.tensor, row.bits): row.grid() for row in record.quantizers}
+        check(len(grids) == len(record.quantizers), path, "a tensor has two grids of the same bits", _REPAIR)
+        weights = {
+            unit: QuantizedWeight(row.bits, tensors[f"{_INTEGERS}{unit}"], tensors[f"{_SCALE}{unit}"], row.block)
+            for unit, row in record.weights.items()
+        }
+        for unit, weight in weights.items():
+            _check_weight(weight, path, unit)
+        for name, tensor in parameters.items():
+            check(tensor.dtype == torch.float32, path, f"{name[:200]!r} is {tensor.dtype}, expected float32", _REPAIR)
+        return cls(
+            record.policy,
+            record.fingerprint,
+            parameters,
+            weights,
+            grids,
+            Judged(record.before.value, record.before.metric),
+            Judged(record.after.value, record.after.metric),
+            record.kept,
+            record.seconds,
+            record.settings,
+            [{"step": row.step, "loss": row.loss} for row in record.history],
+        )
+
+    def check_fits(self, traced: TracedModel, units: Sequence[Unit], path: Path) -> None:
+        """Raise UserError, which names the file by `path`, unless this is about all parameters of the model, and about its units alone."""
+        shapes = {name: traced.state[node].shape for node, name in leaf_names(traced).items()}
+        for name in sorted(shapes.keys() | self.parameters.keys()):
+            found, wanted = self.parameters.get(name), shapes.get(name)
+            fits = found is not None and found.shape == wanted
+            check(fits, path, f"the parameter {name[:200]!r} does not fit the model", _REPAIR)
+        by_path = {unit.path: unit for unit in units}
+        for name, weight in self.weights.items():
+            fits = name in by_path and tuple(weight.integers.shape) == by_path[name].weight_shape
+            check(fits, path, f"the weight {name[:200]!r} does not fit the model", _REPAIR)
+        for tensor, _ in self.quantizers:
+            check(tensor in traced.nodes, path, f"the model has no tensor {tensor[:200]!r}", _REPAIR)
 
     def traced(self, traced: TracedModel) -> TracedModel:
         """Return the folded model with the fine-tuned float parameters, traced again; node names are those of `traced`."""
@@ -93,70 +189,41 @@ class FineTuned:
         """Return a calibration that answers with the fine-tuned integers and grids, for this policy alone."""
         return _Tuned(self, original)
 
-    def _record(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "policy": self.policy,
-            "fingerprint": self.fingerprint,
-            "weights": {unit: {"bits": weight.bits, "block": weight.block} for unit, weight in self.weights.items()},
-            "quantizers": [{"tensor": tensor, **asdict(quantizer)} for (tensor, _), quantizer in self.quantizers.items()],
-            "before": asdict(self.before),
-            "after": asdict(self.after),
-            "kept": self.kept,
-            "seconds": self.seconds,
-            "settings": dict(self.settings),
-            "history": [dict(row) for row in self.history],
-        }
-
-    @classmethod
-    def _from_record(cls, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FineTuned:
-        weights = {
-            unit: QuantizedWeight(entry["bits"], tensors[f"{_INTEGERS}{unit}"], tensors[f"{_SCALE}{unit}"], entry["block"])
-            for unit, entry in record["weights"].items()
-        }
-        grids = [dict(entry) for entry in record["quantizers"]]
-        return cls(
-            record["policy"],
-            record["fingerprint"],
-            {name.removeprefix(_PARAMETER): tensor for name, tensor in tensors.items() if name.startswith(_PARAMETER)},
-            weights,
-            {(grid["tensor"], grid["bits"]): ActivationQuantizer(**_without_tensor(grid)) for grid in grids},
-            Judged(**record["before"]),
-            Judged(**record["after"]),
-            record["kept"],
-            record["seconds"],
-            record["settings"],
-            record["history"],
+    def _record(self) -> FineTunedFile:
+        return FineTunedFile(
+            policy=self.policy,
+            fingerprint=self.fingerprint,
+            weights={unit: WeightRow(bits=weight.bits, block=weight.block) for unit, weight in self.weights.items()},
+            quantizers=tuple(
+                GridRow(tensor=tensor, bits=grid.bits, scale=grid.scale, zero_point=grid.zero_point, signed=grid.signed)
+                for (tensor, _), grid in self.quantizers.items()
+            ),
+            before=JudgedRow(**asdict(self.before)),
+            after=JudgedRow(**asdict(self.after)),
+            kept=self.kept,
+            seconds=self.seconds,
+            settings=dict(self.settings),
+            history=tuple(HistoryRow(step=int(row["step"]), loss=row["loss"]) for row in self.history),
         )
 
 
 def policy_of_file(path: Path) -> str:
     """Return the key of the policy that a file is about, without reading its tensors; UserError as `FineTuned.load`."""
-    with _reading(path), safe_open(path, framework="pt") as file:
-        return str(_record_of(file, path)["policy"])
+    return read_tensor_record(path, FineTunedFile, _REPAIR).policy
 
 
-def _record_of(file: Any, path: Path) -> dict[str, Any]:
-    record = json.loads((file.metadata() or {})["smpq"])
-    if record["schema"] != SCHEMA:
-        raise UserError(f"{path} has schema {record['schema']!r}; this version reads schema {SCHEMA}")
-    return dict(record)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: make it with smpq finetune") from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}): delete it, and fine-tune again if you want to"
-        ) from error
-
-
-def _without_tensor(grid: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in grid.items() if name != "tensor"}
+def _check_weight(weight: QuantizedWeight, path: Path, unit: str) -> None:
+    """Raise UserError unless the integers have the bits that are said, and a positive step for each channel or block."""
+    integers, scale, name = weight.integers, weight.scale, repr(unit[:200])
+    check(integers.dtype == torch.int8 and integers.dim() >= 2, path, f"the weight {name} is no int8 [out, in, ...]", _REPAIR)
+    low, high = weight_limits(weight.bits)
+    inside = bool(((integers >= low) & (integers <= high)).all())
+    check(inside, path, f"the weight {name} of {weight.bits} bits has integers outside of {low} to {high}", _REPAIR)
+    out, inputs = integers.shape[:2]
+    wanted = (out,) if weight.block is None else (out, inputs // weight.block)
+    fits = tuple(scale.shape) == wanted and (weight.block is None or inputs % weight.block == 0)
+    check(fits, path, f"the steps of {name} have shape {list(scale.shape)}, expected {list(wanted)}", _REPAIR)
+    check(scale.dtype == torch.float32 and bool((scale > 0).all()), path, f"the steps of {name} are not all above zero", _REPAIR)
 
 
 class _Tuned(Calibration):

@@ -56,13 +56,11 @@ class TrainableGraph(nn.Module):
         self.units = tuple(units)
         self._arrange = _fastest_order(traced)
         norms = {pair.layer: original.get_submodule(pair.norm) for pair in folded}
-        trained = {name for name, _ in traced.module.named_parameters()}
         self._leaves = nn.ParameterDict()
         self._norms = nn.ModuleDict()  # by graph name of the weight
         self._constants: dict[str, Tensor] = {}
-        for node, name in traced.parameter_names.items():
-            if name in trained and traced.nodes[node].users and traced.state[node].is_floating_point():
-                self._leaves[node] = nn.Parameter(self._arrange(self.placed.state[node].clone()))
+        for node in leaf_names(traced):
+            self._leaves[node] = nn.Parameter(self._arrange(self.placed.state[node].clone()))
         self._unfolded: dict[str, str] = {}
         for unit in self.units:
             norm = norms.get(unit.path)
@@ -178,6 +176,16 @@ class TrainableGraph(nn.Module):
         del self._leaves[unit.bias]
         self._constants[unit.bias] = torch.zeros_like(bias)
         self._unfolded[unit.weight] = unit.calls[0]
+
+
+def leaf_names(traced: TracedModel) -> dict[str, str]:
+    """Return graph name -> parameter name of all that is trained: float parameters that something reads."""
+    trained = {name for name, _ in traced.module.named_parameters()}
+    return {
+        node: name
+        for node, name in traced.parameter_names.items()
+        if name in trained and traced.nodes[node].users and traced.state[node].is_floating_point()
+    }
 
 
 class _Norm(nn.Module):

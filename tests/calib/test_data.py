@@ -1,10 +1,9 @@
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from calib.data import check_batches, check_model, fingerprint, load_weights, materialize, restore
+from calib.data import check_batches, check_model, fingerprint, materialize
 from calib.errors import UserError
 from calib.task import Batch
 
@@ -134,72 +133,3 @@ def test_the_fingerprint_reads_every_type():
     before = fingerprint(model, [])
     model.scalar += 1
     assert fingerprint(model, []) != before
-
-
-def test_weights_from_both_kinds_of_file(tmp_path):
-    model = nn.Linear(3, 2)
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
-    torch.save(model.state_dict(), tmp_path / "plain.pt")
-    torch.save({"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "nested.pth")
-    for name in ("w.safetensors", "plain.pt", "nested.pth"):
-        other = nn.Linear(3, 2)
-        restore(other, load_weights(tmp_path / name), tmp_path / name)
-        assert torch.equal(other.weight, model.weight)
-
-
-def write_text(path):
-    path.write_text("not a model")
-
-
-def write_truncated(path):
-    save_file(nn.Linear(30, 20).state_dict(), path)
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def write_nan(path):
-    save_file({"weight": torch.tensor([float("nan")])}, path)
-
-
-def write_module(path):
-    torch.save(nn.Linear(2, 2), path)
-
-
-def write_list(path):
-    torch.save([1, 2], path)
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "message"),
-    [
-        ("a.safetensors", lambda path: None, "no weights file"),
-        ("a.safetensors", write_text, "complete"),
-        ("a.safetensors", write_truncated, "complete"),
-        ("a.safetensors", write_nan, "'weight'.*NaN"),
-        ("a.pt", write_text, "weights_only"),
-        ("a.pt", write_module, "weights_only"),
-        ("a.pt", write_list, "state_dict"),
-    ],
-)
-def test_wrong_weight_files_are_user_errors(tmp_path, name, write, message):
-    write(tmp_path / name)
-    with pytest.raises(UserError, match=message):
-        load_weights(tmp_path / name)
-
-
-def test_weights_that_do_not_fit_are_named(tmp_path):
-    good = dict(nn.Linear(3, 2).state_dict())
-    for weights, message in [
-        ({"weight": good["weight"]}, "'bias'"),
-        ({**good, "weight": torch.ones(2, 4)}, r"'weight'.*\[2, 4\].*\[2, 3\]"),
-        ({**good, "other": torch.ones(1)}, "'other'"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            restore(nn.Linear(3, 2), weights, tmp_path)
-
-
-def test_training_counters_may_be_missing(tmp_path):
-    model = nn.BatchNorm1d(2)
-    weights = {key: value for key, value in model.state_dict().items() if key != "num_batches_tracked"}
-    weights["running_mean"] = torch.tensor([1.0, 2.0])
-    restore(model, weights, tmp_path)
-    assert model.running_mean.tolist() == [1.0, 2.0]

@@ -31,6 +31,7 @@ from calib.storage import (
     write_bytes,
     write_record,
 )
+from smpq.files import PolicyFile
 from tests.conftest import ROOT
 
 Key = Annotated[str, msgspec.Meta(pattern="^w[0-9]$")]

@@ -146,6 +146,64 @@ def test_what_can_go_wrong_is_one_message(here, name, message):
         load_task(name)
 
 
+CALLS = """
+import functools
+import os
+import runpy
+import shutil
+from os import system
+from runpy import run_path
+from own_task import Mine, factory, ready
+
+bound = functools.partial(shutil.rmtree)
+lazy = functools.lru_cache(run_path)
+
+
+class Box:
+    call = run_path
+    inside = shutil
+
+
+def wrapped(data, weights):
+    return factory(data, weights)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("imports:run_path", "defined in runpy and not in imports"),
+        ("imports:system", "defined in posix and not in imports"),
+        ("imports:Box.call", "defined in runpy"),
+        ("imports:bound", "defined in functools"),
+        ("imports:lazy", "defined in runpy"),
+        ("imports:factory", "defined in own_task and not in imports: name that module"),
+        ("imports:Mine", "defined in own_task"),
+        ("imports:shutil.rmtree", "goes through the module shutil: write shutil:object"),
+        ("imports:Box.inside.rmtree", "goes through the module shutil"),
+        ("imports:os.path.join", "goes through the module os"),
+        ("imports:wrapped.__class__", "defined in builtins"),
+    ],
+)
+def test_only_what_the_module_defines_is_called(here, name, message):
+    victim = here / "kept"
+    victim.mkdir()
+    (here / "imports.py").write_text(CALLS)
+    with pytest.raises(UserError, match=message):
+        load_task(name, victim)
+    assert victim.is_dir()
+    assert load_task("imports:wrapped").name == load_task("imports:ready").name == "mine"
+
+
+def test_a_package_may_hand_on_what_is_inside_it(here):
+    (here / "own_package").mkdir()
+    (here / "own_package" / "inside.py").write_text(GOOD)
+    (here / "own_package" / "__init__.py").write_text("from own_package.inside import Mine, factory\nfrom runpy import run_path\n")
+    assert load_task("own_package:factory").name == load_task("own_package:Mine").name == "mine"
+    with pytest.raises(UserError, match="defined in runpy"):
+        load_task("own_package:run_path")
+
+
 def test_a_broken_module_can_be_corrected(here):
     with pytest.raises(UserError):
         load_task("own_broken:ready")

@@ -6,13 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deploy.finetuning import FINE_TUNED, MODEL, RECORD, tuned, version_key
+from deploy.finetuning import FINE_TUNED, MODEL, tuned, version_key
 from deploy.pipeline import open_run
 from deploy.progress import Progress
+from deploy.run.files.engine import FinetuneFile
 from deploy.stages import read_policy
 from tests.commands import assert_matches, contents, copy_of, done, refused, smpq
 from tests.trainable_task import FAULT
 
+RECORD = FinetuneFile.NAME
 TASK = ("--task", "tests.trainable_task:task", "--rounding", "nearest", "--effort", "fast", "--samples", "32")
 TUNE = ("--epochs", "4", "--lr", "0.01", "--quiet")
 
@@ -136,11 +138,11 @@ def test_a_damaged_file(run, damage):
     elif damage == "foreign":
         save_file({"x": torch.zeros(2)}, path)
     elif damage == "schema":
-        path.write_bytes(content.replace(b'{\\"schema\\": 1,', b'{\\"schema\\": 7,'))
+        path.write_bytes(content.replace(b'\\"schema\\": 1', b'\\"schema\\": 7'))
     else:
         rewrite(path, damage)
     message = refused("export", run)
-    assert_matches({"nan": "holds NaN", "schema": "has schema 7"}.get(damage, "damaged.*delete it"), message)
+    assert_matches({"nan": "not finite", "schema": "schema 7"}.get(damage, "damaged.*delete it"), message)
     assert FINE_TUNED in message
     path.unlink()
     done("export", run, "--quiet")

@@ -1,9 +1,11 @@
 import json
 
+import msgspec
 import numpy as np
 import pytest
 
 from smpq.contributions import Contributions
+from smpq.files import EstimateRow
 from smpq.supernet.network import Operation
 from smpq.supernet.removal import RemovalWalks
 
@@ -60,13 +62,31 @@ def test_equal_values_decide_nothing():
     assert Contributions.start(OPERATIONS).updated(flat, 0.8).score.tolist() == [0.0] * 5
 
 
+def read_back(found, operations=OPERATIONS):
+    return Contributions.from_row(msgspec.json.decode(json.dumps(found.to_json()), type=EstimateRow), operations)
+
+
 def test_a_file_reads_back():
     found = Contributions.start(OPERATIONS).updated(removals(0), 0.8).updated(removals(1), 0.8)
-    again = Contributions.from_json(json.loads(json.dumps(found.to_json())), OPERATIONS)
+    again = read_back(found)
     assert np.array_equal(again.walks, found.walks)
     assert np.array_equal(again.marginals, found.marginals)
     assert again.score == pytest.approx(found.score, abs=1e-12)
     start = Contributions.start(OPERATIONS)
-    assert Contributions.from_json(json.loads(json.dumps(start.to_json())), OPERATIONS).to_json() == start.to_json()
+    assert read_back(start).to_json() == start.to_json()
     with pytest.raises(ValueError, match="5 operations"):
-        Contributions.from_json(found.to_json(), OPERATIONS[:3])
+        read_back(found, OPERATIONS[:3])
+
+
+def test_operations_stand_there_once():
+    found = Contributions.start(OPERATIONS).updated(removals(0), 0.8).to_json()
+    found["operations"][1] = found["operations"][0]
+    with pytest.raises(ValueError, match="each once"):
+        Contributions.from_row(msgspec.convert(found, EstimateRow), OPERATIONS)
+
+
+@pytest.mark.parametrize("change", [{"walks": 3}, {"updates": 3}, {"updates": 0}, {"truncated": 5}, {"evaluations": -1}])
+def test_counts_fit_the_walks(change):
+    found = Contributions.start(OPERATIONS).updated(removals(0), 0.8).to_json()
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({**found, **change}, EstimateRow)

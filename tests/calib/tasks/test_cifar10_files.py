@@ -1,12 +1,15 @@
 import os
 import pickle
+import random
+import struct
 
 import numpy as np
 import pytest
 import torch
 
 from calib.errors import UserError
-from calib.tasks.cifar10_files import find_cifar10, read_cifar10
+from calib.tasks.cifar10_files import LARGEST_FILE, find_cifar10, read_cifar10
+from tests.limited import mutated, read_within_limits
 
 
 def test_the_directory_or_its_parent(cifar10_like):
@@ -87,3 +90,75 @@ def test_a_truncated_file_is_a_user_error(cifar10_like):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match="complete"):
         read_cifar10(cifar10_like, train=False)
+
+
+def test_arrays_in_the_order_of_fortran(cifar10_like):
+    data = np.asfortranarray(np.arange(2 * 3072).reshape(2, 3072).astype(np.uint8))
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (cifar10_like / "test_batch").write_bytes(pickle.dumps({"data": data, "labels": [3, 4]}, protocol=protocol))
+        assert read_cifar10(cifar10_like, train=False)[0].flatten(1).tolist() == data.tolist()
+
+
+def test_a_file_of_python_2(cifar10_like):
+    """As the official ones: byte strings, and an array whose bytes are a string."""
+    pixels = bytes(range(256)) * 12
+    content = (
+        b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x04testq\x03U\x06labelsq\x04]q\x05K\x07aU\x04dataq\x06"
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85q\tU\x01bq\n\x87q\x0bRq\x0c(K\x01K\x01M\x00\x0c\x86"
+        b"cnumpy\ndtype\nq\rU\x02u1q\x0eK\x00K\x01\x87q\x0fRq\x10(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89T" + struct.pack("<i", len(pixels)) + pixels + b"q\x11tbu."
+    )
+    (cifar10_like / "test_batch").write_bytes(content)
+    found, labels = read_cifar10(cifar10_like, train=False)
+    assert found.flatten().tolist() == list(pixels)
+    assert labels.tolist() == [7]
+
+
+# an array of objects is made from bytes, and one of them is replaced: the old one, which is no object, would be released
+CORRUPTING = b"\x80\x05cnumpy\nndarray\n(K\x01\x85VO\n\x96" + struct.pack("<Q", 8) + b"AAAAAAAAtRK\x00Ns."
+BOMBS = {
+    "values that are announced": b"\x8e" + struct.pack("<Q", 2**33),
+    "bytes that are announced": b"\x96" + struct.pack("<Q", 2**33),
+    "text that is announced": b"\x8d" + struct.pack("<Q", 2**33),
+    "a frame that is announced": b"\x80\x04\x95" + struct.pack("<Q", 2**33),
+    "a number that is announced": b"\x8b" + struct.pack("<i", 2**31 - 1),
+    "a large memo": b"Nr" + struct.pack("<I", 2**31 - 1) + b".",
+    "a large memo in text": b"Np2147483647\n.",
+    "a call of numpy": b"cnumpy\nndarray\n(K\x01\x85VO\nN)tR.",
+    "an array of objects": b"}(Vdata\ncnumpy\nndarray\n(I99999999999\n\x85Vu1\ntRVlabels\n]u.",
+    "a call of bytearray": b"}(Vdata\ncbuiltins\nbytearray\nL99999999999L\n\x85RVlabels\n]u.",
+    "a large shape": b"}(Vdata\ncnumpy.core.multiarray\n_reconstruct\n)R(K\x01L99999999999L\nM\x00\x0c\x86cnumpy\ndtype\nVu1\n\x85RI0\nC\x00tbVlabels\n]u.",
+    "many lists": b"]" * 2_000_001 + b".",
+    "many marks": b"(" * 2_000_001 + b".",
+    "many memos": b"N" + b"\x94" * 2_000_001 + b".",
+    "a list in itself": b"]q\x00h\x00ah\x00a.",
+    "a dictionary in itself": b"}q\x00Vdata\nh\x00sVlabels\nh\x00s.",
+    "corruption": CORRUPTING,
+}
+
+
+def test_files_that_ask_for_memory_or_corrupt_it(tmp_path):
+    files = []
+    for name, content in BOMBS.items():
+        (tmp_path / name).mkdir()
+        files.append(tmp_path / name / "test_batch")
+        files[-1].write_bytes(content)
+    (tmp_path / "large").mkdir()
+    files.append(tmp_path / "large" / "test_batch")
+    with files[-1].open("wb") as stream:
+        stream.truncate(LARGEST_FILE + 1)
+    said = read_within_limits("cifar10", *files)
+    assert "read" not in said
+    assert "larger than" in said[-1]
+
+
+def test_mutated_files_are_read_or_refused(cifar10_like, tmp_path):
+    generator = random.Random(0)
+    genuine = pickle.loads((cifar10_like / "test_batch").read_bytes())  # noqa: TID251 - written by this test
+    files = []
+    for index in range(300):
+        (tmp_path / str(index)).mkdir()
+        files.append(tmp_path / str(index) / "test_batch")
+        files[-1].write_bytes(mutated(pickle.dumps(genuine, protocol=index % 6), generator))
+    said = read_within_limits("cifar10", *files)
+    assert 0 < said.count("read") < len(files)

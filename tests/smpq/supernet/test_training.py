@@ -4,6 +4,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from calib.errors import UserError
 from smpq.supernet.game import GameSettings
@@ -112,6 +114,83 @@ def test_a_state_of_something_else_is_refused(whole, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
         SupernetState.load(path, supernet())
+
+
+def rewritten(state, path, change):
+    """Save a state with its record or its tensors changed."""
+    state.save(path)
+    with safe_open(path, framework="pt") as file:
+        record, tensors = json.loads(file.metadata()["smpq"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(record, tensors)
+    save_file(tensors, path, {"smpq": json.dumps(record)})
+
+
+def filled(name, value):
+    def change(_, tensors):
+        tensors[name].view(-1)[0] = value
+
+    return change
+
+
+def cut(name):
+    def change(_, tensors):
+        tensors[name] = torch.cat([tensors[name], tensors[name]])
+
+    return change
+
+
+STEP = "graph/_quantizers.0.candidates.0.step"
+FORGERIES = {
+    "a step is NaN": (filled(STEP, float("nan")), "not finite"),
+    "a step is negative": (filled(STEP, -1.0), "is negative"),
+    "a step is zero": (filled(STEP, 0.0), "is not above zero"),
+    "a gain is negative": (filled("graph/_norms.p_stem_weight.weight", -1.0), "is not above zero"),
+    "a variance is negative": (filled("graph/_norms.p_stem_weight.running_var", -1.0), "is negative"),
+    "a second moment is negative": (filled("optimizer/alphas/0/exp_avg_sq", -1.0), "is negative"),
+    "alpha is infinite": (filled("graph/_quantizers.0.choice.alpha", float("inf")), "not finite"),
+    "momentum of another shape": (cut("optimizer/weights/3/momentum_buffer"), "does not fit the training"),
+    "alpha of another shape": (cut("graph/_quantizers.0.choice.alpha"), "does not fit the model"),
+    "no such optimiser": (lambda _, tensors: tensors.update({"optimizer/more": torch.ones(1)}), "does not belong there"),
+    "no such parameter": (
+        lambda _, t: t.update({"optimizer/weights/99/momentum_buffer": torch.ones(1)}),
+        "does not fit the training",
+    ),
+    "half of Adam": (lambda _, tensors: tensors.pop("optimizer/alphas/0/exp_avg"), "does not fit the training"),
+    "a part is missing": (lambda _, tensors: tensors.pop(STEP), "does not fit the model"),
+    "doubles": (lambda _, tensors: tensors.update({STEP: tensors[STEP].double()}), "does not fit the model"),
+    "an epoch twice": (lambda record, _: record["history"].append(record["history"][-1]), "the epochs are not 1, 2, 3"),
+    "no epoch": (lambda record, _: record["history"].clear(), "history"),
+    "a loss is NaN": (lambda record, _: record["history"][0].update(loss=float("nan")), "not valid JSON"),
+    "seconds are negative": (lambda record, _: record["history"][0]["seconds"].update(training=-1), "training"),
+    "more walks than there are": (lambda record, _: record["contributions"]["loss"].update(walks=60), "number of walks"),
+    "walks that no update made": (lambda record, _: record["contributions"]["loss"].update(updates=0), "0 updates with 6 walks"),
+    "other operations": (lambda record, _: record["contributions"]["loss"]["operations"].pop(), "of another space"),
+    "another version": (lambda record, _: record.update(schema=2), "schema 2, this version of smpq reads schema 1"),
+    "an unknown field": (lambda record, _: record.update(more=1), "unknown field `more`"),
+    "an unknown setting": (lambda record, _: record["settings"].update(more=1), "'more', which is not known"),
+    "a missing setting": (lambda record, _: record["settings"].pop("gamma"), "gamma=None"),
+    "values of another game": (
+        lambda record, _: record["contributions"].update(kl=record["contributions"]["loss"]),
+        "other values",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_what_no_training_makes_is_refused(whole, tmp_path, name):
+    path = tmp_path / "supernet.safetensors"
+    change, message = FORGERIES[name]
+    rewritten(whole[1], path, change)
+    net = supernet()
+    with pytest.raises(UserError, match=message) as caught:
+        trained(state=SupernetState.load(path, net), net=net)
+    assert "supernet.safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": "4"}, {"epochs": -1}, {"more": 1}, {"game": {}}, {"game": 3}, {"samples": 2.5}])
+def test_settings_of_a_file_that_cannot_be(wrong):
+    with pytest.raises(UserError):
+        SupernetSettings.from_json({**SETTINGS.to_json(), **wrong})
 
 
 def test_settings_read_back():
