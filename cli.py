@@ -132,7 +132,9 @@ def score(out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any
 @click.option(
     "--gamma", type=DECIMAL, default=0.5, show_default=True, help="walks end below this share of the supernet's metric; 0: never"
 )
-@click.option("--complexity", type=DECIMAL, default=0.0, show_default=True, help="weight of the expected bit operations in the loss")
+@click.option(
+    "--complexity", type=DECIMAL, default=0.0, show_default=True, help="weight of the expected bit operations in the loss"
+)
 @click.option("--contribution", default="metric", show_default=True, help="what operations contribute to: metric, loss, kl")
 @output_options
 @resource_options
@@ -238,7 +240,11 @@ def finetune(
     help="target, or onnx-qdq: plain Q/DQ nodes for trtexec, with its command",
 )
 @click.option(
-    "--batch", "batches", multiple=True, type=FURTHER_BATCH, help="with onnx-qdq: one batch size, or three (smallest, usual, largest)"
+    "--batch",
+    "batches",
+    multiple=True,
+    type=FURTHER_BATCH,
+    help="with onnx-qdq: one batch size, or three (smallest, usual, largest)",
 )
 @output_options
 def export(run: Path, form: str, batches: tuple[int, ...], progress: Any) -> tuple[Any, list[str], int]:

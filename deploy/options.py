@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,12 +19,8 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--task", "task", required=True, help="digits, cifar10-resnet20, or your own as package.module:object"),
         click.option("--data", type=PLACE, help="the data the task needs (a directory)"),
-        click.option(
-            "--weights", type=PLACE, help="the weights the task needs (.safetensors or a state_dict)"
-        ),
-        click.option(
-            "--out", type=PLACE, required=True, help="the run directory; a run that is there goes on"
-        ),
+        click.option("--weights", type=PLACE, help="the weights the task needs (.safetensors or a state_dict)"),
+        click.option("--out", type=PLACE, required=True, help="the run directory; a run that is there goes on"),
         click.option(
             "--target",
             default="ort-cpu",
@@ -44,7 +39,10 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--effort", default="normal", show_default=True, help="how long to search: fast, normal, thorough"),
         click.option("--evaluations", type=WHOLE, help="policies that scoring may evaluate  [default: by --effort]"),
         click.option(
-            "--precision", type=DECIMAL, default=0.0, help="stop scoring when all standard errors are below this share of the spread"
+            "--precision",
+            type=DECIMAL,
+            default=0.0,
+            help="stop scoring when all standard errors are below this share of the spread",
         ),
         click.option("--stable", is_flag=True, help="stop scoring when the decision for the budget no longer changes"),
         click.option("--batch", type=BATCH, default=1, show_default=True, help="batch size of the latency"),

@@ -101,8 +101,5 @@ def _additive(name: str, space: Space, cost: Callable[[Unit, Format], float], fi
     def part(group: Group, chosen: Format) -> float:
         return sum(cost(unit, chosen) for unit in group.units)
 
-    parts = {
-        group.name: {chosen: part(group, chosen) for chosen in space.priced(group.name)}
-        for group in space.groups
-    }
+    parts = {group.name: {chosen: part(group, chosen) for chosen in space.priced(group.name)} for group in space.groups}
     return CostModel(name, fixed, parts, fixed + sum(part(group, FP32) for group in space.groups))

@@ -31,9 +31,7 @@ class PolicyGame:
 
     def __call__(self, coalitions: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         """Return the `[k]` values of coalitions `[k, players]`; they are evaluated together."""
-        moved = [
-            self._between([name for name, member in zip(self.players, row, strict=True) if member]) for row in coalitions
-        ]
+        moved = [self._between([name for name, member in zip(self.players, row, strict=True) if member]) for row in coalitions]
         start, *values = self._value.many([self._start, *moved])
         return np.array(values) - start
 

@@ -33,7 +33,10 @@ class Stability:
     def change(self, other: Stability) -> float:
         """Return the mean over groups of the total variation distance between two sets of frequencies, from 0 to 1."""
         distances = [
-            sum(abs(row.get(chosen, 0.0) - other.frequencies[name].get(chosen, 0.0)) for chosen in dict.fromkeys((*row, *other.frequencies[name])))
+            sum(
+                abs(row.get(chosen, 0.0) - other.frequencies[name].get(chosen, 0.0))
+                for chosen in dict.fromkeys((*row, *other.frequencies[name]))
+            )
             / 2
             for name, row in self.frequencies.items()
         ]

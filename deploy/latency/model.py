@@ -65,8 +65,7 @@ class LatencyModel:
         found = {term: value * float_latency_ms for term, value in zip(self.terms, self.coefficients.tolist(), strict=True)}
         parts = {
             group.name: {
-                chosen: found.get(Term("format", group.name, str(chosen)), 0.0)
-                for chosen in self.space.priced(group.name)
+                chosen: found.get(Term("format", group.name, str(chosen)), 0.0) for chosen in self.space.priced(group.name)
             }
             for group in self.space.groups
         }

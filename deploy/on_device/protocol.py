@@ -180,7 +180,11 @@ def _tail(engine: Timed, latency_ms: float, protocol: Protocol) -> dict[str, Any
     steps = np.diff(np.unique(times))
     step = float(steps.min()) if len(steps) else p99  # times that are all the same are one step of the clock
     if step > _COARSEST * p99 or p99 == 0:
-        return {"p99_ms": None, "p99_calls": count, "p99_note": f"the clock goes in steps of {step:.3g} ms, too coarse for single calls"}
+        return {
+            "p99_ms": None,
+            "p99_calls": count,
+            "p99_note": f"the clock goes in steps of {step:.3g} ms, too coarse for single calls",
+        }
     return {"p99_ms": p99, "p99_calls": count, "p99_note": None}
 
 

@@ -12,8 +12,19 @@ LAYERS = ("first", "second", "head")
 FASTER = {"first": -0.1, "second": -0.3, "head": 0.05}
 SLOWER = dict.fromkeys(LAYERS, 0.1)
 NO_FIGURES = dict.fromkeys(
-    ("clock", "ratio", "ratio_interval", "engine_ms", "float_ms", "p99_ms", "p99_calls", "p99_note", "throughput", "build_seconds",
-     "layers")
+    (
+        "clock",
+        "ratio",
+        "ratio_interval",
+        "engine_ms",
+        "float_ms",
+        "p99_ms",
+        "p99_calls",
+        "p99_note",
+        "throughput",
+        "build_seconds",
+        "layers",
+    )
 )
 Refuses = Callable[[set[str]], "tuple[str, list[str]] | None"]
 """Takes the layers that work on integers; returns a reason and the nodes that it blames, or None."""
@@ -40,7 +51,14 @@ def figures(integers: Iterable[str], costs: dict[str, float], refuses: Refuses) 
     if refused is not None:
         return {**empty, "failed": refused[0], "nodes": refused[1]}
     ratio = 1 + sum(costs[layer] for layer in integers)
-    times = {"engine_ms": 2 * ratio, "float_ms": 2.0, "p99_ms": 2 * ratio, "p99_calls": 200, "throughput": 500 / ratio, "build_seconds": 0.1}
+    times = {
+        "engine_ms": 2 * ratio,
+        "float_ms": 2.0,
+        "p99_ms": 2 * ratio,
+        "p99_calls": 200,
+        "throughput": 500 / ratio,
+        "build_seconds": 0.1,
+    }
     interval = [ratio - 0.002, ratio + 0.002]
     empty = {**empty, "layers": [kernel(layer) for layer in integers]}
     return {**empty, **times, "failed": None, "nodes": [], "clock": "CUDA events", "ratio": ratio, "ratio_interval": interval}

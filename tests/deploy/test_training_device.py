@@ -20,7 +20,9 @@ from smpq.workers.resources import Resources
 from tests.commands import done, refused
 from tests.smpq.training.elsewhere import NAME, Device
 
-SETTINGS = Settings("tests.smpq.supernets:Task", "simulate", formats="w2a8,w4a4,fp32", samples=32, rounding="nearest", effort="fast")
+SETTINGS = Settings(
+    "tests.smpq.supernets:Task", "simulate", formats="w2a8,w4a4,fp32", samples=32, rounding="nearest", effort="fast"
+)
 QUICK = FineTuneSettings(steps=3, learning_rate=0.01)
 
 
@@ -69,7 +71,9 @@ def test_the_commands_take_the_device(tmp_path):
                "--rounding", "nearest", "--effort", "fast"]  # fmt: skip
     sizes = ["--epochs", "1", "--steps", "2", "--walks", "2", "--held-out", "32", "--gamma", "0"]
     if not torch.cuda.is_available():
-        assert "torch sees no CUDA device here" in refused("train-supernet", *options, *sizes, "--out", run, "--torch-device", "cuda")
+        assert "torch sees no CUDA device here" in refused(
+            "train-supernet", *options, *sizes, "--out", run, "--torch-device", "cuda"
+        )
     done("train-supernet", *options, *sizes, "--out", run, "--torch-device", "cpu")
     done("solve", run, "--budget", "avg_bits=3", "--torch-device", "cpu")
     if not torch.cuda.is_available():

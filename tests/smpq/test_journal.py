@@ -55,7 +55,7 @@ def test_a_damaged_file_is_a_user_error_and_stays_as_it_is(tmp_path, content):
 
 
 def test_a_directory_that_does_not_exist_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="cannot be opened. See that its directory exists"):
+    with pytest.raises(UserError, match=r"cannot be opened\. See that its directory exists"):
         Journal(tmp_path / "missing" / "journal.sqlite")
 
 
@@ -66,13 +66,17 @@ def filled(path, rows=50):
     return journal
 
 
+def add_many(journal, count):
+    for number in range(count):
+        journal.add("g", f"a policy with a long name {number}", 0.0)
+
+
 def test_a_full_disk_costs_no_journal(tmp_path):
     journal = filled(tmp_path / "journal.sqlite")
     pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
     journal._database.execute(f"PRAGMA max_page_count={pages}")
-    with pytest.raises(UserError, match="the disk is full. Free some space; what the journal holds is kept") as raised:
-        for number in range(1000):
-            journal.add("g", f"a policy with a long name {number}", 0.0)
+    with pytest.raises(UserError, match=r"the disk is full\. Free some space; what the journal holds is kept") as raised:
+        add_many(journal, 1000)
     assert "delete" not in str(raised.value)
     journal.close()
     assert len(Journal(tmp_path / "journal.sqlite").read("f")) == 50
@@ -118,7 +122,7 @@ def test_a_locked_journal_is_waited_for(tmp_path):
     journal._database.execute("PRAGMA busy_timeout=10")
     other = sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(UserError, match="another program is using it. Wait"):
+    with pytest.raises(UserError, match=r"another program is using it\. Wait"):
         journal.add("f", "q", 0.0)
     other.execute("ROLLBACK")
     journal.add("f", "q", 0.0)
@@ -129,7 +133,7 @@ def test_a_locked_journal_is_waited_for(tmp_path):
 def test_a_journal_that_may_not_be_written_is_kept(tmp_path):
     journal = filled(tmp_path / "journal.sqlite")
     journal._database.execute("PRAGMA query_only=1")
-    with pytest.raises(UserError, match="it may only be read. Allow writing to it") as raised:
+    with pytest.raises(UserError, match=r"it may only be read\. Allow writing to it") as raised:
         journal.add("f", "q", 0.0)
     assert "delete" not in str(raised.value)
     journal.close()
@@ -141,6 +145,6 @@ def test_another_database_is_no_journal(tmp_path):
     other.close()
     journal = Journal(tmp_path / "journal.sqlite")
     for use in (lambda: journal.read("f"), lambda: journal.add("f", "p", 0.0)):
-        with pytest.raises(UserError, match="is damaged or is no journal .*: delete it"):
+        with pytest.raises(UserError, match=r"is damaged or is no journal .*: delete it"):
             use()
     journal.close()

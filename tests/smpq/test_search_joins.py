@@ -45,7 +45,9 @@ def latency_of(space, seed) -> CostModel:
     random = np.random.default_rng(seed)
     parts = {name: {f: float(random.uniform(0.1, 1.0)) for f in row} for name, row in space.formats.items()}
     joins = tuple(JoinCost(join, *random.uniform(-0.5, 0.5, 2).tolist()) for join in space.joins)
-    transitions = tuple(Transition(a, b, float(random.uniform(0, 0.3))) for a, b in (("a", "first"), ("first", "c"), ("second", "d")))
+    transitions = tuple(
+        Transition(a, b, float(random.uniform(0, 0.3))) for a, b in (("a", "first"), ("first", "c"), ("second", "d"))
+    )
     return CostModel("latency", 1.0, parts, 5.0, transitions, joins)
 
 
@@ -127,7 +129,10 @@ def test_a_policy_is_excluded_however_its_joins_are_written(seed):
         placed = place_joins(integers, Problem(space, {}, ceilings, [written]))
         assert canonical(placed, space).key() != same[0].key()
         change = Exchanges(space, ceilings, [written]).propose(
-            Policy({**integers.formats, "e": FP32}, frozenset({"first"})), {name: {W8A8: 1.0, FP32: 0.0} for name in "abcde"}, 99, set()
+            Policy({**integers.formats, "e": FP32}, frozenset({"first"})),
+            {name: {W8A8: 1.0, FP32: 0.0} for name in "abcde"},
+            99,
+            set(),
         )
         assert same[0].key() not in {canonical(policy, space).key() for policy in change}
 

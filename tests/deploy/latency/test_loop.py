@@ -165,7 +165,9 @@ class Unlucky(OneByOne):
     """The value of the bench on other samples: there some policies only seemed good."""
 
     def __init__(self, bench, seed):
-        super().__init__(lambda policy: bench.value(policy) + np.random.default_rng([seed, *policy.key().encode()]).normal(scale=1.0))
+        super().__init__(
+            lambda policy: bench.value(policy) + np.random.default_rng([seed, *policy.key().encode()]).normal(scale=1.0)
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))
