@@ -18,7 +18,7 @@ _SHOWN = 40
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000
 
 
-class Whole(click.ParamType[int]):
+class Whole(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
     """A whole number in plain digits, at most `most`, and at least `least` where the settings that it is for do not check that."""
 
     name = "integer"
@@ -40,7 +40,7 @@ class Whole(click.ParamType[int]):
         return number
 
 
-class Decimal(click.ParamType[float]):
+class Decimal(click.ParamType):  # type: ignore[type-arg]  # see Whole
     """A finite number in plain digits whose magnitude is at most `MOST`."""
 
     name = "float"
@@ -56,7 +56,7 @@ class Decimal(click.ParamType[float]):
         return number + 0.0
 
 
-class Place(click.ParamType[Path]):
+class Place(click.ParamType):  # type: ignore[type-arg]  # see Whole
     """A path. An empty one would be the current directory, which nobody means by it."""
 
     name = "path"

@@ -66,12 +66,17 @@ def filled(path, rows=50):
     return journal
 
 
+def add_many(journal, count):
+    for number in range(count):
+        journal.add("g", f"a policy with a long name {number}", 0.0)
+
+
 def test_a_full_disk_costs_no_journal(tmp_path):
     journal = filled(tmp_path / "journal.sqlite")
     pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
     journal._database.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(UserError, match=r"the disk is full\. Free some space; what the journal holds is kept") as raised:
-        add_many(journal)
+        add_many(journal, 1000)
     assert "delete" not in str(raised.value)
     journal.close()
     assert len(Journal(tmp_path / "journal.sqlite").read("f")) == 50
@@ -143,8 +148,3 @@ def test_another_database_is_no_journal(tmp_path):
         with pytest.raises(UserError, match=r"is damaged or is no journal .*: delete it"):
             use()
     journal.close()
-
-
-def add_many(journal: Journal) -> None:
-    for number in range(1000):
-        journal.add("g", f"a policy with a long name {number}", 0.0)
