@@ -60,7 +60,6 @@ def fuzzed(reader: str, name: str, content: bytes, count: int, directory: Path) 
         "mutations": count,
         "read": accepted,
         "refused": count - accepted,
-        "messages": len(set(said)),
         "seconds": round(time.monotonic() - started, 1),
     }
 

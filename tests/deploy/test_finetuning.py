@@ -167,7 +167,7 @@ def test_the_record_is_about_the_file(run):
     assert_matches(f"{RECORD} is missing: make it with smpq finetune", refused("report", run))
     done("finetune", run, "--epochs", "0.3", "--quiet")
     record = read(run, RECORD)
-    (run / RECORD).write_text(json.dumps({**record, "sha256": "0"}))
+    (run / RECORD).write_text(json.dumps({**record, "sha256": "0" * 64}))
     assert_matches("is not about", refused("report", run))
 
 
