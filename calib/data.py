@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from calib.errors import UserError
 from calib.task import Batch, Task, TrainableTask
@@ -97,6 +98,8 @@ def check_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"model() must return a torch.nn.Module, not {_type(model)}")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise UserError(f"{name!r} of the model has no shape yet: run a lazy model on one batch before handing it over")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(
@@ -218,7 +221,7 @@ def _batch(item: object, where: str) -> Batch:
         raise UserError(f"{where} has {sizes[0]} samples and {target.shape[0]} targets")
     if isinstance(target, Tensor):
         check_finite(target, f"the target of {where}")
-    return Batch(tuple(inputs), target)
+    return Batch(tuple(tensor.detach() for tensor in inputs), target)
 
 
 def _check_same(first: Batch, other: Batch, where: str) -> None:

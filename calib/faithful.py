@@ -158,14 +158,16 @@ def _digests(module: nn.Module) -> dict[str, tuple[int, float]]:
         }
 
 
-def _numbers(module: nn.Module) -> dict[tuple[str, str], int | float]:
-    """Return the plain numbers that the modules hold as attributes, by path and name."""
-    return {
-        (path, name): value
-        for path, part in module.named_modules()
-        for name, value in vars(part).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+def _numbers(module: nn.Module) -> dict[tuple[str, str], float]:
+    """Return the plain numbers that the modules hold as attributes, and the lengths of their lists, by path and name."""
+    found: dict[tuple[str, str], float] = {}
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                found[path, name] = value
+            elif isinstance(value, list):
+                found[path, name] = len(value)
+    return found
 
 
 def _check_counters(
@@ -179,16 +181,19 @@ def _check_counters(
                 problem = str(error)
         if problem is not None:
             names = ", ".join(sorted(".".join(filter(None, key)) for key in changed))
-            raise UserError(f"the output depends on what forward() counts in {names} ({problem}): {_STATELESS}")
+            raise UserError(f"the output depends on what forward() keeps in {names} from call to call ({problem}): {_STATELESS}")
 
 
 @contextmanager
 def _advanced(module: nn.Module, changed: set[tuple[str, str]], step: int) -> Iterator[None]:
-    before = {(path, name): vars(module.get_submodule(path))[name] for path, name in changed}
+    """Let the attributes stand, for a while, where they would after `step` more calls."""
+    places = [(vars(module.get_submodule(path)), name) for path, name in changed]
+    before = [attributes[name] for attributes, name in places]
     try:
-        for (path, name), value in before.items():
-            vars(module.get_submodule(path))[name] = value + step
+        for attributes, name in places:
+            value = attributes[name]
+            attributes[name] = value + (value[-1:] * step if isinstance(value, list) else step)
         yield
     finally:
-        for (path, name), value in before.items():
-            vars(module.get_submodule(path))[name] = value
+        for (attributes, name), value in zip(places, before, strict=True):
+            attributes[name] = value

@@ -35,7 +35,7 @@ def trace_folded(
     `model` itself is left as it is; `sizes` and `free` are those of `TracedModel`. What is folded is said by `fold_batchnorm`.
     """
     sizes = tuple(sizes)
-    copied = _copy(model)
+    copied = copy_model(model)
     traced = TracedModel(copied, example, sizes, free=free)
     folded = _fold(traced)
     for parameter in copied.parameters():
@@ -56,7 +56,7 @@ def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Modu
     return traced.module, folded
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module) -> nn.Module:
     """Copy a model with all that hangs on it; UserError when it holds what Python cannot copy.
 
     Tensors that were computed, as the weight of an old weight norm, are copied without the graph of their gradient.

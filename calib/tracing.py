@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
-from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 
 _OFF_WITHOUT_TRAINING = {"train", "training"}
 _OFF_AT_ZERO = {"p", "dropout_p", "dropout"}
+_UNWRITABLE = '"\n\r'
 
 
 def export_program(
@@ -33,6 +34,7 @@ def export_program(
     """
     if model.training:
         raise UserError("the model is in training mode: call model.eval() before handing it over")
+    _check_names(model)
     program, is_free = _traced(model, example, tuple(sizes), free)
     for module in program.graph_module.modules():  # the parts under autocast or no_grad are modules of their own
         if isinstance(module, fx.GraphModule):
@@ -42,6 +44,7 @@ def export_program(
         program = program.run_decompositions({})
     _check_straight(program.graph)
     _drop_side_effects(program)
+    _check_output(program)
     return program, is_free
 
 
@@ -58,11 +61,8 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...], sizes: Sequence[int],
             return torch.export.export(model, _fresh(example)), False
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            samples = "1 sample" if len(example[0]) == 1 else f"{len(example[0])} samples"
             raise UserError(
-                f"the model cannot be traced by torch.export, which ONNX export needs too, with {samples}: "
-                f"{type(error).__name__}: {reason}. Where it takes batches of one size only, let calibration() give batches of that "
-                "size, and give the size with --batch"
+                f"the model cannot be traced by torch.export, which ONNX export needs too: {type(error).__name__}: {reason}"
             ) from error
 
 
@@ -193,10 +193,26 @@ def _where(node: fx.Node) -> str:
     return f" in {path!r}" if path else ""
 
 
-def output_leaves(program: ExportedProgram) -> list[Any]:
-    """Return what stands for each leaf of the output: a node, or the constant itself."""
+def _check_names(model: nn.Module) -> None:
+    for path, _ in model.named_modules():
+        if any(character in path for character in _UNWRITABLE):
+            raise UserError(
+                f"the module name {path!r} holds a quotation mark or a line break, which torch.export cannot write: rename it"
+            )
+
+
+def _check_output(program: ExportedProgram) -> None:
+    """Refuse numbers and texts beside the tensors of the output; None may be there."""
     (output,) = program.graph.find_nodes(op="output")
-    return list(pytree.tree_leaves(output.args[0], is_leaf=lambda value: value is None))
+    leaves = [leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf for leaf in output.args[0]]
+    for leaf in leaves:
+        if leaf is not None and not isinstance(leaf, Tensor):
+            kind = "int" if isinstance(leaf, torch.SymInt) else type(leaf).__name__
+            raise UserError(
+                f"forward() returns a value of type {kind} beside tensors: an engine gives tensors only, so return those alone"
+            )
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        raise UserError("forward() returns no tensor: there is nothing that an engine could give")
 
 
 @contextmanager
@@ -205,7 +221,8 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        nowhere = io.StringIO()  # torch prints the graph of what it cannot trace
+        with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(nowhere), redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:

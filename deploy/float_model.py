@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from calib.data import check_finite, per_sample
 from calib.errors import UserError
-from calib.faithful import UnfaithfulError, check_faithful
-from calib.fold import Folded, trace_folded
+from calib.faithful import UnfaithfulError, check_faithful, run_eager
+from calib.fold import Folded, copy_model, trace_folded
 from calib.graph import TracedModel
 from calib.task import Batch, Task
 from deploy.progress import Progress
@@ -30,30 +30,54 @@ def trace_float_model(
     Raises UserError when neither can be.
     """
     counts = {len(batch.inputs[0]) for batch in batches}
-    sizes = {1, settings.batch, *counts}
-    example = _example(max(batches, key=lambda batch: len(batch.inputs[0])), 2)
-    reason: str | None = None
+    given = copy_model(model)  # running the model may change what it remembers in Python
     try:
-        traced, folded = trace_folded(model, example, sizes)
-        if traced.dynamic_batch:
-            check_faithful(model, traced, batches, sizes)
-            return traced, folded
-    except UnfaithfulError as error:
-        reason = str(error)
-    except UserError as error:
-        # a model for one size only may not run with the two samples of the example
-        if counts == {2} or len(counts) > 1:
+        traced, folded = trace_folded(given, _example(max(batches, key=_count), 2), {1, settings.batch, *counts})
+    except UserError:
+        _check_runs(model, batches[0])  # where it fails as well, that is the message
+        if 2 in counts or not _fits(counts, settings, target):
             raise
-        reason = str(error)
-    (count, *others) = sorted(counts)
-    fits = not others and (count == settings.batch or target.lowering == "simulate")
-    if not fits:
-        raise UserError(reason or _only_fixed(sorted(counts), settings.batch))
-    traced, folded = trace_folded(model, _example(batches[0], count), free=False)
+        return _fixed(given, model, batches)
+    if traced.dynamic_batch:
+        try:
+            check_faithful(model, traced, batches, {1, settings.batch, *counts})
+        except UnfaithfulError as error:
+            if error.samples in counts or not _fits(counts, settings, target):
+                raise
+            progress.warn(f"the engine takes batches of {min(counts)} only, because of other sizes: {error}")
+        else:
+            return traced, folded
+    if not _fits(counts, settings, target):
+        raise UserError(_only_fixed(sorted(counts), settings.batch))
+    return _fixed(given, model, batches)
+
+
+def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
+    """Whether one fixed batch size would do: calibration has one size, and the engine's, where there is one, is the same."""
+    return len(counts) == 1 and (target.lowering == "simulate" or settings.batch in counts)
+
+
+def _fixed(given: nn.Module, model: nn.Module, batches: Sequence[Batch]) -> tuple[TracedModel, tuple[Folded, ...]]:
+    traced, folded = trace_folded(given, batches[0].inputs, free=False)
     check_faithful(model, traced, batches)
-    if reason is not None:
-        progress.warn(f"the engine takes batches of {count} only ({reason})")
     return traced, folded
+
+
+def _check_runs(model: nn.Module, batch: Batch) -> None:
+    try:
+        run_eager(model, batch.inputs, f"calibration batch 0 ({_count(batch)} samples)")
+    except UserError as error:
+        try:
+            run_eager(model, [tensor[:1] for tensor in batch.inputs], "one sample")
+        except UserError:
+            raise error from None
+        raise UserError(
+            f"{error}. It runs with one sample: let calibration() and evaluation() give batches of one sample, and write --batch 1"
+        ) from error
+
+
+def _count(batch: Batch) -> int:
+    return len(batch.inputs[0])
 
 
 def try_task(task: Task, traced: TracedModel, batches: Sequence[Batch], value: str) -> None:
@@ -78,7 +102,9 @@ def _example(batch: Batch, count: int) -> tuple[Tensor, ...]:
 
 def _only_fixed(counts: Sequence[int], batch: int) -> str:
     sizes = ", ".join(map(str, counts))
-    advice = f"write --batch {sizes}" if len(counts) == 1 else "let calibration() give batches of one size, and give it with --batch"
+    advice = (
+        f"write --batch {sizes}" if len(counts) == 1 else "let calibration() give batches of one size, and give it with --batch"
+    )
     return (
         f"the model can only be traced for one number of samples, calibration() has batches of {sizes}, and the engine is asked to take "
         f"{batch}: {advice}, or take the batch size from x.shape[0] in forward()"
