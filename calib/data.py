@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -133,20 +132,6 @@ def per_sample(function: Callable[..., Any], arguments: Sequence[Any], count: in
     return values
 
 
-def fingerprint(model: nn.Module, batches: Iterable[Batch]) -> str:
-    """Return the sha256, in hex, of the model's state and of all inputs and tensor targets: equal exactly for equal work."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        _update(digest, tensor)
-    for batch in batches:
-        for tensor in batch.inputs:
-            _update(digest, tensor)
-        if isinstance(batch.target, Tensor):
-            _update(digest, batch.target)
-    return digest.hexdigest()
-
-
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a `.safetensors` file, or of a checkpoint that `torch.load(weights_only=True)` reads.
 
@@ -257,11 +242,6 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{path} does not hold a state_dict, names with tensors: save model.state_dict()")
     return dict(loaded)
-
-
-def _update(digest: Any, tensor: Tensor) -> None:
-    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _type(value: object) -> str:

@@ -25,6 +25,8 @@ from deploy.onnx_files import save_model
 OPSET = 21
 ALIASES = "smpq.aliases"
 """Model metadata: JSON of traced tensor -> ONNX value, for tensors that the exporter found to be the same value."""
+FINGERPRINT = "smpq.fingerprint"
+"""Model metadata: the key of the fingerprint of the run that exported it."""
 
 _MULTIPLIES = {"Conv", "Gemm", "MatMul"}
 _MAY_BE_IDENTITY = {
@@ -34,7 +36,7 @@ _MAY_BE_IDENTITY = {
 _FX_NAME = re.compile(r"%(\S+) :")
 
 
-def export_float(traced: TracedModel, units: Sequence[Unit], path: Path) -> None:
+def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerprint: str = "") -> None:
     """Write the float model as ONNX, opset 21, weights float32.
 
     1. The node that multiplies by a unit's weight (Conv, Gemm, MatMul) is named by the unit's path; further calls `path#2`, ...
@@ -43,6 +45,7 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path) -> None
     3. Other nodes are named `<module path>/<operator>`, made unique by `_2`, ...
     4. A dynamic batch stays dynamic and is called `batch`. No metadata that holds source paths is left.
     5. Every unit's weight is compared with the initialiser found; a difference is an error, never a guess.
+    6. The model's metadata holds `fingerprint` (`FINGERPRINT`), which every model that is made from this one keeps.
 
     Raises UserError when torch cannot express the model in ONNX, with the operator's name.
     """
@@ -60,6 +63,8 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path) -> None
     _name_batch(model)
     aliases = {tensor: value for tensor, value in names.final_names(resolved).items() if tensor != value}
     model.metadata_props[ALIASES] = json.dumps(aliases, sort_keys=True)
+    if fingerprint:
+        model.metadata_props[FINGERPRINT] = fingerprint
     save_model(model, path)
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.data import check_batches, check_model, fingerprint, materialize
+from calib.data import check_batches, check_model, materialize
 from calib.errors import UserError
+from calib.fingerprint import Fingerprint, fingerprint
 from calib.fold import Folded
 from calib.formats import FP16, Format, formats_from_text
 from calib.graph import TracedModel
@@ -28,7 +29,7 @@ from deploy.half_range import check_half_range
 from deploy.on_device.cuda import open_cuda
 from deploy.on_device.errors import DeviceError
 from deploy.progress import Progress
-from deploy.run import Run, Settings, versions
+from deploy.run import DECISIVE, Run, Settings, versions
 from deploy.targets.offers import refusal, unknown_offers
 from deploy.targets.target import Target, capability, check_builds_here, target_from_name
 from smpq.costs import CostModel, cost_models
@@ -121,9 +122,15 @@ class Prepared:
         return None
 
     @cached_property
+    def identity(self) -> Fingerprint:
+        """What the results of the run depend on: graph, weights, calibration data and versions."""
+        found = versions()
+        return fingerprint(self.traced, self.batches, {name: found[name] for name in DECISIVE if name in found})
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of the model's weights and the calibration data."""
-        return fingerprint(self.traced.module, self.batches)
+        """The identity as one hash."""
+        return self.identity.key
 
     @cached_property
     def fake_quantizer(self) -> FakeQuantizer:
