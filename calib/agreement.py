@@ -97,7 +97,7 @@ def _allowed(values: Tensor, scales: Sequence[Tensor], eps: float) -> Tensor:
     largest = float(present.abs().max()) if present.numel() else 0.0
     scale = scales[0] if scales else _spread(values)
     for finer in scales[1:]:
-        if all(size in (1, actual) for size, actual in zip(finer.shape, values.shape, strict=True)):
+        if finer.dim() == values.dim() and all(size in (1, actual) for size, actual in zip(finer.shape, values.shape, strict=True)):
             scale = torch.minimum(scale, torch.maximum(finer, _SMALLEST_SHARE * scales[0]))
     return (TOLERANCE * scale + _ULPS * eps * largest).clamp(min=torch.finfo(torch.float32).tiny)
 
