@@ -23,13 +23,13 @@ from records import RESULTS, keep
 from runs import NETWORKS, open_network
 
 from deploy.devices.base import Candidate
+from deploy.float_onnx import export_float_model
 from deploy.latency.bench import THOROUGH, Bench
 from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Step, upper
 from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import edges
 from deploy.prepare import Prepared
-from deploy.stages.making import export_float_model
 from deploy.stages.scoring import score
 from smpq.policy import Policy, Space
 

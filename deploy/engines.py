@@ -13,6 +13,7 @@ from deploy.backends import onnxruntime as ort_backend
 from deploy.backends import tensorrt as tensorrt_backend
 from deploy.backends.onnxruntime.record import OrtEngineRecord
 from deploy.export import call_name
+from deploy.float_onnx import export_float_model
 from deploy.lower import lower
 from deploy.on_device.experiment import CACHE_DIRECTORY
 from deploy.prepare import DEVICE, Prepared
@@ -75,7 +76,7 @@ class Engines:
 
     @property
     def _float_model(self) -> Path:
-        return self._prepared.run.file("model.float.onnx")
+        return export_float_model(self._prepared)
 
     @property
     def _reference_model(self) -> Path:

@@ -54,7 +54,7 @@ def open_run(
         prepared = prepare(run, known, progress, resources or Resources(), device)
         if settings is not None:
             remember(path, known, progress)
-        run.keep(known, prepared.fingerprint, resources)
+        run.keep(known, prepared.identity, resources)
         write_space(prepared)
     except BaseException:
         run.discard_if_new()

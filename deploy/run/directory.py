@@ -13,12 +13,15 @@ from typing import TypeVar
 import msgspec
 
 from calib.errors import UserError
+from calib.fingerprint import Fingerprint
 from calib.storage import FileRecord, cannot_write, read_record, write_record
 from deploy.run.files.run import ResourcesRow, RunFile
 from deploy.run.settings import Settings
 from smpq.files import OfPolicy
 from smpq.workers.resources import Resources
 
+DECISIVE = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript")
+"""Packages whose version decides what is computed and exported: a run goes on with the ones that it began with."""
 _LOCK = "run.lock"
 _PACKAGES = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "scipy", "numpy", "tensorrt-rtx", "tensorrt")
 
@@ -75,8 +78,8 @@ class Run:
             with suppress(OSError):  # another process has begun something here
                 self.path.rmdir()
 
-    def keep(self, settings: Settings, fingerprint: str, resources: Resources | None = None) -> None:
-        """Write `run.json` unless it is there; UserError when the weights or the calibration data are others than they were then.
+    def keep(self, settings: Settings, fingerprint: Fingerprint, resources: Resources | None = None) -> None:
+        """Write `run.json` unless it is there; UserError, which names what changed, when it was made of something else.
 
         `resources`, which may change from command to command, are written down as information.
         """
@@ -85,10 +88,11 @@ class Run:
         if record is None:
             self.write(RunFile(settings=settings, fingerprint=fingerprint, versions=versions(), resources=row))
             return
-        if record.fingerprint != fingerprint:
+        changed = record.fingerprint.differences(fingerprint)
+        if changed:
             raise UserError(
-                f"the weights or the calibration data have changed since {self.path} was made, and what it holds is about the "
-                "old ones: use another --out, or delete it"
+                f"{', '.join(changed)} changed since {self.path} was made, and what it holds is about the old state: use another --out, "
+                "or delete it"
             )
         if row is not None and record.resources != row:
             self.write(msgspec.structs.replace(record, resources=row))

@@ -9,12 +9,13 @@ from calib.errors import UserError
 from deploy.backends.tensorrt import Kernel as PlanKernel
 from deploy.devices.base import Candidate
 from deploy.engines import Engines, Kernel, engine_names, plan_kernels
-from deploy.export import export_float
 from deploy.finetuning import tuned, version_key
+from deploy.float_onnx import export_float_model
 from deploy.latency.bench import FINAL, Bench
 from deploy.latency.observations import Measured, keep_measured, timed_row
 from deploy.latency.prediction import prediction
 from deploy.lower import lower
+from deploy.onnx_files import sha256
 from deploy.prepare import Prepared
 from deploy.run.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, VerifyFile
 from deploy.trtexec import TrtexecExport, export_for_trtexec
@@ -22,17 +23,6 @@ from deploy.verify import verify as verify_stages
 from smpq.files import Interval
 from smpq.plan import QuantPlan
 from smpq.policy import Policy
-
-FLOAT_MODEL = "model.float.onnx"
-
-
-def export_float_model(prepared: Prepared) -> Path:
-    """Write `model.float.onnx` unless it is there."""
-    path = prepared.run.file(FLOAT_MODEL)
-    if not path.is_file():
-        with prepared.progress.step("export to ONNX"):
-            export_float(prepared.traced, prepared.space.units, path)
-    return path
 
 
 def export(prepared: Prepared, policy: Policy) -> Path:
@@ -101,6 +91,7 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
     if prepared.not_measurable is not None:
         raise UserError(prepared.not_measurable)
     _needs_build(prepared, policy)
+    _needs_export(prepared, policy)
     bench = Bench(prepared)
     predicted = prediction(prepared, policy, bench.machine)
     with prepared.progress.step("measure the engine"):
@@ -145,8 +136,11 @@ def _needs_export(prepared: Prepared, policy: Policy) -> None:
     model = prepared.run.file(engine_names(prepared.target).model)
     if not model.is_file():
         raise UserError(f"{model} is missing: make it with smpq export")
-    if prepared.run.find_for(ExportFile, version_key(prepared, policy)) is None:
+    record = prepared.run.find_for(ExportFile, version_key(prepared, policy))
+    if record is None:
         raise UserError(f"{model} is not of the policy in policy.json and its fine-tuning: use smpq export first")
+    if record.sha256 != sha256(model):
+        raise UserError(f"{model} is not the file that smpq export wrote, it has changed since: use smpq export again")
 
 
 def _needs_build(prepared: Prepared, policy: Policy) -> None:

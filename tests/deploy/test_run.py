@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import asdict, replace
 
 from calib.errors import UserError
+from calib.fingerprint import Fingerprint
 from deploy.run.directory import Run, versions
 from deploy.run.files.engine import BuildFile, BuiltRow
 from deploy.run.files.run import RunFile
@@ -22,10 +23,13 @@ BUILD = BuildFile(
 )  # fmt: skip
 
 
+IDENTITY = Fingerprint("graph", "weights", "data", {"torch": "2.13.0"})
+
+
 @pytest.fixture
 def run(tmp_path):
     made = Run(tmp_path / "deep" / "run")
-    made.keep(SETTINGS, "abc")
+    made.keep(SETTINGS, IDENTITY)
     return made
 
 
@@ -45,7 +49,7 @@ def test_settings_are_kept(run):
     assert {"torch", "onnx", "onnxruntime"} <= versions().keys()
     before = run.file("run.json").read_bytes()
     run.check(SETTINGS)
-    run.keep(SETTINGS, "abc")
+    run.keep(SETTINGS, IDENTITY)
     assert run.file("run.json").read_bytes() == before
 
 
@@ -56,17 +60,32 @@ def test_other_settings_need_another_run(run, change):
         run.check(replace(SETTINGS, **change))
 
 
-def test_other_weights_need_another_run(run):
-    before = run.file("run.json").read_bytes()
-    with pytest.raises(UserError, match=r"have changed since .* use another --out"):
-        run.keep(SETTINGS, "abd", Resources(workers=4))
-    assert run.file("run.json").read_bytes() == before
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"graph": "another"}, r"the model's forward\(\) changed since"),
+        ({"weights": "others"}, "the weights changed since"),
+        ({"data": "others"}, "the calibration data changed since"),
+        ({"versions": {"torch": "2.14.0"}}, "torch 2.13.0 -> 2.14.0 changed since"),
+        ({"weights": "others", "versions": {"torch": "2.13.0", "onnx": "1"}}, "the weights, onnx none -> 1 changed since"),
+    ],
+)
+def test_a_run_of_something_else_is_not_continued(run, change, words):
+    with pytest.raises(UserError, match=rf"^{words} .* use another --out"):
+        run.keep(SETTINGS, replace(IDENTITY, **change))
+
+
+@pytest.mark.parametrize("damage", ["a text, as older versions wrote it", None, {"graph": "graph"}])
+def test_a_run_that_does_not_say_what_it_was_made_of(run, damage):
+    run.file("run.json").write_text(json.dumps({**content(run), "fingerprint": damage}))
+    with pytest.raises(UserError, match=r"run\.json is damaged: .* at `\$\.fingerprint"):
+        run.keep(SETTINGS, IDENTITY)
 
 
 def test_resources_are_information_and_may_change(run):
     assert run.read(RunFile).resources is None
     for resources in (Resources(workers=4), Resources(ray="local", memory_limit_mb=100.0)):
-        run.keep(SETTINGS, "abc", resources)
+        run.keep(SETTINGS, IDENTITY, resources)
         assert content(run)["resources"] == resources.to_json()
         assert run.settings() == SETTINGS
     run.check(SETTINGS)
@@ -83,11 +102,12 @@ for line in sys.stdin:
     try:
         held[path] = Run(Path(path))
         held[path].lock()
-        print("mine", flush=True)
+        answer = "mine"
     except UserError as error:
-        print(error, flush=True)
+        answer = error
     if word == "try":
         del held[path]
+    print(answer, flush=True)
 """
 
 
@@ -228,7 +248,7 @@ def test_a_setting_of_a_later_version_is_not_read_as_nothing(run):
         ({**record, "settings": {**record["settings"], "rounding": "up"}}, r"run.json is damaged: .*'up'"),
     ]:
         run.file("run.json").write_text(json.dumps(changed))
-        for read in (run.settings, lambda: run.check(SETTINGS), lambda: run.keep(SETTINGS, "abc")):
+        for read in (run.settings, lambda: run.check(SETTINGS), lambda: run.keep(SETTINGS, IDENTITY)):
             with pytest.raises(UserError, match=message) as caught:
                 read()
             assert str(run.file("run.json")) in str(caught.value)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-from calib.storage import AboveZero, Amount, Count, Fraction, Positive, Record, Sha256
+from calib.storage import AboveZero, Amount, Count, FileRecord, Fraction, Positive, Record, Sha256
 from smpq.files import Interval, OfPolicy
 
 StageName = Literal["eager", "float", "fake_quant", "onnx", "engine"]
 
 STAGES: tuple[StageName, ...] = ("eager", "float", "fake_quant", "onnx", "engine")
 """What the evaluation data goes through, in this order."""
+
+
+class FloatModelFile(FileRecord, frozen=True, kw_only=True):
+    """`model.float.json`: which file `model.float.onnx` is, and the fingerprint of what it was exported from."""
+
+    NAME = "model.float.json"
+    MADE_BY = "smpq export"
+
+    fingerprint: Sha256
+    sha256: Sha256
 
 
 class ExportFile(OfPolicy, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calib.storage import FileRecord
-from deploy.run.files.engine import BuildFile, ExportFile, FinetuneFile, LatencyFile, VerifyFile
+from deploy.run.files.engine import BuildFile, ExportFile, FinetuneFile, FloatModelFile, LatencyFile, VerifyFile
 from deploy.run.files.report import ReportFile
 from deploy.run.files.run import RunFile
 from deploy.run.files.search import (
@@ -20,12 +20,12 @@ from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
 
 RUN_FILES: tuple[type[FileRecord], ...] = (
     RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, StabilityFile, ContributionsFile, MeasurementsFile,
-    LoopFile, BundleFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
+    LoopFile, BundleFile, FloatModelFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
 )  # fmt: skip
 """In the order in which a run writes them."""
 
 __all__ = [
-    "RUN_FILES", "BudgetFile", "BuildFile", "BundleFile", "CalibrationFile", "ContributionsFile", "CostsFile", "ExportFile", "FinetuneFile",
+    "RUN_FILES", "BudgetFile", "BuildFile", "BundleFile", "CalibrationFile", "ContributionsFile", "CostsFile", "ExportFile", "FinetuneFile", "FloatModelFile",
     "LatencyFile", "LoopFile", "MeasurementsFile", "PolicyFile", "ReportFile", "RunFile", "ScoresFile", "SpaceFile", "StabilityFile",
     "SupernetFile", "VerifyFile",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from calib.fingerprint import Fingerprint
 from calib.storage import AboveZero, FileRecord, Positive, Record
 from deploy.run.settings import Settings
 
@@ -23,6 +24,6 @@ class RunFile(FileRecord, frozen=True, kw_only=True):
     VERSION = 2
 
     settings: Settings
-    fingerprint: str
+    fingerprint: Fingerprint
     versions: dict[str, str]
     resources: ResourcesRow | None = None
