@@ -108,7 +108,7 @@ def _scales(leaf: Tensor) -> list[Tensor]:
         return []
     values = _real(leaf)
     found = [_spread(values)]
-    if values.dim() >= 2 and values.shape[0] > 1 and bool(torch.isfinite(values).all()):
+    if values.dim() >= 2 and values.shape[0] > 1 and values.numel() and bool(torch.isfinite(values).all()):
         for kept in {1, values.dim() - 1}:
             rest = [dim for dim in range(values.dim()) if dim != kept]
             found.append(values.std(dim=rest, keepdim=True, correction=0))

@@ -171,7 +171,11 @@ def test_the_wrong_weights_are_noticed():
 def test_a_changed_parameter_is_named():
     model = network(lambda self, y: y)
     traced, _ = trace_folded(model, (torch.randn(2, 4),))
-    model.register_forward_hook(lambda *_: model.layer.bias.data.add_(1e-7))
+
+    def change(*_):
+        model.layer.bias.data.add_(1e-7)
+
+    model.register_forward_hook(change)
     with pytest.raises(UserError, match=r"changes the parameter 'layer\.bias'"):
         check_faithful(model, traced, data())
 
