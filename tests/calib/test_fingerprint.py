@@ -3,13 +3,14 @@
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from calib.fingerprint import fingerprint
+from calib.fingerprint import Fingerprint, fingerprint
 from calib.graph import TracedModel
 from calib.task import Batch
 from tests.conftest import ROOT
