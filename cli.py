@@ -12,15 +12,22 @@ from rich.console import Console
 
 from calib.errors import UserError
 from deploy.options import device_option, output_options, resource_options, run_argument, settings_from_options, task_options
+from deploy.printable import printable
+from deploy.signals import Stopped, stopped_by_signals
 
 WRONG_INPUT = 2
 NOT_MET = 1
+_LONGEST_MESSAGE = 4000
 
 
 def main() -> None:
     """Run the command line; a wrong input is one message and exit code 2."""
     try:
-        smpq(standalone_mode=False)
+        with stopped_by_signals():
+            smpq(standalone_mode=False)
+    except Stopped as stopped:
+        click.echo(f"stopped by {stopped.name}; what the run had finished is kept, the same command goes on from there", err=True)
+        raise
     except UserError as error:
         _fail(str(error))
     except click.UsageError as error:
@@ -34,7 +41,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {printable(message, _LONGEST_MESSAGE)}", err=True)
     sys.exit(WRONG_INPUT)
 
 

@@ -17,7 +17,7 @@ from deploy.devices.bundle import writing
 from deploy.latency.loop import Refusal
 from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
-from deploy.latency.observations import Measured, keep_measured
+from deploy.latency.observations import CANDIDATES, Measured, keep_measured
 from deploy.lower import lower
 from deploy.onnx_files import copy_model, sha256
 from deploy.prepare import Prepared
@@ -26,8 +26,6 @@ from smpq.policy import Policy
 THOROUGH = Protocol(rounds=41, round_ms=15.0)
 _NEAR = 0.03
 """A ratio this near to the limit, relatively, may fall on either side of it."""
-CANDIDATES = "candidates"
-"""Directory of a run: lowered models, named by the hash of their content."""
 
 
 class Bench:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import UserError
+from calib.storage import plain
 from deploy.backends.tensorrt import Kernel as PlanKernel
 from deploy.devices.base import Candidate
 from deploy.engines import Engines, Kernel, engine_names, plan_kernels
@@ -124,7 +125,7 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
     }
     prepared.run.write_json("latency.json", record)
     if prepared.builds_on_device and result.layers is not None:
-        _keep_build(prepared, policy, {}, plan_kernels(prepared, policy, [PlanKernel.from_json(layer) for layer in result.layers]))
+        _keep_build(prepared, policy, {}, plan_kernels(prepared, policy, [PlanKernel.from_json(plain(layer)) for layer in result.layers]))
     keep_measured(prepared, [measured], bench.machine)
     return record
 
