@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -9,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 
 from calib.errors import UserError
-from calib.storage import Amount, Count, FileRecord, Positive, Record, Sha256, plain, read_record
+from calib.storage import Amount, Count, FileRecord, Positive, Record, Sha256, json_text, read_record
 from deploy.on_device.experiment import SCHEMA
 
 LARGEST_MESSAGE_BYTES = 64_000_000
@@ -116,7 +117,7 @@ class Result(Record, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return dict(plain(self))
+        return dict(json.loads(json_text(self)))
 
     def __post_init__(self) -> None:
         needed = (self.clock, self.ratio, self.ratio_interval, self.engine_ms, self.float_ms, self.throughput, self.build_seconds)

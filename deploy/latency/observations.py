@@ -127,8 +127,8 @@ def blamed_formats(space: Space, measured: Measured, nodes: Collection[str]) -> 
     found: list[tuple[str, Format]] = []
     for group in space.groups:
         calls = {call_name(unit.path, index) for unit in group.units for index in range(len(unit.calls))}
-        blamed = {node for node in told if node in calls or node.rpartition("/")[0] in calls}
-        if blamed and measured.policy[group.name] != space.reference:
+        # of `layer1.conv` are also `layer1.conv/weight/DQ` and whatever else was put before it
+        if calls & {node.partition("/")[0] for node in told} and measured.policy[group.name] != space.reference:
             found.append((group.name, measured.policy[group.name]))
     return tuple(found)
 

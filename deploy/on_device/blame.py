@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 _MARKED = re.compile(r"'([^']+)'|\"([^\"]+)\"|`([^`]+)`|\[([^\[\]]+)\]|\(([^()]+)\)|\{([^{}\[\]]+)\}")
 """What stands in quotes or brackets."""
-_NODE_OF_TENSORRT = re.compile(r"\bimplementation for node (\S+(?: \+ \S+)*?)\.?(?=\s*(?:$|[|)\]]))")
+_NODES_OF_TENSORRT = re.compile(r"\bimplementation for node ([^\s{]+?(?: \+ \S+?)*)\.?(?=\s*(?:$|[|)\]]))")
 """TensorRT's own sentence, as in "Could not find any implementation for node conv1 + relu1."."""
 _SEPARATORS = re.compile(r"\.\.\.|,| \+ ")
 
@@ -19,6 +19,6 @@ def nodes_named(text: str, names: Iterable[str]) -> tuple[str, ...]:
     count as a word of a sentence: layers may be called "memory" or "of".
     """
     spans = [part for groups in _MARKED.findall(text) for part in groups if part]
-    spans += _NODE_OF_TENSORRT.findall(text)
+    spans += _NODES_OF_TENSORRT.findall(text)
     told = {piece.strip() for span in spans for piece in _SEPARATORS.split(span)}
     return tuple(name for name in names if name in told)

@@ -14,9 +14,10 @@ import pytest
 
 from calib.errors import UserError
 from deploy.devices.bundle import RUNNER_FILE
+from deploy.devices.places import run_name
 from deploy.devices.ssh import SshDevice
 from deploy.latency.measure import Protocol, machine
-from tests.deploy.devices.sshd import Server, serving
+from tests.deploy.devices.servers import SERVERS, Server, serving
 from tests.deploy.experiments import broken_candidate, experiment
 
 SLOWER = Protocol(rounds=15, round_ms=30.0)
@@ -26,21 +27,26 @@ SLOWER = Protocol(rounds=15, round_ms=30.0)
 WAITING = "another runner is at work in this directory: waiting for it"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("sshd")) as running:
+@pytest.fixture(scope="module", params=SERVERS)
+def server(request, tmp_path_factory):
+    with serving(request.param, tmp_path_factory.mktemp("sshd")) as running:
         yield running
 
 
 @pytest.fixture
-def there():
-    """A fingerprint of the test's own, and the directory on the device that belongs to it."""
+def there(server, tmp_path):
+    """A fingerprint of the test's own, and the directory on the device that belongs to it and to the run in `here`."""
     fingerprint = uuid.uuid4().hex * 2
-    directory = Path.home() / ".cache" / "smpq" / fingerprint[:16]
+    (tmp_path / "here").mkdir()
+    directory = place_there(server, tmp_path / "here", fingerprint)
     yield fingerprint, directory
     if directory.is_file():
         directory.unlink()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def place_there(server: Server, here: Path, fingerprint: str) -> Path:
+    return server.home / ".cache" / "smpq" / f"{fingerprint[:16]}-{run_name(here)}"
 
 
 @pytest.fixture
@@ -179,7 +185,7 @@ def test_a_connection_that_somebody_has_to_change(connect, server, tmp_path, mon
 )
 def test_a_python_that_does_not_do(connect, server, tmp_path, python, message):
     (tmp_path / "bare").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2\nexit 1\n")
-    (tmp_path / "old").write_text("#!/bin/sh\necho '[\"board\", [3, 8]]'\n")
+    (tmp_path / "old").write_text("#!/bin/sh\necho '{\"machine\": \"board\", \"python\": [3, 8]}'\n")
     for name in ("bare", "old"):
         (tmp_path / name).chmod(0o755)
     address = f"{server.address.partition('?')[0]}?python={python.format(directory=tmp_path)}"
