@@ -181,10 +181,18 @@ class Bundle(FileRecord, frozen=True, kw_only=True):
     earlier: tuple[ShortHash, ...]
 
 
+class Used(Record, frozen=True, kw_only=True):
+    """A directory that a run has made on the device at `address`, and not removed yet."""
+
+    address: str
+    directory: str
+
+
 class Place(FileRecord, frozen=True, kw_only=True):
-    """A random name of a run's directory, so that two runs never share one on a device."""
+    """A random name of a run's directory, so that two runs never share one on a device, and what it has left on devices."""
 
     name: ShortHash
+    used: tuple[Used, ...] = ()
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -7,8 +7,10 @@ import re
 import secrets
 from pathlib import Path
 
+import msgspec
+
 from calib.storage import read_record, write_record
-from deploy.devices.messages import Place
+from deploy.devices.messages import Place, Used
 
 PLACE_FILE = "place.json"
 _LONGEST_NAME = 40
@@ -22,8 +24,38 @@ def machine_directory(directory: Path, machine: str) -> Path:
 
 def run_name(directory: Path) -> str:
     """Return eight digits that no other run has: of a random name kept in `directory`, and of its path, since a run may be copied."""
+    place = _read(directory)
+    if place is None:
+        place = Place(name=secrets.token_hex(8))
+        write_record(directory / PLACE_FILE, place)
+    return hashlib.sha256(f"{place.name} {directory.resolve()}".encode()).hexdigest()[:8]
+
+
+def used_directories(directory: Path, address: str) -> list[str]:
+    """Return the directories on a device that the run in `directory` has made and not removed, an earlier, killed command included."""
+    place = _read(directory)
+    return [used.directory for used in place.used if used.address == address] if place is not None else []
+
+
+def note_used(directory: Path, address: str, used: str) -> None:
+    """Remember a directory on a device before it is made."""
+    _change(directory, Used(address=address, directory=used), add=True)
+
+
+def note_removed(directory: Path, address: str, used: str) -> None:
+    """Forget a directory on a device that has been removed."""
+    _change(directory, Used(address=address, directory=used), add=False)
+
+
+def _change(directory: Path, used: Used, *, add: bool) -> None:
+    run_name(directory)
+    place = read_record(directory / PLACE_FILE, Place)
+    others = tuple(each for each in place.used if each != used)
+    changed = msgspec.structs.replace(place, used=(*others, used) if add else others)
+    if changed != place:
+        write_record(directory / PLACE_FILE, changed)
+
+
+def _read(directory: Path) -> Place | None:
     file = directory / PLACE_FILE
-    if not file.is_file():
-        write_record(file, Place(name=secrets.token_hex(8)))
-    name = read_record(file, Place, repair="delete it").name
-    return hashlib.sha256(f"{name} {directory.resolve()}".encode()).hexdigest()[:8]
+    return read_record(file, Place, repair="delete it") if file.is_file() else None

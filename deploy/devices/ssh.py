@@ -19,7 +19,7 @@ from deploy.devices.checks import check_measured, check_results, keys_of
 from deploy.devices.connection import Address, Connection, Dropped, RemoteFailed
 from deploy.devices.known import keep_results, read_known, results_in_order
 from deploy.devices.messages import Described, Measurements, read_message
-from deploy.devices.places import machine_directory, run_name
+from deploy.devices.places import machine_directory, note_removed, note_used, run_name, used_directories
 from deploy.on_device import state
 from deploy.on_device.experiment import MEASUREMENTS_FILE
 from deploy.printable import printable
@@ -75,7 +75,6 @@ class SshDevice:
         self._connection = Connection(self._address)
         self._directory = directory
         self._delays_s = delays_s
-        self._used: set[str] = set()
         self._machine = ""
         self._lost = 0
 
@@ -108,15 +107,15 @@ class SshDevice:
         raise self._to_change("the version of its runtime changes while it measures: start again")
 
     def close(self) -> None:
-        """Stop a runner that is still at work, and remove the directories that were used on the device.
+        """Stop a runner that is still at work, and remove the directories that were made on the device, by an earlier command too.
 
         Signals that ask this process to end wait until that is done.
         """
         with deferred():
-            for directory in sorted(self._used):
+            for directory in used_directories(self._directory, self._address.text):
                 script = _REMOVE.format(directory=shlex.quote(directory), root=_ROOT, runner=RUNNER_FILE)
                 self._patiently(partial(self._connection.run, script), silent)
-                self._used.discard(directory)
+                note_removed(self._directory, self._address.text, directory)
 
     def _measure(self, experiment: Experiment, place: Path, announce: Announce) -> None:
         """Measure there, and keep what comes back here."""
@@ -144,7 +143,7 @@ class SshDevice:
 
     def _measure_there(self, fingerprint: str, files: Mapping[Path, str], arrived: Path, announce: Announce) -> None:
         directory = f"{_ROOT}/{fingerprint[:16]}-{run_name(self._directory)}"
-        self._used.add(directory)
+        note_used(self._directory, self._address.text, directory)
         self._copy(directory, files, announce)
         self._connection.stream(f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", announce)
         self._connection.fetch(f"{directory}/{MEASUREMENTS_FILE}", arrived)

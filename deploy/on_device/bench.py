@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,8 +90,6 @@ class Bench:
         finally:
             engine.close()
         timing, reference = measurement.timings[_CANDIDATE], measurement.timings[_FLOAT]
-        if not all(math.isfinite(ms) and ms > 0 for ms in (*timing.rounds_ms, *reference.rounds_ms)):
-            raise DeviceError(f"the clock of this machine ({measurement.clock}) is too coarse: it reads times that are not above zero")
         return {
             "clock": measurement.clock,
             "ratio": timing.ratio,

@@ -78,6 +78,16 @@ class _Login(asyncssh.SSHServer):
         self._connections.discard(self._own)
 
 
+class _Files(asyncssh.SFTPServer):
+    """Files below a directory. Tells how it ended, as OpenSSH's does: scp takes silence for a failure."""
+
+    def __init__(self, channel: asyncssh.SSHServerChannel, home: Path) -> None:
+        super().__init__(channel, chroot=os.fsencode(home))
+
+    def exit(self) -> None:
+        self.channel.exit(0)
+
+
 async def _serve(directory: Path) -> None:
     """Serve until the input ends; every line of it cuts all connections, and is answered by their number."""
     home, connections = directory / "home", set()
@@ -90,7 +100,7 @@ async def _serve(directory: Path) -> None:
     listening = await asyncssh.create_server(
         lambda: _Login(connections), "127.0.0.1", 0, server_host_keys=[keys["host_key"]], encoding=None, allow_scp=True,
         authorized_client_keys=str(directory / "authorized_keys"), process_factory=lambda process: _execute(process, home),
-        sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=os.fsencode(home)),
+        sftp_factory=lambda channel: _Files(channel, home),
     )  # fmt: skip
     public = keys["host_key"].export_public_key().decode()
     (directory / "known_hosts").write_text(f"[127.0.0.1]:{listening.get_port()} {public}")

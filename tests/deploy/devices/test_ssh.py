@@ -76,13 +76,21 @@ def test_another_machine_measures(connect, there, tmp_path):
 
 
 def test_three_cut_connections(connect, server, there, tmp_path):
+    """The runner is stopped while nobody hears it, so that it has not finished before the connection is there again."""
     fingerprint, directory = there
     wanted = experiment(tmp_path / "models", (2, 4, 8, 12, 24, 32), fingerprint=fingerprint, protocol=SLOWER)
-    device, lines, cuts = connect(), [], []
+    device, lines, cuts, stopped = connect(), [], [], []
 
     def announce(line):
         lines.append(line)
-        if line.startswith(("measured", "another runner")) and len(cuts) < 3:
+        if line == WAITING:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            stopped.clear()
+        elif line.startswith("measured") and len(cuts) < 3:
+            stopped.extend(runners(directory)[:1])
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
             cuts.append(server.cut_connections())
 
     results = device.measure(wanted, announce)
@@ -95,6 +103,57 @@ def test_three_cut_connections(connect, server, there, tmp_path):
     device.close()
     assert not directory.exists()
     assert not runners(directory)
+
+
+def test_the_end_of_one_run_is_not_that_of_another(connect, server, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (2, 4, 8, 12), fingerprint=fingerprint, protocol=SLOWER)
+    first, second = connect(), connect("elsewhere")
+
+    def interrupt(line):
+        if line.startswith("measured"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.measure(wanted, interrupt)
+    (runner,) = runners(directory)
+    assert len(second.measure(wanted)) == 4
+    second.close()
+    assert not place_there(server, tmp_path / "elsewhere", fingerprint).exists()
+    assert directory.exists()
+    assert runner in runners(directory) or len(measured_in(directory / "runner.log")) == 4
+    assert len(first.measure(wanted)) == 4
+    assert len(measured_in(directory / "runner.log")) == 4, "it went on"
+    first.close()
+    assert not directory.exists()
+
+
+def test_a_copy_of_a_run_is_another_run(tmp_path):
+    names = {run_name(tmp_path / "one"), run_name(tmp_path / "one")}
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert len(names | {run_name(tmp_path / "two")}) == 2
+
+
+def test_what_a_killed_command_has_left_is_removed_by_the_next(connect, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (4,), fingerprint=fingerprint)
+    results = connect().measure(wanted)  # and never closed
+    assert directory.exists()
+    device = connect()
+    assert device.measure(wanted) == results
+    device.close()
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1:run", "-oProxyCommand=touch", "a run"])
+def test_directories_with_odd_names(connect, server, tmp_path, monkeypatch, name):
+    """scp takes `host:file` for a file of another host, and what begins with a dash for an option."""
+    monkeypatch.chdir(tmp_path)
+    device, lines = SshDevice(server.address, Path(name), delays_s=(1.0,)), []
+    (result,) = device.measure(experiment(tmp_path / "models", (4,), fingerprint=uuid.uuid4().hex * 2), lines.append)
+    assert result.failed is None
+    assert not any("trying again" in line for line in lines), lines
+    device.close()
 
 
 def test_a_runner_that_is_killed_is_started_again(connect, there, tmp_path):
@@ -200,7 +259,7 @@ def test_a_device_that_cannot_be_reached(connect, server, tmp_path):
 
 
 def test_results_start_the_count_of_lost_connections_again(server, there, tmp_path, monkeypatch):
-    fingerprint, _ = there
+    fingerprint, directory = there
     monkeypatch.setenv("SMPQ_SSH_OPTIONS", server.options)
     wanted = experiment(tmp_path / "models", (2, 4, 8, 12), fingerprint=fingerprint, protocol=SLOWER)
     device, cuts = SshDevice(server.address, tmp_path / "here", delays_s=(0.1,)), []
