@@ -105,7 +105,9 @@ def keep_asked(experiment: Experiment, directory: Path) -> None:
 
 
 def _read_bundle(file: Path) -> Bundle:
-    return read_record(file, Bundle, made_by="write a bundle first with smpq bundle --budget", repair="delete it, and write the bundle again")
+    return read_record(
+        file, Bundle, made_by="write a bundle first with smpq bundle --budget", repair="delete it, and write the bundle again"
+    )
 
 
 def inputs_name(experiment: Experiment) -> str:
@@ -125,7 +127,10 @@ def read_measurements(path: Path, directory: Path) -> Measurements:
     """
     bundle = _read_bundle(directory / BUNDLE_FILE)
     found = read_message(
-        path, Measurements, f"copy {MEASUREMENTS_FILE} back from the device", "copy it again, or measure the bundle again in a new directory"
+        path,
+        Measurements,
+        f"copy {MEASUREMENTS_FILE} back from the device",
+        "copy it again, or measure the bundle again in a new directory",
     )
     try:
         results = check_results(found, bundle.asked, bundle.earlier)

@@ -35,7 +35,9 @@ def check_results(found: Measurements, asked: Asked, earlier: Collection[str] | 
             "write a bundle of this run and measure it"
         )
     if found.runtime != asked.runtime:
-        raise UserError(f"it was measured with {found.runtime}, and {asked.runtime} was asked for: measure the last bundle of this run")
+        raise UserError(
+            f"it was measured with {found.runtime}, and {asked.runtime} was asked for: measure the last bundle of this run"
+        )
     wanted = keys_of(asked)
     results: dict[str, Result] = {}
     for result in found.results:
@@ -73,9 +75,7 @@ def _not_asked(result: Result, wanted: dict[str, str]) -> str:
     if result.name not in wanted.values():
         return "it is not in the last bundle of this run: measure that one"
     key = next(key for key, name in wanted.items() if name == result.name)
-    return (
-        f"its key is {result.key}, and that of what was asked for is {key}: other inputs, batch size, protocol or settings. Measure the last bundle"
-    )
+    return f"its key is {result.key}, and that of what was asked for is {key}: other inputs, batch size, protocol or settings. Measure the last bundle"
 
 
 def _check_result(result: Result, name: str, asked: Asked) -> None:
@@ -102,7 +102,12 @@ def _check_figures(result: Result) -> None:
             ("ratio", result.ratio, float(np.median(ratios)), "the median of the ratios of its rounds"),
             ("engine_ms", result.engine_ms, float(np.median(engine)), "the median of its rounds"),
             ("float_ms", result.float_ms, float(np.median(reference)), "the median of its rounds"),
-            ("throughput", result.throughput, 1000 * result.batch / float(np.median(engine)), "what its batch size and engine_ms give"),
+            (
+                "throughput",
+                result.throughput,
+                1000 * result.batch / float(np.median(engine)),
+                "what its batch size and engine_ms give",
+            ),
         ]
     for what, told, follows, why in figures:
         if told is None or not abs(told - follows) <= _TOLERANCE * abs(follows):

@@ -103,7 +103,9 @@ class Connection:
         """Copy files into a directory below the home directory."""
         # An absolute path is never an option, nor a file of another host, whatever characters it has.
         paths = [str(file.absolute()) for file in files]
-        self._call(["scp", "-q", *self._options, "--", *paths, self._remote(directory)], Lines(str, _LONGEST_BYTES), _MOST_OUTPUT_BYTES)
+        self._call(
+            ["scp", "-q", *self._options, "--", *paths, self._remote(directory)], Lines(str, _LONGEST_BYTES), _MOST_OUTPUT_BYTES
+        )
 
     def fetch(self, path: str, file: Path) -> None:
         """Copy a file of at most `LARGEST_MESSAGE_BYTES` from below the home directory to `file`."""

@@ -71,7 +71,9 @@ def run_program(command: list[str], text: str, take: Callable[[bytes], object], 
             while chunk := os.read(process.stdout.fileno(), _CHUNK_BYTES):
                 total += len(chunk)
                 if total > most_bytes:
-                    raise TooMuchOutput(f"more than {most_bytes / 1e6:.0f} MB came from it, which cannot be right: look at what it prints")
+                    raise TooMuchOutput(
+                        f"more than {most_bytes / 1e6:.0f} MB came from it, which cannot be right: look at what it prints"
+                    )
                 take(chunk)
         except BaseException:
             process.kill()

@@ -180,7 +180,9 @@ class BoundSession(FedSession):
 def _check_inputs(wanted: Sequence[Any], inputs: Mapping[str, np.ndarray]) -> None:
     """Raise DeviceError when the inputs are not those of the model, which says nothing about the model."""
     if {entry.name for entry in wanted} != set(inputs):
-        raise DeviceError(f"the model takes the inputs {', '.join(e.name for e in wanted)}, and was given {', '.join(inputs) or 'none'}")
+        raise DeviceError(
+            f"the model takes the inputs {', '.join(e.name for e in wanted)}, and was given {', '.join(inputs) or 'none'}"
+        )
     for entry in wanted:
         given = inputs[entry.name]
         fixed = [size if isinstance(size, int) else None for size in entry.shape]

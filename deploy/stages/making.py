@@ -125,7 +125,9 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
     }
     prepared.run.write_json("latency.json", record)
     if prepared.builds_on_device and result.layers is not None:
-        _keep_build(prepared, policy, {}, plan_kernels(prepared, policy, [PlanKernel.from_json(plain(layer)) for layer in result.layers]))
+        _keep_build(
+            prepared, policy, {}, plan_kernels(prepared, policy, [PlanKernel.from_json(plain(layer)) for layer in result.layers])
+        )
     keep_measured(prepared, [measured], bench.machine)
     return record
 

@@ -64,13 +64,17 @@ def test_errors_without_an_end(measure):
 
 
 def test_results_that_are_always_the_same_do_not_go_on_for_ever(measure, tmp_path):
-    message, lines = measure('grep -o \'"name": "[0-9a-f]*"\' experiment.json | cut -d\'"\' -f4 | sed "s/^/measured /; s/$/: 1x/"; exit 255')
+    message, lines = measure(
+        'grep -o \'"name": "[0-9a-f]*"\' experiment.json | cut -d\'"\' -f4 | sed "s/^/measured /; s/$/: 1x/"; exit 255'
+    )
     assert "what is measured is kept" in message
     assert sum("trying again" in line for line in lines) <= 2 * 2, "two candidates at most, twice each"
 
 
 def test_characters_that_change_the_terminal(measure):
-    message, lines = measure("printf 'measured \\033[2J\\007\\342\\200\\256 x\\n'; printf 'broken \\033]0;title\\007\\n' >&2; exit 3")
+    message, lines = measure(
+        "printf 'measured \\033[2J\\007\\342\\200\\256 x\\n'; printf 'broken \\033]0;title\\007\\n' >&2; exit 3"
+    )
     assert "measured ?[2J?? x" in lines
     assert message.endswith("broken ?]0;title?")
 
@@ -98,7 +102,9 @@ def test_no_file_at_all(measure):
     ],
 )
 def test_results_that_contradict_themselves(measure, change, message):
-    program = f"import json; found = json.load(open('measurements.json')); {change}; json.dump(found, open('measurements.json', 'w'))"
+    program = (
+        f"import json; found = json.load(open('measurements.json')); {change}; json.dump(found, open('measurements.json', 'w'))"
+    )
     told, _ = measure(f'{sys.executable} runner.py && {sys.executable} -c "{program}"')
     assert re.search(message, told), told
 
@@ -106,7 +112,12 @@ def test_results_that_contradict_themselves(measure, change, message):
 def test_an_answer_that_is_no_name(server, tmp_path, monkeypatch):
     monkeypatch.setenv("SMPQ_SSH_OPTIONS", server.options)
     python = tmp_path / "python"
-    for answer in ("welcome", json.dumps({"machine": "a\x1b[2Jboard", "python": [3, 11]}), json.dumps({"machine": "", "python": [3, 11]}), "[" * 5000):
+    for answer in (
+        "welcome",
+        json.dumps({"machine": "a\x1b[2Jboard", "python": [3, 11]}),
+        json.dumps({"machine": "", "python": [3, 11]}),
+        "[" * 5000,
+    ):
         python.write_text(f"#!/bin/sh\necho '{answer}'\n")
         python.chmod(0o755)
         device = SshDevice(f"{server.address.partition('?')[0]}?python={python}", tmp_path / "here")

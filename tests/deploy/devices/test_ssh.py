@@ -244,7 +244,7 @@ def test_a_connection_that_somebody_has_to_change(connect, server, tmp_path, mon
 )
 def test_a_python_that_does_not_do(connect, server, tmp_path, python, message):
     (tmp_path / "bare").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2\nexit 1\n")
-    (tmp_path / "old").write_text("#!/bin/sh\necho '{\"machine\": \"board\", \"python\": [3, 8]}'\n")
+    (tmp_path / "old").write_text('#!/bin/sh\necho \'{"machine": "board", "python": [3, 8]}\'\n')
     for name in ("bare", "old"):
         (tmp_path / name).chmod(0o755)
     address = f"{server.address.partition('?')[0]}?python={python.format(directory=tmp_path)}"

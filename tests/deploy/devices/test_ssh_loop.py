@@ -16,6 +16,7 @@ from deploy.latency.measure import machine
 from tests.conftest import ROOT
 from tests.deploy.devices.servers import SERVERS, Server, serving
 from tests.deploy.devices.test_ssh import runners
+from tests.processes import hearing_interrupts, ignoring_interrupts
 
 CUTS = 3
 JOB = [
@@ -43,10 +44,9 @@ def left_on(server: Server) -> list[Path]:
     return list((server.home / ".cache" / "smpq").glob("*"))
 
 
-def started(server: Server, run: Path, job: list[str], errors, *, ignoring: str = "") -> subprocess.Popen[str]:
+def started(server: Server, run: Path, job: list[str], errors, prefixed=hearing_interrupts) -> subprocess.Popen[str]:
     environment = {**os.environ, "SMPQ_SSH_OPTIONS": server.options, "OMP_NUM_THREADS": "1"}
-    shell = ["sh", "-c", f'trap "" {ignoring or "USR1"}; exec "$@"', "sh"]
-    command = [*shell, sys.executable, "-m", "cli", *job, "--out", run, "--device", server.address]
+    command = prefixed(sys.executable, "-m", "cli", *job, "--out", run, "--device", server.address)
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
 
 
@@ -104,13 +104,19 @@ def cut_while_at_work(server: Server, directories: list[Path]) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "ignoring"), [("SIGTERM", ""), ("SIGHUP", ""), ("SIGTERM", "INT"), ("SIGINT", "")])
-def test_a_command_that_is_stopped_leaves_nothing_on_the_device(server, tmp_path, name, ignoring):
-    if name == "SIGINT" and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        pytest.skip("SIGINT is ignored here, and so in every process that is started from here")
+@pytest.mark.parametrize(
+    ("name", "prefixed"),
+    [
+        ("SIGTERM", hearing_interrupts),
+        ("SIGHUP", hearing_interrupts),
+        ("SIGTERM", ignoring_interrupts),
+        ("SIGINT", hearing_interrupts),
+    ],
+)
+def test_a_command_that_is_stopped_leaves_nothing_on_the_device(server, tmp_path, name, prefixed):
     before = set(left_on(server))
     with (tmp_path / "errors").open("w+") as errors:
-        with started(server, tmp_path / "run", SMALL_JOB, errors, ignoring=ignoring) as process:
+        with started(server, tmp_path / "run", SMALL_JOB, errors, prefixed) as process:
             deadline = time.monotonic() + MOST_SECONDS
             while not (at_work := [pid for directory in set(left_on(server)) - before for pid in runners(directory)]):
                 assert process.poll() is None, (tmp_path / "errors").read_text()
@@ -125,4 +131,6 @@ def test_a_command_that_is_stopped_leaves_nothing_on_the_device(server, tmp_path
     assert "Traceback" not in told
     assert set(left_on(server)) == before, "nothing is left on the device"
     time.sleep(0.2)
-    assert not [pid for pid in at_work if Path(f"/proc/{pid}/stat").is_file() and "(python" in Path(f"/proc/{pid}/stat").read_text()]
+    assert not [
+        pid for pid in at_work if Path(f"/proc/{pid}/stat").is_file() and "(python" in Path(f"/proc/{pid}/stat").read_text()
+    ]

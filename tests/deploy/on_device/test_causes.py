@@ -121,7 +121,9 @@ def opener(model, *others):
 bench.OPENERS = {{"onnxruntime": opener}}
 sys.exit(main.main([sys.argv[1]]))
 """
-    codes = [subprocess.run([sys.executable, "-c", program, directory], check=False, capture_output=True).returncode for _ in range(3)]
+    codes = [
+        subprocess.run([sys.executable, "-c", program, directory], check=False, capture_output=True).returncode for _ in range(3)
+    ]
     assert [code < 0 for code in codes] == [True, True, False]
     first, second = json.loads((directory / "measurements.json").read_text())["results"]
     assert (first["cause"], second["cause"]) == (cause, None)

@@ -152,7 +152,11 @@ def test_the_runner_measures_and_one_engine_does_not_build(prepared, directory):
 
 @pytest.mark.parametrize(
     "refused",
-    [("no kernel for this", ["second/weight/DQ"]), ("Error in node 'second/weight/DQ': no kernel", []), ("no kernel [second, x]", [])],
+    [
+        ("no kernel for this", ["second/weight/DQ"]),
+        ("Error in node 'second/weight/DQ': no kernel", []),
+        ("no kernel [second, x]", []),
+    ],
 )
 def test_formats_that_the_runtime_blames_are_not_asked_for_again(prepared, directory, refused):
     def refuses(integers):
