@@ -49,14 +49,14 @@ def read_experiment(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DeviceError(f"there is no {file}: name the directory that smpq bundle has written")
     data = _read_json(file, "write the bundle again")
-    _check(data, _FIELDS, file)
-    _check(data["protocol"], _PROTOCOL_FIELDS, file)
+    _check_all(data, _FIELDS, file)
+    _check_all(data["protocol"], _PROTOCOL_FIELDS, file)
     if data["batch"] < 1 or min(data["protocol"][name] for name in _PROTOCOL_FIELDS) <= 0:
         raise DeviceError(f"{file} is damaged (batch and protocol must be positive): write the bundle again")
     for entry in (data["float"], *data["candidates"]):
-        _check(entry, _CANDIDATE_FIELDS, file)
-        if not (directory / entry["model"]).is_file():
-            raise DeviceError(f"the model {directory / entry['model']} is missing: copy the whole directory again")
+        _check_all(entry, _CANDIDATE_FIELDS, file)
+        if not _is_file(directory / entry["model"]):
+            raise DeviceError(f"the model {str(directory / entry['model']):.200} is missing: copy the whole directory again")
     return dict(data)
 
 
@@ -195,6 +195,21 @@ def _read_json(file: Path, todo: str) -> Any:
 
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no number")
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # no name that the system takes
+        return False
+
+
+def _check_all(data: Any, fields: Mapping[str, Any], file: Path) -> None:
+    """Check the fields, and that there are no others."""
+    _check(data, fields, file)
+    unknown = [name for name in data if name not in fields]
+    if unknown:
+        raise DeviceError(f"{file} is damaged ({unknown[0]!r:.60} is no field): write the bundle again")
 
 
 def _check(data: Any, fields: Mapping[str, Any], file: Path, todo: str = "write the bundle again") -> None:
