@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from tests.deploy.devices.servers import Server, serving
 from tests.deploy.devices.test_ssh import runners
-from tests.processes import hearing_interrupts
+from tests.processes import hearing_signals
 
 SEED = 0
 KILLS_A_RUN = 5
@@ -45,7 +45,7 @@ class Job:
 
     def start(self) -> None:
         environment = {**os.environ, "SMPQ_SSH_OPTIONS": self.server.options, "OMP_NUM_THREADS": "1"}
-        command = hearing_interrupts(sys.executable, "-m", "cli", *JOB, "--out", self.run, "--device", self.server.address)
+        command = hearing_signals(sys.executable, "-m", "cli", *JOB, "--out", self.run, "--device", self.server.address)
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def left(self) -> list[Path]:

@@ -11,6 +11,7 @@ import pytest
 
 from deploy.signals import Stopped, deferred, stopped_by_signals
 from tests.conftest import ROOT
+from tests.processes import hearing_signals, ignoring_hangups
 
 WAITS = """
 import sys, time
@@ -30,7 +31,8 @@ with stopped_by_signals():
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_is_an_exception_and_the_process_cleans_up(name):
-    with subprocess.Popen([sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    command = hearing_signals(sys.executable, "-c", WAITS)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(getattr(signal, name))
         time.sleep(0.1)
@@ -40,9 +42,8 @@ def test_a_signal_is_an_exception_and_the_process_cleans_up(name):
 
 
 def test_a_signal_that_was_ignored_stays_so():
-    program = 'trap "" HUP; exec "$0" -c "$1"'
-    ignored = WAITS.replace("time.sleep(60)", "time.sleep(1)")
-    with subprocess.Popen(["sh", "-c", program, sys.executable, ignored], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    command = ignoring_hangups(sys.executable, "-c", WAITS.replace("time.sleep(60)", "time.sleep(1)"))
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGHUP)
         assert process.stdout.read() == "cleaned up\n"

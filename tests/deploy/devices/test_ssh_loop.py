@@ -16,7 +16,7 @@ from deploy.latency.measure import machine
 from tests.conftest import ROOT
 from tests.deploy.devices.servers import SERVERS, Server, serving
 from tests.deploy.devices.test_ssh import runners
-from tests.processes import hearing_interrupts, ignoring_interrupts
+from tests.processes import hearing_signals, ignoring_interrupts
 
 CUTS = 3
 JOB = [
@@ -44,7 +44,7 @@ def left_on(server: Server) -> list[Path]:
     return list((server.home / ".cache" / "smpq").glob("*"))
 
 
-def started(server: Server, run: Path, job: list[str], errors, prefixed=hearing_interrupts) -> subprocess.Popen[str]:
+def started(server: Server, run: Path, job: list[str], errors, prefixed=hearing_signals) -> subprocess.Popen[str]:
     environment = {**os.environ, "SMPQ_SSH_OPTIONS": server.options, "OMP_NUM_THREADS": "1"}
     command = prefixed(sys.executable, "-m", "cli", *job, "--out", run, "--device", server.address)
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -107,10 +107,10 @@ def cut_while_at_work(server: Server, directories: list[Path]) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "prefixed"),
     [
-        ("SIGTERM", hearing_interrupts),
-        ("SIGHUP", hearing_interrupts),
+        ("SIGTERM", hearing_signals),
+        ("SIGHUP", hearing_signals),
         ("SIGTERM", ignoring_interrupts),
-        ("SIGINT", hearing_interrupts),
+        ("SIGINT", hearing_signals),
     ],
 )
 def test_a_command_that_is_stopped_leaves_nothing_on_the_device(server, tmp_path, name, prefixed):
