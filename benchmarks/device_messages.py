@@ -2,8 +2,9 @@
 
 Usage: device_messages.py
 
-Every value of every message is replaced, deleted and nested, fields are added, lists turned round, and the text is damaged; see
-tests/deploy/devices/mutations.py. Memory is limited to 4 GB, and the slowest message is recorded. Any other exception ends the benchmark.
+Every value of every message is replaced, deleted and nested, fields are added, lists turned round, and the text is
+damaged; see tests/deploy/devices/mutations.py. Memory is limited to 4 GB, and the slowest message is recorded. Any
+other exception ends the benchmark.
 """
 
 import resource

@@ -2,11 +2,12 @@
 
 Usage: kill_ssh.py [--kills N] [--stops N]
 
-The device is this machine behind an ssh server of asyncssh, with a home directory of its own. An undisturbed run gives scores.json, which
-depends on no measured time. Then the same command is killed (SIGKILL) and started again in the same directory, five times a run, and at last it
-is left to end. A moment is drawn uniformly from the measurements of the undisturbed run, plus up to three seconds. Checked at the end: scores.json
-is the same; what had been measured at a kill has the same figures at the end; the runner has measured each engine once; nothing is left on the
-device. Other runs are stopped by SIGTERM and SIGHUP in turn, after which nothing may be left on the device either.
+The device is this machine behind an ssh server of asyncssh, with a home directory of its own. An undisturbed run gives
+scores.json, which depends on no measured time. Then the same command is killed (SIGKILL) and started again in the same
+directory, five times a run, and at last it is left to end. A moment is drawn uniformly from the measurements of the
+undisturbed run, plus up to three seconds. Checked at the end: scores.json is the same; what had been measured at a kill
+has the same figures at the end; the runner has measured each engine once; nothing is left on the device. Other runs are
+stopped by SIGTERM and SIGHUP in turn, after which nothing may be left on the device either.
 """
 
 import argparse
@@ -25,9 +26,9 @@ from records import keep
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.deploy.devices.servers import Server, serving
-from tests.deploy.devices.test_ssh import runners
-from tests.processes import hearing_signals
+from tests.deploy.devices.servers import Server, serving  # noqa: E402 - found by the path above
+from tests.deploy.devices.test_ssh import runners  # noqa: E402 - found by the path above
+from tests.processes import hearing_signals  # noqa: E402 - found by the path above
 
 SEED = 0
 KILLS_A_RUN = 5
@@ -149,7 +150,14 @@ def main() -> None:
             print({"engines": engines, "nothing_left": whole.nothing_left()}, file=sys.stderr, flush=True)
             rows, runs = kills(server, options.kills, (whole.run / "scores.json").read_bytes(), engines, Path(places))
             stopped = stops(server, options.stops, Path(places))
-    keep("kill_ssh", f"python benchmarks/kill_ssh.py --kills {options.kills} --stops {options.stops}", [SEED], rows, runs=runs, stops=stopped)
+    keep(
+        "kill_ssh",
+        f"python benchmarks/kill_ssh.py --kills {options.kills} --stops {options.stops}",
+        [SEED],
+        rows,
+        runs=runs,
+        stops=stopped,
+    )
 
 
 if __name__ == "__main__":

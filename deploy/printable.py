@@ -9,7 +9,8 @@ LONGEST = 500
 def printable(text: str, longest: int = LONGEST) -> str:
     """Return text as one line of at most `longest` characters.
 
-    Line breaks and tabs become blanks. Control characters, escape sequences and marks that turn the direction of writing become question marks.
+    Line breaks and tabs become blanks. Control characters, escape sequences and marks that turn the direction of
+    writing become question marks.
     """
     cut = text if len(text) <= longest else f"{text[:longest]}..."
     return "".join(letter if letter.isprintable() else " " if letter in "\t\n\r" else "?" for letter in cut)

@@ -61,8 +61,8 @@ class Device(typing.Protocol):
     def measure(self, experiment: Experiment, announce: Announce = silent) -> list[Result]:
         """Build and time the candidates; returns one result for each, in their order. What was measured before is not repeated.
 
-        A result is of a candidate that was timed, or that the runtime there refused. Raises UserError when the device cannot be reached, lacks
-        something, or failed for another reason than the candidate; the message says which.
+        A result is of a candidate that was timed, or that the runtime there refused. Raises UserError when the device
+        cannot be reached, lacks something, or failed for another reason than the candidate; the message says which.
         """
 
     def close(self) -> None:

@@ -56,9 +56,10 @@ def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
 
 
 def write_experiment(experiment: Experiment, directory: Path, models: Mapping[str, str], *, carried: bool = False) -> Asked:
-    """Write the inputs and `experiment.json`, and return the latter; `models` holds the path of each model, relative to `directory`.
+    """Write the inputs and `experiment.json`, and return the latter.
 
-    Of models that are carried to a device the hashes are written, so that half a file is noticed there.
+    `models` holds the path of each model, relative to `directory`. Of models that are carried to a device the hashes
+    are written, so that half a file is noticed there.
     """
     directory.mkdir(parents=True, exist_ok=True)
     inputs = directory / inputs_name(experiment)
@@ -120,10 +121,10 @@ def inputs_name(experiment: Experiment) -> str:
 
 
 def read_measurements(path: Path, directory: Path) -> Measurements:
-    """Read a `measurements.json` that came back from a device, with the results of the last bundle, whose `keep_asked` is in `directory`.
+    """Read a `measurements.json` that came back from a device, with the results of the last bundle.
 
-    Raises UserError when it is missing, damaged, of another version, contradicts what the bundle asked for, or itself, or holds a failure
-    that is not the model's.
+    `directory` is where `keep_asked` has noted the bundle. Raises UserError when it is missing, damaged, of another
+    version, contradicts what the bundle asked for, or itself, or holds a failure that is not the model's.
     """
     bundle = _read_bundle(directory / BUNDLE_FILE)
     found = read_message(

@@ -1,4 +1,4 @@
-"""Whether the results of a device are answers to what it was asked, and agree with themselves; a contradiction names its two sides."""
+"""Whether the results of a device are what it was asked for, and agree with themselves. A contradiction names both sides."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _TOLERANCE = 1e-6
 """Relative; figures travel as decimal text of full precision, so the same arithmetic gives the same number."""
 _RESAMPLES = 20_000
 _END_PERCENT = (0.4, 4.6)
-"""Where the 2.5th percentile of 2,000 resamples lies among all resamples: within six standard errors, sqrt(0.025 * 0.975 / 2000) each."""
+"""Among all resamples the 2.5th percentile of 2,000 lies here: within six standard errors, sqrt(0.025 * 0.975 / 2000) each."""
 
 
 def check_results(found: Measurements, asked: Asked, earlier: Collection[str] | None = ()) -> dict[str, Result]:
     """Return the results of the candidates of `asked` by their key, each checked.
 
-    1. Fingerprint and runtime are those that were asked for, no result comes twice, and each is of a candidate that was asked for. Results
-       with a key in `earlier`, which were asked for before, are left out; None leaves out all others.
+    1. Fingerprint and runtime are those that were asked for, no result comes twice, and each is of a candidate that was
+       asked for. Results with a key in `earlier`, which were asked for before, are left out; None leaves out all
+       others.
     2. Key, model and batch size belong together, and there are as many rounds as the protocol says.
     3. Every figure follows from the rounds that it came with.
 
@@ -31,8 +32,8 @@ def check_results(found: Measurements, asked: Asked, earlier: Collection[str] | 
     """
     if found.fingerprint != asked.fingerprint:
         raise UserError(
-            f"it was measured with other models or data (fingerprint {found.fingerprint[:16]}, this run has {asked.fingerprint[:16]}): "
-            "write a bundle of this run and measure it"
+            f"it was measured with other models or data (fingerprint {found.fingerprint[:16]}, this run has "
+            f"{asked.fingerprint[:16]}): write a bundle of this run and measure it"
         )
     if found.runtime != asked.runtime:
         raise UserError(
@@ -65,8 +66,8 @@ def check_measured(results: Iterable[Result]) -> None:
         reason = printable(result.failed)
         if result.cause == "transient":
             raise UserError(
-                f"the device failed over the engine {result.name}, for the moment ({reason}): start again when it has memory to spare; "
-                "what it has measured is kept there"
+                f"the device failed over the engine {result.name}, for the moment ({reason}): start again when it has memory to "
+                "spare; what it has measured is kept there"
             )
         raise UserError(f"the engine {result.name} was not measured ({reason}): please report this; nothing is concluded from it")
 
@@ -75,7 +76,10 @@ def _not_asked(result: Result, wanted: dict[str, str]) -> str:
     if result.name not in wanted.values():
         return "it is not in the last bundle of this run: measure that one"
     key = next(key for key, name in wanted.items() if name == result.name)
-    return f"its key is {result.key}, and that of what was asked for is {key}: other inputs, batch size, protocol or settings. Measure the last bundle"
+    return (
+        f"its key is {result.key}, and that of what was asked for is {key}: other inputs, batch size, protocol or settings. "
+        "Measure the last bundle"
+    )
 
 
 def _check_result(result: Result, name: str, asked: Asked) -> None:

@@ -27,7 +27,7 @@ def results_in_order(known: Mapping[str, Result], asked: Asked) -> list[Result]:
 
 
 def keep_results(directory: Path, asked: Asked, arrived: Measurements, results: Mapping[str, Result]) -> None:
-    """Add results to those that are kept. What another version of the runtime has measured is dropped: it would not be comparable."""
+    """Add results to those that are kept. Those of another version of the runtime are dropped: they are not comparable."""
     before = _read(directory, asked)
     old = before.results if before is not None and before.versions == arrived.versions else ()
     new = [result for result in results.values() if result.cause in (None, "refused")]

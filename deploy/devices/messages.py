@@ -1,4 +1,4 @@
-"""What is sent to a device and what comes back, as typed records: `experiment.json`, `measurements.json`, and the name of the machine."""
+"""What is sent to a device and what comes back, as typed records: the experiment, the measurements, and the machine's name."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ MessageType = TypeVar("MessageType", bound=FileRecord)
 class Model(Record, frozen=True, kw_only=True):
     """A lowered ONNX file: the hash of its content as its name, its path in the directory, and the runtime's settings for it.
 
-    `sha256` is the hash of the file that is carried to a device, which differs from the name where weights are in a file of their own; None
-    for a file that is not carried.
+    `sha256` is the hash of the file that is carried to a device, which differs from the name where weights are in a
+    file of their own; None for a file that is not carried.
     """
 
     name: ShortHash
@@ -74,7 +74,7 @@ class Tensor(Record, frozen=True, kw_only=True):
 
 
 class Layer(Record, frozen=True, kw_only=True):
-    """A layer of an engine as its inspector tells of it, with the milliseconds that the profiler named; see `deploy.on_device.trt_layers`."""
+    """A layer of an engine as its inspector tells of it, with its milliseconds; see `deploy.on_device.trt_layers`."""
 
     kind: str
     name: str
@@ -88,10 +88,12 @@ class Layer(Record, frozen=True, kw_only=True):
 class Result(Record, frozen=True, kw_only=True):
     """One candidate on one device: timed against the float engine, or failed with its reason and cause.
 
-    1. Times are milliseconds of one call, intervals 95 %, `throughput` is samples in a second, `build_seconds` the time to make the engine.
-    2. Of a failed candidate all figures are None, and `nodes` names the ONNX nodes that the runtime blames, if it says which.
-    3. `cause` is "refused" when the runtime makes no engine of this model, "transient" when another attempt may succeed, and "internal"
-       when the program on the device has a bug.
+    1. Times are milliseconds of one call, intervals 95 %, `throughput` is samples in a second, `build_seconds` the time
+       to make the engine.
+    2. Of a failed candidate all figures are None, and `nodes` names the ONNX nodes that the runtime blames, if it says
+       which.
+    3. `cause` is "refused" when the runtime makes no engine of this model, "transient" when another attempt may
+       succeed, and "internal" when the program on the device has a bug.
     4. `key` is the hash of everything that the figures depend on, the device apart.
 
     Whether the figures agree with each other is checked by `deploy.devices.checks`.

@@ -23,7 +23,7 @@ def machine_directory(directory: Path, machine: str) -> Path:
 
 
 def run_name(directory: Path) -> str:
-    """Return eight digits that no other run has: of a random name kept in `directory`, and of its path, since a run may be copied."""
+    """Return eight digits that no other run has: a hash of a random name and of the path, since a run may be copied."""
     place = _read(directory)
     if place is None:
         place = Place(name=secrets.token_hex(8))
@@ -32,7 +32,7 @@ def run_name(directory: Path) -> str:
 
 
 def used_directories(directory: Path, address: str) -> list[str]:
-    """Return the directories on a device that the run in `directory` has made and not removed, an earlier, killed command included."""
+    """Return the directories on a device that commands of this run have made and not removed, as those that were killed."""
     place = _read(directory)
     return [used.directory for used in place.used if used.address == address] if place is not None else []
 

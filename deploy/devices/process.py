@@ -50,7 +50,8 @@ class Lines:
 def run_program(command: list[str], text: str, take: Callable[[bytes], object], most_bytes: int) -> tuple[int, str]:
     """Run a program with `text` as its input, hand its output to `take`, and return its exit code and the end of its errors.
 
-    Raises UserError when the program is missing, TooMuchOutput when it writes more than `most_bytes`. It does not outlive an exception.
+    Raises UserError when the program is missing, TooMuchOutput when it writes more than `most_bytes`. It does not
+    outlive an exception.
     """
     with tempfile.TemporaryFile() as given:
         given.write(text.encode())

@@ -67,9 +67,10 @@ class SshDevice:
     """
 
     def __init__(self, address: str, directory: Path, delays_s: Sequence[float] = _DELAYS_S) -> None:
-        """`directory` keeps the files here, those of each machine apart. A lost connection is made again after each of `delays_s` seconds.
+        """`directory` keeps the files here, those of each machine apart.
 
-        Then it is given up. The result of another candidate starts that count again, so the attempts are bounded.
+        A lost connection is made again after each of `delays_s` seconds, then given up. The result of another candidate
+        starts that count again, so the attempts are bounded.
         """
         self._address = Address.from_text(address)
         self._connection = Connection(self._address)

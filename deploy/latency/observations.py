@@ -80,7 +80,8 @@ def known_float_ms(prepared: Prepared, machine: str | None = None) -> float | No
 def keep_measured(prepared: Prepared, measured: Sequence[Measured], machine: str) -> list[Observation | Refusal]:
     """Add results of `machine` to `measurements.json`, in place of earlier ones of the same policies; returns what each says.
 
-    UserError, and nothing is kept, when an engine failed for a reason that is not the model's: only a refusal by the runtime lasts.
+    UserError, and nothing is kept, when an engine failed for a reason that is not the model's: only a refusal by the
+    runtime lasts.
     """
     check_measured(each.result for each in measured)
     verdicts: list[Observation | Refusal] = [

@@ -106,7 +106,7 @@ class Bench:
 
 
 def _attempted(action: Callable[[], Any]) -> Any:
-    """Return what an action gives, or the Failure that it ends with. What may pass is tried once more, with its memory given back."""
+    """Return what an action gives, or its Failure. A transient one is tried once more, with its memory given back."""
     failure = None
     for _ in range(_ATTEMPTS):
         try:

@@ -15,8 +15,8 @@ _SEPARATORS = re.compile(r"\.\.\.|,| \+ ")
 def nodes_named(text: str, names: Iterable[str]) -> tuple[str, ...]:
     """Return those of the ONNX nodes `names` that a message names, in their order.
 
-    A name counts where it stands alone, or in a list, within quotes or brackets, or where TensorRT says "implementation for node". It does not
-    count as a word of a sentence: layers may be called "memory" or "of".
+    A name counts where it stands alone, or in a list, within quotes or brackets, or where TensorRT says "implementation
+    for node". It does not count as a word of a sentence: layers may be called "memory" or "of".
     """
     spans = [part for groups in _MARKED.findall(text) for part in groups if part]
     spans += _NODES_OF_TENSORRT.findall(text)

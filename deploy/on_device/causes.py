@@ -41,7 +41,8 @@ def failure_of(error: Exception) -> Failure:
     """Tell the cause of an exception.
 
     1. Phrases such as "out of memory" are transient, whatever the exception.
-    2. BuildFailed, what the runtimes' own packages raise, and a plain RuntimeError, to which their bindings turn any C++ exception, are refusals.
+    2. BuildFailed, what the runtimes' own packages raise, and a plain RuntimeError, to which their bindings turn any
+       C++ exception, are refusals.
     3. Everything else, as TypeError or KeyError, is a bug.
     """
     lines = str(error).strip().splitlines() or ["no reason given"]

@@ -56,7 +56,7 @@ def read_experiment(directory: Path) -> dict[str, Any]:
     for entry in (data["float"], *data["candidates"]):
         _check_all(entry, _CANDIDATE_FIELDS, file)
         if not _is_file(directory / entry["model"]):
-            raise DeviceError(f"the model {str(directory / entry['model']):.200} is missing: copy the whole directory again")
+            raise DeviceError(f"the model {directory / entry['model']!s:.200} is missing: copy the whole directory again")
     return dict(data)
 
 

@@ -40,8 +40,8 @@ def run_experiment(
     """Measure the candidates of `directory` that have no result yet (or only the one named `only`), and return `measurements.json`.
 
     1. It is written after each candidate, so a run that is killed loses one candidate at most.
-    2. A candidate that does not build, or does not run to the end, is a result with its reason and cause; the others are measured all the
-       same. It is measured again the next time unless the runtime refused it.
+    2. A candidate that does not build, or does not run to the end, is a result with its reason and cause; the others
+       are measured all the same. It is measured again the next time unless the runtime refused it.
     3. Results of another fingerprint, machine or version of the runtime are dropped, and measured again.
     4. Two never work in a directory at once; `while_waiting` is called every second of waiting for another one.
 

@@ -87,7 +87,8 @@ def open_session(model: Path, settings: Mapping[str, Any], *, optimized: Path | 
 def open_ort_engine(model: Path, settings: Mapping[str, Any], inputs: Mapping[str, np.ndarray], cache: Path) -> FedSession:  # noqa: ARG001
     """Open an ONNX file, and run it once. ONNX Runtime keeps nothing, so `cache` is not used.
 
-    Raises BuildFailed when ONNX Runtime refuses the model, DeviceError when it lacks a provider, or when the inputs do not fit.
+    Raises BuildFailed when ONNX Runtime refuses the model, DeviceError when it lacks a provider, or when the inputs do
+    not fit.
     """
     try:
         session = open_session(model, settings)

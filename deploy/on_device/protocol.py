@@ -100,10 +100,11 @@ def measure_engines(
 ) -> Measurement:
     """Time engines in turn, round by round, each call on a batch of `batch` samples. All engines must read the same clock.
 
-    After a warm-up the order within a round is shuffled, since an engine may profit from what ran before it. In a round each engine makes
-    one call that is not timed, since others have filled the caches, and runs in two to five parts, of which the fastest counts: an
-    interruption only ever adds time. The ratio of two engines is the median of their ratios within rounds, so that a machine that slows
-    down changes no ratio. Raises NotComparable when the clocks differ, DeviceError when a clock is too coarse to read a time. Ours.
+    After a warm-up the order within a round is shuffled, since an engine may profit from what ran before it. In a round
+    each engine makes one call that is not timed, since others have filled the caches, and runs in two to five parts, of
+    which the fastest counts: an interruption only ever adds time. The ratio of two engines is the median of their
+    ratios within rounds, so that a machine that slows down changes no ratio. Raises NotComparable when the clocks
+    differ, DeviceError when a clock is too coarse to read a time. Ours.
     """
     protocol = protocol or Protocol()
     clocks = sorted({engine.clock for engine in engines.values()})

@@ -52,9 +52,14 @@ def test_a_signal_that_was_ignored_stays_so():
 
 def test_what_came_meanwhile_is_raised_at_the_end():
     done = []
-    with pytest.raises(Stopped) as stopped, stopped_by_signals(), deferred():
-        signal.raise_signal(signal.SIGTERM)
-        done.append("goes on")
+
+    def asked_to_end():
+        with stopped_by_signals(), deferred():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("goes on")
+
+    with pytest.raises(Stopped) as stopped:
+        asked_to_end()
     assert (stopped.value.code, stopped.value.name, done) == (143, "SIGTERM", ["goes on"])
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

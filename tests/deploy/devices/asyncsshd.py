@@ -74,7 +74,7 @@ class _Login(asyncssh.SSHServer):
         self._own = conn
         self._connections.add(conn)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name is asyncssh's
+    def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self._own)
 
 
@@ -115,12 +115,12 @@ async def _serve(directory: Path) -> None:
 async def _execute(process: asyncssh.SSHServerProcess[bytes], home: Path) -> None:
     """Run a command in the home directory, as a login shell does. It goes on when the connection ends, and notices when it writes."""
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "USER": getpass.getuser(), "LANG": "C.UTF-8"}
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # noqa: ASYNC220 - it only starts here, and one of asyncio would be ended with the connection
         ["sh", "-c", process.command or "exit"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         cwd=home, env=environment, start_new_session=True,
     )  # fmt: skip
     await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
-    while (code := child.poll()) is None:
+    while (code := child.poll()) is None:  # noqa: ASYNC110 - a process sets no event
         await asyncio.sleep(0.01)
     with suppress(asyncssh.Error, OSError):
         await process.stdout.drain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +89,8 @@ def messages(directory: Path) -> list[Message]:
         Message("the name of the machine", json.dumps(described).encode(), lambda text: record_from_text(text, Described, "it", "look")),
         Message("experiment.json, on the device", (bundle / "experiment.json").read_bytes(),
                 on_device("experiment.json", lambda file: _asked(read_experiment(file.parent)))),
-        Message("measurements.json, on the device", json.dumps(found).encode(), on_device("measurements.json", lambda file: _known(read_measurements_file(file)))),
+        Message("measurements.json, on the device", json.dumps(found).encode(),
+                on_device("measurements.json", lambda file: _known(read_measurements_file(file)))),
     ]  # fmt: skip
 
 
@@ -174,7 +175,7 @@ def _written(file: Path, content: bytes) -> Path:
 
 def _paths(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield path
-    items: Sequence[tuple[Any, Any]] = list(data.items()) if isinstance(data, dict) else list(enumerate(data)) if isinstance(data, list) else []
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, value in items:
         yield from _paths(value, (*path, key))
 

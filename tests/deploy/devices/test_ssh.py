@@ -259,7 +259,7 @@ def test_a_device_that_cannot_be_reached(connect, server, tmp_path):
 
 
 def test_results_start_the_count_of_lost_connections_again(server, there, tmp_path, monkeypatch):
-    fingerprint, directory = there
+    fingerprint, _ = there
     monkeypatch.setenv("SMPQ_SSH_OPTIONS", server.options)
     wanted = experiment(tmp_path / "models", (2, 4, 8, 12), fingerprint=fingerprint, protocol=SLOWER)
     device, cuts = SshDevice(server.address, tmp_path / "here", delays_s=(0.1,)), []

@@ -51,10 +51,9 @@ def test_causes(error, cause):
 
 def test_reasons_are_short_and_bugs_say_where():
     assert len(failure_of(BuildFailed("x" * 10_000)).reason) < 2010
-    try:
-        {}["ratio"]
-    except KeyError as error:
-        assert failure_of(error).reason.startswith("KeyError: 'ratio' (test_causes.py, line ")
+    with pytest.raises(KeyError) as raised:
+        _ = {}["ratio"]
+    assert failure_of(raised.value).reason.startswith("KeyError: 'ratio' (test_causes.py, line ")
 
 
 @pytest.fixture

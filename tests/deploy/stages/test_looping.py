@@ -30,7 +30,6 @@ from tests.commands import contents
 from tests.deploy.board import FASTER, SLOWER, Board, Refuses, figures, nothing
 from tests.deploy.synthetic import policies
 
-
 REFUSING = f"""
 import runpy
 from pathlib import Path
