@@ -120,20 +120,19 @@ class SshDevice:
 
     def _measure(self, experiment: Experiment, place: Path, announce: Announce) -> None:
         """Measure there, and keep what comes back here."""
-        files = write_bundle(experiment, place)
+        files, asked = write_bundle(experiment, place), asked_of(experiment)
         digests = {file: _sha256(file) for file in files}
         heard = _Heard(announce, experiment, self._forget_losses)
         with tempfile.TemporaryDirectory(dir=place) as temporary:
             file = Path(temporary) / MEASUREMENTS_FILE
             self._patiently(lambda: self._measure_there(experiment.fingerprint, digests, file, heard), announce)
-            arrived = read_message(file, Measurements, "", f"delete {_ROOT} there, and start again")
+            try:
+                arrived = read_message(file, Measurements, "", "start again")
+                results = check_results(arrived, asked, earlier=None)
+            except UserError as error:
+                raise self._to_change(printable(str(error))) from error
         if arrived.machine != self._machine:
             raise self._to_change(f"it called itself {self._machine}, and now {arrived.machine}: start again")
-        asked = asked_of(experiment)
-        try:
-            results = check_results(arrived, asked, earlier=None)
-        except UserError as error:
-            raise self._to_change(str(error)) from error
         keep_results(place, asked, arrived, results)
         check_measured(results.values())
         if len(results) < len(keys_of(asked)):

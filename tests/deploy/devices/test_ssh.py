@@ -188,6 +188,21 @@ def test_what_is_known_here_is_not_measured_again(connect, there, tmp_path):
     assert not directory.exists(), "nothing was left to do there"
 
 
+def test_results_of_another_version_of_the_runtime_are_measured_again(connect, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (4, 32), fingerprint=fingerprint)
+    device = connect()
+    device.measure(replace(wanted, candidates=wanted.candidates[:1]))
+    device.close()
+    (file,) = (tmp_path / "here").glob("*/measurements.json")
+    file.write_text(file.read_text().replace('"onnxruntime": "', '"onnxruntime": "0.'))
+    device = connect()
+    assert len(device.measure(wanted)) == 2
+    assert sorted(measured_in(directory / "runner.log")) == sorted(c.name for c in wanted.candidates)
+    assert '"onnxruntime": "0.' not in file.read_text()
+    device.close()
+
+
 def test_half_a_file_is_never_used(connect, there, tmp_path):
     fingerprint, directory = there
     wanted = experiment(tmp_path / "models", (4,), fingerprint=fingerprint)

@@ -27,7 +27,7 @@ from deploy.stages.policies import read_policy
 from deploy.stages.scoring import score
 from smpq.budget import Budget
 from tests.commands import contents
-from tests.deploy.board import FASTER, SLOWER, Board, Refuses, figures, nothing
+from tests.deploy.board import FASTER, NO_FIGURES, SLOWER, Board, Refuses, figures, nothing
 from tests.deploy.synthetic import policies
 
 REFUSING = f"""
@@ -206,6 +206,14 @@ def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, director
         ({"results": [{**results[0], "name": "0123456789abcdef"}]}, "0123456789abcdef contradicts .* its key is that of the model"),
         ({"results": [{**results[0], "key": "0123456789abcdef", "name": "0123456789abcdef"}]}, "is not in the last bundle"),
         ({"schema": 7}, "schema 7"),
+        ({"results": [{**results[0], "ratio": -1}]}, r"at `\$\.results\[0\]\.ratio`"),
+        ({"results": [{**results[0], "ratio_interval": [2.6, 0.4]}]}, "the interval of its ratio is 2.6 to 0.4, and the ratio is"),
+        ({"results": [results[0], results[0]]}, "it comes twice"),
+        ({"results": [{**results[0], "batch": 2}]}, "its batch size is 2, and 1 was asked for"),
+        ({"results": [{**results[0], "key": "0" * 16}]}, "its key is 0000000000000000"),
+        ({"runtime": "tensorrt"}, "measured with tensorrt, and onnxruntime was asked for"),
+        ({"results": [results[0], failure(results[1], "transient")]}, "failed over the engine .*, for the moment .out of memory"),
+        ({"results": [results[0], failure(results[1], "internal")]}, "was not measured .out of memory.: please report this"),
     ):
         answered(prepared, directory, **changes)
         with pytest.raises(UserError, match=message):
@@ -217,6 +225,11 @@ def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, director
     prepared.run.file("bundle.json").write_text('{"budget": "latency=0.75x", "candidates": {"a": {}}}')
     with pytest.raises(UserError, match=r"bundle\.json is damaged .*: write the bundle again"):
         take_feedback(prepared, answered_file(file, results, prepared))
+
+
+def failure(result: dict, cause: str) -> dict:
+    none = {name: None for name, value in result.items() if name in NO_FIGURES}
+    return {**result, **none, "rounds_ms": [], "float_rounds_ms": [], "failed": "out of memory", "cause": cause}
 
 
 def answered_file(file: Path, results: list, prepared) -> Path:
