@@ -6,7 +6,7 @@ The device is this machine behind an ssh server of asyncssh, with a home directo
 scores.json, which depends on no measured time. Then the same command is killed (SIGKILL) and started again in the same
 directory, five times a run, and at last it is left to end. A moment is drawn uniformly from the measurements of the
 undisturbed run, plus up to three seconds. Checked at the end: scores.json is the same; what had been measured at a kill
-has the same figures at the end; the runner has measured each engine once; nothing is left on the device. Other runs are
+has the same figures at the end; the runner has measured as often as there are results; nothing is left on the device. Other runs are
 stopped by SIGTERM and SIGHUP in turn, after which nothing may be left on the device either.
 """
 
@@ -113,7 +113,7 @@ def kills(server: Server, count: int, scores: bytes, engines: int, places: Path)
         code = job.end()
         known, names = job.known(), job.measured()
         runs.append({
-            "run": len(runs), "exit_code": code, "engines": len(known), "measured": len(names), "measured_once": len(names) == len(set(names)),
+            "run": len(runs), "exit_code": code, "engines": len(known), "measured": len(names), "measured_once": len(names) == len(known),
             "same_scores": (job.run / "scores.json").read_bytes() == scores, "same_results": all(known[key] == kept[key] for key in kept),
             "nothing_left": job.nothing_left(),
         })  # fmt: skip
