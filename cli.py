@@ -23,16 +23,23 @@ from deploy.options import (
     settings_from_options,
     task_options,
 )
+from deploy.printable import printable
+from deploy.signals import Stopped, stopped_by_signals
 
 NOT_MET = 1
 WRONG_INPUT = 2
 INTERNAL_ERROR = 70
+_LONGEST_MESSAGE = 4000
 
 
 def main() -> None:
     """Run the command line: a wrong input is one message and exit code 2, a bug of ours is one message and exit code 70."""
     try:
-        smpq(standalone_mode=False)
+        with stopped_by_signals():
+            smpq(standalone_mode=False)
+    except Stopped as stopped:
+        click.echo(f"stopped by {stopped.name}; what the run had finished is kept, the same command goes on from there", err=True)
+        raise
     except UserError as error:
         _fail(str(error))
     except InternalError as error:
@@ -52,7 +59,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = WRONG_INPUT) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {printable(message, _LONGEST_MESSAGE)}", err=True)
     sys.exit(code)
 
 

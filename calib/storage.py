@@ -70,13 +70,15 @@ class _Version(msgspec.Struct):
     schema: int
 
 
-def read_record(path: Path, kind: type[FileType], repair: str = "correct it, or delete it to make it again") -> FileType:
-    """Read a JSON file as a `kind`.
+def read_record(
+    path: Path, kind: type[FileType], repair: str = "correct it, or delete it to make it again", *, made_by: str = ""
+) -> FileType:
+    """Read a JSON file as a `kind`; `made_by` says what makes it, where that is not its `MADE_BY`.
 
     UserError when the file is missing, cannot be read, is of another version, or does not fit: the message has the file, the place inside
     it, what was expected there, and `repair`.
     """
-    content = _content(path, kind.MADE_BY)
+    content = _content(path, made_by or kind.MADE_BY)
     try:
         version = msgspec.json.decode(content, type=_Version).schema
         if version != kind.VERSION:

@@ -26,6 +26,11 @@ def load_model(path: Path) -> ir.Model:
         raise UserError(f"{path} cannot be read as an ONNX model: {type(error).__name__}: {_first_line(error)}") from error
 
 
+def node_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the nodes of an ONNX file; UserError when it is not one."""
+    return tuple(node.name for node in load_model(path).graph if node.name)
+
+
 def save_model(model: ir.Model, path: Path, largest_single_file: int = _LARGEST_SINGLE_FILE) -> None:
     """Check a model and write it under `path`; weights above `largest_single_file` bytes go to `<name>.data` beside it.
 

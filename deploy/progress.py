@@ -19,6 +19,10 @@ from rich.progress import (
     Progress as RichProgress,
 )
 
+from deploy.printable import printable
+
+_LONGEST = 4000
+
 
 class Progress:
     """Steps and bars on standard error; also keeps how long each took, in seconds."""
@@ -30,11 +34,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(printable(text, _LONGEST), highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print one line that should not be missed."""
-        self._console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(f"warning: {printable(text, _LONGEST)}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+import msgspec
 import numpy as np
 
 from calib.errors import UserError
-from deploy.devices.base import Candidate, Experiment, Result
+from calib.storage import read_record, write_bytes, write_record
+from deploy.devices.base import Candidate, Experiment
+from deploy.devices.checks import check_measured, check_results, keys_of
+from deploy.devices.messages import Asked, Bundle, Measurements, Model, Rounds, Runtime, read_message
 from deploy.devices.runner_file import runner_text
-from deploy.on_device.errors import DeviceError
-from deploy.on_device.experiment import (
-    EXPERIMENT_FILE,
-    MEASUREMENTS_FILE,
-    SCHEMA,
-    read_measurements_file,
-    result_key,
-    write_json,
-)
-from deploy.onnx_files import copy_model, data_path
+from deploy.on_device.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
+from deploy.onnx_files import copy_model, data_path, sha256
 
 RUNNER_FILE = "runner.py"
+BUNDLE_FILE = "bundle.json"
 _README = f"""\
 1. Copy this directory to the device. It needs Python 3.10 or later with numpy and {{needs}}.
 2. There: cd into the directory and run python3 {RUNNER_FILE}. It may be stopped and started again at any time.
@@ -41,18 +36,6 @@ _NEEDS = {
 }
 
 
-@dataclass(frozen=True)
-class Measurements:
-    """What a device has measured: the machine, its state before and after, versions by name, and the results."""
-
-    fingerprint: str
-    runtime: str
-    versions: Mapping[str, str]
-    machine: str
-    state: Mapping[str, Any]
-    results: tuple[Result, ...]
-
-
 def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
     """Write models, inputs, `experiment.json`, `runner.py` and `README.txt`; returns all files that the device needs.
 
@@ -62,46 +45,70 @@ def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
     check_models(experiment)
     models = {candidate.name: f"{candidate.name}.onnx" for candidate in (experiment.float_, *experiment.candidates)}
     with writing(directory):
-        write_experiment(experiment, directory, models)
         for candidate in (experiment.float_, *experiment.candidates):
             if not (directory / models[candidate.name]).is_file():
                 copy_model(candidate.model, directory / models[candidate.name])
-        _write(directory / RUNNER_FILE, runner_text())
-        _write(directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime]))
+        write_experiment(experiment, directory, models, carried=True)
+        write_bytes(directory / RUNNER_FILE, runner_text().encode())
+        write_bytes(directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime]).encode())
     names = [*models.values(), inputs_name(experiment), RUNNER_FILE, EXPERIMENT_FILE]
     return [file for name in names for file in (directory / name, data_path(directory / name)) if file.is_file()]
 
 
-def write_experiment(experiment: Experiment, directory: Path, models: Mapping[str, str]) -> dict[str, Any]:
-    """Write the inputs and `experiment.json`, and return the latter; `models` holds the path of each model, relative to `directory`."""
+def write_experiment(experiment: Experiment, directory: Path, models: Mapping[str, str], *, carried: bool = False) -> Asked:
+    """Write the inputs and `experiment.json`, and return the latter.
+
+    `models` holds the path of each model, relative to `directory`. Of models that are carried to a device the hashes
+    are written, so that half a file is noticed there.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     inputs = directory / inputs_name(experiment)
     if not inputs.is_file():
         _write_inputs(inputs, experiment.inputs)
-    data = experiment_json(experiment, models)
-    write_json(directory / EXPERIMENT_FILE, data)
-    return data
+    asked = asked_of(experiment, models, directory if carried else None)
+    write_record(directory / EXPERIMENT_FILE, asked)
+    return asked
 
 
-def experiment_json(experiment: Experiment, models: Mapping[str, str]) -> dict[str, Any]:
-    """Return the plain values of `experiment.json`."""
+def asked_of(experiment: Experiment, models: Mapping[str, str] | None = None, directory: Path | None = None) -> Asked:
+    """Return the content of `experiment.json`; without `models` the files are called by the names of the candidates.
 
-    def entry(candidate: Candidate) -> dict[str, Any]:
-        return {"name": candidate.name, "model": models[candidate.name], "settings": dict(candidate.settings)}
+    With `directory` it has the hashes of the models there.
+    """
 
-    data = {
-        "schema": SCHEMA,
-        "runtime": experiment.runtime,
-        "label": experiment.label,
-        "fingerprint": experiment.fingerprint,
-        "batch": experiment.batch,
-        "protocol": asdict(experiment.protocol),
-        "seed": experiment.seed,
-        "inputs": inputs_name(experiment),
-        "float": entry(experiment.float_),
-        "candidates": [entry(candidate) for candidate in experiment.candidates],
-    }
-    return dict(json.loads(json.dumps(data)))  # tuples become lists, so that settings have the same hash here and on the device
+    def model(candidate: Candidate) -> Model:
+        file = f"{candidate.name}.onnx" if models is None else models[candidate.name]
+        digest = sha256(directory / file) if directory is not None else None
+        # tuples become lists, so that settings have the same hash here and on the device
+        settings = json.loads(json.dumps(dict(candidate.settings), allow_nan=False))
+        return Model(name=candidate.name, model=file, settings=settings, sha256=digest)
+
+    protocol = experiment.protocol
+    return Asked(
+        runtime=cast("Runtime", experiment.runtime),
+        label=experiment.label,
+        fingerprint=experiment.fingerprint,
+        batch=experiment.batch,
+        protocol=Rounds(rounds=protocol.rounds, round_ms=float(protocol.round_ms), calls=protocol.calls, singles=protocol.singles),
+        seed=experiment.seed,
+        inputs=inputs_name(experiment),
+        float_=model(experiment.float_),
+        candidates=tuple(map(model, experiment.candidates)),
+    )
+
+
+def keep_asked(experiment: Experiment, directory: Path) -> None:
+    """Note in a run's `directory` what a bundle asks for, against which its results are checked."""
+    file, asked = directory / BUNDLE_FILE, asked_of(experiment)
+    before = _read_bundle(file) if file.is_file() else None
+    earlier = {*before.earlier, *keys_of(before.asked)} - set(keys_of(asked)) if before is not None else set()
+    write_record(file, Bundle(asked=asked, earlier=tuple(sorted(earlier))))
+
+
+def _read_bundle(file: Path) -> Bundle:
+    return read_record(
+        file, Bundle, made_by="write a bundle first with smpq bundle --budget", repair="delete it, and write the bundle again"
+    )
 
 
 def inputs_name(experiment: Experiment) -> str:
@@ -113,24 +120,25 @@ def inputs_name(experiment: Experiment) -> str:
     return f"inputs.{digest.hexdigest()[:16]}.npz"
 
 
-def read_measurements(path: Path, fingerprint: str) -> Measurements:
-    """Read a `measurements.json` that came back from a device.
+def read_measurements(path: Path, directory: Path) -> Measurements:
+    """Read a `measurements.json` that came back from a device, with the results of the last bundle.
 
-    Raises UserError when it is missing, damaged, of another version, or was made of other models or data.
+    `directory` is where `keep_asked` has noted the bundle. Raises UserError when it is missing, damaged, of another
+    version, contradicts what the bundle asked for, or itself, or holds a failure that is not the model's.
     """
+    bundle = _read_bundle(directory / BUNDLE_FILE)
+    found = read_message(
+        path,
+        Measurements,
+        f"copy {MEASUREMENTS_FILE} back from the device",
+        "copy it again, or measure the bundle again in a new directory",
+    )
     try:
-        data = read_measurements_file(path)
-    except DeviceError as error:
-        raise UserError(str(error)) from error
-    if data is None:
-        raise UserError(f"{path} does not exist: copy {MEASUREMENTS_FILE} back from the device")
-    if data["fingerprint"] != fingerprint:
-        raise UserError(
-            f"{path} was measured with other models or data (fingerprint {data['fingerprint'][:16]}, this run has {fingerprint[:16]}): "
-            "write a bundle of this run and measure it"
-        )
-    results = tuple(Result.from_json(entry) for entry in data["results"])
-    return Measurements(fingerprint, data["runtime"], data["versions"], data["machine"], data["state"], results)
+        results = check_results(found, bundle.asked, bundle.earlier)
+        check_measured(results.values())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return msgspec.structs.replace(found, results=tuple(results.values()))
 
 
 @contextmanager
@@ -149,23 +157,8 @@ def check_models(experiment: Experiment) -> None:
             raise UserError(f"the model {candidate.model} is missing: run the step that exports it again")
 
 
-def results_of(experiment: Experiment, results: Iterable[Mapping[str, Any] | Result]) -> list[Result | None]:
-    """Pick the result of each candidate, in their order; None for one that has none."""
-    parsed = [entry if isinstance(entry, Result) else Result.from_json(entry) for entry in results]
-    by_key = {result.key: result for result in parsed}
-    names = {candidate.name: "" for candidate in (experiment.float_, *experiment.candidates)}
-    data = experiment_json(experiment, names)
-    return [by_key.get(result_key(data, entry)) for entry in data["candidates"]]
-
-
 def _write_inputs(file: Path, inputs: Mapping[str, np.ndarray]) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as temporary:
         unfinished = Path(temporary) / file.name
         np.savez(unfinished, **inputs)  # type: ignore[arg-type] # an input may not be called allow_pickle
         unfinished.replace(file)
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)

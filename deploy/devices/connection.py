@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from calib.errors import UserError
+from deploy.devices.messages import LARGEST_MESSAGE_BYTES
+from deploy.devices.process import Lines, TooMuchOutput, run_program
+from deploy.printable import printable
 
 OPTIONS_VARIABLE = "SMPQ_SSH_OPTIONS"
 _LOST = 255
+_LONGEST_BYTES = 4096
+"""Of one line."""
+_MOST_ANSWER_BYTES = 4 << 20
+_MOST_OUTPUT_BYTES = 16 << 20
 _DEFAULT_OPTIONS = (
     "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4",
 )  # fmt: skip
@@ -87,20 +92,25 @@ class Connection:
     def run(self, script: str, text: str = "") -> str:
         """Run a script of the shell sh in the home directory, with `text` as its input; returns its output."""
         lines: list[str] = []
-        self._call(self._ssh(script), lines.append, text)
+        self._call(self._ssh(script), Lines(lines.append, _LONGEST_BYTES), _MOST_ANSWER_BYTES, text)
         return "\n".join(lines)
 
     def stream(self, script: str, announce: Callable[[str], None]) -> None:
-        """Run a script, and announce each line of its output as it comes."""
-        self._call(self._ssh(script), announce)
+        """Run a script, and announce each line of its output as it comes, cut and without what a terminal would not print."""
+        self._call(self._ssh(script), Lines(lambda line: announce(printable(line)), _LONGEST_BYTES), _MOST_OUTPUT_BYTES)
 
     def send(self, files: Sequence[Path], directory: str) -> None:
         """Copy files into a directory below the home directory."""
-        self._call(["scp", "-q", *self._options, "--", *map(str, files), self._remote(directory)], copying=True)
+        # An absolute path is never an option, nor a file of another host, whatever characters it has.
+        paths = [str(file.absolute()) for file in files]
+        self._call(
+            ["scp", "-q", *self._options, "--", *paths, self._remote(directory)], Lines(str, _LONGEST_BYTES), _MOST_OUTPUT_BYTES
+        )
 
     def fetch(self, path: str, file: Path) -> None:
-        """Copy a file from below the home directory to `file`."""
-        self._call(["scp", "-q", *self._options, "--", self._remote(path), str(file)], copying=True)
+        """Copy a file of at most `LARGEST_MESSAGE_BYTES` from below the home directory to `file`."""
+        with file.open("wb") as stream:
+            self._call(self._ssh(f"cat {shlex.quote(path)}"), stream.write, LARGEST_MESSAGE_BYTES)
 
     def _ssh(self, script: str) -> list[str]:
         # The login shell may be any, so sh is asked for.
@@ -110,13 +120,14 @@ class Connection:
         host = self._address.host
         return f"[{host}]:{path}" if ":" in host else f"{host}:{path}"
 
-    def _call(self, command: list[str], announce: Callable[[str], object] = str, text: str = "", *, copying: bool = False) -> None:
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as given, tempfile.TemporaryFile("w+") as errors:
-            given.write(text)
-            given.seek(0)
-            code = _run(command, given.fileno(), errors.fileno(), announce)
-            errors.seek(0)
-            self._check(code, errors.read(), copying=copying)
+    def _call(self, command: list[str], take: Callable[[bytes], object], most_bytes: int, text: str = "") -> None:
+        try:
+            code, errors = run_program(command, text, take, most_bytes)
+        except TooMuchOutput as error:
+            raise UserError(f"{self._address.text}: {error}") from error
+        if isinstance(take, Lines):
+            take.end()
+        self._check(code, errors, copying=command[0] == "scp")
 
     def _check(self, code: int, errors: str, *, copying: bool) -> None:
         if code == 0:
@@ -130,23 +141,6 @@ class Connection:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that is not empty."""
+    """Return the last line that is not empty, as it may be printed."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
-def _run(command: list[str], given: int, errors: int, announce: Callable[[str], object]) -> int:
-    """Run a program of this machine, hand on each line of its output, and return its exit code."""
-    try:
-        process = subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace")
-    except FileNotFoundError as error:
-        raise UserError(f"there is no {command[0]} on this machine: install OpenSSH's client") from error
-    with process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                announce(line.rstrip("\n"))
-        except BaseException:
-            process.kill()
-            raise
-    return process.returncode
+    return printable(lines[-1]) if lines else ""

@@ -7,14 +7,18 @@ from pathlib import Path
 
 from calib.errors import UserError
 from deploy.devices.base import Announce, Experiment, Result, silent
-from deploy.devices.bundle import check_models, results_of, write_experiment, writing
+from deploy.devices.bundle import check_models, write_experiment, writing
+from deploy.devices.checks import check_measured
+from deploy.devices.known import read_known, results_in_order
+from deploy.devices.places import machine_directory
 from deploy.on_device.errors import DeviceError
 from deploy.on_device.main import run_experiment
 from deploy.on_device.state import machine
+from deploy.printable import printable
 
 
 class LocalDevice:
-    """Measures in this process; a directory keeps what has been measured."""
+    """Measures in this process; a directory keeps what has been measured, for each machine."""
 
     def __init__(self, directory: Path) -> None:
         """`directory` is made when it does not exist."""
@@ -25,16 +29,19 @@ class LocalDevice:
         return machine()
 
     def measure(self, experiment: Experiment, announce: Announce = silent) -> list[Result]:
-        """See `Device`; the models are read where they are."""
+        """See `Device`. Models are read where they are."""
         check_models(experiment)
-        models = {c.name: os.path.relpath(c.model, self._directory) for c in (experiment.float_, *experiment.candidates)}
-        with writing(self._directory):
-            write_experiment(experiment, self._directory, models)
+        place = machine_directory(self._directory, self.describe())
+        models = {c.name: os.path.relpath(c.model, place) for c in (experiment.float_, *experiment.candidates)}
+        with writing(place):
+            asked = write_experiment(experiment, place, models)
             try:
-                record = run_experiment(self._directory, announce)
+                run_experiment(place, announce)
             except DeviceError as error:
-                raise UserError(str(error)) from error
-        return [result for result in results_of(experiment, record["results"]) if result is not None]
+                raise UserError(printable(str(error), 2000)) from error
+        results = results_in_order(read_known(place, asked), asked)
+        check_measured(results)
+        return results
 
     def close(self) -> None:
         """Do nothing: what is in the directory belongs to the run."""

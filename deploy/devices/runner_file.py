@@ -8,7 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _PACKAGE = "deploy.on_device"
-_MODULES = ("errors", "state", "protocol", "experiment", "ort", "cuda", "trt_log", "trt_build", "trt_layers", "trt", "main")
+_MODULES = (
+    "errors", "state", "protocol", "experiment", "cuda", "causes", "ort", "blame", "trt_log", "trt_build", "trt_layers", "trt",
+    "bench", "main",
+)  # fmt: skip
 _HEADER = '''"""Build and time the engines of an experiment on this machine: python3 runner.py --help.
 
 Made by smpq from the modules of its package deploy.on_device, in one file so that it can be copied. It needs Python 3.10 or later,

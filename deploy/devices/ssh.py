@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +12,18 @@ from functools import partial
 from pathlib import Path
 
 from calib.errors import UserError
+from calib.storage import record_from_text
 from deploy.devices.base import Announce, Experiment, Result, silent
-from deploy.devices.bundle import RUNNER_FILE, read_measurements, results_of, write_bundle
-from deploy.devices.connection import Address, Connection, Dropped, RemoteFailed, last_line
+from deploy.devices.bundle import RUNNER_FILE, asked_of, write_bundle
+from deploy.devices.checks import check_measured, check_results, keys_of
+from deploy.devices.connection import Address, Connection, Dropped, RemoteFailed
+from deploy.devices.known import keep_results, read_known, results_in_order
+from deploy.devices.messages import Described, Measurements, read_message
+from deploy.devices.places import machine_directory, note_removed, note_used, run_name, used_directories
 from deploy.on_device import state
-from deploy.on_device.errors import DeviceError
-from deploy.on_device.experiment import MEASUREMENTS_FILE, read_measurements_file
+from deploy.on_device.experiment import MEASUREMENTS_FILE
+from deploy.printable import printable
+from deploy.signals import deferred
 
 _DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 _ROOT = ".cache/smpq"
@@ -25,13 +31,15 @@ _INCOMING = "incoming"
 _OLDEST_PYTHON = (3, 10)
 _PYTHON_MISSING = 127
 _DIED = 128
+_ROUNDS = 3
+"""What is known is measured again when the device turns out to have another version of the runtime; which may happen once."""
 _DESCRIBE = """
 import json
 import sys
 
 import numpy
 
-print(json.dumps([machine(), sys.version_info[:2]]))
+print(json.dumps({"machine": machine(), "python": sys.version_info[:2]}))
 """
 _REMOVE = """\
 cd {directory} 2>/dev/null || exit 0
@@ -55,18 +63,19 @@ class SshDevice:
     2. The runner goes on when the connection is lost, and two never work at once. The connection is made again, some seconds later
        each time; what is measured already, there or here, is not measured again.
     3. What another attempt would not change (login, host, Python, a module) is a UserError at once.
+    4. What comes from the machine is checked, bounded in size, and printed without control characters.
     """
 
     def __init__(self, address: str, directory: Path, delays_s: Sequence[float] = _DELAYS_S) -> None:
-        """`directory` keeps the files here. A lost connection is made again after each of `delays_s` seconds, then given up.
+        """`directory` keeps the files here, those of each machine apart.
 
-        A new result starts that count again.
+        A lost connection is made again after each of `delays_s` seconds, then given up. The result of another candidate
+        starts that count again, so the attempts are bounded.
         """
         self._address = Address.from_text(address)
         self._connection = Connection(self._address)
         self._directory = directory
         self._delays_s = delays_s
-        self._used: set[str] = set()
         self._machine = ""
         self._lost = 0
 
@@ -77,74 +86,77 @@ class SshDevice:
             source = Path(state.__file__).read_text(encoding="utf-8") + _DESCRIBE
             answer = self._patiently(lambda: self._connection.run(script, source), silent)
             try:
-                machine, version = json.loads(last_line(answer))
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{self._address.text} answers {answer!r:.80}: a login there must not print anything") from error
-            if tuple(version) < _OLDEST_PYTHON:
-                raise self._to_change(
-                    f"its {self._address.python} is Python {version[0]}.{version[1]}, and 3.10 or later is needed"
-                )
-            self._machine = str(machine)
+                described = record_from_text(answer, Described, "its answer", "a login there must not print anything")
+            except UserError as error:
+                raise self._to_change(f"it answers {printable(answer, 80)!r}: {printable(str(error))}") from error
+            if described.python < _OLDEST_PYTHON:
+                version = ".".join(map(str, described.python))
+                raise self._to_change(f"its {self._address.python} is Python {version}, and 3.10 or later is needed")
+            self._machine = described.machine
         return self._machine
 
     def measure(self, experiment: Experiment, announce: Announce = silent) -> list[Result]:
         """See `Device`."""
-        self.describe()
-        known = self._known(experiment)
-        waiting = tuple(c for c, result in zip(experiment.candidates, known, strict=True) if result is None)
-        if waiting:
-            files = write_bundle(replace(experiment, candidates=waiting), self._directory)
-            digests = {file: _sha256(file) for file in files}
-            self._patiently(lambda: self._measure_there(experiment.fingerprint, digests, announce), announce)
-        results = [result for result in self._known(experiment) if result is not None]
-        if len(results) < len(experiment.candidates):
-            raise self._to_change(f"it sent no result for some candidates: look at {MEASUREMENTS_FILE} in {self._directory}")
-        return results
+        place = machine_directory(self._directory, self.describe())
+        asked = asked_of(experiment)
+        for _ in range(_ROUNDS):
+            known = read_known(place, asked)
+            waiting = [c for c, key in zip(experiment.candidates, keys_of(asked), strict=True) if key not in known]
+            if not waiting:
+                return results_in_order(known, asked)
+            self._measure(replace(experiment, candidates=tuple(waiting)), place, announce)
+        raise self._to_change("the version of its runtime changes while it measures: start again")
 
     def close(self) -> None:
-        """Stop a runner that is still at work, and remove the directories that were used on the device."""
-        for directory in sorted(self._used):
-            script = _REMOVE.format(directory=shlex.quote(directory), root=_ROOT, runner=RUNNER_FILE)
-            self._patiently(partial(self._connection.run, script), silent)
-            self._used.discard(directory)
+        """Stop a runner that is still at work, and remove the directories that were made on the device, by an earlier command too.
 
-    def _known(self, experiment: Experiment) -> list[Result | None]:
-        """Return the results that are here, of this machine."""
-        try:
-            record = read_measurements_file(self._directory / MEASUREMENTS_FILE)
-        except DeviceError as error:
-            raise UserError(str(error)) from error
-        if record is None or (record["fingerprint"], record["machine"]) != (experiment.fingerprint, self._machine):
-            return [None] * len(experiment.candidates)
-        return results_of(experiment, record["results"])
+        Signals that ask this process to end wait until that is done.
+        """
+        with deferred():
+            for directory in used_directories(self._directory, self._address.text):
+                script = _REMOVE.format(directory=shlex.quote(directory), root=_ROOT, runner=RUNNER_FILE)
+                self._patiently(partial(self._connection.run, script), silent)
+                note_removed(self._directory, self._address.text, directory)
 
-    def _measure_there(self, fingerprint: str, files: Mapping[Path, str], announce: Announce) -> None:
-        directory = f"{_ROOT}/{fingerprint[:16]}"
-        self._used.add(directory)
+    def _measure(self, experiment: Experiment, place: Path, announce: Announce) -> None:
+        """Measure there, and keep what comes back here."""
+        files, asked = write_bundle(experiment, place), asked_of(experiment)
+        digests = {file: _sha256(file) for file in files}
+        heard = _Heard(announce, experiment, self._forget_losses)
+        with tempfile.TemporaryDirectory(dir=place) as temporary:
+            file = Path(temporary) / MEASUREMENTS_FILE
+            self._patiently(lambda: self._measure_there(experiment.fingerprint, digests, file, heard), announce)
+            try:
+                arrived = read_message(file, Measurements, "", "start again")
+                results = check_results(arrived, asked, earlier=None)
+            except UserError as error:
+                raise self._to_change(printable(str(error))) from error
+        if arrived.machine != self._machine:
+            raise self._to_change(f"it called itself {self._machine}, and now {arrived.machine}: start again")
+        keep_results(place, asked, arrived, results)
+        check_measured(results.values())
+        if len(results) < len(keys_of(asked)):
+            raise self._to_change("it sent no result for some candidates: start again")
+
+    def _forget_losses(self) -> None:
+        self._lost = 0
+
+    def _measure_there(self, fingerprint: str, files: Mapping[Path, str], arrived: Path, announce: Announce) -> None:
+        directory = f"{_ROOT}/{fingerprint[:16]}-{run_name(self._directory)}"
+        note_used(self._directory, self._address.text, directory)
         self._copy(directory, files, announce)
-
-        def heard(line: str) -> None:
-            if line.startswith(("measured", "failed")):
-                self._lost = 0  # the work goes on, however often the connection is lost
-            announce(line)
-
-        self._connection.stream(f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", heard)
-        arrived = self._directory / f".{MEASUREMENTS_FILE}.arrived"
+        self._connection.stream(f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", announce)
         self._connection.fetch(f"{directory}/{MEASUREMENTS_FILE}", arrived)
-        read_measurements(arrived, fingerprint)
-        arrived.replace(self._directory / MEASUREMENTS_FILE)
 
     def _copy(self, directory: str, files: Mapping[Path, str], announce: Announce) -> None:
         """Make the files be there. They arrive in a directory of their own, and are moved when all are complete."""
-        make = f"mkdir -p {shlex.quote(f'{directory}/{_INCOMING}')} && {_cd(directory)} || exit 1"
-        lines = self._connection.run(f"{make}; sha256sum *.* {_INCOMING}/*.* 2>/dev/null; exit 0").splitlines()
+        make = f"mkdir -p {shlex.quote(f'{directory}/{_INCOMING}')}"
+        make = f"{{ {make} || {make}; }} && {_cd(directory)} || exit 1"  # another run may remove the empty root meanwhile
+        names = " ".join(shlex.quote(name) for file in files for name in (file.name, f"{_INCOMING}/{file.name}"))
+        lines = self._connection.run(f"{make}; sha256sum -- {names} 2>/dev/null; exit 0").splitlines()
         there = {line[66:]: line[:64] for line in lines}  # the digest, a blank, a blank or a star, the name
-        wanted = dict(files)
-        here = self._directory / MEASUREMENTS_FILE
-        if MEASUREMENTS_FILE not in there and here.is_file():
-            wanted[here] = _sha256(here)
-        missing = [file for file, digest in wanted.items() if there.get(file.name) != digest]
-        to_send = [file for file in missing if there.get(f"{_INCOMING}/{file.name}") != wanted[file]]
+        missing = [file for file, digest in files.items() if there.get(file.name) != digest]
+        to_send = [file for file in missing if there.get(f"{_INCOMING}/{file.name}") != files[file]]
         if to_send:
             megabytes = sum(file.stat().st_size for file in to_send) / 1e6
             announce(f"copying {len(to_send)} files to {self._address.host}, {megabytes:.1f} MB")
@@ -182,6 +194,23 @@ class SshDevice:
 
     def _to_change(self, what: str) -> UserError:
         return UserError(f"{self._address.text}: {what}")
+
+
+class _Heard:
+    """Passes lines on, and calls `progressed` for the first result of each candidate, which shows that the work goes on."""
+
+    def __init__(self, announce: Announce, experiment: Experiment, progressed: Callable[[], None]) -> None:
+        self._announce = announce
+        self._progressed = progressed
+        self._awaited = {candidate.name for candidate in experiment.candidates}
+
+    def __call__(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        name = rest.strip().partition(":")[0]
+        if word in ("measured", "failed") and name in self._awaited:
+            self._awaited.discard(name)
+            self._progressed()
+        self._announce(line)
 
 
 def _cd(directory: str) -> str:

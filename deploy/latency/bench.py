@@ -19,7 +19,7 @@ from deploy.float_onnx import export_float_model
 from deploy.latency.loop import Refusal
 from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
-from deploy.latency.observations import Measured, keep_measured
+from deploy.latency.observations import CANDIDATES, Measured, keep_measured
 from deploy.lower import lower
 from deploy.onnx_files import copy_model, sha256
 from deploy.prepare import Prepared
@@ -29,8 +29,6 @@ THOROUGH = Protocol(rounds=41, round_ms=15.0)
 FINAL = replace(THOROUGH, singles=1000)
 _NEAR = 0.03
 """A ratio this near to the limit, relatively, may fall on either side of it."""
-CANDIDATES = "candidates"
-"""Directory of a run: lowered models, named by the hash of their content."""
 
 
 class Bench:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -12,14 +11,20 @@ import msgspec
 from calib.errors import UserError
 from calib.formats import Format
 from deploy.devices.base import Result
+from deploy.devices.checks import check_measured
 from deploy.export import call_name
 from deploy.latency.loop import Refusal
 from deploy.latency.model import LatencyModel, Observation, fit
+from deploy.on_device.blame import nodes_named
+from deploy.onnx_files import node_names
 from deploy.prepare import Prepared, rules_of
 from deploy.run.files.engine import TimedRow
 from deploy.run.files.search import MachineRows, MeasurementsFile, ObservedRow, RefusedRow
 from smpq.joins import Edge, find_edges
 from smpq.policy import Policy, Space
+
+CANDIDATES = "candidates"
+"""Directory of a run: lowered models, named by the hash of their content."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,14 @@ def known_machines(prepared: Prepared) -> tuple[str, ...]:
 def keep_measured(prepared: Prepared, measured: Sequence[Measured], machine: str) -> list[Observation | Refusal]:
     """Add results of `machine` to `measurements.json`, in place of earlier ones of the same policies; returns what each says.
 
-    What other machines have measured stays.
+    What other machines have measured stays. UserError, and nothing is kept, when an engine failed for a reason that is not the model's: only
+    a refusal by the runtime lasts.
     """
+    check_measured(each.result for each in measured)
     verdicts: list[Observation | Refusal] = [
         each.observation()
         if each.result.failed is None
-        else Refusal(each.policy, each.result.failed, blamed_formats(prepared.space, each))
+        else Refusal(each.policy, each.result.failed, blamed_formats(prepared.space, each, _nodes_of(prepared, each.result)))
         for each in measured
     ]
     file, rows = _file(prepared), _rows(prepared, machine)
@@ -147,16 +154,25 @@ def refusals_of(rows: MachineRows, space: Space) -> list[Refusal]:
     ]
 
 
-def blamed_formats(space: Space, measured: Measured) -> tuple[tuple[str, Format], ...]:
-    """Return the formats of the groups whose layers the runtime blames, by nodes or in its reason, float ones aside."""
-    words = re.split(r"[\s'\"\[\](){},:;]+", measured.result.failed or "")
-    blamed = {word.partition("/")[0] for word in (*words, *measured.result.nodes)}
+def blamed_formats(space: Space, measured: Measured, nodes: Collection[str]) -> tuple[tuple[str, Format], ...]:
+    """Return the formats of the groups whose layers the runtime blames, float ones aside.
+
+    `nodes` are the names of the nodes of the engine's ONNX graph: what else a message mentions is no layer.
+    """
+    told = {*nodes_named(measured.result.failed or "", nodes), *measured.result.nodes} & set(nodes)
     found: list[tuple[str, Format]] = []
     for group in space.groups:
-        names = {call_name(unit.path, index) for unit in group.units for index in range(len(unit.calls))}
-        if names & blamed and measured.policy[group.name] != space.reference:
+        calls = {call_name(unit.path, index) for unit in group.units for index in range(len(unit.calls))}
+        # of `layer1.conv` are also `layer1.conv/weight/DQ` and whatever else was put before it
+        if calls & {node.partition("/")[0] for node in told} and measured.policy[group.name] != space.reference:
             found.append((group.name, measured.policy[group.name]))
     return tuple(found)
+
+
+def _nodes_of(prepared: Prepared, result: Result) -> tuple[str, ...]:
+    """Return the names of the ONNX nodes of a candidate; none when its file is gone."""
+    file = prepared.run.file(CANDIDATES) / f"{result.name}.onnx"
+    return node_names(file) if file.is_file() else ()
 
 
 def _rows(prepared: Prepared, machine: str | None) -> MachineRows:

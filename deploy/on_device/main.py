@@ -6,42 +6,29 @@ import argparse
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deploy.on_device.errors import BuildFailed, DeviceError, MissingModule
+from deploy.on_device.bench import OPENERS, open_bench
+from deploy.on_device.causes import REFUSED
+from deploy.on_device.errors import DeviceError, MissingModule
 from deploy.on_device.experiment import (
-    CACHE_DIRECTORY,
     MEASUREMENTS_FILE,
     SCHEMA,
     locked,
     read_experiment,
-    read_inputs,
     read_measurements_file,
     result_key,
-    watched,
     write_json,
 )
-from deploy.on_device.ort import open_ort_engine
-from deploy.on_device.protocol import Engine, NotComparable, Protocol, measure_engines
 from deploy.on_device.state import machine, read_state, throttled
-from deploy.on_device.trt import open_trt_engine
 from deploy.on_device.trt_log import TRT_MODULES, load_module
 
 LOG_FILE = "runner.log"
 _LOG_TIME = "%Y-%m-%d %H:%M:%S "
-_OPENERS: Mapping[str, Callable[..., Engine]] = {
-    "onnxruntime": open_ort_engine,
-    **{runtime: partial(open_trt_engine, runtime) for runtime in TRT_MODULES},
-}
-_MOST_DEATHS = 2
-_FLOAT, _CANDIDATE = "float", "candidate"
 
 
 def run_experiment(
@@ -53,7 +40,8 @@ def run_experiment(
     """Measure the candidates of `directory` that have no result yet (or only the one named `only`), and return `measurements.json`.
 
     1. It is written after each candidate, so a run that is killed loses one candidate at most.
-    2. A candidate that does not build, or does not run to the end, is a result with its reason; the others are measured all the same.
+    2. A candidate that does not build, or does not run to the end, is a result with its reason and cause; the others
+       are measured all the same. It is measured again the next time unless the runtime refused it.
     3. Results of another fingerprint, machine or version of the runtime are dropped, and measured again.
     4. Two never work in a directory at once; `while_waiting` is called every second of waiting for another one.
 
@@ -140,8 +128,8 @@ class _Log:
 
 
 def _runtime_version(runtime: str) -> str:
-    if runtime not in _OPENERS:
-        raise DeviceError(f"unknown runtime {runtime}: this runner knows {', '.join(_OPENERS)}")
+    if runtime not in OPENERS:
+        raise DeviceError(f"unknown runtime {runtime}: this runner knows {', '.join(OPENERS)}")
     if runtime in TRT_MODULES:
         return str(load_module(runtime).__version__)
     try:
@@ -173,7 +161,7 @@ def _record(experiment: Mapping[str, Any], directory: Path, version: str, announ
         if now != then:
             announce(f"{MEASUREMENTS_FILE} was made with another {what} ({then}, now {now}): measuring again")
             return record
-    return earlier
+    return {**earlier, "results": [entry for entry in earlier["results"] if entry.get("cause") in (None, REFUSED)]}
 
 
 def _measure_all(
@@ -183,7 +171,7 @@ def _measure_all(
     directory: Path,
     announce: Callable[[str], None],
 ) -> None:
-    bench = _open_bench(experiment, directory)
+    bench = open_bench(experiment, directory)
     try:
         bench.run_baseline()  # so that the state is that of a machine at work
         before = read_state()
@@ -198,109 +186,6 @@ def _measure_all(
                 bench.run_baseline()  # an error of CUDA may have ended all work of this process
     finally:
         bench.baseline.close()
-
-
-def _open_bench(experiment: Mapping[str, Any], directory: Path) -> _Bench:
-    inputs = read_inputs(directory / experiment["inputs"])
-    try:
-        return _Bench(experiment, directory, inputs, _open(experiment, directory, inputs, experiment["float"]))
-    except BuildFailed as error:
-        raise DeviceError(f"the float engine does not build, so there is nothing to compare with: {error.reason}") from error
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """What every candidate of an experiment is measured with: the same inputs, and the float engine."""
-
-    experiment: Mapping[str, Any]
-    directory: Path
-    inputs: Mapping[str, np.ndarray]
-    baseline: Engine
-
-    def run_baseline(self) -> None:
-        """Run the float engine for a moment; DeviceError when it does not run."""
-        try:
-            with _told():
-                self.baseline.time(self.experiment["protocol"]["calls"])
-        except BuildFailed as error:
-            raise DeviceError(f"the float engine does not run ({error.reason}): start again, what is measured is kept") from error
-
-    def measure(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the result of a candidate; one that cannot be measured has a reason in place of figures."""
-        key = result_key(self.experiment, candidate)
-        about = {"key": key, "name": candidate["name"], "batch": self.experiment["batch"]}
-        with watched(self.directory, key) as deaths:
-            try:
-                if deaths >= _MOST_DEATHS:
-                    raise BuildFailed(f"the runner died {deaths} times over it: out of memory, or a crash of the runtime")
-                with _told():
-                    return {**about, "failed": None, "nodes": [], **self._figures(candidate)}
-            except BuildFailed as error:
-                return {**about, "failed": error.reason, "nodes": list(error.nodes), **_NO_FIGURES}
-
-    def _figures(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
-        start = time.perf_counter()
-        engine = _open(self.experiment, self.directory, self.inputs, candidate)
-        build_seconds = time.perf_counter() - start
-        try:
-            engines = {_FLOAT: self.baseline, _CANDIDATE: engine}
-            protocol, seed, batch = Protocol(**self.experiment["protocol"]), self.experiment["seed"], self.experiment["batch"]
-            measurement = measure_engines(engines, _FLOAT, protocol, seed=seed, batch=batch)
-            layers = engine.layers()
-        finally:
-            engine.close()
-        timing, reference = measurement.timings[_CANDIDATE], measurement.timings[_FLOAT]
-        return {
-            "clock": measurement.clock,
-            "ratio": timing.ratio,
-            "ratio_interval": list(timing.ratio_interval),
-            "engine_ms": timing.latency_ms,
-            "float_ms": reference.latency_ms,
-            "p99_ms": timing.p99_ms,
-            "p99_calls": timing.p99_calls,
-            "p99_note": timing.p99_note,
-            "throughput": timing.throughput,
-            "rounds_ms": list(timing.rounds_ms),
-            "float_rounds_ms": list(reference.rounds_ms),
-            "build_seconds": round(build_seconds, 3),
-            "layers": layers,
-        }
-
-
-_NO_FIGURES: Mapping[str, Any] = {
-    "clock": None,
-    "ratio": None,
-    "ratio_interval": None,
-    "engine_ms": None,
-    "float_ms": None,
-    "p99_ms": None,
-    "p99_calls": None,
-    "p99_note": None,
-    "throughput": None,
-    "rounds_ms": [],
-    "float_rounds_ms": [],
-    "build_seconds": None,
-    "layers": None,
-}
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turn what goes wrong with one engine into BuildFailed: the exceptions of the runtimes share no base class."""
-    try:
-        yield
-    except (BuildFailed, DeviceError, OSError):
-        raise
-    except NotComparable as error:
-        raise BuildFailed(str(error)) from error
-    except Exception as error:
-        lines = str(error).strip().splitlines() or ["no reason given"]
-        raise BuildFailed(f"the runtime failed: {type(error).__name__}: {lines[0]}", str(error)) from error
-
-
-def _open(experiment: Mapping[str, Any], directory: Path, inputs: Mapping[str, np.ndarray], entry: Mapping[str, Any]) -> Engine:
-    """Make an engine of a model; BuildFailed when the runtime refuses it."""
-    return _OPENERS[experiment["runtime"]](directory / entry["model"], entry["settings"], inputs, directory / CACHE_DIRECTORY)
 
 
 def _line(result: Mapping[str, Any]) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deploy.on_device.causes import REFUSED, failure_of
 from deploy.on_device.errors import BuildFailed, DeviceError
 
 _ERRORS_ONLY = 3
 _CPU_TIME = "thread CPU time"
 _CPU = "CPUExecutionProvider"
+_ORT_TYPES = {"float32": "float", "float64": "double"}
+"""ONNX Runtime's names of types that numpy calls otherwise."""
 SESSION_SETTINGS = (
     "providers",
     "graph_optimization_level",
@@ -84,10 +87,12 @@ def open_session(model: Path, settings: Mapping[str, Any], *, optimized: Path | 
 def open_ort_engine(model: Path, settings: Mapping[str, Any], inputs: Mapping[str, np.ndarray], cache: Path) -> FedSession:  # noqa: ARG001
     """Open an ONNX file, and run it once. ONNX Runtime keeps nothing, so `cache` is not used.
 
-    Raises BuildFailed when ONNX Runtime refuses the model or its inputs, DeviceError when it lacks a provider.
+    Raises BuildFailed when ONNX Runtime refuses the model, DeviceError when it lacks a provider, or when the inputs do
+    not fit.
     """
     try:
         session = open_session(model, settings)
+        _check_inputs(session.get_inputs(), inputs)
         names = [_name(provider) for provider in settings["providers"]]
         if names != [_CPU]:
             return BoundSession(session, inputs, "cuda")
@@ -96,6 +101,8 @@ def open_ort_engine(model: Path, settings: Mapping[str, Any], inputs: Mapping[st
     except DeviceError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
+        if failure_of(error).cause != REFUSED:
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BuildFailed(lines[0], str(error)) from error
 
@@ -169,6 +176,23 @@ class BoundSession(FedSession):
         super().close()
         self._binding = None
         self._values = {}
+
+
+def _check_inputs(wanted: Sequence[Any], inputs: Mapping[str, np.ndarray]) -> None:
+    """Raise DeviceError when the inputs are not those of the model, which says nothing about the model."""
+    if {entry.name for entry in wanted} != set(inputs):
+        raise DeviceError(
+            f"the model takes the inputs {', '.join(e.name for e in wanted)}, and was given {', '.join(inputs) or 'none'}"
+        )
+    for entry in wanted:
+        given = inputs[entry.name]
+        fixed = [size if isinstance(size, int) else None for size in entry.shape]
+        fits = len(fixed) == given.ndim and all(size in (None, there) for size, there in zip(fixed, given.shape, strict=True))
+        if not fits or entry.type != f"tensor({_ORT_TYPES.get(given.dtype.name, given.dtype.name)})":
+            raise DeviceError(
+                f"input {entry.name!r} is {given.dtype} {given.shape}, and the model takes {entry.type} {tuple(entry.shape)}: "
+                "write the experiment again"
+            )
 
 
 def _name(provider: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.on_device.errors import DeviceError
 from deploy.on_device.state import machine
 
 _MEASUREMENT_SCHEMA = 3
@@ -114,7 +115,8 @@ def measure_engines(
     After a warm-up the order within a round is shuffled, since an engine may profit from what ran before it. In a round each engine makes
     one call that is not timed, since others have filled the caches, and runs in two to five parts, of which the fastest counts: an
     interruption only ever adds time. The ratio of two engines is the median of their ratios within rounds, so that a machine that slows
-    down changes no ratio. At the end each engine's calls are timed one by one. Raises NotComparable when the clocks differ. Ours.
+    down changes no ratio. At the end each engine's calls are timed one by one. Raises NotComparable when the clocks differ, DeviceError
+    when a clock is too coarse to read a time. Ours.
     """
     protocol = protocol or Protocol()
     clocks = sorted({engine.clock for engine in engines.values()})
@@ -128,6 +130,8 @@ def measure_engines(
         for index in generator.permutation(len(names)):
             name = names[index]
             parts[name].append(_one_round(engines[name], repeats[name], protocol))
+    if not all(ms > 0 for rounds in parts.values() for one_round in rounds for ms in one_round):
+        raise DeviceError(f"the clock of this machine ({clocks[0]}) is too coarse: it reads times that are not above zero")
     session = uuid.uuid4().hex
     reference = _rounds(parts[baseline])
     timings = {name: _timing(parts[name], reference, generator, session, batch) for name in names}

@@ -21,7 +21,8 @@ def machine(root: Path = Path("/")) -> str:
     mode = _power_mode(root)
     gpu = _nvidia_smi("name") if root == Path("/") else None
     parts = [f"{board} ({mode})" if mode else board, gpu, f"{platform.system()} {platform.machine()}"]
-    return ", ".join(part for part in parts if part)
+    name = ", ".join(part for part in parts if part)
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def read_state(root: Path = Path("/")) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class TrtEngine:
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._cuda.stream):
-            raise RuntimeError("TensorRT did not take the engine's work")
+            raise BuildFailed("TensorRT did not take the engine's work")
 
     def _profiled(self) -> dict[str, float]:
         """Return the median milliseconds of each layer over some runs in a context of their own."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from deploy.on_device.blame import nodes_named
 from deploy.on_device.errors import DeviceError
-from deploy.on_device.trt_log import Message, TrtLog, nodes_named, trt_logged
+from deploy.on_device.trt_log import Message, TrtLog, trt_logged
 
 _PLAN_SCHEMA = 1
 # Only a warning of the parser, but the engine would not compute what the file says.

@@ -89,9 +89,3 @@ def _trt_logger(module: ModuleType) -> Any:
             _trt_messages.append(Message(str(severity).rsplit(".", 1)[-1], msg))
 
     return Collector()
-
-
-def nodes_named(text: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the ONNX nodes `names` that a message of the runtime names, in their order."""
-    spaced = text.replace("...", " ")  # stands between the first and the last node of a fused part of the graph
-    return tuple(name for name in names if re.search(rf"(?<![\w./#-]){re.escape(name)}(?![\w/#-]|\.\w)", spaced))

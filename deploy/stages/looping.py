@@ -9,7 +9,7 @@ from typing import Any
 
 from calib.errors import UserError
 from calib.storage import Record
-from deploy.devices.bundle import read_measurements, write_bundle
+from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
 from deploy.float_onnx import export_float_model
 from deploy.latency.bench import Bench
 from deploy.latency.history import Search
@@ -18,7 +18,7 @@ from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import Measured, edges, keep_measured, known_float_ms, read_observations, read_refusals
 from deploy.on_device.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
-from deploy.prepare import Prepared
+from deploy.prepare import DEVICE, Prepared
 from deploy.run.files.search import BundleFile, CandidateRow
 from deploy.stages.making import export
 from deploy.stages.policies import write_policy
@@ -90,7 +90,9 @@ def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Pa
     bench = Bench(prepared)
     candidates = [bench.candidate(proposal.policy) for proposal in proposals]
     (directory / MEASUREMENTS_FILE).unlink(missing_ok=True)
-    write_bundle(bench.experiment(candidates, Protocol(), label=str(budget)), directory)
+    experiment = bench.experiment(candidates, Protocol(), label=str(budget))
+    write_bundle(experiment, directory)
+    keep_asked(experiment, prepared.run.file(DEVICE))
     prepared.run.write(
         BundleFile(
             budget=str(budget),
@@ -117,7 +119,7 @@ def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
     """
     known = _known_bundle(prepared)
     budget = Budget.from_text(known.budget)
-    found = read_measurements(measurements, prepared.fingerprint)
+    found = read_measurements(measurements, prepared.run.file(DEVICE))
     proposals = _proposals(prepared, known)
     strange = [result.name for result in found.results if result.name not in proposals]
     if strange:

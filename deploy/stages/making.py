@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from calib.errors import UserError
+from calib.storage import plain
 from deploy.backends.tensorrt import Kernel as PlanKernel
 from deploy.devices.base import Candidate
 from deploy.engines import Engines, Kernel, engine_names, plan_kernels
@@ -111,7 +112,9 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
     )
     prepared.run.write(record)
     if prepared.builds_on_device and result.layers is not None:
-        _keep_build(prepared, policy, {}, plan_kernels(prepared, policy, [PlanKernel.from_json(layer) for layer in result.layers]))
+        _keep_build(
+            prepared, policy, {}, plan_kernels(prepared, policy, [PlanKernel.from_json(plain(layer)) for layer in result.layers])
+        )
     keep_measured(prepared, [measured], bench.machine)
     return record
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import msgspec
 import onnx
 
 from deploy.devices.base import Experiment, Result
@@ -49,7 +50,7 @@ def figures(integers: Iterable[str], costs: dict[str, float], refuses: Refuses) 
     empty = {**NO_FIGURES, "rounds_ms": [], "float_rounds_ms": []}
     refused = refuses(set(integers))
     if refused is not None:
-        return {**empty, "failed": refused[0], "nodes": refused[1]}
+        return {**empty, "failed": refused[0], "cause": "refused", "nodes": refused[1]}
     ratio = 1 + sum(costs[layer] for layer in integers)
     times = {
         "engine_ms": 2 * ratio,
@@ -60,8 +61,9 @@ def figures(integers: Iterable[str], costs: dict[str, float], refuses: Refuses) 
         "build_seconds": 0.1,
     }
     interval = [ratio - 0.002, ratio + 0.002]
-    empty = {**empty, "layers": [kernel(layer) for layer in integers]}
-    return {**empty, **times, "failed": None, "nodes": [], "clock": "CUDA events", "ratio": ratio, "ratio_interval": interval}
+    rounds = {"rounds_ms": [2 * at for at in (interval[0], ratio, interval[1])] * 5, "float_rounds_ms": [2.0] * 15}
+    empty = {**empty, "layers": [kernel(layer) for layer in integers], "failed": None, "cause": None, "nodes": []}
+    return {**empty, **times, **rounds, "clock": "CUDA events", "ratio": ratio, "ratio_interval": interval}
 
 
 def nothing(_integers: set[str]) -> None:
@@ -87,11 +89,11 @@ class Board:
                 raise KeyboardInterrupt
             self._left -= 1
             self.asked.append(candidate.name)
-            about = {"key": "", "name": candidate.name, "batch": 1}
+            about = {"key": candidate.name, "name": candidate.name, "batch": 1}
             names = {
                 node.name.partition("/")[0] for node in onnx.load(candidate.model).graph.node if node.op_type == "DequantizeLinear"
             }
-            entries.append(Result.from_json({**about, **figures(names & set(LAYERS), self._costs, self._refuses)}))
+            entries.append(msgspec.convert({**about, **figures(names & set(LAYERS), self._costs, self._refuses)}, Result))
         return entries
 
     def close(self) -> None:

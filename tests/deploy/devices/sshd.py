@@ -33,12 +33,16 @@ Subsystem sftp internal-sftp
 
 
 @dataclass(frozen=True)
-class Server:
-    """A running server: `address` for a device, `options` for ssh."""
+class OpenSshServer:
+    """A running server; see `tests.deploy.devices.servers.Server`. Logins have the home directory of the user."""
 
     process: subprocess.Popen[bytes]
     port: int
     directory: Path
+
+    @property
+    def home(self) -> Path:
+        return Path.home()
 
     @property
     def address(self) -> str:
@@ -57,14 +61,13 @@ class Server:
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[Server]:
+def serving(directory: Path) -> Iterator[OpenSshServer]:
     """Start a server, and wait until it answers; skips the test where that cannot be had."""
     program = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin")
     if program is None:
         pytest.skip("needs OpenSSH's server: apt-get install openssh-server")
-    for tool in ("ssh", "scp", "ssh-keygen"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool}: apt-get install openssh-client")
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("needs ssh-keygen: apt-get install openssh-client")
     directory.chmod(0o700)
     for name in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], check=True)
@@ -78,7 +81,7 @@ def serving(directory: Path) -> Iterator[Server]:
         process = subprocess.Popen([program, "-D", "-e", "-f", directory / "sshd_config"], stderr=log)
     try:
         _wait(process, port, directory / "sshd.log")
-        yield Server(process, port, directory)
+        yield OpenSshServer(process, port, directory)
     finally:
         process.terminate()
         process.wait(10)

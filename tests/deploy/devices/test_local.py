@@ -9,6 +9,7 @@ import pytest
 from calib.errors import UserError
 from deploy.devices.local import LocalDevice
 from deploy.latency.measure import machine
+from deploy.on_device import bench
 from tests.deploy.experiments import broken_candidate, experiment
 
 
@@ -27,6 +28,7 @@ def test_candidates_are_measured_once_and_read_where_they_are(tmp_path):
 def test_a_failure_is_a_result(tmp_path):
     wanted = replace(experiment(tmp_path / "models"), candidates=(broken_candidate(tmp_path),))
     (result,) = LocalDevice(tmp_path / "run").measure(wanted)
+    assert result.cause == "refused"
     assert "Protobuf parsing failed" in result.failed
 
 
@@ -48,3 +50,36 @@ def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "run").write_text("a file where the directory should be")
     with pytest.raises(UserError, match="cannot be written"):
         LocalDevice(tmp_path / "run").measure(experiment(tmp_path / "models"))
+
+
+def test_each_machine_has_a_directory_of_its_own(tmp_path, monkeypatch):
+    wanted = experiment(tmp_path / "models", (4,))
+    here = LocalDevice(tmp_path / "run").measure(wanted)
+    for name in ("board (MAXN), Linux aarch64", "board (30W), Linux aarch64"):
+        monkeypatch.setattr("deploy.devices.local.machine", lambda name=name: name)
+        monkeypatch.setattr("deploy.on_device.main.machine", lambda name=name: name)
+        LocalDevice(tmp_path / "run").measure(wanted)
+    monkeypatch.undo()
+    lines = []
+    assert LocalDevice(tmp_path / "run").measure(wanted, lines.append) == here
+    assert lines == ["1 of 1 candidates are measured already"]
+    assert len(list((tmp_path / "run").glob("*/measurements.json"))) == 3
+    assert len(list((tmp_path / "run").glob("board-MAXN-Linux-aarch64-*"))) == 1
+
+
+def test_an_engine_that_ran_out_of_memory_is_an_error_and_measured_again(tmp_path, monkeypatch):
+    wanted = experiment(tmp_path / "models", (4, 32))
+    errors = [MemoryError("std::bad_alloc")] * 2
+
+    def opener(model, *others):
+        if model == model.parent / wanted.candidates[1].model.name and errors:
+            raise errors.pop()
+        return bench.open_ort_engine(model, *others)
+
+    monkeypatch.setattr(bench, "OPENERS", {"onnxruntime": opener})
+    device = LocalDevice(tmp_path / "run")
+    with pytest.raises(UserError, match=r"failed over the engine \w+, for the moment \(MemoryError: std::bad_alloc\)"):
+        device.measure(wanted)
+    lines = []
+    assert [result.failed for result in device.measure(wanted, lines.append)] == [None, None]
+    assert lines[0] == "1 of 2 candidates are measured already"

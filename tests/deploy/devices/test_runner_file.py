@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from deploy.devices import runner_file
-from deploy.devices.bundle import read_measurements, write_bundle
+from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
 from deploy.devices.runner_file import runner_text
 from tests.deploy.experiments import broken_candidate, experiment
 
@@ -60,13 +60,14 @@ def run(python: Path, directory: Path, *arguments: str) -> subprocess.CompletedP
 @pytest.mark.slow
 def test_it_runs_with_numpy_and_onnxruntime_alone(bare_python, tmp_path):
     missing = "import importlib.util as u, sys; sys.exit(any(u.find_spec(n) for n in ('torch', 'onnx', 'deploy', 'calib', 'smpq')))"
-    assert subprocess.run([bare_python, "-c", missing], cwd=tmp_path, check=False).returncode == 0
+    assert subprocess.run([bare_python, "-I", "-c", missing], cwd=tmp_path, check=False).returncode == 0
     wanted = experiment(tmp_path / "models", (4, 32))
     wanted = replace(wanted, candidates=(*wanted.candidates, broken_candidate(tmp_path)))
     write_bundle(wanted, tmp_path / "bundle")
+    keep_asked(wanted, tmp_path)
     done = run(bare_python, tmp_path / "bundle")
     assert (done.returncode, done.stderr) == (0, "")
-    fast, slow, broken = read_measurements(tmp_path / "bundle" / "measurements.json", wanted.fingerprint).results
+    fast, slow, broken = read_measurements(tmp_path / "bundle" / "measurements.json", tmp_path).results
     assert fast.ratio < 1.0 < slow.ratio
     assert "Protobuf parsing failed" in broken.failed
     assert run(bare_python, tmp_path / "bundle").stdout == "3 of 3 candidates are measured already\n"

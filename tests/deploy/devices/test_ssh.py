@@ -14,9 +14,10 @@ import pytest
 
 from calib.errors import UserError
 from deploy.devices.bundle import RUNNER_FILE
+from deploy.devices.places import run_name
 from deploy.devices.ssh import SshDevice
 from deploy.latency.measure import Protocol, machine
-from tests.deploy.devices.sshd import Server, serving
+from tests.deploy.devices.servers import SERVERS, Server, serving
 from tests.deploy.experiments import broken_candidate, experiment
 
 SLOWER = Protocol(rounds=15, round_ms=30.0)
@@ -26,21 +27,26 @@ SLOWER = Protocol(rounds=15, round_ms=30.0)
 WAITING = "another runner is at work in this directory: waiting for it"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("sshd")) as running:
+@pytest.fixture(scope="module", params=SERVERS)
+def server(request, tmp_path_factory):
+    with serving(request.param, tmp_path_factory.mktemp("sshd")) as running:
         yield running
 
 
 @pytest.fixture
-def there():
-    """A fingerprint of the test's own, and the directory on the device that belongs to it."""
+def there(server, tmp_path):
+    """A fingerprint of the test's own, and the directory on the device that belongs to it and to the run in `here`."""
     fingerprint = uuid.uuid4().hex * 2
-    directory = Path.home() / ".cache" / "smpq" / fingerprint[:16]
+    (tmp_path / "here").mkdir()
+    directory = place_there(server, tmp_path / "here", fingerprint)
     yield fingerprint, directory
     if directory.is_file():
         directory.unlink()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def place_there(server: Server, here: Path, fingerprint: str) -> Path:
+    return server.home / ".cache" / "smpq" / f"{fingerprint[:16]}-{run_name(here)}"
 
 
 @pytest.fixture
@@ -70,13 +76,21 @@ def test_another_machine_measures(connect, there, tmp_path):
 
 
 def test_three_cut_connections(connect, server, there, tmp_path):
+    """The runner is stopped while nobody hears it, so that it has not finished before the connection is there again."""
     fingerprint, directory = there
     wanted = experiment(tmp_path / "models", (2, 4, 8, 12, 24, 32), fingerprint=fingerprint, protocol=SLOWER)
-    device, lines, cuts = connect(), [], []
+    device, lines, cuts, stopped = connect(), [], [], []
 
     def announce(line):
         lines.append(line)
-        if line.startswith(("measured", "another runner")) and len(cuts) < 3:
+        if line == WAITING:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            stopped.clear()
+        elif line.startswith("measured") and len(cuts) < 3:
+            stopped.extend(runners(directory)[:1])
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
             cuts.append(server.cut_connections())
 
     results = device.measure(wanted, announce)
@@ -89,6 +103,57 @@ def test_three_cut_connections(connect, server, there, tmp_path):
     device.close()
     assert not directory.exists()
     assert not runners(directory)
+
+
+def test_the_end_of_one_run_is_not_that_of_another(connect, server, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (2, 4, 8, 12), fingerprint=fingerprint, protocol=SLOWER)
+    first, second = connect(), connect("elsewhere")
+
+    def interrupt(line):
+        if line.startswith("measured"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.measure(wanted, interrupt)
+    (runner,) = runners(directory)
+    assert len(second.measure(wanted)) == 4
+    second.close()
+    assert not place_there(server, tmp_path / "elsewhere", fingerprint).exists()
+    assert directory.exists()
+    assert runner in runners(directory) or len(measured_in(directory / "runner.log")) == 4
+    assert len(first.measure(wanted)) == 4
+    assert len(measured_in(directory / "runner.log")) == 4, "it went on"
+    first.close()
+    assert not directory.exists()
+
+
+def test_a_copy_of_a_run_is_another_run(tmp_path):
+    names = {run_name(tmp_path / "one"), run_name(tmp_path / "one")}
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert len(names | {run_name(tmp_path / "two")}) == 2
+
+
+def test_what_a_killed_command_has_left_is_removed_by_the_next(connect, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (4,), fingerprint=fingerprint)
+    results = connect().measure(wanted)  # and never closed
+    assert directory.exists()
+    device = connect()
+    assert device.measure(wanted) == results
+    device.close()
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1:run", "-oProxyCommand=touch", "a run"])
+def test_directories_with_odd_names(connect, server, tmp_path, monkeypatch, name):
+    """scp takes `host:file` for a file of another host, and what begins with a dash for an option."""
+    monkeypatch.chdir(tmp_path)
+    device, lines = SshDevice(server.address, Path(name), delays_s=(1.0,)), []
+    (result,) = device.measure(experiment(tmp_path / "models", (4,), fingerprint=uuid.uuid4().hex * 2), lines.append)
+    assert result.failed is None
+    assert not any("trying again" in line for line in lines), lines
+    device.close()
 
 
 def test_a_runner_that_is_killed_is_started_again(connect, there, tmp_path):
@@ -121,6 +186,21 @@ def test_what_is_known_here_is_not_measured_again(connect, there, tmp_path):
     device.close()
     assert connect().measure(wanted) == both
     assert not directory.exists(), "nothing was left to do there"
+
+
+def test_results_of_another_version_of_the_runtime_are_measured_again(connect, there, tmp_path):
+    fingerprint, directory = there
+    wanted = experiment(tmp_path / "models", (4, 32), fingerprint=fingerprint)
+    device = connect()
+    device.measure(replace(wanted, candidates=wanted.candidates[:1]))
+    device.close()
+    (file,) = (tmp_path / "here").glob("*/measurements.json")
+    file.write_text(file.read_text().replace('"onnxruntime": "', '"onnxruntime": "0.'))
+    device = connect()
+    assert len(device.measure(wanted)) == 2
+    assert sorted(measured_in(directory / "runner.log")) == sorted(c.name for c in wanted.candidates)
+    assert '"onnxruntime": "0.' not in file.read_text()
+    device.close()
 
 
 def test_half_a_file_is_never_used(connect, there, tmp_path):
@@ -179,7 +259,7 @@ def test_a_connection_that_somebody_has_to_change(connect, server, tmp_path, mon
 )
 def test_a_python_that_does_not_do(connect, server, tmp_path, python, message):
     (tmp_path / "bare").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2\nexit 1\n")
-    (tmp_path / "old").write_text("#!/bin/sh\necho '[\"board\", [3, 8]]'\n")
+    (tmp_path / "old").write_text('#!/bin/sh\necho \'{"machine": "board", "python": [3, 8]}\'\n')
     for name in ("bare", "old"):
         (tmp_path / name).chmod(0o755)
     address = f"{server.address.partition('?')[0]}?python={python.format(directory=tmp_path)}"

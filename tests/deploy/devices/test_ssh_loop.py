@@ -1,10 +1,10 @@
-"""The whole job with another machine as the device, over a real ssh server whose connections are cut while it measures."""
+"""The whole job with another machine as the device, over a real ssh server: connections are cut, and commands are stopped."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,25 +14,40 @@ import pytest
 
 from deploy.latency.measure import machine
 from tests.conftest import ROOT
-from tests.deploy.devices.sshd import serving
+from tests.deploy.devices.servers import SERVERS, Server, serving
 from tests.deploy.devices.test_ssh import runners
+from tests.processes import hearing_signals, ignoring_interrupts
 
 CUTS = 3
 JOB = [
     "run", "--task", "digits", "--target", "ort-cpu", "--budget", "latency=0.8x", "--formats", "w8a8,fp32", "--effort", "fast",
     "--evaluations", "20", "--samples", "64",
 ]  # fmt: skip
+SMALL_JOB = [
+    "run", "--task", "tests.tiny_task:task", "--evaluations", "12", "--samples", "16", "--budget", "latency=0.8x", "--formats", "w8a8,fp32",
+    "--effort", "fast",
+]  # fmt: skip
+MOST_SECONDS = 300
 
 
-@pytest.fixture
-def server(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("sshd")) as running:
+@pytest.fixture(params=SERVERS)
+def server(request, tmp_path_factory):
+    with serving(request.param, tmp_path_factory.mktemp("sshd")) as running:
+        before = set(left_on(running))
         yield running
+        for directory in set(left_on(running)) - before:
+            for pid in runners(directory):
+                os.kill(pid, signal.SIGKILL)
 
 
-def directory_there(run: Path) -> Path:
-    fingerprint = json.loads((run / "run.json").read_text())["fingerprint"]
-    return Path.home() / ".cache" / "smpq" / fingerprint[:16]
+def left_on(server: Server) -> list[Path]:
+    return list((server.home / ".cache" / "smpq").glob("*"))
+
+
+def started(server: Server, run: Path, job: list[str], errors, prefixed=hearing_signals) -> subprocess.Popen[str]:
+    environment = {**os.environ, "SMPQ_SSH_OPTIONS": server.options, "OMP_NUM_THREADS": "1"}
+    command = prefixed(sys.executable, "-m", "cli", *job, "--out", run, "--device", server.address)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
 
 
 def measured(log: str) -> list[str]:
@@ -42,20 +57,21 @@ def measured(log: str) -> list[str]:
 @pytest.mark.slow
 def test_the_whole_job_goes_on_after_three_cuts_and_measures_nothing_twice(server, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "cli", *JOB, "--out", run, "--device", server.address]
-    environment = {**os.environ, "SMPQ_SSH_OPTIONS": server.options, "OMP_NUM_THREADS": "1"}
+    before = set(left_on(server))
     log, cuts = None, []
     with (tmp_path / "errors").open("w+") as errors:
-        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+        with started(server, run, JOB, errors) as process:
             while process.poll() is None:
                 time.sleep(0.02)
+                ours = [directory for directory in left_on(server) if directory not in before]
                 if log is None:
-                    log = opened(run)
+                    log = next((directory / "runner.log" for directory in ours if (directory / "runner.log").is_file()), None)
+                    log = log and log.open()  # what is written to it can be read even when it has been removed
                     continue
                 log.seek(0)
                 # each time while a runner is at work, a few engines later
-                if len(cuts) < CUTS and len(measured(log.read())) >= 2 * len(cuts) and runners(directory_there(run)):
-                    cuts.append(server.cut_connections())
+                if len(cuts) < CUTS and len(measured(log.read())) >= 2 * len(cuts):
+                    cuts += cut_while_at_work(server, ours)
             output = process.stdout.read()
         errors.seek(0)
         told = errors.read()
@@ -64,7 +80,8 @@ def test_the_whole_job_goes_on_after_three_cuts_and_measures_nothing_twice(serve
     assert len(cuts) == CUTS
     assert sum("trying again" in line for line in told.splitlines()) >= CUTS
     log.seek(0)
-    results = json.loads((run / "device" / "measurements.json").read_text())["results"]
+    (file,) = (run / "device").glob("*/measurements.json")
+    results = json.loads(file.read_text())["results"]
     assert len(measured(log.read())) == len({result["key"] for result in results}) == len(results), "each once"
     log.close()
     latency = json.loads((run / "latency.json").read_text())
@@ -72,20 +89,48 @@ def test_the_whole_job_goes_on_after_three_cuts_and_measures_nothing_twice(serve
     steps = json.loads((run / "loop.json").read_text())["steps"]
     assert len(steps) >= 3
     assert all(step["measured"] is not None for step in steps)
-    assert not directory_there(run).exists(), "nothing is left on the device"
-    assert not runners(directory_there(run))
+    assert set(left_on(server)) == before, "nothing is left on the device"
 
 
-def opened(run: Path):
-    """Open the log of the runner as soon as there is one; what is written to it can be read even when it has been removed."""
-    try:
-        return (directory_there(run) / "runner.log").open()
-    except OSError:
-        return None
+def cut_while_at_work(server: Server, directories: list[Path]) -> list[int]:
+    """Cut the connections while a runner is at work: it is stopped meanwhile, so that it does not end before they are cut."""
+    pids = [pid for directory in directories for pid in runners(directory)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    number = server.cut_connections() if pids else 0
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    return [number] if number else []
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_by_another_run(tmp_path):
-    yield
-    if (tmp_path / "run" / "run.json").is_file():
-        shutil.rmtree(directory_there(tmp_path / "run"), ignore_errors=True)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "prefixed"),
+    [
+        ("SIGTERM", hearing_signals),
+        ("SIGHUP", hearing_signals),
+        ("SIGTERM", ignoring_interrupts),
+        ("SIGINT", hearing_signals),
+    ],
+)
+def test_a_command_that_is_stopped_leaves_nothing_on_the_device(server, tmp_path, name, prefixed):
+    before = set(left_on(server))
+    with (tmp_path / "errors").open("w+") as errors:
+        with started(server, tmp_path / "run", SMALL_JOB, errors, prefixed) as process:
+            deadline = time.monotonic() + MOST_SECONDS
+            while not (at_work := [pid for directory in set(left_on(server)) - before for pid in runners(directory)]):
+                assert process.poll() is None, (tmp_path / "errors").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(getattr(signal, name))
+            process.communicate(timeout=MOST_SECONDS)
+        errors.seek(0)
+        told = errors.read()
+    assert process.returncode == 128 + getattr(signal, name), told
+    assert "what the run had finished is kept" in told
+    assert "Traceback" not in told
+    assert set(left_on(server)) == before, "nothing is left on the device"
+    time.sleep(0.2)
+    assert not [
+        pid for pid in at_work if Path(f"/proc/{pid}/stat").is_file() and "(python" in Path(f"/proc/{pid}/stat").read_text()
+    ]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import msgspec
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from rich.console import Console
 
 from calib.errors import UserError
@@ -13,6 +16,7 @@ from calib.formats import FP32, Format
 from deploy.devices.base import Result
 from deploy.latency.loop import Refusal
 from deploy.latency.observations import (
+    CANDIDATES,
     Measured,
     blamed_formats,
     keep_measured,
@@ -28,6 +32,7 @@ from deploy.run.settings import Settings
 from tests.deploy.board import FASTER, figures
 
 W8A8 = Format.from_text("w8a8")
+NODES = ("first", "first/weight/DQ", "second", "second/Qx", "second/weight/DQ", "head", "relu")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +59,19 @@ def measured(prepared, *integers, refused=None, **changes):
     policy = prepared.space.uniform(FP32)
     for name in integers:
         policy = policy.with_format(name, W8A8)
-    data = {"key": "", "name": "", "batch": 1, **figures(integers, FASTER, lambda _: refused), **changes}
-    return Measured(policy, Result.from_json(data))
+    about = {"key": "0" * 16, "name": lowered(prepared), "batch": 1}
+    return Measured(policy, msgspec.convert({**about, **figures(integers, FASTER, lambda _: refused), **changes}, Result))
+
+
+def lowered(prepared) -> str:
+    """Put a graph with the nodes of the quantised tiny network among the candidates; returns its name."""
+    name = "abcdef0123456789"
+    nodes = [helper.make_node("Identity", ["x"], [f"y{index}"], name=name) for index, name in enumerate(NODES)]
+    graph = helper.make_graph(nodes, "nodes", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])], [])
+    file = prepared.run.file(CANDIDATES) / f"{name}.onnx"
+    file.parent.mkdir(exist_ok=True)
+    onnx.save(helper.make_model(graph), file)
+    return name
 
 
 def test_what_was_measured_is_read_back(prepared):
@@ -71,7 +87,7 @@ def test_the_last_word_on_a_policy_counts(prepared):
     keep_measured(prepared, [measured(prepared, "first"), measured(prepared, "second")], "a board")
     keep_measured(prepared, [measured(prepared, "first", ratio=0.5)], "a board")
     assert [observation.ratio for observation in read_observations(prepared)] == pytest.approx([0.7, 0.5])
-    keep_measured(prepared, [measured(prepared, "second", refused=("no kernel", ["second/DQw"]))], "a board")
+    keep_measured(prepared, [measured(prepared, "second", refused=("no kernel", ["second/weight/DQ"]))], "a board")
     assert [observation.ratio for observation in read_observations(prepared)] == [0.5]
     policy = prepared.space.uniform(FP32).with_format("second", W8A8)
     assert read_refusals(prepared) == [Refusal(policy, "no kernel", (("second", W8A8),))]
@@ -84,14 +100,18 @@ def test_the_last_word_on_a_policy_counts(prepared):
     ("reason", "nodes", "blamed"),
     [
         ("no kernel", [], []),
-        ("no kernel", ["first/DQw", "head"], ["first"]),
+        ("no kernel", ["first/weight/DQ", "head"], ["first"]),
         ("Error at 'second/Qx' [second]: no kernel", [], ["second"]),
         ("{first,second}", ["second"], ["first", "second"]),
         ("firstly, the secondary", ["headless"], []),
+        ("the head of the first tensor is lost", [], []),
+        ("no kernel (first, second/Qx)", [], ["first", "second"]),
+        ("Could not find any implementation for node first + relu.", [], ["first"]),
+        ("(a second of the head)", ["second/nothing"], []),
     ],
 )
 def test_who_is_blamed(prepared, reason, nodes, blamed):
-    found = blamed_formats(prepared.space, measured(prepared, "first", "second", refused=(reason, nodes)))
+    found = blamed_formats(prepared.space, measured(prepared, "first", "second", refused=(reason, nodes)), NODES)
     assert found == tuple((name, W8A8) for name in blamed), "float layers are not"
 
 

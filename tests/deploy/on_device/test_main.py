@@ -9,12 +9,13 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from deploy.devices.base import Result
 from deploy.devices.bundle import write_bundle
 from deploy.latency.measure import Protocol, machine
-from deploy.on_device import main as module
+from deploy.on_device import bench as module
 from deploy.on_device.cuda import CudaError
 from deploy.on_device.errors import BuildFailed, DeviceError
 from deploy.on_device.main import list_candidates, main, run_experiment
@@ -44,7 +45,7 @@ def test_what_is_written(directory, wanted):
     lines = []
     record = run_experiment(directory, lines.append)
     assert json.loads((directory / "measurements.json").read_text()) == record
-    assert (record["schema"], record["fingerprint"], record["runtime"]) == (1, wanted.fingerprint, "onnxruntime")
+    assert (record["schema"], record["fingerprint"], record["runtime"]) == (2, wanted.fingerprint, "onnxruntime")
     assert record["machine"] == machine()
     assert set(record["versions"]) == {"python", "numpy", "onnxruntime"}
     assert set(record["state"]) == {"before", "after", "throttled"}
@@ -134,12 +135,12 @@ def test_a_candidate_that_kills_the_runner_is_given_up(directory, wanted, monkey
     program = f"""
 import os, sys
 from pathlib import Path
-from deploy.on_device import main, ort
+from deploy.on_device import bench, main, ort
 def open_engine(model, settings, inputs, cache):
     if model.stem == {deadly!r}:
         os._exit(137)
     return ort.open_ort_engine(model, settings, inputs, cache)
-main._OPENERS = {{"onnxruntime": open_engine}}
+bench.OPENERS = {{"onnxruntime": open_engine}}
 sys.exit(main.main([sys.argv[1]]))
 """
     codes = [subprocess.run([sys.executable, "-c", program, directory], check=False).returncode for _ in range(3)]
@@ -159,7 +160,7 @@ def test_engines_that_cannot_be_compared_are_a_failure(directory, monkeypatch):
         opened.append(engine)
         return engine
 
-    monkeypatch.setattr(module, "_OPENERS", {"onnxruntime": opener})
+    monkeypatch.setattr(module, "OPENERS", {"onnxruntime": opener})
     results = run_experiment(directory, str)["results"]
     assert [entry["failed"] for entry in results] == [
         f"engines with different clocks cannot be compared: clock 0, clock {index}" for index in (1, 2)
@@ -187,14 +188,14 @@ def failing(monkeypatch, error, good, models):
         engine = module.open_ort_engine(model, *arguments)
         return Failing(engine, error, good) if model.stem in models else engine
 
-    monkeypatch.setattr(module, "_OPENERS", {"onnxruntime": opener})
+    monkeypatch.setattr(module, "OPENERS", {"onnxruntime": opener})
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
         (CudaError("cudaErrorIllegalAddress"), "the runtime failed: CudaError: cudaErrorIllegalAddress"),
-        (ValueError("first line\nsecond line"), "the runtime failed: ValueError: first line"),
+        (RuntimeError("first line\nsecond line"), "the runtime failed: RuntimeError: first line"),
         (BuildFailed("layer block.double refused", "log", ("block.double/Q",)), "layer block.double refused"),
     ],
 )
@@ -205,7 +206,7 @@ def test_an_engine_that_fails_while_it_is_timed_is_one_failure(directory, wanted
     assert first["nodes"] == (["block.double/Q"] if isinstance(error, BuildFailed) else [])
     assert first["ratio"] is None
     assert (second["failed"], second["nodes"]) == (None, [])
-    assert Result.from_json(first).nodes == tuple(first["nodes"])
+    assert msgspec.convert(first, Result).nodes == tuple(first["nodes"])
 
 
 def test_a_float_engine_that_no_longer_runs_ends_the_runner_with_everything_kept(directory, wanted, monkeypatch, capsys):

@@ -62,8 +62,8 @@ def test_a_file_that_is_no_model(tmp_path):
 
 
 @pytest.mark.parametrize("inputs", [{}, {"z": INPUTS["x"]}, {"x": INPUTS["x"][:, :3]}, {"x": INPUTS["x"].astype(np.int64)}])
-def test_inputs_that_do_not_fit(tmp_path, inputs):
-    with pytest.raises(BuildFailed):
+def test_inputs_that_do_not_fit_are_no_refusal_of_the_model(tmp_path, inputs):
+    with pytest.raises(DeviceError, match=r"the model takes"):
         open_ort_engine(model_file(tmp_path, 4), SETTINGS, inputs, tmp_path)
 
 

@@ -73,3 +73,8 @@ def test_a_clock_that_fell_is_a_hint():
     assert throttled(clocks(2000.0, 1300.0), clocks(1900.0, 1300.0)) is False
     assert throttled(clocks(2000.0, None), clocks(1700.0, None)) is True
     assert throttled(clocks(None, 1300.0), clocks(2000.0, None)) is None
+
+
+def test_a_name_can_be_printed(tmp_path):
+    root = tree(tmp_path, {"proc/cpuinfo": "model name\t: EPYC\x1b[2J\u202e\n"})
+    assert machine(root).startswith("EPYC?[2J?, ")

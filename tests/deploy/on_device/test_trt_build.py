@@ -7,9 +7,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from deploy.on_device.blame import nodes_named
 from deploy.on_device.errors import DeviceError
 from deploy.on_device.trt_build import TrtSettings, build, write_bytes
-from deploy.on_device.trt_log import Message, TrtLog, nodes_named
+from deploy.on_device.trt_log import Message, TrtLog
 
 
 def test_settings():
@@ -23,11 +24,14 @@ def test_settings():
 @pytest.mark.parametrize(("text", "nodes"), [
     ("Could not find any implementation for node conv1 + relu1.", ("conv1", "relu1")),
     ("no implementation for node {ForeignNode[conv1/DQw...layer1.0.conv1]}", ("conv1/DQw", "layer1.0.conv1")),
-    ("node layer1.0.conv1#1 failed", ("layer1.0.conv1#1",)),
+    ("[layer1.0.conv1#1] failed", ("layer1.0.conv1#1",)),
     ("something else failed", ()),
+    ("Error Code 1: Cuda Runtime (out of memory)", ()),
+    ("requested amount of memory of the node could not be allocated", ()),
+    ("no kernel for 'memory' and [of]", ("memory", "of")),
 ])  # fmt: skip
 def test_nodes_named_in_an_error(text, nodes):
-    names = ["conv1", "conv1/DQw", "relu1", "layer1.0.conv1", "layer1.0.conv1#1", "a.b"]
+    names = ["conv1", "conv1/DQw", "relu1", "layer1.0.conv1", "layer1.0.conv1#1", "a.b", "memory", "of"]
     assert nodes_named(text, names) == nodes
 
 

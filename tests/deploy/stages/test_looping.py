@@ -30,8 +30,24 @@ from deploy.stages.policies import read_policy
 from deploy.stages.scoring import score
 from smpq.budget import Budget
 from tests.commands import contents
-from tests.deploy.board import FASTER, SLOWER, Board, Refuses, figures, nothing
+from tests.deploy.board import FASTER, NO_FIGURES, SLOWER, Board, Refuses, figures, nothing
 from tests.deploy.synthetic import policies
+
+REFUSING = f"""
+import runpy
+from pathlib import Path
+runner = runpy.run_path({RUNNER_FILE!r})
+opened = runner["open_ort_engine"]
+def opener(model, *others):
+    if model.stem == "{{broken}}":
+        model = Path("broken.onnx")
+        model.write_bytes(b"no model")
+    return opened(model, *others)
+runner["OPENERS"]["onnxruntime"] = opener
+runner["main"]([])
+"""
+"""The runner, on a device whose runtime takes one of the models for no model."""
+STATE = {"before": None, "after": None, "throttled": None}
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +93,9 @@ def answered(prepared, directory: Path, costs: dict[str, float] = FASTER, refuse
         policy = known[candidate["name"]]["policy"]["policy"]
         integers = [layer for layer, chosen in policy.items() if chosen != "fp32"]
         results.append({**about, **figures(integers, costs, refuses)})
-    record = {"schema": 1, "fingerprint": experiment["fingerprint"], "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
+    record = {"schema": 2, "fingerprint": experiment["fingerprint"], "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
     file = directory / "measurements.json"
-    file.write_text(json.dumps({**record, "state": {}, "results": results, **changes}))
+    file.write_text(json.dumps({**record, "state": STATE, "results": results, **changes}))
     return file
 
 
@@ -121,8 +137,8 @@ def test_the_runner_measures_and_one_engine_does_not_build(prepared, directory):
     def carried() -> Path:
         if not broken:
             broken.extend(list(read(prepared.run.file("bundle.json"))["candidates"])[:1])
-            (directory / f"{broken[0]}.onnx").write_bytes(b"not what was copied")
-        subprocess.run([sys.executable, "-I", RUNNER_FILE], cwd=directory, check=True, capture_output=True)
+        refusing = REFUSING.format(broken=broken[0])
+        subprocess.run([sys.executable, "-I", "-c", refusing], cwd=directory, check=True, capture_output=True)
         return directory / "measurements.json"
 
     write_next_bundle(prepared, "latency=0.9x", directory)
@@ -143,7 +159,11 @@ def test_the_runner_measures_and_one_engine_does_not_build(prepared, directory):
 
 @pytest.mark.parametrize(
     "refused",
-    [("no kernel for this", ["second/DQw"]), ("Error in node 'second/DQw': no kernel", []), ("no kernel [second, x]", [])],
+    [
+        ("no kernel for this", ["second/weight/DQ"]),
+        ("Error in node 'second/weight/DQ': no kernel", []),
+        ("no kernel [second, x]", []),
+    ],
 )
 def test_formats_that_the_runtime_blames_are_not_asked_for_again(prepared, directory, refused):
     def refuses(integers):
@@ -184,21 +204,30 @@ def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, director
     write_next_bundle(prepared, "latency=0.75x", directory)
     before = contents(prepared.run.path)
     file = directory / "measurements.json"
-    with pytest.raises(UserError, match=r"does not exist: copy measurements\.json back"):
+    with pytest.raises(UserError, match=r"is missing: copy measurements\.json back"):
         take_feedback(prepared, file)
     answered(prepared, directory)
     results = read(file)["results"]
     for changes, message in (
         ({"fingerprint": "f" * 64}, "measured with other models or data"),
-        ({"results": [{**results[0], "ratio": "fast"}]}, "ratio is 'fast'"),
-        ({"results": [{**results[0], "name": "0123456789abcdef"}]}, "0123456789abcdef, which is not in the last bundle"),
+        ({"results": [{**results[0], "ratio": "fast"}]}, r"expected `float.*`, got `str` - at `\$\.results\[0\]\.ratio`"),
+        ({"results": [{**results[0], "name": "0123456789abcdef"}]}, "0123456789abcdef contradicts .* its key is that of the model"),
+        ({"results": [{**results[0], "key": "0123456789abcdef", "name": "0123456789abcdef"}]}, "is not in the last bundle"),
         ({"schema": 7}, "schema 7"),
+        ({"results": [{**results[0], "ratio": -1}]}, r"at `\$\.results\[0\]\.ratio`"),
+        ({"results": [{**results[0], "ratio_interval": [2.6, 0.4]}]}, "the interval of its ratio is 2.6 to 0.4, and the ratio is"),
+        ({"results": [results[0], results[0]]}, "it comes twice"),
+        ({"results": [{**results[0], "batch": 2}]}, "its batch size is 2, and 1 was asked for"),
+        ({"results": [{**results[0], "key": "0" * 16}]}, "its key is 0000000000000000"),
+        ({"runtime": "tensorrt"}, "measured with tensorrt, and onnxruntime was asked for"),
+        ({"results": [results[0], failure(results[1], "transient")]}, "failed over the engine .*, for the moment .out of memory"),
+        ({"results": [results[0], failure(results[1], "internal")]}, "was not measured .out of memory.: please report this"),
     ):
         answered(prepared, directory, **changes)
         with pytest.raises(UserError, match=message):
             take_feedback(prepared, file)
     file.write_text(file.read_text()[:200])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         take_feedback(prepared, file)
     assert contents(prepared.run.path) == before
     prepared.run.file("bundle.json").write_text('{"schema": 1, "budget": "latency=0.75x", "candidates": {"a": {}}}')
@@ -208,9 +237,14 @@ def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, director
         take_feedback(prepared, answered_file(file, results, prepared))
 
 
+def failure(result: dict, cause: str) -> dict:
+    none = {name: None for name, value in result.items() if name in NO_FIGURES}
+    return {**result, **none, "rounds_ms": [], "float_rounds_ms": [], "failed": "out of memory", "cause": cause}
+
+
 def answered_file(file: Path, results: list, prepared) -> Path:
-    record = {"schema": 1, "fingerprint": prepared.fingerprint, "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
-    file.write_text(json.dumps({**record, "state": {}, "results": results}))
+    record = {"schema": 2, "fingerprint": prepared.fingerprint, "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
+    file.write_text(json.dumps({**record, "state": STATE, "results": results}))
     return file
 
 
@@ -236,7 +270,7 @@ def test_measurements_of_an_earlier_bundle_are_not_left_in_the_directory(prepare
 
 def test_a_device_that_answers_is_asked_once_for_each_engine(prepared):
     def refuses(integers):
-        return ("no kernel", ["head/DQw"]) if "head" in integers else None
+        return ("no kernel", ["head/weight/DQ"]) if "head" in integers else None
 
     budget = Budget.from_text("latency=0.75x")
     first = Board(FASTER, refuses, gives_up_after=3)

@@ -18,6 +18,7 @@ from smpq.plan import Rules
 from smpq.workers.crew import Crew, WorkerError
 from smpq.workers.local import LocalHands
 from tests.conftest import ROOT
+from tests.processes import hearing_signals
 from tests.smpq.workers.evaluated import OUTPUTS, Deadly, Refusing, Task, compute, drawn
 
 
@@ -171,8 +172,8 @@ def test_workers_end_with_close_and_when_forgotten():
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_process_that_started_them(number):
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.smpq.workers.evaluated"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        hearing_signals(sys.executable, "-m", "tests.smpq.workers.evaluated"), cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
     pids = []

@@ -1,0 +1,229 @@
+"""What is sent to a device and what comes back, as typed records: the experiment, the measurements, and the machine's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import msgspec
+
+from calib.errors import UserError
+from calib.storage import Amount, Count, FileRecord, Positive, Record, Sha256, json_text, read_record
+from deploy.on_device.experiment import SCHEMA
+
+LARGEST_MESSAGE_BYTES = 64_000_000
+"""The layers of some hundred TensorRT engines come to a few megabytes."""
+
+ShortHash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+Line = Annotated[str, msgspec.Meta(max_length=4000)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=1e-9, le=1e9)]
+"""A picosecond to eleven days."""
+Ratio = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
+Size = Annotated[int, msgspec.Meta(ge=-1, le=2**53)]
+Runtime = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Cause = Literal["refused", "transient", "internal"]
+
+MessageType = TypeVar("MessageType", bound=FileRecord)
+
+
+class Model(Record, frozen=True, kw_only=True):
+    """A lowered ONNX file: the hash of its content as its name, its path in the directory, and the runtime's settings for it.
+
+    `sha256` is the hash of the file that is carried to a device, which differs from the name where weights are in a
+    file of their own; None for a file that is not carried.
+    """
+
+    name: ShortHash
+    model: Line
+    settings: dict[str, Any]
+    sha256: Sha256 | None
+
+
+class Rounds(Record, frozen=True, kw_only=True):
+    """How to measure; see `deploy.on_device.protocol.Protocol`."""
+
+    rounds: Positive
+    round_ms: Milliseconds
+    calls: Positive
+    singles: Count
+
+
+class Asked(FileRecord, frozen=True, kw_only=True, rename={"float_": "float"}):
+    """`experiment.json`: what a device is asked to measure."""
+
+    VERSION: ClassVar[int] = SCHEMA
+    runtime: Runtime
+    label: str
+    fingerprint: Sha256
+    batch: Positive
+    protocol: Rounds
+    seed: Count
+    inputs: Line
+    float_: Model
+    candidates: tuple[Model, ...]
+
+
+class Tensor(Record, frozen=True, kw_only=True):
+    """A tensor of a layer; of weights TensorRT 10 tells the number of elements in place of the shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[Size, ...]
+
+
+class Layer(Record, frozen=True, kw_only=True):
+    """A layer of an engine as its inspector tells of it, with its milliseconds; see `deploy.on_device.trt_layers`."""
+
+    kind: str
+    name: str
+    inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    onnx_nodes: tuple[str, ...]
+    ms: Amount | None = None
+
+
+class Result(Record, frozen=True, kw_only=True):
+    """One candidate on one device: timed against the float engine, or failed with its reason and cause.
+
+    1. Times are milliseconds of one call, intervals 95 %, `throughput` is samples in a second, `build_seconds` the time
+       to make the engine.
+       `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why.
+    2. Of a failed candidate all figures are None, and `nodes` names the ONNX nodes that the runtime blames, if it says
+       which.
+    3. `cause` is "refused" when the runtime makes no engine of this model, "transient" when another attempt may
+       succeed, and "internal" when the program on the device has a bug.
+    4. `key` is the hash of everything that the figures depend on, the device apart.
+
+    Whether the figures agree with each other is checked by `deploy.devices.checks`.
+    """
+
+    key: ShortHash
+    name: ShortHash
+    batch: Positive
+    failed: Line | None
+    cause: Cause | None
+    nodes: tuple[str, ...]
+    clock: Line | None
+    ratio: Ratio | None
+    ratio_interval: tuple[Ratio, Ratio] | None
+    engine_ms: Milliseconds | None
+    float_ms: Milliseconds | None
+    p99_ms: Milliseconds | None
+    p99_calls: Count | None
+    p99_note: Line | None
+    throughput: Ratio | None
+    rounds_ms: tuple[Milliseconds, ...]
+    float_rounds_ms: tuple[Milliseconds, ...]
+    build_seconds: Amount | None
+    layers: tuple[Layer, ...] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return dict(json.loads(json_text(self)))
+
+    def __post_init__(self) -> None:
+        needed = (self.clock, self.ratio, self.ratio_interval, self.engine_ms, self.float_ms, self.throughput, self.build_seconds)
+        figures = [
+            *needed,
+            self.p99_ms,
+            self.p99_calls,
+            self.p99_note,
+            self.layers,
+            self.rounds_ms or None,
+            self.float_rounds_ms or None,
+        ]
+        if (self.failed is None) != (self.cause is None):
+            raise ValueError("a failure has a reason and a cause, and nothing else has one of them")
+        if self.failed is not None and any(figure is not None for figure in figures):
+            raise ValueError("a candidate that failed has no figures")
+        if self.failed is None and (None in needed or not self.rounds_ms or not self.float_rounds_ms or self.nodes):
+            raise ValueError("a candidate that was timed has all figures, and blames no nodes")
+        if self.failed is None and (self.p99_calls is None or (self.p99_ms is None) == (self.p99_note is None)):
+            raise ValueError("a timed candidate has a p99 with its number of calls, or says why it has none")
+
+
+class Reading(Record, frozen=True, kw_only=True):
+    """Clocks in MHz and temperatures in degrees Celsius; None for what the machine does not tell."""
+
+    cpu_mhz: Amount | None
+    gpu_mhz: Amount | None
+    temperatures_c: dict[str, float] | None
+    jetson_release: Line | None
+    power_mode: Line | None
+
+
+class State(Record, frozen=True, kw_only=True):
+    """The machine before and after the last candidate; `throttled` is None when it tells no clock."""
+
+    before: Reading | None
+    after: Reading | None
+    throttled: bool | None
+
+
+class Measurements(FileRecord, frozen=True, kw_only=True):
+    """`measurements.json`: what a device has measured of the models and data that `fingerprint` names."""
+
+    VERSION: ClassVar[int] = SCHEMA
+    fingerprint: Sha256
+    runtime: Runtime
+    versions: dict[Name, Line]
+    machine: Name
+    state: State
+    results: tuple[Result, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_names((self.machine, *self.versions, *self.versions.values()))
+
+
+class Described(Record, frozen=True, kw_only=True):
+    """How a device names itself, and the version of its Python."""
+
+    machine: Name
+    python: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        check_names([self.machine])
+
+
+class Bundle(FileRecord, frozen=True, kw_only=True):
+    """What the last bundle of a run asks for, and the keys of the results that earlier bundles asked for."""
+
+    asked: Asked
+    earlier: tuple[ShortHash, ...]
+
+
+class Used(Record, frozen=True, kw_only=True):
+    """A directory that a run has made on the device at `address`, and not removed yet."""
+
+    address: str
+    directory: str
+
+
+class Place(FileRecord, frozen=True, kw_only=True):
+    """A random name of a run's directory, so that two runs never share one on a device, and what it has left on devices."""
+
+    name: ShortHash
+    used: tuple[Used, ...] = ()
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ValueError when a name has characters that a terminal would not print."""
+    for name in names:
+        if not name.isprintable():
+            raise ValueError(f"the name {name!r:.80} has characters that cannot be printed")
+
+
+def read_message(path: Path, kind: type[MessageType], made_by: str, repair: str) -> MessageType:
+    """Read a file that came from a device; UserError when it is missing, too large to be one, damaged, or of another version."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        size = 0  # which reading tells
+    if size > LARGEST_MESSAGE_BYTES:
+        raise UserError(f"{path} has {size / 1e6:.0f} MB, more than any file of its kind: {repair}")
+    return read_record(path, kind, repair, made_by=made_by)

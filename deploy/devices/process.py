@@ -1,0 +1,109 @@
+"""Programs of this machine whose output is taken as it comes, in bounded amounts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+
+from calib.errors import UserError
+
+_CHUNK_BYTES = 1 << 16
+_KEPT_ERRORS_BYTES = 1 << 16
+_MOST_ERRORS_BYTES = 64 << 20
+_ERRORS_DELAY_S = 1.0
+"""How long to wait for the end of the errors: a process that ssh leaves behind for later connections keeps them open."""
+
+
+class TooMuchOutput(UserError):  # noqa: N818 - the name says what is wrong
+    """A program writes more than there can be to say; it was stopped."""
+
+
+class Lines:
+    """Splits bytes into lines and hands each on, cut to `longest` bytes. Nothing else of a longer line is kept."""
+
+    def __init__(self, announce: Callable[[str], object], longest: int) -> None:
+        self._announce = announce
+        self._longest = longest
+        self._begun = b""
+
+    def __call__(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        *complete, begun = chunk.split(b"\n")
+        for line in complete:
+            self._announce(self._cut(self._begun + line))
+            self._begun = b""
+        self._begun = (self._begun + begun)[: self._longest]
+
+    def end(self) -> None:
+        """Hand on a last line that has no end."""
+        if self._begun:
+            self._announce(self._cut(self._begun))
+            self._begun = b""
+
+    def _cut(self, line: bytes) -> str:
+        return line[: self._longest].decode(errors="replace").rstrip("\r")
+
+
+def run_program(command: list[str], text: str, take: Callable[[bytes], object], most_bytes: int) -> tuple[int, str]:
+    """Run a program with `text` as its input, hand its output to `take`, and return its exit code and the end of its errors.
+
+    Raises UserError when the program is missing, TooMuchOutput when it writes more than `most_bytes`. It does not
+    outlive an exception.
+    """
+    with tempfile.TemporaryFile() as given:
+        given.write(text.encode())
+        given.seek(0)
+        errors_out, errors_in = os.pipe()
+        try:
+            process = subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=errors_in)
+        except FileNotFoundError as error:
+            os.close(errors_out)
+            raise UserError(f"there is no {command[0]} on this machine: install OpenSSH's client") from error
+        finally:
+            os.close(errors_in)
+    errors = _Errors(errors_out, process.kill)
+    with process:
+        assert process.stdout is not None
+        total = 0
+        try:
+            while chunk := os.read(process.stdout.fileno(), _CHUNK_BYTES):
+                total += len(chunk)
+                if total > most_bytes:
+                    raise TooMuchOutput(
+                        f"more than {most_bytes / 1e6:.0f} MB came from it, which cannot be right: look at what it prints"
+                    )
+                take(chunk)
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, errors.text()
+
+
+class _Errors:
+    """Reads what a program writes to its standard error, and keeps the end of it. Calls `stop` when that is far too much."""
+
+    def __init__(self, source: int, stop: Callable[[], None]) -> None:
+        self._source = source
+        self._stop = stop
+        self._kept = b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def text(self) -> str:
+        """Return the end of it."""
+        self._thread.join(_ERRORS_DELAY_S)
+        return self._kept.decode(errors="replace")
+
+    def _read(self) -> None:
+        total = 0
+        try:
+            while chunk := os.read(self._source, _CHUNK_BYTES):
+                total += len(chunk)
+                self._kept = (self._kept + chunk)[-_KEPT_ERRORS_BYTES:]
+                if total > _MOST_ERRORS_BYTES:
+                    self._stop()
+        finally:
+            os.close(self._source)

@@ -1,0 +1,144 @@
+"""Engines of an experiment's candidates, each timed against the float engine, or a failure with its cause."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.on_device.causes import INTERNAL, REFUSED, TRANSIENT, Failure, failure_of
+from deploy.on_device.errors import DeviceError
+from deploy.on_device.experiment import CACHE_DIRECTORY, Deaths, check_model, read_inputs, result_key, watched
+from deploy.on_device.ort import open_ort_engine
+from deploy.on_device.protocol import Engine, Protocol, measure_engines
+from deploy.on_device.trt import open_trt_engine
+from deploy.on_device.trt_log import TRT_MODULES
+
+OPENERS: Mapping[str, Callable[..., Engine]] = {
+    "onnxruntime": open_ort_engine,
+    **{runtime: partial(open_trt_engine, runtime) for runtime in TRT_MODULES},
+}
+_MOST_DEATHS = 2
+_ATTEMPTS = 2
+_FLOAT, _CANDIDATE = "float", "candidate"
+_NO_FIGURES: Mapping[str, Any] = {
+    "clock": None,
+    "ratio": None,
+    "ratio_interval": None,
+    "engine_ms": None,
+    "float_ms": None,
+    "p99_ms": None,
+    "p99_calls": None,
+    "p99_note": None,
+    "throughput": None,
+    "rounds_ms": [],
+    "float_rounds_ms": [],
+    "build_seconds": None,
+    "layers": None,
+}
+
+
+def open_bench(experiment: Mapping[str, Any], directory: Path) -> Bench:
+    """Open the float engine; DeviceError when that fails, whatever the cause: there is nothing to compare with."""
+    inputs = read_inputs(directory / experiment["inputs"])
+    found = _attempted(lambda: _open(experiment, directory, inputs, experiment["float"]))
+    if isinstance(found, Failure):
+        verb = "does not build" if found.cause == REFUSED else "was not opened"
+        raise DeviceError(f"the float engine {verb}, so there is nothing to compare with: {_named(found)}")
+    return Bench(experiment, directory, inputs, found)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every candidate of an experiment is measured with: the same inputs, and the float engine."""
+
+    experiment: Mapping[str, Any]
+    directory: Path
+    inputs: Mapping[str, np.ndarray]
+    baseline: Engine
+
+    def run_baseline(self) -> None:
+        """Run the float engine for a moment; DeviceError when it does not run."""
+        found = _attempted(lambda: self.baseline.time(self.experiment["protocol"]["calls"]))
+        if isinstance(found, Failure):
+            raise DeviceError(f"the float engine does not run ({_named(found)}): start again, what is measured is kept")
+
+    def measure(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result of a candidate; one that cannot be measured has a reason and a cause in place of figures."""
+        key = result_key(self.experiment, candidate)
+        about = {"key": key, "name": candidate["name"], "batch": self.experiment["batch"]}
+        with watched(self.directory, key) as deaths:
+            found = _given_up(deaths) if deaths.times >= _MOST_DEATHS else _attempted(lambda: self._figures(candidate))
+        if isinstance(found, Failure):
+            return {**about, "failed": _named(found), "cause": found.cause, "nodes": list(found.nodes), **_NO_FIGURES}
+        return {**about, "failed": None, "cause": None, "nodes": [], **found}
+
+    def _figures(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
+        start = time.perf_counter()
+        engine = _open(self.experiment, self.directory, self.inputs, candidate)
+        build_seconds = time.perf_counter() - start
+        try:
+            engines = {_FLOAT: self.baseline, _CANDIDATE: engine}
+            protocol, seed, batch = Protocol(**self.experiment["protocol"]), self.experiment["seed"], self.experiment["batch"]
+            measurement = measure_engines(engines, _FLOAT, protocol, seed=seed, batch=batch)
+            layers = engine.layers()
+        finally:
+            engine.close()
+        timing, reference = measurement.timings[_CANDIDATE], measurement.timings[_FLOAT]
+        return {
+            "clock": measurement.clock,
+            "ratio": timing.ratio,
+            "ratio_interval": list(timing.ratio_interval),
+            "engine_ms": timing.latency_ms,
+            "float_ms": reference.latency_ms,
+            "p99_ms": timing.p99_ms,
+            "p99_calls": timing.p99_calls,
+            "p99_note": timing.p99_note,
+            "throughput": timing.throughput,
+            "rounds_ms": list(timing.rounds_ms),
+            "float_rounds_ms": list(reference.rounds_ms),
+            "build_seconds": round(build_seconds, 3),
+            "layers": layers,
+        }
+
+
+def _attempted(action: Callable[[], Any]) -> Any:
+    """Return what an action gives, or its Failure. A transient one is tried once more, with its memory given back."""
+    failure = None
+    for _ in range(_ATTEMPTS):
+        try:
+            return action()
+        except DeviceError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM):
+                raise  # a full disk is no fault of a candidate
+            failure = failure_of(error)
+        if failure.cause != TRANSIENT:
+            break
+        gc.collect()
+    return failure
+
+
+def _given_up(deaths: Deaths) -> Failure:
+    how = "by a crash of the runtime" if deaths.crashed else "killed from outside, as when memory runs out"
+    return Failure(f"the runner died {deaths.times} times over it, {how}", REFUSED if deaths.crashed else TRANSIENT, ())
+
+
+def _named(failure: Failure) -> str:
+    """Return the reason; a bug of ours is called one."""
+    return f"a bug of smpq, not of the model: {failure.reason}" if failure.cause == INTERNAL else failure.reason
+
+
+def _open(experiment: Mapping[str, Any], directory: Path, inputs: Mapping[str, np.ndarray], entry: Mapping[str, Any]) -> Engine:
+    """Make an engine of a model; DeviceError when the file is not that model."""
+    model = directory / entry["model"]
+    check_model(model, entry["sha256"])
+    return OPENERS[experiment["runtime"]](model, entry["settings"], inputs, directory / CACHE_DIRECTORY)
