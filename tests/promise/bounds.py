@@ -93,7 +93,8 @@ class Noise:
         return 2 * max(-low, high) / (2**bits - 1)
 
     def _uniform(self, step: float) -> Callable[[Tensor], Tensor]:
-        return lambda tensor: tensor + step * self._random(tensor)
+        """Errors of each value for itself, and one of all values together: a constant in front of a rounding shifts them alike."""
+        return lambda tensor: tensor + step * (self._random(tensor) + self._random(torch.zeros(())))
 
     def _relative(self, tensor: Tensor) -> Tensor:
         return tensor * (1 + _FLOAT_NOISE * self._random(tensor).to(tensor.dtype))
