@@ -20,7 +20,7 @@ from deploy.latency.bench import Bench
 from deploy.latency.designs import designed_policies, random_policies
 from deploy.latency.model import Observation, fit
 from deploy.latency.observations import edges
-from deploy.stages.making import export_float_model
+from deploy.float_onnx import export_float_model
 
 MEASURED, OTHERS = 12, 12
 

@@ -29,7 +29,7 @@ from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import edges
 from deploy.prepare import Prepared
-from deploy.stages.making import export_float_model
+from deploy.float_onnx import export_float_model
 from deploy.stages.scoring import score
 from smpq.policy import Policy, Space
 

@@ -16,7 +16,7 @@ from calib.errors import UserError
 from calib.formats import Format
 from calib.graph import TracedModel, operator_name
 from calib.observers import Observed, observer_from_name
-from calib.quantizer import ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
+from calib.quantizer import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
 from calib.rounding import Moments, rounding_from_name
 from calib.task import Batch
 from calib.units import Unit
@@ -115,7 +115,8 @@ class Calibration:
         if unit.bias is None:
             return torch.zeros(unit.out_features, device=weight.device)
         # any tensor of 8 bits that spans the observed range has at least this step
-        smallest = min(max(self._observed[name].high - self._observed[name].low, 1e-6) * 0.1 / 255 for name in unit.inputs)
+        spans = [self._observed[name].high - self._observed[name].low for name in unit.inputs]
+        smallest = max(min(span * 0.1 / 255 if span > 0 else SCALE_OF_ZEROS for span in spans), torch.finfo(torch.float32).tiny)
         return self.traced.state[unit.bias].abs().float() / (smallest * _BIAS_LIMIT)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from calib.errors import UserError
 from calib.task import Batch, Task, TrainableTask
@@ -97,6 +97,8 @@ def check_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"model() must return a torch.nn.Module, not {_type(model)}")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise UserError(f"{name!r} of the model has no shape yet: run a lazy model on one batch before handing it over")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(
@@ -128,20 +130,6 @@ def per_sample(function: Callable[..., Any], arguments: Sequence[Any], count: in
         raise UserError(f"the task's {what}() must return one value per sample, [{count}], not {list(values.shape)}")
     check_finite(values, f"the result of the task's {what}()")
     return values
-
-
-def fingerprint(model: nn.Module, batches: Iterable[Batch]) -> str:
-    """Return the sha256, in hex, of the model's state and of all inputs and tensor targets: equal exactly for equal work."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        _update(digest, tensor)
-    for batch in batches:
-        for tensor in batch.inputs:
-            _update(digest, tensor)
-        if isinstance(batch.target, Tensor):
-            _update(digest, batch.target)
-    return digest.hexdigest()
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -218,7 +206,7 @@ def _batch(item: object, where: str) -> Batch:
         raise UserError(f"{where} has {sizes[0]} samples and {target.shape[0]} targets")
     if isinstance(target, Tensor):
         check_finite(target, f"the target of {where}")
-    return Batch(tuple(inputs), target)
+    return Batch(tuple(tensor.detach() for tensor in inputs), target)
 
 
 def _check_same(first: Batch, other: Batch, where: str) -> None:
@@ -254,11 +242,6 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{path} does not hold a state_dict, names with tensors: save model.state_dict()")
     return dict(loaded)
-
-
-def _update(digest: Any, tensor: Tensor) -> None:
-    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _type(value: object) -> str:

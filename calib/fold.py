@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from calib.errors import UserError
 from calib.graph import TracedModel, operator_name
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -26,6 +27,23 @@ class Folded:
     layer: str
 
 
+def trace_folded(
+    model: nn.Module, example: Sequence[Tensor], sizes: Iterable[int] = (), *, free: bool = True
+) -> tuple[TracedModel, tuple[Folded, ...]]:
+    """Return the trace of a copy of `model` whose foldable BatchNorms are folded, and what was folded into what.
+
+    `model` itself is left as it is; `sizes` and `free` are those of `TracedModel`. What is folded is said by `fold_batchnorm`.
+    """
+    sizes = tuple(sizes)
+    copied = copy_model(model)
+    traced = TracedModel(copied, example, sizes, free=free)
+    folded = _fold(traced)
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    # torch traces for as long as the rest takes together: where nothing was folded, the first trace is the result
+    return (TracedModel(copied, example, sizes, free=traced.dynamic_batch) if folded else traced), folded
+
+
 def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Module, tuple[Folded, ...]]:
     """Return a copy of `model` with every foldable BatchNorm replaced by Identity, and what was folded into what.
 
@@ -34,13 +52,36 @@ def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Modu
     3. A weight that is shared or computed (weight norm, weight standardisation) is left alone, and so are subclasses of BatchNorm,
        which may do more than normalise: they stay float operations.
     """
-    traced = TracedModel(model, example)
+    traced, folded = trace_folded(model, example)
+    return traced.module, folded
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model with all that hangs on it; UserError when it holds what Python cannot copy.
+
+    Tensors that were computed, as the weight of an old weight norm, are copied without the graph of their gradient.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever the __deepcopy__ and __reduce__ of foreign objects raise
+        raise UserError(
+            f"the model cannot be copied ({type(error).__name__}: {error}): keep locks, files, generators and threads out of it"
+        ) from error
+
+
+def _fold(traced: TracedModel) -> tuple[Folded, ...]:
+    """Fold in the module of a trace, in place."""
+    folded = traced.module
     calls: dict[str, int] = {}
     for node in traced.graph.nodes:
         if operator_name(node) in _NORM_OPERATORS:
             path = traced.module_path(node)
             calls[path] = calls.get(path, 0) + 1
-    folded = copy.deepcopy(model)
     done: list[Folded] = []
     for node in traced.graph.nodes:
         if operator_name(node) not in _NORM_OPERATORS:
@@ -64,9 +105,8 @@ def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Modu
             continue
         _replace(folded, norm_path, nn.Identity())
         done.append(Folded(norm_path, layer_path))
-    for parameter in folded.parameters():
-        parameter.requires_grad_(False)
-    return folded.eval(), tuple(done)
+    folded.eval()
+    return tuple(done)
 
 
 def _affine(norm: nn.Module) -> Any:

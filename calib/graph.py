@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,22 +13,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from calib.equal import merge_equal
-from calib.errors import UserError
 from calib.execution import NO_EDITS, Edits, Execution, Observe
-
-_RANDOM = {
-    "bernoulli",
-    "multinomial",
-    "normal",
-    "poisson",
-    "rand",
-    "rand_like",
-    "randint",
-    "randint_like",
-    "randn",
-    "randn_like",
-    "randperm",
-}
+from calib.tracing import export_program
 
 
 class TracedModel:
@@ -40,20 +24,24 @@ class TracedModel:
     2. The graph holds no in-place operator: `out += skip` has become an add with a name of its own.
     3. The batch dimension is dynamic; where the model does not allow it, the batch size of the example is fixed and
        `dynamic_batch` is False.
-    4. Parameters that share their memory are one tensor, read from one node.
+    4. A change of a buffer or of an input that `forward` makes in passing is left out.
+    5. Parameters that share their memory are one tensor, read from one node.
 
     A pickled copy runs, and can be planned for, like the original. It has no `module`, `example` or `program`, and its nodes have no
     `meta`: another process may not be able to import the classes of the model. A copy whose tensors were loaded onto another device
     makes its constants there.
     """
 
-    def __init__(self, model: nn.Module, example: Sequence[Tensor]) -> None:
-        """Trace `model` on `example`, the positional inputs of one batch of two samples or more."""
+    def __init__(self, model: nn.Module, example: Sequence[Tensor], sizes: Iterable[int] = (), *, free: bool = True) -> None:
+        """Trace `model` on `example`, the positional inputs of one batch: of two samples or more, unless its size is the only one.
+
+        `sizes` are the numbers of samples that will run at once; a trace that does not hold for all of them is made again for the
+        size of the example alone, as without `free`.
+        """
         self.module = model
         self.example = tuple(example)
-        self.program, self.dynamic_batch = _export(model, self.example)
+        self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free)
         self.graph: fx.Graph = self.program.graph
-        _check_straight(self.graph)
         signature = self.program.graph_signature
         self.parameter_names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         constants = {**signature.inputs_to_lifted_tensor_constants}
@@ -208,50 +196,3 @@ def _merge_shared(graph: fx.Graph, state: Mapping[str, Tensor]) -> None:
             kept = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), node)
             if kept is not node:
                 node.replace_all_uses_with(kept)
-
-
-def _check_straight(graph: fx.Graph) -> None:
-    """Refuse graphs that branch, and those whose result is another one each time: nothing could be compared with them."""
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            raise UserError(
-                f"the model branches on values ({next(iter(node.users)).target}): quantise the parts apart, or write it with torch.where"
-            )
-        if operator_name(node) in _RANDOM:
-            raise UserError(
-                f"the model draws random numbers ({operator_name(node)}): make them an input, or leave them out in eval mode"
-            )
-
-
-def _free_batch(model: nn.Module, count: int) -> tuple[Any, ...]:
-    """Mark the leading dimension of `count` inputs as free; torch.export wants those that `*args` takes in one tuple."""
-    free: list[Any] = [{0: torch.export.Dim.DYNAMIC} for _ in range(count)]
-    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL not in kinds:
-        return tuple(free)
-    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*free[:first], tuple(free[first:]))
-
-
-def _export(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[torch.export.ExportedProgram, bool]:
-    if model.training:
-        raise UserError("the model is in training mode: call model.eval() before handing it over")
-    dynamic = _free_batch(model, len(example))
-
-    def inputs() -> tuple[Tensor, ...]:
-        # torch marks the tensors themselves as dynamic: a second attempt on the same ones would fail like the first
-        return tuple(tensor.clone() for tensor in example)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about its own deprecated internals while it traces
-        try:
-            program, is_dynamic = torch.export.export(model, inputs(), dynamic_shapes=dynamic), True
-        except Exception:  # noqa: BLE001 - torch raises many types; a fixed batch is tried before giving up
-            try:
-                program, is_dynamic = torch.export.export(model, inputs()), False
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise UserError(
-                    f"the model cannot be traced by torch.export, which ONNX export needs too: {type(error).__name__}: {reason}"
-                ) from error
-        return program.run_decompositions({}), is_dynamic

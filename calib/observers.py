@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -84,10 +85,12 @@ def percentile(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]
 def mse(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
     """Shrink the full range until the mean squared error of the rounded values is smallest."""
     values = seen.sample()
+    # the squares of tiny values vanish in float32: count in a power of two near the largest
+    unit = 2.0 ** -math.frexp(max(-seen.low, seen.high))[1]
     best, best_error = (seen.low, seen.high), float("inf")
     for shrink in torch.linspace(0.15, 1.0, _MSE_STEPS).tolist():
         low, high = seen.low * shrink, seen.high * shrink
-        error = float((quantizer_from_range(low, high, bits, scheme)(values) - values).square().mean())
+        error = float((quantizer_from_range(low, high, bits, scheme)(values) - values).mul_(unit).square_().mean())
         if error < best_error:
             best, best_error = (low, high), error
     return best

@@ -11,7 +11,10 @@ from torch import Tensor
 Scheme = Literal["affine", "symmetric"]
 """`affine`: unsigned integers with a zero point (CPU kernels); `symmetric`: signed integers, zero point 0 (TensorRT)."""
 
-_SMALLEST_SCALE = 1e-8
+SCALE_OF_ZEROS = 1e-8
+"""Step of a tensor that was always zero: any would do, and biases are counted in units of input step times weight step."""
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+"""Smaller numbers lose digits in float32, and their inverse is infinite."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,16 @@ def quantizer_from_range(low: float, high: float, bits: int, scheme: Scheme) -> 
     """Return the quantiser that covers `[low, high]`, widened so that it holds zero exactly."""
     low, high = min(low, 0.0), max(high, 0.0)
     if scheme == "symmetric":
-        scale = max(max(-low, high) / (2 ** (bits - 1) - 1), _SMALLEST_SCALE)
+        scale = _step(max(-low, high), 2 ** (bits - 1) - 1)
         return ActivationQuantizer(bits, _float32(scale), 0, signed=True)
     levels = 2**bits - 1
-    scale = max((high - low) / levels, _SMALLEST_SCALE)
+    scale = _step(high - low, levels)
     return ActivationQuantizer(bits, _float32(scale), min(max(round(-low / scale), 0), levels), signed=False)
+
+
+def _step(span: float, levels: int) -> float:
+    """Relative to the span alone, so that a tensor of tiny values has as many steps as one of large ones."""
+    return max(span / levels, _SMALLEST_SCALE) if span > 0 else SCALE_OF_ZEROS
 
 
 def _float32(value: float) -> float:

@@ -12,6 +12,7 @@ from calib.formats import FP16, Format
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends import tensorrt as tensorrt_backend
 from deploy.export import call_name
+from deploy.float_onnx import export_float_model
 from deploy.lower import lower
 from deploy.on_device.experiment import CACHE_DIRECTORY
 from deploy.prepare import DEVICE, Prepared
@@ -72,7 +73,7 @@ class Engines:
 
     @property
     def _float_model(self) -> Path:
-        return self._prepared.run.file("model.float.onnx")
+        return export_float_model(self._prepared)
 
     @property
     def _reference_model(self) -> Path:

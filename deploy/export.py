@@ -25,6 +25,8 @@ from deploy.onnx_files import save_model
 OPSET = 21
 ALIASES = "smpq.aliases"
 """Model metadata: JSON of traced tensor -> ONNX value, for tensors that the exporter found to be the same value."""
+FINGERPRINT = "smpq.fingerprint"
+"""Model metadata: the key of the fingerprint of the run that exported it."""
 
 _MULTIPLIES = {"Conv", "Gemm", "MatMul"}
 _MAY_BE_IDENTITY = {
@@ -34,7 +36,7 @@ _MAY_BE_IDENTITY = {
 _FX_NAME = re.compile(r"%(\S+) :")
 
 
-def export_float(traced: TracedModel, units: Sequence[Unit], path: Path) -> None:
+def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerprint: str = "") -> None:
     """Write the float model as ONNX, opset 21, weights float32.
 
     1. The node that multiplies by a unit's weight (Conv, Gemm, MatMul) is named by the unit's path; further calls `path#2`, ...
@@ -43,6 +45,7 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path) -> None
     3. Other nodes are named `<module path>/<operator>`, made unique by `_2`, ...
     4. A dynamic batch stays dynamic and is called `batch`. No metadata that holds source paths is left.
     5. Every unit's weight is compared with the initialiser found; a difference is an error, never a guess.
+    6. The model's metadata holds `fingerprint` (`FINGERPRINT`), which every model that is made from this one keeps.
 
     Raises UserError when torch cannot express the model in ONNX, with the operator's name.
     """
@@ -54,12 +57,14 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path) -> None
     produced = {name for name in (value.name for node in model.graph for value in node.outputs) if name}
     resolved = names.resolve(produced)
     units_by_node = _unit_nodes(model, traced, units, names, exporter_names)
-    _name_values(model, resolved)
+    _name_values(model, traced, resolved)
     _name_nodes(model, traced, units_by_node, {node: names.traced_name(name) for node, name in exporter_names.items()})
     _clear(model)
     _name_batch(model)
     aliases = {tensor: value for tensor, value in names.final_names(resolved).items() if tensor != value}
     model.metadata_props[ALIASES] = json.dumps(aliases, sort_keys=True)
+    if fingerprint:
+        model.metadata_props[FINGERPRINT] = fingerprint
     save_model(model, path)
 
 
@@ -153,9 +158,8 @@ class _Names:
                 values[node.name] = values[source.name]
             if node.name in values:
                 seen.setdefault(computation, values[node.name])
-        return {tensor: values[node.name] for tensor, node in self._computed_by.items() if node.name in values} | {
-            name: name for name in self._traced.inputs
-        }
+        computed = {tensor: values[node.name] for tensor, node in self._computed_by.items() if node.name in values}
+        return {name: name for name in self._traced.inputs} | computed
 
     def final_names(self, resolved: Mapping[str, str]) -> dict[str, str]:
         """Return traced tensor -> name of the ONNX value after renaming: the first tensor of a value names it."""
@@ -252,18 +256,25 @@ def _holds(node: ir.Node, weight: np.ndarray[Any, Any]) -> bool:
     return bool(same or (weight.ndim == 2 and stored.shape == weight.T.shape and np.array_equal(stored, weight.T)))
 
 
-def _name_values(model: ir.Model, resolved: Mapping[str, str]) -> None:
-    """Rename in two steps: the exporter's `add_2` may be our `add_30`, while another tensor of ours is called `add_2`."""
+def _name_values(model: ir.Model, traced: TracedModel, resolved: Mapping[str, str]) -> None:
+    """Rename in two steps: the exporter's `add_2` may be our `add_30`, while another tensor of ours is called `add_2`.
+
+    Inputs keep the traced names whatever the exporter made of them: an input that is an output as well, it calls `x_orig`.
+    """
     wanted: dict[str, str] = {}
     for tensor, value_name in resolved.items():
         wanted.setdefault(value_name, tensor)
+    wanted |= {str(value.name): name for value, name in zip(model.graph.inputs, traced.inputs, strict=True)}
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     old_names = [str(value.name) for value in values]
     for index, value in enumerate(values):
         value.name = f"__renamed_{index}"
     taken = {wanted[old] for old in old_names if old in wanted} | set(model.graph.initializers)
+    named: set[str] = set()
     for value, old in zip(values, old_names, strict=True):
-        value.name = wanted[old] if old in wanted else unique_name(old, taken)
+        ours = wanted.get(old)
+        value.name = ours if ours is not None and ours not in named else unique_name(old, taken)
+        named.add(str(value.name))
         taken.add(str(value.name))
 
 

@@ -59,7 +59,7 @@ class Tuned:
         """Write `model.finetuned.onnx`, the float model that the quantisers are put into."""
         path = self.prepared.run.file(MODEL)
         with self.prepared.progress.step("export to ONNX"):
-            export_float(self.traced, self.prepared.space.units, path)
+            export_float(self.traced, self.prepared.space.units, path, self.prepared.fingerprint)
         return path
 
 

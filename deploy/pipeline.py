@@ -40,7 +40,7 @@ def open_run(
     if run.has("run.json"):
         run.lock()
     prepared = prepare(run, settings, progress, resources or Resources(), device)
-    run.keep(settings, prepared.fingerprint, resources)
+    run.keep(settings, prepared.identity, resources)
     return prepared
 
 

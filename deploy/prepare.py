@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.data import check_batches, check_finite, check_model, fingerprint, materialize, per_sample
+from calib.data import check_batches, check_model, materialize
 from calib.errors import UserError
-from calib.fold import Folded, fold_batchnorm
+from calib.fingerprint import Fingerprint, fingerprint
+from calib.fold import Folded
 from calib.formats import FP16, Format, formats_from_text
 from calib.graph import TracedModel
 from calib.task import Batch, Task
@@ -24,11 +24,12 @@ from calib.units import Skipped, Unit, find_units
 from deploy.backends import onnxruntime as ort_backend
 from deploy.devices.address import device_from_address
 from deploy.devices.base import Device
+from deploy.float_model import trace_float_model, try_task
 from deploy.half_range import check_half_range
 from deploy.on_device.cuda import open_cuda
 from deploy.on_device.errors import DeviceError
 from deploy.progress import Progress
-from deploy.run import Run, Settings, versions
+from deploy.run import DECISIVE, Run, Settings, versions
 from deploy.targets.offers import refusal, unknown_offers
 from deploy.targets.target import Target, capability, check_builds_here, target_from_name
 from smpq.costs import CostModel, cost_models
@@ -39,7 +40,7 @@ from smpq.journal import Journal
 from smpq.plan import QuantPlan, Rules
 from smpq.policy import Policy, Space
 from smpq.quantize import FakeQuantizer
-from smpq.value import PolicyValue, check_memory_limit, divergence
+from smpq.value import PolicyValue, check_memory_limit
 from smpq.workers.crew import Crew
 from smpq.workers.resources import Resources
 from smpq.workers.station import check_portable, placed
@@ -121,9 +122,15 @@ class Prepared:
         return None
 
     @cached_property
+    def identity(self) -> Fingerprint:
+        """What the results of the run depend on: graph, weights, calibration data and versions."""
+        found = versions()
+        return fingerprint(self.traced, self.batches, {name: found[name] for name in DECISIVE if name in found})
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of the model's weights and the calibration data."""
-        return fingerprint(self.traced.module, self.batches)
+        """The identity as one hash."""
+        return self.identity.key
 
     @cached_property
     def fake_quantizer(self) -> FakeQuantizer:
@@ -212,18 +219,9 @@ def prepare(run: Run, settings: Settings, progress: Progress, resources: Resourc
         loader = call_task(task, "calibration")
         check_batches(loader)
         batches = materialize(loader)
-    example = tuple(tensor[:2] for tensor in _largest(batches).inputs)
-    if len(example[0]) < 2:  # one sample would make the batch dimension a constant
-        example = tuple(tensor.repeat(2, *[1] * (tensor.dim() - 1)) for tensor in example)
     with progress.step("trace the model"):
-        network, folded = fold_batchnorm(model.eval(), example)
-        traced = TracedModel(network, example)
-        _try_task(task, traced, batches, settings.value)
-        if not traced.dynamic_batch and target.lowering != "simulate" and settings.batch != len(example[0]):
-            raise UserError(
-                f"the model can only be traced for {len(example[0])} samples at once, and the latency is asked for {settings.batch}: write "
-                f"--batch {len(example[0])}, or take the batch size from x.shape[0] in forward()"
-            )
+        traced, folded = trace_float_model(model.eval(), batches, settings, target, progress)
+        try_task(task, traced, batches, settings.value)
     units, skipped = find_units(traced)
     if crew is not None:
         check_portable(task, settings.value)
@@ -264,26 +262,6 @@ def rules_of(target: Target) -> Rules:
     return Rules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, target.lowering == "onnxruntime")
 
 
-def _try_task(task: Task, traced: TracedModel, batches: list[Batch], value: str) -> None:
-    """Use what the search and the verification will call once, so that a mistake shows before hours of work and not after."""
-    sizes = {len(batch.inputs[0]) for batch in batches}
-    if not traced.dynamic_batch and sizes != {len(traced.example[0])}:
-        raise UserError(
-            f"the model can only be traced for one number of samples, {len(traced.example[0])}, and calibration() has batches of "
-            f"{', '.join(map(str, sorted(sizes)))}: take the batch size from x.shape[0] in forward()"
-        )
-    batch = batches[0]
-    output, count = traced.run(batch.inputs), len(batch.inputs[0])
-    for tensor in pytree.tree_leaves(output):
-        if isinstance(tensor, Tensor):
-            check_finite(tensor, "the model's output on calibration batch 0")
-    if value == "loss":
-        per_sample(task.loss, (output, batch.target), count, "loss")
-    if value == "kl":
-        per_sample(getattr(task, "divergence", divergence), (output, output), count, "divergence")
-    per_sample(task.metric, (output, batch.target), count, "metric")
-
-
 def call_task(task: Task, method: str) -> Any:
     """Call a method of the user's task; whatever it raises is the user's to see."""
     try:
@@ -292,10 +270,6 @@ def call_task(task: Task, method: str) -> Any:
         raise
     except Exception as error:
         raise UserError(f"the task's {method}() failed: {type(error).__name__}: {error}") from error
-
-
-def _largest(batches: list[Batch]) -> Batch:
-    return max(batches, key=lambda batch: len(batch.inputs[0]))
 
 
 def _path(text: str | None) -> Path | None:

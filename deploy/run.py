@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import UserError
+from calib.fingerprint import Fingerprint
 from calib.formats import formats_from_text
 from calib.observers import observer_from_name
 from calib.rounding import rounding_from_name
@@ -23,6 +24,8 @@ from smpq.workers.resources import Resources
 
 SCHEMA = 1
 _PACKAGES = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "scipy", "numpy", "tensorrt-rtx", "tensorrt")
+DECISIVE = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript")
+"""Packages whose version decides what is computed and exported: a run goes on with the ones that it began with."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +117,14 @@ class Run:
             ) from error
         weakref.finalize(self, handle.close)
 
-    def keep(self, settings: Settings, fingerprint: str, resources: Resources | None = None) -> None:
-        """Create the run unless it is there; UserError when the weights or the calibration data are others than they were then.
+    def keep(self, settings: Settings, fingerprint: Fingerprint, resources: Resources | None = None) -> None:
+        """Create the run unless it is there; UserError, which names what changed, when it was made of something else.
 
         `resources`, which may change from command to command, are written down as information.
         """
         if self.has("run.json"):
             record = self.read_json("run.json")
-            if record.get("fingerprint", fingerprint) != fingerprint:
-                raise UserError(
-                    f"the weights or the calibration data have changed since {self.path} was made, and what it holds is about the "
-                    "old ones: use another --out, or delete it"
-                )
+            self._check_same(record, fingerprint)
             if resources is not None and record.get("resources") != resources.to_json():
                 self.write_json("run.json", {**record, "resources": resources.to_json()})
             return
@@ -134,8 +133,21 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot create {self.path}: {error.strerror}") from error
         self.lock()
-        record = {"schema": SCHEMA, "settings": asdict(settings), "fingerprint": fingerprint, "versions": versions()}
+        record = {"schema": SCHEMA, "settings": asdict(settings), "fingerprint": fingerprint.to_json(), "versions": versions()}
         self.write_json("run.json", record if resources is None else {**record, "resources": resources.to_json()})
+
+    def _check_same(self, record: Mapping[str, Any], fingerprint: Fingerprint) -> None:
+        try:
+            changed = Fingerprint.from_json(record["fingerprint"]).differences(fingerprint)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.file('run.json')} does not say what the run was made of (an older smpq?): use another --out, or delete it"
+            ) from error
+        if changed:
+            raise UserError(
+                f"{', '.join(changed)} changed since {self.path} was made, and what it holds is about the old state: use another --out, "
+                "or delete it"
+            )
 
     def settings(self) -> Settings:
         """Read the settings; UserError when this is not a run or the file is damaged."""

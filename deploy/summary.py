@@ -198,13 +198,13 @@ def _warnings(
     disagreeing = [path for path, kernel in kernels.items() if not kernel["agrees"]]
     if disagreeing:
         found.append(f"{len(disagreeing)} layers do not run in their planned format: {', '.join(disagreeing[:5])}")
-    if verification and verification["lost_at"] in {"onnx", "engine"}:
+    if verification and verification["lost_at"] in {"float", "onnx", "engine"}:
         found.append(verification["explanation"])
     return found
 
 
 def _no_accuracy() -> dict[str, None]:
-    return dict.fromkeys(("float", "fake_quant", "onnx", "engine"))
+    return dict.fromkeys(("eager", "float", "fake_quant", "onnx", "engine"))
 
 
 def _not_verified(prepared: Prepared) -> dict[str, Any]:

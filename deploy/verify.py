@@ -5,37 +5,32 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from calib.agreement import Agreement
 from calib.data import materialize, per_sample
 from calib.errors import UserError
 from calib.task import Batch
-from deploy.backends import onnxruntime as ort_backend
-from deploy.backends import tensorrt as tensorrt_backend
-from deploy.backends.onnxruntime import OrtEngine
-from deploy.engines import BuildFailed, engine_names
-from deploy.finetuning import tuned
+from deploy.batch_sizes import differs_by_size
 from deploy.prepare import Prepared, call_task
+from deploy.stage_runners import Runner, stage_runners
 from smpq.policy import Policy
 
-STAGES = ("float", "fake_quant", "onnx", "engine")
 _Z = 1.96
+_KEPT_BYTES = 1 << 28
+"""Of the module's own outputs so many are kept until the trace has been compared with them."""
 _EXPLANATIONS = {
+    "float": "the trace: the traced graph does not compute what the PyTorch module does; this is a bug, please report it",
     "fake_quant": "quantisation itself: give the layers more bits, or fine-tune",
     "onnx": "the export: the ONNX file does not compute what the fake-quantised model does; this is a bug, please report it",
     "engine": "the runtime: its kernels do not compute what the ONNX file says (see the kernel column)",
 }
-
-Runner = Callable[[Batch], Any]
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -70,131 +65,107 @@ class Verification:
 
 
 def verify(prepared: Prepared, policy: Policy) -> Verification:
-    """Run the evaluation data through the float model, the fake-quantised model, the ONNX file and the engine.
+    """Run the evaluation data through the user's module, its trace, the fake-quantised model, the ONNX file and the engine.
 
-    The ONNX file is computed as written, in float with its quantisers and no integer kernels; the engine as it was built.
+    The ONNX file is computed as written, in float with its quantisers and no integer kernels; the engine as it was built. The trace must
+    give what the module gives, and an engine for any batch size the same for a sample alone as for the same sample among others.
+    Raises UserError when a stage gives NaN or infinity.
     """
     batches = materialize(call_task(prepared.task, "evaluation"), what="evaluation")
     with tempfile.TemporaryDirectory() as directory:
-        runners = _runners(prepared, policy, Path(directory))
+        runners = stage_runners(prepared, policy, Path(directory))
     stages: dict[str, Stage] = {}
-    previous: tuple[Tensor, Tensor | None] | None = None
+    previous: _Results | None = None
+    problems: dict[str, str] = {}
     for name, runner in runners.items():
         if isinstance(runner, str):
             stages[name] = Stage(None, None, None, None, None, runner)
             continue
+        reference = previous.outputs if name == "float" and previous is not None else ()
         with prepared.progress.bar(f"verify {name}", len(batches)) as advance:
-            current = _collect(prepared, batches, runner, advance)
+            current = _collect(prepared, batches, name, runner, reference, advance)
+        if current.problem is not None:
+            problems[name] = current.problem
         stages[name] = _compare(current, previous)
         previous = current
-    lost_at = _lost_at(stages)
-    explanation = (
-        f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}"
-        if lost_at
-        else "no stage lost points that the data can tell from zero"
-    )
+    if callable(runners["engine"]) and callable(runners["fake_quant"]):
+        alone = differs_by_size(runners["engine"], runners["fake_quant"], batches[0], (1, prepared.settings.batch))
+        if alone is not None:
+            problems["engine"] = alone
+    lost_at = next(iter(problems), None) or _lost_at(stages)
+    explanation = "no stage lost points that the data can tell from zero"
+    if lost_at:
+        found = f" ({problems[lost_at]})" if lost_at in problems else ""
+        explanation = f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}{found}"
     samples = sum(len(batch.inputs[0]) for batch in batches)
     return Verification(prepared.task.metric_name, samples, stages, lost_at, explanation)
 
 
-def _runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, Runner | str]:
-    """Return how each stage computes a batch's output, or why it cannot; `directory` is for files that only loading needs."""
-    traced, run = prepared.traced, prepared.run
-    fine_tuned = tuned(prepared, policy)
-    simulated = traced if fine_tuned is None else fine_tuned.traced
-    edits = prepared.fake_quantizer.edits(prepared.plan(policy)) if fine_tuned is None else fine_tuned.edits()
-    names = engine_names(prepared.target)
-    runners: dict[str, Runner | str] = {
-        "float": lambda batch: traced.run(batch.inputs),
-        "fake_quant": lambda batch: simulated.run(batch.inputs, edits),
-    }
-    model = run.file(names.model)
-    reference = directory / model.name
-    record = ort_backend.build_engine(model, reference, exact=True)
-    if isinstance(record, BuildFailed):
-        runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
-    else:
-        runners["onnx"] = _session_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
-    built_on = run.read_json("build.json").get("built_on") if run.has("build.json") else None
-    if built_on is not None:
-        runners["engine"] = f"it was built on {built_on}, which does not have the evaluation data"
-    elif prepared.target.runtime != "onnxruntime":
-        runners["engine"] = _plan_runner(prepared)
-    else:
-        engine = run.file(names.engines[""])
-        if not engine.is_file():
-            raise UserError(f"{engine} is missing: build it with smpq build")
-        runners["engine"] = _session_runner(prepared, ort_backend.load_engine(engine, threads=torch.get_num_threads()))
-    return runners
+@dataclass
+class _Results:
+    """What one stage gave: `[n]` metric values, `[n]` top classes where the output is `[n, classes]`, the first outputs.
 
+    `problem` says in words where the outputs are not those that they were compared with.
+    """
 
-def _session_runner(prepared: Prepared, engine: OrtEngine) -> Runner:
-    fixed = engine.record.inputs[0]["shape"][0]
-    return _in_batches(prepared, engine.run, fixed if isinstance(fixed, int) else None)
-
-
-def _plan_runner(prepared: Prepared) -> Runner | str:
-    """Return how the plan for the GPU of this machine computes a batch, or why nothing here can."""
-    try:
-        capability = tensorrt_backend.gpu_compute_capability()
-    except UserError as error:
-        return str(error)
-    plans = engine_names(prepared.target).engines
-    name = plans.get(capability, plans.get(""))
-    if name is None:
-        return f"the run has plans for {', '.join(plans)}, and the GPU of this machine is {capability}: build for it with --sm {capability}"
-    plan = tensorrt_backend.PlanRunner(prepared.run.file(name), prepared.target.runtime, prepared.traced.inputs)
-    return _in_batches(prepared, plan.run, prepared.settings.batch)
-
-
-def _in_batches(prepared: Prepared, compute: Callable[[list[Array]], list[Array]], size: int | None) -> Runner:
-    """Return how an engine that takes batches of `size`, or of any size, computes a batch."""
-    spec = prepared.traced.program.call_spec.out_spec
-
-    def run(batch: Batch) -> Any:
-        arrays = [tensor.numpy() for tensor in batch.inputs]
-        count = len(arrays[0])
-        step = size or count
-        parts = []
-        for start in range(0, count, step):
-            chunk = [_padded(array[start : start + step], step) for array in arrays]
-            parts.append(compute(chunk))
-        outputs = [torch.from_numpy(np.concatenate(column)[:count]) for column in zip(*parts, strict=True)]
-        return pytree.tree_unflatten(outputs, spec)
-
-    return run
-
-
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
-    """Fill up the last, smaller batch of an engine with a fixed batch size; the extra results are cut off."""
-    missing = size - len(array)
-    return array if missing == 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+    values: Tensor
+    classes: Tensor | None
+    outputs: Sequence[Any] = field(default=())
+    problem: str | None = None
 
 
 def _collect(
-    prepared: Prepared, batches: Sequence[Batch], runner: Runner, advance: Callable[[], None]
-) -> tuple[Tensor, Tensor | None]:
-    """Return `[n]` metric values, and `[n]` top classes where the output is `[n, classes]`."""
-    values, classes = [], []
-    for batch in batches:
-        output = runner(batch)
-        values.append(per_sample(prepared.task.metric, (output, batch.target), len(batch.inputs[0]), "metric"))
-        first = pytree.tree_leaves(output)[0]
-        if first.dim() == 2:  # class scores
-            classes.append(first.argmax(1))
+    prepared: Prepared,
+    batches: Sequence[Batch],
+    name: str,
+    runner: Runner,
+    reference: Sequence[Any],
+    advance: Callable[[], None],
+) -> _Results:
+    values, classes, outputs, room = [], [], [], _KEPT_BYTES
+    broken, problem = 0, None
+    agreement = Agreement(reference[0]) if reference else None
+    for index, batch in enumerate(batches):
+        output, count = runner(batch), len(batch.inputs[0])
+        leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        broken += _not_finite(leaves, count)
+        if not broken:
+            values.append(per_sample(prepared.task.metric, (output, batch.target), count, "metric"))
+        if leaves[0].dim() == 2 and len(leaves[0]) == count:  # class scores
+            classes.append(leaves[0].argmax(1))
+        if agreement is not None and index < len(reference) and problem is None:
+            problem = agreement.difference(output, reference[index])
+        room -= sum(leaf.nbytes for leaf in leaves)
+        if name == "eager" and room >= 0:
+            outputs.append(output)
         advance()
-    return torch.cat(values), torch.cat(classes) if classes else None
+    if broken:
+        samples = sum(len(batch.inputs[0]) for batch in batches)
+        raise UserError(
+            f"the output of stage {name} holds NaN or infinity for {broken} of {samples} samples of the evaluation data: "
+            f"{'correct the model or the data' if name in ('eager', 'float') else 'try another format, observer or target'}"
+        )
+    return _Results(torch.cat(values), torch.cat(classes) if len(classes) == len(batches) else None, outputs, problem)
 
 
-def _compare(current: tuple[Tensor, Tensor | None], previous: tuple[Tensor, Tensor | None] | None) -> Stage:
-    values, classes = current
-    mean, interval = _mean_interval(values)
+def _not_finite(leaves: Sequence[Tensor], count: int) -> int:
+    """Return how many samples of a batch have a value that is not finite; all of them where an output does not count samples."""
+    found = torch.zeros(count, dtype=torch.bool)
+    for leaf in leaves:
+        if leaf.is_floating_point() or leaf.is_complex():
+            odd = ~torch.isfinite(leaf)
+            found |= odd.reshape(count, -1).any(1) if leaf.dim() and len(leaf) == count else odd.any()
+    return int(found.sum())
+
+
+def _compare(current: _Results, previous: _Results | None) -> Stage:
+    mean, interval = _mean_interval(current.values)
     if previous is None:
         return Stage(mean, interval, None, None, None)
-    change, change_interval = _mean_interval(values - previous[0])
+    change, change_interval = _mean_interval(current.values - previous.values)
     agreement = None
-    if classes is not None and previous[1] is not None:
-        agreement = float((classes == previous[1]).double().mean())
+    if current.classes is not None and previous.classes is not None:
+        agreement = float((current.classes == previous.classes).double().mean())
     return Stage(mean, interval, change, change_interval, agreement)
 
 

@@ -91,7 +91,7 @@ def test_the_stages_one_by_one(tmp_path):
     assert 0 < low <= measured["ratio"] <= high
     assert measured["ratio"] == pytest.approx(measured["engine_ms"] / measured["float_ms"], rel=0.3)
     verified = json.loads(done("verify", out, "--json").out)
-    assert list(verified["stages"]) == ["float", "fake_quant", "onnx", "engine"]
+    assert list(verified["stages"]) == ["eager", "float", "fake_quant", "onnx", "engine"]
     assert verified["samples"] == 16
     assert verified["stages"]["engine"]["agreement"] >= 0.9
 

@@ -2,8 +2,10 @@
 
 import json
 
+import onnx
 import pytest
 
+from calib.fingerprint import Fingerprint
 from tests.commands import TINY, assert_matches, contents, copy_of, done, filled, refused
 
 SOLVE = ("solve", "{run}", "--budget", "avg_bits=8")
@@ -162,3 +164,48 @@ def test_measuring_what_cannot_be_measured_here(tmp_path):
     assert "give a budget on size, avg_bits or bops" in refused(
         "run", *TINY, "--target", "simulate", "--formats", "w4a8,w8a8", "--budget", "latency=0.5x", "--out", out
     )
+
+
+# Files of another model, or with other numbers than they were written with, are legal ONNX.
+
+
+def with_a_changed_weight(path):
+    model = onnx.load(str(path))
+    tensor = next(each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT and len(each.dims) > 1)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] += 0.5
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, str(path))
+
+
+@pytest.mark.parametrize("command", [("export", "{run}"), BUILD, ("bundle", "{run}", "{run}/bundle", "--budget", "latency=2x")])
+def test_a_float_model_with_other_numbers_is_not_used(run, command):
+    with_a_changed_weight(run / "model.float.onnx")
+    message = refused(*filled(command, run=run))
+    assert_matches(r"model\.float\.onnx is not the file that was exported, .* delete it", message)
+    (run / "model.float.onnx").unlink()
+    done(*filled(command, run=run))
+
+
+@pytest.mark.parametrize("command", [BUILD, ("measure", "{run}"), ("verify", "{run}")])
+def test_an_exported_model_with_other_numbers_is_not_used(run, command):
+    model = run / "model.ort-cpu.onnx"
+    with_a_changed_weight(model) if command != BUILD else model.write_bytes((run / "model.float.onnx").read_bytes())
+    assert_matches(r"model\.ort-cpu\.onnx is not the file that smpq export wrote", refused(*filled(command, run=run)))
+    done("export", run)
+    done(*filled(command, run=run))
+
+
+def test_a_float_model_without_its_record_is_exported_again(run):
+    with_a_changed_weight(run / "model.float.onnx")
+    (run / "model.float.json").unlink()
+    before = contents(run)["model.float.onnx"]
+    done("export", run)
+    assert contents(run)["model.float.onnx"] != before
+
+
+def test_every_model_carries_the_fingerprint(run):
+    parts = json.loads((run / "run.json").read_text())["fingerprint"]
+    for name in ("model.float.onnx", "model.ort-cpu.onnx", "engine.ort-cpu.onnx"):
+        metadata = {entry.key: entry.value for entry in onnx.load(str(run / name)).metadata_props}
+        assert metadata["smpq.fingerprint"] == Fingerprint.from_json(parts).key

@@ -14,8 +14,9 @@ from calib.quantizer import QuantizedWeight, weight_limits
 
 _CLIP_STEPS = 36
 _SMALLEST_CLIP = 0.3
-_TINY = 1e-12
-_DAMPING = 0.01
+_SMALLEST_NORMAL, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+_DAMPINGS = (0.01, 0.1, 1.0)
+_SHARE_OF_ALL = 1e-4
 _STEP_OF_ZEROS = 2.0**-20
 
 
@@ -36,17 +37,52 @@ class Moments:
         return torch.argsort(self.diagonal, dim=1, descending=True, stable=True)
 
     @cached_property
+    def scaled(self) -> Tensor:
+        """`[groups, k, k]`: the matrix, each group times a power of two, so that what nearly dead channels give does not vanish."""
+        return scaled_by_powers(self.matrix, -exponents(self.diagonal.mean(dim=1))[:, None, None])
+
+    @cached_property
     def inverse_factor(self) -> Tensor:
-        """`[groups, k, k]`: upper Cholesky factor of the inverse in that order, 1 % of the mean diagonal added; shared by all widths."""
+        """`[groups, k, k]`: upper Cholesky factor of the inverse in that order, up to a factor for each group; shared by all widths.
+
+        1 % of the mean diagonal is added. A group whose factor does not exist in float32 is solved in float64, and then with more damping: at last only
+        its diagonal is left, which is rounding to nearest.
+        """
         length = self.order.shape[1]
-        rows = self.matrix.gather(1, self.order[:, :, None].expand(-1, -1, length))
+        rows = self.scaled.gather(1, self.order[:, :, None].expand(-1, -1, length))
         ordered = rows.gather(2, self.order[:, None, :].expand(-1, length, -1))
-        diagonal = torch.diagonal(ordered, dim1=1, dim2=2)
-        damping = _DAMPING * diagonal.mean(dim=1, keepdim=True)
-        damping = torch.where(damping > 0, damping, torch.ones_like(damping))
-        damped = ordered + torch.diag_embed(damping.expand_as(diagonal))
-        factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-        return factor
+        factor, exists = _factor(ordered, _DAMPINGS[0])
+        for damping in _DAMPINGS:
+            failed = torch.nonzero(~exists).flatten()
+            if not len(failed):
+                break
+            found, solved = _factor(ordered[failed].double(), damping)
+            factor[failed] = found.float()
+            exists[failed] = solved & torch.isfinite(factor[failed]).all(dim=(1, 2))
+        identity = torch.eye(length, device=factor.device).expand_as(factor)
+        return torch.where(exists[:, None, None], factor, identity)
+
+
+def _factor(ordered: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Return the factor of each group with `share` of its mean diagonal added, and whether it exists."""
+    diagonal = torch.diagonal(ordered, dim1=1, dim2=2)
+    damping = share * diagonal.mean(dim=1, keepdim=True)
+    damping = torch.where(damping > 0, damping, torch.ones_like(damping))
+    lower, failed = torch.linalg.cholesky_ex(ordered + torch.diag_embed(damping.expand_as(diagonal)))
+    factor, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    exists = (failed == 0) & (failed_too == 0) & torch.isfinite(factor).all(dim=(1, 2))
+    return factor, exists
+
+
+def exponents(values: Tensor) -> Tensor:
+    """Return the power of two just above each value, as int32; 0 for zero."""
+    return torch.frexp(values.abs()).exponent
+
+
+def scaled_by_powers(values: Tensor, powers: Tensor) -> Tensor:
+    """Multiply by powers of two, which changes no digit."""
+    half = powers // 2  # in two steps: 2 ** 140 is no float32
+    return torch.ldexp(torch.ldexp(values, half), powers - half)
 
 
 class RoundWeight(Protocol):
@@ -84,20 +120,23 @@ def search_scale(weight: Tensor, importance: Tensor, bits: int, scale_floor: Ten
     represents a row of zeros; it gets a small one, because an integer bias is counted in units of input step times weight step.
     """
     low, high = weight_limits(bits)
+    # in units of a power of two, so that the squares of tiny weights do not vanish
+    powers = exponents(weight.abs().amax(dim=1))
+    weight, floor = scaled_by_powers(weight, -powers[:, None]), scaled_by_powers(scale_floor, -powers).clamp(max=_LARGEST)
     largest = weight.abs().amax(dim=1)
     # the grid reaches one step further down than up, so a range that just holds the positive end may exceed the largest value
     full = torch.where(largest > 0, largest / high, torch.ones_like(largest))
     best = full.clone()
     best_error = torch.full_like(full, torch.inf)
     for shrink in torch.linspace(_SMALLEST_CLIP, 1.0, _CLIP_STEPS).tolist():
-        scale = torch.maximum(full * shrink, scale_floor)
+        scale = torch.maximum(full * shrink, floor)
         rounded = torch.clamp(torch.round(weight / scale[:, None]), low, high) * scale[:, None]
         error = ((rounded - weight).square() * importance).sum(dim=1)
         better = error < best_error
         best = torch.where(better, scale, best)
         best_error = torch.where(better, error, best_error)
-    best = torch.where(largest > 0, best, torch.clamp(scale_floor, min=_STEP_OF_ZEROS))
-    return torch.clamp(best, min=_TINY)
+    best = torch.where(largest > 0, scaled_by_powers(best, powers), torch.clamp(scale_floor, min=_STEP_OF_ZEROS))
+    return torch.clamp(torch.maximum(best, scale_floor), min=_SMALLEST_NORMAL)
 
 
 def search_scales(weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor) -> Tensor:
@@ -105,7 +144,9 @@ def search_scales(weight: Tensor, moments: Moments, bits: int, block: int | None
     rows, length = weight.shape
     groups = moments.matrix.shape[0]
     importance = moments.diagonal.repeat_interleave(rows // groups, dim=0)
-    importance = importance + importance.mean(dim=1, keepdim=True) * 1e-4 + _TINY
+    importance = scaled_by_powers(importance, -exponents(importance.amax(dim=1, keepdim=True)))
+    importance = importance + importance.mean(dim=1, keepdim=True) * _SHARE_OF_ALL
+    importance = torch.where(importance.sum(dim=1, keepdim=True) > 0, importance, torch.ones_like(importance))
     if block is None:
         return search_scale(weight, importance, bits, scale_floor)
     blocks = length // block

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from calib.quantizer import QuantizedWeight, weight_limits
-from calib.rounding.base import Moments, rounding, search_scales
+from calib.rounding.base import Moments, exponents, rounding, scaled_by_powers, search_scales
 
 _COLUMNS_AT_ONCE = 128
 _STEPS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35)
@@ -33,14 +33,15 @@ def round_gptq(weight: Tensor, moments: Moments, bits: int, block: int | None, s
     best_error = torch.full((rows,), torch.inf, device=weight.device)
     best_integers, best_scale = torch.zeros_like(weight), found.clone()
     floor = scale_floor if block is None else scale_floor[:, None]
+    unit = -exponents(weight.abs().amax(dim=1, keepdim=True))  # errors of tiny weights would have no squares
     for factor_of_step in _STEPS if bits < _NO_SEARCH_FROM else (1.0,):
         scale = torch.maximum(found * factor_of_step, floor)
         step = scale[:, None].expand(rows, length) if block is None else scale.repeat_interleave(block, dim=1)
         steps = step.gather(1, by_row).reshape(groups, -1, length)
         rounded = _round_columns(ordered, steps, factor, weight_limits(bits)).reshape(rows, length)
         integers = torch.empty_like(rounded).scatter_(1, by_row, rounded)
-        difference = (integers * step - weight).reshape(groups, -1, length)
-        error = ((difference @ moments.matrix) * difference).sum(dim=2).reshape(rows)
+        difference = scaled_by_powers(integers * step - weight, unit).reshape(groups, -1, length)
+        error = ((difference @ moments.scaled) * difference).sum(dim=2).reshape(rows)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_integers = torch.where(better[:, None], integers, best_integers)

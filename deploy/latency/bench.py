@@ -14,6 +14,7 @@ from calib.errors import UserError
 from deploy.backends.onnxruntime import session_settings
 from deploy.devices.base import Candidate, Experiment, silent
 from deploy.devices.bundle import writing
+from deploy.float_onnx import export_float_model
 from deploy.latency.loop import Refusal
 from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
@@ -96,7 +97,7 @@ class Bench:
         prepared = self._prepared
         with tempfile.TemporaryDirectory() as directory:
             model = Path(directory) / "model.onnx"
-            source = prepared.run.file("model.float.onnx")
+            source = export_float_model(prepared)
             lower(source, prepared.plan(policy), prepared.space.units, prepared.target, model, batch or prepared.settings.batch)
             return self.kept(model)
 

@@ -52,7 +52,7 @@ def _quantize_bias(model: ir.Model, node: ir.Node, unit: Unit, plan: QuantPlan, 
     floats = bias.const_value.numpy().astype(np.float64).reshape(-1)
     scale = (np.float32(input_scale) * weight.scale.detach().cpu().numpy().astype(np.float32)).astype(np.float32)
     integers = np.rint(floats / scale.astype(np.float64))
-    if floats.size != scale.size or not np.all(scale > 0) or np.abs(integers).max(initial=0) > _LARGEST:
+    if floats.size != scale.size or not np.all(scale >= np.finfo(np.float32).tiny) or np.abs(integers).max(initial=0) > _LARGEST:
         return False
     value = constant(model, f"{node.name}/bias", integers.astype(np.int32))
     scales = constant(model, f"{value.name}/scale", scale)

@@ -10,7 +10,13 @@ from deploy.report.wording import amount, change, counted, finite, interval, mag
 
 Verdict = Literal["yes", "no", "unknown", "note"]
 
-_STAGE_NAMES = {"float": "float PyTorch", "fake_quant": "quantised PyTorch", "onnx": "the ONNX graph", "engine": "the engine"}
+_STAGE_NAMES = {
+    "eager": "PyTorch as given",
+    "float": "float PyTorch",
+    "fake_quant": "quantised PyTorch",
+    "onnx": "the ONNX graph",
+    "engine": "the engine",
+}
 _NAMED = 4
 _ORIN_BITS = (4, 8, 16, 32)
 
@@ -123,7 +129,9 @@ def _same_accuracy(report: Mapping[str, Any]) -> Answer:
         between = f"{change(low, metric)} to {change(high, metric, unit=True)}"
         sentences.append(f"Step to {_STAGE_NAMES[name]}: {change(moved, metric)} ({between}){same}.")
     verdict: Verdict
-    if lost_at in ("onnx", "engine"):
+    if lost_at == "float":
+        verdict, first = "no", "No: the traced model does not compute what the PyTorch module does."
+    elif lost_at in ("onnx", "engine"):
         verdict, first = "no", f"No: {_STAGE_NAMES[lost_at]} loses accuracy that quantised PyTorch still has."
     elif last != "engine":
         verdict, first = "unknown", f"Not verified on the engine; {_STAGE_NAMES[last]} is the last stage that ran."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from deploy.float_onnx import FLOAT_MODEL, export_float_model
 from deploy.stages.choosing import Solution, search, solve
-from deploy.stages.making import FLOAT_MODEL, build, export, export_float_model, measure, verify
+from deploy.stages.making import build, export, measure, verify
 from deploy.stages.policies import read_policy, write_policy
 from deploy.stages.scoring import score, static_ceilings, write_space
 

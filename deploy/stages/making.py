@@ -10,27 +10,17 @@ from calib.errors import UserError
 from deploy.backends.tensorrt import Kernel as PlanKernel
 from deploy.devices.base import Candidate
 from deploy.engines import Engines, Kernel, engine_names, plan_kernels
-from deploy.export import export_float
 from deploy.finetuning import tuned, version_key
+from deploy.float_onnx import export_float_model
 from deploy.latency.bench import THOROUGH, Bench
 from deploy.latency.observations import Measured, keep_measured, latency_model, read_observations
 from deploy.lower import lower
+from deploy.onnx_files import sha256
 from deploy.prepare import Prepared
 from deploy.trtexec import TrtexecExport, export_for_trtexec
 from deploy.verify import verify as verify_stages
 from smpq.plan import QuantPlan
 from smpq.policy import Policy
-
-FLOAT_MODEL = "model.float.onnx"
-
-
-def export_float_model(prepared: Prepared) -> Path:
-    """Write `model.float.onnx` unless it is there."""
-    path = prepared.run.file(FLOAT_MODEL)
-    if not path.is_file():
-        with prepared.progress.step("export to ONNX"):
-            export_float(prepared.traced, prepared.space.units, path)
-    return path
 
 
 def export(prepared: Prepared, policy: Policy) -> Path:
@@ -99,6 +89,7 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
     if prepared.not_measurable is not None:
         raise UserError(prepared.not_measurable)
     _needs_build(prepared, policy)
+    _needs_export(prepared, policy)
     predicted, interval = None, None
     if read_observations(prepared):
         predicted, error = latency_model(prepared).predict(policy)
@@ -151,6 +142,8 @@ def _needs_export(prepared: Prepared, policy: Policy) -> None:
         raise UserError(f"{model} is missing: make it with smpq export")
     if not prepared.run.made_for("export.json", version_key(prepared, policy)):
         raise UserError(f"{model} is not of the policy in policy.json and its fine-tuning: use smpq export first")
+    if prepared.run.read_json("export.json", keys=["sha256"])["sha256"] != sha256(model):
+        raise UserError(f"{model} is not the file that smpq export wrote, it has changed since: use smpq export again")
 
 
 def _needs_build(prepared: Prepared, policy: Policy) -> None:

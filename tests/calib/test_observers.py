@@ -96,3 +96,13 @@ def test_entropy_keeps_the_sign_of_the_range():
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UserError, match="minmax, percentile, mse, entropy"):
         observer_from_name("average")
+
+
+@pytest.mark.parametrize("name", list(OBSERVERS))
+def test_tiny_values_get_the_range_that_large_ones_get(name):
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    usual, tiny = Observed(), Observed()
+    usual.add(values)
+    tiny.add(values * 2.0**-90)
+    for found, wanted in zip(OBSERVERS[name](tiny, 8, "affine"), OBSERVERS[name](usual, 8, "affine"), strict=True):
+        assert found == pytest.approx(wanted * 2.0**-90, rel=1e-3)

@@ -35,6 +35,20 @@ def test_covers_the_range_and_holds_zero_exactly(low, high, bits, scheme):
     assert real_high >= max(high, 0.0) - 0.51 * quantizer.scale
 
 
+@pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+@pytest.mark.parametrize("power", [-40, -80, -110])
+def test_tiny_tensors_keep_as_many_steps_as_large_ones(power, scheme):
+    values = torch.linspace(-1, 2, 1001)
+    usual = quantizer_from_range(-1.0, 2.0, 8, scheme)
+    tiny = quantizer_from_range(-(2.0**power), 2.0 ** (power + 1), 8, scheme)
+    assert torch.equal(tiny(values * 2.0**power), usual(values) * 2.0**power)
+
+
+def test_the_smallest_step_has_an_inverse():
+    quantizer = quantizer_from_range(0.0, 1e-40, 8, "affine")
+    assert torch.isfinite(quantizer(torch.tensor([0.0, 1e-40, 1e-38, 1.0]))).all()
+
+
 def test_the_two_schemes():
     affine = quantizer_from_range(0.0, 2.55, 8, "affine")
     assert (affine.limits, affine.zero_point, affine.signed) == ((0, 255), 0, False)

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from calib.errors import UserError
+from calib.fingerprint import Fingerprint
 from deploy.run import Run, Settings, versions
 from smpq.workers.resources import Resources
 from tests.conftest import ROOT
@@ -13,10 +14,13 @@ from tests.conftest import ROOT
 SETTINGS = Settings(task="m:t", formats="w8a8,fp32", compute_capabilities=("sm86", "sm89"), samples=64)
 
 
+IDENTITY = Fingerprint("graph", "weights", "data", {"torch": "2.13.0"})
+
+
 @pytest.fixture
 def run(tmp_path):
     made = Run(tmp_path / "deep" / "run")
-    made.keep(SETTINGS, "abc")
+    made.keep(SETTINGS, IDENTITY)
     return made
 
 
@@ -32,7 +36,7 @@ def test_settings_are_kept(run):
     assert {"torch", "onnx", "onnxruntime"} <= versions().keys()
     before = (run.path / "run.json").read_bytes()
     run.check(SETTINGS)
-    run.keep(SETTINGS, "abc")
+    run.keep(SETTINGS, IDENTITY)
     assert (run.path / "run.json").read_bytes() == before
 
 
@@ -43,15 +47,33 @@ def test_other_settings_need_another_run(run, change):
         run.check(replace(SETTINGS, **change))
 
 
-def test_other_weights_need_another_run(run):
-    with pytest.raises(UserError, match=r"have changed since .* use another --out"):
-        run.keep(SETTINGS, "abd")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"graph": "another"}, r"the model's forward\(\) changed since"),
+        ({"weights": "others"}, "the weights changed since"),
+        ({"data": "others"}, "the calibration data changed since"),
+        ({"versions": {"torch": "2.14.0"}}, "torch 2.13.0 -> 2.14.0 changed since"),
+        ({"weights": "others", "versions": {"torch": "2.13.0", "onnx": "1"}}, "the weights, onnx none -> 1 changed since"),
+    ],
+)
+def test_a_run_of_something_else_is_not_continued(run, change, words):
+    with pytest.raises(UserError, match=rf"^{words} .* use another --out"):
+        run.keep(SETTINGS, replace(IDENTITY, **change))
+
+
+@pytest.mark.parametrize("damage", ["a text, as older versions wrote it", None, {"graph": "graph"}])
+def test_a_run_that_does_not_say_what_it_was_made_of(run, damage):
+    record = run.read_json("run.json")
+    run.write_json("run.json", {**record, "fingerprint": damage})
+    with pytest.raises(UserError, match="does not say what the run was made of"):
+        run.keep(SETTINGS, IDENTITY)
 
 
 def test_resources_are_information_and_may_change(run):
     assert "resources" not in run.read_json("run.json")
     for resources in (Resources(workers=4), Resources(ray="local", memory_limit_mb=100.0)):
-        run.keep(SETTINGS, "abc", resources)
+        run.keep(SETTINGS, IDENTITY, resources)
         assert run.read_json("run.json")["resources"] == resources.to_json()
         assert run.settings() == SETTINGS
     run.check(SETTINGS)

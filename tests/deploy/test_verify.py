@@ -7,12 +7,13 @@ import torch
 
 from calib.errors import UserError
 from calib.task import Batch
-from deploy import verify as verify_module
+from deploy import stage_runners
 from deploy.backends import onnxruntime as ort_backend
 from deploy.pipeline import open_run
 from deploy.progress import Progress
+from deploy.stage_runners import STAGES
 from deploy.stages import read_policy
-from deploy.verify import STAGES, verify
+from deploy.verify import verify
 from tests.commands import TINY, copy_of, done
 from tests.tiny_task import batches, network
 
@@ -46,8 +47,9 @@ def test_a_good_engine_loses_nothing(run):
     assert tuple(record.stages) == STAGES
     assert record.metric == "accuracy"
     assert record.samples == 16
-    assert record.stages["float"].mean == 1.0
-    assert record.stages["float"].change is None
+    assert record.stages["eager"].mean == 1.0
+    assert record.stages["eager"].change is None
+    assert (record.stages["float"].change, record.stages["float"].agreement) == (0.0, 1.0)
     assert record.lost_at is None
     assert "no stage lost points" in record.explanation
     for name in STAGES[1:]:
@@ -104,10 +106,10 @@ def test_the_intervals_are_those_of_paired_samples(run, monkeypatch):
     wrong = [0, 5, 9]
 
     def metric(output, target):
-        # every sample is worth something else, and three of them change behind the float stage
+        # every sample is worth something else, and three of them change behind the float stage, which is the second
         start = 0 if torch.equal(target, targets[:8]) else 8
         values = torch.arange(8) * 10.0
-        if metric.stage > 2:
+        if metric.stage > 4:
             values = values - torch.tensor([float(start + index in wrong) for index in range(8)])
         metric.stage += 1
         return values
@@ -132,6 +134,53 @@ def test_batches_of_other_sizes_than_the_engine_takes(run, monkeypatch):
     record = verify(prepared, read_policy(prepared))
     assert record.samples == 16
     assert record.stages["engine"] == verified(run).stages["engine"]
+
+
+def test_a_module_that_changed_behind_the_trace(run):
+    prepared = open_run(run, Progress())
+    with torch.no_grad():
+        prepared.original.head.weight.neg_()
+    record = verify(prepared, read_policy(prepared))
+    assert record.lost_at == "float"
+    assert "does not compute what the PyTorch module does" in record.explanation
+    assert "output differs by up to" in record.explanation
+
+
+@pytest.mark.parametrize("stage", ["eager", "engine"])
+def test_outputs_that_are_not_finite_are_counted(run, monkeypatch, stage):
+    prepared = open_run(run, Progress())
+    data = [Batch((inputs.clone(),), target) for inputs, target in batches(2)]
+    if stage == "eager":
+        data[1].inputs[0][3:5] = 3e38
+        prepared.original.head.weight.data.mul_(1e6)
+    else:
+        compute = ort_backend.OrtEngine.run
+
+        def broken(self, inputs):
+            outputs = compute(self, inputs)
+            if self.path.name.startswith("engine."):
+                outputs[0][3:5] = np.nan
+            return outputs
+
+        monkeypatch.setattr(ort_backend.OrtEngine, "run", broken)
+        data = data[:1]
+    monkeypatch.setattr(prepared.task, "evaluation", lambda: data)
+    with pytest.raises(UserError, match=rf"output of stage {stage} holds NaN or infinity for 2 of {8 * len(data)} samples"):
+        verify(prepared, read_policy(prepared))
+
+
+def test_an_engine_that_computes_something_else_for_one_sample(run, monkeypatch):
+    compute = ort_backend.OrtEngine.run
+
+    def by_size(self, inputs):
+        outputs = compute(self, inputs)
+        return [output[:, ::-1].copy() if len(output) == 1 else output for output in outputs]
+
+    prepared = open_run(run, Progress())
+    monkeypatch.setattr(ort_backend.OrtEngine, "run", by_size)
+    record = verify(prepared, read_policy(prepared))
+    assert record.lost_at == "engine"
+    assert "with a batch of 1 output 0 of the engine is" in record.explanation
 
 
 @pytest.fixture
@@ -159,8 +208,8 @@ class OrtInsteadOfPlan:
 
 
 def test_a_plan_is_run_where_there_is_its_gpu(plan_run, monkeypatch):
-    monkeypatch.setattr(verify_module.tensorrt_backend, "gpu_compute_capability", lambda: "sm86")
-    monkeypatch.setattr(verify_module.tensorrt_backend, "PlanRunner", OrtInsteadOfPlan)
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_compute_capability", lambda: "sm86")
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "PlanRunner", OrtInsteadOfPlan)
     record = verified(plan_run)
     assert record.stages["engine"].agreement == 1.0
     assert record.stages["engine"].change == 0.0
@@ -168,11 +217,11 @@ def test_a_plan_is_run_where_there_is_its_gpu(plan_run, monkeypatch):
 
 
 def test_a_plan_is_not_run_on_another_gpu_or_without_one(plan_run, monkeypatch):
-    monkeypatch.setattr(verify_module.tensorrt_backend, "gpu_compute_capability", lambda: "sm89")
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_compute_capability", lambda: "sm89")
     assert "build for it with --sm sm89" in verified(plan_run).stages["engine"].not_run
 
     def no_gpu():
         raise UserError("running an engine needs an NVIDIA GPU")
 
-    monkeypatch.setattr(verify_module.tensorrt_backend, "gpu_compute_capability", no_gpu)
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_compute_capability", no_gpu)
     assert verified(plan_run).stages["engine"].not_run == "running an engine needs an NVIDIA GPU"

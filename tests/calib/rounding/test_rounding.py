@@ -164,3 +164,41 @@ def test_searching_the_step_with_gptq_itself_beats_the_step_for_nearest_rounding
     monkeypatch.setattr(gptq, "_STEPS", (1.0,))
     single = output_error(weight, round_gptq(weight, moments, 2, None, torch.zeros(OUT)), moments)
     assert searched < 0.95 * single
+
+
+def dead_and_huge(groups_of: int = 9) -> Moments:
+    """Depthwise channels: usual ones, nearly dead, dead, equal taps, one huge column, and rounding errors below zero."""
+    x = torch.randn(500, groups_of, generator=torch.Generator().manual_seed(2))
+    found = [(x * scale).T @ (x * scale) / 500 for scale in (1.0, 1e-4, 1e-10, 1e-20, 1e-25, 0.0, 1e10, 1e15)]
+    equal = x[:, :1].expand(-1, groups_of)
+    one_huge = torch.where(torch.arange(groups_of) == 3, 1e18, 1.0) * x
+    return Moments(torch.stack([*found, equal.T @ equal / 500, one_huge.T @ one_huge / 500, -torch.eye(groups_of)]))
+
+
+def test_every_factor_exists():
+    moments = dead_and_huge()
+    factor = moments.inverse_factor
+    assert torch.isfinite(factor).all()
+    assert (torch.diagonal(factor, dim1=1, dim2=2) > 0).all()
+    assert torch.equal(Moments(moments.matrix.clone()).inverse_factor, factor)
+
+
+@pytest.mark.parametrize("method", [round_nearest, round_gptq])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_tiny_inputs_and_weights_are_rounded_as_usual_ones_are(method, bits):
+    weight = weight_of()
+    usual = method(weight, correlated(), bits, None, torch.zeros(OUT))
+    for power in (-20, -60, -100):
+        weights = method(weight * 2.0**power, correlated(), bits, None, torch.zeros(OUT))
+        assert torch.equal(weights.integers, usual.integers)
+        assert torch.equal(weights.scale, usual.scale * 2.0**power)
+    inputs = method(weight, Moments(correlated().matrix * 2.0**-120), bits, None, torch.zeros(OUT))
+    assert torch.equal(inputs.integers, usual.integers)
+
+
+def test_dead_channels_are_rounded_to_something_near():
+    moments = dead_and_huge()
+    weight = weight_of(rows=len(moments.matrix))[:, :9]
+    rounded = round_gptq(weight, moments, 8, None, torch.zeros(len(weight)))
+    assert torch.isfinite(rounded.scale).all()
+    assert (rounded.dequantize() - weight).abs().mean() < 0.3

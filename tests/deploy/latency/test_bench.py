@@ -8,13 +8,13 @@ from rich.console import Console
 
 from calib.errors import UserError
 from calib.formats import FP32, Format
+from deploy.float_onnx import export_float_model
 from deploy.latency.bench import CANDIDATES, Bench
 from deploy.latency.measure import Protocol
 from deploy.onnx_files import sha256
 from deploy.pipeline import open_run
 from deploy.progress import Progress
 from deploy.run import Settings
-from deploy.stages.making import export_float_model
 
 W8A8 = Format.from_text("w8a8")
 
