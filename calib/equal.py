@@ -8,7 +8,19 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-_COPIES = {"clone", "contiguous", "alias", "detach", "lift_fresh_copy", "view", "_unsafe_view", "reshape", "expand", "to", "_to_copy"}
+_COPIES = {
+    "clone",
+    "contiguous",
+    "alias",
+    "detach",
+    "lift_fresh_copy",
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "expand",
+    "to",
+    "_to_copy",
+}
 """Operators that give back what they are given when type and shape are the same."""
 
 

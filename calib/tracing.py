@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import keyword
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -195,9 +196,10 @@ def _where(node: fx.Node) -> str:
 
 def _check_names(model: nn.Module) -> None:
     for path, _ in model.named_modules():
-        if any(character in path for character in _UNWRITABLE):
+        if any(character in path for character in _UNWRITABLE) or any(map(keyword.iskeyword, path.split("."))):
             raise UserError(
-                f"the module name {path!r} holds a quotation mark or a line break, which torch.export cannot write: rename it"
+                f"the module name {path!r} holds a quotation mark, a line break or a word of Python's own, which torch.export cannot "
+                "write: rename it"
             )
 
 

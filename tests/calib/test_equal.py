@@ -47,9 +47,7 @@ def test_outputs_that_were_merged_are_returned_twice():
     model = traced(lambda layer, x: (layer(x), F.relu(layer(x)), layer(x)))
     assert count(model, "linear") == 1
     assert same_results(model)
-    assert [spec.arg.name for spec in model.program.graph_signature.output_specs] == [
-        node.name for node in model.output.args[0]
-    ]
+    assert [spec.arg.name for spec in model.program.graph_signature.output_specs] == [node.name for node in model.output.args[0]]
 
 
 def test_what_differs_in_value_or_type_stays_apart():

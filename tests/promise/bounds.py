@@ -37,7 +37,7 @@ class Noise:
 
     def of_floats(self, batch: Inputs) -> list[Tensor]:
         """The largest change of each output value when every float operator makes errors of float32."""
-        edits = {name: self._relative for name in self._ranges}
+        edits = dict.fromkeys(self._ranges, self._relative)
         return self._largest(batch, lambda: Edits(sources=edits))
 
     def of_formats(self, batch: Inputs, plan: QuantPlan, units: Sequence[Unit]) -> list[Tensor]:
@@ -52,13 +52,17 @@ class Noise:
             chosen = plan.formats[unit.path]
             if not chosen.is_float and not chosen.quantizes_activation:
                 edges.update(
-                    {(tensor, call): self._uniform(self._step(tensor, _WEIGHT_ONLY_BITS)) for tensor, call in zip(unit.inputs, unit.calls, strict=True)}
+                    {
+                        (tensor, call): self._uniform(self._step(tensor, _WEIGHT_ONLY_BITS))
+                        for tensor, call in zip(unit.inputs, unit.calls, strict=True)
+                    }
                 )
         return self._largest(batch, lambda: Edits(sources, edges, self._weights(plan, units)), of_all=True)
 
     def _weights(self, plan: QuantPlan, units: Sequence[Unit]) -> dict[str, Tensor]:
         return {
-            unit.weight: self._traced.state[unit.weight] + self._weight_error(self._traced.state[unit.weight], plan.formats[unit.path])
+            unit.weight: self._traced.state[unit.weight]
+            + self._weight_error(self._traced.state[unit.weight], plan.formats[unit.path])
             for unit in units
             if unit.path in plan.weights
         }

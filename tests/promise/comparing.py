@@ -68,7 +68,13 @@ def compare_engines(engines: Engines, batch: Inputs, expected: list[Tensor], noi
         engines.flipped += bool(((found["exact"][index] - fake[index]).abs() > _allowed(fake[index], slack[index])).any())
         floor = rms(_allowed(fake[index], slack[index]))
         where = f"output {index} at batch {count}"
-        _check_rms("the lowered file and the fake-quantised model", found["exact"][index], fake[index], _FLIPS * steps[index] + floor, where)
+        _check_rms(
+            "the lowered file and the fake-quantised model",
+            found["exact"][index],
+            fake[index],
+            _FLIPS * steps[index] + floor,
+            where,
+        )
         _check_rms("the engine and the fake-quantised model", found["engine"][index], fake[index], steps[index] + floor, where)
 
 
@@ -76,13 +82,17 @@ def compare_quantised(engines: Engines, batch: Inputs, expected: list[Tensor], n
     fake, steps, slack = engines.fake(batch), noise.of_formats(batch, engines.plan, engines.units), noise.of_floats(batch)
     for index in _comparable(expected):
         bound = _ROUNDINGS * steps[index] + rms(_allowed(expected[index], slack[index]))
-        _check_rms("the fake-quantised and the eager model", fake[index], expected[index], bound, f"output {index} on calibration data")
+        _check_rms(
+            "the fake-quantised and the eager model", fake[index], expected[index], bound, f"output {index} on calibration data"
+        )
 
 
 def _comparable(expected: Sequence[Tensor]) -> list[int]:
     """The outputs for which a root mean square means something."""
     return [
-        index for index, values in enumerate(expected) if values.is_floating_point() and values.numel() and bool(torch.isfinite(values).all())
+        index
+        for index, values in enumerate(expected)
+        if values.is_floating_point() and values.numel() and bool(torch.isfinite(values).all())
     ]
 
 
@@ -101,7 +111,9 @@ def _check_float(what: str, found: Sequence[Tensor], expected: Sequence[Tensor],
             continue  # a class or a comparison on a knife's edge
         if not bool(same.all()):
             worst = (result.double() - wanted.double()).abs()
-            raise WrongError(f"{where} is off by {float(worst.max()):.3g} in {int((~same).sum())} of {same.numel()} values (rms of the output {float(rms(wanted.double())):.3g})")
+            raise WrongError(
+                f"{where} is off by {float(worst.max()):.3g} in {int((~same).sum())} of {same.numel()} values (rms of the output {float(rms(wanted.double())):.3g})"
+            )
 
 
 def _allowed(wanted: Tensor, change: Tensor) -> Tensor:

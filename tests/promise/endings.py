@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tests.promise.drawing import Do, Draw, Shape
 
-Pair = namedtuple("Pair", "scores extra")
+
+class Pair(NamedTuple):
+    scores: Tensor
+    extra: Tensor
+
+
 torch.utils._pytree._register_namedtuple(Pair, serialized_type_name="tests.promise.Pair")  # torch.export wants to know it
 
 _IMAGES = ((1, 5, 5), (3, 8, 8), (3, 7, 9), (4, 6, 6), (8, 4, 4), (5, 9, 3), (3, 16, 16), (1, 1, 1), (2, 12, 1))
@@ -105,5 +109,22 @@ ODD_OUTPUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "masked": lambda x, y: (y, y[y > 0]),
 }
 
-ODD_NAMES = ("a.b", "quote'", 'double"quote', "new\nline", "über", "with space", "#2", "a/b", "x" * 300, "add", "weight", "class", "{0}", "%d", "tab\t", "")
+ODD_NAMES = (
+    "a.b",
+    "quote'",
+    'double"quote',
+    "new\nline",
+    "über",
+    "with space",
+    "#2",
+    "a/b",
+    "x" * 300,
+    "add",
+    "weight",
+    "class",
+    "{0}",
+    "%d",
+    "tab\t",
+    "",
+)
 """Names of layers; PyTorch refuses the first and the last itself."""

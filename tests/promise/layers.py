@@ -32,9 +32,7 @@ def conv2d(draw: Draw, shape: Shape) -> nn.Module:
     padding = draw(0, 1, 2, "same") if stride == 1 else draw(0, 1)
     mode = draw("zeros", "zeros", "zeros", "reflect", "circular", "replicate")
     outputs = groups * draw(1, 2, 3, 4) if groups > 1 else draw(1, 3, 5, 8, 16)
-    return nn.Conv2d(
-        shape[0], outputs, kernel, stride, padding, draw(1, 1, 2), groups, bias=draw.chance(0.7), padding_mode=mode
-    )
+    return nn.Conv2d(shape[0], outputs, kernel, stride, padding, draw(1, 1, 2), groups, bias=draw.chance(0.7), padding_mode=mode)
 
 
 @layer(2)
@@ -86,7 +84,10 @@ def layer_norm(draw: Draw, shape: Shape) -> nn.Module:
 
 @layer(2, 3)
 def group_norm(draw: Draw, shape: Shape) -> nn.Module:
-    return draw(nn.GroupNorm(draw.divisor(shape[0]), shape[0]), nn.InstanceNorm2d(shape[0]) if len(shape) == 3 else nn.InstanceNorm1d(shape[0]))
+    return draw(
+        nn.GroupNorm(draw.divisor(shape[0]), shape[0]),
+        nn.InstanceNorm2d(shape[0]) if len(shape) == 3 else nn.InstanceNorm1d(shape[0]),
+    )
 
 
 @layer(3)
@@ -135,7 +136,9 @@ def scaled_dot_product(draw: Draw, shape: Shape) -> nn.Module:
 @layer(2)
 def encoder_layer(draw: Draw, shape: Shape) -> nn.Module:
     heads = draw.divisor(shape[-1])
-    return nn.TransformerEncoderLayer(shape[-1], heads, 16, batch_first=True, norm_first=draw.chance(0.5), activation=draw("relu", "gelu"))
+    return nn.TransformerEncoderLayer(
+        shape[-1], heads, 16, batch_first=True, norm_first=draw.chance(0.5), activation=draw("relu", "gelu")
+    )
 
 
 @layer(2)

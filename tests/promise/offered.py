@@ -56,5 +56,7 @@ def current(data: object, weights: object) -> Offer:
 
 
 def _batch(inputs: tuple[Tensor, ...]) -> Batch:
-    copies = tuple(tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(tensor.requires_grad) for tensor in inputs)
+    copies = tuple(
+        tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(tensor.requires_grad) for tensor in inputs
+    )
     return Batch(copies, torch.arange(len(inputs[0])))

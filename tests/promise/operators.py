@@ -169,7 +169,13 @@ def in_place(draw: Draw, shape: Shape) -> nn.Module:
 @operator(1, 2)
 def across_the_batch(draw: Draw, shape: Shape) -> nn.Module:
     """A sample's result depends on the other samples of its batch: the same function of the batch in eager mode and in the engine."""
-    how = draw(lambda x: x - x.mean(0), lambda x: F.softmax(x, 0), lambda x: x.flip(0), lambda x: x + x.amax(0, keepdim=True), lambda x: x.cumsum(0))
+    how = draw(
+        lambda x: x - x.mean(0),
+        lambda x: F.softmax(x, 0),
+        lambda x: x.flip(0),
+        lambda x: x + x.amax(0, keepdim=True),
+        lambda x: x.cumsum(0),
+    )
     return Do(lambda self, x: how(x))
 
 
@@ -195,7 +201,13 @@ def _same_shape(draw: Draw, shape: Shape) -> nn.Module:
 
 @operator()
 def residual(draw: Draw, shape: Shape) -> nn.Module:
-    join = draw(lambda a, b: a + b, lambda a, b: F.relu(a + b), lambda a, b: a - b, lambda a, b: a * torch.sigmoid(b), lambda a, b: b.add_(a))
+    join = draw(
+        lambda a, b: a + b,
+        lambda a, b: F.relu(a + b),
+        lambda a, b: a - b,
+        lambda a, b: a * torch.sigmoid(b),
+        lambda a, b: b.add_(a),
+    )
     inner = _same_shape(draw, shape)
     if draw.chance(0.3):
         inner = nn.Sequential(inner, Do(lambda self, x: x + self.inside(x), inside=_same_shape(draw, shape)))

@@ -40,9 +40,10 @@ _SIMULATED = ("w3a8,w8a8", "w2,w4a4,fp32", "w5a6,w8a8,fp32")
 
 @dataclass(frozen=True)
 class Outcome:
-    """`agrees`, `refused`, or a failure: `crash` (any other exception), `wrong` (other numbers), `message` (not one readable line).
+    """`agrees`, `refused`, or a failure: `crash` (any other exception), `wrong` (other numbers), `message` (not one
+    readable line, or something else printed besides).
 
-    `detail` is the message or what is wrong, `stage` where it happened.
+    `detail` is the message or what is wrong, `stage` where it happened, `seconds` the CPU time, `printed` what the process printed.
     """
 
     kind: str
@@ -75,10 +76,11 @@ def check(network: Generated, directory: Path | None = None) -> Outcome:
     try:
         with tempfile.TemporaryDirectory(dir=directory) as scratch, _captured() as printed:
             _keep_promise(network, Path(scratch), stage)
-        kind, detail = "agrees", ""
+        kind, detail = ("message", f"prints {printed[0]}") if printed else ("agrees", "")
     except UserError as error:
         detail = str(error)
-        kind = "refused" if detail.strip() and "\n" not in detail and len(detail) <= LONGEST_MESSAGE else "message"
+        readable = detail.strip() and "\n" not in detail and len(detail) <= LONGEST_MESSAGE and not printed
+        kind = "refused" if readable else "message"
     except WrongError as error:
         kind, detail = "wrong", str(error)
     except Exception as error:  # noqa: BLE001 - any other exception is a failure, whatever its type
@@ -171,8 +173,12 @@ def exporter_kept() -> Iterator[None]:
     """Have torch make its table of ONNX functions once and not for each export, which is a third of the time."""
     registry = _registration.ONNXRegistry
     original = registry.__dict__["from_torchlib"]
-    made: Any = functools.cache(lambda opset: original.__func__(registry, opset))
-    registry.from_torchlib = staticmethod(lambda opset_version: made(opset_version))  # type: ignore[method-assign]
+
+    @functools.cache
+    def made(opset_version: int) -> Any:
+        return original.__func__(registry, opset_version)
+
+    registry.from_torchlib = staticmethod(made)  # type: ignore[method-assign]
     try:
         yield
     finally:

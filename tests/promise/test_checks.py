@@ -38,7 +38,9 @@ def test_state_that_no_result_depends_on_is_none(how):
 
 
 def test_randomness_is_seen():
-    assert ask(nn.Sequential(nn.Linear(4, 4), type("Stuck", (nn.Dropout,), {"train": lambda self, mode=True: self})()), batches()).unstable
+    assert ask(
+        nn.Sequential(nn.Linear(4, 4), type("Stuck", (nn.Dropout,), {"train": lambda self, mode=True: self})()), batches()
+    ).unstable
 
 
 def test_a_size_that_the_module_does_not_take_has_no_answer():
