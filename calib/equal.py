@@ -50,7 +50,7 @@ def merge_equal(program: ExportedProgram) -> int:
     for output in program.graph_signature.output_specs:
         name = getattr(output.arg, "name", None)
         if name in merged:
-            output.arg.name = merged[name]  # type: ignore[union-attr]
+            output.arg.name = merged[name]
     return len(merged)
 
 
