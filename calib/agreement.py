@@ -97,7 +97,7 @@ def _allowed(values: Tensor, scales: Sequence[Tensor], eps: float) -> Tensor:
     largest = float(present.abs().max()) if present.numel() else 0.0
     scale = scales[0] if scales else _spread(values)
     for finer in scales[1:]:
-        if all(size in (1, actual) for size, actual in zip(finer.shape, values.shape, strict=True)):
+        if finer.dim() == values.dim() and all(size in (1, actual) for size, actual in zip(finer.shape, values.shape, strict=True)):
             scale = torch.minimum(scale, torch.maximum(finer, _SMALLEST_SHARE * scales[0]))
     return (TOLERANCE * scale + _ULPS * eps * largest).clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -108,7 +108,7 @@ def _scales(leaf: Tensor) -> list[Tensor]:
         return []
     values = _real(leaf)
     found = [_spread(values)]
-    if values.dim() >= 2 and values.shape[0] > 1 and bool(torch.isfinite(values).all()):
+    if values.dim() >= 2 and values.shape[0] > 1 and values.numel() and bool(torch.isfinite(values).all()):
         for kept in {1, values.dim() - 1}:
             rest = [dim for dim in range(values.dim()) if dim != kept]
             found.append(values.std(dim=rest, keepdim=True, correction=0))

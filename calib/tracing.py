@@ -20,7 +20,7 @@ from calib.errors import UserError
 
 _OFF_WITHOUT_TRAINING = {"train", "training"}
 _OFF_AT_ZERO = {"p", "dropout_p", "dropout"}
-_UNWRITABLE = '"\n\r'
+_UNWRITABLE = '"\\\n\r'
 
 
 def export_program(
@@ -41,8 +41,11 @@ def export_program(
         if isinstance(module, fx.GraphModule):
             check_deterministic(module.graph)
             _check_norms(module.graph)
-    with _quiet():
-        program = program.run_decompositions({})
+    try:
+        with _quiet():
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise _untraceable(error) from error
     _check_straight(program.graph)
     _drop_side_effects(program)
     _check_output(program)
@@ -61,10 +64,12 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...], sizes: Sequence[int],
         try:
             return torch.export.export(model, _fresh(example)), False
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"the model cannot be traced by torch.export, which ONNX export needs too: {type(error).__name__}: {reason}"
-            ) from error
+            raise _untraceable(error) from error
+
+
+def _untraceable(error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return UserError(f"the model cannot be traced by torch.export, which ONNX export needs too: {type(error).__name__}: {reason}")
 
 
 def _fresh(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -198,8 +203,8 @@ def _check_names(model: nn.Module) -> None:
     for path, _ in model.named_modules():
         if any(character in path for character in _UNWRITABLE) or any(map(keyword.iskeyword, path.split("."))):
             raise UserError(
-                f"the module name {path!r} holds a quotation mark, a line break or a word of Python's own, which torch.export cannot "
-                "write: rename it"
+                f"torch.export cannot write the module name {path!r}, which holds a quotation mark, a backslash, a line break, or is a word of "
+                "Python itself: rename it"
             )
 
 
@@ -213,6 +218,8 @@ def _check_output(program: ExportedProgram) -> None:
             raise UserError(
                 f"forward() returns a value of type {kind} beside tensors: an engine gives tensors only, so return those alone"
             )
+        if isinstance(leaf, Tensor) and leaf.is_complex():
+            raise UserError("forward() returns complex numbers, which ONNX does not have: return torch.view_as_real of them")
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
         raise UserError("forward() returns no tensor: there is nothing that an engine could give")
 

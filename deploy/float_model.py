@@ -35,9 +35,13 @@ def trace_float_model(
         traced, folded = trace_folded(given, _example(max(batches, key=_count), 2), {1, settings.batch, *counts})
     except UserError:
         _check_runs(model, batches[0])  # where it fails as well, that is the message
-        if 2 in counts or not _fits(counts, settings, target):
+        if 2 in counts or len(counts) > 1:
             raise
-        return _fixed(given, model, batches)
+        fixed = trace_folded(given, batches[0].inputs, free=False)
+        if not _fits(counts, settings, target):
+            raise UserError(_only_fixed(sorted(counts), settings.batch)) from None
+        check_faithful(model, fixed[0], batches)
+        return fixed
     if traced.dynamic_batch:
         try:
             check_faithful(model, traced, batches, {1, settings.batch, *counts})

@@ -38,7 +38,14 @@ def export_float_model(prepared: Prepared) -> Path:
         _check_known(prepared, path)
         return path
     with prepared.progress.step("export to ONNX"):
-        export_float(prepared.traced, prepared.space.units, path, prepared.fingerprint)
+        try:
+            export_float(prepared.traced, prepared.space.units, path, prepared.fingerprint)
+        except ValueError as error:  # the checker refuses what torch's exporter made
+            lines = str(error).strip().splitlines()
+            raise UserError(
+                f"torch's exporter cannot express this model ({lines[-1]}): write in another way what depends on the number of samples, as "
+                "squeeze() of the first dimension does"
+            ) from error
         try:
             _compare(prepared, path)
         except UserError:

@@ -23,6 +23,8 @@ from deploy.stage_runners import Runner, stage_runners
 from smpq.policy import Policy
 
 _Z = 1.96
+_ROUNDING = 1e-4
+"""A change of a metric by this share of its spread over samples may be rounding, however surely the data tell it from zero."""
 _KEPT_BYTES = 1 << 28
 """Of the module's own outputs so many are kept until the trace has been compared with them."""
 _EXPLANATIONS = {
@@ -92,7 +94,7 @@ def verify(prepared: Prepared, policy: Policy) -> Verification:
         alone = differs_by_size(runners["engine"], runners["fake_quant"], batches[0], (1, prepared.settings.batch))
         if alone is not None:
             problems["engine"] = alone
-    lost_at = next(iter(problems), None) or _lost_at(stages)
+    lost_at = next(iter(problems), None) or _lost_at(stages, sum(len(batch.inputs[0]) for batch in batches))
     explanation = "no stage lost points that the data can tell from zero"
     if lost_at:
         found = f" ({problems[lost_at]})" if lost_at in problems else ""
@@ -175,10 +177,14 @@ def _mean_interval(values: Tensor) -> tuple[float, tuple[float, float]]:
     return mean, (mean - _Z * error, mean + _Z * error)
 
 
-def _lost_at(stages: dict[str, Stage]) -> str | None:
+def _lost_at(stages: dict[str, Stage], samples: int) -> str | None:
+    """Return the stage with the largest loss that the data can tell from zero and that is more than the rounding of float32."""
+    low, high = stages["eager"].interval or (0.0, 0.0)
+    spread = (high - low) / (2 * _Z) * math.sqrt(samples)
     lost = {
         name: stage.change
         for name, stage in stages.items()
         if stage.change is not None and stage.change_interval is not None and stage.change_interval[1] < 0
+        if stage.change < -_ROUNDING * (spread or abs(stages["eager"].mean or 0.0))
     }
     return min(lost, key=lambda name: lost[name]) if lost else None
