@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from calib.equal import merge_equal
 from calib.execution import NO_EDITS, Edits, Execution, Observe
 from calib.tracing import export_program
 
@@ -49,6 +50,7 @@ class TracedModel:
             stored = self.program.state_dict.get(name, self.program.constants.get(name))
             self.state[node] = stored.detach()
         _merge_shared(self.graph, self.state)
+        merge_equal(self.program)
         self.inputs: tuple[str, ...] = tuple(name for name in signature.user_inputs if isinstance(name, str))
         self.out_spec: pytree.TreeSpec = self.program.call_spec.out_spec
         self._index()

@@ -65,7 +65,10 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerp
     model.metadata_props[ALIASES] = json.dumps(aliases, sort_keys=True)
     if fingerprint:
         model.metadata_props[FINGERPRINT] = fingerprint
-    save_model(model, path)
+    try:
+        save_model(model, path)
+    except ValueError as error:  # no pass of ours has seen it yet: this is what torch's exporter makes of the model
+        raise UserError(f"what torch exports of the model is not legal ONNX: {str(error).splitlines()[0]}") from error
 
 
 def read_aliases(model: ir.Model) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from calib.errors import UserError
 from calib.quantizer import ActivationQuantizer
 from calib.units import Unit
 from deploy.export import read_aliases
@@ -68,8 +69,9 @@ class _Inserter:
         if value is None or self._sources.get(id(value)) == quantizer:
             return False
         if id(value) in self._sources or tensor in self._aliases:
-            raise ValueError(
-                f"{tensor} is the same value as {self._aliases.get(tensor, tensor)}, but the plan quantises them differently"
+            raise UserError(
+                f"{tensor} and {self._aliases.get(tensor, tensor)} are one value in the exported model, and the plan quantises them differently: "
+                "compute it once in forward()"
             )
         readers = list(value.uses())
         is_output = any(output is value for output in self._model.graph.outputs)

@@ -264,3 +264,11 @@ def test_counting_elements_leaves_a_free_batch_free():
 
 def test_elements_of_a_fixed_batch():
     assert elements_of_one(torch.zeros(5, 3, 2)) == 6
+
+
+@pytest.mark.parametrize("name", ["class", "None"])
+def test_a_layer_named_by_a_word_of_python_is_refused(name):
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(3, 3))
+    with pytest.raises(UserError, match="rename it"):
+        TracedModel(model.eval(), (torch.randn(2, 3),))

@@ -120,9 +120,9 @@ class _SameCallTwice(nn.Module):
         return F.relu(self.layer(x)) + torch.sigmoid(self.layer(x))
 
 
-def test_equal_calls_that_the_exporter_merges_are_fine(tmp_path):
+def test_equal_calls_are_one_call_before_and_after_the_export(tmp_path):
     exported = export(_SameCallTwice(), torch.randn(4, 6), tmp_path)
-    assert len(exported.units[0].calls) == 2
+    assert len(exported.units[0].calls) == 1
     assert [name for name in nodes(exported.path) if name.startswith("layer")] == ["layer"]
     assert not _check_values(exported) - {"x"}
 
@@ -194,3 +194,20 @@ def test_initialisers_are_the_weights_of_the_units():
         array = stored.const_value.numpy()
         assert array.shape in {weight.shape, weight.T.shape}
         assert np.array_equal(array, weight) or np.array_equal(array, weight.T)
+
+
+class _OneOrMany(nn.Module):
+    """`squeeze` does something for one sample only; torch's exporter writes it for any number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((x.squeeze(0) * 2).reshape(x.shape))
+
+
+def test_what_torch_exports_as_illegal_onnx_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="not legal ONNX") as refusal:
+        export(_OneOrMany(), torch.randn(4, 6), tmp_path)
+    assert "\n" not in str(refusal.value)

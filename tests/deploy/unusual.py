@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -81,6 +82,9 @@ SOUND = {
     "weights of zero": (lambda: Network(two_layers, a=_zeros(nn.Linear(8, 8)), b=nn.Linear(8, 8)), (8,)),
     "activations of zero": (lambda: Network(lambda self, x: two_layers(self, x * 0), a=nn.Linear(8, 8, bias=False), b=nn.Linear(8, 8)), (8,)),
     "a layer that runs three times": (lambda: Network(lambda self, x: self.a(F.relu(self.a(F.relu(self.a(x))))), a=conv(8, 8, 3, padding=1)), (8, 4, 4)),
+    "a ReLU behind one of two equal calls": (lambda: Network(lambda self, x: self.b(F.relu(self.a(x)) + torch.tanh(self.a(x))), a=conv(8, 8, 3, padding=1), b=conv(8, 4, 1)), (8, 4, 4)),
+    "equal calls on a tensor and its copy": (lambda: Network(lambda self, x: self.b(F.relu(self.a(x)) + self.a(x.clone().view_as(x))), a=conv(8, 8, 3, padding=1), b=conv(8, 4, 1)), (8, 4, 4)),
+    "two equal calls as outputs": (lambda: Network(lambda self, x: (F.relu(self.a(x)), self.a(x), self.a(x)), a=conv(8, 8, 3, padding=1)), (8, 4, 4)),
     "the batch in the second dimension": (lambda: Network(lambda self, x: self.b(self.a(x.transpose(0, 1)).mean(0)), a=nn.Linear(8, 8), b=nn.Linear(8, 8)), (5, 8)),
     "integer inputs": (lambda: Network(lambda self, x: self.b(self.a(x).mean(1)), a=nn.Embedding(20, 16), b=nn.Linear(16, 8)), None),
     "a head tied to an embedding": (Tied, None),

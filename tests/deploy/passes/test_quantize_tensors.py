@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from calib.errors import UserError
 from calib.execution import Edits
 from calib.quantizer import ActivationQuantizer
 from deploy.onnx_files import save_model
@@ -95,7 +96,7 @@ def test_a_no_op_that_was_exported_away_needs_no_pair_of_its_own(tmp_path):
     source = clone.all_input_nodes[0].name
     result = _insert(exported, tmp_path / "model.onnx", QuantizedTensor(source, AFFINE), QuantizedTensor(clone.name, AFFINE))
     assert (result.inserted, result.merged) == (1, (clone.name,))
-    with pytest.raises(ValueError, match="quantises them differently"):
+    with pytest.raises(UserError, match="quantises them differently"):
         _insert(exported, tmp_path / "model.onnx", QuantizedTensor(source, AFFINE), QuantizedTensor(clone.name, SYMMETRIC))
 
 

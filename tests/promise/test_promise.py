@@ -1,0 +1,30 @@
+"""300 generated networks: each becomes an engine that agrees with the user's eager module, or is refused with one message."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.promise.networks import generated, recipe_from_seed
+from tests.promise.promise import check, exporter_kept, smallest
+
+CHUNKS, NETWORKS = 30, 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast_export():
+    with exporter_kept():
+        yield
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_network_agrees_or_is_refused(chunk):
+    """Seeds and not an engine of random examples: what that draws depends on the modules that other tests have imported."""
+    seeds = range(chunk * NETWORKS, (chunk + 1) * NETWORKS)
+    recipes = [recipe_from_seed(seed) for seed in seeds]
+    outcomes = [check(generated(recipe)) for recipe in recipes]
+    for recipe, outcome in zip(recipes, outcomes, strict=True):
+        if not outcome.kept:
+            fewer, found = smallest(recipe, outcome.kind)
+            pytest.fail(f"seed {recipe.seed}: {outcome}\nsmallest: {fewer}\n{found}\n{generated(fewer).module}")
+    ordinary = [outcome.kind for recipe, outcome in zip(recipes, outcomes, strict=True) if not recipe.odd]
+    assert ordinary.count("agrees") * 2 >= len(ordinary), "the tool refuses what it should build"
