@@ -71,14 +71,14 @@ class _Version(msgspec.Struct):
 
 
 def read_record(
-    path: Path, kind: type[FileType], repair: str = "correct it, or delete it to make it again", *, made_by: str = ""
+    path: Path, kind: type[FileType], repair: str = "correct it, or delete it to make it again", *, missing: str = ""
 ) -> FileType:
-    """Read a JSON file as a `kind`; `made_by` says what makes it, where that is not its `MADE_BY`.
+    """Read a JSON file as a `kind`; `missing` says what to do when it is not there.
 
     UserError when the file is missing, cannot be read, is of another version, or does not fit: the message has the file, the place inside
     it, what was expected there, and `repair`.
     """
-    content = _content(path, made_by or kind.MADE_BY)
+    content = _content(path, missing or (f"make it with {kind.MADE_BY}" if kind.MADE_BY else ""))
     try:
         version = msgspec.json.decode(content, type=_Version).schema
         if version != kind.VERSION:
@@ -174,7 +174,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _content(path: Path, made_by: str) -> bytes:
+def _content(path: Path, missing: str) -> bytes:
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
@@ -184,7 +184,7 @@ def _content(path: Path, made_by: str) -> bytes:
             raise UserError(f"{path} has {size / 1e6:.0f} MB, more than any file of its kind: delete it to make it again")
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing{f': make it with {made_by}' if made_by else ''}") from error
+        raise UserError(f"{path} is missing{f': {missing}' if missing else ''}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -107,7 +107,7 @@ def keep_asked(experiment: Experiment, directory: Path) -> None:
 
 def _read_bundle(file: Path) -> Bundle:
     return read_record(
-        file, Bundle, made_by="write a bundle first with smpq bundle --budget", repair="delete it, and write the bundle again"
+        file, Bundle, missing="write a bundle first with smpq bundle --budget", repair="delete it, and write the bundle again"
     )
 
 

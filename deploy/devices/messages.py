@@ -218,7 +218,7 @@ def check_names(names: Iterable[str]) -> None:
             raise ValueError(f"the name {name!r:.80} has characters that cannot be printed")
 
 
-def read_message(path: Path, kind: type[MessageType], made_by: str, repair: str) -> MessageType:
+def read_message(path: Path, kind: type[MessageType], missing: str, repair: str) -> MessageType:
     """Read a file that came from a device; UserError when it is missing, too large to be one, damaged, or of another version."""
     try:
         size = path.stat().st_size
@@ -226,4 +226,4 @@ def read_message(path: Path, kind: type[MessageType], made_by: str, repair: str)
         size = 0  # which reading tells
     if size > LARGEST_MESSAGE_BYTES:
         raise UserError(f"{path} has {size / 1e6:.0f} MB, more than any file of its kind: {repair}")
-    return read_record(path, kind, repair, made_by=made_by)
+    return read_record(path, kind, repair, missing=missing)
