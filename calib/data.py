@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from calib.errors import UserError
 from calib.task import Batch, Task, TrainableTask
@@ -97,7 +97,7 @@ def check_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"model() must return a torch.nn.Module, not {_type(model)}")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise UserError(f"{name!r} of the model has no shape yet: run a lazy model on one batch before handing it over")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")

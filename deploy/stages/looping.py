@@ -9,13 +9,14 @@ from typing import Any
 
 from calib.errors import UserError
 from deploy.devices.bundle import read_measurements, write_bundle
+from deploy.float_onnx import export_float_model
 from deploy.latency.bench import Bench
 from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Proposal, Refusal, Step, upper
 from deploy.latency.measure import Protocol
 from deploy.latency.observations import Measured, edges, keep_measured, known_float_ms, read_observations, read_refusals
 from deploy.on_device.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
 from deploy.prepare import Prepared
-from deploy.stages.making import export, export_float_model
+from deploy.stages.making import export
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import score, static_ceilings
 from smpq.budget import Budget
