@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from calib.errors import UserError
 from calib.task import Batch, Task, TrainableTask
@@ -94,7 +94,7 @@ def check_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"model() must return a torch.nn.Module, not {_type(model)}")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
+        if is_lazy(tensor):
             raise UserError(f"{name!r} of the model has no shape yet: run a lazy model on one batch before handing it over")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -169,7 +169,8 @@ def _batch(item: object, where: str) -> Batch:
         raise UserError(f"{where} has {sizes[0]} samples and {target.shape[0]} targets")
     if isinstance(target, Tensor):
         check_finite(target, f"the target of {where}")
-    return Batch(tuple(tensor.detach() for tensor in inputs), target)
+    # contiguous: a trace may view what the module reshapes, and a runtime knows no other layout
+    return Batch(tuple(tensor.detach().contiguous() for tensor in inputs), target)
 
 
 def _check_same(first: Batch, other: Batch, where: str) -> None:

@@ -46,7 +46,8 @@ class Execution:
         self._edited: dict[tuple[str, int], Tensor] = {}
         self._values: dict[str, Any] = {}
         self.position = 0
-        for name, value in zip(traced.inputs, inputs, strict=True):
+        for name, given in zip(traced.inputs, inputs, strict=True):
+            value = given.contiguous()  # the trace may view what the module reshapes
             if observe is not None:
                 observe(name, value)
             self._values[name] = edits.sources[name](value) if name in edits.sources else value

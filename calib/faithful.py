@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from calib.agreement import Agreement
 from calib.errors import UserError
@@ -35,7 +36,9 @@ def run_eager(module: nn.Module, inputs: Sequence[Tensor], where: str) -> Any:
     """Run the user's module on copies of the inputs, without gradients; UserError, which names `where`, when it raises."""
     try:
         with torch.no_grad():
-            return module(*(tensor.detach().clone() for tensor in inputs))
+            output = module(*(tensor.detach().clone() for tensor in inputs))
+            # a copy, because what is returned may be the module's own memory
+            return pytree.tree_map_only(Tensor, torch.clone, output)
     except UserError:
         raise
     except Exception as error:

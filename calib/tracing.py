@@ -18,6 +18,7 @@ from torch.export.graph_signature import OutputKind
 
 from calib.errors import UserError
 
+_NO_LIMIT = 1 << 31
 _OFF_WITHOUT_TRAINING = {"train", "training"}
 _OFF_AT_ZERO = {"p", "dropout_p", "dropout"}
 _UNWRITABLE = '"\\\n\r'
@@ -93,9 +94,7 @@ def _holds_for(program: ExportedProgram, example: tuple[Tensor, ...], size: int)
     A lower bound of 2 is torch's own: it traces as if no size were 0 or 1. What a model does with one sample is for
     `calib.faithful` to compare.
     """
-    placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
-    for name in program.graph_signature.user_inputs:
-        leading = placeholders[name].meta["val"].shape[0] if isinstance(name, str) else size
+    for leading in _leading_sizes(program):
         if not isinstance(leading, torch.SymInt):
             if leading != size:
                 return False
@@ -104,8 +103,6 @@ def _holds_for(program: ExportedProgram, example: tuple[Tensor, ...], size: int)
             found = program.range_constraints.get(symbol)
             if found is not None and (size > found.upper or (size < found.lower and found.lower > 2)):
                 return False
-    if len(example) == 0:
-        return True
     batch = tuple(tensor[:1].expand(size, *tensor.shape[1:]) for tensor in example)
     guards = getattr(program.module(), "_guards_fn", None)
     if guards is None:  # there are none
@@ -115,6 +112,22 @@ def _holds_for(program: ExportedProgram, example: tuple[Tensor, ...], size: int)
     except AssertionError:
         return False
     return True
+
+
+def largest_batch(program: ExportedProgram) -> int | None:
+    """Return how many samples at once the trace holds for; None when there is no limit."""
+    symbols = [
+        symbol for size in _leading_sizes(program) if isinstance(size, torch.SymInt) for symbol in size.node.expr.free_symbols
+    ]
+    limits = [program.range_constraints[symbol].upper for symbol in symbols if symbol in program.range_constraints]
+    finite = [int(limit) for limit in limits if limit < _NO_LIMIT]
+    return min(finite, default=None)
+
+
+def _leading_sizes(program: ExportedProgram) -> list[int | torch.SymInt]:
+    placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    return [placeholders[name].meta["val"].shape[0] for name in names]
 
 
 def check_deterministic(graph: fx.Graph) -> None:

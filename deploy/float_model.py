@@ -13,6 +13,7 @@ from calib.faithful import UnfaithfulError, check_faithful, run_eager
 from calib.fold import Folded, copy_model, trace_folded
 from calib.graph import TracedModel
 from calib.task import Batch, Task
+from calib.tracing import largest_batch
 from deploy.progress import Progress
 from deploy.run.settings import Settings
 from deploy.targets.target import Target
@@ -50,6 +51,11 @@ def trace_float_model(
                 raise
             progress.warn(f"the engine takes batches of {min(counts)} only, because of other sizes: {error}")
         else:
+            most = largest_batch(traced.program)
+            if most is not None:
+                progress.warn(
+                    f"the engine holds for at most {most} samples at once: with more of them, forward() does something else"
+                )
             return traced, folded
     if not _fits(counts, settings, target):
         raise UserError(_only_fixed(sorted(counts), settings.batch))

@@ -41,10 +41,9 @@ def export_float_model(prepared: Prepared) -> Path:
         try:
             export_float(prepared.traced, prepared.space.units, path, prepared.fingerprint)
         except ValueError as error:  # the checker refuses what torch's exporter made
-            lines = str(error).strip().splitlines()
             raise UserError(
-                f"torch's exporter cannot express this model ({lines[-1]}): write in another way what depends on the number of samples, as "
-                "squeeze() of the first dimension does"
+                "torch's exporter cannot express this model, its file is not legal ONNX: write in another way what depends on the number "
+                f"of samples, as squeeze() of the first dimension does ({str(error).strip().splitlines()[-1][-200:]})"
             ) from error
         try:
             _compare(prepared, path)

@@ -181,7 +181,7 @@ class FineTuned:
                 if name not in own or own[name].shape != tensor.shape:
                     raise UserError(f"the fine-tuned {name!r} does not fit the model: fine-tune again")
                 own[name].copy_(tensor)
-        again = TracedModel(model, traced.example)
+        again = TracedModel(model, traced.example, free=traced.dynamic_batch)
         assert list(again.nodes) == list(traced.nodes), "the same model was traced to another graph"
         return again
 

@@ -168,6 +168,22 @@ def test_the_wrong_weights_are_noticed():
         check_faithful(model, traced, data())
 
 
+def test_an_output_in_the_memory_of_the_module_is_not_taken_for_its_earlier_self():
+    class Accumulates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sums = {}
+
+        def forward(self, x):
+            total = self.sums.setdefault(tuple(x.shape), torch.zeros_like(x))
+            return total.add_(1e-2)
+
+    traced, _ = trace_folded(nn.Identity().eval(), (torch.randn(2, 4),))
+    traced.run = lambda inputs: torch.full_like(inputs[0], 1e-2)
+    with pytest.raises(UserError, match="something else when it is called again"):
+        check_faithful(Accumulates().eval(), traced, data(1))
+
+
 def test_a_changed_parameter_is_named():
     model = network(lambda self, y: y)
     traced, _ = trace_folded(model, (torch.randn(2, 4),))

@@ -8,6 +8,7 @@ from torch import nn
 from calib.errors import UserError
 from calib.fold import trace_folded
 from calib.graph import TracedModel
+from calib.tracing import largest_batch
 
 
 class Around(nn.Module):
@@ -107,6 +108,12 @@ def test_the_message_names_the_norm():
 )
 def test_the_batch_is_free_only_where_the_trace_holds_for_what_will_run(then, sizes, free):
     assert TracedModel(network(then), (torch.randn(2, 4),), sizes).dynamic_batch is free
+
+
+def test_the_largest_batch_is_known():
+    limited = network(lambda self, y: y if y.shape[0] <= 8 else 2 * y)
+    assert largest_batch(TracedModel(limited, (torch.randn(2, 4),)).program) == 8
+    assert largest_batch(TracedModel(network(lambda self, y: y), (torch.randn(2, 4),)).program) is None
 
 
 def counts(self, y):
