@@ -132,7 +132,7 @@ class Connection:
     def _check(self, code: int, errors: str, *, copying: bool) -> None:
         if code == 0:
             return
-        if code == _LOST or copying:
+        if code == _LOST or code < 0 or copying:  # ssh here was killed, say, below zero
             for pattern, todo in _TODO.items():
                 if re.search(pattern, errors, re.MULTILINE):
                     raise UserError(f"{self._address.text}: {todo} ({last_line(errors)})")

@@ -72,14 +72,19 @@ def run_program(command: list[str], text: str, take: Callable[[bytes], object], 
             while chunk := os.read(process.stdout.fileno(), _CHUNK_BYTES):
                 total += len(chunk)
                 if total > most_bytes:
-                    raise TooMuchOutput(
-                        f"more than {most_bytes / 1e6:.0f} MB came from it, which cannot be right: look at what it prints"
-                    )
+                    raise TooMuchOutput(_too_much(most_bytes))
                 take(chunk)
         except BaseException:
             process.kill()
             raise
-    return process.returncode, errors.text()
+    text_of_errors = errors.text()
+    if errors.too_many:
+        raise TooMuchOutput(_too_much(_MOST_ERRORS_BYTES))
+    return process.returncode, text_of_errors
+
+
+def _too_much(most_bytes: int) -> str:
+    return f"more than {most_bytes / 1e6:.0f} MB came from it, which cannot be right: look at what it prints"
 
 
 class _Errors:
@@ -89,6 +94,7 @@ class _Errors:
         self._source = source
         self._stop = stop
         self._kept = b""
+        self.too_many = False
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -104,6 +110,7 @@ class _Errors:
                 total += len(chunk)
                 self._kept = (self._kept + chunk)[-_KEPT_ERRORS_BYTES:]
                 if total > _MOST_ERRORS_BYTES:
+                    self.too_many = True
                     self._stop()
         finally:
             os.close(self._source)

@@ -74,6 +74,7 @@ class SshDevice:
         """
         self._address = Address.from_text(address)
         self._connection = Connection(self._address)
+        self._where = self._address.text.partition("?")[0]  # another Python there leaves its files in the same place
         self._directory = directory
         self._delays_s = delays_s
         self._machine = ""
@@ -113,10 +114,10 @@ class SshDevice:
         Signals that ask this process to end wait until that is done.
         """
         with deferred():
-            for directory in used_directories(self._directory, self._address.text):
+            for directory in used_directories(self._directory, self._where):
                 script = _REMOVE.format(directory=shlex.quote(directory), root=_ROOT, runner=RUNNER_FILE)
                 self._patiently(partial(self._connection.run, script), silent)
-                note_removed(self._directory, self._address.text, directory)
+                note_removed(self._directory, self._where, directory)
 
     def _measure(self, experiment: Experiment, place: Path, announce: Announce) -> None:
         """Measure there, and keep what comes back here."""
@@ -143,7 +144,7 @@ class SshDevice:
 
     def _measure_there(self, fingerprint: str, files: Mapping[Path, str], arrived: Path, announce: Announce) -> None:
         directory = f"{_ROOT}/{fingerprint[:16]}-{run_name(self._directory)}"
-        note_used(self._directory, self._address.text, directory)
+        note_used(self._directory, self._where, directory)
         self._copy(directory, files, announce)
         self._connection.stream(f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", announce)
         self._connection.fetch(f"{directory}/{MEASUREMENTS_FILE}", arrived)

@@ -1,0 +1,76 @@
+"""Tests of processes, signals and connections, repeated beside a busy loop and with SIGINT ignored, as in a job of a script.
+
+Usage: repetitions.py [--times N]
+
+Counts how often each test passed, failed or was skipped. The tests are those below, where `-k` chooses in files with others.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from records import keep
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = (
+    "tests/deploy/test_signals.py", "tests/deploy/on_device/test_main.py", "tests/deploy/on_device/test_causes.py",
+    "tests/smpq/workers/test_local.py", "tests/test_killed_runs.py", "tests/deploy/devices/test_ssh.py",
+    "tests/deploy/devices/test_ssh_loop.py", "tests/deploy/devices/test_odd_devices.py",
+)  # fmt: skip
+CHOSEN = "signals or kills or crash or two_runners or end_with or start or killed or test_ssh or odd_devices"
+
+
+def once() -> dict[str, str]:
+    """Run the tests; returns what came of each."""
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "report.xml"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:xdist",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            "-k",
+            CHOSEN,
+        ]
+        done = subprocess.run([*command, *FILES], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        sys.stderr.write(done.stdout[-2000:])
+        cases = ET.parse(report).iter("testcase")
+        return {f"{case.get('classname')}::{case.get('name')}": _outcome(case) for case in cases}
+
+
+def _outcome(case: ET.Element) -> str:
+    return next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=20)
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the tests inherit
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        for _ in range(options.times):
+            for name, outcome in once().items():
+                counts[name][outcome] += 1
+    finally:
+        busy.kill()
+        busy.wait()
+    rows = [{"test": name, **found} for name, found in sorted(counts.items())]
+    keep("repetitions", f"python benchmarks/repetitions.py --times {options.times}", [], rows, times=options.times)
+
+
+if __name__ == "__main__":
+    main()
