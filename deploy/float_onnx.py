@@ -27,8 +27,8 @@ def export_float_model(prepared: Prepared) -> Path:
 
     1. A new file is compared with the user's module on one and on eight samples: onnxruntime computes it as it is written, without
        optimisation, and may differ by as much as `Agreement` allows.
-    2. A file that is there must be the one that was exported, byte by byte, and of this model. One without a record, as after a kill, is
-       exported again.
+    2. A file that is there must be the one that was exported, byte by byte, and is compared once in every command. One without a record, as
+       after a kill, is exported again.
 
     Raises UserError when a file has changed, or when the new one computes something else than the module.
     """
@@ -36,6 +36,9 @@ def export_float_model(prepared: Prepared) -> Path:
     record = run.find(FloatModelFile)
     if path.is_file() and record is not None:
         _check_known(prepared, path, record)
+        if path not in prepared.compared:
+            _compare(prepared, path)  # both files may have been changed together
+            prepared.compared.add(path)
         return path
     with prepared.progress.step("export to ONNX"):
         try:
@@ -50,6 +53,7 @@ def export_float_model(prepared: Prepared) -> Path:
         except UserError:
             path.unlink()
             raise
+    prepared.compared.add(path)
     run.write(FloatModelFile(fingerprint=prepared.fingerprint, sha256=sha256(path)))
     return path
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ class Prepared:
 
     `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `crew` are the workers that
     evaluate, None when this process does. `address` is that of the machine that engines are timed on, `device`
-    (`deploy.devices.address`).
+    (`deploy.devices.address`). `compared` holds the exported files that this process has compared with the module.
     """
 
     run: Run
@@ -78,6 +78,7 @@ class Prepared:
     crew: Crew | None
     address: str
     device: Device
+    compared: set[Path] = field(default_factory=set)
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ import onnx
 import pytest
 
 from calib.fingerprint import Fingerprint
+from deploy.onnx_files import sha256
 from tests.commands import TINY, assert_matches, contents, copy_of, done, filled, refused
 
 SOLVE = ("solve", "{run}", "--budget", "avg_bits=8")
@@ -209,3 +210,11 @@ def test_every_model_carries_the_fingerprint(run):
     for name in ("model.float.onnx", "model.ort-cpu.onnx", "engine.ort-cpu.onnx"):
         metadata = {entry.key: entry.value for entry in onnx.load(str(run / name)).metadata_props}
         assert metadata["smpq.fingerprint"] == Fingerprint.from_json(parts).key
+
+
+def test_a_float_model_that_was_changed_with_its_record_is_not_used(run):
+    with_a_changed_weight(run / "model.float.onnx")
+    record = json.loads((run / "model.float.json").read_text())
+    (run / "model.float.json").write_text(json.dumps({**record, "sha256": sha256(run / "model.float.onnx")}))
+    message = refused("export", run)
+    assert "the exported model does not compute what the PyTorch model does" in message

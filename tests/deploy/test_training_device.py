@@ -11,7 +11,7 @@ from rich.console import Console
 from deploy.finetuning import FINE_TUNED, finetune
 from deploy.pipeline import open_run
 from deploy.progress import Progress
-from deploy.run import Settings
+from deploy.run.settings import Settings
 from deploy.stages.supernet import train_supernet
 from smpq.supernet.training import SupernetSettings
 from smpq.training.finetune import FineTuneSettings

@@ -21,7 +21,7 @@ from calib.errors import UserError
 from deploy.pipeline import open_run
 from deploy.prepare import Prepared
 from deploy.progress import Progress
-from deploy.run import Settings
+from deploy.run.settings import Settings
 from deploy.stages import build, export, verify
 from smpq.policy import Policy
 from tests.promise.bounds import Noise

@@ -87,3 +87,12 @@ def test_a_directory_that_cannot_be_written(prepared, bench, monkeypatch):
     monkeypatch.setattr("deploy.latency.bench.copy_model", full)
     with pytest.raises(UserError, match=r"candidates cannot be written .*No space left"):
         bench.candidate(prepared.space.uniform(W8A8).with_format("first", FP32))
+
+
+def test_a_candidate_with_other_content_is_made_again(prepared, bench):
+    policy = prepared.space.uniform(W8A8)
+    made = bench.candidate(policy).model
+    content = made.read_bytes()
+    made.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert bench.candidate(policy).model == made
+    assert made.read_bytes() == content
