@@ -37,7 +37,10 @@ def export_float_model(prepared: Prepared) -> Path:
     if path.is_file() and record is not None:
         _check_known(prepared, path, record)
         if path not in prepared.compared:
-            _compare(prepared, path)  # both files may have been changed together
+            try:
+                _compare(prepared, path)  # both files may have been changed together
+            except UserError as error:
+                raise UserError(f"{path} was changed, and its record with it: delete it, it is exported again ({error})") from error
             prepared.compared.add(path)
         return path
     with prepared.progress.step("export to ONNX"):

@@ -75,7 +75,7 @@ def test_a_journal_that_was_cut_off(tmp_path, keep):
     journal = out / "journal.sqlite"
     journal.write_bytes(journal.read_bytes()[:keep])
     (out / "scores.json").unlink()
-    assert "journal.sqlite cannot be read" in refused("score", *TINY, "--out", out)
+    assert "journal.sqlite is damaged or is no journal" in refused("score", *TINY, "--out", out)
     journal.unlink()
     done("score", *TINY, "--out", out)
 
@@ -92,7 +92,10 @@ def edit_policy(run, change):
         (lambda policy: policy.update({"third": "w8a8"}), "no quantisable layer 'third'; the first ones are first"),
         (lambda policy: policy.update({"first": "w1a1"}), "weights of 1 bits"),
         (lambda policy: policy.update({"first": "int8"}), "unknown format 'int8'"),
-        (lambda policy: policy.update({"first": 8}), "the format of first must be a text such as w8a8, not 8"),
+        (
+            lambda policy: policy.update({"first": 8}),
+            r"policy\.json is damaged: expected `str`, got `int` - at `\$\.policy\[\"first\"\]`",
+        ),
         (lambda policy: policy.pop("second"), "does not name second"),
         (lambda policy: policy.update({"second": "w3a8"}), "gives second the format w3a8: .*; it may have"),
     ],
@@ -133,7 +136,7 @@ def test_stages_before_their_time(tmp_path):
     done("score", *TINY, "--out", out)
     before = contents(out)
     for command in ("export", "build", "report"):
-        assert "policy.json is missing: make one with smpq solve" in refused(command, out)
+        assert "policy.json is missing: make it with smpq solve" in refused(command, out)
     assert contents(out) == before
     done("solve", out, "--budget", "avg_bits=8")
     before = contents(out)
@@ -209,7 +212,7 @@ def test_every_model_carries_the_fingerprint(run):
     parts = json.loads((run / "run.json").read_text())["fingerprint"]
     for name in ("model.float.onnx", "model.ort-cpu.onnx", "engine.ort-cpu.onnx"):
         metadata = {entry.key: entry.value for entry in onnx.load(str(run / name)).metadata_props}
-        assert metadata["smpq.fingerprint"] == Fingerprint.from_json(parts).key
+        assert metadata["smpq.fingerprint"] == Fingerprint(**parts).key
 
 
 def test_a_float_model_that_was_changed_with_its_record_is_not_used(run):
@@ -217,4 +220,4 @@ def test_a_float_model_that_was_changed_with_its_record_is_not_used(run):
     record = json.loads((run / "model.float.json").read_text())
     (run / "model.float.json").write_text(json.dumps({**record, "sha256": sha256(run / "model.float.onnx")}))
     message = refused("export", run)
-    assert "the exported model does not compute what the PyTorch model does" in message
+    assert "model.float.onnx was changed, and its record with it: delete it, it is exported again" in message
