@@ -169,8 +169,8 @@ def _batch(item: object, where: str) -> Batch:
         raise UserError(f"{where} has {sizes[0]} samples and {target.shape[0]} targets")
     if isinstance(target, Tensor):
         check_finite(target, f"the target of {where}")
-    # contiguous: a trace may view what the module reshapes, and a runtime knows no other layout
-    return Batch(tuple(tensor.detach().contiguous() for tensor in inputs), target)
+    # in the layout that was given: a module can tell one from another, and is compared on what it will be given
+    return Batch(tuple(tensor.detach() for tensor in inputs), target)
 
 
 def _check_same(first: Batch, other: Batch, where: str) -> None:

@@ -51,7 +51,7 @@ def check_faithful(module: nn.Module, traced: TracedModel, batches: Sequence[Bat
 
     `module` is the user's own, in eval mode, as it was handed over. Both run on
 
-    1. the first calibration batch as it is, and eight samples of one in the middle and of the last one;
+    1. the first calibration batch as it is, in the layout that the task gives it, and eight samples of one in the middle and of the last one;
     2. where the batch is free: one sample, a short batch of three, and each of `sizes` up to 64 samples;
     3. the first sample once more at the end: the module must repeat what it gave at the start.
 
@@ -121,7 +121,7 @@ def _repeated(tensor: Tensor, size: int) -> Tensor:
 
 
 def _cut(inputs: Sequence[Tensor], count: int | None) -> tuple[Tensor, ...]:
-    return tuple(tensor[:count] for tensor in inputs)
+    return tuple(tensor[:count].contiguous() for tensor in inputs)
 
 
 def _attempt(module: nn.Module, probe: _Probe, traced: TracedModel) -> Any:
@@ -147,7 +147,7 @@ def _compare(agreement: Agreement, traced: TracedModel, expected: Any, probe: _P
         samples = "" if probe.where == "one sample" else f" ({probe.samples} samples)"
         raise UnfaithfulError(
             f"the traced model does not compute what the model does on {probe.where}{samples}: {problem}. An engine computes one "
-            "graph: forward() must not depend on the number of samples, on earlier calls or on anything outside of its inputs",
+            "graph: forward() must not depend on the number of samples, on their layout in memory, on earlier calls or on anything outside",
             probe.samples,
         )
 

@@ -38,7 +38,7 @@ def trace_float_model(
         _check_runs(model, batches[0])  # where it fails as well, that is the message
         if 2 in counts or len(counts) > 1:
             raise
-        fixed = trace_folded(given, batches[0].inputs, free=False)
+        fixed = trace_folded(given, _plain(batches[0]), free=False)
         if not _fits(counts, settings, target):
             raise UserError(_only_fixed(sorted(counts), settings.batch)) from None
         check_faithful(model, fixed[0], batches)
@@ -68,7 +68,7 @@ def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
 
 
 def _fixed(given: nn.Module, model: nn.Module, batches: Sequence[Batch]) -> tuple[TracedModel, tuple[Folded, ...]]:
-    traced, folded = trace_folded(given, batches[0].inputs, free=False)
+    traced, folded = trace_folded(given, _plain(batches[0]), free=False)
     check_faithful(model, traced, batches)
     return traced, folded
 
@@ -106,8 +106,13 @@ def try_task(task: Task, traced: TracedModel, batches: Sequence[Batch], value: s
 
 def _example(batch: Batch, count: int) -> tuple[Tensor, ...]:
     """Return the first samples of a batch, repeated where it has fewer: one sample would make the batch dimension a constant."""
-    samples = tuple(tensor[:count] for tensor in batch.inputs)
+    samples = tuple(tensor[:count].contiguous() for tensor in batch.inputs)
     return tuple(tensor.repeat(-(-count // len(tensor)), *[1] * (tensor.dim() - 1))[:count] for tensor in samples)
+
+
+def _plain(batch: Batch) -> tuple[Tensor, ...]:
+    """Return the inputs in the layout that an engine knows."""
+    return tuple(tensor.contiguous() for tensor in batch.inputs)
 
 
 def _only_fixed(counts: Sequence[int], batch: int) -> str:

@@ -84,7 +84,7 @@ def _compare(prepared: Prepared, path: Path) -> None:
     inputs, traced = prepared.batches[0].inputs, prepared.traced
     agreement = Agreement(run_eager(prepared.original, inputs, "calibration batch 0"))
     for count in sorted({1, min(_FEW, len(inputs[0]))}) if traced.dynamic_batch else (len(inputs[0]),):
-        samples = [tensor[:count] for tensor in inputs]
+        samples = [tensor[:count].contiguous() for tensor in inputs]
         expected = run_eager(prepared.original, samples, f"a batch of {count}")
         feeds = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in zip(traced.inputs, samples, strict=True)}
         try:

@@ -249,3 +249,16 @@ def test_agreement(found, expected, words):
     else:
         assert problem is not None
         assert re.search(words, problem), problem
+
+
+def test_a_module_that_tells_layouts_apart_is_refused():
+    class Looks(nn.Module):
+        def forward(self, x):
+            return x * (1 if x.is_contiguous() else 2)
+
+    model = Looks().eval()
+    traced, _ = trace_folded(model, (torch.randn(2, 4),))
+    check_faithful(model, traced, data())
+    transposed = [Batch((torch.randn(4, 8).t(),), None)]
+    with pytest.raises(UserError, match="their layout in memory"):
+        check_faithful(model, traced, transposed)

@@ -199,7 +199,7 @@ class OrtInsteadOfPlan:
         assert plan.is_file()
         record = ort_backend.build_engine(plan.with_name("model.tensorrt-rtx.onnx"), plan.with_name("exact.onnx"), exact=True)
         self._engine = ort_backend.load_engine(plan.with_name("exact.onnx"))
-        self._shape = record.inputs[0]["shape"]
+        self._shape = list(record.inputs[0].shape)
         assert self._engine.input_names == tuple(input_names)
 
     def run(self, inputs):
