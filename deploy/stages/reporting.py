@@ -23,6 +23,7 @@ from deploy.run.files.report import (
     LatencyPart,
     LayerRow,
     LimitRow,
+    MOST_SHOWN,
     ObservationRow,
     ReportFile,
     ScoresPart,
@@ -64,10 +65,11 @@ class _Read:
 
     @cached_property
     def costs(self) -> dict[str, CostModel]:
-        costs, groups = costs_from_file(self.run.read(CostsFile)), {group.name for group in self.space.groups}
+        costs = costs_from_file(self.run.read(CostsFile))
         for name in _UNITS:
-            if name not in costs or not groups <= costs[name].parts.keys():
-                raise UserError(f"{self.run.file(CostsFile.NAME)} does not fit {SpaceFile.NAME}: use {SpaceFile.MADE_BY} again")
+            for group in self.space.groups:
+                if name not in costs or not costs[name].parts.get(group.name, {}).keys() >= set(self.space.priced(group.name)):
+                    raise UserError(f"{self.run.file(CostsFile.NAME)} does not fit {SpaceFile.NAME}: use {SpaceFile.MADE_BY} again")
         return costs
 
     @cached_property
@@ -81,12 +83,14 @@ class _Read:
     @cached_property
     def target(self) -> Target:
         settings = self.record.settings
-        return target_from_name(settings.target, settings.compute_capabilities)
+        with self.run.about(RunFile):
+            return target_from_name(settings.target, settings.compute_capabilities)
 
     @cached_property
     def scores(self) -> Scores | None:
         record = self.run.find(ScoresFile)
-        return Scores.from_file(record, self.space) if record is not None else None
+        with self.run.about(ScoresFile):
+            return Scores.from_file(record, self.space) if record is not None else None
 
     @cached_property
     def budget(self) -> Budget | None:
@@ -102,11 +106,20 @@ class _Read:
     @cached_property
     def kernels(self) -> dict[str, KernelRow]:
         record = self.run.find_for(BuildFile, self.version)
-        return record.kernels if record is not None else {}
+        kernels = record.kernels if record is not None else {}
+        unknown = sorted(kernels.keys() - {unit.path for unit in self.space.units})
+        if unknown:
+            with self.run.about(BuildFile):
+                raise UserError(f"it has a kernel of {unknown[0]!r}, which is no layer: use {BuildFile.MADE_BY} again")
+        return kernels
 
     @cached_property
     def verification(self) -> VerifyFile | None:
-        return self.run.find_for(VerifyFile, self.version)
+        record = self.run.find_for(VerifyFile, self.version)
+        wrong = record.contradiction() if record is not None else None
+        if wrong is not None:
+            raise UserError(f"{self.run.file(VerifyFile.NAME)} is damaged: {wrong}: use {VerifyFile.MADE_BY} again")
+        return record
 
 
 def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
@@ -142,7 +155,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         layers=_layers(read),
         stability=stability if stability is not None and stability.resamples else None,
         contributions=run.find_for(ContributionsFile, policy.key()),
-        observations=tuple(map(_observation, steps_for(run.find(LoopFile), str(read.budget)))),
+        observations=tuple(map(_observation, steps_for(run.find(LoopFile), str(read.budget))[-MOST_SHOWN:])),
         pareto=_curve(read),
         scores=_provenance(read),
         skipped=read.space_file.skipped,
