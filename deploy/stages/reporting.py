@@ -11,6 +11,7 @@ from functools import cached_property
 
 from msgspec.structs import asdict
 
+from calib.checkpoint import shown
 from calib.errors import UserError
 from deploy.devices.measurable import why_not_measurable
 from deploy.engines import engine_names
@@ -110,8 +111,28 @@ class _Read:
         unknown = sorted(kernels.keys() - {unit.path for unit in self.space.units})
         if unknown:
             with self.run.about(BuildFile):
-                raise UserError(f"it has a kernel of {unknown[0]!r}, which is no layer: use {BuildFile.MADE_BY} again")
+                raise UserError(f"it has a kernel of {shown(unknown[0])}, which is no layer: use {BuildFile.MADE_BY} again")
         return kernels
+
+    @cached_property
+    def stability(self) -> StabilityFile | None:
+        """How sure the scores are of the policy; None when that was not looked at."""
+        record = self.run.find_for(StabilityFile, self.policy.key())
+        if record is None or not record.resamples:
+            return None
+        if record.frequencies.keys() != self.policy.formats.keys():
+            raise UserError(f"{self.run.file(StabilityFile.NAME)} is about other layers: use {StabilityFile.MADE_BY} again")
+        return record
+
+    @cached_property
+    def contributions(self) -> ContributionsFile | None:
+        """What each layer's format costs in the policy."""
+        record = self.run.find_for(ContributionsFile, self.policy.key())
+        for row in record.contributions if record is not None else ():
+            if row.group not in self.policy.formats or str(self.policy[row.group]) != row.format:
+                file = self.run.file(ContributionsFile.NAME)
+                raise UserError(f"{file} has {shown(row.group)} in {row.format}, which is not in the policy: use {ContributionsFile.MADE_BY} again")
+        return record
 
     @cached_property
     def verification(self) -> VerifyFile | None:
@@ -133,7 +154,6 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     limits = _limits(read)
     stages = read.verification.stages if read.verification is not None else {}
     names = engine_names(read.target)
-    stability = run.find_for(StabilityFile, policy.key())
     report = ReportFile(
         task=settings.task,
         target=read.target.name,
@@ -153,8 +173,8 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         limits=limits,
         met=bool(limits) and all(limit.met is True for limit in limits),
         layers=_layers(read),
-        stability=stability if stability is not None and stability.resamples else None,
-        contributions=run.find_for(ContributionsFile, policy.key()),
+        stability=read.stability,
+        contributions=read.contributions,
         observations=tuple(map(_observation, steps_for(run.find(LoopFile), str(read.budget))[-MOST_SHOWN:])),
         pareto=_curve(read),
         scores=_provenance(read),

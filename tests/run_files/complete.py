@@ -56,5 +56,5 @@ def _refuse_one(prepared: Prepared) -> None:
                        "rounds_ms": (), "float_rounds_ms": ()})  # fmt: skip  # type: ignore[arg-type]
     (refusal,) = keep_measured(prepared, [Measured(first.policy, result)], BOARD)
     assert isinstance(refusal, Refusal)
-    begun = Search(prepared.run, prepared.space, BUDGET, BOARD, 0.5, [refusal])
+    begun = Search(prepared.run, prepared.space, BUDGET, BOARD, 20.0, [refusal])
     begun.add([Step(first, None, refusal, met=False)])

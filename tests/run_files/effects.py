@@ -108,9 +108,10 @@ def _loop(prepared: Prepared) -> Any:
     found = []
     for row in file.searches:
         found.append([row.machine, str(Budget.from_text(row.budget))])
-        search = Search(prepared.run, prepared.space, row.budget, row.machine, 0.5, [])
+        search = Search(prepared.run, prepared.space, row.budget, row.machine, row.limit_ratio, [])
         recorded = search.resumed(_not_measured)
-        answers = [recorded(Policy.from_file(step.policy, prepared.space)) for step in row.steps]
+        with prepared.run.about(LoopFile):
+            answers = [recorded(Policy.from_file(step.policy, prepared.space)) for step in row.steps]
         found.append(_plain([search.limit, search.observations, search.refusals, answers]))
         for machine in dict.fromkeys((BOARD, row.machine)):
             found.append(_plain(prediction(prepared, read_policy(prepared), machine)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -253,3 +254,9 @@ def _raw(whole: Any, place: Place, text: str) -> bytes:
     """Write a value as it stands, valid JSON or not."""
     marked = json.dumps(_with(whole, place, _MARK), ensure_ascii=False, indent=1)
     return marked.replace(f'"{_MARK_TEXT}"', text).encode(errors="surrogateescape")
+
+
+def share(file: str, content: bytes, schema: Mapping[str, Any], count: int) -> list[Mutation]:
+    """Return so many mutations of a file, or all that there are, always the same ones."""
+    found = list(mutations(file, content, schema))
+    return found if len(found) <= count else random.Random(file).sample(found, count)

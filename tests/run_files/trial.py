@@ -42,6 +42,11 @@ class Trials:
         self._kept = {path: path.read_bytes() for path in prepared.run.path.iterdir() if path.is_file()}
         self._effects: dict[str, Any] = {}
 
+    @property
+    def run(self) -> Path:
+        """The directory of the run."""
+        return self._prepared.run.path
+
     def __call__(self, mutation: Mutation) -> Verdict:
         """Try one mutation."""
         usual = self._usual(mutation.file)
