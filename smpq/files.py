@@ -111,7 +111,9 @@ class StabilityFile(OfPolicy, frozen=True, kw_only=True):
             counts = [share * self.resamples for share in row.values()]
             if not _same(sum(counts), self.resamples) or not all(_same(count, round(count)) for count in counts):
                 raise ValueError(f"the frequencies of {group} are no shares of {self.resamples} resamples")
-        if self.undecided != tuple(group for group, row in self.frequencies.items() if max(row.values(), default=0.0) < self.DECIDED):
+        if self.undecided != tuple(
+            group for group, row in self.frequencies.items() if max(row.values(), default=0.0) < self.DECIDED
+        ):
             raise ValueError(f"undecided are the groups that get no format in {100 * self.DECIDED:.0f} % of the resamples")
 
 

@@ -20,11 +20,11 @@ from deploy.latency.history import steps_for
 from deploy.run.directory import Run
 from deploy.run.files.engine import STAGES, BuildFile, KernelRow, LatencyFile, VerifyFile
 from deploy.run.files.report import (
+    MOST_SHOWN,
     CurvePoint,
     LatencyPart,
     LayerRow,
     LimitRow,
-    MOST_SHOWN,
     ObservationRow,
     ReportFile,
     ScoresPart,
@@ -131,7 +131,9 @@ class _Read:
         for row in record.contributions if record is not None else ():
             if row.group not in self.policy.formats or str(self.policy[row.group]) != row.format:
                 file = self.run.file(ContributionsFile.NAME)
-                raise UserError(f"{file} has {shown(row.group)} in {row.format}, which is not in the policy: use {ContributionsFile.MADE_BY} again")
+                raise UserError(
+                    f"{file} has {shown(row.group)} in {row.format}, which is not in the policy: use {ContributionsFile.MADE_BY} again"
+                )
         return record
 
     @cached_property

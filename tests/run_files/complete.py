@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from calib.formats import Format
 from deploy.devices.base import Result
 from deploy.finetuning import finetune
 from deploy.latency.history import Search
-from deploy.latency.loop import LoopSettings, Outcome, Refusal, Step
+from deploy.latency.loop import LoopSettings, Refusal, Step
 from deploy.latency.observations import Measured, keep_measured
 from deploy.pipeline import open_run, write_reports
 from deploy.prepare import Prepared
@@ -18,10 +17,9 @@ from deploy.run.files.search import BundleFile
 from deploy.run.settings import Settings
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
-from deploy.stages.looping import write_next_bundle, _proposals  # noqa: PLC2701
+from deploy.stages.looping import _proposals, write_next_bundle
 from deploy.stages.supernet import train_supernet
 from smpq.budget import Budget
-from smpq.policy import Policy
 from smpq.supernet.training import SupernetSettings
 from smpq.training.finetune import FineTuneSettings
 

@@ -77,7 +77,7 @@ def _settings(prepared: Prepared) -> Any:
 
 
 def _calibration(prepared: Prepared) -> Any:
-    prepared._keep_digest(prepared.fake_quantizer.calibration)  # noqa: SLF001 - what a command does after calibration
+    prepared._keep_digest(prepared.fake_quantizer.calibration)
 
 
 def _scores(prepared: Prepared) -> Any:

@@ -11,7 +11,6 @@ from deploy.run.files.engine import FinetuneFile, StageName, VerifyFile
 from deploy.run.files.search import SkippedRow
 from smpq.files import ContributionsFile, FormatText, Interval, StabilityFile
 
-
 MOST_SHOWN = 1_000
 """Measured engines, the last ones: more make no picture."""
 

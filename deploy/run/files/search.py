@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
 from typing import Annotated
 
 import msgspec
@@ -12,7 +11,6 @@ import msgspec
 from calib.storage import AboveZero, Amount, Count, FileRecord, Positive, Record, Sha256
 from smpq.budget import Budget, Limit
 from smpq.files import FormatText, Interval, PolicyFile
-
 
 MOST_ENGINES = 10_000
 """That are measured for one budget on one machine. It would take days."""
@@ -97,7 +95,9 @@ class SpaceFile(FileRecord, frozen=True, kw_only=True):
             raise ValueError("policies is the product of the numbers of formats")
         known = set(self.groups)
         for join in self.joins:  # in graph order: a join reads groups and joins further up, and is read by any
-            if not known.issuperset(join.operands) or not {*self.groups, *(each.name for each in self.joins)}.issuperset(join.readers):
+            if not known.issuperset(join.operands) or not {*self.groups, *(each.name for each in self.joins)}.issuperset(
+                join.readers
+            ):
                 raise ValueError(f"the join {join.name} names a group or join that does not exist")
             known.add(join.name)
         for key in self.refused:
