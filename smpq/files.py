@@ -33,7 +33,7 @@ class Interval(Record, frozen=True, array_like=True):
     def is_around(self, value: float, standard_error: float) -> bool:
         """Whether this is the 95 % interval of a normal distribution."""
         other = Interval.around(value, standard_error)
-        return max(abs(self.low - other.low), abs(self.high - other.high)) <= max(self._slack, other._slack)
+        return max(abs(self.low - other.low), abs(self.high - other.high)) <= self._slack
 
     @classmethod
     def around(cls, value: float, standard_error: float) -> Interval:
@@ -56,15 +56,19 @@ class PolicyFile(FileRecord, frozen=True, kw_only=True):
     float_joins: tuple[str, ...] = ()
 
 
+Change = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+"""Of a value: beyond, its square is no number any more."""
+
+
 class ScoreRow(Record, frozen=True, kw_only=True):
     """`smpq.scores.Score` of one (group, format)."""
 
-    value: float
-    standard_error: Amount
+    value: Change
+    standard_error: Annotated[float, msgspec.Meta(ge=0, le=1e30)]
     interval: Interval
     samples: Count
-    alone: float
-    marginals: tuple[float, ...]
+    alone: Change
+    marginals: tuple[Change, ...]
 
     def __post_init__(self) -> None:
         if not self.interval.is_around(self.value, self.standard_error):

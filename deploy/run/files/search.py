@@ -162,7 +162,8 @@ class MachineRows(Record, frozen=True, kw_only=True):
     refusals: Annotated[tuple[RefusedRow, ...], msgspec.Meta(max_length=MOST_ENGINES)] = ()
 
     def __post_init__(self) -> None:
-        _once([_key(row.policy) for row in (*self.observations, *self.refusals)], "the policy")
+        policies = [*(row.policy for row in self.observations), *(row.policy for row in self.refusals)]
+        _once([_key(policy) for policy in policies], "the policy")
 
 
 class MeasurementsFile(FileRecord, frozen=True, kw_only=True):
@@ -202,9 +203,9 @@ class StepRow(Record, frozen=True, kw_only=True):
             raise ValueError("an engine that was refused meets no budget")
         if self.predicted not in self.predicted_interval:
             raise ValueError("a prediction lies in its interval")
-        if self.measured is not None and self.measured_interval is not None and self.standard_error is not None:
-            if not self.measured_interval.is_around(self.measured, self.standard_error):
-                raise ValueError("the measured interval is the ratio with 1.96 standard errors on either side")
+        measured, ends, error = self.measured, self.measured_interval, self.standard_error
+        if measured is not None and ends is not None and error is not None and not ends.is_around(measured, error):
+            raise ValueError("the measured interval is the ratio with 1.96 standard errors on either side")
         _check_blame(self.policy, self.blamed)
         if self.refused is None and self.blamed:
             raise ValueError("an engine that was measured has nothing to blame")
