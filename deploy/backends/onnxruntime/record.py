@@ -65,6 +65,9 @@ class OrtEngineRecord(Record, frozen=True, kw_only=True):
             name, options = (entry, {}) if isinstance(entry, str) else entry
             if name not in _PROVIDER_OPTIONS or not _PROVIDER_OPTIONS[name].issuperset(options):
                 raise ValueError(f"providers names {name!r} with options that no engine of smpq has")
+        names = [entry if isinstance(entry, str) else entry[0] for entry in self.providers]
+        if len(set(names)) < len(names):
+            raise ValueError("providers names one twice")
 
 
 class EnginesFile(FileRecord, frozen=True, kw_only=True):
