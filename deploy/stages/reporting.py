@@ -237,6 +237,11 @@ def _limits(read: _Read) -> tuple[LimitRow, ...]:
             model = read.costs[limit.cost]
             unit = "x" if limit.relative else _UNITS[limit.cost]
             total = model.total(read.policy)
+            if limit.relative and not model.float_total:
+                file = read.run.file(CostsFile.NAME)
+                raise UserError(
+                    f"{file} gives the float model no {limit.cost}, of which {limit} is a share: use {CostsFile.MADE_BY} again"
+                )
             reached = total / (model.float_total if limit.relative else 1.0)
             met = total <= limit.absolute(model.float_total) * (1 + 1e-9)
         rows.append(LimitRow(cost=limit.cost, limit=limit.value, reached=reached, unit=unit, met=met))
