@@ -91,7 +91,25 @@ def read_record(
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deeply
         raise UserError(f"{path} is not valid JSON ({error}): {repair}") from error
     except UserError as error:  # of a check that the command line makes too
-        raise error if str(path) in str(error) else UserError(f"{path} is damaged: {error}: {repair}") from error
+        raise error if str(path) in str(error) else UserError(f"{path} is damaged: {in_a_line(str(error))}: {repair}") from error
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Let a UserError that is raised while the content of `path` is used name that file; what it quotes stays on one line."""
+    try:
+        yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {in_a_line(str(error))}") from error
+
+
+def in_a_line(text: str) -> str:
+    """Write a text that may quote a file so that a terminal shows it as one line, of which the middle is left out where it is long."""
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    half = _LONGEST_MESSAGE // 2
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]}...{text[-half:]}"
 
 
 def record_from_text(text: str | bytes, kind: type[RecordType], what: str, repair: str) -> RecordType:
@@ -199,9 +217,7 @@ def _located(error: msgspec.ValidationError, content: str | bytes, kind: type) -
             path = found["path"] + (_OPEN_KEY if found["of_key"] else "")
             place = _with_keys(path, json.loads(content), lambda data: _error_of(data, kind) == text)
             text = f"{text[: found.start()]}{'the key ' if found['of_key'] else ''}`{place}`"
-    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-    if len(text) > _LONGEST_MESSAGE:
-        text = f"{text[: _LONGEST_MESSAGE // 2]}...{text[-_LONGEST_MESSAGE // 2 :]}"
+    text = in_a_line(text)
     return text[:1].lower() + text[1:]
 
 

@@ -13,6 +13,7 @@ from calib.data import training_batches
 from calib.errors import UserError
 from calib.execution import Edits
 from calib.graph import TracedModel
+from calib.storage import plain
 from deploy.export import export_float
 from deploy.onnx_files import sha256
 from deploy.prepare import Prepared
@@ -23,7 +24,7 @@ from smpq.policy import Policy
 from smpq.quantize import FakeQuantizer
 from smpq.training.finetune import FineTuneSettings, Progress, Subject
 from smpq.training.finetune import finetune as train
-from smpq.training.finetuned import FineTuned, FineTunedFile, policy_of_file
+from smpq.training.finetuned import FineTuned, FineTunedFile, policy_of_file, record_of_file
 
 FINE_TUNED = FineTunedFile.NAME
 MODEL = "model.finetuned.onnx"
@@ -97,7 +98,7 @@ def finetune(prepared: Prepared, policy: Policy, settings: FineTuneSettings) -> 
             "no verdict when the float model was trained on these data; smpq verify tells. Otherwise use --keep better"
         )
     found.save(prepared.run.file(FINE_TUNED))
-    record = _record(found, sha256(prepared.run.file(FINE_TUNED)))
+    record = _record(record_of_file(prepared.run.file(FINE_TUNED)), sha256(prepared.run.file(FINE_TUNED)))
     prepared.run.write(record)
     return record
 
@@ -166,6 +167,8 @@ def read_record(run: Run) -> FinetuneFile | None:
     record = run.read(FinetuneFile)
     if record.sha256 != sha256(run.file(FINE_TUNED)):
         raise UserError(f"{run.file(record.NAME)} is not about {run.file(FINE_TUNED)}: use smpq finetune again")
+    if plain(record) != plain(_record(record_of_file(run.file(FINE_TUNED)), record.sha256)):
+        raise UserError(f"{run.file(record.NAME)} does not say what {run.file(FINE_TUNED)} says: use smpq finetune again")
     return record
 
 
@@ -181,18 +184,18 @@ def _check_policy(path: Path, policy: Policy) -> None:
         )
 
 
-def _record(found: FineTuned, digest: str) -> FinetuneFile:
+def _record(found: FineTunedFile, digest: str) -> FinetuneFile:
     values = {
         "schema": FinetuneFile.VERSION,
         "policy": found.policy,
         "sha256": digest,
         "kept": found.kept,
-        "before": asdict(found.before),
-        "after": asdict(found.after),
+        "before": plain(found.before),
+        "after": plain(found.after),
         "samples": "calibration",
         "seconds": found.seconds,
         "settings": dict(found.settings),
-        "history": [dict(row) for row in found.history],
+        "history": plain(found.history),
     }
     return msgspec.convert(values, FinetuneFile)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -22,10 +22,28 @@ class Interval(Record, frozen=True, array_like=True):
         if self.low > self.high:
             raise ValueError(f"an interval from {self.low:.6g} to {self.high:.6g}: the lower end comes first")
 
+    def __contains__(self, value: float) -> bool:
+        return self.low - self._slack <= value <= self.high + self._slack
+
+    @property
+    def _slack(self) -> float:
+        """What rounding may come to."""
+        return 1e-9 * max(abs(self.low), abs(self.high))
+
+    def is_around(self, value: float, standard_error: float) -> bool:
+        """Whether this is the 95 % interval of a normal distribution."""
+        other = Interval.around(value, standard_error)
+        return max(abs(self.low - other.low), abs(self.high - other.high)) <= self._slack
+
     @classmethod
     def around(cls, value: float, standard_error: float) -> Interval:
         """Return the 95 % interval of a normal distribution."""
         return cls(value - 1.96 * standard_error, value + 1.96 * standard_error)
+
+
+def _same(one: float, other: float, scale: float = 1.0) -> bool:
+    """Whether two numbers differ by rounding at most."""
+    return abs(one - other) <= 1e-6 * max(abs(other), scale)
 
 
 class PolicyFile(FileRecord, frozen=True, kw_only=True):
@@ -38,15 +56,23 @@ class PolicyFile(FileRecord, frozen=True, kw_only=True):
     float_joins: tuple[str, ...] = ()
 
 
+Change = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+"""Of a value: beyond, its square is no number any more."""
+
+
 class ScoreRow(Record, frozen=True, kw_only=True):
     """`smpq.scores.Score` of one (group, format)."""
 
-    value: float
-    standard_error: Amount
+    value: Change
+    standard_error: Annotated[float, msgspec.Meta(ge=0, le=1e30)]
     interval: Interval
     samples: Count
-    alone: float
-    marginals: tuple[float, ...]
+    alone: Change
+    marginals: tuple[Change, ...]
+
+    def __post_init__(self) -> None:
+        if not self.interval.is_around(self.value, self.standard_error):
+            raise ValueError("the interval of a score is its value with 1.96 standard errors on either side")
 
 
 class ScoresFile(FileRecord, frozen=True, kw_only=True):
@@ -77,10 +103,22 @@ class StabilityFile(OfPolicy, frozen=True, kw_only=True):
 
     NAME = "stability.json"
     MADE_BY = "smpq solve"
+    DECIDED: ClassVar[float] = 0.9
 
     resamples: Count
     undecided: tuple[str, ...]
     frequencies: dict[str, dict[FormatText, Fraction]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for group, row in self.frequencies.items():
+            counts = [share * self.resamples for share in row.values()]
+            if not _same(sum(counts), self.resamples) or not all(_same(count, round(count)) for count in counts):
+                raise ValueError(f"the frequencies of {group} are no shares of {self.resamples} resamples")
+        if self.undecided != tuple(
+            group for group, row in self.frequencies.items() if max(row.values(), default=0.0) < self.DECIDED
+        ):
+            raise ValueError(f"undecided are the groups that get no format in {100 * self.DECIDED:.0f} % of the resamples")
 
 
 class ContributionRow(Record, frozen=True, kw_only=True):
@@ -92,6 +130,10 @@ class ContributionRow(Record, frozen=True, kw_only=True):
     standard_error: Amount
     interval: Interval
     samples: Count
+
+    def __post_init__(self) -> None:
+        if self.value not in self.interval:
+            raise ValueError("a contribution lies in its interval")
 
 
 class ContributionsFile(OfPolicy, frozen=True, kw_only=True):
@@ -108,6 +150,14 @@ class ContributionsFile(OfPolicy, frozen=True, kw_only=True):
     stop_reason: str
     contributions: tuple[ContributionRow, ...]
     apart: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        groups, values = [row.group for row in self.contributions], [row.value for row in self.contributions]
+        if not _same(sum(values), self.total, sum(map(abs, values))):
+            raise ValueError("the contributions do not sum to their total")
+        if sorted(groups) != sorted(name for row in self.apart for name in row) or len(set(groups)) < len(groups):
+            raise ValueError("each group contributes once, and stands once in apart")
 
 
 class OperationRow(Record, frozen=True, kw_only=True):

@@ -14,7 +14,6 @@ from smpq.policy import Space
 from smpq.scores import Scores
 
 RESAMPLES = 40
-_DECIDED = 0.9
 _FEWEST_WALKS = 3
 _SMALL_CHANGE = 0.05
 
@@ -28,7 +27,7 @@ class Stability:
 
     def undecided(self) -> tuple[str, ...]:
         """Return the groups that get no format in nine of ten resamples: at this budget the scores cannot tell."""
-        return tuple(name for name, row in self.frequencies.items() if max(row.values()) < _DECIDED)
+        return tuple(name for name, row in self.frequencies.items() if max(row.values()) < StabilityFile.DECIDED)
 
     def change(self, other: Stability) -> float:
         """Return the mean over groups of the total variation distance between two sets of frequencies, from 0 to 1."""

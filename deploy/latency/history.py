@@ -45,16 +45,19 @@ class Search:
     @property
     def observations(self) -> list[Observation]:
         """What was measured before the search."""
-        return observations_of(self._row.known, self._space)
+        with self._run.about(LoopFile):
+            return observations_of(self._row.known, self._space)
 
     @property
     def refusals(self) -> list[Refusal]:
         """What was refused before the search."""
-        return refusals_of(self._row.known, self._space)
+        with self._run.about(LoopFile):
+            return refusals_of(self._row.known, self._space)
 
     def resumed(self, measure: MeasurePolicy) -> MeasurePolicy:
         """Return `measure` with the recorded steps answered from the file."""
-        found = [_found(step, self._space) for step in self._row.steps]
+        with self._run.about(LoopFile):
+            found = [_found(step, self._space) for step in self._row.steps]
         recorded = {each.policy.key(): each for each in found}
 
         def known_or_measured(policy: Policy) -> Observation | Refusal:

@@ -75,12 +75,14 @@ def edges(prepared: Prepared) -> tuple[Edge, ...]:
 
 def read_observations(prepared: Prepared, machine: str | None = None) -> list[Observation]:
     """Read the whole-engine measurements of this run, made with the same model, on `machine` or on the last one to measure."""
-    return observations_of(_rows(prepared, machine), prepared.space)
+    with prepared.run.about(MeasurementsFile):
+        return observations_of(_rows(prepared, machine), prepared.space)
 
 
 def read_refusals(prepared: Prepared, machine: str | None = None) -> list[Refusal]:
     """Read what the runtime refused to build."""
-    return refusals_of(_rows(prepared, machine), prepared.space)
+    with prepared.run.about(MeasurementsFile):
+        return refusals_of(_rows(prepared, machine), prepared.space)
 
 
 def known_float_ms(prepared: Prepared, machine: str | None = None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ import msgspec
 
 from calib.errors import UserError
 from calib.fingerprint import Fingerprint
-from calib.storage import FileRecord, cannot_write, read_record, write_record
+from calib.storage import FileRecord, about, cannot_write, read_record, write_record
 from deploy.run.files.run import ResourcesRow, RunFile
 from deploy.run.settings import Settings
 from smpq.files import OfPolicy
@@ -118,6 +118,10 @@ class Run:
     def find(self, kind: type[FileType]) -> FileType | None:
         """Read a file; None when it is not there."""
         return self.read(kind) if self.has(kind.NAME) else None
+
+    def about(self, kind: type[FileRecord]) -> AbstractContextManager[None]:
+        """Let what is wrong with a file's content name the file, while the content is used."""
+        return about(self.file(kind.NAME))
 
     def find_for(self, kind: type[PolicyFileType], policy_key: str) -> PolicyFileType | None:
         """Read a file that was made for this policy; None when there is none, or one of a policy that policy.json held before."""

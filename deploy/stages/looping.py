@@ -198,6 +198,11 @@ def _ratio_limit(prepared: Prepared, budget: Budget, float_ms: Any) -> float:
 
 
 def _proposals(prepared: Prepared, bundle: BundleFile) -> dict[str, Proposal]:
+    with prepared.run.about(BundleFile):
+        return _proposed(prepared, bundle)
+
+
+def _proposed(prepared: Prepared, bundle: BundleFile) -> dict[str, Proposal]:
     return {
         name: Proposal(
             row.label,

@@ -20,7 +20,12 @@ def read_policy(prepared: Prepared) -> Policy:
 
 def policy_of_run(run: Run, space: Space, refused: Mapping[str, str]) -> Policy:
     """Read `policy.json` for a space; `refused` maps "group: format" to the reason why it is not offered. UserError as `read_policy`."""
-    policy = Policy.from_file(run.read(PolicyFile), space)
+    record = run.read(PolicyFile)
+    with run.about(PolicyFile):
+        return _allowed(Policy.from_file(record, space), space, refused)
+
+
+def _allowed(policy: Policy, space: Space, refused: Mapping[str, str]) -> Policy:
     for group in space.groups:
         chosen = policy[group.name]
         if chosen not in space.formats[group.name] and chosen != space.reference:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from msgspec.structs import asdict
 
+from calib.checkpoint import shown
 from calib.errors import UserError
 from deploy.devices.measurable import why_not_measurable
 from deploy.engines import engine_names
@@ -19,6 +20,7 @@ from deploy.latency.history import steps_for
 from deploy.run.directory import Run
 from deploy.run.files.engine import STAGES, BuildFile, KernelRow, LatencyFile, VerifyFile
 from deploy.run.files.report import (
+    MOST_SHOWN,
     CurvePoint,
     LatencyPart,
     LayerRow,
@@ -64,10 +66,11 @@ class _Read:
 
     @cached_property
     def costs(self) -> dict[str, CostModel]:
-        costs, groups = costs_from_file(self.run.read(CostsFile)), {group.name for group in self.space.groups}
+        costs = costs_from_file(self.run.read(CostsFile))
         for name in _UNITS:
-            if name not in costs or not groups <= costs[name].parts.keys():
-                raise UserError(f"{self.run.file(CostsFile.NAME)} does not fit {SpaceFile.NAME}: use {SpaceFile.MADE_BY} again")
+            for group in self.space.groups:
+                if name not in costs or not costs[name].parts.get(group.name, {}).keys() >= set(self.space.priced(group.name)):
+                    raise UserError(f"{self.run.file(CostsFile.NAME)} does not fit {SpaceFile.NAME}: use {SpaceFile.MADE_BY} again")
         return costs
 
     @cached_property
@@ -81,12 +84,14 @@ class _Read:
     @cached_property
     def target(self) -> Target:
         settings = self.record.settings
-        return target_from_name(settings.target, settings.compute_capabilities)
+        with self.run.about(RunFile):
+            return target_from_name(settings.target, settings.compute_capabilities)
 
     @cached_property
     def scores(self) -> Scores | None:
         record = self.run.find(ScoresFile)
-        return Scores.from_file(record, self.space) if record is not None else None
+        with self.run.about(ScoresFile):
+            return Scores.from_file(record, self.space) if record is not None else None
 
     @cached_property
     def budget(self) -> Budget | None:
@@ -102,11 +107,42 @@ class _Read:
     @cached_property
     def kernels(self) -> dict[str, KernelRow]:
         record = self.run.find_for(BuildFile, self.version)
-        return record.kernels if record is not None else {}
+        kernels = record.kernels if record is not None else {}
+        unknown = sorted(kernels.keys() - {unit.path for unit in self.space.units})
+        if unknown:
+            with self.run.about(BuildFile):
+                raise UserError(f"it has a kernel of {shown(unknown[0])}, which is no layer: use {BuildFile.MADE_BY} again")
+        return kernels
+
+    @cached_property
+    def stability(self) -> StabilityFile | None:
+        """How sure the scores are of the policy; None when that was not looked at."""
+        record = self.run.find_for(StabilityFile, self.policy.key())
+        if record is None or not record.resamples:
+            return None
+        if record.frequencies.keys() != self.policy.formats.keys():
+            raise UserError(f"{self.run.file(StabilityFile.NAME)} is about other layers: use {StabilityFile.MADE_BY} again")
+        return record
+
+    @cached_property
+    def contributions(self) -> ContributionsFile | None:
+        """What each layer's format costs in the policy."""
+        record = self.run.find_for(ContributionsFile, self.policy.key())
+        for row in record.contributions if record is not None else ():
+            if row.group not in self.policy.formats or str(self.policy[row.group]) != row.format:
+                file = self.run.file(ContributionsFile.NAME)
+                raise UserError(
+                    f"{file} has {shown(row.group)} in {row.format}, which is not in the policy: use {ContributionsFile.MADE_BY} again"
+                )
+        return record
 
     @cached_property
     def verification(self) -> VerifyFile | None:
-        return self.run.find_for(VerifyFile, self.version)
+        record = self.run.find_for(VerifyFile, self.version)
+        wrong = record.contradiction() if record is not None else None
+        if wrong is not None:
+            raise UserError(f"{self.run.file(VerifyFile.NAME)} is damaged: {wrong}: use {VerifyFile.MADE_BY} again")
+        return record
 
 
 def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
@@ -120,7 +156,6 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     limits = _limits(read)
     stages = read.verification.stages if read.verification is not None else {}
     names = engine_names(read.target)
-    stability = run.find_for(StabilityFile, policy.key())
     report = ReportFile(
         task=settings.task,
         target=read.target.name,
@@ -140,9 +175,9 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         limits=limits,
         met=bool(limits) and all(limit.met is True for limit in limits),
         layers=_layers(read),
-        stability=stability if stability is not None and stability.resamples else None,
-        contributions=run.find_for(ContributionsFile, policy.key()),
-        observations=tuple(map(_observation, steps_for(run.find(LoopFile), str(read.budget)))),
+        stability=read.stability,
+        contributions=read.contributions,
+        observations=tuple(map(_observation, steps_for(run.find(LoopFile), str(read.budget))[-MOST_SHOWN:])),
         pareto=_curve(read),
         scores=_provenance(read),
         skipped=read.space_file.skipped,
@@ -202,6 +237,11 @@ def _limits(read: _Read) -> tuple[LimitRow, ...]:
             model = read.costs[limit.cost]
             unit = "x" if limit.relative else _UNITS[limit.cost]
             total = model.total(read.policy)
+            if limit.relative and not model.float_total:
+                file = read.run.file(CostsFile.NAME)
+                raise UserError(
+                    f"{file} gives the float model no {limit.cost}, of which {limit} is a share: use {CostsFile.MADE_BY} again"
+                )
             reached = total / (model.float_total if limit.relative else 1.0)
             met = total <= limit.absolute(model.float_total) * (1 + 1e-9)
         rows.append(LimitRow(cost=limit.cost, limit=limit.value, reached=reached, unit=unit, met=met))

@@ -209,7 +209,12 @@ class FineTuned:
 
 def policy_of_file(path: Path) -> str:
     """Return the key of the policy that a file is about, without reading its tensors; UserError as `FineTuned.load`."""
-    return read_tensor_record(path, FineTunedFile, _REPAIR).policy
+    return record_of_file(path).policy
+
+
+def record_of_file(path: Path) -> FineTunedFile:
+    """Return what a file says about its tensors, without reading them; UserError as `FineTuned.load`."""
+    return read_tensor_record(path, FineTunedFile, _REPAIR)
 
 
 def _check_weight(weight: QuantizedWeight, path: Path, unit: str) -> None:

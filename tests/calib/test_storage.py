@@ -200,7 +200,7 @@ def test_a_text_is_read_alike() -> None:
 def test_a_file_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sample.json is missing: make it with smpq sample$"):
         read_record(tmp_path / Sample.NAME, Sample)
-    with pytest.raises(UserError, match=r"is not a file: remove it"):
+    with pytest.raises(UserError, match=r"is not a file: remove it$"):
         read_record(tmp_path, Sample)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot read .*: Not a directory$"):

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from calib.errors import UserError
-from calib.storage import plain
-from deploy.backends.onnxruntime.record import OrtEngineRecord, find_record
+from calib.storage import in_a_line, plain
+from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, TensorRow, find_record
 from deploy.on_device import ort as on_device
 from deploy.onnx_files import sha256
 
@@ -58,8 +58,18 @@ def load_engine(engine: Path, threads: int | None = None) -> OrtEngine:
     try:
         session = open_session(engine, record, threads=threads)
     except Exception as error:  # no common base class
-        raise UserError(f"{engine} does not load in onnxruntime {ort.__version__}: {str(error).splitlines()[0]}") from error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{engine} does not load in onnxruntime {ort.__version__} as {ENGINE_FILE} says: {in_a_line(reason[0])}"
+        ) from error
+    found = {"inputs": _tensors(session.get_inputs()), "outputs": _tensors(session.get_outputs())}
+    if found != {"inputs": record.inputs, "outputs": record.outputs}:
+        raise UserError(f"{engine} has other inputs or outputs than {engine.with_name(ENGINE_FILE)} says: build the engine again")
     return OrtEngine(engine, record, session)
+
+
+def _tensors(entries: Sequence[Any]) -> tuple[TensorRow, ...]:
+    return tuple(TensorRow(name=entry.name, shape=tuple(entry.shape), dtype=entry.type) for entry in entries)
 
 
 def open_session(

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from calib.errors import UserError
 from calib.storage import Amount, Count, FileRecord, Record, read_record, write_record
 
 ENGINE_FILE = "engine.json"
 _SESSION_KEYS = frozenset({"session.disable_quant_qdq", "session.qdq_matmulnbits_accuracy_level", "session.x64quantprecision"})
+_OPTIMIZERS = frozenset({"WeightBiasQuantization", "MatMulAddFusion"})
 _PROVIDER_OPTIONS: Mapping[str, frozenset[str]] = {
     "CPUExecutionProvider": frozenset(),
     "CUDAExecutionProvider": frozenset(),
     "TensorrtExecutionProvider": frozenset({"trt_fp16_enable", "trt_int8_enable"}),
 }
 _REPAIR = "delete it and build the engines again"
+
+
+Threads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 
 class TensorRow(Record, frozen=True, kw_only=True):
@@ -40,8 +46,8 @@ class OrtEngineRecord(Record, frozen=True, kw_only=True):
     graph_optimization_level: Literal["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
     disabled_optimizers: tuple[str, ...]
     session_config: dict[str, str]
-    intra_op_num_threads: Count
-    inter_op_num_threads: Count
+    intra_op_num_threads: Threads
+    inter_op_num_threads: Threads
     versions: dict[str, str]
     inputs: tuple[TensorRow, ...]
     outputs: tuple[TensorRow, ...]
@@ -53,10 +59,15 @@ class OrtEngineRecord(Record, frozen=True, kw_only=True):
             raise ValueError(
                 f"session_config has keys that no engine of smpq has: {sorted(set(self.session_config) - _SESSION_KEYS)}"
             )
+        if not _OPTIMIZERS.issuperset(self.disabled_optimizers):
+            raise ValueError("disabled_optimizers names one that no engine of smpq leaves out")
         for entry in self.providers:
             name, options = (entry, {}) if isinstance(entry, str) else entry
             if name not in _PROVIDER_OPTIONS or not _PROVIDER_OPTIONS[name].issuperset(options):
                 raise ValueError(f"providers names {name!r} with options that no engine of smpq has")
+        names = [entry if isinstance(entry, str) else entry[0] for entry in self.providers]
+        if len(set(names)) < len(names):
+            raise ValueError("providers names one twice")
 
 
 class EnginesFile(FileRecord, frozen=True, kw_only=True):

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from calib.storage import AboveZero, Amount, Count, FileRecord, Fraction, Positive, Record, Sha256
 from smpq.files import Interval, OfPolicy
 
 StageName = Literal["eager", "float", "fake_quant", "onnx", "engine"]
 
+EngineName = Annotated[str, msgspec.Meta(pattern=r"^engine\.[^/\\\x00-\x1f]+$")]
+
 STAGES: tuple[StageName, ...] = ("eager", "float", "fake_quant", "onnx", "engine")
 """What the evaluation data goes through, in this order."""
+
+
+_ROUNDING = 1e-6
+_MEANS_ROUNDING = 1e-4
+"""Means are sums of single precision."""
 
 
 class FloatModelFile(FileRecord, frozen=True, kw_only=True):
@@ -62,7 +71,7 @@ class BuildFile(OfPolicy, frozen=True, kw_only=True):
     VERSION = 2
 
     built_on: str | None
-    engines: dict[str, BuiltRow]
+    engines: dict[EngineName, BuiltRow]
     kernels: dict[str, KernelRow]
 
 
@@ -88,6 +97,10 @@ class TimedRow(Record, frozen=True, kw_only=True):
             raise ValueError(f"the ratio {self.ratio:.6g} is outside of its interval")
         if self.ratio_interval.low <= 0:
             raise ValueError("a ratio of two times is above zero, and so is its interval")
+        if (self.p99_ms is None) == (self.p99_note is None) or (self.p99_ms is not None and not self.p99_calls):
+            raise ValueError("there is a p99 of some calls, or a note that says why there is none")
+        if abs(self.throughput * self.engine_ms / (1000 * self.batch) - 1) > _ROUNDING:
+            raise ValueError("the throughput is not that of the batch and its time")
 
 
 class LatencyFile(OfPolicy, frozen=True, kw_only=True):
@@ -108,6 +121,14 @@ class LatencyFile(OfPolicy, frozen=True, kw_only=True):
     measurement: TimedRow
     batches: tuple[TimedRow, ...]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ratio, ends = self.predicted_ratio, self.predicted_interval
+        if not (ratio is None) == (ends is None) == (self.predicted_from == 0):
+            raise ValueError("a prediction has an interval, and engines that it is made from")
+        if ratio is not None and ends is not None and ratio not in ends:
+            raise ValueError("a prediction lies in its interval")
+
 
 class StageRow(Record, frozen=True, kw_only=True):
     """The metric of one stage, the paired change to the stage before, and the share of samples with the same top class.
@@ -127,6 +148,9 @@ class StageRow(Record, frozen=True, kw_only=True):
             raise ValueError("a stage has a mean, or a reason why it was not run")
         if (self.mean is None) != (self.interval is None) or (self.change is None) != (self.change_interval is None):
             raise ValueError("a figure comes with its interval")
+        for value, ends in ((self.mean, self.interval), (self.change, self.change_interval)):
+            if value is not None and ends is not None and value not in ends:
+                raise ValueError("a figure lies in its interval")
 
 
 class VerifyFile(OfPolicy, frozen=True, kw_only=True):
@@ -141,6 +165,26 @@ class VerifyFile(OfPolicy, frozen=True, kw_only=True):
     stages: dict[StageName, StageRow]
     lost_at: StageName | None
     explanation: str
+
+    def contradiction(self) -> str | None:
+        """Say which of its figures contradict each other; None where none do."""
+        drops: dict[float, StageName] = {}
+        before: float | None = None
+        for name in STAGES:
+            row = self.stages.get(name)
+            if row is None or row.mean is None:
+                continue
+            if before is not None and row.change is not None:
+                if abs(row.mean - before - row.change) > _MEANS_ROUNDING * max(1, abs(row.mean), abs(before)):
+                    return f"the change of the stage {name} is not the difference of the means"
+                if row.change_interval is not None and row.change_interval.high < 0:
+                    drops.setdefault(row.change, name)
+            elif (before is None) != (row.change is None):
+                return f"the stage {name} has no change against the stage before, or there is none before"
+            before = row.mean
+        if self.lost_at != (drops[min(drops)] if drops else None):
+            return "lost_at is not the stage with the largest drop that can be told from zero"
+        return None
 
 
 class JudgedRow(Record, frozen=True, kw_only=True):

@@ -1,11 +1,18 @@
-"""`report.json`: everything that the page of a run shows."""
+"""`report.json`: everything that the page of a run shows. It is made of the other files, which check what can contradict itself."""
 
 from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
 
 from calib.storage import AboveZero, Amount, Count, FileRecord, Positive, Record
 from deploy.run.files.engine import FinetuneFile, StageName, VerifyFile
 from deploy.run.files.search import SkippedRow
 from smpq.files import ContributionsFile, FormatText, Interval, StabilityFile
+
+MOST_SHOWN = 1_000
+"""Measured engines, the last ones: more make no picture."""
 
 
 class LatencyPart(Record, frozen=True, kw_only=True):
@@ -125,7 +132,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     layers: tuple[LayerRow, ...]
     stability: StabilityFile | None
     contributions: ContributionsFile | None
-    observations: tuple[ObservationRow, ...]
+    observations: Annotated[tuple[ObservationRow, ...], msgspec.Meta(max_length=MOST_SHOWN)]
     pareto: tuple[CurvePoint, ...]
     scores: ScoresPart
     skipped: tuple[SkippedRow, ...]

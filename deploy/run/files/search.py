@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 
 from calib.storage import AboveZero, Amount, Count, FileRecord, Positive, Record, Sha256
+from smpq.budget import Budget, Limit
 from smpq.files import FormatText, Interval, PolicyFile
+
+MOST_ENGINES = 10_000
+"""That are measured for one budget on one machine. It would take days."""
 
 
 class CalibrationFile(FileRecord, frozen=True, kw_only=True):
@@ -34,6 +40,10 @@ class UnitRow(Record, frozen=True, kw_only=True):
     calls: tuple[str, ...]
     inputs: tuple[str, ...]
     aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.parameters != math.prod(self.weight_shape):
+            raise ValueError(f"{self.parameters} parameters, and a weight of {math.prod(self.weight_shape)}")
 
 
 class GroupRow(Record, frozen=True, kw_only=True):
@@ -73,6 +83,27 @@ class SpaceFile(FileRecord, frozen=True, kw_only=True):
     skipped: tuple[SkippedRow, ...]
     refused: dict[str, str]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _once([unit.path for row in self.groups.values() for unit in row.units], "the layer")
+        _once([*self.groups, *(join.name for join in self.joins)], "the group or join")
+        for name, row in self.groups.items():
+            _once(row.formats, f"the format of {name}")
+            if row.units[0].path != name:
+                raise ValueError(f"the group {name} is named after its first layer, {row.units[0].path}")
+        if self.policies != math.prod(len(row.formats) for row in self.groups.values()):
+            raise ValueError("policies is the product of the numbers of formats")
+        known = set(self.groups)
+        for join in self.joins:  # in graph order: a join reads groups and joins further up, and is read by any
+            if not known.issuperset(join.operands) or not {*self.groups, *(each.name for each in self.joins)}.issuperset(
+                join.readers
+            ):
+                raise ValueError(f"the join {join.name} names a group or join that does not exist")
+            known.add(join.name)
+        for key in self.refused:
+            if key.rpartition(": ")[0] not in self.groups:
+                raise ValueError("refused names a group that does not exist")
+
 
 class CostRow(Record, frozen=True, kw_only=True):
     """A cost that needs no measurement, in its unit: a fixed part, and one for each (group, format)."""
@@ -99,6 +130,10 @@ class BudgetFile(FileRecord, frozen=True, kw_only=True):
 
     budget: str
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Budget.from_text(self.budget)
+
 
 class ObservedRow(Record, frozen=True, kw_only=True):
     """A measured engine: its time as a ratio to the float engine's."""
@@ -115,13 +150,20 @@ class RefusedRow(Record, frozen=True, kw_only=True):
     reason: str
     blamed: tuple[tuple[str, FormatText], ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_blame(self.policy, self.blamed)
+
 
 class MachineRows(Record, frozen=True, kw_only=True):
     """What one machine has measured; `float_ms` is the float engine's time for one batch."""
 
     float_ms: AboveZero | None = None
-    observations: tuple[ObservedRow, ...] = ()
-    refusals: tuple[RefusedRow, ...] = ()
+    observations: Annotated[tuple[ObservedRow, ...], msgspec.Meta(max_length=MOST_ENGINES)] = ()
+    refusals: Annotated[tuple[RefusedRow, ...], msgspec.Meta(max_length=MOST_ENGINES)] = ()
+
+    def __post_init__(self) -> None:
+        policies = [*(row.policy for row in self.observations), *(row.policy for row in self.refusals)]
+        _once([_key(policy) for policy in policies], "the policy")
 
 
 class MeasurementsFile(FileRecord, frozen=True, kw_only=True):
@@ -159,6 +201,14 @@ class StepRow(Record, frozen=True, kw_only=True):
             raise ValueError("a step is either measured, with its standard error and interval, or refused")
         if self.refused is not None and self.met:
             raise ValueError("an engine that was refused meets no budget")
+        if self.predicted not in self.predicted_interval:
+            raise ValueError("a prediction lies in its interval")
+        measured, ends, error = self.measured, self.measured_interval, self.standard_error
+        if measured is not None and ends is not None and error is not None and not ends.is_around(measured, error):
+            raise ValueError("the measured interval is the ratio with 1.96 standard errors on either side")
+        _check_blame(self.policy, self.blamed)
+        if self.refused is None and self.blamed:
+            raise ValueError("an engine that was measured has nothing to blame")
 
 
 class FinalistRow(Record, frozen=True, kw_only=True):
@@ -178,6 +228,13 @@ class OutcomeRow(Record, frozen=True, kw_only=True):
     stop_reason: str
     finalists: tuple[FinalistRow, ...]
 
+    def __post_init__(self) -> None:
+        if self.met != bool(self.finalists):
+            raise ValueError("a budget is met where there are finalists")
+        if self.finalists and (self.finalists[0].policy, self.finalists[0].value) != (self.policy, self.value):
+            raise ValueError("the first finalist is what the search came to")
+        _once([_key(row.policy) for row in self.finalists], "the finalist")
+
 
 class LoopRow(Record, frozen=True, kw_only=True):
     """One search over measured engines: for which budget, on which machine, what was known before it, and its steps so far.
@@ -189,8 +246,19 @@ class LoopRow(Record, frozen=True, kw_only=True):
     machine: str
     limit_ratio: AboveZero
     known: MachineRows
-    steps: tuple[StepRow, ...] = ()
+    steps: Annotated[tuple[StepRow, ...], msgspec.Meta(max_length=MOST_ENGINES)] = ()
     outcome: OutcomeRow | None = None
+
+    def __post_init__(self) -> None:
+        limit = latency_limit(self.budget)
+        if not limit.relative:  # then it is for the float engine's time, which is measured again and again
+            return
+        if self.limit_ratio != limit.value:
+            raise ValueError(f"the limit {self.limit_ratio:.6g} is not that of the budget {self.budget}")
+        for step in self.steps:
+            measured, error = step.measured, step.standard_error
+            if measured is not None and error is not None and step.met != (measured + 1.96 * error <= limit.value):
+                raise ValueError(f"an engine meets the budget when the upper end of its interval is at most {limit.value:.6g}")
 
 
 class LoopFile(FileRecord, frozen=True, kw_only=True):
@@ -203,6 +271,10 @@ class LoopFile(FileRecord, frozen=True, kw_only=True):
     searches: tuple[LoopRow, ...] = ()
 
 
+ModelName = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+"""The first digits of the hash of a model's file."""
+
+
 class CandidateRow(Record, frozen=True, kw_only=True):
     """An engine of a bundle: which policy it is, and what was predicted for it."""
 
@@ -212,6 +284,10 @@ class CandidateRow(Record, frozen=True, kw_only=True):
     predicted_from: Count
     policy: PolicyFile
 
+    def __post_init__(self) -> None:
+        if self.predicted not in self.predicted_interval:
+            raise ValueError("a prediction lies in its interval")
+
 
 class BundleFile(FileRecord, frozen=True, kw_only=True):
     """`bundle.json`: the engines of the last bundle, by the name of their model."""
@@ -220,4 +296,36 @@ class BundleFile(FileRecord, frozen=True, kw_only=True):
     MADE_BY = "smpq bundle"
 
     budget: str
-    candidates: dict[str, CandidateRow]
+    candidates: Annotated[dict[ModelName, CandidateRow], msgspec.Meta(max_length=MOST_ENGINES)]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        latency_limit(self.budget)
+        _once([_key(row.policy) for row in self.candidates.values()], "the policy")
+
+
+def latency_limit(budget: str) -> Limit:
+    """Return the limit on latency; ValueError or UserError when a budget has none or is none."""
+    limit = Budget.from_text(budget).limit("latency")
+    if limit is None:
+        raise ValueError("the loop needs a latency budget")
+    return limit
+
+
+def _key(policy: PolicyFile) -> str:
+    return f"{sorted(policy.policy.items())} {sorted(policy.float_joins)}"
+
+
+def _once(names: Sequence[str], what: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{what} {name} is there twice")
+        seen.add(name)
+
+
+def _check_blame(policy: PolicyFile, blamed: Sequence[tuple[str, str]]) -> None:
+    _once([group for group, _ in blamed], "the blame of")
+    for group, chosen in blamed:
+        if policy.policy.get(group) != chosen:
+            raise ValueError(f"blames {group} in {chosen}, which is not in the policy")

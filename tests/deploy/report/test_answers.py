@@ -159,7 +159,7 @@ def test_next_steps_follow_from_the_data() -> None:
     }
     (undecided,) = answer(report(stability=stability), 3).sentences
     assert undecided.startswith("At this budget the scores cannot tell which format fc should get")
-    assert answer(report(stability={**stability, "undecided": []}), 3).sentences == (nothing,)
+    assert answer(report(stability={**stability, "undecided": [], "frequencies": {"fc": {"w8a8": 1.0}}}), 3).sentences == (nothing,)
     unknown = answer(unmeasured(limits=[{"cost": "latency", "limit": 0.6, "reached": None, "unit": "x", "met": None}]), 3).sentences
     assert unknown[0] == "Whether latency ≤ 0.6x is met is not known: it was not measured."
 

@@ -235,7 +235,7 @@ def test_steps_of_a_device_go_behind_those_of_a_search_that_was_stopped(run: Run
         search(run, device)
     (stopped,) = read(run).searches
     policy = next(policy for policy in policies(SPACE) if all(policy != each.policy for each in device.found))
-    step = Step(Proposal("carried", policy, 0.5, (0.4, 0.6), 3), BENCH.observation(policy), None, met=False)
+    step = Step(Proposal("carried", policy, 0.5, (0.4, 0.6), 3), BENCH.observation(policy), None, met=True)
     Search(run, SPACE, BUDGET, BOARD, LIMIT, device.found).add([step])
     (row,) = read(run).searches
     assert row.steps[:-1] == stopped.steps

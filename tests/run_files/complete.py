@@ -1,0 +1,58 @@
+"""A run that holds every file: made once, to be copied and damaged."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from deploy.devices.base import Result
+from deploy.finetuning import finetune
+from deploy.latency.history import Search
+from deploy.latency.loop import LoopSettings, Refusal, Step
+from deploy.latency.observations import Measured, keep_measured
+from deploy.pipeline import open_run, write_reports
+from deploy.prepare import Prepared
+from deploy.progress import Progress
+from deploy.run.files.search import BundleFile
+from deploy.run.settings import Settings
+from deploy.stages import build, export, measure, search, verify
+from deploy.stages.explaining import explain
+from deploy.stages.looping import _proposals, write_next_bundle
+from deploy.stages.supernet import train_supernet
+from smpq.budget import Budget
+from smpq.supernet.training import SupernetSettings
+from smpq.training.finetune import FineTuneSettings
+
+SETTINGS = Settings("tests.trainable_task:task", formats="w8a8,w4a8,fp32", samples=16, evaluations=70)
+BUDGET = "latency=20x,size=0.8x"
+"""Whatever the machine does meanwhile, its engines meet this latency."""
+BOARD = "another board"
+
+
+def make_run(path: Path) -> Prepared:
+    """Make the run at `path`; what is returned has it open."""
+    prepared = open_run(path, Progress(), SETTINGS)
+    write_next_bundle(prepared, BUDGET, path.with_name("bundle"))
+    _refuse_one(prepared)
+    solution = search(prepared, Budget.from_text(BUDGET), loop=LoopSettings(measurements=2, designed=2))
+    finetune(prepared, solution.policy, FineTuneSettings(steps=2))
+    export(prepared, solution.policy)
+    build(prepared, solution.policy)
+    measure(prepared, solution.policy, [2])
+    verify(prepared, solution.policy)
+    explain(prepared, solution.policy)
+    train_supernet(prepared, SupernetSettings(epochs=2, steps=2, walks=2, samples=16))
+    write_reports(prepared.run, Progress())
+    return prepared
+
+
+def _refuse_one(prepared: Prepared) -> None:
+    """Write down that another board refused the first engine of the bundle, and that a search there began with it and ended."""
+    first = next(iter(_proposals(prepared, prepared.run.read(BundleFile)).values()))
+    unknown = dict.fromkeys((field.name for field in fields(Result)), None)
+    result = Result(**{**unknown, "key": "0" * 64, "name": "0" * 16, "failed": "no kernel for deep", "nodes": (), "batch": 1,
+                       "rounds_ms": (), "float_rounds_ms": ()})  # fmt: skip  # type: ignore[arg-type]
+    (refusal,) = keep_measured(prepared, [Measured(first.policy, result)], BOARD)
+    assert isinstance(refusal, Refusal)
+    begun = Search(prepared.run, prepared.space, BUDGET, BOARD, 20.0, [refusal])
+    begun.add([Step(first, None, refusal, met=False)])

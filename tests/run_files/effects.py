@@ -1,0 +1,184 @@
+"""What smpq makes of each file of a run, as plain values: two contents with the same effect are the same to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calib.storage import plain
+from deploy.backends.onnxruntime import load_engine
+from deploy.engines import engine_names
+from deploy.latency.history import Search
+from deploy.latency.observations import known_float_ms, known_machines, read_observations, read_refusals
+from deploy.latency.prediction import prediction
+from deploy.prepare import Prepared
+from deploy.progress import Progress
+from deploy.report.page import render_html, summary_lines, write_html
+from deploy.run.directory import Run
+from deploy.run.files.report import ReportFile
+from deploy.run.files.search import BundleFile, LoopFile
+from deploy.run.files.supernet import SupernetFile
+from deploy.stages import read_policy
+from deploy.stages.looping import _proposals
+from deploy.stages.making import _needs_build, _needs_export
+from deploy.stages.reporting import write_report
+from deploy.stages.scoring import score
+from smpq.budget import Budget
+from smpq.policy import Policy
+from tests.run_files.complete import BOARD
+
+
+class Told(Progress):
+    """Remembers what is said and warned of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warn(self, text: str) -> None:
+        self.lines.append(text)
+
+
+Effect = Callable[[Prepared], Any]
+
+
+def effect(prepared: Prepared, file: str) -> Any:
+    """Use a file of the run as every command does that reads it; UserError as they raise it."""
+    prepared.progress = told = Told()
+    found = [use(prepared) for use in USES[file]]
+    return [found, told.lines]
+
+
+def _report(prepared: Prepared) -> Any:
+    """`smpq report`."""
+    report = write_report(prepared.run, {})
+    write_html(prepared.run.path)
+    return plain(report), render_html(report), summary_lines(report)
+
+
+def _page(prepared: Prepared) -> Any:
+    page = write_html(prepared.run.path)
+    return page.read_bytes(), summary_lines(prepared.run.read(ReportFile))
+
+
+def _settings(prepared: Prepared) -> Any:
+    """Every command begins with this."""
+    settings = Run(prepared.run.path).settings()
+    prepared.run.check(settings)
+    prepared.run.keep(settings, prepared.fingerprint)
+    return plain(settings)
+
+
+def _calibration(prepared: Prepared) -> Any:
+    prepared._keep_digest(prepared.fake_quantizer.calibration)
+
+
+def _scores(prepared: Prepared) -> Any:
+    scores = score(prepared)
+    return _plain([dataclasses.replace(scores, efficiency_gap=0.0, stop_reason=""), scores.starts()])
+
+
+def _policy(prepared: Prepared) -> Any:
+    policy = read_policy(prepared)
+    return policy.key()
+
+
+def _measurements(prepared: Prepared) -> Any:
+    machines = known_machines(prepared)
+    return machines, [
+        _plain([known_float_ms(prepared, name), read_observations(prepared, name), read_refusals(prepared, name)])
+        for name in (None, *machines)
+    ]
+
+
+def _bundle(prepared: Prepared) -> Any:
+    bundle = prepared.run.read(BundleFile)
+    return str(Budget.from_text(bundle.budget)), _plain(_proposals(prepared, bundle))
+
+
+def _loop(prepared: Prepared) -> Any:
+    file = prepared.run.read(LoopFile)
+    found = []
+    for row in file.searches:
+        found.append([row.machine, str(Budget.from_text(row.budget))])
+        search = Search(prepared.run, prepared.space, row.budget, row.machine, row.limit_ratio, [])
+        recorded = search.resumed(_not_measured)
+        with prepared.run.about(LoopFile):
+            answers = [recorded(Policy.from_file(step.policy, prepared.space)) for step in row.steps]
+        found.append(_plain([search.limit, search.observations, search.refusals, answers]))
+        for machine in dict.fromkeys((BOARD, row.machine)):
+            found.append(_plain(prediction(prepared, read_policy(prepared), machine)))
+    return found
+
+
+def _not_measured(policy: Any) -> Any:
+    return policy
+
+
+def _exported(prepared: Prepared) -> Any:
+    _needs_export(prepared, read_policy(prepared))
+
+
+def _built(prepared: Prepared) -> Any:
+    _needs_build(prepared, read_policy(prepared))
+
+
+def _engines(prepared: Prepared) -> Any:
+    """`smpq verify` and `smpq measure` load engines as the file says."""
+    names = engine_names(prepared.target)
+    inputs = [batch.inputs[0][:2].numpy() for batch in prepared.batches[:1]]
+    return [_loaded(prepared.run.file(name), inputs) for name in (names.engines[""], names.float_engines[""])]
+
+
+def _loaded(path: Path, inputs: list[np.ndarray]) -> Any:
+    engine = load_engine(path)
+    options = engine.session.get_session_options()
+    outputs = [array.tolist() for array in engine.run(inputs)]
+    threads = options.intra_op_num_threads, options.inter_op_num_threads
+    return outputs, engine.session.get_provider_options(), str(options.graph_optimization_level), threads
+
+
+def _supernet(prepared: Prepared) -> Any:
+    return plain(prepared.run.read(SupernetFile))
+
+
+USES: Mapping[str, tuple[Effect, ...]] = {
+    "run.json": (_settings, _report),
+    "calibration.json": (_calibration,),
+    "space.json": (_report,),
+    "costs.json": (_report,),
+    "scores.json": (_scores, _report),
+    "policy.json": (_policy, _report),
+    "budget.json": (_report,),
+    "stability.json": (_report,),
+    "contributions.json": (_report,),
+    "measurements.json": (_measurements,),
+    "loop.json": (_loop, _report),
+    "bundle.json": (_bundle,),
+    "export.json": (_exported,),
+    "build.json": (_built, _report),
+    "latency.json": (_report,),
+    "verify.json": (_report,),
+    "finetune.json": (_report,),
+    "supernet.json": (_supernet,),
+    "report.json": (_page,),
+    "engine.json": (_engines,),
+}
+
+
+def _plain(value: Any) -> Any:
+    """Return dataclasses, mappings and sequences as nested lists that compare by value."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [_plain(getattr(value, each.name)) for each in dataclasses.fields(value)]
+    if isinstance(value, Mapping):
+        return [[_plain(key), _plain(each)] for key, each in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return sorted(value) if isinstance(value, frozenset) else value
