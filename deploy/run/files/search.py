@@ -105,12 +105,20 @@ class SpaceFile(FileRecord, frozen=True, kw_only=True):
                 raise ValueError("refused names a group that does not exist")
 
 
+Cost = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
+_SMALLEST_COST = 1e-9
+
+
 class CostRow(Record, frozen=True, kw_only=True):
     """A cost that needs no measurement, in its unit: a fixed part, and one for each (group, format)."""
 
-    fixed: Amount
-    float_total: Amount
-    parts: dict[str, dict[FormatText, Amount]]
+    fixed: Cost
+    float_total: Cost
+    parts: dict[str, dict[FormatText, Cost]]
+
+    def __post_init__(self) -> None:
+        if 0 < self.float_total < _SMALLEST_COST:
+            raise ValueError(f"the float model costs {self.float_total:.3g}, less than anything real")
 
 
 class CostsFile(FileRecord, frozen=True, kw_only=True):
