@@ -68,7 +68,10 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerp
     try:
         save_model(model, path)
     except ValueError as error:  # no pass of ours has seen it yet: this is what torch's exporter makes of the model
-        raise UserError(f"what torch exports of the model is not legal ONNX: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"torch's exporter cannot express this model ({str(error).splitlines()[0]}): write in another way what depends on the number of "
+            "samples, as squeeze() of the first dimension does"
+        ) from error
 
 
 def read_aliases(model: ir.Model) -> dict[str, str]:

@@ -44,13 +44,7 @@ def export_float_model(prepared: Prepared) -> Path:
             prepared.compared.add(path)
         return path
     with prepared.progress.step("export to ONNX"):
-        try:
-            export_float(prepared.traced, prepared.space.units, path, prepared.fingerprint)
-        except ValueError as error:  # the checker refuses what torch's exporter made
-            raise UserError(
-                "torch's exporter cannot express this model, its file is not legal ONNX: write in another way what depends on the number "
-                f"of samples, as squeeze() of the first dimension does ({str(error).strip().splitlines()[-1][-200:]})"
-            ) from error
+        export_float(prepared.traced, prepared.space.units, path, prepared.fingerprint)
         try:
             _compare(prepared, path)
         except UserError:

@@ -40,6 +40,11 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def looped(run):
+    """Every step of the run's loop."""
+    return [step for search in read(run / "loop.json")["searches"] for step in search["steps"]]
+
+
 def evaluations(run):
     database = sqlite3.connect(run / "journal.sqlite")
     try:
@@ -87,9 +92,10 @@ def test_the_stages_one_by_one(tmp_path):
     assert set(built["engines"]) == {"engine.ort-cpu.onnx", "engine.float.onnx"}
 
     measured = json.loads(done("measure", out, "--json").out)
-    low, high = measured["interval"]
-    assert 0 < low <= measured["ratio"] <= high
-    assert measured["ratio"] == pytest.approx(measured["engine_ms"] / measured["float_ms"], rel=0.3)
+    timed = measured["measurement"]
+    low, high = timed["ratio_interval"]
+    assert 0 < low <= timed["ratio"] <= high
+    assert timed["ratio"] == pytest.approx(timed["engine_ms"] / timed["float_ms"], rel=0.3)
     verified = json.loads(done("verify", out, "--json").out)
     assert list(verified["stages"]) == ["eager", "float", "fake_quant", "onnx", "engine"]
     assert verified["samples"] == 16
@@ -100,7 +106,7 @@ def test_the_stages_one_by_one(tmp_path):
     assert report == read(out / "report.json")
     assert report["policy"] == record["policy"]
     assert report["engine"] == "engine.ort-cpu.onnx"
-    assert report["latency"]["ratio"] == measured["ratio"]
+    assert report["latency"]["ratio"] == timed["ratio"]
     assert report["accuracy"]["engine"] == verified["stages"]["engine"]["mean"]
     assert report["budget"] == "size=0.3x"
     assert report["met"] is (report["limits"][0]["reached"] <= 0.3)
@@ -168,7 +174,7 @@ def test_a_bundle_is_carried_away_and_its_measurements_come_back(run, tmp_path):
     assert result.code == 1, "no engine can be that fast"
     assert f"policy: {run / 'policy.json'} (measured " in result.out
     assert "does not meet the budget" in result.out
-    assert len(read(run / "loop.json")["steps"]) == len(engines)
+    assert len(looped(run)) == len(engines)
     assert (run / "model.ort-cpu.onnx").is_file()
     assert "more engines should be measured" in result.out or "out of reach" in result.out
 
@@ -193,7 +199,7 @@ def test_a_budget_out_of_reach_ends_with_the_closest_engine(tmp_path):
     assert limit["reached"] == report["latency"]["ratio"]
     assert (out / report["engine"]).is_file()
     assert (out / report["float_engine"]).is_file()
-    slowest = {tuple(step["policy"].items()): step["measured_interval"][1] for step in report["observations"]}
+    slowest = {tuple(step["policy"]["policy"].items()): step["measured_interval"][1] for step in looped(out)}
     slowest[tuple(dict.fromkeys(read(out / "policy.json")["policy"], "fp32").items())] = (
         1.0  # the float engine is kept where nothing is faster
     )
@@ -318,7 +324,7 @@ def test_two_processes_on_one_run(run):
 def test_another_rounding_is_told_and_its_values_are_not_mixed(run):
     before = evaluations(run)
     record = read(run / "calibration.json")
-    (run / "calibration.json").write_text(json.dumps({**record, "digest": "of another machine", "threads": 7}))
+    (run / "calibration.json").write_text(json.dumps({**record, "digest": "0" * 64, "threads": 7}))
     result = done("solve", run, "--budget", "avg_bits=8")
     assert "the rounded weights or the ranges differ from those that this run began with" in result.err
     assert "7 then" in result.err

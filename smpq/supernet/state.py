@@ -100,7 +100,7 @@ class SupernetState:
         supernet.graph.load_state_dict(own)
         supernet.graph.project()  # changes nothing that training has made; the limits may differ a little between machines
         for name, tensor in supernet.graph.state_dict().items():
-            if not torch.allclose(tensor, own[name], rtol=0.01, atol=0):
+            if not torch.allclose(tensor.cpu(), own[name], rtol=0.01, atol=0):
                 raise UserError(f"supernet.safetensors is damaged: {name!r} is not above zero: {_REPAIR}")
         for optimizer, prefix in ((weights, _WEIGHTS), (alphas, _ALPHAS)):
             if optimizer is not None:

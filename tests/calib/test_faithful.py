@@ -131,7 +131,7 @@ UNFAITHFUL = {
     "cached_data": (cached_data, "does not compute what the model does"),
     "first_call": (first_call, "does not compute what the model does"),
     "last_output": (last_output, "does not compute what the model does"),
-    "clock": (lambda self, y: y * time.perf_counter(), "does not compute what the model does"),
+    "clock": (lambda self, y: y * (time.perf_counter() % 1), "does not compute what the model does"),
     "random": (lambda self, y: y * random.random(), "does not compute what the model does"),
     "exporting": (lambda self, y: y if torch.compiler.is_exporting() else 2 * y, "calibration batch 0"),
 }

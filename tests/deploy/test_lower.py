@@ -88,11 +88,11 @@ def test_a_float_plan_changes_nothing(tmp_path):
     np.testing.assert_allclose(run_plain(lowered.path, exported.batch), lowered.expected, atol=1e-5)
 
 
-def test_the_report_is_plain_values(tmp_path):
+def test_the_report_is_a_file_of_the_policy(tmp_path):
     exported = residual()
-    record = exported.lower(exported.formats("w8a8"), "ort-cpu", tmp_path).report.to_json()
-    assert record["target"] == "ort-cpu"
-    assert record["size_bytes"] == (tmp_path / "model.ort-cpu.onnx").stat().st_size
+    record = exported.lower(exported.formats("w8a8"), "ort-cpu", tmp_path).report.to_file("a policy")
+    assert (record.policy, record.target) == ("a policy", "ort-cpu")
+    assert record.size_bytes == (tmp_path / "model.ort-cpu.onnx").stat().st_size
 
 
 def test_a_missing_float_model_is_a_user_error(tmp_path):

@@ -86,7 +86,8 @@ def test_the_whole_job_goes_on_after_three_cuts_and_measures_nothing_twice(serve
     log.close()
     latency = json.loads((run / "latency.json").read_text())
     assert latency["machine"] == machine()
-    steps = json.loads((run / "loop.json").read_text())["steps"]
+    (search,) = json.loads((run / "loop.json").read_text())["searches"]
+    steps = search["steps"]
     assert len(steps) >= 3
     assert all(step["measured"] is not None for step in steps)
     assert set(left_on(server)) == before, "nothing is left on the device"

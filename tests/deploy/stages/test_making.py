@@ -39,8 +39,8 @@ def board(monkeypatch):
 def test_tensorrt_builds_on_the_device_and_the_job_goes_on_to_its_end(tmp_path, board):
     run = tmp_path / "run"
     report = run_all(run, settings("jetson-orin", "w8a8,fp16"), "latency=0.75x", QUIET, device=ORIN)
-    assert report["met"]
-    assert report["engine"] is None
+    assert report.met
+    assert report.engine is None
     assert list(run.glob("engine*")) == list(run.glob("*.plan")) == []
     for experiment in board.experiments:
         check_experiment(experiment)
@@ -51,7 +51,7 @@ def test_tensorrt_builds_on_the_device_and_the_job_goes_on_to_its_end(tmp_path, 
     assert {path: kernel["kernel"] for path, kernel in built["kernels"].items() if planned[path] == "w8a8"} == {"second": "int8"}
     engine = read(run / "verify.json")["stages"]["engine"]
     assert engine["not_run"] == "it was built on a board, which does not have the evaluation data"
-    assert read(run / "latency.json")["ratio"] == pytest.approx(0.7)
+    assert read(run / "latency.json")["measurement"]["ratio"] == pytest.approx(0.7)
 
     with open_run(run, QUIET) as prepared:  # another day, without the device
         verify(prepared, read_policy(prepared))
