@@ -7,7 +7,8 @@ Times are other ones every time, so two runs may choose other engines. What must
 2. Nothing is repeated: every evaluation has one row, every result of the device one key, and a result keeps the times it had.
 3. The end is what it would have been: a second run is given the device's results of the first one and is not killed. It must measure nothing
    more, and end with the same loop.json and policy.json, byte for byte.
-A moment is a number of steps of the loop, or of evaluations before it, plus up to two seconds.
+A moment is a number of evaluations, plus up to .3 s, or of steps of the loop, plus up to two seconds; where the run is further already, up to
+fifteen seconds after its start.
 """
 
 import argparse
@@ -105,10 +106,12 @@ def experiment(task: str, kills: int, places: Path) -> tuple[list[dict], list[di
     while len(rows) < kills:
         run, left = places / f"run{len(runs)}", []
         for moment in moments(generator, evaluations, count):
+            further = len(journal(run)) > moment[0] or len(steps(run)) > moment[1] > 0
+            delay = generator.uniform(0, 15 if further else 2 if moment[1] else 0.3)
             process = start(task, run)
-            kill(process, run, *moment, generator.uniform(0, 2))
+            kill(process, run, *moment, delay)
             left.append((journal(run), steps(run), results(run)))
-            rows.append({"run": len(runs), "moment": moment, "ended_by": process.returncode, "evaluations": len(left[-1][0]),
+            rows.append({"run": len(runs), "moment": moment, "after_s": round(delay, 2), "ended_by": process.returncode, "evaluations": len(left[-1][0]),
                          "steps": len(left[-1][1]), "results": len(left[-1][2])})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
         finished(start(task, run))

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from calib.errors import UserError
+from calib.storage import replacing, writing
 
 _LARGEST_SINGLE_FILE = 1_800_000_000
 """Bytes of weights above which they go into a file of their own: one protobuf message holds at most 2 GiB."""
@@ -37,10 +38,8 @@ def save_model(model: ir.Model, path: Path, largest_single_file: int = _LARGEST_
     Raises UserError when the disk is full or cannot be written, and ValueError when the ONNX checker refuses the model: that is a bug
     in a pass, never the user's doing.
     """
-    try:
+    with writing(path):
         _save(model, path, largest_single_file)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _save(model: ir.Model, path: Path, largest_single_file: int) -> None:
@@ -62,16 +61,11 @@ def _save(model: ir.Model, path: Path, largest_single_file: int) -> None:
 
 def copy_model(source: Path, target: Path) -> None:
     """Copy an ONNX file, and its weights where they are in a file of their own."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    data = data_path(source)
-    if data.is_file():
-        model = load_model(source)
-        save_model(model, target, largest_single_file=0)
+    if data_path(source).is_file():
+        save_model(load_model(source), target, largest_single_file=0)
         return
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        unfinished = Path(temporary) / target.name
+    with replacing(target) as unfinished:
         shutil.copyfile(source, unfinished)
-        unfinished.replace(target)
 
 
 def data_path(path: Path) -> Path:

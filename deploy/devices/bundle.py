@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +12,7 @@ import msgspec
 import numpy as np
 
 from calib.errors import UserError
-from calib.storage import read_record, write_bytes, write_record
+from calib.storage import read_record, replacing, write_bytes, write_record, writing
 from deploy.devices.base import Candidate, Experiment
 from deploy.devices.checks import check_measured, check_results, keys_of
 from deploy.devices.messages import Asked, Bundle, Measurements, Model, Rounds, Runtime, read_message
@@ -141,15 +139,6 @@ def read_measurements(path: Path, directory: Path) -> Measurements:
     return msgspec.structs.replace(found, results=tuple(results.values()))
 
 
-@contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error}): free some space, or name another directory") from error
-
-
 def check_models(experiment: Experiment) -> None:
     """Raise UserError when a model of the experiment is missing."""
     for candidate in (experiment.float_, *experiment.candidates):
@@ -158,7 +147,5 @@ def check_models(experiment: Experiment) -> None:
 
 
 def _write_inputs(file: Path, inputs: Mapping[str, np.ndarray]) -> None:
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as temporary:
-        unfinished = Path(temporary) / file.name
+    with replacing(file) as unfinished:
         np.savez(unfinished, **inputs)  # type: ignore[arg-type] # an input may not be called allow_pickle
-        unfinished.replace(file)

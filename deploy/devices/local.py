@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from calib.errors import UserError
+from calib.storage import writing
 from deploy.devices.base import Announce, Experiment, Result, silent
-from deploy.devices.bundle import check_models, write_experiment, writing
+from deploy.devices.bundle import check_models, write_experiment
 from deploy.devices.checks import check_measured
 from deploy.devices.known import read_known, results_in_order
 from deploy.devices.places import machine_directory

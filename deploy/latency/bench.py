@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from calib.errors import UserError
+from calib.storage import writing
 from deploy.backends.onnxruntime import session_settings
 from deploy.devices.base import Candidate, Experiment, silent
-from deploy.devices.bundle import writing
 from deploy.float_onnx import export_float_model
 from deploy.latency.loop import Refusal
 from deploy.latency.measure import Protocol

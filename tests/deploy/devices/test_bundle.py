@@ -76,7 +76,7 @@ def test_a_missing_model(wanted):
 
 def test_a_directory_that_cannot_be_written(wanted, tmp_path):
     (tmp_path / "bundle").write_text("a file where the directory should be")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         write_bundle(wanted, tmp_path / "bundle")
 
 

@@ -48,7 +48,7 @@ def test_its_name(tmp_path):
 
 def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "run").write_text("a file where the directory should be")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         LocalDevice(tmp_path / "run").measure(experiment(tmp_path / "models"))
 
 
