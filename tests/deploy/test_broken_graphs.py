@@ -245,11 +245,12 @@ def test_a_full_or_read_only_disk_leaves_nothing_behind(code, tmp_path, monkeypa
     def fail(*_arguments, **_options):
         raise OSError(code, os.strerror(code))
 
+    model = ir.load(mlp().path)
     monkeypatch.setattr(onnx_files.ir, "save", fail)
     with pytest.raises(
         UserError, match=f"cannot write .*out.onnx: {'the disk is full' if code == errno.ENOSPC else os.strerror(code)}"
     ):
-        save_model(ir.load(mlp().path), tmp_path / "out.onnx")
+        save_model(model, tmp_path / "out.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -19,6 +19,7 @@ from smpq.plan import QuantPlan
 from tests.promise.oracle import Inputs, tensors
 
 _DRAWS = 4
+_FLIP_DRAWS = 32
 _FLOAT_NOISE = 3e-7
 """Relative error of one float32 operator: a few units in the last place."""
 _WEIGHT_ONLY_BITS = 8
@@ -59,6 +60,27 @@ class Noise:
                 )
         return self._largest(batch, lambda: Edits(sources, edges, self._weights(plan, units)), of_all=True)
 
+    def of_flips(self, batch: Inputs, plan: QuantPlan) -> list[Tensor]:
+        """The largest root mean square change of each output when one value of every quantised activation is rounded to the next integer.
+
+        Where a tensor has four values, one of them is a larger share of all than of a tensor with a thousand.
+        """
+        sources, edges = {}, {}
+        for entry in plan.tensors:
+            if entry.consumers is None:
+                sources[entry.tensor] = self._flipped(entry.quantizer.scale)
+            edges.update({(entry.tensor, consumer): self._flipped(entry.quantizer.scale) for consumer in entry.consumers or ()})
+        return self._largest(batch, lambda: Edits(sources, edges), of_all=True, draws=_FLIP_DRAWS)
+
+    def _flipped(self, step: float) -> Callable[[Tensor], Tensor]:
+        def edit(tensor: Tensor) -> Tensor:
+            changed = tensor.clone()
+            if changed.numel():
+                changed.view(-1)[int(torch.randint(changed.numel(), (1,), generator=self._generator))] += step
+            return changed
+
+        return edit
+
     def _weights(self, plan: QuantPlan, units: Sequence[Unit]) -> dict[str, Tensor]:
         return {
             unit.weight: self._traced.state[unit.weight]
@@ -77,10 +99,10 @@ class Noise:
         step = largest / (2 ** (chosen.weight_bits - 1) - 1)
         return (step * self._random(rows)).reshape(weight.shape)
 
-    def _largest(self, batch: Inputs, edits: Callable[[], Edits], *, of_all: bool = False) -> list[Tensor]:
+    def _largest(self, batch: Inputs, edits: Callable[[], Edits], *, of_all: bool = False, draws: int = _DRAWS) -> list[Tensor]:
         plain = [tensor.double() for tensor in tensors(self._traced.run(batch))]
         found = [torch.zeros(()).double() if of_all else torch.zeros_like(tensor) for tensor in plain]
-        for _ in range(_DRAWS):
+        for _ in range(draws):
             changed = tensors(self._traced.run(batch, edits()))
             for index, (before, after) in enumerate(zip(plain, changed, strict=True)):
                 change = (after.double() - before).abs()

@@ -65,7 +65,7 @@ def check(network: Generated, directory: Path | None = None) -> Outcome:
     2. The lowered file, computed as written, with the fake-quantised model: equal but for flipped roundings, which at least half of the
        outputs do not have.
     3. Beyond that, root mean squares in units of what a whole step of error in every quantised tensor and weight changes: the lowered
-       file and the fake-quantised model 0.25, the engine and the fake-quantised model 1 (its kernels round sums of integers in their own
+       file and the fake-quantised model 0.25 (or one flipped rounding in every tensor, where that is more), the engine and the fake-quantised model 1 (its kernels round sums of integers in their own
        way), the fake-quantised model and the eager one 2 on the calibration data (elsewhere it may clip).
     4. All of it for each sample alone and for a batch, where the eager module takes it. No value is NaN where the eager one is not.
     5. A module that answers differently to equal inputs agrees with nothing: only a refusal is right.
