@@ -42,8 +42,10 @@ class ActivationQuantizer:
     def __call__(self, tensor: Tensor) -> Tensor:
         """Round `tensor` (any shape, float32) to the grid; same shape."""
         low, high = self.limits
-        # the same result as torch.fake_quantize_per_tensor_affine, which also makes a mask for the backward pass and takes 20 times as long
-        return (tensor * (1.0 / self.scale)).round_().clamp_(low - self.zero_point, high - self.zero_point).mul_(self.scale)
+        # divided, as ONNX's QuantizeLinear does: a product with the reciprocal (torch.fake_quantize_per_tensor_affine) rounds ties in another
+        # way, and values that lie on a grid, as pixels do, are ties by the hundred. A tensor, because CUDA divides by a number that way too
+        steps = tensor.div(tensor.new_tensor(self.scale))
+        return steps.round_().clamp_(low - self.zero_point, high - self.zero_point).mul_(self.scale)
 
 
 def quantizer_from_range(low: float, high: float, bits: int, scheme: Scheme) -> ActivationQuantizer:

@@ -1,3 +1,6 @@
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 
@@ -79,3 +82,22 @@ def test_dequantize_by_channel_and_by_block():
     assert by_channel.tolist() == [[[[0.5, 1.0], [-1.5, 2.0]]], [[[0.0, -2.0], [2.0, 4.0]]]]
     by_block = QuantizedWeight(4, integers, torch.tensor([[0.5, 2.0], [1.0, 10.0]]), 2).dequantize()
     assert by_block.tolist() == [[0.5, 1.0, -6.0, 8.0], [0.0, -1.0, 10.0, 20.0]]
+
+
+def test_values_on_a_grid_are_rounded_as_onnx_rounds_them(tmp_path):
+    """Pixels over 255 with a step of 3.2 / 255 lie halfway between two integers again and again."""
+    pixels = (torch.arange(256) / 255 * 3).float()
+    quantizer = quantizer_from_range(0.0, 3.2, 8, "affine")
+    scale = onnx.numpy_helper.from_array(np.array(quantizer.scale, np.float32), "scale")
+    zero = onnx.numpy_helper.from_array(np.array(quantizer.zero_point, np.uint8), "zero")
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes, "g", [tensor("x", onnx.TensorProto.FLOAT, [256])], [tensor("y", onnx.TensorProto.FLOAT, [256])], [scale, zero]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    (expected,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": pixels.numpy()})
+    np.testing.assert_array_equal(quantizer(pixels).numpy(), expected)

@@ -128,7 +128,12 @@ def _keep_promise(network: Generated, scratch: Path, stage: _Stage) -> None:
             raise WrongError(f"accepted, although the module is not a function: {oracle.unstable}")
         tests, known = oracle.outputs[: len(batches)], oracle.outputs[len(batches) :]
         engines = Engines(prepared, policy)
-        noise = Noise(prepared.traced, [own(batch) for batch in (*calibration, *batches) if engines.take(batch)], seed=0)
+        taken = [
+            own(batch)
+            for batch, expected in zip((*batches, *calibration), oracle.outputs, strict=True)
+            if expected is not None and engines.take(batch)
+        ]
+        noise = Noise(prepared.traced, taken, seed=0)
         for batch, expected in zip(batches, tests, strict=True):
             if expected is not None and engines.take(batch):
                 compare_engines(engines, own(batch), expected, noise)
