@@ -21,7 +21,8 @@ import torch
 from records import keep
 
 from tests.promise.networks import generated, recipe_from_seed
-from tests.promise.promise import check, exporter_kept
+from tests.promise.promise import check
+from tests.torch_kept import exporter_kept
 
 FIRST_SEED = 1_000_000
 COUNT = 3000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import tempfile
@@ -13,9 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch.onnx._internal.exporter import _registration
 
 from calib.errors import UserError
 from deploy.pipeline import open_run
@@ -171,23 +167,6 @@ def _captured() -> Iterator[list[str]]:
                 os.close(saved)
             file.seek(0)
             printed += file.read().decode(errors="replace").splitlines()
-
-
-@contextmanager
-def exporter_kept() -> Iterator[None]:
-    """Have torch make its table of ONNX functions once and not for each export, which is a third of the time."""
-    registry = _registration.ONNXRegistry
-    original = registry.__dict__["from_torchlib"]
-
-    @functools.cache
-    def made(opset_version: int) -> Any:
-        return original.__func__(registry, opset_version)
-
-    registry.from_torchlib = staticmethod(made)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        registry.from_torchlib = original  # type: ignore[method-assign]
 
 
 def smallest(recipe: Recipe, kind: str) -> tuple[Recipe, Outcome]:

@@ -5,15 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.promise.networks import generated, recipe_from_seed
-from tests.promise.promise import check, exporter_kept, smallest
+from tests.promise.promise import check, smallest
 
 CHUNKS, NETWORKS = 30, 10
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fast_export():
-    with exporter_kept():
-        yield
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))

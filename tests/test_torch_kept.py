@@ -1,0 +1,46 @@
+"""Tables of torch that are kept while tests run change nothing that torch makes."""
+
+import torch
+from torch import nn
+
+from tests.torch_kept import overrides_kept
+
+
+class Composite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return nn.functional.scaled_dot_product_attention(x, x, x).flatten(1)
+
+
+def decomposed(program, table):
+    return [f"{node.op} {node.target}" for node in program.run_decompositions(table).graph.nodes]
+
+
+def test_programs_and_operators_are_as_without():
+    program = torch.export.export(Composite().eval(), (torch.ones(2, 3, 4),))
+    operator = torch.ops.aten.linear.default
+    kernels = dict(operator.py_kernels)
+    with overrides_kept():
+        found = [(decomposed(program, {}), decomposed(program, None)) for _ in range(3)]
+        assert dict(operator.py_kernels) == kernels
+    assert found[0] == found[1] == found[2]
+    assert "call_function aten.linear.default" in found[0][0]
+    assert "call_function aten.linear.default" not in found[0][1]
+
+
+def test_a_table_of_ones_own_is_obeyed():
+    program = torch.export.export(Composite().eval(), (torch.ones(2, 3, 4),))
+    calls = []
+
+    def linear(x, weight, bias=None):
+        calls.append(len(calls))
+        return x @ weight.T + bias
+
+    first = decomposed(program, {})
+    assert "call_function aten.linear.default" not in decomposed(program, {torch.ops.aten.linear.default: linear})
+    assert calls
+    assert decomposed(program, {}) == first
