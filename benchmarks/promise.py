@@ -7,6 +7,7 @@ WORK (`runs/promise.jsonl`), and seeds that are there are not checked again, so 
 in the record with their seeds; the exit code is then 1.
 """
 
+import gc
 import json
 import multiprocessing
 import re
@@ -22,7 +23,7 @@ from records import keep
 
 from tests.promise.networks import generated, recipe_from_seed
 from tests.promise.promise import check
-from tests.torch_kept import exporter_kept
+from tests.torch_kept import torch_kept
 
 FIRST_SEED = 1_000_000
 COUNT = 3000
@@ -32,7 +33,9 @@ PROCESSES = 2
 def start() -> None:
     """Prepare a worker."""
     torch.set_num_threads(1)
-    exporter_kept().__enter__()  # as long as the worker lives
+    torch_kept().__enter__()  # as long as the worker lives
+    gc.collect()
+    gc.freeze()  # what was imported is not looked through again and again
 
 
 def checked(seed: int) -> dict:
