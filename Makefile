@@ -18,7 +18,7 @@ demo: $(STAMP)
 	@echo "The report is at $(RUN)/report.html"
 
 test: $(STAMP)
-	$(BIN)/pytest -n $(JOBS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError
@@ -55,19 +56,58 @@ def trained(
     `threads` limits torch while it trains. One is right for small models: on a busy machine two threads wait for each other at every
     layer and take many times as long, and sums come out the same on any number of cores.
 
-    A cache file that cannot be read or does not fit is replaced, and a notice on stderr says so. Raises UserError when the cache
-    directory cannot be written.
+    Of several processes that want the same weights one trains, and the others wait for it. A cache file that cannot be read or does not
+    fit is replaced, and a notice on stderr says so. Raises UserError when the cache directory cannot be written.
     """
     path = cache_path(name, recipe)
     if not _restored(model, path):
-        _notice(f"{name}: training the model once; its weights will be kept in {path.parent}")
-        with _threads(threads):
-            train(model)
-        try:
-            write_atomically(path, save({key: value.contiguous() for key, value in model.state_dict().items()}))
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; set SMPQ_CACHE to a directory that can be written") from error
+        with _alone(path):
+            if not _restored(model, path, quiet=True):
+                _notice(f"{name}: training the model once; its weights will be kept in {path.parent}")
+                with _threads(threads):
+                    train(model)
+                with _writable(path):
+                    write_atomically(path, save({key: value.contiguous() for key, value in model.state_dict().items()}))
     return model.eval()
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; set SMPQ_CACHE to a directory that can be written") from error
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process trains for `path`. The lock ends with its process, however that ends."""
+    if sys.platform == "win32":
+        yield  # each process trains for itself
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    with _writable(lock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = _locked(lock)
+    with stream:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _locked(lock: Path) -> IO[str]:
+    import fcntl
+
+    while True:
+        stream = lock.open("w")
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
+                return stream
+        except FileNotFoundError:  # who had the lock has removed its file
+            pass
+        stream.close()
 
 
 @contextmanager
@@ -80,14 +120,15 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _restored(model: nn.Module, path: Path) -> bool:
+def _restored(model: nn.Module, path: Path, *, quiet: bool = False) -> bool:
     try:
         model.load_state_dict(load(path.read_bytes()))
     except FileNotFoundError:
         return False
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        _notice(f"cache file {path} cannot be used ({reason}); the model is trained again")
+        if not quiet:
+            _notice(f"cache file {path} cannot be used ({reason}); the model is trained again")
         return False
     return True
 

@@ -1,3 +1,6 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -72,6 +75,21 @@ def test_training_that_fails_leaves_no_file(cache):
     with pytest.raises(RuntimeError, match="boom"):
         trained("t", nn.Linear(2, 2), {}, fail)
     assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_of_several_at_the_same_time_one_trains(cache):
+    """Threads stand for processes: the lock is that of an open file, and each opens its own."""
+    train = Trainer()
+
+    def train_slowly(model):
+        time.sleep(0.5)
+        train(model)
+
+    with ThreadPoolExecutor(3) as pool:
+        models = list(pool.map(lambda _: trained("t", nn.Linear(2, 2), {}, train_slowly), range(3)))
+    assert train.calls == 1
+    assert all(torch.equal(model.weight, torch.ones(2, 2)) for model in models)
+    assert [path.suffix for path in cache.iterdir()] == [".safetensors"], "no lock is left"
 
 
 def test_the_thread_count_is_put_back():
