@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from calib.errors import UserError
+from calib.storage import write_bytes
 
 
 def cache_directory() -> Path:
@@ -33,19 +33,6 @@ def cache_path(name: str, recipe: Mapping[str, object]) -> Path:
     """
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     return cache_directory() / f"{name}-{digest[:16]}.safetensors"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name in the same directory, then rename: a reader sees all of the file or nothing of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def trained(
@@ -66,8 +53,7 @@ def trained(
                 _notice(f"{name}: training the model once; its weights will be kept in {path.parent}")
                 with _threads(threads):
                     train(model)
-                with _writable(path):
-                    write_atomically(path, save({key: value.contiguous() for key, value in model.state_dict().items()}))
+                write_bytes(path, save({key: value.contiguous() for key, value in model.state_dict().items()}))
     return model.eval()
 
 

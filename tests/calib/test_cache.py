@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from calib.cache import cache_directory, cache_path, trained, write_atomically
+from calib.cache import cache_directory, cache_path, trained
 from calib.errors import UserError
 
 
@@ -104,14 +104,6 @@ def test_a_directory_that_cannot_be_made_is_a_user_error(cache):
     cache.write_text("a file is in the way")
     with pytest.raises(UserError, match="SMPQ_CACHE"):
         trained("t", nn.Linear(2, 2), {}, Trainer())
-
-
-def test_writing_replaces_whole_files_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "deep" / "file"
-    write_atomically(path, b"one")
-    write_atomically(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_the_directory_follows_the_environment(cache, monkeypatch):
