@@ -44,7 +44,7 @@ class ActivationQuantizer:
         low, high = self.limits
         # divided, as ONNX's QuantizeLinear does: a product with the reciprocal (torch.fake_quantize_per_tensor_affine) rounds ties in another
         # way, and values that lie on a grid, as pixels do, are ties by the hundred. A tensor, because CUDA divides by a number that way too
-        steps = tensor.div(tensor.new_tensor(self.scale))
+        steps = tensor.div(torch.full((), self.scale, dtype=tensor.dtype, device=tensor.device))
         return steps.round_().clamp_(low - self.zero_point, high - self.zero_point).mul_(self.scale)
 
 

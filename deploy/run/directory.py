@@ -91,7 +91,7 @@ class Run:
         changed = record.fingerprint.differences(fingerprint)
         if changed:
             raise UserError(
-                f"{', '.join(changed)} changed since {self.path} was made, and what it holds is about the old state: use another --out, "
+                f"{', '.join(changed)} changed since {self.file(RunFile.NAME)} was made, and the run is about the old state: use another --out, "
                 "or delete it"
             )
         if row is not None and record.resources != row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -228,6 +229,12 @@ def changes_its_input(draw: Draw, shape: Shape) -> nn.Module:
     return Do(run)
 
 
+def _scripted(module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # people have such modules all the same
+        return torch.jit.script(module)
+
+
 @odd()
 def custom_code(draw: Draw, shape: Shape) -> nn.Module:
     """Autograd functions, hooks, scripts, closures, generators."""
@@ -240,7 +247,7 @@ def custom_code(draw: Draw, shape: Shape) -> nn.Module:
         module.register_forward_pre_hook(lambda module, inputs: (inputs[0] - 0.2,))
         return module
     return draw(
-        Do(lambda self, x: _Doubled.apply(x)), torch.jit.script(nn.Tanh()), Do(lambda self, x: sum(part for part in x.split(1, -1))),
+        Do(lambda self, x: _Doubled.apply(x)), _scripted(nn.Tanh()), Do(lambda self, x: sum(part for part in x.split(1, -1))),
         Do(lambda self, x: torch.vmap(lambda one: one * 2 + one.sum())(x)), Do(lambda self, x: torch.utils.checkpoint.checkpoint(torch.tanh, x, use_reentrant=False)),
         Do(lambda self, x: torch.func.functional_call(nn.ReLU(), {}, (x,))), nn.Sequential(nn.Identity(), Do(lambda self, x: x.data * 2)),
         Do(lambda self, x: F.one_hot((x > 0).long(), 2).float().sum(-1) * x), Do(lambda self, x: torch.fft.rfft(x).abs().sum(-1, keepdim=True) + x),

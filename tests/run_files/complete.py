@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 from deploy.devices.base import Result
@@ -49,9 +48,9 @@ def make_run(path: Path) -> Prepared:
 def _refuse_one(prepared: Prepared) -> None:
     """Write down that another board refused the first engine of the bundle, and that a search there began with it and ended."""
     first = next(iter(_proposals(prepared, prepared.run.read(BundleFile)).values()))
-    unknown = dict.fromkeys((field.name for field in fields(Result)), None)
-    result = Result(**{**unknown, "key": "0" * 64, "name": "0" * 16, "failed": "no kernel for deep", "nodes": (), "batch": 1,
-                       "rounds_ms": (), "float_rounds_ms": ()})  # fmt: skip  # type: ignore[arg-type]
+    unknown = dict.fromkeys(Result.__struct_fields__)
+    result = Result(**{**unknown, "key": "0" * 16, "name": "0" * 16, "failed": "no kernel for deep", "cause": "refused", "nodes": (),
+                       "batch": 1, "rounds_ms": (), "float_rounds_ms": ()})  # fmt: skip
     (refusal,) = keep_measured(prepared, [Measured(first.policy, result)], BOARD)
     assert isinstance(refusal, Refusal)
     begun = Search(prepared.run, prepared.space, BUDGET, BOARD, 20.0, [refusal])

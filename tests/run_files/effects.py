@@ -12,6 +12,7 @@ import numpy as np
 from calib.storage import plain
 from deploy.backends.onnxruntime import load_engine
 from deploy.engines import engine_names
+from deploy.float_onnx import export_float_model
 from deploy.latency.history import Search
 from deploy.latency.observations import known_float_ms, known_machines, read_observations, read_refusals
 from deploy.latency.prediction import prediction
@@ -72,7 +73,7 @@ def _settings(prepared: Prepared) -> Any:
     """Every command begins with this."""
     settings = Run(prepared.run.path).settings()
     prepared.run.check(settings)
-    prepared.run.keep(settings, prepared.fingerprint)
+    prepared.run.keep(settings, prepared.identity)
     return plain(settings)
 
 
@@ -122,6 +123,11 @@ def _not_measured(policy: Any) -> Any:
     return policy
 
 
+def _float_model(prepared: Prepared) -> Any:
+    """Every command that exports begins with this."""
+    return export_float_model(prepared).read_bytes()
+
+
 def _exported(prepared: Prepared) -> Any:
     _needs_export(prepared, read_policy(prepared))
 
@@ -162,6 +168,7 @@ USES: Mapping[str, tuple[Effect, ...]] = {
     "measurements.json": (_measurements,),
     "loop.json": (_loop, _report),
     "bundle.json": (_bundle,),
+    "model.float.json": (_float_model,),
     "export.json": (_exported,),
     "build.json": (_built, _report),
     "latency.json": (_report,),

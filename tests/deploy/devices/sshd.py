@@ -60,12 +60,16 @@ class OpenSshServer:
         return len(serving)
 
 
+def program() -> str | None:
+    """Return the path of OpenSSH's server; None where it is not installed."""
+    return shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin")
+
+
 @contextmanager
 def serving(directory: Path) -> Iterator[OpenSshServer]:
     """Start a server, and wait until it answers; skips the test where that cannot be had."""
-    program = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin")
-    if program is None:
-        pytest.skip("needs OpenSSH's server: apt-get install openssh-server")
+    path = program()
+    assert path is not None, "servers.SERVERS names it only where it is"
     if shutil.which("ssh-keygen") is None:
         pytest.skip("needs ssh-keygen: apt-get install openssh-client")
     directory.chmod(0o700)
@@ -78,7 +82,7 @@ def serving(directory: Path) -> Iterator[OpenSshServer]:
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # the server wants it for its unprivileged half
     with (directory / "sshd.log").open("wb") as log:
-        process = subprocess.Popen([program, "-D", "-e", "-f", directory / "sshd_config"], stderr=log)
+        process = subprocess.Popen([path, "-D", "-e", "-f", directory / "sshd_config"], stderr=log)
     try:
         _wait(process, port, directory / "sshd.log")
         yield OpenSshServer(process, port, directory)

@@ -230,9 +230,10 @@ def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, director
     with pytest.raises(UserError, match="is not valid JSON"):
         take_feedback(prepared, file)
     assert contents(prepared.run.path) == before
-    prepared.run.file("bundle.json").write_text('{"schema": 1, "budget": "latency=0.75x", "candidates": {"a": {}}}')
+    name = "0" * 16
+    prepared.run.file("bundle.json").write_text(json.dumps({"schema": 1, "budget": "latency=0.75x", "candidates": {name: {}}}))
     with pytest.raises(
-        UserError, match=r'bundle\.json is damaged: object missing required field `label` - at `\$\.candidates\["a"\]`'
+        UserError, match=rf'bundle\.json is damaged: object missing required field `label` - at `\$\.candidates\["{name}"\]`'
     ):
         take_feedback(prepared, answered_file(file, results, prepared))
 
