@@ -262,3 +262,14 @@ def test_a_module_that_tells_layouts_apart_is_refused():
     transposed = [Batch((torch.randn(4, 8).t(),), None)]
     with pytest.raises(UserError, match="their layout in memory"):
         check_faithful(model, traced, transposed)
+
+
+def test_what_depends_on_the_call_just_before_is_refused():
+    """No two batches that follow each other have one size, so that only two calls in a row tell."""
+
+    def minus_the_last(self, y):
+        last, self.cache = self.cache, y
+        return y if last is None or last.shape != y.shape else y - last
+
+    with pytest.raises(UserError, match="gives something else when it is called again"):
+        checked(minus_the_last, batches=[*data(1, 5), *data(1, 3)])

@@ -105,6 +105,9 @@ class Noise:
         for _ in range(draws):
             changed = tensors(self._traced.run(batch, edits()))
             for index, (before, after) in enumerate(zip(plain, changed, strict=True)):
+                if before.shape != after.shape:  # how much there is depends on the values: no bound can be given
+                    found[index] = torch.full_like(found[index], torch.inf)
+                    continue
                 change = (after.double() - before).abs()
                 found[index] = torch.maximum(found[index], rms(change) if of_all else change)
         return found

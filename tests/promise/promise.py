@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -62,7 +63,7 @@ def check(network: Generated, directory: Path | None = None) -> Outcome:
        outputs do not have.
     3. Beyond that, root mean squares in units of what a whole step of error in every quantised tensor and weight changes: the lowered
        file and the fake-quantised model 0.25 (or one flipped rounding in every tensor, where that is more), the engine and the fake-quantised model 1 (its kernels round sums of integers in their own
-       way), the fake-quantised model and the eager one 2 on the calibration data (elsewhere it may clip).
+       way), the fake-quantised model and the eager one 4 on the calibration data (elsewhere it may clip).
     4. All of it for each sample alone and for a batch, where the eager module takes it. No value is NaN where the eager one is not.
     5. A module that answers differently to equal inputs agrees with nothing: only a refusal is right.
     """
@@ -146,6 +147,10 @@ def _policy(prepared: Prepared, draw: Draw) -> Policy:
     return Policy(formats, frozenset(join.name for join in space.joins if draw.chance(0.3)))
 
 
+_OPERATOR_WARNS = re.compile(r"\[W\S* \S+ \w+\.cpp:\d+\] Warning: ")
+"""A warning of an operator of the user's own module, as of a deviation of one value: torch tells it in eager mode as well."""
+
+
 @contextmanager
 def _captured() -> Iterator[list[str]]:
     """Collect what anything in this process prints, C++ included."""
@@ -166,7 +171,8 @@ def _captured() -> Iterator[list[str]]:
                 os.dup2(saved, number)
                 os.close(saved)
             file.seek(0)
-            printed += file.read().decode(errors="replace").splitlines()
+            lines = file.read().decode(errors="replace").splitlines()
+            printed += [line for line in lines if not _OPERATOR_WARNS.match(line)]
 
 
 def smallest(recipe: Recipe, kind: str) -> tuple[Recipe, Outcome]:
