@@ -53,7 +53,7 @@ def check_faithful(module: nn.Module, traced: TracedModel, batches: Sequence[Bat
 
     1. the first calibration batch as it is, in the layout that the task gives it, and eight samples of one in the middle and of the last one;
     2. where the batch is free: one sample, a short batch of three, and each of `sizes` up to 64 samples;
-    3. the first sample two times more at the end, one after the other: the module must repeat what it gave at the start.
+    3. the first sample, and then eight, two times more at the end, one after the other: the module must repeat what it gave at the start.
 
     The module must leave its parameters alone. Numbers that it counts up in attributes of its own must not matter: they are set to
     what they will be after many calls, and it must still give the same. Cost: two runs of a calibration batch and a few dozen samples.
@@ -67,10 +67,12 @@ def check_faithful(module: nn.Module, traced: TracedModel, batches: Sequence[Bat
     _compare(agreement, traced, first, one)
     for probe in others:
         _compare(agreement, traced, _attempt(module, probe, traced), probe)
-    for _ in range(2):  # behind another batch, and twice in a row
-        problem = agreement.difference(run_eager(module, one.inputs, "a second call"), first)
-        if problem is not None:
-            raise UserError(f"the model gives something else when it is called again ({problem}): {_STATELESS}")
+    few = _cut(whole.inputs, _FEW) if traced.dynamic_batch else whole.inputs
+    for inputs, given in ((one.inputs, first), (few, traced.run([tensor.detach().clone() for tensor in few]))):
+        for _ in range(2):  # behind another batch, and twice in a row
+            problem = agreement.difference(run_eager(module, inputs, "a second call"), given)
+            if problem is not None:
+                raise UserError(f"the model gives something else when it is called again ({problem}): {_STATELESS}")
     for name, digest in _digests(module).items():
         if digest != parameters.get(name, digest):
             raise UserError(f"forward() changes the parameter {name!r}: {_STATELESS}")
