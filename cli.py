@@ -67,7 +67,7 @@ def _fail(message: str, code: int = WRONG_INPUT) -> None:
 @click.version_option(package_name="smpq")
 @click.pass_context
 def smpq(context: click.Context) -> None:
-    r"""Give a PyTorch model, data and a budget; get the most accurate mixed-precision engine that meets it, with proof.
+    """Give a PyTorch model, data and a budget; get the most accurate mixed-precision engine that meets it, with proof.
 
     \b
     smpq run --task digits --budget latency=0.8x --out runs/digits
@@ -76,20 +76,20 @@ def smpq(context: click.Context) -> None:
     edit policy.json by hand, and go on:
 
     \b
-    score   -> scores.json      what each format of each layer contributes, with intervals
-    train-supernet -> supernet.* the paper's way to scores: smpq run --method smpq
-    solve   -> policy.json      the best formats for a budget; scores are used again
-    finetune -> finetuned.*     the weights trained in their formats, if the task has training data
-    export  -> model.*.onnx     the plan as ONNX with Q/DQ nodes for the target
-    build   -> engine.*         the engine, and what each layer became in it
-    measure -> latency.json     the engine against the float engine, interleaved
-    bundle, feedback            the same on a device that is carried to (smpq run --device ssh://... does it all)
-    explain -> contributions.json what each layer's format costs, with intervals
-    verify  -> verify.json      the evaluation data through PyTorch, ONNX and engine
-    report  -> report.html      all of it on one page
+    score          -> scores.json        what each format of each layer contributes, with intervals
+    train-supernet -> supernet.*         the paper's way to scores: smpq run --method smpq
+    solve          -> policy.json        the best formats for a budget; scores are used again
+    finetune       -> finetuned.*        the weights trained in their formats, if the task has training data
+    export         -> model.*.onnx       the plan as ONNX with Q/DQ nodes for the target
+    build          -> engine.*           the engine, and what each layer became in it
+    measure        -> latency.json       the engine against the float engine, interleaved
+    bundle, feedback                     the same on a device that is carried to (run --device ssh://... does it all)
+    explain        -> contributions.json what each layer's format costs, with intervals
+    verify         -> verify.json        the evaluation data through PyTorch, ONNX and engine
+    report         -> report.html        all of it on one page
 
     Exit codes: 0 done, 1 the budget was not met, 2 wrong input, 70 a bug in smpq.
-    """
+    """  # noqa: D301 - click reads the backspace
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -11,7 +11,6 @@ A moment is a number of evaluations, plus up to .3 s, or of steps of the loop, p
 fifteen seconds after its start.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -19,15 +18,12 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from kill_resume import finish, journal
-from records import keep
+from kill_resume import SEED, finish, journal, main
 
 ROOT = Path(__file__).resolve().parent.parent
-SEED = 0
 KILLS_A_RUN = 4
 OPTIONS = ("--target", "ort-cpu", "--formats", "w8a8,w4a16b32,fp32", "--rounding", "nearest", "--evaluations", "60", "--samples", "256",
            "--seed", "5")  # fmt: skip
@@ -128,21 +124,5 @@ def experiment(task: str, kills: int, places: Path) -> tuple[list[dict], list[di
     return rows, runs
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--task", default="digits")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as places:
-        rows, runs = experiment(options.task, options.kills, Path(places))
-    keep(
-        "kill_latency",
-        f"python benchmarks/kill_latency.py --kills {options.kills} --task {options.task}",
-        [SEED],
-        rows,
-        runs=runs,
-    )
-
-
 if __name__ == "__main__":
-    main()
+    main("kill_latency", __doc__, experiment)

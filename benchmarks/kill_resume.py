@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from records import keep
@@ -102,21 +103,16 @@ def experiment(task: str, kills: int, places: Path) -> tuple[list[dict], list[di
     return rows, runs
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(name: str, about: str | None, experiment: Callable[[str, int, Path], tuple[list, list[dict]]]) -> None:
+    """Run the experiment and keep its record under the name."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--task", default="digits")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as places:
         rows, runs = experiment(options.task, options.kills, Path(places))
-    keep(
-        "kill_resume",
-        f"python benchmarks/kill_resume.py --kills {options.kills} --task {options.task}",
-        [SEED],
-        rows,
-        runs=runs,
-    )
+    keep(name, f"python benchmarks/{name}.py --kills {options.kills} --task {options.task}", [SEED], rows, runs=runs)
 
 
 if __name__ == "__main__":
-    main()
+    main("kill_resume", __doc__, experiment)

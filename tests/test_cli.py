@@ -55,6 +55,8 @@ def evaluations(run):
 
 def test_help_of_every_command_teaches():
     overview = done("--help").out
+    assert "\\b" not in overview  # the mark that keeps lines apart is not text
+    assert "\n  verify         -> verify.json  " in overview
     assert done().out == overview
     for name, words in COMMANDS.items():
         text = done(name, "--help").out

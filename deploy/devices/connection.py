@@ -24,7 +24,7 @@ _MOST_OUTPUT_BYTES = 16 << 20
 _DEFAULT_OPTIONS = (
     "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4",
 )  # fmt: skip
-_TODO = {
+_ADVICE = {
     r"Permission denied \(": "the login is refused: check the user, and that the device has your key (ssh-copy-id), since nobody is "
     "asked for a password",
     r"Host key verification failed|IDENTIFICATION HAS CHANGED": "the key of the host is not known here, or has changed: connect once by "
@@ -133,9 +133,9 @@ class Connection:
         if code == 0:
             return
         if code == _LOST or code < 0 or copying:  # ssh here was killed, say, below zero
-            for pattern, todo in _TODO.items():
+            for pattern, advice in _ADVICE.items():
                 if re.search(pattern, errors, re.MULTILINE):
-                    raise UserError(f"{self._address.text}: {todo} ({last_line(errors)})")
+                    raise UserError(f"{self._address.text}: {advice} ({last_line(errors)})")
             raise Dropped(last_line(errors) or "no reason given")
         raise RemoteFailed(code, errors)
 

@@ -14,6 +14,7 @@ from deploy.devices.checks import keys_of
 from deploy.on_device.errors import DeviceError
 from deploy.on_device.main import run_experiment
 from deploy.onnx_files import load_model, save_model, sha256
+from tests.deploy.board import NO_FIGURES
 from tests.deploy.experiments import candidate, experiment
 
 
@@ -169,21 +170,7 @@ def test_contradictions_name_themselves(measured, tmp_path, change, message):
     [("transient", r"failed over the engine \w+, for the moment \(out of memory\)"), ("internal", "please report this")],
 )
 def test_a_failure_that_is_not_the_models_is_no_result(measured, tmp_path, cause, message):
-    none = dict.fromkeys(
-        (
-            "clock",
-            "ratio",
-            "ratio_interval",
-            "engine_ms",
-            "float_ms",
-            "p99_ms",
-            "p99_calls",
-            "p99_note",
-            "throughput",
-            "build_seconds",
-        )
-    )
-    changed(measured, first(**none, rounds_ms=[], float_rounds_ms=[], failed="out of memory", cause=cause))
+    changed(measured, first(**NO_FIGURES, rounds_ms=[], float_rounds_ms=[], failed="out of memory", cause=cause))
     with pytest.raises(UserError, match=message):
         read_measurements(measured, tmp_path)
 
