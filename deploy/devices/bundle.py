@@ -29,8 +29,8 @@ _README = f"""\
 """
 _NEEDS = {
     "onnxruntime": "onnxruntime",
-    "tensorrt": "tensorrt, and pycuda or cuda-python",
-    "tensorrt-rtx": "tensorrt_rtx, and pycuda or cuda-python",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
 }
 
 

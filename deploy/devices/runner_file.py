@@ -9,8 +9,8 @@ from pathlib import Path
 
 _PACKAGE = "deploy.on_device"
 _MODULES = (
-    "errors", "state", "protocol", "experiment", "cuda", "causes", "ort", "blame", "trt_log", "trt_build", "trt_layers", "trt",
-    "bench", "main",
+    "errors", "state", "protocol", "experiment", "cuda_driver", "cuda_pycuda", "cuda", "causes", "ort", "blame", "trt_log", "trt_build",
+    "trt_layers", "trt", "bench", "main",
 )  # fmt: skip
 _HEADER = '''"""Build and time the engines of an experiment on this machine: python3 runner.py --help.
 

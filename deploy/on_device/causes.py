@@ -7,8 +7,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.on_device.cuda import CudaError
-from deploy.on_device.errors import BuildFailed
+from deploy.on_device.errors import BuildFailed, CudaError
 from deploy.on_device.protocol import NotComparable
 
 REFUSED = "refused"
@@ -20,11 +19,11 @@ INTERNAL = "internal"
 
 _TRANSIENT_TEXT = re.compile(
     r"out of (?:\w+ )?memory|OutOfMemory|OUT_OF_MEMORY|bad_alloc|bad allocation|cannot allocate memory|failed to allocate memory"
-    r"|memory\b.* could not be allocated|cudaErrorMemoryAllocation|DevicesUnavailable|ECCUncorrectable|LaunchTimeout|LAUNCH_TIMEOUT"
+    r"|memory\b.* could not be allocated|cudaErrorMemoryAllocation|DevicesUnavailable|DEVICE_UNAVAILABLE|ECC_?UNCORRECTABLE|Launch_?Timeout"
     r"|device (?:is |was )?lost|fallen off the bus|timed out",
     re.IGNORECASE,
 )
-_RUNTIME_PACKAGES = {"onnxruntime", "tensorrt", "tensorrt_bindings", "tensorrt_rtx", "pycuda", "cuda"}
+_RUNTIME_PACKAGES = {"onnxruntime", "tensorrt", "tensorrt_bindings", "tensorrt_rtx", "pycuda"}
 _LONGEST_REASON = 2000
 _MOST_NODES = 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deploy.on_device.cuda import Cuda, CudaError, open_cuda
-from deploy.on_device.errors import BuildFailed, DeviceError
+from deploy.on_device.cuda import Cuda, open_cuda
+from deploy.on_device.errors import BuildFailed, CudaError, DeviceError, MissingModule
 from deploy.on_device.trt_build import TrtSettings, build
 from deploy.on_device.trt_layers import layers_from_inspector
 from deploy.on_device.trt_log import TrtLog, load_module, trt_logged
 
 _PROFILED_RUNS = 10
+_OLD_DRIVER = re.compile(r"CUDA driver version is insufficient|cudaErrorInsufficientDriver|\b(?:failure|error): 35\b")
 
 DeviceBuffer = tuple[int, npt.NDArray[Any]]
 """Address of a tensor on the device, and an array of its shape and type on this side."""
@@ -29,16 +31,31 @@ def open_trt_engine(
     """Build an ONNX file for this GPU, or take its plan from the directory `cache`, and load it with one batch of inputs by name.
 
     `settings` are those of `TrtSettings` without the runtime. Raises BuildFailed when the runtime makes no engine of the file,
-    DeviceError when a module or the GPU is missing, a setting is unknown, or the inputs do not fit.
+    DeviceError when a module or the GPU is missing, the driver is too old for the runtime, a setting is unknown, or the inputs do not
+    fit.
     """
     module = load_module(runtime)
     cuda = open_cuda()
     try:
         built = build(module, model, TrtSettings.from_json(runtime, settings), cache, gpu_name(cuda))
         return TrtEngine(module, cuda, built.content, inputs)
+    except BuildFailed as failed:
+        cuda.close()
+        if _OLD_DRIVER.search(failed.reason):
+            raise _driver_too_old(module, runtime, cuda) from failed
+        raise
     except BaseException:
         cuda.close()
         raise
+
+
+def _driver_too_old(module: ModuleType, runtime: str, cuda: Cuda) -> MissingModule:
+    """Return the error for the CUDA runtime's error 35. Without a GPU TensorRT prints it beside other errors; here there is one."""
+    version = ".".join(map(str, cuda.driver_version))
+    return MissingModule(
+        f"{runtime} {module.__version__} needs a newer driver than the one here, which is for CUDA {version}: update the driver, or "
+        f"install a {runtime} that was built for CUDA {cuda.driver_version[0]}"
+    )
 
 
 def gpu_name(cuda: Cuda) -> str:

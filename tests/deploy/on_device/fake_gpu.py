@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.on_device.cuda import CudaError
+from deploy.on_device.errors import CudaError
 
 LARGEST_BATCH = 4
 LAYERS = {
@@ -35,6 +35,10 @@ class FakeCuda:
 
     library = "fake"
     stream = 7
+    driver_version = (12, 6)
+    uuid = "GPU-00000000-0000-0000-0000-000000000001"
+    l2_bytes = 4096
+    sm_count = 14
 
     def __init__(self, *, captures: bool = True, memory_bytes: int = 1000) -> None:
         self.calls: list[str] = []
@@ -48,6 +52,13 @@ class FakeCuda:
 
     def compute_capability(self) -> tuple[int, int]:
         return 8, 7
+
+    def memory_bytes(self) -> tuple[int, int]:
+        return self._left, 1 << 30
+
+    def fill(self, address: int, size_bytes: int) -> None:
+        self.calls.append("fill")
+        self.memory[address][:size_bytes] = 0
 
     def allocate(self, size_bytes: int) -> int:
         if size_bytes > self._left:

@@ -12,8 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from deploy.devices.bundle import write_bundle
 from deploy.on_device import bench
 from deploy.on_device.causes import failure_of
-from deploy.on_device.cuda import CudaError
-from deploy.on_device.errors import BuildFailed, DeviceError
+from deploy.on_device.errors import BuildFailed, CudaError, DeviceError
 from deploy.on_device.main import main, run_experiment
 from deploy.on_device.protocol import NotComparable
 from tests.deploy.experiments import experiment

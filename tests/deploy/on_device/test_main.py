@@ -16,8 +16,7 @@ from deploy.devices.base import Result
 from deploy.devices.bundle import write_bundle
 from deploy.latency.measure import Protocol, machine
 from deploy.on_device import bench as module
-from deploy.on_device.cuda import CudaError
-from deploy.on_device.errors import BuildFailed, DeviceError
+from deploy.on_device.errors import BuildFailed, CudaError, DeviceError
 from deploy.on_device.main import list_candidates, main, run_experiment
 from tests.deploy.experiments import broken_candidate, candidate, experiment, model_file
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from calib.formats import FP16
-from deploy.on_device import trt
+from deploy.on_device import cuda_driver, trt
 from deploy.on_device.errors import BuildFailed, DeviceError, MissingModule
 from deploy.on_device.main import run_experiment
 from deploy.on_device.protocol import Protocol, measure_engines
@@ -171,12 +171,35 @@ def test_the_real_modules_own_objects_are_used_rightly():
         layers_of_plan(module, b"no plan" * 100)
 
 
+@pytest.mark.parametrize("text", [
+    "Error Code 1: Cuda Runtime (CUDA driver version is insufficient for CUDA runtime version)",
+    "CUDA initialization failure with error: 35. Please check your CUDA installation",
+])  # fmt: skip
+def test_a_driver_that_is_too_old_for_the_runtime(monkeypatch, tmp_path, text):
+    """A runtime that does not start makes no object, which its bindings report as a TypeError."""
+    cuda = FakeCuda()
+    module = fake_tensorrt(cuda)
+
+    def builder(logger):
+        logger.log("Severity.ERROR", text)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    module.Builder = builder
+    module.__version__ = "10.16.0"
+    monkeypatch.setattr(trt, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(trt, "load_module", lambda _: module)
+    message = r"tensorrt 10\.16\.0 needs a newer driver than the one here, which is for CUDA 12\.6: update the driver, or install"
+    with pytest.raises(MissingModule, match=message):
+        open_trt_engine("tensorrt", tmp_path / "model.onnx", {}, {}, tmp_path)
+    assert cuda.calls == ["close"]
+
+
 @needs_rtx
 def test_the_runner_says_what_is_missing(monkeypatch, tmp_path):
-    for name in ("pycuda.driver", "cuda.bindings.runtime", "cuda.cudart"):
-        monkeypatch.setitem(sys.modules, name, None)  # import then raises ModuleNotFoundError
+    monkeypatch.setattr(cuda_driver, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)  # import then raises ModuleNotFoundError
     write_experiment(tmp_path)
-    with pytest.raises(MissingModule, match="pip install pycuda, or pip install cuda-python"):
+    with pytest.raises(MissingModule, match="install the driver"):
         run_experiment(tmp_path)
     assert not (tmp_path / "measurements.json").exists()
 
