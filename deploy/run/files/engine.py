@@ -78,7 +78,10 @@ class BuildFile(OfPolicy, frozen=True, kw_only=True):
 class TimedRow(Record, frozen=True, kw_only=True):
     """An engine timed against the float engine: milliseconds of one call, the ratio with its 95 % interval, samples in a second.
 
-    `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why.
+    1. `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why.
+    2. Of an engine on a GPU: `enqueue_ms` is what the host takes to enqueue a call; `hot_ms` and `cold_ms` are single calls behind another
+       one, and behind a write of twice the L2 cache.
+    3. `throttled` says what slowed the machine down, each time that the engine was timed.
     """
 
     batch: Positive
@@ -90,6 +93,10 @@ class TimedRow(Record, frozen=True, kw_only=True):
     p99_calls: Count
     p99_note: str | None
     throughput: AboveZero
+    enqueue_ms: AboveZero | None
+    hot_ms: AboveZero | None
+    cold_ms: AboveZero | None
+    throttled: tuple[str, ...]
     clock: str
 
     def __post_init__(self) -> None:
@@ -101,6 +108,8 @@ class TimedRow(Record, frozen=True, kw_only=True):
             raise ValueError("there is a p99 of some calls, or a note that says why there is none")
         if abs(self.throughput * self.engine_ms / (1000 * self.batch) - 1) > _ROUNDING:
             raise ValueError("the throughput is not that of the batch and its time")
+        if (self.hot_ms is None) != (self.cold_ms is None):
+            raise ValueError("hot and cold times are measured together")
 
 
 class LatencyFile(OfPolicy, frozen=True, kw_only=True):
@@ -111,7 +120,7 @@ class LatencyFile(OfPolicy, frozen=True, kw_only=True):
 
     NAME = "latency.json"
     MADE_BY = "smpq measure"
-    VERSION = 3
+    VERSION = 4
 
     machine: str
     rounds: Positive
