@@ -6,20 +6,21 @@ from types import ModuleType
 
 USED = {
     "": (
-        "Builder", "BuilderFlag", "ILogger", "IProfiler", "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag",
+        "Builder", "BuilderFlag", "ExecutionContextAllocationStrategy", "ILogger", "IProfiler", "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag",
         "OnnxParser", "ProfilingVerbosity", "Runtime", "TensorIOMode", "__version__", "nptype",
     ),
     "Builder": ("build_serialized_network", "create_builder_config", "create_network", "create_optimization_profile"),
+    "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
     "EngineInspector": ("get_engine_information",),
     "IBuilderConfig": (
-        "add_optimization_profile", "create_timing_cache", "get_flag", "get_timing_cache", "profiling_verbosity", "set_memory_pool_limit",
-        "set_timing_cache",
+        "add_optimization_profile", "create_timing_cache", "get_flag", "get_timing_cache", "profiling_verbosity", "set_flag",
+        "set_memory_pool_limit", "set_timing_cache",
     ),
     "ICudaEngine": (
-        "create_engine_inspector", "create_execution_context", "get_tensor_dtype", "get_tensor_mode", "get_tensor_name",
+        "create_engine_inspector", "create_execution_context", "device_memory_size_v2", "get_tensor_dtype", "get_tensor_mode", "get_tensor_name",
         "get_tensor_shape", "num_io_tensors",
     ),
-    "IExecutionContext": ("execute_async_v3", "get_tensor_shape", "profiler", "set_input_shape", "set_tensor_address"),
+    "IExecutionContext": ("execute_async_v3", "get_tensor_shape", "profiler", "set_device_memory", "set_input_shape", "set_tensor_address"),
     "ILayer": ("metadata",),
     "ILogger": ("log",),
     "INetworkDefinition": ("get_input", "get_layer", "num_inputs", "num_layers"),
@@ -37,8 +38,13 @@ USED = {
     "TensorIOMode": ("INPUT",),
 }  # fmt: skip
 
-RTX_ONLY = {"": ("ComputeCapability",), "IBuilderConfig": ("num_compute_capabilities", "set_compute_capability")}
-"""Used where a compute capability was asked for, which only TensorRT-RTX takes."""
+RTX_ONLY = {
+    "": ("ComputeCapability",),
+    "BuilderFlag": ("REQUIRE_USER_ALLOCATION",),
+    "IBuilderConfig": ("num_compute_capabilities", "set_compute_capability"),
+    "IExecutionContext": ("is_stream_capturable",),
+}
+"""Used where a compute capability was asked for, which only TensorRT-RTX takes, and where a module has them."""
 
 
 def missing_in(module: ModuleType) -> list[str]:
