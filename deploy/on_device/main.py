@@ -174,6 +174,7 @@ def _measure_all(
 ) -> None:
     bench = open_bench(experiment, directory)
     try:
+        bench.run_baseline()
         if isinstance(bench.baseline, GpuTimed):
             record["hardware"] = {**record["hardware"], "gpu": bench.baseline.gpu}
         for candidate in waiting:
