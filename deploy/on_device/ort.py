@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from deploy.on_device.causes import REFUSED, failure_of
 from deploy.on_device.errors import BuildFailed, DeviceError
 from deploy.on_device.ort_gpu import (
     ORT_CPU,
-    ORT_CUDA,
     ORT_TENSORRT,
     about_the_machine,
     cache_places,
@@ -23,11 +21,9 @@ from deploy.on_device.ort_gpu import (
     why_missing,
     with_kept_engine,
 )
+from deploy.on_device.ort_sessions import CPU_TIME, ORT_TYPES, BoundSession, FedSession, outputs_known
 
 _ERRORS_ONLY = 3
-_CPU_TIME = "thread CPU time"
-_ORT_TYPES = {"float32": "float", "float64": "double"}
-"""ONNX Runtime's names of types that numpy calls otherwise."""
 SESSION_SETTINGS = (
     "providers",
     "graph_optimization_level",
@@ -37,7 +33,6 @@ SESSION_SETTINGS = (
     "inter_op_num_threads",
 )
 NO_OVERFLOW = "session.x64quantprecision"
-_GRAPH_OF_A_CALL, _NO_GRAPH = "gpu_graph_id", "-1"
 _LARGEST, _INNER, _OUTER = 127, 64, 16
 # ONNX: y = MatMulInteger(x, w) with a weight [64, 16] of the largest 8-bit numbers, which stands between the two parts.
 _PROBE_HEAD = bytes.fromhex(
@@ -120,7 +115,7 @@ def open_ort_engine(model: Path, settings: Mapping[str, Any], inputs: Mapping[st
             session = open_session(model, settings)
             _check_inputs(session.get_inputs(), inputs)
             one_thread = settings["intra_op_num_threads"] == settings["inter_op_num_threads"] == 1
-            return FedSession(session, inputs, _CPU_TIME if one_thread else "wall clock")
+            return FedSession(session, inputs, CPU_TIME if one_thread else "wall clock")
         if ORT_TENSORRT not in names:
             return _open_bound(model, settings, inputs)
         load_gpu_libraries(tensorrt=True)
@@ -145,6 +140,7 @@ def _open_bound(
     timing: Path | None = None,
 ) -> BoundSession:
     """Open a session on the GPU as one CUDA graph; without one where shapes are not known or the providers cannot make one."""
+    names = [_name(provider) for provider in settings["providers"]]
     for graph in (True, False):
         providers = provider_options(settings["providers"], place, timing, graph=graph)
         try:
@@ -157,132 +153,11 @@ def _open_bound(
         except DeviceError:
             raise
         except Exception as error:
-            _raise_if_of_the_machine(error, [ORT_CUDA])
+            _raise_if_of_the_machine(error, names)
             if not graph or failure_of(error).cause != REFUSED:
                 raise
             # An operator on the CPU, or one that CUDA does not capture. If the model is at fault, the second attempt tells.
     raise AssertionError("the second attempt returns or raises")
-
-
-class FedSession:
-    """A session on the CPU with its inputs. One thread is timed by its CPU time, which leaves out what other processes take."""
-
-    def __init__(self, session: Any, inputs: Mapping[str, np.ndarray], clock: str) -> None:
-        """Run once, so that a model that cannot run is found here."""
-        self.clock = clock
-        self._session = session
-        self._now = time.thread_time_ns if clock == _CPU_TIME else time.perf_counter_ns
-        self._feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        self.run()
-
-    def run(self) -> None:
-        """Run once."""
-        self._session.run(None, self._feeds)
-
-    def time(self, repeats: int) -> float:
-        """Run `repeats` times; returns the mean milliseconds of a call."""
-        start = self._now()
-        for _ in range(repeats):
-            self.run()
-        return (self._now() - start) / repeats / 1e6
-
-    def outputs(self) -> dict[str, np.ndarray]:
-        """Run once; returns the outputs by name."""
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(None, self._feeds), strict=True))
-
-    def layers(self) -> list[dict[str, Any]] | None:
-        """None: ONNX Runtime names its kernels in the optimised graph, which is read where the engine is built."""
-        return None
-
-    def close(self) -> None:
-        """Let go of the session and its inputs."""
-        self._session = None
-        self._feeds = {}
-
-
-class BoundSession(FedSession):
-    """A session whose inputs and outputs stay where they are on `place` ("cuda"). Timed by the wall clock: a call ends when the GPU is done.
-
-    `captured`: the session was made for a CUDA graph, as which each call is launched, until `leave_graph`.
-    """
-
-    def __init__(self, session: Any, inputs: Mapping[str, np.ndarray], place: str, *, captured: bool = False) -> None:
-        """Run, and with `captured` record the graph; what ONNX Runtime raises when that fails leaves the session unusable."""
-        import onnxruntime as ort
-
-        self.captured = captured
-        self._options = ort.RunOptions()
-        self._binding = session.io_binding()
-        self._values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), place) for name, array in inputs.items()
-        }
-        for name, value in self._values.items():
-            self._binding.bind_ortvalue_input(name, value)
-        shapes = _output_shapes(session, inputs)
-        for output in session.get_outputs():
-            shape, dtype = shapes[output.name], _numpy_type(output.type)
-            if shape is None or dtype is None:
-                self._binding.bind_output(output.name, place)
-            else:  # a graph writes to the addresses that it was recorded with
-                value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, place)
-                self._values[output.name] = value
-                self._binding.bind_ortvalue_output(output.name, value)
-        super().__init__(session, inputs, _gpu_clock(captured))
-
-    def run(self) -> None:
-        """Run once, and wait for the end."""
-        self._session.run_with_iobinding(self._binding, self._options)
-        self._binding.synchronize_outputs()
-
-    def leave_graph(self) -> None:
-        """Launch each operator by itself from now on, as an engine does that has no graph, so that the two can be compared."""
-        if self.captured:
-            self._options.add_run_config_entry(_GRAPH_OF_A_CALL, _NO_GRAPH)
-            self.captured, self.clock = False, _gpu_clock(captured=False)
-
-    def outputs(self) -> dict[str, np.ndarray]:
-        """Run once; returns the outputs by name."""
-        self.run()
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._binding.copy_outputs_to_cpu(), strict=True))
-
-    def close(self) -> None:
-        """Let go of the session, its inputs and its outputs."""
-        super().close()
-        self._binding = None
-        self._values = {}
-
-
-def outputs_known(session: Any, inputs: Mapping[str, np.ndarray]) -> bool:
-    """Whether shapes and types of all outputs follow from those of the inputs, so that they can lie at fixed addresses."""
-    shapes = _output_shapes(session, inputs)
-    return all(shapes[output.name] is not None and _numpy_type(output.type) is not None for output in session.get_outputs())
-
-
-def _output_shapes(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, list[int] | None]:
-    """Return the shapes of the outputs: a free dimension is as large as that of the same name of an input; None where there is none."""
-    sizes: dict[Any, int] = {}
-    for entry in session.get_inputs():
-        sizes.update(zip(entry.shape, inputs[entry.name].shape, strict=True))
-    shapes: dict[str, list[int] | None] = {}
-    for output in session.get_outputs():
-        known = [size if isinstance(size, int) else sizes.get(size) for size in output.shape]
-        shapes[output.name] = [size for size in known if size is not None] if None not in known and None not in output.shape else None
-    return shapes
-
-
-def _numpy_type(text: str) -> np.dtype[Any] | None:
-    """Return numpy's type for one as ONNX Runtime writes it, "tensor(float)"; None where numpy has none, as for bfloat16."""
-    name = text.removeprefix("tensor(").removesuffix(")")
-    try:
-        return np.dtype({ort: numpy for numpy, ort in _ORT_TYPES.items()}.get(name, name))
-    except TypeError:
-        return None
-
-
-def _gpu_clock(captured: bool) -> str:
-    return f"wall clock, each call synchronised, {'CUDA graph' if captured else 'no CUDA graph'}"
 
 
 def _check_inputs(wanted: Sequence[Any], inputs: Mapping[str, np.ndarray]) -> None:
@@ -295,7 +170,7 @@ def _check_inputs(wanted: Sequence[Any], inputs: Mapping[str, np.ndarray]) -> No
         given = inputs[entry.name]
         fixed = [size if isinstance(size, int) else None for size in entry.shape]
         fits = len(fixed) == given.ndim and all(size in (None, there) for size, there in zip(fixed, given.shape, strict=True))
-        if not fits or entry.type != f"tensor({_ORT_TYPES.get(given.dtype.name, given.dtype.name)})":
+        if not fits or entry.type != f"tensor({ORT_TYPES.get(given.dtype.name, given.dtype.name)})":
             raise DeviceError(
                 f"input {entry.name!r} is {given.dtype} {given.shape}, and the model takes {entry.type} {tuple(entry.shape)}: "
                 "write the experiment again"
@@ -309,7 +184,7 @@ def _name(provider: Any) -> str:
 
 def _raise_if_of_the_machine(error: Exception, providers: Sequence[str]) -> None:
     """Raise DeviceError for what is no fault of the model: a driver, a library, an option."""
-    reason = about_the_machine(error) if list(providers) != [ORT_CPU] else None
+    reason = about_the_machine(error, providers) if list(providers) != [ORT_CPU] else None
     if reason is not None:
         raise DeviceError(reason) from error
 

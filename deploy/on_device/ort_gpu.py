@@ -24,7 +24,7 @@ _MISSING_LIBRARY = re.compile(r"(lib[\w-]+\.so(?:\.(\d+))?)[\d.]*: cannot open s
 # 35 and 804: the driver is too old, 100: no GPU, 3: CUDA does not start, 803: driver and library differ.
 _GPU_FAILS = re.compile(r"CUDA failure (?:3|35|100|803|804)\b|no CUDA-capable device|driver version is insufficient", re.IGNORECASE)
 _NO_CUDNN = re.compile(r"cuDNN is unavailable|libcudnn[\w.]*: cannot open")
-_OPTION_REFUSED = re.compile(r"should be 'True' or 'False'|provider option", re.IGNORECASE)
+_OPTION_REFUSED = re.compile(r"should be 'True' or 'False'|EP option|provider option", re.IGNORECASE)
 _GRAPH_OPTIONS = {ORT_CUDA: {"enable_cuda_graph": "1"}, ORT_TENSORRT: {"trt_cuda_graph_enable": "True"}}
 _COMPLETE = "complete"
 _Opened = TypeVar("_Opened")
@@ -105,13 +105,17 @@ def with_kept_engine(place: Path, open_engine: Callable[[], _Opened]) -> _Opened
     return opened
 
 
-def about_the_machine(error: Exception) -> str | None:
-    """Return what has to be changed on this machine when that is what an error of ONNX Runtime tells; None when it is about the model."""
+def about_the_machine(error: Exception, providers: Sequence[str]) -> str | None:
+    """Return what has to be changed on this machine when that is why ONNX Runtime failed; None when it is about the model."""
+    unloadable = [name for name in providers if _loader_error(name) is not None]
+    if unloadable:
+        return why_missing(unloadable)
     text = " ".join(str(error).split())
     if _GPU_FAILS.search(text):
         return f"ONNX Runtime cannot use the GPU ({text[:300]}): nvidia-smi has to show it; update its driver if CUDA finds it too old"
-    if _NO_CUDNN.search(text):  # looked for when the first operator needs it, long after the session is made
-        return f"ONNX Runtime does not find cuDNN ({text[-200:]}): {_with_cuda()}"
+    cudnn = _NO_CUDNN.search(text)
+    if cudnn:  # looked for when the first operator needs it, long after the session is made
+        return f"ONNX Runtime does not find cuDNN ({text[cudnn.start() :][:200]}): {_with_cuda()}"
     if _OPTION_REFUSED.search(text):
         return f"this version of ONNX Runtime refuses an option ({text[:300]}): install the version that the engine was made with"
     return None
@@ -134,9 +138,7 @@ def why_missing(names: Sequence[str], package: str = "'onnxruntime-gpu[cuda,cudn
 
 def _why_not_loaded(name: str) -> str:
     """Say which library a provider does not find; the loader names one at a time."""
-    import onnxruntime as ort
-
-    reason = _loader_error(Path(ort.__file__).parent / "capi", name)
+    reason = _loader_error(name)
     start = f"onnxruntime has {name}, and a session does not get it"
     if reason is None:
         return f"{start}, though its libraries load: see what ONNX Runtime wrote, and whether nvidia-smi shows the GPU"
@@ -166,8 +168,11 @@ def _with_cuda() -> str:
     return f"pip install 'onnxruntime-gpu[cuda,cudnn]=={ort.__version__}'{about}"
 
 
-def _loader_error(folder: Path, name: str) -> str | None:
+def _loader_error(name: str) -> str | None:
     """Return what the system says when it loads a provider's library, None when it loads."""
+    import onnxruntime as ort
+
+    folder = Path(ort.__file__).parent / "capi"
     file = folder / _PROVIDER_FILES.get(name, name)
     if not file.is_file():  # another system's name, or built in
         return None
