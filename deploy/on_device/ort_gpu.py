@@ -112,7 +112,9 @@ def about_the_machine(error: Exception, providers: Sequence[str]) -> str | None:
         return why_missing(unloadable)
     text = " ".join(str(error).split())
     if _GPU_FAILS.search(text):
-        return f"ONNX Runtime cannot use the GPU ({text[:300]}): nvidia-smi has to show it; update its driver if CUDA finds it too old"
+        return (
+            f"ONNX Runtime cannot use the GPU ({text[:300]}): nvidia-smi has to show it; update its driver if CUDA finds it too old"
+        )
     cudnn = _NO_CUDNN.search(text)
     if cudnn:  # looked for when the first operator needs it, long after the session is made
         return f"ONNX Runtime does not find cuDNN ({text[cudnn.start() :][:200]}): {_with_cuda()}"

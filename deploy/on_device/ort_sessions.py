@@ -54,15 +54,19 @@ class FedSession:
 class BoundSession(FedSession):
     """A session whose inputs and outputs stay on `place` ("cuda"). Timed by the wall clock; a call ends when the GPU is done.
 
-    `captured`: the session was made for a CUDA graph, as which each call is launched, until `leave_graph`.
+    `captured`: the session was made for a CUDA graph, as which a call is launched until `use_graph` says otherwise.
     """
+
+    warm_up_ms = 200.0
 
     def __init__(self, session: Any, inputs: Mapping[str, np.ndarray], place: str, *, captured: bool = False) -> None:
         """Run, and with `captured` record the graph; what ONNX Runtime raises when that fails leaves the session unusable."""
         import onnxruntime as ort
 
         self.captured = captured
-        self._options = ort.RunOptions()
+        self.gpu: dict[str, Any] | None = None
+        self._without_graph = ort.RunOptions()
+        self._without_graph.add_run_config_entry(_GRAPH_OF_A_CALL, _NO_GRAPH)
         self._binding = session.io_binding()
         self._values = {
             name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), place) for name, array in inputs.items()
@@ -78,18 +82,26 @@ class BoundSession(FedSession):
                 value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, place)
                 self._values[output.name] = value
                 self._binding.bind_ortvalue_output(output.name, value)
-        super().__init__(session, inputs, _gpu_clock(captured))
+        self.use_graph(captured)
+        super().__init__(session, inputs, self.clock)
 
     def run(self) -> None:
         """Run once, and wait for the end."""
         self._session.run_with_iobinding(self._binding, self._options)
         self._binding.synchronize_outputs()
 
-    def leave_graph(self) -> None:
-        """Launch each operator by itself from now on, as an engine does that has no graph, so that the two can be compared."""
-        if self.captured:
-            self._options.add_run_config_entry(_GRAPH_OF_A_CALL, _NO_GRAPH)
-            self.captured, self.clock = False, _gpu_clock(captured=False)
+    def use_graph(self, on: bool) -> None:
+        """Launch the CUDA graph from now on, or each operator by itself; without a graph it is always that."""
+        self._options = None if on or not self.captured else self._without_graph
+        self.clock = f"wall clock, each call synchronised, {'CUDA graph' if on and self.captured else 'no CUDA graph'}"
+
+    def enqueue_ms(self) -> float | None:
+        """None: a call of ONNX Runtime returns when the GPU is done."""
+        return None
+
+    def hot_and_cold_ms(self) -> tuple[float, float] | None:
+        """None: nothing here writes over the L2 cache between two calls."""
+        return None
 
     def outputs(self) -> dict[str, np.ndarray]:
         """Run once; returns the outputs by name."""
@@ -118,7 +130,9 @@ def _output_shapes(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, 
     shapes: dict[str, list[int] | None] = {}
     for output in session.get_outputs():
         known = [size if isinstance(size, int) else sizes.get(size) for size in output.shape]
-        shapes[output.name] = [size for size in known if size is not None] if None not in known and None not in output.shape else None
+        shapes[output.name] = (
+            [size for size in known if size is not None] if None not in known and None not in output.shape else None
+        )
     return shapes
 
 
@@ -129,7 +143,3 @@ def _numpy_type(text: str) -> np.dtype[Any] | None:
         return np.dtype({ort: numpy for numpy, ort in ORT_TYPES.items()}.get(name, name))
     except TypeError:
         return None
-
-
-def _gpu_clock(captured: bool) -> str:
-    return f"wall clock, each call synchronised, {'CUDA graph' if captured else 'no CUDA graph'}"

@@ -15,17 +15,21 @@ BINDINGS = ("10.3.0", "10.16.0.72", "11.4.0.106")
 
 def bindings(version: str) -> Path:
     """Return the directory of a version of TensorRT's Python bindings; skips the test without."""
-    return _found(Path(os.environ.get("SMPQ_BINDINGS", f"{sys.prefix}/bindings")) / version, "make install", "SMPQ_BINDINGS")
+    return _with_package(_place("bindings") / version, "tensorrt_bindings", "make install, or name a directory in SMPQ_BINDINGS")
 
 
 def providers() -> Path:
     """Return the directory of onnxruntime-gpu; skips the test without."""
-    return _found(Path(os.environ.get("SMPQ_PROVIDERS", f"{sys.prefix}/providers")), "make providers", "SMPQ_PROVIDERS")
+    return _with_package(_place("providers"), "onnxruntime", "make providers, or name a directory in SMPQ_PROVIDERS")
 
 
-def _found(place: Path, command: str, variable: str) -> Path:
+def _place(name: str) -> Path:
+    return Path(os.environ.get(f"SMPQ_{name.upper()}", Path(sys.prefix) / name))
+
+
+def _with_package(place: Path, package: str, command: str) -> Path:
     if missing_tools():
-        pytest.skip(f"making the libraries that it needs takes {', '.join(missing_tools())}: install a C compiler")
-    if not place.is_dir() or not any(place.iterdir()):
-        pytest.skip(f"there is no {place}: run {command}, or name another directory in {variable}")
+        pytest.skip(f"it takes a C compiler and binutils to make stubs: {', '.join(missing_tools())} missing")
+    if not (place / package).is_dir():
+        pytest.skip(f"there is no {package} in {place}: run {command}")
     return place

@@ -41,8 +41,10 @@ def opened(model: Path, settings: dict[str, Any], cache: Path, shape: list[int])
         "clock": engine.clock,
         "launched": launched(engine),
     }
-    engine.leave_graph()
-    return {**found, "clock_left": engine.clock, "launched_left": launched(engine)}
+    engine.use_graph(False)
+    found |= {"clock_left": engine.clock, "launched_left": launched(engine)}
+    engine.use_graph(True)
+    return {**found, "clock_again": engine.clock, "launched_again": launched(engine)}
 
 
 if __name__ == "__main__":

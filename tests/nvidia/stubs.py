@@ -57,7 +57,7 @@ def _library_of(name: str, version: str, libraries: Sequence[str]) -> str | None
 
 
 def _compile(library: str, symbols: set[str], folder: Path) -> None:
-    source = SOURCES / f"{library.split('.so')[0]}.c"
+    source = SOURCES / f"{library.split('.so', maxsplit=1)[0]}.c"
     written = source.read_text("utf-8") if source.is_file() else ""
     empty = "".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(symbols - set(_DEFINED.findall(written))))
     code, versions = folder / f"{library}.c", folder / f"{library}.map"

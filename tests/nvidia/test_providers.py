@@ -18,8 +18,7 @@ import pytest
 
 from deploy.backends.onnxruntime import session_settings
 from deploy.targets.target import target_from_name
-from tests.deploy.backends.test_onnxruntime_providers import quantisers
-from tests.deploy.networks import constants, mlp, nodes
+from tests.deploy.networks import constants, mlp, nodes, quantisers
 from tests.nvidia import installed
 from tests.nvidia.stubs import make_stubs
 
@@ -74,6 +73,7 @@ def test_sessions_of_our_settings(place, tmp_path):
         assert result["outputs"] == {"linear_2": [2, 10]}
         assert (result["clock"], result["launched"]) == ("wall clock, each call synchronised, CUDA graph", 1)
         assert (result["clock_left"], result["launched_left"]) == ("wall clock, each call synchronised, no CUDA graph", 0)
+        assert (result["clock_again"], result["launched_again"]) == (result["clock"], 1)
     for result in results[2:]:
         assert result["providers"] == ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
         options = result["options"]["TensorrtExecutionProvider"]
@@ -93,7 +93,9 @@ def test_tensorrt_is_asked_about_the_graph_that_was_lowered(place, tmp_path):
     asked = tmp_path / "asked.onnx"
     opened([lowered], place.packages, place.stubs, STUB_PARSER_MODEL=str(asked))
     before, after = Path(lowered[0]), asked
-    assert [(node.op_type, name) for name, node in nodes(before).items()] == [(node.op_type, name) for name, node in nodes(after).items()]
+    assert [(node.op_type, name) for name, node in nodes(before).items()] == [
+        (node.op_type, name) for name, node in nodes(after).items()
+    ]
     assert quantisers(before) == quantisers(after)
     ours, theirs = constants(before), constants(after)
     weights = [name for name, array in ours.items() if array.dtype == np.int8 and array.ndim > 1]
@@ -108,13 +110,14 @@ def test_what_cannot_be_captured_is_run_without_a_graph(place, tmp_path):
     assert result["outputs"] == {"linear_2": [2, 10]}
 
 
-@pytest.mark.parametrize("options", [{"trt_int8_enable": "1"}, {"trt_no_such_option": "True"}])
-def test_the_real_provider_refuses_other_options(place, options, tmp_path):
+def test_the_real_provider_refuses_other_options(place, tmp_path):
     """What the test of our settings can tell."""
-    wrong = [["TensorrtExecutionProvider", options], "CUDAExecutionProvider"]
-    ((result,), _) = opened([job(tmp_path, "ort-tensorrt", "fp16", providers=wrong)], place.packages, place.stubs)
-    assert result.get("error") == "DeviceError", result
-    assert "refuses an option" in result["text"]
+    options: list[dict[str, str]] = [{"trt_int8_enable": "1"}, {"trt_no_such_option": "True"}]
+    wrong = [[["TensorrtExecutionProvider", each], "CUDAExecutionProvider"] for each in options]
+    jobs = [job(tmp_path, "ort-tensorrt", "fp16", providers=each) for each in wrong]
+    for result in opened(jobs, place.packages, place.stubs)[0]:
+        assert result.get("error") == "DeviceError", result
+        assert "refuses an option" in result["text"]
 
 
 @pytest.mark.parametrize("error", ["35", "100"])
@@ -140,7 +143,9 @@ def pip_installed(place: Place, folder: Path, tensorrt: str | None = "10.16.1") 
     if tensorrt is None:
         shutil.rmtree(init.parent)
     else:
-        loads = "".join(f"ctypes.CDLL({str(library)!r})\n" for library in sorted((packages / "tensorrt_libs").iterdir(), reverse=True))
+        loads = "".join(
+            f"ctypes.CDLL({str(library)!r})\n" for library in sorted((packages / "tensorrt_libs").iterdir(), reverse=True)
+        )
         init.write_text(f"import ctypes\n__version__ = {tensorrt!r}\n{loads if tensorrt.startswith('10') else ''}", "utf-8")
     return packages, driver
 

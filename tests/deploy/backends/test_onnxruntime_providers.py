@@ -13,7 +13,7 @@ from calib.storage import plain, record_from_text
 from deploy.backends.onnxruntime import OrtEngineRecord, build_engine, load_engine, session_settings
 from deploy.on_device.ort import open_session
 from deploy.targets.target import target_from_name
-from tests.deploy.networks import constants, mlp, nodes, relative_error, residual
+from tests.deploy.networks import constants, mlp, nodes, quantisers, relative_error, residual
 
 
 @pytest.mark.parametrize("target", ["ort-cuda", "ort-tensorrt"])
@@ -56,12 +56,6 @@ def test_integer_weights_and_qdq_nodes_reach_the_providers_as_they_were_lowered(
     assert all(after[name].dtype == np.int8 for name in weights)
     assert not [name for name, array in after.items() if array.ndim > 1 and name not in weights]
     assert quantisers(given) == quantisers(lowered.path)
-
-
-def quantisers(path) -> set[tuple[str, str]]:
-    """Q/DQ nodes by operator and name. One that several nodes read is written once for each of them, whatever the settings."""
-    found = nodes(path).values()
-    return {(node.op_type, node.name.removesuffix("/duplicated")) for node in found if node.op_type.endswith("eLinear")}
 
 
 def test_cuda_gets_no_settings_of_the_cpu(tmp_path):

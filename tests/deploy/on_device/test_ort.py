@@ -71,7 +71,7 @@ def test_inputs_that_do_not_fit_are_no_refusal_of_the_model(tmp_path, inputs):
 def test_a_missing_provider_is_never_replaced(tmp_path):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the provider")
-    with pytest.raises(DeviceError, match="built without CUDAExecutionProvider.*pip uninstall onnxruntime, then pip install"):
+    with pytest.raises(DeviceError, match=r"built without CUDAExecutionProvider.*pip uninstall onnxruntime, then pip install"):
         opened(tmp_path, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
 
 
