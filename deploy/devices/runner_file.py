@@ -9,7 +9,7 @@ from pathlib import Path
 
 _PACKAGE = "deploy.on_device"
 _MODULES = (
-    "errors", "state", "protocol", "experiment", "cuda", "causes", "ort", "blame", "trt_log", "trt_build", "trt_layers", "trt",
+    "errors", "state", "protocol", "experiment", "cuda", "causes", "ort_gpu", "ort_sessions", "ort", "blame", "trt_log", "trt_build", "trt_layers", "trt",
     "bench", "main",
 )  # fmt: skip
 _HEADER = '''"""Build and time the engines of an experiment on this machine: python3 runner.py --help.
