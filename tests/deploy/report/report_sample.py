@@ -51,7 +51,7 @@ def layer(path: str, index: int = 0, bits: int = 8, **other: Any) -> dict[str, A
 
 
 VERIFICATION: dict[str, Any] = {
-    "schema": 2,
+    "schema": 3,
     "policy": "conv1=w8a8",
     "metric": "top-1",
     "samples": 10_000,

@@ -35,7 +35,7 @@ FULL = {
         "after": {"value": -0.05, "metric": 0.9}, "samples": "512", "seconds": 1.0, "settings": {"epochs": 4}, "history": [],
     },
 }  # fmt: skip
-MAY_BE_ABSENT = {"refused", "not_run", "schema"}
+MAY_BE_ABSENT = {"refused", "not_run", "problem", "schema"}
 """What a file may leave out, besides the members of mappings."""
 MAPPINGS = {"policy", "accuracy", "refused", "settings", "versions", "seconds", "stages", "frequencies", "a"}
 MISSING = object()
