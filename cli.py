@@ -36,7 +36,7 @@ def main() -> None:
     """Run the command line: a wrong input is one message and exit code 2, a bug of ours is one message and exit code 70."""
     try:
         with stopped_by_signals():
-            smpq(standalone_mode=False)
+            smpq(prog_name="smpq", standalone_mode=False)  # also where it is not the program itself, as under python -m
     except Stopped as stopped:
         click.echo(f"stopped by {stopped.name}; what the run had finished is kept, the same command goes on from there", err=True)
         raise
