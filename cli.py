@@ -293,7 +293,9 @@ def export(run: Path, task: str | None, form: str, batches: tuple[int, ...], pro
         path = export_stage(prepared, read_policy(prepared))
         return {"model": str(path)}, [f"model: {path}"], 0
     exported = export_qdq(prepared, read_policy(prepared), batches)
-    return {"model": str(exported.path), "command": exported.command}, [f"model: {exported.path}", exported.command], 0
+    record = {"model": str(exported.path), "build": list(exported.build), "measured": exported.measured}
+    measured = [f"the plan that was measured: {exported.measured}"] if exported.measured is not None else []
+    return record, [f"model: {exported.path}", *exported.build, *measured], 0
 
 
 @smpq.command()
@@ -462,7 +464,7 @@ def targets(name: str | None, compute_capabilities: tuple[str, ...], as_json: bo
     if compute_capabilities and name is None:
         raise UserError("--sm needs the name of a target, as in: smpq targets tensorrt-10.3 --sm sm87")
     names = [name] if name is not None else [*TARGET_NAMES, *device_names()]
-    chosen = [target_from_name(each, compute_capabilities) for each in names]
+    chosen = [target_from_name(each, compute_capabilities, look=name is not None) for each in names]
     if as_json:
         click.echo(json.dumps({target.name: described(target) for target in chosen}, indent=1))
     elif name is None:

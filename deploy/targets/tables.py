@@ -36,7 +36,7 @@ def overview() -> Table:
     for column in ("name", "what it is", "float baseline", "formats offered", "GPUs (--sm)"):
         grid.add_column(column, overflow="fold")
     for name in (*TARGET_NAMES, *device_names()):
-        target = target_from_name(name)
+        target = target_from_name(name, look=False)
         versions = [each for each in versioned_names() if each.startswith(f"{name}-")]
         names = ", ".join([name, *versions])
         gpus = target.compute_capabilities if name in device_names() else tuple(compute_capabilities_of(target))
