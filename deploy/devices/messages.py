@@ -96,7 +96,8 @@ class Result(Record, frozen=True, kw_only=True):
        which.
     3. `cause` is "refused" when the runtime makes no engine of this model, "transient" when another attempt may
        succeed, and "internal" when the program on the device has a bug.
-    4. `key` is the hash of everything that the figures depend on, the device apart.
+    4. `plan_sha256` is the hash of the plan that was timed, None for runtimes without plans.
+    5. `key` is the hash of everything that the figures depend on, the device apart.
 
     Whether the figures agree with each other is checked by `deploy.devices.checks`.
     """
@@ -120,6 +121,7 @@ class Result(Record, frozen=True, kw_only=True):
     float_rounds_ms: tuple[Milliseconds, ...]
     build_seconds: Amount | None
     layers: tuple[Layer, ...] | None
+    plan_sha256: Sha256 | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -133,6 +135,7 @@ class Result(Record, frozen=True, kw_only=True):
             self.p99_calls,
             self.p99_note,
             self.layers,
+            self.plan_sha256,
             self.rounds_ms or None,
             self.float_rounds_ms or None,
         ]

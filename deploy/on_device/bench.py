@@ -42,6 +42,7 @@ _NO_FIGURES: Mapping[str, Any] = {
     "float_rounds_ms": [],
     "build_seconds": None,
     "layers": None,
+    "plan_sha256": None,
 }
 
 
@@ -106,6 +107,7 @@ class Bench:
             "float_rounds_ms": list(reference.rounds_ms),
             "build_seconds": round(build_seconds, 3),
             "layers": layers,
+            "plan_sha256": getattr(engine, "plan_sha256", None),
         }
 
 

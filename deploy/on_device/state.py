@@ -36,6 +36,11 @@ def read_state(root: Path = Path("/")) -> dict[str, Any]:
     }
 
 
+def power_mode() -> str | None:
+    """Name Jetson's power mode, None on other machines. Modes differ in clocks, and in how many of the GPU's multiprocessors are on."""
+    return _power_mode(Path("/"))
+
+
 def throttled(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool | None:
     """Whether a clock fell by more than 10 % between two states; None when neither clock is told. A hint: governors vary clocks too."""
     known = [(before[name], after[name]) for name in ("cpu_mhz", "gpu_mhz") if before[name] and after[name]]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from deploy.on_device.cuda import Cuda, CudaError, open_cuda
 from deploy.on_device.errors import BuildFailed, DeviceError
-from deploy.on_device.trt_build import TrtSettings, build
+from deploy.on_device.gpu import gpu_of
+from deploy.on_device.trt_build import TrtSettings, build, for_gpu
 from deploy.on_device.trt_layers import layers_from_inspector
 from deploy.on_device.trt_log import TrtLog, load_module, trt_logged
 
@@ -34,17 +35,14 @@ def open_trt_engine(
     module = load_module(runtime)
     cuda = open_cuda()
     try:
-        built = build(module, model, TrtSettings.from_json(runtime, settings), cache, gpu_name(cuda))
-        return TrtEngine(module, cuda, built.content, inputs)
+        gpu = gpu_of(cuda)
+        built = build(module, model, for_gpu(module, TrtSettings.from_json(runtime, settings), gpu), cache, gpu)
+        engine = TrtEngine(module, cuda, built.content, inputs)
     except BaseException:
         cuda.close()
         raise
-
-
-def gpu_name(cuda: Cuda) -> str:
-    """Name a GPU and its compute capability, as in "Orin sm87"."""
-    major, minor = cuda.compute_capability()
-    return f"{cuda.device_name()} sm{major}{minor}"
+    engine.plan_sha256 = built.sha256
+    return engine
 
 
 def layers_of_plan(module: ModuleType, plan: bytes) -> list[dict[str, Any]]:
@@ -61,7 +59,10 @@ class TrtEngine:
     """An engine in the device's memory with one batch of inputs, which stays there.
 
     `clock` says what `time` reads: CUDA events around launches of one CUDA graph, or around single enqueues where CUDA captures no graph.
+    `plan_sha256` is the hash of a plan that was built here, None of one that was given.
     """
+
+    plan_sha256: str | None = None
 
     def __init__(self, module: ModuleType, cuda: Cuda, plan: bytes, inputs: Mapping[str, np.ndarray]) -> None:
         """Load the plan, run it once, and capture it; `cuda` is closed with the engine.

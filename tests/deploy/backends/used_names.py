@@ -12,8 +12,8 @@ USED = {
     "Builder": ("build_serialized_network", "create_builder_config", "create_network", "create_optimization_profile"),
     "EngineInspector": ("get_engine_information",),
     "IBuilderConfig": (
-        "add_optimization_profile", "create_timing_cache", "get_flag", "get_timing_cache", "profiling_verbosity", "set_memory_pool_limit",
-        "set_timing_cache",
+        "add_optimization_profile", "avg_timing_iterations", "create_timing_cache", "get_flag", "get_timing_cache", "profiling_verbosity",
+        "set_memory_pool_limit", "set_timing_cache",
     ),
     "ICudaEngine": (
         "create_engine_inspector", "create_execution_context", "get_tensor_dtype", "get_tensor_mode", "get_tensor_name",
@@ -22,10 +22,10 @@ USED = {
     "IExecutionContext": ("execute_async_v3", "get_tensor_shape", "profiler", "set_input_shape", "set_tensor_address"),
     "ILayer": ("metadata",),
     "ILogger": ("log",),
-    "INetworkDefinition": ("get_input", "get_layer", "num_inputs", "num_layers"),
+    "INetworkDefinition": ("get_input", "get_layer", "get_output", "num_inputs", "num_layers", "num_outputs"),
     "IOptimizationProfile": ("set_shape",),
     "IProfiler": ("report_layer_time",),
-    "ITensor": ("name", "shape"),
+    "ITensor": ("dtype", "name", "shape"),
     "ITimingCache": ("serialize",),
     "LayerInformationFormat": ("JSON",),
     "MemoryPoolType": ("WORKSPACE",),
