@@ -324,15 +324,20 @@ def measure(run: Path, task: str | None, batches: tuple[int, ...], device: str, 
     from deploy.pipeline import open_run
     from deploy.stages import measure as measure_stage
     from deploy.stages import read_policy
+    from deploy.stages.shipping import shipped
 
     with open_run(run, progress, device=device, task=task) as prepared:
         record = measure_stage(prepared, read_policy(prepared), batches)
+        product = shipped(prepared)
     lines = [
         f"batch {row.batch}: {row.ratio:.3f}x of float [{row.ratio_interval.low:.3f}, {row.ratio_interval.high:.3f}]: "
         f"{row.engine_ms:.4g} ms{_tail(row)} against {row.float_ms:.4g} ms, {row.throughput:.4g} samples/s"
         for row in (record.measurement, *record.batches)
     ]
-    return record, [*lines, f"on {record.machine}, {record.measurement.clock}"], 0
+    lines.append(f"on {record.machine}, {record.measurement.clock}")
+    if product is not None:
+        lines.append(f"engine: {product}")
+    return record, lines, 0
 
 
 def _tail(row: Any) -> str:
@@ -389,6 +394,7 @@ def feedback(run: Path, task: str | None, measurements: Path, progress: Any, res
     lines = [
         f"policy: {run / 'policy.json'} (measured {record.ratio:.3f}x of float, {state})",
         f"model: {record.model}",
+        *([f"engine: {record.engine} beside the measurements on the device"] if record.engine is not None else []),
         following,
     ]
     return record, lines, 0 if record.met else NOT_MET

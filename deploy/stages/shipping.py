@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from calib.storage import writing
 from deploy.devices.messages import Result
@@ -23,6 +24,12 @@ def discard_other(prepared: Prepared) -> None:
     product = find_product(prepared.run.file(engine_names(prepared.target).product))
     if product is None or not model.is_file() or not sha256(model).startswith(product.name):
         _discard(prepared)
+
+
+def shipped(prepared: Prepared) -> Path | None:
+    """Return the directory of the plan that was measured, None where the run has none."""
+    directory = prepared.run.file(engine_names(prepared.target).product)
+    return directory if find_product(directory) is not None else None
 
 
 def _discard(prepared: Prepared) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from deploy.devices.messages import Result
 from deploy.on_device.experiment import CACHE_DIRECTORY
 from deploy.on_device.gpu import Gpu
 from deploy.on_device.plan_cache import BuiltPlan, Origin, PlanTensor, keep_plan, write_bytes
@@ -46,3 +49,17 @@ def write_product_of(directory: Path, name: str, runtime: str = "tensorrt", **op
     made = write_product(place, keep_measured_plan(place, name, runtime, **options), "a board, Linux aarch64")
     assert made is not None
     replace_directory(made, directory)
+
+
+def result_of(name: str, plan_sha256: str | None) -> Result:
+    """A result of a device that timed a plan."""
+    figures = {
+        **FIGURES,
+        "p99_calls": 0,
+        "p99_note": "not asked for",
+        "throughput": 1000 / FIGURES["engine_ms"],
+        "build_seconds": 12.5,
+    }
+    rounds = {"rounds_ms": [1.5] * 5, "float_rounds_ms": [2.0] * 5, "layers": None}
+    about = {"key": name, "name": name, "failed": None, "cause": None, "nodes": [], "plan_sha256": plan_sha256}
+    return msgspec.convert({**about, **figures, **rounds}, Result)
