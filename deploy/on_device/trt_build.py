@@ -81,11 +81,12 @@ def build(module: ModuleType, onnx: Path, settings: TrtSettings, cache: Path | N
         network, _parser = make_network(module, builder, onnx, log)  # the network points into the parser's memory
         config = make_config(module, builder, network, settings, log)
         _times = set_timing_cache(config, timing) if timing is not None else None  # the configuration points to it
-        start = time.perf_counter()
+        told, start = len(log.messages), time.perf_counter()
         serialized = builder.build_serialized_network(network, config)
         seconds = time.perf_counter() - start
         if serialized is None:
-            failed = log.failed()
+            # a timing cache that was rejected is an error in the log too, and not the reason
+            failed = log.failed([message.text for message in log.messages[told:] if message.severity.endswith("ERROR")])
             failed.nodes = nodes_named(failed.reason, onnx_nodes(network))
             raise failed
         built = BuiltPlan(

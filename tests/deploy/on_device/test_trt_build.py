@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from deploy.on_device.blame import nodes_named
-from deploy.on_device.errors import DeviceError
+from deploy.on_device.errors import BuildFailed, DeviceError
 from deploy.on_device.gpu import Gpu
 from deploy.on_device.plan_cache import PlanTensor, find_plan_by_hash, write_bytes
 from deploy.on_device.trt_build import TrtSettings, build, for_gpu
@@ -179,6 +179,32 @@ def test_a_timing_cache_that_the_builder_rejects_is_replaced(tmp_path, models):
     (kept,) = cache.glob("timing-*.cache")
     assert kept.read_bytes() == b"times slow 1"
     assert second.timing_cache_sha256 == hashlib.sha256(kept.read_bytes()).hexdigest()
+
+
+def test_a_rejected_timing_cache_is_not_the_reason_why_a_build_fails(tmp_path, models, monkeypatch):
+    gpu, cache = FakeGpu(), tmp_path / "cache"
+    module = gpu.module()
+    build(module, models[0], TENSORRT, cache, ORIN)
+    gpu.clocks = "slow"
+    loggers = []
+    monkeypatch.setattr(module, "Builder", lambda logger: loggers.append(logger) or gpu)
+    reject = FakeConfig.set_timing_cache
+
+    def set_timing_cache(config, timing, ignore_mismatch):
+        taken = reject(config, timing, ignore_mismatch)
+        if not taken:
+            loggers[0].log("Severity.ERROR", "the timing cache is of another device")
+        return taken
+
+    def no_kernel(*_arguments):
+        loggers[0].log("Severity.ERROR", "no implementation for node conv1")
+
+    monkeypatch.setattr(FakeConfig, "set_timing_cache", set_timing_cache)
+    monkeypatch.setattr(FakeGpu, "build_serialized_network", no_kernel)
+    with pytest.raises(BuildFailed) as failed:
+        build(module, models[1], TENSORRT, cache, ORIN)
+    assert failed.value.reason == "no implementation for node conv1"
+    assert "another device" in failed.value.log
 
 
 def test_a_builder_that_takes_no_timing_cache_at_all_builds(tmp_path, models):
