@@ -9,8 +9,8 @@ from pathlib import Path
 
 _PACKAGE = "deploy.on_device"
 _MODULES = (
-    "errors", "state", "protocol", "experiment", "cuda", "gpu", "causes", "ort", "blame", "trt_log", "plan_cache", "trt_timing",
-    "trt_build", "trt_layers", "trt", "product_examples", "product", "bench", "main",
+    "errors", "state", "protocol", "experiment", "cuda", "gpu", "causes", "ort_gpu", "ort_sessions", "ort", "blame", "trt_log",
+    "plan_cache", "trt_timing", "trt_build", "trt_layers", "trt", "product_examples", "product", "bench", "main",
 )  # fmt: skip
 _HEADER = '''"""Build and time the engines of an experiment on this machine: python3 runner.py --help.
 

@@ -110,7 +110,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 2
+    VERSION = 3
 
     task: str
     target: str

@@ -50,7 +50,7 @@ def layer(path: str, index: int = 0, bits: int = 8, **other: Any) -> dict[str, A
 
 
 VERIFICATION: dict[str, Any] = {
-    "schema": 2,
+    "schema": 3,
     "policy": "conv1=w8a8",
     "metric": "top-1",
     "samples": 10_000,
@@ -74,7 +74,7 @@ def report(count: int = 20, **other: Any) -> ReportFile:
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 2,
+        "schema": 3,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "engine": "engine.ort-cpu.onnx",
