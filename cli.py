@@ -293,7 +293,9 @@ def export(run: Path, task: str | None, form: str, batches: tuple[int, ...], pro
         path = export_stage(prepared, read_policy(prepared))
         return {"model": str(path)}, [f"model: {path}"], 0
     exported = export_qdq(prepared, read_policy(prepared), batches)
-    return {"model": str(exported.path), "command": exported.command}, [f"model: {exported.path}", exported.command], 0
+    record = {"model": str(exported.path), "build": list(exported.build), "measured": exported.measured}
+    measured = [f"the plan that was measured: {exported.measured}"] if exported.measured is not None else []
+    return record, [f"model: {exported.path}", *exported.build, *measured], 0
 
 
 @smpq.command()
@@ -323,16 +325,21 @@ def measure(run: Path, task: str | None, batches: tuple[int, ...], device: str, 
     from deploy.report.remarks import timing_remarks
     from deploy.stages import measure as measure_stage
     from deploy.stages import read_policy
+    from deploy.stages.shipping import shipped
 
     with open_run(run, progress, device=device, task=task) as prepared:
         record = measure_stage(prepared, read_policy(prepared), batches)
+        product = shipped(prepared)
     lines = [
         f"batch {row.batch}: {row.ratio:.3f}x of float [{row.ratio_interval.low:.3f}, {row.ratio_interval.high:.3f}]: "
         f"{row.engine_ms:.4g} ms{_tail(row)} against {row.float_ms:.4g} ms, {row.throughput:.4g} samples/s"
         for row in (record.measurement, *record.batches)
     ]
     lines += [f"batch {row.batch}: {remark}" for row in (record.measurement, *record.batches) for remark in timing_remarks(row)]
-    return record, [*lines, f"on {record.machine}, {record.measurement.clock}"], 0
+    lines.append(f"on {record.machine}, {record.measurement.clock}")
+    if product is not None:
+        lines.append(f"engine: {product}")
+    return record, lines, 0
 
 
 def _tail(row: Any) -> str:
@@ -389,6 +396,7 @@ def feedback(run: Path, task: str | None, measurements: Path, progress: Any, res
     lines = [
         f"policy: {run / 'policy.json'} (measured {record.ratio:.3f}x of float, {state})",
         f"model: {record.model}",
+        *([f"engine: {record.engine} beside the measurements on the device"] if record.engine is not None else []),
         following,
     ]
     return record, lines, 0 if record.met else NOT_MET
@@ -464,7 +472,7 @@ def targets(name: str | None, compute_capabilities: tuple[str, ...], as_json: bo
     if compute_capabilities and name is None:
         raise UserError("--sm needs the name of a target, as in: smpq targets tensorrt-10.3 --sm sm87")
     names = [name] if name is not None else [*TARGET_NAMES, *device_names()]
-    chosen = [target_from_name(each, compute_capabilities) for each in names]
+    chosen = [target_from_name(each, compute_capabilities, look=name is not None) for each in names]
     if as_json:
         click.echo(json.dumps({target.name: described(target) for target in chosen}, indent=1))
     elif name is None:

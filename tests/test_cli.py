@@ -145,7 +145,8 @@ def test_quiet_says_nothing_but_the_result(run):
 
 
 def test_targets_lists_the_names():
-    names = ["ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "simulate", "jetson-orin", "jetson-thor"]
+    names = ["ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx", "simulate"]
+    names += ["jetson-orin", "jetson-orin-7.2", "jetson-thor", "jetson-thor-7.0", "jetson-thor-7.2"]
     assert list(json.loads(done("targets", "--json").out)) == names
     text = done("targets").out
     assert not [name for name in [*names, "sm87"] if name not in text]

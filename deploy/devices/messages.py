@@ -122,7 +122,8 @@ class Result(Record, frozen=True, kw_only=True):
        which.
     4. `cause` is "refused" when the runtime makes no engine of this model, "transient" when another attempt may
        succeed, and "internal" when the program on the device has a bug.
-    5. `key` is the hash of everything that the figures depend on, the device apart.
+    5. `plan_sha256` is the hash of the plan that was timed, None for runtimes without plans.
+    6. `key` is the hash of everything that the figures depend on, the device apart.
 
     Whether the figures agree with each other is checked by `deploy.devices.checks`.
     """
@@ -151,6 +152,7 @@ class Result(Record, frozen=True, kw_only=True):
     layers: tuple[Layer, ...] | None
     notes: tuple[Line, ...]
     state: State | None
+    plan_sha256: Sha256 | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -177,6 +179,7 @@ class Result(Record, frozen=True, kw_only=True):
             self.cold_ms,
             self.layers,
             self.notes or None,
+            self.plan_sha256,
             self.rounds_ms or None,
             self.float_rounds_ms or None,
         ]

@@ -10,8 +10,8 @@ from typing import TypeGuard
 
 _PACKAGE = "deploy.on_device"
 _MODULES = (
-    "errors", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "causes", "ort_gpu", "ort_sessions", "ort",
-    "blame", "trt_log", "trt_build", "trt_layers", "trt_context", "trt", "bench", "main",
+    "errors", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "gpu", "causes", "ort_gpu", "ort_sessions", "ort",
+    "blame", "trt_log", "plan_cache", "trt_timing", "trt_build", "trt_layers", "trt_context", "trt", "product_examples", "product", "bench", "main",
 )  # fmt: skip
 _HEADER = '''"""Build and time the engines of an experiment on this machine: python3 runner.py --help.
 

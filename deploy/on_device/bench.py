@@ -50,6 +50,7 @@ _NO_FIGURES: Mapping[str, Any] = {
     "layers": None,
     "notes": [],
     "state": None,
+    "plan_sha256": None,
 }
 
 
@@ -112,6 +113,7 @@ class Bench:
             "float_rounds_ms": list(reference.rounds_ms),
             "build_seconds": round(build_seconds, 3),
             "state": state,
+            "plan_sha256": getattr(engine, "plan_sha256", None),
             **diagnosed,
         }
 

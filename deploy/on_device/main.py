@@ -24,6 +24,7 @@ from deploy.on_device.experiment import (
     result_key,
     write_json,
 )
+from deploy.on_device.product import write_product
 from deploy.on_device.protocol import GpuTimed
 from deploy.on_device.state import jetson_release, machine, power_mode
 from deploy.on_device.trt_log import TRT_MODULES, load_module
@@ -182,10 +183,19 @@ def _measure_all(
             record["results"].append(result)
             write_json(directory / MEASUREMENTS_FILE, record)
             announce(_line(result))
+            _keep_product(directory, result, record["machine"], announce)
             if result["failed"] is not None or result["notes"]:
                 bench.run_baseline()  # an error of CUDA may have ended all work of this process
     finally:
         bench.baseline.close()
+
+
+def _keep_product(directory: Path, result: Mapping[str, Any], machine_name: str, announce: Callable[[str], None]) -> None:
+    """Write the plan that was measured as a product; the measurement stands whether or not that works."""
+    try:
+        write_product(directory, result, machine_name)
+    except OSError as error:
+        announce(f"the plan of {result['name']} was measured, and not kept as a product: {error}")
 
 
 def _line(result: Mapping[str, Any]) -> str:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from deploy.on_device.cuda import Cuda, open_cuda
 from deploy.on_device.errors import BuildFailed, CudaError, DeviceError, MissingModule
-from deploy.on_device.trt_build import TrtSettings, build
+from deploy.on_device.gpu import gpu_of
+from deploy.on_device.trt_build import TrtSettings, build, for_gpu
 from deploy.on_device.trt_context import deserialized, inspected, is_capturable, lends_memory, new_context, new_profiler
 from deploy.on_device.trt_layers import layers_from_inspector
 from deploy.on_device.trt_log import load_module, trt_logged
@@ -41,8 +42,9 @@ def open_trt_engine(
     module = load_module(runtime)
     cuda = open_cuda()
     try:
-        built = build(module, model, TrtSettings.from_json(runtime, settings), cache, gpu_name(cuda))
-        return TrtEngine(module, cuda, built.content, inputs)
+        gpu = gpu_of(cuda)
+        built = build(module, model, for_gpu(module, TrtSettings.from_json(runtime, settings), gpu), cache, gpu)
+        engine = TrtEngine(module, cuda, built.content, inputs)
     except BuildFailed as failed:
         cuda.close()
         if _OLD_DRIVER.search(failed.reason):
@@ -51,6 +53,8 @@ def open_trt_engine(
     except BaseException:
         cuda.close()
         raise
+    engine.plan_sha256 = built.sha256
+    return engine
 
 
 def _driver_too_old(module: ModuleType, runtime: str, cuda: Cuda) -> MissingModule:
@@ -60,12 +64,6 @@ def _driver_too_old(module: ModuleType, runtime: str, cuda: Cuda) -> MissingModu
         f"{runtime} {module.__version__} needs a newer driver than the one here, which is for CUDA {version}: update the driver, or "
         f"install a {runtime} that was built for CUDA {cuda.driver_version[0]}"
     )
-
-
-def gpu_name(cuda: Cuda) -> str:
-    """Name a GPU and its compute capability, as in "Orin sm87"."""
-    major, minor = cuda.compute_capability()
-    return f"{cuda.device_name()} sm{major}{minor}"
 
 
 def layers_of_plan(module: ModuleType, plan: bytes) -> list[dict[str, Any]]:
@@ -82,10 +80,12 @@ class TrtEngine:
     """An engine in the device's memory with one batch of inputs, which stays there; a `GpuTimed` of the measuring protocol.
 
     `captured` says whether its work was captured as a CUDA graph, which is then launched until `use_graph` says otherwise.
+    `plan_sha256` is the hash of a plan that was built here, None of one that was given.
     """
 
     warm_up_ms = 200.0
     """As long as trtexec warms up."""
+    plan_sha256: str | None = None
 
     def __init__(self, module: ModuleType, cuda: Cuda, plan: bytes, inputs: Mapping[str, np.ndarray]) -> None:
         """Load the plan, run it once, and capture it; `cuda` is closed with the engine.

@@ -33,10 +33,11 @@ _IN_FEATURES = 1024
 def overview() -> Table:
     """Return one line for each target that can be named."""
     grid = Table(title="targets", title_justify="left")
-    for column in ("name", "what it is", "float baseline", "formats offered", "GPUs (--sm)"):
+    grid.add_column("name", overflow="fold", min_width=max(map(len, (*TARGET_NAMES, *device_names()))))
+    for column in ("what it is", "float baseline", "formats offered", "GPUs (--sm)"):
         grid.add_column(column, overflow="fold")
     for name in (*TARGET_NAMES, *device_names()):
-        target = target_from_name(name)
+        target = target_from_name(name, look=False)
         versions = [each for each in versioned_names() if each.startswith(f"{name}-")]
         names = ", ".join([name, *versions])
         gpus = target.compute_capabilities if name in device_names() else tuple(compute_capabilities_of(target))

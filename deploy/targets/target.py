@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.resources import files
 from typing import Any, Literal, cast
 
@@ -49,6 +49,8 @@ TARGET_NAMES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx
 """The target families; each has a table in `deploy/targets/capabilities`."""
 
 _FOUR_BITS = 4
+_DISTRIBUTIONS = {"tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")}
+"""Packages that hold a runtime's Python module, where these are not called as the runtime is."""
 _OLDEST_TENSORRT = "10.3"
 
 
@@ -111,18 +113,19 @@ class _Table:
     rows: tuple[CapabilityRow, ...]
 
 
-def target_from_name(name: str, compute_capabilities: Sequence[str] = ()) -> Target:
+def target_from_name(name: str, compute_capabilities: Sequence[str] = (), *, look: bool = True) -> Target:
     """Return a target: one of `TARGET_NAMES`, a family with a version (`tensorrt-10.3`), or a device (`jetson-orin`).
 
     `compute_capabilities` as in `sm86`; without any, the usual ones of the family. `tensorrt` without a version is the one installed on
-    this machine, whose version is unknown if there is none.
+    this machine, whose version is unknown if there is none. Without `look` it is not looked for, which may load the library.
 
     Raises UserError that lists the names, or the compute capabilities that the target knows.
     """
     devices = _devices()
-    family, version = _family_and_version(devices[name]["family"] if name in devices else name)
+    family, version = (
+        (devices[name]["family"], devices[name]["version"]) if name in devices else _family_and_version(name, look=look)
+    )
     if name in devices:
-        version = devices[name]["version"]
         if (
             compute_capabilities
             and [text.strip().lower() for text in compute_capabilities] != devices[name]["compute_capabilities"]
@@ -168,11 +171,27 @@ def check_builds_here(target: Target) -> None:
 
 
 def installed_version(runtime: str) -> str | None:
-    """Return the version of a runtime's Python package on this machine, None when it is not installed."""
+    """Return the version of a TensorRT that loads on this machine, as its module tells; None when there is none.
+
+    A module that is there and does not load has the version of its package. The packages are called tensorrt, tensorrt-cu12 or -cu13, and
+    those of Jetson leave no record that Python finds, so only the module can be asked.
+    """
     try:
-        return metadata.version(runtime)
-    except metadata.PackageNotFoundError:
+        return str(import_module(runtime).__version__)
+    except ModuleNotFoundError:
         return None
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        return _packaged_version(runtime)
+
+
+def _packaged_version(runtime: str) -> str | None:
+    """Return the version that a runtime's package tells without being loaded; None when no package is found."""
+    for name in _DISTRIBUTIONS[runtime]:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def capability(target: Target, operator: str, format_: Format, in_features: int, out_features: int | None = None) -> Capability:
@@ -210,9 +229,9 @@ def _first_fit(
     return Capability("refused", f"{format_} has not been measured on {target.name}")
 
 
-def _family_and_version(name: str) -> tuple[str, str | None]:
+def _family_and_version(name: str, *, look: bool) -> tuple[str, str | None]:
     if name in TARGET_NAMES:
-        return name, installed_version("tensorrt") if name == "tensorrt" else None
+        return name, _packaged_version(name) or installed_version(name) if name == "tensorrt" and look else None
     family, _, version = name.rpartition("-")
     if name not in versioned_names():
         names = (*TARGET_NAMES, *versioned_names(), *device_names())

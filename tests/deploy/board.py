@@ -109,5 +109,8 @@ class Board:
             entries.append(msgspec.convert({**about, **figures(names & set(LAYERS), self._costs, self._refuses)}, Result))
         return entries
 
+    def fetch_engine(self, _result: Result, _directory: object) -> None:
+        """Keep no plans."""
+
     def close(self) -> None:
         pass

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
 from calib.formats import FP16
+from deploy.backends.tensorrt import build, build_plan
 from deploy.on_device import cuda_driver, trt
 from deploy.on_device.errors import BuildFailed, CudaError, DeviceError, MissingModule
+from deploy.on_device.gpu import gpu_of
 from deploy.on_device.main import run_experiment
 from deploy.on_device.protocol import Protocol, measure_engines
-from deploy.on_device.trt import TrtEngine, gpu_name, layers_of_plan, open_trt_engine
+from deploy.on_device.trt import TrtEngine, layers_of_plan, open_trt_engine
 from deploy.on_device.trt_log import load_module
 from tests.deploy.backends.builds import W4B32, needs_rtx
 from tests.deploy.backends.graphs import Layer, one_layer
@@ -233,9 +237,10 @@ def test_a_plan_is_built_for_the_gpu_and_kept(monkeypatch, tmp_path):
     model, cache, cuda = tmp_path / "model.onnx", tmp_path / "cache", FakeCuda()
     onnx.save(one_layer(Layer("conv2d", FP16), half=True), model)
     monkeypatch.setattr(trt, "open_cuda", lambda: cuda)
-    monkeypatch.setattr(trt, "TrtEngine", lambda _module, _cuda, plan, _inputs: plan)
-    plans = [open_trt_engine("tensorrt-rtx", model, settings, {}, cache) for settings in ({}, {}, {"workspace_mb": 64})]
-    assert plans[0] == plans[1]
+    monkeypatch.setattr(trt, "TrtEngine", lambda _module, _cuda, plan, _inputs: SimpleNamespace(plan=plan))
+    engines = [open_trt_engine("tensorrt-rtx", model, settings, {}, cache) for settings in ({}, {}, {"workspace_mb": 64})]
+    assert engines[0].plan == engines[1].plan
+    assert engines[0].plan_sha256 == hashlib.sha256(engines[0].plan).hexdigest()
     assert len(list(cache.glob("*.plan"))) == 2
     assert cuda.calls == []
     with pytest.raises(DeviceError, match="no setting precision: use batch_sizes, workspace_mb, compute_capability"):
@@ -245,7 +250,23 @@ def test_a_plan_is_built_for_the_gpu_and_kept(monkeypatch, tmp_path):
         open_trt_engine("tensorrt-rtx", model, {}, {}, cache)
     assert failed.value.nodes == ("unit/DQw",)
     assert cuda.calls == ["close", "close"]
-    assert gpu_name(cuda) == "Fake sm87"
+    assert str(gpu_of(cuda)) == "Fake sm87"
+
+
+@needs_rtx
+def test_rtx_times_the_plan_that_is_shipped(monkeypatch, tmp_path):
+    """Both are built for the compute capability of the GPU."""
+    model, cache, cuda = tmp_path / "model.onnx", tmp_path / "cache", FakeCuda()
+    onnx.save(one_layer(Layer("conv2d", FP16), half=True), model)
+    monkeypatch.setattr(cuda, "compute_capability", lambda: (8, 6))
+    monkeypatch.setattr(trt, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(build, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(build, "layers_of_plan", lambda _module, _plan: [])
+    monkeypatch.setattr(trt, "TrtEngine", lambda _module, _cuda, _plan, _inputs: SimpleNamespace())
+    timed = open_trt_engine("tensorrt-rtx", model, {}, {}, cache)
+    shipped = build_plan(model, tmp_path / "plan", "tensorrt-rtx", "sm86", cache=cache)
+    assert shipped.plan_sha256 == timed.plan_sha256
+    assert shipped.from_cache
 
 
 @needs_rtx

@@ -173,6 +173,11 @@ def test_next_steps_follow_from_the_data() -> None:
         (report(), "--target jetson-orin"),
         (report(target="ort-cuda"), "Nothing of it was verified on Orin"),
         (unmeasured(target="jetson-orin"), "It is made for it: the formats are those of Orin's TensorRT"),
+        (unmeasured(target="jetson-orin-7.2"), "It is made for it: the formats are those of Orin's TensorRT"),
+        (
+            report(target="jetson-orin", engine={"sm87": "engine.jetson-orin.sm87.plan"}),
+            "measured is in engine.jetson-orin/, with two programs",
+        ),
         (unmeasured(), "Not this engine (sm120, sm86)"),
         (unmeasured(), "Carry model.tensorrt-rtx.onnx of this run to the device and build it there"),
         (unmeasured(target="tensorrt", engine="engine.plan"), "Not this engine: a plan runs"),
