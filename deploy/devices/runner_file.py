@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 _PACKAGE = "deploy.on_device"
@@ -32,20 +32,27 @@ _FOOTER = """if __name__ == "__main__":
 
 
 def runner_text() -> str:
-    """Return the text of `runner.py`.
+    """Return the text of `runner.py`."""
+    return joined_text(_MODULES, _HEADER, _FOOTER)
+
+
+def joined_text(names: Sequence[str], header: str, footer: str) -> str:
+    """Return the modules of `deploy.on_device` with these names, in order of dependency, as one program.
 
     1. All imports come first, each once; those of the joined modules themselves are left out.
     2. A module's docstring becomes a comment over its code.
     3. A name stands for one thing in all modules, since they share a namespace: ValueError when it does not, which is a bug in them.
+    4. Where one of them imports numpy, the program ends with a message when it is missing.
     """
     directory = Path(__file__).parent.parent / "on_device"
-    sources = {name: (directory / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
+    sources = {name: (directory / f"{name}.py").read_text(encoding="utf-8") for name in names}
     trees = {name: ast.parse(source) for name, source in sources.items()}
     _check_names(trees)
     imports = _import_lines(trees.values())
+    numpy = [_NUMPY] if any(ast.unparse(node) == "import numpy as np" for tree in trees.values() for node in _imports(tree)) else []
     standard, others = ([line for line in imports if (" numpy" in line) == of_numpy] for of_numpy in (False, True))
-    sections = (_section(name, sources[name], trees[name]) for name in _MODULES)
-    return "\n".join([_HEADER, *standard, "", _NUMPY, *others, *sections, "", _FOOTER])
+    sections = (_section(name, sources[name], trees[name]) for name in names)
+    return "\n".join([header, *standard, "", *numpy, *others, *sections, "", footer])
 
 
 def _import_lines(trees: Iterable[ast.Module]) -> list[str]:
