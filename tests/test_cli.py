@@ -26,6 +26,8 @@ COMMANDS = {
     "feedback": ["policy.json", "Exit code 1"],
     "verify": ["verify.json"],
     "report": ["report.json", "report.html"],
+    "profile": ["profile.json", "profile.svg"],
+    "doctor": ["--device", "--target", "Exit code 2"],
     "targets": ["--json"],
 }
 LAYERS = {"first", "second", "head"}

@@ -85,7 +85,8 @@ def _clocks(now: float | None, least: float | None, most: float | None) -> Findi
     shown = f"{now if now is not None else lowest:.0f} of {most:.0f} MHz"
     if lowest >= _PINNED * most and (now is None or now >= _PINNED * most):
         return found("clocks", "ok", f"the GPU's are pinned at {shown}")
-    return found("clocks", "note", f"the GPU is at {shown}, not pinned: its figures will vary", "sudo jetson_clocks")
+    range_ = f", and may go down to {least:.0f}" if least is not None else ""
+    return found("clocks", "note", f"the GPU is at {shown}{range_}: pin its clocks before measuring", "sudo jetson_clocks")
 
 
 def _room(patient: Patient) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ def onnxruntime_findings(patient: Patient) -> Iterator[Finding]:
     if len(names) > 1:
         wanted = _GPU if _GPU in names else names[0]
         text = f"{' and '.join(names)} are both installed and write the same files: keep one"
-        yield found(_TITLE, "problem", text, patient.uninstall(*names), *patient.install(wanted))
+        yield found(_TITLE, "problem", text, *patient.uninstall(*names), *patient.install(wanted))
     probes = patient.facts.probes
     yield _cpu(patient, probes.ort_cpu, installed=bool(packages))
     if probes.ort_cpu.version is not None:
@@ -36,7 +36,8 @@ def _cpu(patient: Patient, probe: OrtProbe, *, installed: bool) -> Finding:
         if installed:
             text = "its package is there and its module is not: install it again"
             return found(_TITLE, "problem", text, *patient.install("--force-reinstall", "onnxruntime"))
-        return found(_TITLE, "problem" if needed else "note", "not installed", *patient.install("onnxruntime"))
+        mends = patient.install("onnxruntime") if needed or patient.target is None else ()
+        return found(_TITLE, "problem" if needed else "note", "not installed", *mends)
     if not probe.ran:
         text = f"a small model does not run on the CPU ({probe.trouble or probe.said or 'no reason given'})"
         return found(_TITLE, "problem", text, *patient.install("--force-reinstall", "onnxruntime"))
@@ -66,7 +67,7 @@ def _not_built_in(patient: Patient, provider: str, *, needed: bool) -> Finding:
     if patient.facts.architecture not in ("x86_64", "AMD64"):
         text = f"{text}, and the package index has no {_GPU} for {patient.facts.architecture}: take a target of TensorRT"
         return found(_TITLE, "problem", text, "smpq targets")
-    return found(_TITLE, "problem", text, patient.uninstall("onnxruntime"), *patient.install(f"{_GPU}[cuda,cudnn]"))
+    return found(_TITLE, "problem", text, *patient.uninstall("onnxruntime"), *patient.install(f"{_GPU}[cuda,cudnn]"))
 
 
 def _libraries(patient: Patient, probe: OrtProbe, reason: str) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def _module(patient: Patient, module: _Module, probe: TrtProbe) -> Finding:
     mixed = sorted({package.version.split(".post")[0] for package in seen})
     if len(mixed) > 1:
         text = f"its parts have several versions ({', '.join(f'{p.name} {p.version}' for p in seen)}): take them away and install one"
-        return found(module.title, "problem", text, patient.uninstall(*(package.name for package in seen)), *_install(patient, module))
+        return found(module.title, "problem", text, *patient.uninstall(*(package.name for package in seen)), *_install(patient, module))
     return _loaded(patient, module, probe, seen, where)
 
 
@@ -72,7 +72,7 @@ def _loaded(patient: Patient, module: _Module, probe: TrtProbe, seen: list[Packa
     built_for = probe.cuda_major or next((int(m[1]) for m in map(_CUDA_OF_PACKAGE.search, (p.name for p in seen)) if m), None)
     if driver is not None and built_for is not None and built_for > driver[0]:
         text = f"{where} is made for CUDA {built_for}, and the driver is for CUDA {driver[0]}.{driver[1]}: take the one for CUDA {driver[0]}"
-        return found(module.title, "problem", text, patient.uninstall(*(package.name for package in seen)), *_install(patient, module))
+        return found(module.title, "problem", text, *patient.uninstall(*(package.name for package in seen)), *_install(patient, module))
     if probe.builder:
         about = f", for CUDA {built_for}" if built_for is not None else ""
         return found(module.title, "ok", f"{where}{about}: it makes a builder{_other_version(patient, module, probe)}")
@@ -103,7 +103,8 @@ def _missing(patient: Patient, module: _Module, packages: list[PackageFacts]) ->
     needed = patient.needs(module.family) or (module.family == "tensorrt" and patient.needs("ort-tensorrt"))
     state: State = "problem" if needed and (patient.may_have_gpu or module.family == "tensorrt-rtx") else "note"
     if not packages:
-        return found(module.title, state, "not installed", *_install(patient, module))
+        mends = _install(patient, module) if state == "problem" or patient.may_have_gpu else ()
+        return found(module.title, state, "not installed", *mends)
     package, python = packages[0], patient.facts.python
     text = f"{package.name} {package.version} is in {package.place}, which this Python does not see"
     if python.venv:
@@ -122,7 +123,7 @@ def _does_not_load(patient: Patient, module: _Module, probe: TrtProbe, seen: lis
 def _again(patient: Patient, module: _Module, seen: list[PackageFacts]) -> tuple[str, ...]:
     """Return how to install a module again whose libraries are missing or damaged."""
     by_pip = [package.name for package in seen if "dist-packages" not in package.place or "/local/" in package.place]
-    removed = (patient.uninstall(*by_pip),) if by_pip else ()
+    removed = patient.uninstall(*by_pip) if by_pip else ()
     if patient.is_jetson and module.family == "tensorrt":
         return (*removed, "sudo apt install --reinstall libnvinfer10 python3-libnvinfer", *_seeing_system(patient))
     return (*removed, *_install(patient, module))

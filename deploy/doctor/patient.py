@@ -52,12 +52,18 @@ class Patient:
         python = self.facts.python
         if python.managed:
             return (f"python3 -m venv --system-site-packages {_OWN_ENVIRONMENT}", f"{_OWN_ENVIRONMENT}/bin/python -m pip install {names}")
-        pip = () if python.pip else (f"{self.python} -m ensurepip",) if python.venv else ("sudo apt install python3-pip",)
-        return (*pip, f"{self.python} -m pip install {names}")
+        return (*self._pip, f"{self.python} -m pip install {names}")
 
-    def uninstall(self, *packages: str) -> str:
-        """Return the command that takes packages away."""
-        return f"{self.python} -m pip uninstall -y {' '.join(map(shlex.quote, packages))}"
+    def uninstall(self, *packages: str) -> tuple[str, ...]:
+        """Return the commands that take packages away."""
+        return (*self._pip, f"{self.python} -m pip uninstall -y {' '.join(map(shlex.quote, packages))}")
+
+    @property
+    def _pip(self) -> tuple[str, ...]:
+        """The command that installs pip, where there is none."""
+        if self.facts.python.pip:
+            return ()
+        return (f"{self.python} -m ensurepip",) if self.facts.python.venv else ("sudo apt install python3-pip",)
 
     def with_python(self, python: str) -> str:
         """Return this command for another Python of the machine."""

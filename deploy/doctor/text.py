@@ -38,9 +38,10 @@ def _works_line(row: Works) -> str:
 
 
 def _verdict(record: DoctorRecord) -> str:
-    what = f"what {record.target} needs is there" if record.target is not None else "engines of at least one target can be built and timed"
     if record.met:
+        what = f"what {record.target} needs is there" if record.target is not None else "engines of some target can be built and timed"
         return f"ready: {what}"
+    what = f"what {record.target} needs is not there" if record.target is not None else "engines of no target can be built and timed"
     device = f" --device {shlex.quote(record.device)}" if record.device else ""
     target = f" --target {record.target}" if record.target is not None else ""
-    return f"not ready: {what.replace(' is ', ' is not ').replace('at least one target can', 'no target can')}. Then ask again: smpq doctor{device}{target}"
+    return f"not ready: {what}. After mending, ask again: smpq doctor{device}{target}"
