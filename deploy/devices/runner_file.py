@@ -6,12 +6,15 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 _PACKAGE = "deploy.on_device"
 _MODULES = (
-    "errors", "state", "protocol", "experiment", "cuda_driver", "cuda_pycuda", "cuda", "causes", "ort", "blame", "trt_log", "trt_build",
-    "trt_layers", "trt", "bench", "main",
+    "errors", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "causes", "ort", "blame", "trt_log",
+    "trt_build", "trt_layers", "trt_context", "trt", "bench", "main",
 )  # fmt: skip
+_DOCTOR_MODULES = ("doctor_gpus", "doctor_probes", "doctor_machine", "doctor")
+"""Not in the runner: what looks at a machine."""
 _HEADER = '''"""Build and time the engines of an experiment on this machine: python3 runner.py --help.
 
 Made by smpq from the modules of its package deploy.on_device, in one file so that it can be copied. It needs Python 3.10 or later,
@@ -32,27 +35,47 @@ _FOOTER = """if __name__ == "__main__":
 
 
 def runner_text() -> str:
-    """Return the text of `runner.py`."""
-    return joined_text(_MODULES, _HEADER, _FOOTER)
-
-
-def joined_text(names: Sequence[str], header: str, footer: str) -> str:
-    """Return the modules of `deploy.on_device` with these names, in order of dependency, as one program.
+    """Return the text of `runner.py`.
 
     1. All imports come first, each once; those of the joined modules themselves are left out.
     2. A module's docstring becomes a comment over its code.
     3. A name stands for one thing in all modules, since they share a namespace: ValueError when it does not, which is a bug in them.
-    4. Where one of them imports numpy, the program ends with a message when it is missing.
     """
-    directory = Path(__file__).parent.parent / "on_device"
-    sources = {name: (directory / f"{name}.py").read_text(encoding="utf-8") for name in names}
+    standard, others, sections = _joined(_MODULES)
+    return "\n".join([_HEADER, *standard, "", _NUMPY, *others, *sections, "", _FOOTER])
+
+
+def source_of(module: str) -> str:
+    """Return the text of one module and of all of ours that it imports, to be run without the others."""
+    standard, others, sections = _joined(_needed(module))
+    return "\n".join(["from __future__ import annotations", *standard, *others, *sections, ""])
+
+
+def _joined(modules: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the imports of the standard library, those of numpy, and the code of each module."""
+    sources = {name: _source(name) for name in modules}
     trees = {name: ast.parse(source) for name, source in sources.items()}
     _check_names(trees)
     imports = _import_lines(trees.values())
-    numpy = [_NUMPY] if any(ast.unparse(node) == "import numpy as np" for tree in trees.values() for node in _imports(tree)) else []
     standard, others = ([line for line in imports if (" numpy" in line) == of_numpy] for of_numpy in (False, True))
-    sections = (_section(name, sources[name], trees[name]) for name in names)
-    return "\n".join([header, *standard, "", *numpy, *others, *sections, "", footer])
+    return standard, others, [_section(name, sources[name], trees[name]) for name in modules]
+
+
+def _needed(module: str) -> list[str]:
+    """Return a module and all of ours that it imports, each behind those that it imports."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            ours = filter(_is_ours, _imports(ast.parse(_source(name))))
+            waiting += [str(node.module).removeprefix(f"{_PACKAGE}.") for node in ours if node.module != "__future__"]
+    return [name for name in (*_MODULES, *_DOCTOR_MODULES) if name in found]
+
+
+def _source(module: str) -> str:
+    return (Path(__file__).parent.parent / "on_device" / f"{module}.py").read_text(encoding="utf-8")
 
 
 def _import_lines(trees: Iterable[ast.Module]) -> list[str]:
@@ -72,7 +95,7 @@ def _imports(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
     return (node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)))
 
 
-def _is_ours(node: ast.Import | ast.ImportFrom) -> bool:
+def _is_ours(node: ast.Import | ast.ImportFrom) -> TypeGuard[ast.ImportFrom]:
     return isinstance(node, ast.ImportFrom) and (node.module == "__future__" or str(node.module).startswith(_PACKAGE))
 
 

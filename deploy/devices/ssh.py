@@ -20,7 +20,7 @@ from deploy.devices.connection import Address, Connection, Dropped, RemoteFailed
 from deploy.devices.known import keep_results, read_known, results_in_order
 from deploy.devices.messages import Described, Measurements, read_message
 from deploy.devices.places import machine_directory, note_removed, note_used, run_name, used_directories
-from deploy.on_device import state
+from deploy.devices.runner_file import source_of
 from deploy.on_device.experiment import MEASUREMENTS_FILE
 from deploy.printable import printable
 from deploy.signals import deferred
@@ -84,7 +84,7 @@ class SshDevice:
         """Name the machine, and check its Python."""
         if not self._machine:
             script = f"{shlex.quote(self._address.python)} -; exit $?"
-            source = Path(state.__file__).read_text(encoding="utf-8") + _DESCRIBE
+            source = source_of("state") + _DESCRIBE
             answer = self._patiently(lambda: self._connection.run(script, source), silent)
             try:
                 described = record_from_text(answer, Described, "its answer", "a login there must not print anything")

@@ -10,12 +10,10 @@ import sys
 from calib.errors import UserError
 from calib.storage import record_from_text
 from deploy.devices.connection import OPTIONS_VARIABLE, Address, Connection, Dropped, RemoteFailed
-from deploy.devices.runner_file import joined_text
+from deploy.devices.runner_file import source_of
 from deploy.doctor.facts import Answer
 from deploy.printable import printable
 
-_MODULES = ("errors", "state", "cuda_driver", "doctor_gpus", "doctor_probes", "doctor_machine", "doctor")
-_HEADER = '"""Say what this machine has for building and timing engines."""\n\nfrom __future__ import annotations\n'
 _FOOTER = 'if __name__ == "__main__":\n    sys.exit(doctor_main(sys.argv[1:], SOURCE))\n'
 _OLDEST_READER = (3, 8)
 """The first Python that compiles the program; an older one is told in syntax that every Python has."""
@@ -34,7 +32,7 @@ _DIED = 128
 
 def program_text() -> str:
     """Return the program that a machine's Python is given on its standard input."""
-    return _PROGRAM.format(source=joined_text(_MODULES, _HEADER, _FOOTER), oldest=_OLDEST_READER)
+    return _PROGRAM.format(source=source_of("doctor") + _FOOTER, oldest=_OLDEST_READER)
 
 
 def ask_here(*arguments: str) -> Answer:

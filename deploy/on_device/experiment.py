@@ -19,7 +19,7 @@ import numpy as np
 
 from deploy.on_device.errors import DeviceError
 
-SCHEMA = 2
+SCHEMA = 3
 EXPERIMENT_FILE = "experiment.json"
 MEASUREMENTS_FILE = "measurements.json"
 STARTED_FILE = "started.json"
@@ -97,7 +97,15 @@ def read_measurements_file(file: Path) -> dict[str, Any] | None:
         return None
     todo = "delete it to measure again"
     data = _read_json(file, todo)
-    wanted = {"schema": int, "fingerprint": str, "runtime": str, "versions": dict, "machine": str, "state": dict, "results": list}
+    wanted = {
+        "schema": int,
+        "fingerprint": str,
+        "runtime": str,
+        "versions": dict,
+        "machine": str,
+        "hardware": dict,
+        "results": list,
+    }
     _check(data, wanted, file, todo)
     for entry in data["results"]:
         _check(entry, {"key": str, "name": str}, file, todo)

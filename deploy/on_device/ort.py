@@ -134,9 +134,9 @@ class FedSession:
         names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, self._session.run(None, self._feeds), strict=True))
 
-    def layers(self) -> list[dict[str, Any]] | None:
-        """None: ONNX Runtime names its kernels in the optimised graph, which is read where the engine is built."""
-        return None
+    def layers(self) -> tuple[list[dict[str, Any]] | None, str | None]:
+        """Nothing: ONNX Runtime names its kernels in the optimised graph, which is read where the engine is built."""
+        return None, None
 
     def close(self) -> None:
         """Let go of the session and its inputs."""

@@ -125,13 +125,17 @@ def make_network(module: ModuleType, builder: Any, onnx: Path, log: TrtLog) -> t
 
 
 def make_config(module: ModuleType, builder: Any, network: Any, settings: TrtSettings, log: TrtLog) -> Any:
-    """Return the builder's configuration: layer information in full, and no flag, since the network's types are the engine's.
+    """Return the builder's configuration: layer information in full, and no flag for types, since the network's are the engine's.
 
     Raises BuildFailed when the shape of an input is free and the batch sizes do not settle it, DeviceError for a compute capability that
     the runtime does not know.
     """
     config = builder.create_builder_config()
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    if hasattr(
+        module.BuilderFlag, "REQUIRE_USER_ALLOCATION"
+    ):  # without it TensorRT-RTX allocates at run time, which no graph captures
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if settings.workspace_mb is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_mb << 20)
     if settings.compute_capability is not None:
