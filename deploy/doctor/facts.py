@@ -48,14 +48,6 @@ class JetsonFacts(Shown, frozen=True, kw_only=True):
     max_mhz: Amount | None
 
 
-class ClockFacts(Shown, frozen=True, kw_only=True):
-    """Clocks of a GPU by nvidia-smi."""
-
-    uuid: Text
-    mhz: Amount | None
-    max_mhz: Amount | None
-
-
 class PackageFacts(Shown, frozen=True, kw_only=True):
     """An installed distribution. `importable`: the Python that was asked imports from there."""
 
@@ -73,6 +65,17 @@ class RoomFacts(Shown, frozen=True, kw_only=True):
     disk_free: Count | None
     disk: Text
     writable: bool
+
+
+class MachineProbe(Shown, frozen=True, kw_only=True):
+    """How measurements name the machine, and the clocks of its first GPU by the driver's library, with what holds them down."""
+
+    name: Text | None = None
+    mhz: Amount | None = None
+    max_mhz: Amount | None = None
+    limits: Annotated[tuple[Text, ...], msgspec.Meta(max_length=40)] = ()
+    trouble: Text | None = None
+    said: Text = ""
 
 
 class NumpyProbe(Shown, frozen=True, kw_only=True):
@@ -157,6 +160,7 @@ class Probes(Record, frozen=True, kw_only=True):
     2. `said` is the most telling line that was printed meanwhile.
     """
 
+    machine: MachineProbe
     numpy: NumpyProbe
     cuda: CudaProbe
     tensorrt: TrtProbe
@@ -171,14 +175,12 @@ class Probes(Record, frozen=True, kw_only=True):
 class Facts(Shown, frozen=True, kw_only=True):
     """Everything that a machine says about itself. `nvidia_devices` counts PCI devices of NVIDIA, `driver` is the driver's version."""
 
-    machine: Text
     system: Text
     architecture: Text
     python: PythonFacts
     jetson: JetsonFacts | None
     nvidia_devices: Number
     driver: Text | None
-    clocks: Annotated[tuple[ClockFacts, ...], msgspec.Meta(max_length=16)]
     packages: Annotated[tuple[PackageFacts, ...], msgspec.Meta(max_length=200)]
     tools: dict[Text, Text | None]
     room: RoomFacts

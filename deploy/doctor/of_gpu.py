@@ -32,6 +32,9 @@ def gpu_findings(patient: Patient) -> Iterator[Finding]:
     gpus = patient.facts.probes.cuda.gpus
     for index, gpu in enumerate(gpus):
         yield _gpu(patient, index, gpu)
+    limits = patient.facts.probes.machine.limits
+    if limits:
+        yield found("GPU", "note", f"it is slowed down now: {', '.join(limits)}", "nvidia-smi --query --display=PERFORMANCE")
     if len(gpus) > 1:
         yield found("GPU", "note", f"there are {len(gpus)}, and engines are timed on the first: CUDA_VISIBLE_DEVICES chooses another")
     yield from _packages(patient)
@@ -65,8 +68,8 @@ def _gpu(patient: Patient, index: int, gpu: GpuFacts) -> Finding:
     parts = [f"{gpu.name}", gpu.sm, f"{gpu.sm_count} SMs", f"L2 {(gpu.l2_bytes or 0) / 2**20:.1f} MiB"]
     if gpu.memory_free is not None and gpu.memory_total is not None:
         parts.append(f"{gpu.memory_free / 1e9:.1f} of {gpu.memory_total / 1e9:.1f} GB free")
-    clocks = next((row for row in patient.facts.clocks if row.uuid == gpu.uuid), None)
-    if clocks is not None and clocks.mhz is not None and clocks.max_mhz is not None:
+    clocks = patient.facts.probes.machine
+    if index == 0 and clocks.mhz is not None and clocks.max_mhz is not None:
         parts.append(f"{clocks.mhz:.0f} of {clocks.max_mhz:.0f} MHz")
     text = f"{', '.join(parts)}, {gpu.uuid}"
     wanted = patient.target.compute_capabilities if patient.target is not None else ()

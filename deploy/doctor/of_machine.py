@@ -40,7 +40,11 @@ def machine_findings(patient: Patient) -> Iterator[Finding]:
     seen = " that does not see the system's packages" if python.venv and not python.sees_system else ""
     yield found("Python", "ok", f"{python.executable}, {kind}{seen}")
     yield _numpy(patient)
-    yield found("machine", "ok", f"{patient.facts.machine}")
+    probe = patient.facts.probes.machine
+    if probe.name is not None:
+        yield found("machine", "ok", probe.name)
+    else:
+        yield found("machine", "problem", f"it cannot be named, and no measurement would be kept: {probe.trouble}", "nvidia-smi")
     yield from _jetson(patient)
     yield from _room(patient)
 

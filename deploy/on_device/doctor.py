@@ -24,9 +24,9 @@ def doctor_main(arguments: Sequence[str], source: str) -> int:
     options = parser.parse_args(arguments)
     sys.path[:] = [place for place in sys.path if place]  # of the current directory nothing is meant to be imported
     if options.probe:
-        return answer_probe(options.probe[0], Path(options.probe[1]))
+        return answer_probe(options.probe[0], Path(options.probe[1]), options.root)
     names = [name for name in PROBES if name != "torch" or options.torch]
-    probes = run_probes(names, source)
+    probes = run_probes(names, source, options.root)
     facts = {**machine_facts(options.root), "probes": probes}
     sys.stdout.write(json.dumps({"python": list(sys.version_info[:3]), "facts": facts}, indent=1) + "\n")
     return 0

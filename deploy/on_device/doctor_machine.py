@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.on_device.doctor_gpus import bounded
-from deploy.on_device.state import machine, read_state
+from deploy.on_device.state import jetson_release, power_mode
 
 _CONCERNED = re.compile(r"^(numpy|onnxruntime.*|tensorrt.*|python3-libnvinfer.*|cuda-python|cuda-bindings|pycuda|nvidia-.*)$")
 _NVIDIA_VENDOR = "0x10de"
@@ -30,23 +29,19 @@ _TOOLS = {
     "jetson_clocks": ("usr/bin/jetson_clocks",),
     "nvpmodel": ("usr/sbin/nvpmodel",),
 }
-_SMI_FIELDS = ("uuid", "clocks.sm", "clocks.max.sm")
-_SMI_SECONDS = 20
 _GPU_DEVFREQ = re.compile(r"gpu|gv11b|ga10b|gb10b")
 _DRIVER_VERSION = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
 
 
 def machine_facts(root: Path) -> dict[str, Any]:
-    """Return what is known of Python, board, packages, tools and free room; `root` is where the files of the system are."""
+    """Return what files tell of Python, board, packages, tools and free room; `root` is where the files of the system are."""
     return {
-        "machine": machine(root),
         "system": bounded(platform.system()),
         "architecture": bounded(platform.machine()),
         "python": _python_facts(),
         "jetson": _jetson_facts(root),
-        "nvidia_devices": sum(_text_of(file) == _NVIDIA_VENDOR for file in root.glob("sys/bus/pci/devices/*/vendor")),
+        "nvidia_devices": sum(_content(file) == _NVIDIA_VENDOR for file in root.glob("sys/bus/pci/devices/*/vendor")),
         "driver": _driver_version_text(root),
-        "clocks": _clock_rows(),
         "packages": _packages(root)[:_MOST_PACKAGES],
         "tools": {name: _tool(name, root, places) for name, places in _TOOLS.items()},
         "room": _room(root),
@@ -55,7 +50,7 @@ def machine_facts(root: Path) -> dict[str, Any]:
 
 def _python_facts() -> dict[str, Any]:
     in_venv = sys.prefix != sys.base_prefix
-    settings = _text_of(Path(sys.prefix) / "pyvenv.cfg") if in_venv else ""
+    settings = _content(Path(sys.prefix) / "pyvenv.cfg") if in_venv else ""
     return {
         "executable": bounded(sys.executable),
         "prefix": bounded(sys.prefix),
@@ -68,46 +63,27 @@ def _python_facts() -> dict[str, Any]:
 
 def _jetson_facts(root: Path) -> dict[str, Any] | None:
     """Return release, board, power mode and the clocks of the GPU in MHz; None where this is no Jetson."""
-    state = read_state(root)
-    board = _text_of(root / "proc/device-tree/model")
-    if state["jetson_release"] is None and "jetson" not in board.lower():
+    release, mode, board = jetson_release(root), power_mode(root), _content(root / "proc/device-tree/model")
+    if release is None and "jetson" not in board.lower():
         return None
     places = [place for place in root.glob("sys/class/devfreq/*") if _GPU_DEVFREQ.search(place.name)]
-    clocks = {name: [value for value in (_mhz(place / f"{name}_freq") for place in places) if value] for name in ("cur", "min", "max")}
+    clocks = {name: [mhz for mhz in (_mhz(place / f"{name}_freq") for place in places) if mhz] for name in ("cur", "min", "max")}
     return {
-        "release": bounded(state["jetson_release"]) if state["jetson_release"] else None,
+        "release": bounded(release) if release else None,
         "board": bounded(board) or None,
-        "power_mode": bounded(state["power_mode"]) if state["power_mode"] else None,
+        "power_mode": bounded(mode) if mode else None,
         **{f"{name}_mhz": max(values) if values else None for name, values in clocks.items()},
     }
 
 
 def _mhz(file: Path) -> float | None:
-    text = _text_of(file)
+    text = _content(file)
     return int(text) / 1e6 if text.isdigit() else None
 
 
 def _driver_version_text(root: Path) -> str | None:
-    found = _DRIVER_VERSION.search(_text_of(root / "proc/driver/nvidia/version"))
+    found = _DRIVER_VERSION.search(_content(root / "proc/driver/nvidia/version"))
     return found.group(1) if found else None
-
-
-def _clock_rows() -> list[dict[str, Any]]:
-    """Return the clocks that nvidia-smi tells, by UUID; none without the tool, as on a Jetson."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_SMI_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = []
-    for line in done.stdout.decode(errors="replace").splitlines()[:16]:
-        values = [value.strip() for value in line.split(",")]
-        if len(values) == len(_SMI_FIELDS):
-            clocks = [float(value) if value.isdigit() else None for value in values[1:]]
-            rows.append({"uuid": bounded(values[0]), "mhz": clocks[0], "max_mhz": clocks[1]})
-    return rows
 
 
 def _packages(root: Path) -> list[dict[str, Any]]:
@@ -138,7 +114,7 @@ def _tool(name: str, root: Path, places: Iterable[str]) -> str | None:
 
 def _room(root: Path) -> dict[str, Any]:
     """Return free and total memory, and the free disk where measuring keeps its files, in bytes."""
-    lines = _text_of(root / "proc/meminfo").splitlines()
+    lines = _content(root / "proc/meminfo").splitlines()
     memory = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if len(line.split()) == 3 and line.split()[1].isdigit()}
     place = Path.home() / ".cache"
     while not place.is_dir() and place != place.parent:
@@ -156,7 +132,7 @@ def _room(root: Path) -> dict[str, Any]:
     }
 
 
-def _text_of(file: Path) -> str:
+def _content(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8", errors="replace").strip("\0 \t\r\n")
     except OSError:

@@ -20,6 +20,8 @@ from typing import Any
 from deploy.on_device.cuda_driver import DRIVER_LIBRARY, DriverCuda, load_driver
 from deploy.on_device.doctor_gpus import all_gpus, bounded
 from deploy.on_device.errors import MissingModule
+from deploy.on_device.nvml import read_gpu
+from deploy.on_device.state import machine
 
 PROBE_SECONDS = 150
 """The first session of a TensorRT provider takes half a minute on a small Jetson."""
@@ -36,28 +38,28 @@ _PROVIDER_FILES = {
 }
 
 
-def run_probes(names: Sequence[str], source: str) -> dict[str, Any]:
+def run_probes(names: Sequence[str], source: str, root: Path) -> dict[str, Any]:
     """Run probes at the same time, each in its own process of this Python with the program `source`; returns their answers by name.
 
     The answer of one that crashes, hangs or prints something else is {"trouble": how it ended}.
     """
     with tempfile.TemporaryDirectory() as directory:
-        started = {name: _started(name, source, Path(directory)) for name in names}
+        started = {name: _started(name, source, Path(directory), root) for name in names}
         deadline = time.monotonic() + PROBE_SECONDS
         return {name: _ended(process, Path(directory) / name, deadline) for name, process in started.items()}
 
 
-def answer_probe(name: str, answer: Path) -> int:
+def answer_probe(name: str, answer: Path, root: Path) -> int:
     """Run one probe in this process, and write what it finds to a file; libraries print to the standard output as they like."""
-    answer.write_text(json.dumps(PROBES[name]()), encoding="utf-8")
+    answer.write_text(json.dumps(PROBES[name](root)), encoding="utf-8")
     return 0
 
 
-def _started(name: str, source: str, directory: Path) -> subprocess.Popen[bytes]:
+def _started(name: str, source: str, directory: Path, root: Path) -> subprocess.Popen[bytes]:
     with (directory / f"{name}.in").open("wb+") as given, (directory / f"{name}.log").open("wb") as log:
         given.write(source.encode())
         given.seek(0)
-        command = [sys.executable, "-c", _STARTER, "--probe", name, str(directory / name)]
+        command = [sys.executable, "-c", _STARTER, "--root", str(root), "--probe", name, str(directory / name)]
         return subprocess.Popen(command, stdin=given, stdout=log, stderr=log)
 
 
@@ -91,6 +93,18 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _probe_machine(root: Path) -> dict[str, Any]:
+    """Name the machine as measurements do, and read the first GPU's clocks from the driver's management library."""
+    gpu = read_gpu() if root == Path("/") else None
+    return {
+        "name": bounded(machine(root)),
+        "mhz": gpu.sm_mhz if gpu is not None else None,
+        "max_mhz": gpu.sm_max_mhz if gpu is not None else None,
+        "limits": list(gpu.limits) if gpu is not None else [],
+        "trouble": None,
+    }
 
 
 def _probe_cuda() -> dict[str, Any]:
@@ -184,16 +198,17 @@ def _probe_torch() -> dict[str, Any]:
     return found
 
 
-PROBES: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "numpy": _probe_numpy,
-    "cuda": _probe_cuda,
-    "tensorrt": lambda: _probe_trt("tensorrt"),
-    "tensorrt_rtx": lambda: _probe_trt("tensorrt_rtx"),
-    "ort_cpu": lambda: _probe_ort("CPUExecutionProvider"),
-    "ort_cuda": lambda: _probe_ort("CUDAExecutionProvider"),
-    "ort_tensorrt": lambda: _probe_ort("TensorrtExecutionProvider"),
-    "pycuda": _probe_pycuda,
-    "torch": _probe_torch,
+PROBES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
+    "machine": _probe_machine,
+    "numpy": lambda _root: _probe_numpy(),
+    "cuda": lambda _root: _probe_cuda(),
+    "tensorrt": lambda _root: _probe_trt("tensorrt"),
+    "tensorrt_rtx": lambda _root: _probe_trt("tensorrt_rtx"),
+    "ort_cpu": lambda _root: _probe_ort("CPUExecutionProvider"),
+    "ort_cuda": lambda _root: _probe_ort("CUDAExecutionProvider"),
+    "ort_tensorrt": lambda _root: _probe_ort("TensorrtExecutionProvider"),
+    "pycuda": lambda _root: _probe_pycuda(),
+    "torch": lambda _root: _probe_torch(),
 }
 
 

@@ -13,6 +13,7 @@ from deploy.doctor.facts import (
     Facts,
     GpuFacts,
     JetsonFacts,
+    MachineProbe,
     NumpyProbe,
     OrtProbe,
     PackageFacts,
@@ -36,18 +37,17 @@ GPU = GpuFacts(
     trouble=None,
 )  # fmt: skip
 FACTS = Facts(
-    machine="EPYC, RTX 4090, Linux x86_64",
     system="Linux",
     architecture="x86_64",
     python=PythonFacts(executable="/home/me/venv/bin/python3", prefix="/home/me/venv", venv=True, sees_system=False, managed=False, pip=True),
     jetson=None,
     nvidia_devices=1,
     driver="580.65",
-    clocks=(),
     packages=(),
     tools={},
     room=RoomFacts(memory_free=8 << 30, memory_total=16 << 30, disk_free=8 << 30, disk="/home/me/.cache", writable=True),
     probes=Probes(
+        machine=MachineProbe(name="EPYC, RTX 4090, Linux x86_64", mhz=2520.0, max_mhz=3105.0),
         numpy=NumpyProbe(version="2.4.6"),
         cuda=CudaProbe(library="/usr/lib/libcuda.so.1", cuda_version=(13, 0), gpus=(GPU,)),
         tensorrt=TrtProbe(version="10.16.0.72", place=f"{SITE}/tensorrt", builder=True, cuda_major=13),

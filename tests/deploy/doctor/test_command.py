@@ -1,4 +1,4 @@
-"""`smpq doctor` on this machine, over ssh to an environment without packages, and to one like that of JetPack 6."""
+"""`smpq doctor` on this machine, and over ssh to an environment without packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.commands import refused, smpq
 from tests.deploy.devices.servers import serving
-from tests.deploy.doctor.machines import bare, jetpack6
+from tests.deploy.doctor.machines import bare
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +45,6 @@ def test_over_ssh_to_a_python_without_packages(address, server, tmp_path):
     assert "  ort-cpu       yes     no     no       numpy is missing" in result.out
     assert "numpy         problem" in result.out
     assert sorted(server.home.rglob("*")) == before, "nothing is left there"
-
-
-def test_over_ssh_to_a_board(address, tmp_path):
-    machine = jetpack6(tmp_path)
-    python = machine.wrapper(tmp_path / "python")
-    result = smpq("doctor", "--device", address(python), "--target", "jetson-orin")
-    assert result.code == 2
-    for text in (
-        "tensorrt 10.3.0 is installed, and does not load: libnvinfer.so.10",
-        f"{python} -m pip uninstall -y tensorrt",
-        "sudo apt install --reinstall libnvinfer10 python3-libnvinfer",
-        "13.0.3 needs a driver for CUDA 13 (580 or later)",
-        f"{python} -m pip install 'cuda-python<13'",
-        "sudo jetson_clocks",
-        "Fake GPU, sm87",
-        "540.4.0, for CUDA 12.6",
-    ):
-        assert text in result.out
 
 
 def test_a_device_that_cannot_be_asked(address, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.doctor.facts import NumpyProbe, OrtProbe, PycudaProbe, TrtProbe
+from deploy.doctor.facts import MachineProbe, NumpyProbe, OrtProbe, PycudaProbe, TrtProbe
 from deploy.doctor.here import Requirement, here_findings
 from deploy.doctor.text import doctor_lines
 from tests.deploy.doctor.facts_sample import (
@@ -193,7 +193,7 @@ def test_what_this_machine_needs():
 
 
 def test_what_a_device_says_cannot_change_the_terminal():
-    facts = changed(FACTS, machine="a\x1b[2Jboard", python=changed(FACTS.python, executable="/py\u202e", prefix="/x'; rm -rf ~; '"))
+    facts = changed(with_probes(machine=MachineProbe(name="a\x1b[2Jboard")), python=changed(FACTS.python, executable="/py\u202e", prefix="/x'; rm -rf ~; '"))
     facts = with_probes(facts, tensorrt=TrtProbe())
     record = examined(changed(facts, packages=packages("tensorrt 10.3.0", importable=False)), address=THERE)
     assert all(line.isprintable() for line in doctor_lines(record))

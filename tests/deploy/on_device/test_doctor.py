@@ -6,11 +6,16 @@ import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from deploy.doctor.ask import program_text
+from deploy.doctor.examine import judged
+from deploy.doctor.facts import Answer
+from deploy.doctor.text import doctor_lines
 from deploy.on_device import doctor_probes
+from deploy.targets.target import target_from_name
 from tests.deploy.doctor.machines import NO_LIBRARY, bare, jetpack6
 
 
@@ -20,6 +25,23 @@ def orin(tmp_path_factory):
     machine.package("onnxruntime", "1.31.1", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     machine.package("pycuda", "2025.1", "print('noise')\nVERSION_TEXT = '2025.1'\n")
     return machine.answer().facts
+
+
+def test_its_problems_and_their_mends(orin):
+    record = judged("ssh://me@orin", Answer(python=(3, 10, 12), facts=orin), target_from_name("jetson-orin"), [])
+    text = "\n".join(doctor_lines(record))
+    for words in (
+        "tensorrt 10.3.0 is installed, and does not load: libnvinfer.so.10",
+        "13.0.3 needs a driver for CUDA 13 (580 or later)",
+        "Fake GPU, sm87",
+        "540.4.0, for CUDA 12.6",
+        "L4T 36.4.3, JetPack 6",
+        "\nto mend on the device:\n  python3 -m ensurepip\n  python3 -m pip uninstall -y tensorrt\n"
+        "  sudo apt install --reinstall libnvinfer10 python3-libnvinfer\n  sed -i 's/include-system-site-packages = false/",
+        "\nonly if you want it:\n  sudo jetson_clocks\n  python3 -m pip install 'cuda-python<13'\n",
+        "not ready: what jetson-orin needs is not there",
+    ):
+        assert words in text
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +54,7 @@ def test_a_board(orin):
     assert (jetson.power_mode, jetson.cur_mhz, jetson.min_mhz, jetson.max_mhz) == ("MODE_30W", 1300.5, 306.0, 1300.5)
     assert "REVISION: 4.3" in jetson.release
     assert orin.driver == "540.4.0"
-    assert orin.machine.startswith("NVIDIA Jetson AGX Orin Developer Kit (MODE_30W)")
+    assert orin.probes.machine.name.startswith("NVIDIA Jetson AGX Orin Developer Kit (MODE_30W)")
     assert (orin.room.memory_free, orin.room.memory_total) == (5801856 * 1024, 7801856 * 1024)
     assert orin.tools["trtexec"].endswith("usr/src/tensorrt/bin/trtexec")
 
@@ -77,12 +99,12 @@ def test_a_machine_with_nothing(nothing):
 
 def test_a_probe_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr(doctor_probes, "PROBE_SECONDS", 0.3)
-    found = doctor_probes.run_probes(["numpy"], "import time; time.sleep(60)")
+    found = doctor_probes.run_probes(["numpy"], "import time; time.sleep(60)", Path("/"))
     assert found == {"numpy": {"trouble": "it did not answer in 0.3 s"}}
 
 
 def test_a_probe_that_ends_without_an_answer():
-    found = doctor_probes.run_probes(["numpy"], "raise ValueError('broken')")
+    found = doctor_probes.run_probes(["numpy"], "raise ValueError('broken')", Path("/"))
     assert found == {"numpy": {"trouble": "it ended with exit code 1: ValueError: broken"}}
 
 
