@@ -15,7 +15,7 @@ from deploy.doctor.facts import Answer
 from deploy.printable import printable
 
 _FOOTER = 'if __name__ == "__main__":\n    sys.exit(doctor_main(sys.argv[1:], SOURCE))\n'
-_OLDEST_READER = (3, 8)
+_OLDEST_READER = (3, 9)
 """The first Python that compiles the program; an older one is told in syntax that every Python has."""
 _PROGRAM = """\
 import sys
@@ -39,10 +39,16 @@ def ask_here(*arguments: str) -> Answer:
     """Ask this machine, in a process of its own; UserError when that process fails."""
     try:
         done = subprocess.run(
-            [sys.executable, "-", *arguments], input=program_text().encode(), capture_output=True, timeout=_LOCAL_SECONDS, check=False
+            [sys.executable, "-", *arguments],
+            input=program_text().encode(),
+            capture_output=True,
+            timeout=_LOCAL_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"this machine did not say in {_LOCAL_SECONDS} s what it has: look for a library or a disk that hangs") from error
+        raise UserError(
+            f"this machine did not say in {_LOCAL_SECONDS} s what it has: look for a library or a disk that hangs"
+        ) from error
     if done.returncode != 0:
         reason = printable(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
         raise UserError(f"{sys.executable} does not say what this machine has (exit code {done.returncode}): {reason}")

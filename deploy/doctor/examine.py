@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 from calib.errors import UserError
@@ -64,8 +63,6 @@ def judged(address: str, answer: Answer, target: Target | None, needed: list[Req
 
 def _why_no_search(needed: list[Requirement], findings: Iterable[Finding]) -> str | None:
     """Say why this machine cannot search: whatever the device is, the search is here."""
-    if sys.version_info < (3, 10):
-        return "the Python here is older than 3.10"
     wrong = [each.name for each in needed if not each.met]
     if any(finding.subject == "PyTorch" and finding.state == "problem" for finding in findings):
         wrong.append("torch")

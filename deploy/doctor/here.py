@@ -66,7 +66,10 @@ def here_findings(needed: list[Requirement], torch: TorchProbe | None, *, over_s
 def _requirements(needed: list[Requirement]) -> Finding:
     wrong = [each for each in needed if not each.met]
     if wrong:
-        text = ", ".join(f"{each.name} {each.installed or 'is missing'}" + (f" (>={each.oldest} is needed)" if each.oldest else "") for each in wrong)
+        text = ", ".join(
+            f"{each.name} {each.installed or 'is missing'}" + (f" (>={each.oldest} is needed)" if each.oldest else "")
+            for each in wrong
+        )
         wanted = " ".join(shlex.quote(f"{each.name}>={each.oldest}" if each.oldest else each.name) for each in wrong)
         return found("smpq needs", "problem", text, f"{shlex.quote(sys.executable)} -m pip install --upgrade {wanted}")
     if not needed:

@@ -23,6 +23,7 @@ _MENDS = {
     999: "sudo modprobe nvidia_uvm",
 }
 """What to do first about a code of cuInit."""
+_INSTALL, _INSTALL_ON_JETSON = "sudo ubuntu-drivers install", "sudo apt install nvidia-l4t-cuda"
 _JETSON_GROUPS = 'sudo usermod -aG video,render "$USER"'
 
 
@@ -36,7 +37,9 @@ def gpu_findings(patient: Patient) -> Iterator[Finding]:
     if limits:
         yield found("GPU", "note", f"it is slowed down now: {', '.join(limits)}", "nvidia-smi --query --display=PERFORMANCE")
     if len(gpus) > 1:
-        yield found("GPU", "note", f"there are {len(gpus)}, and engines are timed on the first: CUDA_VISIBLE_DEVICES chooses another")
+        yield found(
+            "GPU", "note", f"there are {len(gpus)}, and engines are timed on the first: CUDA_VISIBLE_DEVICES chooses another"
+        )
     yield from _packages(patient)
 
 
@@ -48,11 +51,13 @@ def _driver(patient: Patient) -> Finding:
     if probe.library is not None:
         code = _CODE.search(probe.trouble)
         number = int(code.group(1)) if code is not None else 0
+        if number == 0 and "update the driver" in probe.trouble:
+            return found("driver", "problem", probe.trouble, _INSTALL_ON_JETSON if patient.is_jetson else _INSTALL)
         mend = _JETSON_GROUPS if number == 999 and patient.is_jetson else _MENDS.get(number, "nvidia-smi")
         return found("driver", "problem", probe.trouble, mend)
     if patient.may_have_gpu:
         todo = "in a container, start it with --gpus all, or --runtime nvidia on a Jetson; otherwise install the driver"
-        mend = "sudo apt install nvidia-l4t-cuda" if patient.is_jetson else "sudo ubuntu-drivers install"
+        mend = _INSTALL_ON_JETSON if patient.is_jetson else _INSTALL
         return found("driver", "problem", f"{probe.trouble}: {todo}", mend)
     if patient.needs(*GPU_FAMILIES):
         assert patient.target is not None
@@ -76,7 +81,9 @@ def _gpu(patient: Patient, index: int, gpu: GpuFacts) -> Finding:
     if index == 0 and wanted and patient.needs("tensorrt", "tensorrt-rtx") and gpu.sm not in wanted:
         assert patient.target is not None
         mend = f"smpq doctor --target {patient.target.family}"
-        return found("GPU", "problem", f"{text}; {patient.target.name} is for {', '.join(wanted)}: take a target for {gpu.sm}", mend)
+        return found(
+            "GPU", "problem", f"{text}; {patient.target.name} is for {', '.join(wanted)}: take a target for {gpu.sm}", mend
+        )
     return found("GPU", "ok", text)
 
 
@@ -84,7 +91,11 @@ def _packages(patient: Patient) -> Iterator[Finding]:
     probe = patient.facts.probes.cuda
     for package in patient.facts.packages_named("cuda-python"):
         old = probe.cuda_version is not None and probe.cuda_version[0] < _PYTHON_13_DRIVER
-        if package.importable and version_fits(package.version, ">=13") and (old or (probe.cuda_version is None and patient.is_jetson)):
+        if (
+            package.importable
+            and version_fits(package.version, ">=13")
+            and (old or (probe.cuda_version is None and patient.is_jetson))
+        ):
             text = (
                 f"{package.version} needs a driver for CUDA 13 (580 or later): programs that use it say that there is no GPU. smpq does not "
                 "use it"

@@ -76,7 +76,9 @@ def _jetson(patient: Patient) -> Iterator[Finding]:
     if jetson.power_mode is None:
         yield found("power mode", "note", "it is not told: figures of two modes would be mixed", "sudo nvpmodel -q")
     else:
-        yield found("power mode", "ok", f"{jetson.power_mode} (nvpmodel -m NUMBER chooses another; figures of two modes are kept apart)")
+        yield found(
+            "power mode", "ok", f"{jetson.power_mode} (nvpmodel -m NUMBER chooses another; figures of two modes are kept apart)"
+        )
     yield _clocks(jetson.cur_mhz, jetson.min_mhz, jetson.max_mhz)
 
 
@@ -98,12 +100,24 @@ def _room(patient: Patient) -> Iterator[Finding]:
     if room.memory_free is not None and room.memory_total is not None:
         shown = f"{room.memory_free / 1e9:.1f} of {room.memory_total / 1e9:.1f} GB free"
         if room.memory_free < _LITTLE_MEMORY:
-            yield found("memory", "note", f"{shown}: a build may need more; end other programs, as the desktop", "sudo systemctl isolate multi-user.target")
+            yield found(
+                "memory",
+                "note",
+                f"{shown}: a build may need more; end other programs, as the desktop",
+                "sudo systemctl isolate multi-user.target",
+            )
         else:
             yield found("memory", "ok", shown)
     if not room.writable:
-        yield found("disk", "problem", f"{room.disk} cannot be written", f'sudo chown -R "$USER" {room.disk if room.disk.endswith(".cache") else "~"}')
+        yield found(
+            "disk",
+            "problem",
+            f"{room.disk} cannot be written",
+            f'sudo chown -R "$USER" {room.disk if room.disk.endswith(".cache") else "~"}',
+        )
     elif room.disk_free is not None and room.disk_free < _LITTLE_DISK:
-        yield found("disk", "problem", f"{room.disk_free / 1e9:.2f} GB free in {room.disk}: models and plans need more", "du -sh ~/.cache/*")
+        yield found(
+            "disk", "problem", f"{room.disk_free / 1e9:.2f} GB free in {room.disk}: models and plans need more", "du -sh ~/.cache/*"
+        )
     elif room.disk_free is not None:
         yield found("disk", "ok", f"{room.disk_free / 1e9:.1f} GB free in {room.disk}")

@@ -31,7 +31,9 @@ class _Module:
 
 
 _MODULES = (
-    _Module("tensorrt", "TensorRT", "tensorrt", r"tensorrt(-cu\d+)?(-bindings|-libs)?|python3-libnvinfer.*", "trtexec", OLDEST_TENSORRT),
+    _Module(
+        "tensorrt", "TensorRT", "tensorrt", r"tensorrt(-cu\d+)?(-bindings|-libs)?|python3-libnvinfer.*", "trtexec", OLDEST_TENSORRT
+    ),
     _Module("tensorrt-rtx", "TensorRT-RTX", "tensorrt-rtx", r"tensorrt-rtx.*", "tensorrt_rtx", "1.0"),
 )
 
@@ -61,8 +63,12 @@ def _module(patient: Patient, module: _Module, probe: TrtProbe) -> Finding:
         return found(module.title, "problem", f"{where}: {module.oldest} or later is needed", *mends)
     mixed = sorted({package.version.split(".post")[0] for package in seen})
     if len(mixed) > 1:
-        text = f"its parts have several versions ({', '.join(f'{p.name} {p.version}' for p in seen)}): take them away and install one"
-        return found(module.title, "problem", text, *patient.uninstall(*(package.name for package in seen)), *_install(patient, module))
+        text = (
+            f"its parts have several versions ({', '.join(f'{p.name} {p.version}' for p in seen)}): take them away and install one"
+        )
+        return found(
+            module.title, "problem", text, *patient.uninstall(*(package.name for package in seen)), *_install(patient, module)
+        )
     return _loaded(patient, module, probe, seen, where)
 
 
@@ -72,14 +78,21 @@ def _loaded(patient: Patient, module: _Module, probe: TrtProbe, seen: list[Packa
     built_for = probe.cuda_major or next((int(m[1]) for m in map(_CUDA_OF_PACKAGE.search, (p.name for p in seen)) if m), None)
     if driver is not None and built_for is not None and built_for > driver[0]:
         text = f"{where} is made for CUDA {built_for}, and the driver is for CUDA {driver[0]}.{driver[1]}: take the one for CUDA {driver[0]}"
-        return found(module.title, "problem", text, *patient.uninstall(*(package.name for package in seen)), *_install(patient, module))
+        return found(
+            module.title, "problem", text, *patient.uninstall(*(package.name for package in seen)), *_install(patient, module)
+        )
     if probe.builder:
         about = f", for CUDA {built_for}" if built_for is not None else ""
         return found(module.title, "ok", f"{where}{about}: it makes a builder{_other_version(patient, module, probe)}")
     reason = probe.said or probe.trouble or "no reason given"
     if driver is None or _OLD_DRIVER.search(reason):
         state: State = "problem" if patient.may_have_gpu else "note"
-        return found(module.title, state, f"{where} makes no builder without a driver that serves it ({reason})", *_for_driver(patient, module))
+        return found(
+            module.title,
+            state,
+            f"{where} makes no builder without a driver that serves it ({reason})",
+            *_for_driver(patient, module),
+        )
     return found(module.title, "problem", f"{where} loads and makes no builder ({reason})", *_again(patient, module, seen))
 
 

@@ -51,7 +51,10 @@ class Patient:
         names = " ".join(map(shlex.quote, packages))
         python = self.facts.python
         if python.managed:
-            return (f"python3 -m venv --system-site-packages {_OWN_ENVIRONMENT}", f"{_OWN_ENVIRONMENT}/bin/python -m pip install {names}")
+            return (
+                f"python3 -m venv --system-site-packages {_OWN_ENVIRONMENT}",
+                f"{_OWN_ENVIRONMENT}/bin/python -m pip install {names}",
+            )
         return (*self._pip, f"{self.python} -m pip install {names}")
 
     def uninstall(self, *packages: str) -> tuple[str, ...]:

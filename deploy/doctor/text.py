@@ -24,7 +24,10 @@ def doctor_lines(record: DoctorRecord) -> list[str]:
     lines += [_works_line(row) for row in record.works]
     lines += [""]
     if record.mends:
-        lines += [f"to mend{' on the device' if record.device else ''}:", *(f"  {printable(command, _LONGEST)}" for command in record.mends)]
+        lines += [
+            f"to mend{' on the device' if record.device else ''}:",
+            *(f"  {printable(command, _LONGEST)}" for command in record.mends),
+        ]
     if record.choices:
         lines += ["only if you want it:", *(f"  {printable(command, _LONGEST)}" for command in record.choices)]
     lines.append(_verdict(record))
@@ -39,9 +42,13 @@ def _works_line(row: Works) -> str:
 
 def _verdict(record: DoctorRecord) -> str:
     if record.met:
-        what = f"what {record.target} needs is there" if record.target is not None else "engines of some target can be built and timed"
+        what = (
+            f"what {record.target} needs is there" if record.target is not None else "engines of some target can be built and timed"
+        )
         return f"ready: {what}"
-    what = f"what {record.target} needs is not there" if record.target is not None else "engines of no target can be built and timed"
+    what = (
+        f"what {record.target} needs is not there" if record.target is not None else "engines of no target can be built and timed"
+    )
     device = f" --device {shlex.quote(record.device)}" if record.device else ""
     target = f" --target {record.target}" if record.target is not None else ""
     return f"not ready: {what}. After mending, ask again: smpq doctor{device}{target}"

@@ -42,7 +42,9 @@ def _reasons(patient: Patient) -> Mapping[str, tuple[str | None, str | None]]:
         "ort-cuda": numpy or _provider(gpu, probes.ort_cuda, "CUDAExecutionProvider"),
         "ort-tensorrt": numpy or _provider(gpu, probes.ort_tensorrt, "TensorrtExecutionProvider"),
     }
-    tensorrt = numpy or _builder(probes.tensorrt, "TensorRT") or _version(patient, probes.tensorrt) or _capability(patient, "tensorrt")
+    tensorrt = (
+        numpy or _builder(probes.tensorrt, "TensorRT") or _version(patient, probes.tensorrt) or _capability(patient, "tensorrt")
+    )
     rtx = numpy or _builder(probes.tensorrt_rtx, "TensorRT-RTX")
     return {
         **{family: (reason, reason) for family, reason in ort.items()},
@@ -55,7 +57,9 @@ def _reasons(patient: Patient) -> Mapping[str, tuple[str | None, str | None]]:
 def _session(probe: OrtProbe) -> str | None:
     if probe.ran:
         return None
-    return "ONNX Runtime runs no model" if probe.version is not None or probe.trouble is not None else "ONNX Runtime is not installed"
+    return (
+        "ONNX Runtime runs no model" if probe.version is not None or probe.trouble is not None else "ONNX Runtime is not installed"
+    )
 
 
 def _provider(gpu: str | None, probe: OrtProbe, provider: str) -> str | None:

@@ -88,13 +88,13 @@ def _driver_version_text(root: Path) -> str | None:
 
 def _packages(root: Path) -> list[dict[str, Any]]:
     """Return the distributions that concern us: those that this Python imports, and those of the system that it does not see."""
-    seen = list(dict.fromkeys(os.path.realpath(place) for place in sys.path if os.path.isdir(place)))
+    seen = list(dict.fromkeys(os.path.realpath(place) for place in sys.path if Path(place).is_dir()))
     others = {os.path.realpath(place) for pattern in _SYSTEM_PACKAGES for place in root.glob(pattern)} - set(seen)
     return [*_distributions(seen, importable=True), *_distributions(sorted(others), importable=False)]
 
 
 def _distributions(places: Iterable[str], *, importable: bool) -> list[dict[str, Any]]:
-    rows = {}
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for place in places:
         for found in metadata.distributions(path=[place]):
             name = re.sub(r"[-_.]+", "-", str(found.metadata["Name"] or "")).lower()
@@ -115,7 +115,9 @@ def _tool(name: str, root: Path, places: Iterable[str]) -> str | None:
 def _room(root: Path) -> dict[str, Any]:
     """Return free and total memory, and the free disk where measuring keeps its files, in bytes."""
     lines = _content(root / "proc/meminfo").splitlines()
-    memory = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if len(line.split()) == 3 and line.split()[1].isdigit()}
+    memory = {
+        line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if len(line.split()) == 3 and line.split()[1].isdigit()
+    }
     place = Path.home() / ".cache"
     while not place.is_dir() and place != place.parent:
         place = place.parent

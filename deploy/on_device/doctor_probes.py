@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import importlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -25,7 +24,9 @@ from deploy.on_device.state import machine
 
 PROBE_SECONDS = 150
 """The first session of a TensorRT provider takes half a minute on a small Jetson."""
-_STARTER = "import sys; source = sys.stdin.read(); exec(compile(source, 'doctor.py', 'exec'), {'__name__': '__main__', 'SOURCE': source})"
+_STARTER = (
+    "import sys; source = sys.stdin.read(); exec(compile(source, 'doctor.py', 'exec'), {'__name__': '__main__', 'SOURCE': source})"
+)
 # ONNX: y = Relu(x) with four floats.
 _TINY_MODEL = bytes.fromhex(
     "08083a3b0a0c0a0178120179220452656c751201675a130a0178120e0a0c080112080a0208010a02080462130a0179120e0a0c080112080a0208010a02080442040a00100d"
@@ -79,7 +80,9 @@ def _ended(process: subprocess.Popen[bytes], answer: Path, deadline: float) -> A
     if code == 0 and isinstance(found, dict):
         return {**found, "said": bounded(_telling(lines))}
     how = f"it crashed with {_signal_name(-code)}" if code < 0 else f"it ended with exit code {code}"
-    return {"trouble": bounded(f"{how}: {lines[-1]}" if lines else how)}
+    how = f"{how}: {lines[-1]}" if lines else how
+    # a library that crashes when its process ends has answered before
+    return {**found, "said": bounded(how)} if isinstance(found, dict) else {"trouble": bounded(how)}
 
 
 def _telling(lines: Sequence[str]) -> str:
@@ -121,6 +124,7 @@ def _probe_cuda() -> dict[str, Any]:
     except OSError as error:
         found["trouble"] = bounded(f"the driver's library does not load ({error})")
     except MissingModule as error:
+        found["library"] = found["library"] or DRIVER_LIBRARY  # it is there, and too old
         found["trouble"] = bounded(error)
     return found
 
@@ -235,7 +239,7 @@ def _loaded(pattern: re.Pattern[str]) -> list[str]:
     except OSError:
         return []
     paths = dict.fromkeys(line.split(None, 5)[5] for line in lines if len(line.split(None, 5)) == 6)
-    return [bounded(path) for path in paths if pattern.search(os.path.basename(path))]
+    return [bounded(path) for path in paths if pattern.search(Path(path).name)]
 
 
 def _loader_error(folder: Path, provider: str) -> str | None:

@@ -39,7 +39,9 @@ GPU = GpuFacts(
 FACTS = Facts(
     system="Linux",
     architecture="x86_64",
-    python=PythonFacts(executable="/home/me/venv/bin/python3", prefix="/home/me/venv", venv=True, sees_system=False, managed=False, pip=True),
+    python=PythonFacts(
+        executable="/home/me/venv/bin/python3", prefix="/home/me/venv", venv=True, sees_system=False, managed=False, pip=True
+    ),
     jetson=None,
     nvidia_devices=1,
     driver="580.65",
@@ -78,7 +80,9 @@ def packages(*names: str, place: str = SITE, importable: bool = True) -> tuple[P
     return tuple(PackageFacts(name=n, version=v, place=place, importable=importable) for n, v in (text.split() for text in names))
 
 
-def examined(facts: Facts | None = FACTS, target: str | None = None, *, address: str = "", python: tuple[int, int, int] = (3, 11, 7)) -> DoctorRecord:
+def examined(
+    facts: Facts | None = FACTS, target: str | None = None, *, address: str = "", python: tuple[int, int, int] = (3, 11, 7)
+) -> DoctorRecord:
     return judged(address, Answer(python=python, facts=facts), target_from_name(target) if target is not None else None, NEEDED)
 
 

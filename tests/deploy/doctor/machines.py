@@ -71,7 +71,7 @@ class Machine:
     def wrapper(self, file: Path) -> Path:
         """Write a program that is this Python, for the address of a device."""
         variables = " ".join(f"{name}='{value}'" for name, value in self.environment.items() if name not in ("PATH", "HOME"))
-        file.write_text(f"#!/bin/sh\nexec env {variables} {self.python} \"$@\" --root {self.root}\n")
+        file.write_text(f'#!/bin/sh\nexec env {variables} {self.python} "$@" --root {self.root}\n')
         file.chmod(0o755)
         return file
 

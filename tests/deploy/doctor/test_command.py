@@ -41,7 +41,10 @@ def test_over_ssh_to_a_python_without_packages(address, server, tmp_path):
     before = sorted(server.home.rglob("*"))
     result = smpq("doctor", "--device", address(python), "--target", "ort-cpu")
     assert result.code == 2
-    assert f"\nto mend on the device:\n  {python} -m ensurepip\n  {python} -m pip install numpy\n  {python} -m pip install onnxruntime\n" in result.out
+    assert (
+        f"\nto mend on the device:\n  {python} -m ensurepip\n  {python} -m pip install numpy\n  {python} -m pip install onnxruntime\n"
+        in result.out
+    )
     assert "  ort-cpu       yes     no     no       numpy is missing" in result.out
     assert "numpy         problem" in result.out
     assert sorted(server.home.rglob("*")) == before, "nothing is left there"
@@ -50,7 +53,11 @@ def test_over_ssh_to_a_python_without_packages(address, server, tmp_path):
 def test_a_device_that_cannot_be_asked(address, tmp_path, monkeypatch):
     assert "there is no /no/python: sudo apt install python3" in refused("doctor", "--device", address("/no/python"))
     talks = tmp_path / "talks"
-    for words, message in (("echo welcome", "a login there must not print anything"), ("kill -9 $$", "died with signal 9"), ("exit 3", "exit code 3")):
+    for words, message in (
+        ("echo welcome", "a login there must not print anything"),
+        ("kill -9 $$", "died with signal 9"),
+        ("exit 3", "exit code 3"),
+    ):
         talks.write_text(f"#!/bin/sh\n{words}\n")
         talks.chmod(0o755)
         assert message in refused("doctor", "--device", address(talks))

@@ -56,6 +56,12 @@ def test_a_machine_on_which_everything_works():
             with_probes(cuda=changed(NO_DRIVER, library="/usr/lib/libcuda.so.1", trouble="answers X (words, code 803): restart")),
             None, "code 803", ("sudo reboot",),
         ),
+        (
+            with_probes(cuda=changed(NO_DRIVER, library="libcuda.so.1", trouble="it has no cuGraphLaunch: update the driver")),
+            None,
+            "update the driver",
+            ("sudo ubuntu-drivers install",),
+        ),
         (with_probes(cuda=NO_DRIVER), None, "install the driver", ("sudo ubuntu-drivers install",)),
         (
             changed(with_probes(cuda=NO_DRIVER), nvidia_devices=0),
@@ -122,7 +128,9 @@ def test_a_problem_and_its_mend(facts, target, text, mends):
 
 def test_what_a_jetpack_6_board_has_too_much_of():
     """cuda-python 13 beside a driver for CUDA 12.6: no problem of ours."""
-    facts = with_probes(JETSON, cuda=changed(FACTS.probes.cuda, cuda_version=(12, 6), gpus=(changed(GPU, compute_capability=(8, 7)),)))
+    facts = with_probes(
+        JETSON, cuda=changed(FACTS.probes.cuda, cuda_version=(12, 6), gpus=(changed(GPU, compute_capability=(8, 7)),))
+    )
     facts = with_probes(facts, tensorrt=changed(FACTS.probes.tensorrt, version="10.3.0", cuda_major=12), tensorrt_rtx=TrtProbe())
     record = examined(changed(facts, packages=packages("cuda-python 13.0.3")), "jetson-orin", address=THERE, python=(3, 10, 12))
     assert record.met
@@ -157,7 +165,9 @@ def test_clocks():
 
 
 def test_what_does_not_work_says_why():
-    record = examined(with_probes(cuda=NO_DRIVER, tensorrt=NO_TRT, ort_cuda=OrtProbe(version="1", available=()), pycuda=PycudaProbe(trouble="x")))
+    record = examined(
+        with_probes(cuda=NO_DRIVER, tensorrt=NO_TRT, ort_cuda=OrtProbe(version="1", available=()), pycuda=PycudaProbe(trouble="x"))
+    )
     assert works(record) == {
         "ort-cpu": ALL,
         "ort-cuda": (True, False, False),
@@ -173,7 +183,9 @@ def test_what_does_not_work_says_why():
 
 
 def test_a_machine_that_times_nothing():
-    nothing = with_probes(cuda=NO_DRIVER, tensorrt=NO_TRT, tensorrt_rtx=NO_TRT, ort_cpu=OrtProbe(), ort_cuda=OrtProbe(), ort_tensorrt=OrtProbe())
+    nothing = with_probes(
+        cuda=NO_DRIVER, tensorrt=NO_TRT, tensorrt_rtx=NO_TRT, ort_cpu=OrtProbe(), ort_cuda=OrtProbe(), ort_tensorrt=OrtProbe()
+    )
     record = examined(changed(nothing, nvidia_devices=0), address=THERE)
     assert not record.met
     assert doctor_lines(record)[-1].endswith(f"ask again: smpq doctor --device '{THERE}'")
@@ -193,7 +205,10 @@ def test_what_this_machine_needs():
 
 
 def test_what_a_device_says_cannot_change_the_terminal():
-    facts = changed(with_probes(machine=MachineProbe(name="a\x1b[2Jboard")), python=changed(FACTS.python, executable="/py\u202e", prefix="/x'; rm -rf ~; '"))
+    facts = changed(
+        with_probes(machine=MachineProbe(name="a\x1b[2Jboard")),
+        python=changed(FACTS.python, executable="/py\u202e", prefix="/x'; rm -rf ~; '"),
+    )
     facts = with_probes(facts, tensorrt=TrtProbe())
     record = examined(changed(facts, packages=packages("tensorrt 10.3.0", importable=False)), address=THERE)
     assert all(line.isprintable() for line in doctor_lines(record))

@@ -36,7 +36,7 @@ def test_its_problems_and_their_mends(orin):
         "Fake GPU, sm87",
         "540.4.0, for CUDA 12.6",
         "L4T 36.4.3, JetPack 6",
-        "\nto mend on the device:\n  python3 -m ensurepip\n  python3 -m pip uninstall -y tensorrt\n"
+        "\nto mend on the device:\n  python3 -m ensurepip\n  python3 -m pip uninstall -y tensorrt\n",
         "  sudo apt install --reinstall libnvinfer10 python3-libnvinfer\n  sed -i 's/include-system-site-packages = false/",
         "\nonly if you want it:\n  sudo jetson_clocks\n  python3 -m pip install 'cuda-python<13'\n",
         "not ready: what jetson-orin needs is not there",
@@ -103,22 +103,28 @@ def test_a_probe_that_hangs_is_ended(monkeypatch):
     assert found == {"numpy": {"trouble": "it did not answer in 0.3 s"}}
 
 
+def test_a_probe_that_crashes_when_it_ends_has_answered():
+    source = """import os, pathlib, sys; pathlib.Path(sys.argv[-1]).write_text('{"version": "1"}'); os.abort()"""
+    found = doctor_probes.run_probes(["numpy"], source, Path("/"))
+    assert found == {"numpy": {"version": "1", "said": "it crashed with SIGABRT"}}
+
+
 def test_a_probe_that_ends_without_an_answer():
     found = doctor_probes.run_probes(["numpy"], "raise ValueError('broken')", Path("/"))
     assert found == {"numpy": {"trouble": "it ended with exit code 1: ValueError: broken"}}
 
 
-def test_the_syntax_is_that_of_python_3_8():
-    ast.parse(program_text(), feature_version=(3, 8))
+def test_the_syntax_is_that_of_python_3_9():
+    ast.parse(program_text(), feature_version=(3, 9))
     program = ast.parse(program_text()).body[1]
     assert isinstance(program, ast.Assign)
     source = ast.literal_eval(program.value)
-    ast.parse(source, feature_version=(3, 8))
+    ast.parse(source, feature_version=(3, 9))
     assert "numpy" not in {name.split(".")[0] for node in ast.parse(source).body for name in imported(node)}, "it may be missing"
 
 
 def test_a_python_that_is_too_old_for_the_program_says_so():
-    old = program_text().replace("sys.version_info < (3, 8)", "sys.version_info < (99,)")
+    old = program_text().replace("sys.version_info < (3, 9)", "sys.version_info < (99,)")
     assert old != program_text()
     done = subprocess.run([sys.executable, "-"], input=old, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {"python": list(sys.version_info[:3]), "facts": None}
