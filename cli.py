@@ -450,6 +450,26 @@ def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
 
 @smpq.command()
+@run_argument
+@device_option
+@output_options
+def profile(run: Path, task: str | None, device: str, progress: Any) -> tuple[Any, list[str], int]:
+    """Show where the time of the engine goes on an NVIDIA GPU: by kernel, beside what was planned. Writes profile.json, profile.svg.
+
+    Reads what smpq measure has found on the device, and measures only where that is missing.
+    """
+    from deploy.pipeline import open_run
+    from deploy.report.profile_lines import profile_lines
+    from deploy.stages import read_policy
+    from deploy.stages.profiling import PICTURE
+    from deploy.stages.profiling import profile as profile_stage
+
+    with open_run(run, progress, device=device, task=task) as prepared:
+        record = profile_stage(prepared, read_policy(prepared))
+    return record, [*profile_lines(record), f"picture: {run / PICTURE}"], 0
+
+
+@smpq.command()
 @device_option
 @click.option("--target", help="judge by what this target needs, e.g. jetson-orin  [default: any target will do]")
 @output_options
