@@ -322,6 +322,7 @@ def build(run: Path, task: str | None, progress: Any) -> tuple[Any, list[str], i
 def measure(run: Path, task: str | None, batches: tuple[int, ...], device: str, progress: Any) -> tuple[Any, list[str], int]:
     """Time the engine against the float engine: interleaved rounds, intervals, p99 of single calls. Writes latency.json."""
     from deploy.pipeline import open_run
+    from deploy.report.remarks import timing_remarks
     from deploy.stages import measure as measure_stage
     from deploy.stages import read_policy
 
@@ -332,6 +333,7 @@ def measure(run: Path, task: str | None, batches: tuple[int, ...], device: str, 
         f"{row.engine_ms:.4g} ms{_tail(row)} against {row.float_ms:.4g} ms, {row.throughput:.4g} samples/s"
         for row in (record.measurement, *record.batches)
     ]
+    lines += [f"batch {row.batch}: {remark}" for row in (record.measurement, *record.batches) for remark in timing_remarks(row)]
     return record, [*lines, f"on {record.machine}, {record.measurement.clock}"], 0
 
 

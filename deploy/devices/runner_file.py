@@ -10,8 +10,8 @@ from typing import TypeGuard
 
 _PACKAGE = "deploy.on_device"
 _MODULES = (
-    "errors", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "causes", "ort", "blame", "trt_log",
-    "trt_build", "trt_layers", "trt_context", "trt", "bench", "main",
+    "errors", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "causes", "ort_gpu", "ort_sessions", "ort",
+    "blame", "trt_log", "trt_build", "trt_layers", "trt_context", "trt", "bench", "main",
 )  # fmt: skip
 _DOCTOR_MODULES = ("doctor_gpus", "doctor_probes", "doctor_machine", "doctor")
 """Not in the runner: what looks at a machine."""

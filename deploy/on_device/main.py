@@ -174,6 +174,7 @@ def _measure_all(
 ) -> None:
     bench = open_bench(experiment, directory)
     try:
+        bench.run_baseline()
         if isinstance(bench.baseline, GpuTimed):
             record["hardware"] = {**record["hardware"], "gpu": bench.baseline.gpu}
         for candidate in waiting:
@@ -191,6 +192,6 @@ def _line(result: Mapping[str, Any]) -> str:
     if result["failed"] is not None:
         return f"failed   {result['name']}: {result['failed']}"
     low, high = result["ratio_interval"]
-    slow = "; while it was timed, the machine slowed down: " + ", ".join(result["state"]["throttled"])
+    slow = "; the machine slowed down each time: " + ", ".join(result["state"]["throttled"])
     figures = f"{result['ratio']:.3f}x of float ({low:.3f} to {high:.3f}), {result['engine_ms']:.3f} ms"
     return f"measured {result['name']}: {figures}{slow if result['state']['throttled'] else ''}"

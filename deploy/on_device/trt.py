@@ -187,8 +187,8 @@ class TrtEngine:
     def hot_and_cold_ms(self) -> tuple[float, float]:
         """Return the median milliseconds of a single call behind another one, and behind a write of twice the L2 cache.
 
-        In both the GPU is still busy when the call is enqueued, so that the time of the launch is in neither. Raises CudaError when
-        there is no memory for the buffer.
+        In both the GPU is at work while the call is enqueued, so that the launch is in neither unless it takes longer than that work.
+        Raises CudaError when there is no memory for the buffer.
         """
         size = 2 * self._cuda.l2_bytes
         buffer = self._cuda.allocate(max(1, size))

@@ -130,7 +130,7 @@ def verify(prepared: Prepared, policy: Policy) -> VerifyFile:
     """Run the evaluation data through every stage. Writes `verify.json`."""
     _needs_export(prepared, policy)
     _needs_build(prepared, policy)
-    record = verify_stages(prepared, policy).to_file(version_key(prepared, policy))
+    record = verify_stages(prepared, policy, version_key(prepared, policy))
     prepared.run.write(record)
     return record
 

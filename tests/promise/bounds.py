@@ -19,7 +19,8 @@ from smpq.plan import QuantPlan
 from tests.promise.oracle import Inputs, tensors
 
 _DRAWS = 4
-_FLIP_DRAWS = 32
+_MANY_DRAWS = 32
+"""For what few draws tell badly: the largest error of a single number, or of one flipped rounding."""
 _FLOAT_NOISE = 3e-7
 """Relative error of one float32 operator: a few units in the last place."""
 _WEIGHT_ONLY_BITS = 8
@@ -41,8 +42,11 @@ class Noise:
         edits = dict.fromkeys(self._ranges, self._relative)
         return self._largest(batch, lambda: Edits(sources=edits))
 
-    def of_formats(self, batch: Inputs, plan: QuantPlan, units: Sequence[Unit]) -> list[Tensor]:
-        """The largest root mean square change of each output when every quantised tensor is off by up to a whole step."""
+    def of_formats(self, batch: Inputs, plan: QuantPlan, units: Sequence[Unit], *, many: bool = False) -> list[Tensor]:
+        """The largest root mean square change of each output when every quantised tensor is off by up to a whole step.
+
+        `many`: of 32 draws. Four of an output with one value may all be small by chance.
+        """
         sources, edges = {}, {}
         for entry in plan.tensors:
             step = self._step(entry.tensor, entry.quantizer.bits)
@@ -58,7 +62,8 @@ class Noise:
                         for tensor, call in zip(unit.inputs, unit.calls, strict=True)
                     }
                 )
-        return self._largest(batch, lambda: Edits(sources, edges, self._weights(plan, units)), of_all=True)
+        draws = _MANY_DRAWS if many else _DRAWS
+        return self._largest(batch, lambda: Edits(sources, edges, self._weights(plan, units)), of_all=True, draws=draws)
 
     def of_flips(self, batch: Inputs, plan: QuantPlan) -> list[Tensor]:
         """The largest root mean square change of each output when one value of every quantised activation is rounded to the next integer.
@@ -70,7 +75,7 @@ class Noise:
             if entry.consumers is None:
                 sources[entry.tensor] = self._flipped(entry.quantizer.scale)
             edges.update({(entry.tensor, consumer): self._flipped(entry.quantizer.scale) for consumer in entry.consumers or ()})
-        return self._largest(batch, lambda: Edits(sources, edges), of_all=True, draws=_FLIP_DRAWS)
+        return self._largest(batch, lambda: Edits(sources, edges), of_all=True, draws=_MANY_DRAWS)
 
     def _flipped(self, step: float) -> Callable[[Tensor], Tensor]:
         def edit(tensor: Tensor) -> Tensor:

@@ -68,14 +68,18 @@ def compare_engines(engines: Engines, batch: Inputs, expected: list[Tensor], noi
     steps = noise.of_formats(batch, engines.plan, engines.units)
     for index in _comparable(expected, engines.varying):
         engines.compared += 1
-        engines.flipped += bool(((found["exact"][index] - fake[index]).abs() > _allowed(fake[index], slack[index])).any())
-        floor = rms(_allowed(fake[index], slack[index]))
+        exact, engine, wanted = found["exact"][index], found["engine"][index], fake[index]
+        engines.flipped += bool(((exact - wanted).abs() > _allowed(wanted, slack[index])).any())
+        floor = rms(_allowed(wanted, slack[index]))
         where = f"output {index} at batch {count}"
         few = _FLIPS * steps[index] + floor
-        if rms((found["exact"][index] - fake[index]).double()) > few:
+        if _error(exact, wanted) > few:
             few = torch.maximum(few, noise.of_flips(batch, engines.plan)[index] + floor)
-        _check_rms("the lowered file and the fake-quantised model", found["exact"][index], fake[index], few, where)
-        _check_rms("the engine and the fake-quantised model", found["engine"][index], fake[index], steps[index] + floor, where)
+        _check_rms("the lowered file and the fake-quantised model", exact, wanted, few, where)
+        whole = steps[index] + floor
+        if _error(engine, wanted) > whole:
+            whole = torch.maximum(whole, noise.of_formats(batch, engines.plan, engines.units, many=True)[index] + floor)
+        _check_rms("the engine and the fake-quantised model", engine, wanted, whole, where)
 
 
 def compare_quantised(engines: Engines, batch: Inputs, expected: list[Tensor], noise: Noise) -> None:
@@ -131,6 +135,10 @@ def _allowed(wanted: Tensor, change: Tensor) -> Tensor:
 def _check_rms(what: str, found: Tensor, wanted: Tensor, bound: Tensor, where: str) -> None:
     if not bool(torch.isfinite(found).all()) and bool(torch.isfinite(wanted).all()):
         raise WrongError(f"{what}: {where} is not finite")
-    error = rms((found - wanted).double())
+    error = _error(found, wanted)
     if error > bound:
         raise WrongError(f"{what}: {where} is off by {float(error):.3g}, bound {float(bound):.3g}, rms {float(rms(wanted)):.3g}")
+
+
+def _error(found: Tensor, wanted: Tensor) -> Tensor:
+    return rms((found - wanted).double())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_weight_only_layers_keep_their_kernel_behind_a_bias(tmp_path):
 
 def test_a_weight_only_convolution_is_told_from_an_integer_one(tmp_path):
     exported = residual()
-    engine, _, lowered = _engine(exported, tmp_path, "w8a16", target="simulate")
+    engine, _, lowered = _engine(exported, tmp_path, "w8a16")
     kernels = unit_kernels(engine, exported.units)
     assert kernels["grouped"].endswith(" + DequantizeLinear")
     wrong = check_units(kernels, {"grouped": exported.formats("w8a8")["stem"]})
@@ -203,8 +204,9 @@ def test_a_file_that_onnxruntime_refuses_is_a_value_and_leaves_nothing(tmp_path)
             "damaged",
         ),
         (
+            # not empty on a CPU whose integer sums overflow
             lambda engine, file: file.write_text(
-                file.read_text().replace('"session_config": {}', '"session_config": {"a.b": "c"}')
+                re.sub(r'"session_config": \{[^}]*\}', '"session_config": {"a.b": "c"}', file.read_text())
             ),
             "session_config has keys that no engine of smpq has",
         ),

@@ -127,3 +127,12 @@ def test_a_name_with_two_meanings_is_a_bug():
     with pytest.raises(ValueError, match=r"open_engine is one\.open_engine and two\.open_engine"):
         runner_file._check_names(trees)
     runner_file._check_names({"one": trees["one"], "user": ast.parse("from deploy.on_device.one import open_engine")})
+
+
+def test_one_module_with_those_that_it_imports_runs_alone(tmp_path):
+    """It names a machine before anything is copied there."""
+    text = runner_file.source_of("state") + "\nprint(machine())\n"
+    sections = [line.split()[2] for line in text.splitlines() if line.startswith("# ---- ")]
+    assert sections == ["errors", "cuda_driver", "nvml", "state"]
+    done = subprocess.run([sys.executable, "-I", "-"], input=text, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip()

@@ -83,7 +83,8 @@ def test_accuracy_names_the_stage_that_lost_it() -> None:
         ("onnx", "No: the ONNX graph loses"),
         ("fake_quant", "quantising itself cost"),
     ):
-        content = report(verification={**VERIFICATION, "lost_at": lost_at, "explanation": "because"})
+        wrong = {**VERIFICATION["stages"][lost_at], "problem": "other values"}
+        content = report(verification={**stages(**{lost_at: wrong}), "lost_at": lost_at, "explanation": "because"})
         assert text in answer(content, 2).sentences[0]
         assert answer(content, 2).sentences[-1] == "Because."
         assert not answer(content, 3).sentences[0].startswith("Nothing has to change")

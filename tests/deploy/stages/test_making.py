@@ -77,7 +77,7 @@ def test_a_provider_that_is_missing_here_is_that_of_the_device(tmp_path, board):
         assert not prepared.builds_on_device
     with open_run(tmp_path / "here", QUIET, settings("ort-tensorrt", "w8a8,fp16")) as prepared:
         assert not prepared.builds_on_device
-        assert prepared.not_measurable.startswith("this onnxruntime has no TensorrtExecutionProvider")
+        assert prepared.not_measurable.startswith("this onnxruntime is built without TensorrtExecutionProvider")
 
 
 @needs_rtx
