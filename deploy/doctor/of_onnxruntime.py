@@ -12,6 +12,8 @@ from deploy.doctor.record import Finding
 _TITLE = "ONNX Runtime"
 _GPU = "onnxruntime-gpu"
 _MISSING_TENSORRT = re.compile(r"lib(?:nvinfer|nvonnxparser)\w*\.so\.(\d+)")
+_CUDA_13_SINCE = "1.27"
+"""onnxruntime-gpu 1.26.0 on the package index asks for libraries of CUDA 12, and 1.28.0 for those of CUDA 13."""
 _DISTRIBUTIONS = r"onnxruntime(-gpu|-training|-directml|-openvino|-azure|-migraphx)?"
 
 
@@ -56,6 +58,10 @@ def _provider(patient: Patient, family: str, provider: str, probe: OrtProbe) -> 
         text = f"{provider} is there, and no GPU that works"
         return found(_TITLE, "problem" if needed else "note", text)
     reason = probe.trouble or probe.refused or probe.said or "no reason given"
+    newer = _newer_than_driver(patient, probe)
+    if newer is not None:
+        text = f"{provider} is made for CUDA {probe.cuda_version}, and the driver is for CUDA {newer}: take an older one, or update the driver"
+        return found(_TITLE, "problem", text, *patient.install(_gpu_package(patient)))
     what = "does not run a small model" if probe.kept else "is not kept by a session, which falls back to the CPU"
     return found(_TITLE, "problem", f"{provider} {what} ({reason})", *_libraries(patient, probe, reason))
 
@@ -67,7 +73,21 @@ def _not_built_in(patient: Patient, provider: str, *, needed: bool) -> Finding:
     if patient.facts.architecture not in ("x86_64", "AMD64"):
         text = f"{text}, and the package index has no {_GPU} for {patient.facts.architecture}: take a target of TensorRT"
         return found(_TITLE, "problem", text, "smpq targets")
-    return found(_TITLE, "problem", text, *patient.uninstall("onnxruntime"), *patient.install(f"{_GPU}[cuda,cudnn]"))
+    return found(_TITLE, "problem", text, *patient.uninstall("onnxruntime"), *patient.install(_gpu_package(patient)))
+
+
+def _newer_than_driver(patient: Patient, probe: OrtProbe) -> str | None:
+    """Return the CUDA version of the driver where ONNX Runtime is made for a newer CUDA, None where it is not."""
+    driver, made_for = patient.facts.probes.cuda.cuda_version, (probe.cuda_version or "").split(".")[0]
+    if driver is None or not made_for.isdigit() or int(made_for) <= driver[0]:
+        return None
+    return f"{driver[0]}.{driver[1]}"
+
+
+def _gpu_package(patient: Patient) -> str:
+    """Return the newest package whose CUDA the driver serves."""
+    driver = patient.facts.probes.cuda.cuda_version
+    return f"{_GPU}[cuda,cudnn]<{_CUDA_13_SINCE}" if driver is not None and driver[0] == 12 else f"{_GPU}[cuda,cudnn]"
 
 
 def _libraries(patient: Patient, probe: OrtProbe, reason: str) -> tuple[str, ...]:

@@ -152,7 +152,8 @@ def _seeing_system(patient: Patient) -> tuple[str, ...]:
 
 def _install(patient: Patient, module: _Module) -> tuple[str, ...]:
     if module.family == "tensorrt-rtx":
-        return patient.install("tensorrt-rtx") if patient.facts.architecture in ("x86_64", "AMD64") else ()
+        served = patient.facts.architecture in ("x86_64", "AMD64") and not patient.is_jetson
+        return patient.install("tensorrt-rtx") if served else ()
     if patient.is_jetson:
         return ("sudo apt install python3-libnvinfer", *_seeing_system(patient))
     driver = patient.facts.probes.cuda.cuda_version

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib
 import json
@@ -20,6 +19,7 @@ from deploy.on_device.cuda_driver import DRIVER_LIBRARY, DriverCuda, load_driver
 from deploy.on_device.doctor_gpus import all_gpus, bounded
 from deploy.on_device.errors import MissingModule
 from deploy.on_device.nvml import read_gpu
+from deploy.on_device.ort_gpu import ORT_CPU, ORT_CUDA, ORT_TENSORRT, load_gpu_libraries, loader_error
 from deploy.on_device.state import machine
 
 PROBE_SECONDS = 150
@@ -33,10 +33,6 @@ _TINY_MODEL = bytes.fromhex(
 )
 _LIBRARY_OF_CUDA = re.compile(r"libcudart\.so\.(\d+)")
 _SHOWN_LIBRARIES = re.compile(r"lib(?:nvinfer|tensorrt_rtx|cudart|cuda)[\w-]*\.so[.\d]*$")
-_PROVIDER_FILES = {
-    "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
-    "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
-}
 
 
 def run_probes(names: Sequence[str], source: str, root: Path) -> dict[str, Any]:
@@ -150,9 +146,6 @@ def _probe_ort(provider: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "version": None, "available": [], "cuda_version": None, "kept": False, "ran": False, "trouble": None, "refused": None,
     }  # fmt: skip
-    if provider == "TensorrtExecutionProvider":
-        with contextlib.suppress(Exception):  # loads TensorRT's libraries, which the provider links by name
-            importlib.import_module("tensorrt")
     module = _imported("onnxruntime", found)
     if module is None:
         return found
@@ -161,12 +154,12 @@ def _probe_ort(provider: str) -> dict[str, Any]:
         found["cuda_version"] = bounded(module.cuda_version) if getattr(module, "cuda_version", None) else None
         if provider not in found["available"]:
             return found
-        if provider in _PROVIDER_FILES and hasattr(module, "preload_dlls"):
-            module.preload_dlls()
+        if provider != ORT_CPU:
+            load_gpu_libraries(tensorrt=provider == ORT_TENSORRT)
         session = module.InferenceSession(_TINY_MODEL, providers=[provider])
         found["kept"] = provider in session.get_providers()
         if not found["kept"]:
-            found["refused"] = _loader_error(Path(module.__file__).parent / "capi", provider)
+            found["refused"] = bounded(loader_error(provider) or "")
             return found
         import numpy as np
 
@@ -208,9 +201,9 @@ PROBES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "cuda": lambda _root: _probe_cuda(),
     "tensorrt": lambda _root: _probe_trt("tensorrt"),
     "tensorrt_rtx": lambda _root: _probe_trt("tensorrt_rtx"),
-    "ort_cpu": lambda _root: _probe_ort("CPUExecutionProvider"),
-    "ort_cuda": lambda _root: _probe_ort("CUDAExecutionProvider"),
-    "ort_tensorrt": lambda _root: _probe_ort("TensorrtExecutionProvider"),
+    "ort_cpu": lambda _root: _probe_ort(ORT_CPU),
+    "ort_cuda": lambda _root: _probe_ort(ORT_CUDA),
+    "ort_tensorrt": lambda _root: _probe_ort(ORT_TENSORRT),
     "pycuda": lambda _root: _probe_pycuda(),
     "torch": lambda _root: _probe_torch(),
 }
@@ -240,16 +233,3 @@ def _loaded(pattern: re.Pattern[str]) -> list[str]:
         return []
     paths = dict.fromkeys(line.split(None, 5)[5] for line in lines if len(line.split(None, 5)) == 6)
     return [bounded(path) for path in paths if pattern.search(Path(path).name)]
-
-
-def _loader_error(folder: Path, provider: str) -> str | None:
-    """Return what the system says when it loads a provider's library; None when it loads or is no file of its own."""
-    file = folder / _PROVIDER_FILES.get(provider, "")
-    if not file.is_file():
-        return None
-    try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(file))
-    except OSError as error:
-        return bounded(error)
-    return None

@@ -126,6 +126,13 @@ def test_a_problem_and_its_mend(facts, target, text, mends):
     assert all(f"\n  {mend}\n" in shown for mend in mends)
 
 
+def test_onnxruntime_for_a_newer_cuda_than_the_driver():
+    older = with_probes(cuda=changed(FACTS.probes.cuda, cuda_version=(12, 6)), ort_cuda=changed(ORT, kept=False, ran=False))
+    (problem,) = [each for each in problems(examined(older, "ort-cuda", address=THERE)) if "CUDAExecutionProvider" in each.text]
+    assert "is made for CUDA 13.0, and the driver is for CUDA 12.6" in problem.text
+    assert problem.mends == (f"{PIP} install 'onnxruntime-gpu[cuda,cudnn]<1.27'",)
+
+
 def test_what_a_jetpack_6_board_has_too_much_of():
     """cuda-python 13 beside a driver for CUDA 12.6: no problem of ours."""
     facts = with_probes(

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,6 +86,32 @@ def test_a_library_that_is_missing_and_one_that_crashes(orin):
 def test_what_a_library_prints_is_no_answer(orin):
     assert orin.probes.pycuda.version == "2025.1"
     assert "pycuda.driver" in orin.probes.pycuda.trouble
+
+
+class FallenBack:
+    """A session of ONNX Runtime that has left its provider out."""
+
+    def __init__(self, model: bytes, providers: list[str]) -> None:
+        assert model
+        assert providers == ["CUDAExecutionProvider"]
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_a_provider_whose_library_does_not_load(monkeypatch, tmp_path):
+    (tmp_path / "capi").mkdir()
+    for name in ("shared", "cuda"):
+        (tmp_path / "capi" / f"libonnxruntime_providers_{name}.so").write_bytes(b"no library")
+    module = SimpleNamespace(
+        __version__="1.31.1", __file__=str(tmp_path / "__init__.py"), cuda_version="13.0", InferenceSession=FallenBack,
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    found = doctor_probes._probe_ort("CUDAExecutionProvider")
+    assert (found["version"], found["cuda_version"], found["kept"], found["ran"]) == ("1.31.1", "13.0", False, False)
+    assert "libonnxruntime_providers_shared.so: " in found["refused"]
+    assert found["trouble"] is None
 
 
 def test_a_machine_with_nothing(nothing):
