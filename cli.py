@@ -87,6 +87,8 @@ def smpq(context: click.Context) -> None:
     explain        -> contributions.json what each layer's format costs, with intervals
     verify         -> verify.json        the evaluation data through PyTorch, ONNX and engine
     report         -> report.html        all of it on one page
+    profile        -> profile.json, .svg where the time of an engine goes, layer by layer, on an NVIDIA GPU
+    doctor                               what a machine or a device has and lacks, and the commands that mend it
 
     Exit codes: 0 done, 1 the budget was not met, 2 wrong input, 70 a bug in smpq.
     """  # noqa: D301 - click reads the backspace
@@ -455,6 +457,44 @@ def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     record = report_on(run, progress)
     lines = [*summary_lines(record), "", f"report: {run / 'report.html'}"]
     return record, lines, 0 if record.met or not record.limits else NOT_MET
+
+
+@smpq.command()
+@run_argument
+@device_option
+@output_options
+def profile(run: Path, task: str | None, device: str, progress: Any) -> tuple[Any, list[str], int]:
+    """Show where the time of the engine goes on an NVIDIA GPU: by kernel, beside what was planned. Writes profile.json, profile.svg.
+
+    Reads what smpq measure has found on the device, and measures only where that is missing.
+    """
+    from deploy.pipeline import open_run
+    from deploy.report.profile_lines import profile_lines
+    from deploy.stages import read_policy
+    from deploy.stages.profiling import PICTURE
+    from deploy.stages.profiling import profile as profile_stage
+
+    with open_run(run, progress, device=device, task=task) as prepared:
+        record = profile_stage(prepared, read_policy(prepared))
+    return record, [*profile_lines(record), f"picture: {run / PICTURE}"], 0
+
+
+@smpq.command()
+@device_option
+@click.option("--target", help="judge by what this target needs, e.g. jetson-orin  [default: any target will do]")
+@output_options
+def doctor(device: str, target: str | None, progress: Any) -> tuple[Any, list[str], int]:
+    """Say what this machine or a device has, what works there, and the exact commands that mend what does not.
+
+    Looks at Python, driver, GPUs, clocks, TensorRT, ONNX Runtime, packages, memory and disk. Nothing is left on a device.
+    Exit code 2 means that something has to be changed first.
+    """
+    from deploy.doctor.examine import examine
+    from deploy.doctor.text import doctor_lines
+
+    with progress.step(f"examine {device or 'this machine'}"):
+        record = examine(device, target)
+    return record, doctor_lines(record), 0 if record.met else WRONG_INPUT
 
 
 @smpq.command()

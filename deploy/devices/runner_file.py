@@ -13,6 +13,8 @@ _MODULES = (
     "errors", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "gpu", "causes", "ort_gpu", "ort_sessions", "ort",
     "blame", "trt_log", "plan_cache", "trt_timing", "trt_build", "trt_layers", "trt_context", "trt", "product_examples", "product", "bench", "main",
 )  # fmt: skip
+_DOCTOR_MODULES = ("doctor_gpus", "doctor_probes", "doctor_machine", "doctor")
+"""Not in the runner: what looks at a machine."""
 _HEADER = '''"""Build and time the engines of an experiment on this machine: python3 runner.py --help.
 
 Made by smpq from the modules of its package deploy.on_device, in one file so that it can be copied. It needs Python 3.10 or later,
@@ -69,7 +71,7 @@ def _needed(module: str) -> list[str]:
             found.add(name)
             ours = filter(_is_ours, _imports(ast.parse(_source(name))))
             waiting += [str(node.module).removeprefix(f"{_PACKAGE}.") for node in ours if node.module != "__future__"]
-    return [name for name in _MODULES if name in found]
+    return [name for name in (*_MODULES, *_DOCTOR_MODULES) if name in found]
 
 
 def _source(module: str) -> str:

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_ubyte, c_uint, c_ulonglong, c_void_p
-from typing import Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from deploy.on_device.errors import BuildFailed, CudaError, MissingModule
+
+if TYPE_CHECKING:  # the program that looks at a machine holds this module too, and numpy may be missing there
+    import numpy.typing as npt
 
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _ADDRESS = c_ulonglong

@@ -107,7 +107,7 @@ def with_kept_engine(place: Path, open_engine: Callable[[], _Opened]) -> _Opened
 
 def about_the_machine(error: Exception, providers: Sequence[str]) -> str | None:
     """Return what has to be changed on this machine when that is why ONNX Runtime failed; None when it is about the model."""
-    unloadable = [name for name in providers if _loader_error(name) is not None]
+    unloadable = [name for name in providers if loader_error(name) is not None]
     if unloadable:
         return why_missing(unloadable)
     text = " ".join(str(error).split())
@@ -140,7 +140,7 @@ def why_missing(names: Sequence[str], package: str = "'onnxruntime-gpu[cuda,cudn
 
 def _why_not_loaded(name: str) -> str:
     """Say which library a provider does not find; the loader names one at a time."""
-    reason = _loader_error(name)
+    reason = loader_error(name)
     start = f"onnxruntime has {name}, and a session does not get it"
     if reason is None:
         return f"{start}, though its libraries load: see what ONNX Runtime wrote, and whether nvidia-smi shows the GPU"
@@ -170,7 +170,7 @@ def _with_cuda() -> str:
     return f"pip install 'onnxruntime-gpu[cuda,cudnn]=={ort.__version__}'{about}"
 
 
-def _loader_error(name: str) -> str | None:
+def loader_error(name: str) -> str | None:
     """Return what the system says when it loads a provider's library, None when it loads."""
     import onnxruntime as ort
 
