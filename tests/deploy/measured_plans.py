@@ -14,6 +14,7 @@ from deploy.on_device.plan_cache import BuiltPlan, Origin, PlanTensor, keep_plan
 from deploy.on_device.product import replace_directory, write_product
 from deploy.on_device.trt_log import Message
 from deploy.on_device.trt_timing import timing_cache_file
+from tests.deploy.board import STATE
 
 ORIN = Gpu("Orin", "sm87", 16, "MAXN")
 FIGURES: dict[str, Any] = {
@@ -61,5 +62,6 @@ def result_of(name: str, plan_sha256: str | None) -> Result:
         "build_seconds": 12.5,
     }
     rounds = {"rounds_ms": [1.5] * 5, "float_rounds_ms": [2.0] * 5, "layers": None}
+    untold = {"enqueue_ms": None, "hot_ms": None, "cold_ms": None, "notes": [], "state": STATE}
     about = {"key": name, "name": name, "failed": None, "cause": None, "nodes": [], "plan_sha256": plan_sha256}
-    return msgspec.convert({**about, **figures, **rounds}, Result)
+    return msgspec.convert({**about, **figures, **rounds, **untold}, Result)
