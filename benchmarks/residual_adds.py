@@ -36,6 +36,7 @@ from smpq.joins import find_joins
 from smpq.quantize import FakeQuantizer
 from tests.deploy.residuals import NETWORKS
 
+STAGES = 7
 W8A8 = Format.from_text("w8a8")
 
 
@@ -71,10 +72,9 @@ def _bytes(tensor: tensorrt.KernelTensor) -> int:
 
 def measured(name: str, scale: int, compute_capability: str) -> dict[str, object]:
     """Build one network with all joins in float, with none, and in fp16."""
-    make, adds = NETWORKS[name]
     target = target_from_name("tensorrt-rtx", [compute_capability])
     torch.manual_seed(0)
-    model = make(scale)
+    model = NETWORKS[name](scale, STAGES)
     images = torch.randn(4, 3, 224 if scale == 1 else 64, 224 if scale == 1 else 64)
     model.train()(images)  # BatchNorm with statistics, as training would leave it
     folded, _ = fold_batchnorm(model.eval(), (images[:2],))
@@ -87,7 +87,7 @@ def measured(name: str, scale: int, compute_capability: str) -> dict[str, object
     calls = {call for unit in units for call in unit.calls}
     new = {add.name for add in residual_adds(traced, units) if add.skip in calls or add.grid != add.skip or not add.readers}
     policies = (("fp16", FP16, set[str]()), ("float joins", W8A8, joins), ("read skips", W8A8, new), ("w8a8", W8A8, set[str]()))
-    row: dict[str, object] = {"network": name, "adds": adds, "joins": len(joins)}
+    row: dict[str, object] = {"network": name, "adds": model.adds, "joins": len(joins)}
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "model.float.onnx"
         export_float(traced, units, source)

@@ -43,7 +43,7 @@ class _Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """He et al., table 1, for images of any size."""
+    """He et al., table 1, for images of any size; `adds` is how many residual adds it has."""
 
     def __init__(self, block: type[_Basic | _Bottleneck], depths: tuple[int, ...], width: int, classes: int) -> None:
         super().__init__()
@@ -55,6 +55,7 @@ class ResNet(nn.Module):
                 blocks.append(block(inputs, width << stage, 2 if stage and not number else 1))
                 inputs = (width << stage) * block.expansion
         self.blocks = nn.Sequential(*blocks)
+        self.adds = len(blocks)
         self.head = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,13 +113,13 @@ _EFFICIENT = (
 
 
 class Inverted(nn.Module):
-    """MobileNetV2, or EfficientNet-B0 with squeeze-and-excitation of a quarter and SiLU; `scale` is a divisor of all widths."""
+    """MobileNetV2, or EfficientNet-B0 with squeeze-and-excitation of a quarter and SiLU; `adds` is how many residual adds it has."""
 
     def __init__(self, stages: tuple[_Stage, ...], act: type[nn.Module], squeeze: int, scale: int, classes: int) -> None:
         super().__init__()
         inputs = max(32 // scale, 8)
         self.stem = nn.Sequential(_conv(3, inputs, 3, 2), act())
-        blocks: list[nn.Module] = []
+        blocks: list[_Inverted] = []
         for stage in stages:
             outputs = max(stage.outputs // scale // 8 * 8, 8)
             for number in range(stage.depth):
@@ -126,6 +127,7 @@ class Inverted(nn.Module):
                 blocks.append(_Inverted(inputs, outputs, stage.kernel, stride, stage.expand, act, squeeze))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
+        self.adds = sum(block.adds for block in blocks)
         last = 1280 // scale
         self.last = nn.Sequential(_conv(inputs, last, 1), act())
         self.head = nn.Linear(last, classes)
@@ -134,10 +136,10 @@ class Inverted(nn.Module):
         return self.head(self.last(self.blocks(self.stem(x))).mean((2, 3)))
 
 
-NETWORKS: dict[str, tuple[Callable[[int], nn.Module], int]] = {
-    "resnet18": (lambda scale: ResNet(_Basic, (2, 2, 2, 2), 64 // scale, 1000 // scale), 8),
-    "resnet50": (lambda scale: ResNet(_Bottleneck, (3, 4, 6, 3), 64 // scale, 1000 // scale), 16),
-    "mobilenetv2": (lambda scale: Inverted(_MOBILE, nn.ReLU6, 0, scale, 1000 // scale), 10),
-    "efficientnet-b0": (lambda scale: Inverted(_EFFICIENT, nn.SiLU, 4, scale, 1000 // scale), 9),
+NETWORKS: dict[str, Callable[[int, int], ResNet | Inverted]] = {
+    "resnet18": lambda scale, stages: ResNet(_Basic, (2, 2, 2, 2)[:stages], 64 // scale, 1000 // scale),
+    "resnet50": lambda scale, stages: ResNet(_Bottleneck, (3, 4, 6, 3)[:stages], 64 // scale, 1000 // scale),
+    "mobilenetv2": lambda scale, stages: Inverted(_MOBILE[:stages], nn.ReLU6, 0, scale, 1000 // scale),
+    "efficientnet-b0": lambda scale, stages: Inverted(_EFFICIENT[:stages], nn.SiLU, 4, scale, 1000 // scale),
 }
-"""Name -> how to make it with all widths divided by a scale (4 at most), and how many residual adds it has."""
+"""Name -> how to make its first stages (7 are all of any) with all widths divided by a scale."""

@@ -34,10 +34,33 @@ def test_rule_1_a_sum_of_convolutions_that_a_layer_reads_is_a_join():
     assert first.name in exported.traced.nodes
 
 
-def test_rule_2_the_skip_of_a_sum_is_a_join_where_a_layer_reads_it_too():
+def test_rule_2_the_skip_of_a_sum_is_a_join_where_a_layer_reads_or_makes_it():
     _, groups, joins, _ = found(SKIPS)
     name = {unit.path: group.name for group in groups for unit in group.units}
-    assert Join(joins[0].name, (name["b"],), (name["a"],)) == joins[0]
+    identity, repeated, moved = joins
+    assert identity == Join(identity.name, (name["b"],), (name["a"], name["stem"]))
+    assert repeated == Join(repeated.name, (name["twice"],), (name["twice"], name["depthwise"]))
+    assert moved == Join(moved.name, (name["grouped"],), (name["grouped"], name["twice"]))
+
+
+def test_each_join_of_rule_2_is_what_the_plan_decides():
+    """A join works on integers in the policy exactly where the plan quantises an operand of its add."""
+    exported, groups, joins, _ = found(SKIPS)
+    generator = np.random.default_rng(0)
+    _, quantizer = exported.plan(exported.formats("fp16"), "tensorrt")
+    for _ in range(40):
+        formats = {group.name: W8A8 if generator.random() < 0.6 else FP32 for group in groups}
+        kept = frozenset(join.name for join in joins if generator.random() < 0.3)
+        plan = quantizer.plan(Policy(formats).by_unit(groups), kept)
+        quantized = {consumer for entry in plan.tensors for consumer in entry.consumers or ()}
+        integers = integer_names(Policy(formats, kept), joins)
+        assert {join.name for join in joins} & quantized == {join.name for join in joins} & integers
+
+
+def test_the_skip_of_a_join_is_an_edge_so_that_the_latency_model_has_a_price_for_it():
+    exported, _, joins, edges = found(SKIPS)
+    sizes = {(edge.first, edge.second): edge.elements for edge in edges}
+    assert [sizes[join.readers[0], join.name] for join in joins] == [8 * 8 * 8, 8 * 8 * 8, 16 * 4 * 4]
 
 
 def test_rule_3_without_such_rules_there_is_no_choice():
