@@ -58,7 +58,7 @@ def test_each_join_of_rule_2_is_what_the_plan_decides():
 
 
 def test_the_skip_of_a_join_is_an_edge_so_that_the_latency_model_has_a_price_for_it():
-    exported, _, joins, edges = found(SKIPS)
+    _, _, joins, edges = found(SKIPS)
     sizes = {(edge.first, edge.second): edge.elements for edge in edges}
     assert [sizes[join.readers[0], join.name] for join in joins] == [8 * 8 * 8, 8 * 8 * 8, 16 * 4 * 4]
 
