@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 _MARKED = re.compile(r"'([^']+)'|\"([^\"]+)\"|`([^`]+)`|\[([^\[\]]+)\]|\(([^()]+)\)|\{([^{}\[\]]+)\}")
 """What stands in quotes or brackets."""
-_FUSED = r"(?:PWN\(\S*(?:, \S+)*|\(Unnamed Layer\* \d+\)|[^\s{]\S*)(?: \[[\w ]+\])?"
+_FUSED = r"(?:PWN\(\S*(?:(?<=,) \S+)*|\(Unnamed Layer\* \d+\)|[^\s{]\S*)(?: \[[\w ]+\])?"
 """One layer of a fused one: a name, a pointwise expression, or a layer without a name; TensorRT may write its type behind it."""
 _NODES_OF_TENSORRT = re.compile(rf"\bimplementation for node ({_FUSED}(?: (?:\+|\|\|) {_FUSED})*)")
 """TensorRT's own sentence, as in "Could not find any implementation for node conv1 + relu1.", whatever comes behind it."""
