@@ -3,7 +3,7 @@
 Usage: residual_adds.py [--scale N] [--compute-capability sm89] [NETWORK ...]
 
 Every layer is w8a8. What differs is which adds read their skip as integers: none (`float joins`), those whose skip another layer reads
-as integers and no layer makes (`read skips`, the rule before November 2026), all (`w8a8`). Needs no GPU. TensorRT-RTX computes an int8
+as integers and no layer makes (`read skips`, an earlier rule), all (`w8a8`). Needs no GPU. TensorRT-RTX computes an int8
 convolution and what follows in two kernels in any case; `activation_bytes` is what all kernels read and write besides constants.
 """
 

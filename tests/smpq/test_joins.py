@@ -116,6 +116,17 @@ def joined_problem(seed):
     return Problem(space, values, [Ceiling(model, float(random.uniform(0.5, 1.0)))])
 
 
+def test_joins_of_which_no_price_is_known_work_on_integers():
+    """The solver may put them anywhere, and in float TensorRT never gets to show what they save."""
+    groups = tuple(Group(name, (unit(name, 64),)) for name in "abc")
+    joins = (Join("first", ("b",), ("a",)), Join("second", ("c",), ("b",)))
+    space = Space(groups, dict.fromkeys("abc", (W8A8, FP32)), FP32, joins)
+    parts = {name: {W8A8: -0.2, FP32: 0.0} for name in "abc"}
+    model = CostModel("latency", 1.0, parts, 1.0, (), tuple(map(JoinCost, joins)))
+    values = {name: {W8A8: -0.1, FP32: 0.0} for name in "abc"}
+    assert allocate(Problem(space, values, [Ceiling(model, 0.5)])) == Policy(dict.fromkeys("abc", W8A8))
+
+
 def every_policy(space):
     names = [group.name for group in space.groups]
     for formats in product(*(space.formats[name] for name in names)):
