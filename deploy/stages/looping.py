@@ -25,6 +25,7 @@ from deploy.run.files.search import BundleFile, CandidateRow
 from deploy.stages.making import export
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import score, static_ceilings
+from deploy.targets.offers import may_fail
 from smpq.budget import Budget
 from smpq.files import Interval
 from smpq.policy import Policy
@@ -185,6 +186,7 @@ def _loop(
         settings or LoopSettings(seed=prepared.settings.seed),
         refusals,
         prepared.unseen,
+        may_fail(prepared.target, prepared.space, prepared.settings.batch),
     )
 
 

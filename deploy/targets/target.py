@@ -20,6 +20,7 @@ from deploy.targets.rules import (
     SCHEMA_VERSION,
     Capability,
     CapabilityRow,
+    LayerKind,
     version_fits,
 )
 
@@ -30,8 +31,10 @@ __all__ = [
     "TARGET_NAMES",
     "Capability",
     "CapabilityRow",
+    "LayerKind",
     "Target",
     "capability",
+    "capability_of",
     "check_builds_here",
     "compute_capabilities_of",
     "device_names",
@@ -198,17 +201,21 @@ def capability(target: Target, operator: str, format_: Format, in_features: int,
     """Say what becomes of `format_` on an operator of kind `operator` (one of `OPERATORS`, or another, which stays float).
 
     `in_features` is the length of the reduction: inputs of a linear layer, input channels of a group times kernel elements of a
-    convolution. A block has to divide it. `out_features` is the number of scales of a per-channel weight, for the rules that 4-bit
-    weights come in pairs; without it those are not checked. With several compute capabilities the worst answer counts.
+    convolution. `out_features` is the number of scales of a per-channel weight; without it, rules about it are left out.
     """
-    if operator not in OPERATORS and not format_.is_float:
-        return Capability("refused", f"operators of kind {operator} are not quantised: known are {', '.join(OPERATORS)}")
+    return capability_of(target, LayerKind(operator, in_features, out_features), format_)
+
+
+def capability_of(target: Target, layer: LayerKind, format_: Format) -> Capability:
+    """Say what becomes of `format_` on a layer. A block has to divide its inputs. With several compute capabilities the worst answer counts."""
+    if layer.operator not in OPERATORS and not format_.is_float:
+        return Capability("refused", f"operators of kind {layer.operator} are not quantised: known are {', '.join(OPERATORS)}")
     block = format_.weight_block
-    if block is not None and in_features % block:
+    if block is not None and layer.in_features % block:
         # A runtime that infers the block from the number of scales would read them against the wrong weights, without a word.
-        return Capability("refused", f"blocks of {block} do not divide the {in_features} inputs")
+        return Capability("refused", f"blocks of {block} do not divide the {layer.in_features} inputs")
     gpus: list[tuple[str, ...]] = [(one,) for one in target.compute_capabilities] or [()]
-    answers = [_first_fit(target, operator, format_, in_features, out_features, gpu) for gpu in gpus]
+    answers = [_first_fit(target, layer, format_, gpu) for gpu in gpus]
     return max(answers, key=lambda answer: FROM_BEST_TO_WORST.index(answer.status))
 
 
@@ -217,15 +224,14 @@ def table(target: Target) -> tuple[CapabilityRow, ...]:
     return tuple(row for row in _table(target.family).rows if row.concerns(target.compute_capabilities, target.version))
 
 
-def _first_fit(
-    target: Target, operator: str, format_: Format, in_features: int, out_features: int | None, gpu: tuple[str, ...]
-) -> Capability:
-    odd = format_.weight_bits == _FOUR_BITS and out_features is not None and in_features * out_features % 2 == 1
+def _first_fit(target: Target, layer: LayerKind, format_: Format, gpu: tuple[str, ...]) -> Capability:
+    outputs = layer.out_features
+    odd = format_.weight_bits == _FOUR_BITS and outputs is not None and layer.in_features * outputs % 2 == 1
     for row in _table(target.family).rows:
-        if row.concerns(gpu, target.version) and row.fits(operator, format_, in_features, out_features):
+        if row.concerns(gpu, target.version) and row.fits(layer, format_):
             if row.even_elements and odd:
                 return Capability("refused", "a 4-bit weight needs an even number of elements")
-            return Capability(row.status, row.note, row.stored_as)
+            return Capability(row.status, row.note, row.stored_as, row.may_fail)
     return Capability("refused", f"{format_} has not been measured on {target.name}")
 
 

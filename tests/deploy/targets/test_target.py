@@ -14,7 +14,7 @@ import pytest
 
 from calib.errors import UserError
 from calib.formats import FP16, FP32, Format
-from deploy.targets.rules import version_fits
+from deploy.targets.rules import LayerKind, version_fits
 from deploy.targets.tables import overview
 from deploy.targets.target import (
     LINEARS,
@@ -24,6 +24,7 @@ from deploy.targets.target import (
     CapabilityRow,
     Target,
     capability,
+    capability_of,
     check_builds_here,
     compute_capabilities_of,
     device_names,
@@ -73,13 +74,10 @@ def test_every_rule_of_a_table_decides_something(name):
     targets = variants(name)
     rests = ("a4", "a7", "a8", "a16", "a16b2", "a16b8", "a16b128", "a16b256")
     formats = [FP16, FP32, *(Format.from_text(f"w{bits}{rest}") for bits in range(2, 9) for rest in rests)]
-    used = {
-        capability(target, operator, format_, 256, outputs).note
-        for target in targets
-        for operator in OPERATORS
-        for format_ in formats
-        for outputs in (256, 255)
-    }
+    layers = [LayerKind(operator, 256, outputs) for operator in OPERATORS for outputs in (256, 255)]
+    used = {capability_of(target, layer, format_).note for target in targets for layer in layers for format_ in formats}
+    small = [LayerKind(operator, 256, 256, 3, rows=1) for operator in OPERATORS]
+    used |= {capability_of(target, layer, W8A8).note for target in targets for layer in small}
     assert not [row for target in targets for row in table(target) if row.note not in used]
 
 
@@ -379,3 +377,44 @@ def test_int8_activations_with_a_relu_are_not_integer_in_onnxruntime(tmp_path):
     assert found_in_onnxruntime(affine, tmp_path / "affine.onnx") == "native"
     symmetric = Layer("conv2d", W8A8, **common)
     assert found_in_onnxruntime(symmetric, tmp_path / "symmetric.onnx") == "dequantized"
+
+
+@pytest.mark.parametrize(
+    ("layer", "status"),
+    [
+        (LayerKind("conv2d", 147, 64, 3), "unknown"),
+        (LayerKind("conv2d", 576, 8, 64), "unknown"),
+        (LayerKind("conv2d", 144, 16, 16), "native"),
+        (LayerKind("conv2d", 576), "native"),
+        (LayerKind("depthwise_conv2d", 9, 32, 1), "native"),
+        (LayerKind("depthwise_conv2d", 9, 36, 1), "unknown"),
+        (LayerKind("grouped_conv2d", 36, 12, 4), "unknown"),
+        (LayerKind("linear", 256, 256, 256, rows=1), "unknown"),
+        (LayerKind("linear", 256, 256, 256, rows=8), "native"),
+        (LayerKind("linear", 256, 256, 256), "native"),
+        (LayerKind("linear_nd", 256, 256, 256), "native"),
+    ],
+    ids=str,
+)
+def test_layers_over_which_tensorrt_may_refuse_an_engine(layer, status):
+    for name in ("tensorrt", "tensorrt-10.3", "jetson-orin"):
+        answer = capability_of(target_from_name(name), layer, W8A8)
+        assert answer.status == status
+        assert answer.may_fail == (status == "unknown")
+    answer = capability_of(target_from_name("tensorrt-rtx", ["sm89"]), layer, W8A8)
+    assert not answer.may_fail, "tensorrt-rtx has been seen to build them"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"fewer_channels_than": 0}, {"fewer_channels_than": "16"}, {"outputs_not_divisible_by": True}, {"outputs_not_divisible_by": -8},
+        {"may_fail": True}, {"channels_not_divisible_by": 8},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_conditions_of_a_rule_are_a_bug(wrong):
+    row = {"operators": ["linear"], "formats": ["w8a8"], "status": "native", "note": "", "basis": "docs", "source": "a page"}
+    assert CapabilityRow.from_json({**row, "fewer_channels_than": 16}).fewer_channels_than == 16
+    with pytest.raises(ValueError, match="wrong rule"):
+        CapabilityRow.from_json({**row, **wrong})
