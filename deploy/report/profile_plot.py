@@ -8,7 +8,7 @@ from deploy.run.files.profile import ProfiledKernel, ProfileFile
 
 _MOST_BARS = 120
 _LABEL_LETTERS = 40
-_ROW, _TOP, _LEFT, _BARS, _RIGHT = 17.0, 74.0, 270.0, 420.0, 320.0
+_ROW, _TOP, _LEFT, _BARS, _RIGHT = 17.0, 74.0, 270.0, 420.0, 400.0
 _CSS = """
 text{font:11px system-ui,"Segoe UI","Liberation Sans",sans-serif;fill:#646d73}.title{fill:#1d2327;font-size:13px}
 .paper{fill:#fdfdfc}.layer{fill:#1f6f8b}.quantize{fill:#c98a1b}.reformat,.copy{fill:#b1510f}.copy{fill-opacity:.6}.other{fill:#b9c6cb}
