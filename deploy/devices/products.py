@@ -6,13 +6,13 @@ import hashlib
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 from calib.errors import UserError
 from calib.storage import Amount, FileRecord, Positive, Record, Sha256, read_record, writing
-from deploy.devices.messages import Line, Milliseconds, Name, Ratio, Result, Runtime, ShortHash, Size, check_names
+from deploy.devices.messages import Line, Milliseconds, Name, Ratio, Result, ShortHash, Size, check_names
 from deploy.on_device.product import (
     BUILD_LOG,
     ENGINE_JSON,
@@ -81,7 +81,7 @@ class ProductFile(FileRecord, frozen=True, kw_only=True):
     MADE_BY = "smpq measure"
     name: ShortHash
     machine: Name
-    runtime: Runtime
+    runtime: Literal["tensorrt", "tensorrt-rtx"]
     version: Line
     settings: dict[str, Any]
     onnx_sha256: Sha256
@@ -114,8 +114,16 @@ def find_product(directory: Path) -> ProductFile | None:
 
 
 def damaged_files(directory: Path, product: ProductFile) -> list[str]:
-    """Return the names of files that are missing or are not what the description says. A timing cache may have grown since."""
-    return [name for name, row in product.files.items() if name != TIMING_CACHE and _sha256(directory / name) != row.sha256]
+    """Return the names of files that are missing or are not what the description says. A timing cache may have grown since.
+
+    The programs have to be those of this version of smpq: nobody should run a text that a device has written.
+    """
+    ours = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in example_programs(product.runtime).items()}
+    return [
+        name
+        for name, row in product.files.items()
+        if name != TIMING_CACHE and (_sha256(directory / name) != row.sha256 or ours.get(name, row.sha256) != row.sha256)
+    ]
 
 
 def take_product(source: Path, result: Result, directory: Path) -> ProductFile | None:

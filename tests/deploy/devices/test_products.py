@@ -46,12 +46,22 @@ def test_a_product_is_taken_whole_or_not_at_all(tmp_path):
     assert [entry.name for entry in target.parent.iterdir()] == ["engine.tensorrt"]
 
 
+def forge(product: Path) -> None:
+    """Another program, and a description that fits it."""
+    (product / "run_engine.py").write_text("print('not ours')")
+    files = json.loads((product / "engine.json").read_text())["files"]
+    row = {"size_bytes": 17, "sha256": hashlib.sha256(b"print('not ours')").hexdigest()}
+    change(product, files={**files, "run_engine.py": row})
+
+
 @pytest.mark.parametrize("damage", [
+    forge,
     lambda product: (product / "engine.plan").write_bytes(b"other"),
     lambda product: (product / "run_engine.py").unlink(),
     lambda product: change(product, plan_sha256="0" * 64),
     lambda product: change(product, files={**json.loads((product / "engine.json").read_text())["files"], "../outside": {"size_bytes": 1, "sha256": "0" * 64}}),
     lambda product: change(product, schema=99),
+    lambda product: change(product, runtime="onnxruntime"),
 ])  # fmt: skip
 def test_a_damaged_product_is_none(tmp_path, damage):
     write_product_of(tmp_path / "product", NAME, content=PLAN)
