@@ -1,4 +1,4 @@
-"""Links of the documentation lead to files and headings that exist, and every command has its section. `make docs` looks at the built site."""
+"""Links of the documentation lead to files and headings that exist, and every command has its section."""
 
 from __future__ import annotations
 

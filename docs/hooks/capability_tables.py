@@ -1,4 +1,4 @@
-"""Puts the targets and the rules of their capability tables into docs/formats-and-targets.md, as `smpq targets` shows them."""
+"""Puts the targets and the rules of their tables into docs/formats-and-targets.md, as `smpq targets` shows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RULES = re.compile(r"^<!-- rules: (?P<name>[\w.-]+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Replace each marker by its table. PluginError where the overview or the rules of a family of targets are missing."""
+    """Replace each marker by its table. PluginError where the overview or the rules of a family are missing."""
     if page.file.src_uri != _PAGE:
         return markdown
     families = {target_from_name(name, look=False).family for name in _RULES.findall(markdown)}

@@ -1,4 +1,4 @@
-"""Puts the usage and the options of each command into docs/commands.md, from click's own help, so that they cannot go stale."""
+"""Puts the usage and options of each command into docs/commands.md, from click's own help: they cannot go stale."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAGE = "commands.md"
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Replace each marker by the help of its command. PluginError where a command has no marker, or a marker no command."""
+    """Replace each marker by the help of its command. PluginError where markers and commands are not the same."""
     if page.file.src_uri != _PAGE:
         return markdown
     named = _MARKER.findall(markdown)

@@ -1,4 +1,4 @@
-"""Makes links to files of the repository outside of docs/ lead somewhere on the site: Markdown becomes a page, the rest is copied."""
+"""Adds to the site what pages link to outside of docs/: three Markdown files become pages, other files are copied."""
 
 from __future__ import annotations
 
