@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 ON_LINUX := sys_platform == 'linux' and platform_machine == 'x86_64'
 BESIDE = $(BIN)/python -m pip install --quiet --no-deps --upgrade --target
 
-.PHONY: demo test lint types check install providers
+.PHONY: demo test lint types docs check install providers
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -32,7 +32,16 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-check: lint types test
+# A link that leads nowhere is an error (with --quiet it would not be). The variable silences what the theme prints about MkDocs 2.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	@echo "The documentation is at site/index.html"
+
+$(VENV)/.docs-installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
+check: lint types docs test
 
 install: $(STAMP)
 

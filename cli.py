@@ -83,7 +83,7 @@ def smpq(context: click.Context) -> None:
     export         -> model.*.onnx       the plan as ONNX with Q/DQ nodes for the target
     build          -> engine.*           the engine, and what each layer became in it
     measure        -> latency.json       the engine against the float engine, interleaved
-    bundle, feedback                     the same on a device that is carried to (run --device ssh://... does it all)
+    bundle, feedback                     measure on a device without a network connection (with one: run --device)
     explain        -> contributions.json what each layer's format costs, with intervals
     verify         -> verify.json        the evaluation data through PyTorch, ONNX and engine
     report         -> report.html        all of it on one page

@@ -1,1 +1,1 @@
-"""Tasks of the kind a person writes: see the README, "Your own task"."""
+"""Tasks of the kind a person writes: see docs/your-own-task.md."""
