@@ -58,7 +58,7 @@ def _traced(model: nn.Module, example: tuple[Tensor, ...], sizes: Sequence[int],
         if free:
             try:
                 program = torch.export.export(model, _fresh(example), dynamic_shapes=_free_batch(model, len(example)))
-                if all(_holds_for(program, example, size) for size in sizes):
+                if _holds_for(program, example, sizes):
                     return program, True
             except Exception:  # noqa: BLE001, S110 - torch raises many types; a fixed batch is tried before giving up
                 pass
@@ -88,12 +88,26 @@ def _free_batch(model: nn.Module, count: int) -> tuple[Any, ...]:
     return (*free[:first], tuple(free[first:]))
 
 
-def _holds_for(program: ExportedProgram, example: tuple[Tensor, ...], size: int) -> bool:
-    """Whether the trace holds for a batch of `size`: torch's ranges and guards, as `size <= 8` or `size % 2 == 0`, allow it.
+def _holds_for(program: ExportedProgram, example: tuple[Tensor, ...], sizes: Sequence[int]) -> bool:
+    """Whether the trace holds for batches of `sizes`: torch's ranges and guards, as `size <= 8` or `size % 2 == 0`, allow them.
 
     A lower bound of 2 is torch's own: it traces as if no size were 0 or 1. What a model does with one sample is for
     `calib.faithful` to compare.
     """
+    if not all(_in_range(program, size) for size in sizes):
+        return False
+    guards = getattr(program.module(), "_guards_fn", None) if sizes else None
+    if guards is None:  # there are none
+        return True
+    try:
+        for size in sizes:
+            guards(*(tensor[:1].expand(size, *tensor.shape[1:]) for tensor in example))
+    except AssertionError:
+        return False
+    return True
+
+
+def _in_range(program: ExportedProgram, size: int) -> bool:
     for leading in _leading_sizes(program):
         if not isinstance(leading, torch.SymInt):
             if leading != size:
@@ -103,14 +117,6 @@ def _holds_for(program: ExportedProgram, example: tuple[Tensor, ...], size: int)
             found = program.range_constraints.get(symbol)
             if found is not None and (size > found.upper or (size < found.lower and found.lower > 2)):
                 return False
-    batch = tuple(tensor[:1].expand(size, *tensor.shape[1:]) for tensor in example)
-    guards = getattr(program.module(), "_guards_fn", None)
-    if guards is None:  # there are none
-        return True
-    try:
-        guards(*batch)
-    except AssertionError:
-        return False
     return True
 
 
