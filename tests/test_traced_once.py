@@ -3,10 +3,12 @@
 import torch
 from torch import nn
 
+from calib.fold import trace_folded
 from calib.graph import TracedModel
 from calib.units import find_units
 from deploy import float_onnx
 from deploy.export import export_float
+from tests.smpq import tunable
 from tests.tiny_task import Net, images
 from tests.traced_once import traced_once
 
@@ -16,6 +18,22 @@ def exported(net, directory):
     path = directory / "model.onnx"
     export_float(traced, find_units(traced)[0], path)
     return path.read_bytes(), traced
+
+
+def test_a_network_whose_norms_are_folded_is_as_without(tmp_path):
+    class Same(tunable.Normed):
+        """What is not listed is traced each time."""
+
+    same = Same().eval()
+    same.load_state_dict(tunable.network().state_dict())
+    found = []
+    with traced_once():
+        for net in (same, tunable.network(), tunable.network()):
+            traced, folded = trace_folded(net, (tunable.images(1, 2),), {1, 8})
+            export_float(traced, find_units(traced)[0], tmp_path / "model.onnx")
+            found.append(((tmp_path / "model.onnx").read_bytes(), folded))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][1]) == 3
 
 
 def test_exports_are_as_without(tmp_path):

@@ -15,9 +15,10 @@ from torch.export import ExportedProgram
 from calib import graph
 from calib.units import Unit
 from deploy import float_onnx
-from tests import tiny_task
+from tests import joined_task, tiny_task
+from tests.smpq import tunable
 
-PURE = (tiny_task.Net, tiny_task.Smooth, tiny_task.Overflowing, tiny_task.Flat)
+PURE = (tiny_task.Net, tiny_task.Smooth, tiny_task.Overflowing, tiny_task.Flat, joined_task.Joined, tunable.Normed)
 """Networks whose `forward` depends on nothing but their weights and the input."""
 
 
@@ -41,15 +42,15 @@ class _Traces:
         sizes = tuple(sizes)
         if type(model) not in PURE or model.training:
             return self._trace(model, example, sizes, free=free)
-        parameters = dict(model.named_parameters())
-        shapes = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in (*example, *parameters.values()))
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        shapes = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in (*example, *state.values()))
         key = (type(model), tuple(map(repr, model.modules())), shapes, frozenset(sizes), free)
         if key not in self._kept:
             self._kept[key] = self._trace(copy.deepcopy(model), example, sizes, free=free)
         program, is_free = self._kept[key]
         program = copy.deepcopy(program)
-        assert program.state_dict.keys() == parameters.keys()
-        program.state_dict.update(parameters)
+        assert program.state_dict.keys() == state.keys()
+        program.state_dict.update(state)
         return program, is_free
 
 
