@@ -20,7 +20,7 @@ from tests.processes import hearing_signals, ignoring_interrupts
 
 CUTS = 3
 JOB = [
-    "run", "--task", "digits", "--target", "ort-cpu", "--budget", "latency=0.8x", "--formats", "w8a8,fp32", "--effort", "fast",
+    "run", "--task", "tests.trainable_task:task", "--target", "ort-cpu", "--budget", "latency=0.8x", "--formats", "w8a8,fp32", "--effort", "fast",
     "--evaluations", "20", "--samples", "64", "--rounding", "nearest",
 ]  # fmt: skip
 SMALL_JOB = [

@@ -77,9 +77,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     with torch_kept():
-        crew, value = Crew(LocalHands(1)), compute(samples=2000)
+        crew, value = Crew(LocalHands(1)), compute(samples=200)
     shared = crew.compute(value)
-    for number in range(1000):
+    for number in range(100_000):
         for _ in shared(drawn(value.space, 60, number)):
             sys.stdout.write(" ".join(map(str, crew.pids())) + "\n")
             sys.stdout.flush()
