@@ -9,8 +9,12 @@ RUN ?= runs/demo
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What tests/nvidia reads: TensorRT's Python bindings, and ONNX Runtime with providers for GPUs, without the libraries of NVIDIA that they
+# link. They stand beside the environment's own packages, since of each only one version fits among those.
+ON_LINUX := sys_platform == 'linux' and platform_machine == 'x86_64'
+BESIDE = $(BIN)/python -m pip install --quiet --no-deps --upgrade --target
 
-.PHONY: demo test lint types check install
+.PHONY: demo test lint types check install providers
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -32,9 +36,19 @@ check: lint types test
 
 install: $(STAMP)
 
+# 256 MB to download. The tests of ONNX Runtime's CUDA and TensorRT providers are skipped without.
+providers: $(VENV)/providers/.installed
+
+$(VENV)/providers/.installed: $(STAMP)
+	$(BESIDE) $(@D) "onnxruntime-gpu==1.31.1; python_version >= '3.11' and $(ON_LINUX)"
+	mkdir -p $(@D) && touch $@
+
 # torch comes first and alone, so that the build of this machine is chosen before anything else asks for torch.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_PIP) torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[rtx,dev]"
+	$(BESIDE) $(VENV)/bindings/10.3.0 "tensorrt_cu12_bindings==10.3.0; python_version < '3.13' and $(ON_LINUX)"
+	$(BESIDE) $(VENV)/bindings/10.16.0.72 "tensorrt_cu12_bindings==10.16.0.72; $(ON_LINUX)"
+	$(BESIDE) $(VENV)/bindings/11.4.0.106 "tensorrt_cu13_bindings==11.4.0.106; $(ON_LINUX)"
 	touch $@

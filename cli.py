@@ -36,7 +36,7 @@ def main() -> None:
     """Run the command line: a wrong input is one message and exit code 2, a bug of ours is one message and exit code 70."""
     try:
         with stopped_by_signals():
-            smpq(standalone_mode=False)
+            smpq(prog_name="smpq", standalone_mode=False)  # also where it is not the program itself, as under python -m
     except Stopped as stopped:
         click.echo(f"stopped by {stopped.name}; what the run had finished is kept, the same command goes on from there", err=True)
         raise
@@ -87,6 +87,8 @@ def smpq(context: click.Context) -> None:
     explain        -> contributions.json what each layer's format costs, with intervals
     verify         -> verify.json        the evaluation data through PyTorch, ONNX and engine
     report         -> report.html        all of it on one page
+    profile        -> profile.json, .svg where the time of an engine goes, layer by layer, on an NVIDIA GPU
+    doctor                               what a machine or a device has and lacks, and the commands that mend it
 
     Exit codes: 0 done, 1 the budget was not met, 2 wrong input, 70 a bug in smpq.
     """  # noqa: D301 - click reads the backspace
@@ -293,7 +295,9 @@ def export(run: Path, task: str | None, form: str, batches: tuple[int, ...], pro
         path = export_stage(prepared, read_policy(prepared))
         return {"model": str(path)}, [f"model: {path}"], 0
     exported = export_qdq(prepared, read_policy(prepared), batches)
-    return {"model": str(exported.path), "command": exported.command}, [f"model: {exported.path}", exported.command], 0
+    record = {"model": str(exported.path), "build": list(exported.build), "measured": exported.measured}
+    measured = [f"the plan that was measured: {exported.measured}"] if exported.measured is not None else []
+    return record, [f"model: {exported.path}", *exported.build, *measured], 0
 
 
 @smpq.command()
@@ -320,17 +324,24 @@ def build(run: Path, task: str | None, progress: Any) -> tuple[Any, list[str], i
 def measure(run: Path, task: str | None, batches: tuple[int, ...], device: str, progress: Any) -> tuple[Any, list[str], int]:
     """Time the engine against the float engine: interleaved rounds, intervals, p99 of single calls. Writes latency.json."""
     from deploy.pipeline import open_run
+    from deploy.report.remarks import timing_remarks
     from deploy.stages import measure as measure_stage
     from deploy.stages import read_policy
+    from deploy.stages.shipping import shipped
 
     with open_run(run, progress, device=device, task=task) as prepared:
         record = measure_stage(prepared, read_policy(prepared), batches)
+        product = shipped(prepared)
     lines = [
         f"batch {row.batch}: {row.ratio:.3f}x of float [{row.ratio_interval.low:.3f}, {row.ratio_interval.high:.3f}]: "
         f"{row.engine_ms:.4g} ms{_tail(row)} against {row.float_ms:.4g} ms, {row.throughput:.4g} samples/s"
         for row in (record.measurement, *record.batches)
     ]
-    return record, [*lines, f"on {record.machine}, {record.measurement.clock}"], 0
+    lines += [f"batch {row.batch}: {remark}" for row in (record.measurement, *record.batches) for remark in timing_remarks(row)]
+    lines.append(f"on {record.machine}, {record.measurement.clock}")
+    if product is not None:
+        lines.append(f"engine: {product}")
+    return record, lines, 0
 
 
 def _tail(row: Any) -> str:
@@ -387,6 +398,7 @@ def feedback(run: Path, task: str | None, measurements: Path, progress: Any, res
     lines = [
         f"policy: {run / 'policy.json'} (measured {record.ratio:.3f}x of float, {state})",
         f"model: {record.model}",
+        *([f"engine: {record.engine} beside the measurements on the device"] if record.engine is not None else []),
         following,
     ]
     return record, lines, 0 if record.met else NOT_MET
@@ -448,6 +460,44 @@ def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 
 
 @smpq.command()
+@run_argument
+@device_option
+@output_options
+def profile(run: Path, task: str | None, device: str, progress: Any) -> tuple[Any, list[str], int]:
+    """Show where the time of the engine goes on an NVIDIA GPU: by kernel, beside what was planned. Writes profile.json, profile.svg.
+
+    Reads what smpq measure has found on the device, and measures only where that is missing.
+    """
+    from deploy.pipeline import open_run
+    from deploy.report.profile_lines import profile_lines
+    from deploy.stages import read_policy
+    from deploy.stages.profiling import PICTURE
+    from deploy.stages.profiling import profile as profile_stage
+
+    with open_run(run, progress, device=device, task=task) as prepared:
+        record = profile_stage(prepared, read_policy(prepared))
+    return record, [*profile_lines(record), f"picture: {run / PICTURE}"], 0
+
+
+@smpq.command()
+@device_option
+@click.option("--target", help="judge by what this target needs, e.g. jetson-orin  [default: any target will do]")
+@output_options
+def doctor(device: str, target: str | None, progress: Any) -> tuple[Any, list[str], int]:
+    """Say what this machine or a device has, what works there, and the exact commands that mend what does not.
+
+    Looks at Python, driver, GPUs, clocks, TensorRT, ONNX Runtime, packages, memory and disk. Nothing is left on a device.
+    Exit code 2 means that something has to be changed first.
+    """
+    from deploy.doctor.examine import examine
+    from deploy.doctor.text import doctor_lines
+
+    with progress.step(f"examine {device or 'this machine'}"):
+        record = examine(device, target)
+    return record, doctor_lines(record), 0 if record.met else WRONG_INPUT
+
+
+@smpq.command()
 @click.argument("name", required=False)
 @click.option("--sm", "compute_capabilities", multiple=True, help="compute capability, as sm87; repeat for several")
 @click.option("--json", "as_json", is_flag=True, help="print as JSON; without a name, all tables")
@@ -462,7 +512,7 @@ def targets(name: str | None, compute_capabilities: tuple[str, ...], as_json: bo
     if compute_capabilities and name is None:
         raise UserError("--sm needs the name of a target, as in: smpq targets tensorrt-10.3 --sm sm87")
     names = [name] if name is not None else [*TARGET_NAMES, *device_names()]
-    chosen = [target_from_name(each, compute_capabilities) for each in names]
+    chosen = [target_from_name(each, compute_capabilities, look=name is not None) for each in names]
     if as_json:
         click.echo(json.dumps({target.name: described(target) for target in chosen}, indent=1))
     elif name is None:

@@ -17,6 +17,7 @@ from calib.formats import Format
 from calib.graph import TracedModel, operator_name
 from calib.observers import Observed, observer_from_name
 from calib.quantizer import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
+from calib.residual import residual_adds
 from calib.rounding import Moments, rounding_from_name
 from calib.task import Batch
 from calib.units import Unit
@@ -121,7 +122,7 @@ class Calibration:
 
 
 def _observed_tensors(traced: TracedModel, units: Sequence[Unit]) -> list[str]:
-    """Inputs and results of all units, results behind a ReLU as well, and sums."""
+    """Inputs and results of all units, results behind a ReLU as well, sums, and the skips of residual adds."""
     names: dict[str, None] = {}
     for unit in units:
         names.update(dict.fromkeys(unit.inputs))
@@ -129,6 +130,7 @@ def _observed_tensors(traced: TracedModel, units: Sequence[Unit]) -> list[str]:
     names.update({node.name: None for node in traced.graph.nodes if operator_name(node) == "add"})
     for name in list(names):
         names.update({user.name: None for user in traced.consumers(name) if operator_name(user) == "relu"})
+    names.update({add.grid: None for add in residual_adds(traced, units)})
     return [name for name in names if _is_float_tensor(traced, name)]
 
 

@@ -55,6 +55,11 @@ class Unit:
         return self.weight_shape[0]
 
     @property
+    def in_channels(self) -> int:
+        """Input channels of a group of a convolution, inputs of a linear layer."""
+        return self.weight_shape[1]
+
+    @property
     def in_features(self) -> int:
         """Length of one dot product: input channels of a group times the kernel's size."""
         return math.prod(self.weight_shape[1:])

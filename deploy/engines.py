@@ -12,10 +12,12 @@ from calib.formats import FP16, Format
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends import tensorrt as tensorrt_backend
 from deploy.backends.onnxruntime.record import OrtEngineRecord
+from deploy.devices.places import machine_directory
 from deploy.export import call_name
 from deploy.float_onnx import export_float_model
 from deploy.lower import lower
 from deploy.on_device.experiment import CACHE_DIRECTORY
+from deploy.on_device.state import machine
 from deploy.prepare import DEVICE, Prepared
 from deploy.run.files.engine import BuiltRow
 from deploy.targets.target import Target, check_builds_here
@@ -27,11 +29,15 @@ Built = TypeVar("Built")
 
 @dataclass(frozen=True)
 class Names:
-    """File names inside a run: the lowered model, and per compute capability ('' for none) the engine and the float engine."""
+    """File names inside a run: the lowered model, and per compute capability ('' for none) the engine and the float engine.
+
+    `product` is the directory of the plan that was measured.
+    """
 
     model: str
     engines: Mapping[str, str]
     float_engines: Mapping[str, str]
+    product: str
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Kernel:
 
 def engine_names(target: Target) -> Names:
     """Return the names of a target's files."""
-    model = f"model.{target.name}.onnx"
+    model, product = f"model.{target.name}.onnx", f"engine.{target.name}"
     if target.runtime != "onnxruntime":
         capabilities = target.compute_capabilities or ("",)
         middle = {capability: f".{capability}" if capability else "" for capability in capabilities}
@@ -53,8 +59,9 @@ def engine_names(target: Target) -> Names:
             model,
             {capability: f"engine.{target.name}{part}.plan" for capability, part in middle.items()},
             {capability: f"engine.float{part}.plan" for capability, part in middle.items()},
+            product,
         )
-    return Names(model, {"": f"engine.{target.name}.onnx"}, {"": "engine.float.onnx"})
+    return Names(model, {"": f"engine.{target.name}.onnx"}, {"": "engine.float.onnx"}, product)
 
 
 class Engines:
@@ -110,8 +117,8 @@ class Engines:
         check_builds_here(prepared.target)
         runtime = prepared.target.runtime
         float_model = self._reference_model
-        # where the local device keeps its plans, so that neither builds what the other has built
-        cache = run.file(DEVICE) / CACHE_DIRECTORY
+        # where this machine keeps the plans that it times, so that the plan that is built here is the one that is timed
+        cache = machine_directory(run.file(DEVICE), machine()) / CACHE_DIRECTORY
         records: dict[str, BuiltRow] = {}
         found: list[Kernel] = []
         for capability, name in self._names.engines.items():

@@ -31,8 +31,8 @@ from deploy.progress import Progress
 from deploy.run.directory import DECISIVE, Run, versions
 from deploy.run.files.search import CalibrationFile
 from deploy.run.settings import Settings
-from deploy.targets.offers import refusal, unknown_offers
-from deploy.targets.target import Target, capability, target_from_name
+from deploy.targets.offers import offer, refusal, unknown_offers
+from deploy.targets.target import Target, target_from_name
 from smpq.costs import CostModel, cost_models
 from smpq.evaluate import Evaluator
 from smpq.groups import find_groups, space_from_formats
@@ -185,7 +185,7 @@ class Prepared:
         """The costs that need no measurement."""
 
         def stored(unit: Unit, chosen: Format) -> Format:
-            return capability(self.target, unit.operator, chosen, unit.in_features, unit.out_features).stored_as or chosen
+            return offer(self.target, unit, chosen).stored_as or chosen
 
         return cost_models(self.space, self.traced, stored)
 
@@ -222,7 +222,7 @@ def prepare(run: Run, settings: Settings, progress: Progress, resources: Resourc
         lambda unit, chosen: refusal(target, unit, chosen, size_only=settings.size_only),
         find_joins(traced, groups, rules_of(target)),
     )
-    for sentence in unknown_offers(target, space):
+    for sentence in unknown_offers(target, space, settings.batch):
         progress.warn(sentence)
     return Prepared(
         run,

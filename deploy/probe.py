@@ -23,8 +23,9 @@ from deploy.export import export_float
 from deploy.lower import lower
 from deploy.onnx_files import load_model
 from deploy.prepare import rules_of
+from deploy.targets.offers import offer
 from deploy.targets.rules import OPERATORS, Capability, Status
-from deploy.targets.target import Target, capability
+from deploy.targets.target import Target
 from smpq.quantize import FakeQuantizer
 
 ROWS = 4
@@ -118,7 +119,7 @@ def cases(target: Target) -> list[tuple[str, Format]]:
 def stated(target: Target, operator: str, format_: Format) -> Capability:
     """Return what the capability table says about the layer that `probe` builds."""
     (unit,) = _network(operator, neighbours=False).units
-    return capability(target, operator, format_, unit.in_features, unit.out_features)
+    return offer(target, unit, format_, ROWS)
 
 
 def _found_in_plan(model: Path, engine: Path, target: Target, format_: Format) -> Finding:

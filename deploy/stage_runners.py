@@ -21,25 +21,25 @@ from deploy.backends.onnxruntime import OrtEngine
 from deploy.engines import BuildFailed, engine_names
 from deploy.finetuning import tuned
 from deploy.prepare import Prepared
-from deploy.run.files.engine import BuildFile
+from deploy.run.files.engine import BuildFile, StageName
 from smpq.policy import Policy
-
-STAGES = ("eager", "float", "fake_quant", "onnx", "engine")
-"""The user's own module; its trace; the trace with fake quantisers; the ONNX file computed as written; the engine as built."""
 
 Runner = Callable[[Batch], Any]
 Array = npt.NDArray[Any]
 
 
-def stage_runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[str, Runner | str]:
-    """Return how each stage computes a batch's output, or why it cannot; `directory` is for files that only loading needs."""
+def stage_runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[StageName, Runner | str]:
+    """Return how each stage computes a batch's output, or why it cannot; `directory` is for files that only loading needs.
+
+    The stages: the user's own module; its trace; the trace with fake quantisers; the ONNX file computed as written; the engine as built.
+    """
     traced, run = prepared.traced, prepared.run
     fine_tuned = tuned(prepared, policy)
     simulated = traced if fine_tuned is None else fine_tuned.traced
     edits = prepared.fake_quantizer.edits(prepared.plan(policy)) if fine_tuned is None else fine_tuned.edits()
     fixed = None if traced.dynamic_batch else len(traced.example[0])
     names = engine_names(prepared.target)
-    runners: dict[str, Runner | str] = {
+    runners: dict[StageName, Runner | str] = {
         "eager": _eager_runner(prepared, fixed),
         "float": _in_batches(prepared, traced.run, fixed),
         "fake_quant": _in_batches(prepared, lambda inputs: simulated.run(inputs, edits), fixed),

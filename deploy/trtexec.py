@@ -1,4 +1,4 @@
-"""The quantised model as plain ONNX with Q/DQ nodes, and the trtexec command that builds it."""
+"""The quantised model as plain ONNX with Q/DQ nodes, and the commands of NVIDIA's own tools that build and time its engine."""
 
 from __future__ import annotations
 
@@ -11,20 +11,30 @@ import onnx_ir as ir
 
 from calib.errors import UserError
 from calib.units import Unit
+from deploy.devices.products import ProductFile, find_product
 from deploy.lower import LoweringReport, lower
-from deploy.onnx_files import load_model
+from deploy.on_device.product import ENGINE_PLAN, TIMING_CACHE
+from deploy.on_device.trt_build import AVERAGED_TIMINGS
+from deploy.onnx_files import load_model, sha256
 from deploy.targets.target import Target
 from smpq.plan import QuantPlan
 
 QDQ_MODEL = "model.qdq.onnx"
+_TRTEXEC, _RTX_TOOL = "trtexec", "tensorrt_rtx"
 
 
 @dataclass(frozen=True)
 class TrtexecExport:
-    """The file, the command that builds and times its engine where TensorRT is installed, and what the lowering did."""
+    """The file, what the lowering did, and commands for the machine that has the GPU.
+
+    1. `build` builds and times the file's engine with the settings that engines are measured with here: one command, or for tensorrt-rtx
+       one for each compute capability.
+    2. `measured` times the very plan that was measured; None where the run has none of this file.
+    """
 
     path: Path
-    command: str
+    build: tuple[str, ...]
+    measured: str | None
     report: LoweringReport
 
 
@@ -35,12 +45,16 @@ def export_for_trtexec(
     target: Target,
     directory: Path,
     batch_sizes: tuple[int, int, int] = (1, 1, 1),
+    product: Path | None = None,
 ) -> TrtexecExport:
     """Write `model.qdq.onnx` into `directory`: what TensorRT's own parser reads, with nothing of ours to install.
 
     1. `batch_sizes` are the smallest, the usual and the largest batch. When they differ the batch stays free, and the command has the
        shapes of an optimisation profile.
-    2. `--stronglyTyped` is in every command: TensorRT 10 would choose types of its own without it, TensorRT 11 accepts and ignores it.
+    2. trtexec gets `--stronglyTyped`: TensorRT 10 would choose types of its own without it, TensorRT 11 accepts and ignores it. It times
+       each kernel as often as we do. The kernels can still be others, since the fastest is chosen by the clock.
+    3. `product` is where the plan that was measured may be. If it is of this file, trtexec is also handed its kernel times, and then chooses
+       the same kernels.
 
     Raises UserError when the plan is of another kind of target (TensorRT reads no uint8 activations), when the batch sizes are not in
     order, and when the model cannot run with them.
@@ -56,7 +70,10 @@ def export_for_trtexec(
     if not fixed:
         _check_free(float_model)
     report = lower(float_model, plan, units, target, path, batch_sizes[0] if fixed else None)
-    return TrtexecExport(path, _command(path, batch_sizes), report)
+    known = find_product(product) if product is not None else None
+    if known is None or known.name != sha256(path)[: len(known.name)]:
+        product = known = None
+    return TrtexecExport(path, _builds(path, batch_sizes, target, product), _measured(product, known, target), report)
 
 
 def _check_free(float_model: Path) -> None:
@@ -70,13 +87,30 @@ def _check_free(float_model: Path) -> None:
             raise UserError(f"input {value.name} has a free dimension besides the batch: trace the model with one size")
 
 
-def _command(path: Path, batch_sizes: tuple[int, int, int]) -> str:
-    arguments = [f"--onnx={path}", f"--saveEngine={path.with_suffix('.engine')}", "--stronglyTyped"]
+def _builds(path: Path, batch_sizes: tuple[int, int, int], target: Target, product: Path | None) -> tuple[str, ...]:
+    common = ["--profilingVerbosity=detailed"]
     if batch_sizes[0] != batch_sizes[2]:
         inputs = list(load_model(path).graph.inputs)
         for option, batch in zip(("minShapes", "optShapes", "maxShapes"), batch_sizes, strict=True):
-            arguments.append(f"--{option}=" + ",".join(_shape(value, batch) for value in inputs))
-    return shlex.join(["trtexec", *arguments])
+            common.append(f"--{option}=" + ",".join(_shape(value, batch) for value in inputs))
+    if target.runtime == "tensorrt-rtx":
+        return tuple(_rtx_build(path, capability, common) for capability in target.compute_capabilities)
+    times = [f"--timingCacheFile={product / TIMING_CACHE}"] if product is not None and (product / TIMING_CACHE).is_file() else []
+    options = ["--stronglyTyped", f"--avgTiming={AVERAGED_TIMINGS}", *common, *times]
+    return (shlex.join([_TRTEXEC, f"--onnx={path}", f"--saveEngine={path.with_suffix('.engine')}", *options]),)
+
+
+def _rtx_build(path: Path, capability: str, common: Sequence[str]) -> str:
+    """TensorRT-RTX has a tool of its own, builds without timing, and knows no other networks than strongly typed ones."""
+    engine = path.with_suffix(f".{capability}.engine")
+    number = capability.removeprefix("sm")
+    return shlex.join([_RTX_TOOL, f"--onnx={path}", f"--saveEngine={engine}", f"--computeCapabilities={number}", *common])
+
+
+def _measured(product: Path | None, known: ProductFile | None, target: Target) -> str | None:
+    if product is None or known is None:
+        return None
+    return shlex.join([_RTX_TOOL if target.runtime == "tensorrt-rtx" else _TRTEXEC, f"--loadEngine={product / ENGINE_PLAN}"])
 
 
 def _shape(value: ir.Value, batch: int) -> str:

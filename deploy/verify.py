@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -20,16 +20,14 @@ from calib.errors import UserError
 from calib.task import Batch
 from deploy.batch_sizes import differs_by_size
 from deploy.prepare import Prepared, call_task
-from deploy.run.files.engine import VerifyFile
+from deploy.run.files.engine import NORMAL_95, StageName, StageRow, VerifyFile, lost_stages
 from deploy.stage_runners import Runner, stage_runners
+from smpq.files import Interval
 from smpq.policy import Policy
 
-_Z = 1.96
-_ROUNDING = 1e-4
-"""A change of a metric by this share of its spread over samples may be rounding, however surely the data tell it from zero."""
 _KEPT_BYTES = 1 << 28
 """Of the module's own outputs so many are kept until the trace has been compared with them."""
-_EXPLANATIONS = {
+_EXPLANATIONS: Mapping[StageName, str] = {
     "float": "the trace: the traced graph does not compute what the PyTorch module does; this is a bug, please report it",
     "fake_quant": "quantisation itself: give the layers more bits, or fine-tune",
     "onnx": "the export: the ONNX file does not compute what the fake-quantised model does; this is a bug, please report it",
@@ -37,72 +35,44 @@ _EXPLANATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The metric of one stage, in the metric's unit.
-
-    `mean` with its 95 % interval over samples; `change` is the paired difference to the stage before, with its interval; `agreement` the
-    share of samples with the same top class as the stage before. `not_run` says why there are no numbers.
-    """
-
-    mean: float | None
-    interval: tuple[float, float] | None
-    change: float | None
-    change_interval: tuple[float, float] | None
-    agreement: float | None
-    not_run: str | None = None
-
-
-@dataclass(frozen=True)
-class Verification:
-    """All stages; `lost_at` is the stage with the largest drop that the data can tell from zero, if there is one."""
-
-    metric: str
-    samples: int
-    stages: dict[str, Stage]
-    lost_at: str | None
-    explanation: str
-
-    def to_file(self, policy_key: str) -> VerifyFile:
-        """Return the file form; `policy_key` names the policy that was verified, and its fine-tuned weights."""
-        return msgspec.convert({"schema": VerifyFile.VERSION, "policy": policy_key, **asdict(self)}, VerifyFile)
-
-
-def verify(prepared: Prepared, policy: Policy) -> Verification:
+def verify(prepared: Prepared, policy: Policy, policy_key: str) -> VerifyFile:
     """Run the evaluation data through the user's module, its trace, the fake-quantised model, the ONNX file and the engine.
 
     The ONNX file is computed as written, in float with its quantisers and no integer kernels; the engine as it was built. The trace must
     give what the module gives, and an engine for any batch size the same for a sample alone as for the same sample among others.
-    Raises UserError when a stage gives NaN or infinity.
+    `policy_key` names the policy that is verified, and its fine-tuned weights. Raises UserError when a stage gives NaN or infinity.
     """
     batches = materialize(call_task(prepared.task, "evaluation"), what="evaluation")
     with tempfile.TemporaryDirectory() as directory:
         runners = stage_runners(prepared, policy, Path(directory))
-    stages: dict[str, Stage] = {}
+    stages: dict[StageName, StageRow] = {}
     previous: _Results | None = None
-    problems: dict[str, str] = {}
     for name, runner in runners.items():
         if isinstance(runner, str):
-            stages[name] = Stage(None, None, None, None, None, runner)
+            stages[name] = StageRow(mean=None, interval=None, change=None, change_interval=None, agreement=None, not_run=runner)
             continue
         reference = previous.outputs if name == "float" and previous is not None else ()
         with prepared.progress.bar(f"verify {name}", len(batches)) as advance:
             current = _collect(prepared, batches, name, runner, reference, advance)
-        if current.problem is not None:
-            problems[name] = current.problem
-        stages[name] = _compare(current, previous)
+        stages[name] = _compared(current, previous)
         previous = current
     if callable(runners["engine"]) and callable(runners["fake_quant"]):
         alone = differs_by_size(runners["engine"], runners["fake_quant"], batches[0], (1, prepared.settings.batch))
-        if alone is not None:
-            problems["engine"] = alone
-    lost_at = next(iter(problems), None) or _lost_at(stages, sum(len(batch.inputs[0]) for batch in batches))
-    explanation = "no stage lost points that the data can tell from zero"
-    if lost_at:
-        found = f" ({problems[lost_at]})" if lost_at in problems else ""
-        explanation = f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}{found}"
+        stages["engine"] = replace(stages["engine"], problem=alone)
     samples = sum(len(batch.inputs[0]) for batch in batches)
-    return Verification(prepared.task.metric_name, samples, stages, lost_at, explanation)
+    lost_at = next(iter(lost_stages(stages, samples)), None)
+    explanation = "no stage lost points that the data can tell from zero"
+    if lost_at is not None:
+        found = f" ({stages[lost_at].problem})" if stages[lost_at].problem is not None else ""
+        explanation = f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}{found}"
+    return VerifyFile(
+        policy=policy_key,
+        metric=prepared.task.metric_name,
+        samples=samples,
+        stages=stages,
+        lost_at=lost_at,
+        explanation=explanation,
+    )
 
 
 @dataclass
@@ -162,31 +132,24 @@ def _not_finite(leaves: Sequence[Tensor], count: int) -> int:
     return int(found.sum())
 
 
-def _compare(current: _Results, previous: _Results | None) -> Stage:
+def _compared(current: _Results, previous: _Results | None) -> StageRow:
     mean, interval = _mean_interval(current.values)
-    if previous is None:
-        return Stage(mean, interval, None, None, None)
-    change, change_interval = _mean_interval(current.values - previous.values)
-    agreement = None
-    if current.classes is not None and previous.classes is not None:
-        agreement = float((current.classes == previous.classes).double().mean())
-    return Stage(mean, interval, change, change_interval, agreement)
+    change, change_interval, agreement = None, None, None
+    if previous is not None:
+        change, change_interval = _mean_interval(current.values - previous.values)
+        if current.classes is not None and previous.classes is not None:
+            agreement = float((current.classes == previous.classes).double().mean())
+    return StageRow(
+        mean=mean,
+        interval=interval,
+        change=change,
+        change_interval=change_interval,
+        agreement=agreement,
+        problem=current.problem,
+    )
 
 
-def _mean_interval(values: Tensor) -> tuple[float, tuple[float, float]]:
+def _mean_interval(values: Tensor) -> tuple[float, Interval]:
     mean = float(values.mean())
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return mean, (mean - _Z * error, mean + _Z * error)
-
-
-def _lost_at(stages: dict[str, Stage], samples: int) -> str | None:
-    """Return the stage with the largest loss that the data can tell from zero and that is more than the rounding of float32."""
-    low, high = stages["eager"].interval or (0.0, 0.0)
-    spread = (high - low) / (2 * _Z) * math.sqrt(samples)
-    lost = {
-        name: stage.change
-        for name, stage in stages.items()
-        if stage.change is not None and stage.change_interval is not None and stage.change_interval[1] < 0
-        if stage.change < -_ROUNDING * (spread or abs(stages["eager"].mean or 0.0))
-    }
-    return min(lost, key=lambda name: lost[name]) if lost else None
+    return mean, Interval(mean - NORMAL_95 * error, mean + NORMAL_95 * error)

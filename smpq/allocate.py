@@ -255,7 +255,7 @@ def _solve(objective: np.ndarray, rows: _Rows, columns: _Columns, total: int, pr
 def place_joins(policy: Policy, problem: Problem) -> Policy:
     """Return the policy with each join where the ceilings' costs want it, by single changes as long as one makes the policy cheaper.
 
-    Joins that cannot work on integers under the policy are not named. An excluded policy is not returned.
+    A join that costs the same either way works on integers: nothing is known of it yet, and runtimes are made for that. Joins that cannot work on integers under the policy are not named. An excluded policy is not returned.
     """
     models = [ceiling for ceiling in problem.ceilings if ceiling.model.joins]
     excluded = {canonical(policy, problem.space).key() for policy in problem.excluded}
@@ -271,6 +271,7 @@ def place_joins(policy: Policy, problem: Problem) -> Policy:
         improved = False
         for join in problem.space.joins:
             changed = canonical(replace(best, float_joins=best.float_joins ^ {join.name}), problem.space)
-            if changed != best and cost(changed) < cost(best) - _TOLERANCE:
+            gain, fewer = cost(best) - cost(changed), len(changed.float_joins) < len(best.float_joins)
+            if changed != best and (gain > _TOLERANCE or (fewer and gain >= 0)):
                 best, improved = changed, True
     return best

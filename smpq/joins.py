@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from calib.graph import TracedModel, elements_of_one, operator_name
-from smpq.plan import JOINS, MOVES, Rules, result_after_relu
+from calib.moves import MOVES
+from calib.residual import ResidualAdd, residual_adds
+from smpq.plan import JOINS, Rules, result_after_relu
 from smpq.policy import Group, Join
 
 
@@ -25,23 +27,36 @@ def find_joins(traced: TracedModel, groups: Sequence[Group], rules: Rules) -> tu
     """Return the sums and concatenations that may be computed or read as integers, in graph order.
 
     1. With `rules.outputs`: every operand comes from a convolution, or from another join, and a unit reads the result.
-    2. With `rules.skips`: one operand of a sum comes straight from a convolution, and a unit reads the other one. The convolution counts
-       as the operand, what the unit reads may be quantised for the sum as well.
+    2. With `rules.skips`: the residual adds (`calib.residual`). The layer that computes the add counts as the operand. The layers that read
+       the skip, and the convolution that makes it, count as readers: the add reads integers when one of them has integers.
     3. Otherwise nothing: a policy has no choice there.
     """
-    flow = _Flow(traced, groups)
     if rules.outputs:
-        return tuple(flow.merges())
-    return tuple(flow.skips()) if rules.skips else ()
+        return tuple(_Flow(traced, groups).merges())
+    return tuple(join for join, _ in _skips(traced, groups)) if rules.skips else ()
 
 
 def find_edges(traced: TracedModel, groups: Sequence[Group], rules: Rules) -> tuple[Edge, ...]:
     """Return the tensors between convolutions or joins and what reads them: where only one of the two works on integers, it is converted.
 
     Linear layers hand on floats in every format, so nothing starts at them; and a tensor that another operator computes is float.
+    With `rules.skips`, the skip of each residual add is one, from the first reader of the join to the join.
     """
     joins = find_joins(traced, groups, rules) if rules.outputs else ()
-    return tuple(_Flow(traced, groups).edges({join.name for join in joins}))
+    found = list(_Flow(traced, groups).edges({join.name for join in joins}))
+    if rules.skips:
+        found += [
+            Edge(join.readers[0], join.name, elements_of_one(traced.nodes[add.skip].meta["val"]))
+            for join, add in _skips(traced, groups)
+        ]
+    return tuple(found)
+
+
+def _skips(traced: TracedModel, groups: Sequence[Group]) -> Iterator[tuple[Join, ResidualAdd]]:
+    group_of = {call: group.name for group in groups for unit in group.units for call in unit.calls}
+    for add in residual_adds(traced, [unit for group in groups for unit in group.units]):
+        readers = [*add.readers, *([add.writer] if add.writer is not None else [])]
+        yield Join(add.name, (group_of[add.layer],), tuple(dict.fromkeys(group_of[call] for call in readers))), add
 
 
 class _Flow:
@@ -62,17 +77,6 @@ class _Flow:
                 if readers:
                     yield Join(node.name, tuple(dict.fromkeys(owner[operand.name] for operand in operands)), readers)
                     owner[node.name] = node.name
-
-    def skips(self) -> Iterator[Join]:
-        for node in self._nodes:
-            operands = node.all_input_nodes
-            if operator_name(node) != "add" or len(operands) != 2:
-                continue
-            for convolution, skip in (operands, operands[::-1]):
-                readers = tuple(dict.fromkeys(self._reads[user.name] for user in skip.users if user.name in self._reads))
-                if convolution.name in self._makes and skip.name not in self._makes and readers:
-                    yield Join(node.name, (self._makes[convolution.name],), readers)
-                    break
 
     def edges(self, joins: set[str]) -> Iterator[Edge]:
         owner: dict[str, str] = {}

@@ -5,7 +5,7 @@ The fake-quantised PyTorch model and every ONNX lowering carry out the same plan
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -14,14 +14,10 @@ from torch import fx
 from calib.calibrate import Calibration
 from calib.formats import Format
 from calib.graph import TracedModel, operator_name
+from calib.moves import keeps_grid
 from calib.quantizer import ActivationQuantizer, QuantizedWeight, Scheme
+from calib.residual import ResidualAdd, residual_adds
 from calib.units import Unit
-
-MOVES = {
-    "max_pool2d", "max_pool1d", "view", "_unsafe_view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "slice", "pad",
-    "constant_pad_nd", "alias", "clone", "contiguous",
-}  # fmt: skip
-"""Operators that only move values (or take the largest), so that a quantised tensor stays on its grid."""
 
 JOINS = {"add", "cat"}
 """Operators that merge tensors, in integers when all of them are."""
@@ -32,9 +28,9 @@ class Rules:
     """What a runtime wants quantised besides the inputs of integer layers.
 
     `outputs`: an integer convolution also writes integers, and whatever only adds or moves integer tensors does too (ONNX Runtime
-    has no integer convolution with a float result). `skips`: the other input of an add that follows an integer convolution is
-    read as integers when the tensor exists as integers anyway (TensorRT fuses the add then). `integer_bias`: the bias of an integer
-    convolution is an integer too, in units of input step times weight step (ONNX Runtime).
+    has no integer convolution with a float result). `skips`: an add that an integer layer computes reads its other operand as integers
+    when an integer layer makes or reads that one too (TensorRT then has one integer kernel for convolution and add). `integer_bias`: the
+    bias of an integer convolution is an integer too, in units of input step times weight step (ONNX Runtime).
     """
 
     scheme: Scheme
@@ -78,13 +74,17 @@ def plan_from_policy(
     calibration: Calibration,
     rules: Rules,
     float_joins: AbstractSet[str] = frozenset(),
+    adds: Iterable[ResidualAdd] | None = None,
 ) -> QuantPlan:
     """Decide every quantised tensor and weight for one policy given by unit path, and the joins that it keeps in float.
+
+    `adds` are the residual adds of the trace, which a pickled copy has to be given.
 
     1. The input of every unit with integer activations is quantised, for that unit alone.
     2. With `rules.outputs`, the result of an integer convolution (after its ReLU) is quantised at the source; so is every tensor
        that only adds, concatenates or moves tensors quantised at the source, if an integer unit reads it or it keeps its grid.
-    3. With `rules.skips`, see Rules. 4. A tensor that is quantised at the source needs no pair of its own at a consumer.
+    3. With `rules.skips`, the skip of a residual add is quantised for the add alone, as it is for the integer units that read it, else with
+       the bits of the layer that computes the add. 4. A tensor that is quantised at the source needs no pair of its own at a consumer.
     """
     integer_calls = {
         call: (unit, formats[unit.path].activation_bits)
@@ -103,7 +103,9 @@ def plan_from_policy(
         if tensor not in sources:
             edges.setdefault((tensor, calibration.quantizer(tensor, bits, rules.scheme)), []).append(call)
     if rules.skips:
-        _quantize_skips([node for node in traced.graph.nodes if node.name not in float_joins], integer_calls, edges)
+        for add in residual_adds(traced, units) if adds is None else adds:
+            if add.name not in float_joins and add.skip not in sources:
+                _quantize_skip(add, integer_calls, calibration, rules, edges)
     tensors = [QuantizedTensor(tensor, quantizer) for tensor, quantizer in sources.items()]
     tensors += [QuantizedTensor(tensor, quantizer, tuple(calls)) for (tensor, quantizer), calls in edges.items()]
     weights = {unit.path: calibration.weight(unit, formats[unit.path]) for unit in units if not formats[unit.path].is_float}
@@ -134,31 +136,18 @@ def _quantize_at_source(
         bits = [integer_calls[user.name][1] for user in result.users if user.name in integer_calls]
         if bits:
             sources[result.name] = calibration.quantizer(result.name, max(bits), rules.scheme)
-    elif name in MOVES and node.all_input_nodes and node.all_input_nodes[0].name in sources and _keeps_grid(node):
+    elif node.all_input_nodes and node.all_input_nodes[0].name in sources and keeps_grid(node):
         sources[node.name] = sources[node.all_input_nodes[0].name]
 
 
-def _keeps_grid(node: fx.Node) -> bool:
-    if operator_name(node) in {"pad", "constant_pad_nd"}:
-        mode = node.args[2] if operator_name(node) == "pad" and len(node.args) > 2 else "constant"
-        value = node.args[-1] if len(node.args) > (3 if operator_name(node) == "pad" else 2) else 0
-        return mode != "constant" or not value
-    return True
-
-
-def _quantize_skips(
-    nodes: Sequence[fx.Node],
+def _quantize_skip(
+    add: ResidualAdd,
     integer_calls: Mapping[str, tuple[Unit, int]],
+    calibration: Calibration,
+    rules: Rules,
     edges: dict[tuple[str, ActivationQuantizer], list[str]],
 ) -> None:
-    for node in nodes:
-        operands = node.all_input_nodes
-        if operator_name(node) != "add" or len(operands) != 2:
-            continue
-        for convolution, skip in (operands, operands[::-1]):
-            if convolution.name in integer_calls and skip.name not in integer_calls:
-                for (tensor, _), calls in edges.items():
-                    if tensor == skip.name:
-                        calls.append(node.name)
-                        break
-                break
+    readers = [integer_calls[call][1] for call in add.readers if call in integer_calls]
+    if add.layer in integer_calls and (readers or add.writer in integer_calls):
+        bits = max(readers, default=integer_calls[add.layer][1])
+        edges.setdefault((add.skip, calibration.quantizer(add.grid, bits, rules.scheme)), []).append(add.name)

@@ -15,6 +15,7 @@ from calib.execution import Edit, Edits
 from calib.formats import FP16, Format
 from calib.graph import TracedModel
 from calib.quantizer import QuantizedWeight
+from calib.residual import residual_adds
 from calib.units import Unit
 from smpq.plan import QuantPlan, Rules, plan_from_policy
 
@@ -45,12 +46,13 @@ class FakeQuantizer:
         self.units = units
         self.calibration = calibration
         self.rules = rules
+        self._adds = residual_adds(traced, units) if rules.skips else ()
         self._weights: dict[tuple[str, str], Tensor] = {}
         self._biases: dict[tuple[int, float], tuple[QuantizedWeight, _IntegerBias]] = {}
 
     def plan(self, formats: Mapping[str, Format], float_joins: AbstractSet[str] = frozenset()) -> QuantPlan:
         """Return the plan of a policy given by unit path, and of the joins that it keeps in float."""
-        return plan_from_policy(formats, self.units, self.traced, self.calibration, self.rules, float_joins)
+        return plan_from_policy(formats, self.units, self.traced, self.calibration, self.rules, float_joins, self._adds)
 
     def edits(self, plan: QuantPlan) -> Edits:
         """Return the changes to the float graph that simulate a plan."""
@@ -105,6 +107,7 @@ class FakeQuantizer:
             own = {chosen.activation_bits for chosen in formats[unit.path] if chosen.quantizes_activation}
             self.calibration.prepare_quantizers(unit.inputs, own, self.rules.scheme)
             bits |= own
+        self.calibration.prepare_quantizers([add.grid for add in self._adds], bits, self.rules.scheme)
         if self.rules.outputs:
             self.calibration.prepare_quantizers(None, bits, self.rules.scheme)
 

@@ -260,7 +260,7 @@ def test_an_impossible_budget_is_refused_before_anything_is_scored(tmp_path):
         (["tensorrt-rtx"], "--device, or use smpq bundle; or give a budget on size"),
         (["tensorrt"], "--device, or use smpq bundle; or give a budget on size"),
         (["jetson-orin"], "its engines are built on the device .smpq run --device, or smpq bundle.; smpq score, solve and export"),
-        (["ort-cuda", "--formats", "w4a16b8,fp32"], "this onnxruntime has no CUDAExecutionProvider"),
+        (["ort-cuda", "--formats", "w4a16b8,fp32"], "this onnxruntime is built without CUDAExecutionProvider"),
     ],
 )
 def test_a_latency_budget_where_nothing_can_be_timed(tmp_path, target, message):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deploy.devices.messages import Result
+from deploy.devices.products import ProductFile
 from deploy.on_device.protocol import Protocol
 
 __all__ = ["Announce", "Candidate", "Device", "Experiment", "Result", "silent"]
@@ -63,6 +64,13 @@ class Device(typing.Protocol):
 
         A result is of a candidate that was timed, or that the runtime there refused. Raises UserError when the device
         cannot be reached, lacks something, or failed for another reason than the candidate; the message says which.
+        """
+
+    def fetch_engine(self, result: Result, directory: Path) -> ProductFile | None:
+        """Put the plan that a result was measured with, and what belongs to it (`deploy.on_device.product`), in the place of `directory`.
+
+        Returns its description. Returns None, and leaves `directory` as it is, where neither the device nor this machine has that plan any
+        more. UserError when the device cannot be reached, or sends something else.
         """
 
     def close(self) -> None:

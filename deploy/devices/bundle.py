@@ -18,6 +18,7 @@ from deploy.devices.checks import check_measured, check_results, keys_of
 from deploy.devices.messages import Asked, Bundle, Measurements, Model, Rounds, Runtime, read_message
 from deploy.devices.runner_file import runner_text
 from deploy.on_device.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
+from deploy.on_device.product import ENGINES_DIRECTORY
 from deploy.onnx_files import copy_model, data_path, sha256
 
 RUNNER_FILE = "runner.py"
@@ -26,11 +27,14 @@ _README = f"""\
 1. Copy this directory to the device. It needs Python 3.10 or later with numpy and {{needs}}.
 2. There: cd into the directory and run python3 {RUNNER_FILE}. It may be stopped and started again at any time.
 3. Copy {MEASUREMENTS_FILE} back, and go on with: smpq feedback RUN {MEASUREMENTS_FILE}
+{{engines}}"""
+_ENGINES = f"""\
+4. {ENGINES_DIRECTORY}/NAME/ holds each plan that was measured, with a description and programs that run it. smpq feedback says which to deploy.
 """
 _NEEDS = {
     "onnxruntime": "onnxruntime",
-    "tensorrt": "tensorrt, and pycuda or cuda-python",
-    "tensorrt-rtx": "tensorrt_rtx, and pycuda or cuda-python",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
 }
 
 
@@ -42,13 +46,14 @@ def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
     """
     check_models(experiment)
     models = {candidate.name: f"{candidate.name}.onnx" for candidate in (experiment.float_, *experiment.candidates)}
+    engines = "" if experiment.runtime == "onnxruntime" else _ENGINES
     with writing(directory):
         for candidate in (experiment.float_, *experiment.candidates):
             if not (directory / models[candidate.name]).is_file():
                 copy_model(candidate.model, directory / models[candidate.name])
         write_experiment(experiment, directory, models, carried=True)
         write_bytes(directory / RUNNER_FILE, runner_text().encode())
-        write_bytes(directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime]).encode())
+        write_bytes(directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime], engines=engines).encode())
     names = [*models.values(), inputs_name(experiment), RUNNER_FILE, EXPERIMENT_FILE]
     return [file for name in names for file in (directory / name, data_path(directory / name)) if file.is_file()]
 

@@ -10,6 +10,7 @@ from calib.errors import UserError
 from calib.storage import plain
 from deploy.devices.messages import Asked, Measurements, Result
 from deploy.on_device.experiment import result_key
+from deploy.on_device.state import throttle_reasons
 from deploy.printable import printable
 
 _TOLERANCE = 1e-6
@@ -117,6 +118,7 @@ def _check_figures(result: Result) -> None:
         if told is None or not abs(told - follows) <= _TOLERANCE * abs(follows):
             raise _contradiction(result, f"{what} is {told:.6g}, and {follows:.6g} is {why}")
     _check_interval(result.ratio, result.ratio_interval, ratios, result)
+    _check_state(result)
 
 
 def _check_interval(ratio: float, interval: Sequence[float], ratios: np.ndarray, result: Result) -> None:
@@ -132,6 +134,17 @@ def _check_interval(ratio: float, interval: Sequence[float], ratios: np.ndarray,
         least, most = np.percentile(medians, percents)
         if not least * (1 - _TOLERANCE) <= end <= most * (1 + _TOLERANCE):
             raise _contradiction(result, f"{told}, and its rounds put the end {end:.6g} between {least:.6g} and {most:.6g}")
+
+
+def _check_state(result: Result) -> None:
+    """What slowed the machine down follows from its two readings."""
+    assert result.state is not None
+    follows = throttle_reasons(plain(result.state.before), plain(result.state.after))
+    if list(result.state.throttled) != follows:
+        told = ", ".join(result.state.throttled) or "nothing"
+        raise _contradiction(
+            result, f"{told} is said to have slowed the machine down, and its clocks say {', '.join(follows) or 'nothing'}"
+        )
 
 
 def _contradiction(result: Result, what: str) -> UserError:

@@ -107,10 +107,10 @@ class Connection:
             ["scp", "-q", *self._options, "--", *paths, self._remote(directory)], Lines(str, _LONGEST_BYTES), _MOST_OUTPUT_BYTES
         )
 
-    def fetch(self, path: str, file: Path) -> None:
-        """Copy a file of at most `LARGEST_MESSAGE_BYTES` from below the home directory to `file`."""
+    def fetch(self, path: str, file: Path, most_bytes: int = LARGEST_MESSAGE_BYTES) -> None:
+        """Copy a file of at most `most_bytes` from below the home directory to `file`."""
         with file.open("wb") as stream:
-            self._call(self._ssh(f"cat {shlex.quote(path)}"), stream.write, LARGEST_MESSAGE_BYTES)
+            self._call(self._ssh(f"cat {shlex.quote(path)}"), stream.write, most_bytes)
 
     def _ssh(self, script: str) -> list[str]:
         # The login shell may be any, so sh is asked for.

@@ -12,8 +12,10 @@ from deploy.devices.bundle import check_models, write_experiment
 from deploy.devices.checks import check_measured
 from deploy.devices.known import read_known, results_in_order
 from deploy.devices.places import machine_directory
+from deploy.devices.products import ProductFile, take_product
 from deploy.on_device.errors import DeviceError
 from deploy.on_device.main import run_experiment
+from deploy.on_device.product import ENGINES_DIRECTORY
 from deploy.on_device.state import machine
 from deploy.printable import printable
 
@@ -43,6 +45,12 @@ class LocalDevice:
         results = results_in_order(read_known(place, asked), asked)
         check_measured(results)
         return results
+
+    def fetch_engine(self, result: Result, directory: Path) -> ProductFile | None:
+        """See `Device`."""
+        return take_product(
+            machine_directory(self._directory, self.describe()) / ENGINES_DIRECTORY / result.name, result, directory
+        )
 
     def close(self) -> None:
         """Do nothing: what is in the directory belongs to the run."""

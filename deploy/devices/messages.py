@@ -86,17 +86,44 @@ class Layer(Record, frozen=True, kw_only=True):
     ms: Amount | None = None
 
 
+class Reading(Record, frozen=True, kw_only=True):
+    """Clocks in MHz, temperatures in degrees Celsius, and what slows a machine down; see `deploy.on_device.state.read_state`."""
+
+    cpu_mhz: Amount | None
+    gpu_mhz: Amount | None
+    gpu_max_mhz: Amount | None
+    temperatures_c: dict[str, float] | None
+    limits: tuple[Line, ...]
+    counters: dict[Name, Count]
+
+
+class State(Record, frozen=True, kw_only=True):
+    """The machine right before and right after the rounds of a result.
+
+    `throttled` names what slowed it down, and follows from the two readings. The engine was then timed again, up to three `timings` in
+    all; these are the readings of the last one.
+    """
+
+    before: Reading
+    after: Reading
+    throttled: tuple[Line, ...]
+    timings: Annotated[int, msgspec.Meta(ge=1, le=3)]
+
+
 class Result(Record, frozen=True, kw_only=True):
     """One candidate on one device: timed against the float engine, or failed with its reason and cause.
 
     1. Times are milliseconds of one call, intervals 95 %, `throughput` is samples in a second, `build_seconds` the time
        to make the engine.
        `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why.
-    2. Of a failed candidate all figures are None, and `nodes` names the ONNX nodes that the runtime blames, if it says
+    2. Of engines on a GPU: `enqueue_ms` is what the host takes to put a call on the GPU's stream; `hot_ms` and `cold_ms` are single calls
+       behind another one, and behind a write of twice the L2 cache. `notes` say which of these, or of the layers, could not be told.
+    3. Of a failed candidate all figures are None, and `nodes` names the ONNX nodes that the runtime blames, if it says
        which.
-    3. `cause` is "refused" when the runtime makes no engine of this model, "transient" when another attempt may
+    4. `cause` is "refused" when the runtime makes no engine of this model, "transient" when another attempt may
        succeed, and "internal" when the program on the device has a bug.
-    4. `key` is the hash of everything that the figures depend on, the device apart.
+    5. `plan_sha256` is the hash of the plan that was timed, None for runtimes without plans.
+    6. `key` is the hash of everything that the figures depend on, the device apart.
 
     Whether the figures agree with each other is checked by `deploy.devices.checks`.
     """
@@ -116,23 +143,43 @@ class Result(Record, frozen=True, kw_only=True):
     p99_calls: Count | None
     p99_note: Line | None
     throughput: Ratio | None
+    enqueue_ms: Milliseconds | None
+    hot_ms: Milliseconds | None
+    cold_ms: Milliseconds | None
     rounds_ms: tuple[Milliseconds, ...]
     float_rounds_ms: tuple[Milliseconds, ...]
     build_seconds: Amount | None
     layers: tuple[Layer, ...] | None
+    notes: tuple[Line, ...]
+    state: State | None
+    plan_sha256: Sha256 | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return dict(json.loads(json_text(self)))
 
     def __post_init__(self) -> None:
-        needed = (self.clock, self.ratio, self.ratio_interval, self.engine_ms, self.float_ms, self.throughput, self.build_seconds)
+        needed = (
+            self.clock,
+            self.ratio,
+            self.ratio_interval,
+            self.engine_ms,
+            self.float_ms,
+            self.throughput,
+            self.build_seconds,
+            self.state,
+        )
         figures = [
             *needed,
             self.p99_ms,
             self.p99_calls,
             self.p99_note,
+            self.enqueue_ms,
+            self.hot_ms,
+            self.cold_ms,
             self.layers,
+            self.notes or None,
+            self.plan_sha256,
             self.rounds_ms or None,
             self.float_rounds_ms or None,
         ]
@@ -144,24 +191,28 @@ class Result(Record, frozen=True, kw_only=True):
             raise ValueError("a candidate that was timed has all figures, and blames no nodes")
         if self.failed is None and (self.p99_calls is None or (self.p99_ms is None) == (self.p99_note is None)):
             raise ValueError("a timed candidate has a p99 with its number of calls, or says why it has none")
+        if (self.hot_ms is None) != (self.cold_ms is None):
+            raise ValueError("hot and cold times are measured together")
 
 
-class Reading(Record, frozen=True, kw_only=True):
-    """Clocks in MHz and temperatures in degrees Celsius; None for what the machine does not tell."""
+class Gpu(Record, frozen=True, kw_only=True):
+    """The GPU that engines run on. `driver_version` is the CUDA version that its driver knows."""
 
-    cpu_mhz: Amount | None
-    gpu_mhz: Amount | None
-    temperatures_c: dict[str, float] | None
+    name: Name
+    uuid: Name | None
+    compute_capability: tuple[Count, Count]
+    driver_version: tuple[Count, Count]
+    sm_count: Positive
+    l2_bytes: Count
+    memory_bytes: Count
+
+
+class Hardware(Record, frozen=True, kw_only=True):
+    """What a device is, for people; None for what it is not, or does not tell."""
+
+    gpu: Gpu | None
     jetson_release: Line | None
     power_mode: Line | None
-
-
-class State(Record, frozen=True, kw_only=True):
-    """The machine before and after the last candidate; `throttled` is None when it tells no clock."""
-
-    before: Reading | None
-    after: Reading | None
-    throttled: bool | None
 
 
 class Measurements(FileRecord, frozen=True, kw_only=True):
@@ -172,7 +223,7 @@ class Measurements(FileRecord, frozen=True, kw_only=True):
     runtime: Runtime
     versions: dict[Name, Line]
     machine: Name
-    state: State
+    hardware: Hardware
     results: tuple[Result, ...]
 
     def __post_init__(self) -> None:

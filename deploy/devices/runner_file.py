@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 _PACKAGE = "deploy.on_device"
 _MODULES = (
-    "errors", "state", "protocol", "experiment", "cuda", "causes", "ort", "blame", "trt_log", "trt_build", "trt_layers", "trt",
-    "bench", "main",
+    "errors", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "gpu", "causes", "ort_gpu", "ort_sessions", "ort",
+    "blame", "trt_log", "plan_cache", "trt_timing", "trt_build", "trt_layers", "trt_context", "trt", "product_examples", "product", "bench", "main",
 )  # fmt: skip
+_DOCTOR_MODULES = ("doctor_gpus", "doctor_probes", "doctor_machine", "doctor")
+"""Not in the runner: what looks at a machine."""
 _HEADER = '''"""Build and time the engines of an experiment on this machine: python3 runner.py --help.
 
 Made by smpq from the modules of its package deploy.on_device, in one file so that it can be copied. It needs Python 3.10 or later,
@@ -38,14 +41,41 @@ def runner_text() -> str:
     2. A module's docstring becomes a comment over its code.
     3. A name stands for one thing in all modules, since they share a namespace: ValueError when it does not, which is a bug in them.
     """
-    directory = Path(__file__).parent.parent / "on_device"
-    sources = {name: (directory / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
+    standard, others, sections = _joined(_MODULES)
+    return "\n".join([_HEADER, *standard, "", _NUMPY, *others, *sections, "", _FOOTER])
+
+
+def source_of(module: str) -> str:
+    """Return the text of one module and of all of ours that it imports, to be run without the others."""
+    standard, others, sections = _joined(_needed(module))
+    return "\n".join(["from __future__ import annotations", *standard, *others, *sections, ""])
+
+
+def _joined(modules: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the imports of the standard library, those of numpy, and the code of each module."""
+    sources = {name: _source(name) for name in modules}
     trees = {name: ast.parse(source) for name, source in sources.items()}
     _check_names(trees)
     imports = _import_lines(trees.values())
     standard, others = ([line for line in imports if (" numpy" in line) == of_numpy] for of_numpy in (False, True))
-    sections = (_section(name, sources[name], trees[name]) for name in _MODULES)
-    return "\n".join([_HEADER, *standard, "", _NUMPY, *others, *sections, "", _FOOTER])
+    return standard, others, [_section(name, sources[name], trees[name]) for name in modules]
+
+
+def _needed(module: str) -> list[str]:
+    """Return a module and all of ours that it imports, each behind those that it imports."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            ours = filter(_is_ours, _imports(ast.parse(_source(name))))
+            waiting += [str(node.module).removeprefix(f"{_PACKAGE}.") for node in ours if node.module != "__future__"]
+    return [name for name in (*_MODULES, *_DOCTOR_MODULES) if name in found]
+
+
+def _source(module: str) -> str:
+    return (Path(__file__).parent.parent / "on_device" / f"{module}.py").read_text(encoding="utf-8")
 
 
 def _import_lines(trees: Iterable[ast.Module]) -> list[str]:
@@ -65,7 +95,7 @@ def _imports(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
     return (node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)))
 
 
-def _is_ours(node: ast.Import | ast.ImportFrom) -> bool:
+def _is_ours(node: ast.Import | ast.ImportFrom) -> TypeGuard[ast.ImportFrom]:
     return isinstance(node, ast.ImportFrom) and (node.module == "__future__" or str(node.module).startswith(_PACKAGE))
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from calib.errors import UserError
-from calib.storage import record_from_text
+from calib.storage import read_record, record_from_text, writing
 from deploy.devices.base import Announce, Experiment, Result, silent
 from deploy.devices.bundle import RUNNER_FILE, asked_of, write_bundle
 from deploy.devices.checks import check_measured, check_results, keys_of
@@ -20,8 +20,10 @@ from deploy.devices.connection import Address, Connection, Dropped, RemoteFailed
 from deploy.devices.known import keep_results, read_known, results_in_order
 from deploy.devices.messages import Described, Measurements, read_message
 from deploy.devices.places import machine_directory, note_removed, note_used, run_name, used_directories
-from deploy.on_device import state
+from deploy.devices.products import LARGEST_DESCRIPTION_BYTES, ProductFile, damaged_files, take_product
+from deploy.devices.runner_file import source_of
 from deploy.on_device.experiment import MEASUREMENTS_FILE
+from deploy.on_device.product import ENGINE_JSON, ENGINES_DIRECTORY
 from deploy.printable import printable
 from deploy.signals import deferred
 
@@ -84,7 +86,7 @@ class SshDevice:
         """Name the machine, and check its Python."""
         if not self._machine:
             script = f"{shlex.quote(self._address.python)} -; exit $?"
-            source = Path(state.__file__).read_text(encoding="utf-8") + _DESCRIBE
+            source = source_of("state") + _DESCRIBE
             answer = self._patiently(lambda: self._connection.run(script, source), silent)
             try:
                 described = record_from_text(answer, Described, "its answer", "a login there must not print anything")
@@ -107,6 +109,20 @@ class SshDevice:
                 return results_in_order(known, asked)
             self._measure(replace(experiment, candidates=tuple(waiting)), place, announce)
         raise self._to_change("the version of its runtime changes while it measures: start again")
+
+    def fetch_engine(self, result: Result, directory: Path) -> ProductFile | None:
+        """See `Device`. What has come from the device once is kept here, since its directory there is removed at the end."""
+        kept = machine_directory(self._directory, self.describe()) / ENGINES_DIRECTORY / result.name
+        product = take_product(kept, result, directory)
+        for there in used_directories(self._directory, self._where) if product is None else ():
+            with writing(kept):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=kept.parent) as temporary:
+                    arrived = Path(temporary) / result.name
+                    if self._fetched(f"{there}/{ENGINES_DIRECTORY}/{result.name}", arrived):
+                        take_product(arrived, result, kept)
+            product = take_product(kept, result, directory)
+        return product
 
     def close(self) -> None:
         """Stop a runner that is still at work, and remove the directories that were made on the device, by an earlier command too.
@@ -148,6 +164,30 @@ class SshDevice:
         self._copy(directory, files, announce)
         self._connection.stream(f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", announce)
         self._connection.fetch(f"{directory}/{MEASUREMENTS_FILE}", arrived)
+
+    def _fetched(self, there: str, arrived: Path) -> bool:
+        """Copy a product from the device, each file as large as its description says; False when there is none."""
+        if not self._patiently(
+            lambda: self._connection.run(f"ls {shlex.quote(f'{there}/{ENGINE_JSON}')} 2>/dev/null; exit 0"), silent
+        ):
+            return False
+        arrived.mkdir()
+        file = arrived / ENGINE_JSON
+        self._patiently(lambda: self._connection.fetch(f"{there}/{ENGINE_JSON}", file, LARGEST_DESCRIPTION_BYTES), silent)
+        try:
+            product = read_record(file, ProductFile, "start again")
+        except UserError as error:
+            raise self._to_change(printable(str(error))) from error
+        for name, row in product.files.items():
+            # one byte more, so that a file that is longer is told from one that is whole
+            fetch = partial(self._connection.fetch, f"{there}/{name}", arrived / name, row.size_bytes + 1)
+            self._patiently(fetch, silent)
+        wrong = damaged_files(arrived, product)
+        if wrong:
+            raise self._to_change(
+                f"its engine {product.name} is not what its own description says ({', '.join(wrong)}): start again"
+            )
+        return True
 
     def _copy(self, directory: str, files: Mapping[Path, str], announce: Announce) -> None:
         """Make the files be there. They arrive in a directory of their own, and are moved when all are complete."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from calib.formats import Format
 from deploy.latency.model import STRENGTHS, covariance_of
 from deploy.latency.terms import prior_of, row_of, terms_of
 from smpq.joins import Edge
@@ -15,7 +17,29 @@ _CANDIDATES = 240
 _NOISE = 0.01
 
 
-def designed_policies(space: Space, edges: Sequence[Edge], count: int, seed: int) -> list[Policy]:
+def designed_policies(
+    space: Space, edges: Sequence[Edge], count: int, seed: int, doubtful: Collection[tuple[str, Format]] = frozenset()
+) -> list[Policy]:
+    """Return the policies to measure first: those that tell most without what is `doubtful`, then all that is doubtful at once.
+
+    Doubtful are formats of groups over which the runtime may refuse the whole engine. A group that is offered nothing else keeps them.
+    """
+    careful = _without(space, doubtful)
+    if careful.formats == space.formats:
+        return _telling(space, edges, count, seed)
+    formats = dict.fromkeys(chosen for row in space.formats.values() for chosen in row)
+    trial = max(map(space.uniform, formats), key=lambda policy: len(set(doubtful) & policy.formats.items()))
+    return [*_telling(careful, edges, count - 1, seed), canonical(trial, space)]
+
+
+def _without(space: Space, left_out: Collection[tuple[str, Format]]) -> Space:
+    formats = {
+        name: tuple(chosen for chosen in row if (name, chosen) not in left_out) or row for name, row in space.formats.items()
+    }
+    return replace(space, formats=formats)
+
+
+def _telling(space: Space, edges: Sequence[Edge], count: int, seed: int) -> list[Policy]:
     """Return policies whose measurements tell most about all others.
 
     First every uniform format. Then, one by one, of many random policies the one whose measurement lowers the expected variance of the

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from calib.formats import Format
 from deploy.latency.designs import designed_policies, random_policies
 from deploy.latency.finalists import Finalist, judged
 from deploy.latency.model import LatencyModel, Observation, fit
+from deploy.latency.suspects import halved, suspects
 from smpq.allocate import Ceiling, Impossible, Problem, nearest_feasible, place_joins
 from smpq.allocate import Values as Marginals
 from smpq.evaluate import ValueFunction
@@ -109,13 +110,15 @@ class _State:
 class LatencyLoop:
     """Finds the most valuable policy whose engine is measured to be fast enough. `ask` says what to measure next, `tell` what came of it.
 
-    1. Engines of designed policies are measured and the latency model is fitted.
+    1. Engines of designed policies are measured and the latency model is fitted. Formats over which the runtime may refuse an engine
+       (`doubtful`) are in the last of them alone, all at once.
     2. The search proposes the most valuable policy that the model predicts to meet the limit, with joins placed where they are fastest;
        it is built and measured, and the model is fitted again. A policy that is measured to miss the limit is never proposed again.
     3. When the proposal is one that is known to meet the limit, the search is repeated with the limit raised by the model's
        uncertainty: a more valuable policy that might just meet it is measured as well. Nothing is left then that is likely better.
     4. A policy meets the limit when the upper end of the 95 % interval of its ratio does.
-    5. What does not build is left out from then on: the formats that the runtime blames, or else that policy.
+    5. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those that are doubtful and
+       in no engine that was built; without any, the formats of the policy are searched by halves for the one that is to blame.
     6. The outcome is the policy, of those that meet the limit, that is best on samples that the search has not used (`unseen`). Only the
        outcome depends on these samples: what is measured next does not.
     7. Where nothing measured is faster than the float engine, the float engine is the outcome.
@@ -131,6 +134,7 @@ class LatencyLoop:
         settings: LoopSettings | None = None,
         refusals: Sequence[Refusal] = (),
         unseen: ValueFunction | None = None,
+        doubtful: Collection[tuple[str, Format]] = frozenset(),
     ) -> None:
         """`known` and `refusals` are what earlier sessions of the same run have found; `unseen` is `value` on other samples."""
         self._space = space
@@ -143,11 +147,13 @@ class LatencyLoop:
         self._reference = Observation(space.uniform(space.reference), 1.0, 0.0)
         observed = [replace(o, policy=canonical(o.policy, space)) for o in known]
         self._state = _State({o.policy.key(): o for o in observed}, marginals=dict(goal.starts))
+        self._doubtful = frozenset(doubtful)
         count = min(self._settings.designed, space.size())
-        self._designed = designed_policies(space, edges, count, self._settings.seed)
+        self._designed = designed_policies(space, edges, count, self._settings.seed, self._doubtful)
         self._model = self._fit()
         for refusal in refusals:
-            self._leave_out(refusal)
+            self._take_refusal(refusal)
+        self._learn()
 
     def run(
         self,
@@ -157,11 +163,13 @@ class LatencyLoop:
     ) -> Outcome:
         """Measure what `ask` proposes until it proposes nothing; `announce` is told about each step, `keep` is given all steps so far."""
         while (proposal := self.ask()) is not None:
-            found = measure(proposal.policy)
+            found, offered = measure(proposal.policy), self._choices()
             self.tell(proposal, found)
             keep(self._state.steps)
             result = f"{found.ratio:.3f}x of float" if isinstance(found, Observation) else f"does not build: {found.reason}"
             announce(f"{proposal.label} {len(self._state.steps)}: {result}, predicted {proposal.predicted:.3f}")
+            if left_out := sorted(f"{chosen} on {group}" for group, chosen in offered - self._choices()):
+                announce(f"not asked for again, since it does not build: {', '.join(left_out)}")
         return self.outcome()
 
     def ask(self) -> Proposal | None:
@@ -169,9 +177,9 @@ class LatencyLoop:
         if len(self._state.steps) >= self._settings.measurements:
             self._state.stop_reason = "measurements"
             return None
-        waiting = self._waiting()
-        if waiting:
-            return self._proposal("experiment", waiting[0])
+        following = self._experiments()
+        if following:
+            return following[0]
         best = self._best()
         for optimism in (0.0, _OPTIMISM):
             found = self._search(optimism)
@@ -188,9 +196,9 @@ class LatencyLoop:
 
     def ask_several(self, count: int) -> list[Proposal]:
         """Return up to `count` policies to measure in one go: the experiments first, then proposals from careful to optimistic ones."""
-        waiting = self._waiting()
-        if waiting:
-            return [self._proposal("experiment", policy) for policy in waiting[:count]]
+        following = self._experiments()
+        if following:
+            return following[:count]
         found: dict[str, Proposal] = {}
         first = self.ask()
         for policy, label in [(first.policy, first.label)] if first is not None else []:
@@ -206,11 +214,13 @@ class LatencyLoop:
         state = self._state
         if isinstance(found, Refusal):
             state.steps.append(Step(proposal, None, found, met=False))
-            self._leave_out(found)
+            self._take_refusal(found)
+            self._learn()
             return
         state.observed[found.policy.key()] = found
         state.steps.append(Step(proposal, found, None, upper(found) <= self.goal.limit))
         self._model = self._fit()
+        self._learn()
 
     def outcome(self) -> Outcome:
         """Return the best policy so far, of those that meet the limit by its value on unseen samples."""
@@ -227,11 +237,38 @@ class LatencyLoop:
         steps = tuple(self._state.steps)
         return Outcome(chosen.policy, self._value(chosen.policy), chosen, bool(met), reason, steps, self._model, finalists)
 
+    def _experiments(self) -> list[Proposal]:
+        """Return what is to be measured before anything is proposed: which format a refusal is due to, then the designed policies."""
+        narrowing = self._narrowing()
+        found = [self._proposal("narrowing", narrowing)] if narrowing is not None else []
+        return found + [self._proposal("experiment", policy) for policy in self._waiting() if policy != narrowing]
+
     def _waiting(self) -> list[Policy]:
         """Return the designed policies that were not measured yet and may still be built."""
         missing = [policy for policy in self._designed if policy.key() not in self._state.observed and self._allowed(policy)]
         refused = {refusal.policy.key() for refusal in self._state.refusals}
         return [policy for policy in missing if policy.key() not in refused]
+
+    def _narrowing(self) -> Policy | None:
+        """Return the policy that halves what the refusal with the fewest suspects may be due to; None when there is no use."""
+        refused = {refusal.policy.key() for refusal in self._state.refusals}
+        for accused, refusal in sorted(self._accused(), key=lambda each: len(each[0])):
+            policy = halved(refusal.policy, accused, self._space)
+            if policy is not None and self._is_new(policy) and policy.key() not in refused:
+                return policy
+        return None
+
+    def _accused(self) -> list[tuple[tuple[tuple[str, Format], ...], Refusal]]:
+        """Return what each refusal that blames nothing may be due to, as far as it is still offered."""
+        built = [observation.policy for observation in self._state.observed.values()]
+        nameless = [refusal for refusal in self._state.refusals if not refusal.blamed and self._allowed(refusal.policy)]
+        return [(suspects(refusal.policy, built, self._whole_space, self._doubtful), refusal) for refusal in nameless]
+
+    def _learn(self) -> None:
+        """Leave out what can only be to blame for a refusal, and what is doubtful in one."""
+        for accused, _ in self._accused():
+            if len(accused) == 1 or set(accused) & self._doubtful:
+                self._leave_out(accused)
 
     def _search(self, optimism: float) -> Choice | None:
         """Return the best policy that may meet the limit by the model; those that were measured to miss it are left out."""
@@ -273,10 +310,13 @@ class LatencyLoop:
         others = random_policies(self._whole_space, _TYPICAL, self._settings.seed + 1)
         return math.sqrt(sum(self._model.predict(policy)[1] ** 2 for policy in others) / max(len(others), 1))
 
-    def _leave_out(self, refusal: Refusal) -> None:
+    def _take_refusal(self, refusal: Refusal) -> None:
         self._state.refusals.append(refusal)
+        self._leave_out(refusal.blamed)
+
+    def _leave_out(self, blamed: Collection[tuple[str, Format]]) -> None:
         formats = {
-            name: tuple(chosen for chosen in row if (name, chosen) not in refusal.blamed) or (self._space.reference,)
+            name: tuple(chosen for chosen in row if (name, chosen) not in blamed) or (self._space.reference,)
             for name, row in self._space.formats.items()
         }
         self._space = replace(self._space, formats=formats)
@@ -284,6 +324,9 @@ class LatencyLoop:
             start: {group: {**dict.fromkeys(formats[group], 0.0), **row} for group, row in values.items()}
             for start, values in self._state.marginals.items()
         }
+
+    def _choices(self) -> set[tuple[str, Format]]:
+        return {(name, chosen) for name, row in self._space.formats.items() for chosen in row}
 
     def _is_new(self, policy: Policy) -> bool:
         return policy.key() not in self._state.observed and policy.key() != self._reference.policy.key()

@@ -44,8 +44,10 @@ class Measured:
 
 def timed_row(result: Result) -> TimedRow:
     """Return the file form of a result; only of an engine that was built. UserError when its figures contradict each other."""
+    assert result.state is not None
     figures = ("batch", "ratio", "engine_ms", "float_ms", "p99_ms", "p99_calls", "p99_note", "throughput", "clock")
-    values = {name: getattr(result, name) for name in figures}
+    on_gpu = ("enqueue_ms", "hot_ms", "cold_ms")
+    values = {name: getattr(result, name) for name in (*figures, *on_gpu)} | {"throttled": result.state.throttled}
     try:
         return msgspec.convert({**values, "ratio_interval": list(result.ratio_interval or ())}, TimedRow)
     except msgspec.ValidationError as error:

@@ -17,7 +17,8 @@ from deploy.on_device.causes import INTERNAL, REFUSED, TRANSIENT, Failure, failu
 from deploy.on_device.errors import DeviceError
 from deploy.on_device.experiment import CACHE_DIRECTORY, Deaths, check_model, read_inputs, result_key, watched
 from deploy.on_device.ort import open_ort_engine
-from deploy.on_device.protocol import Engine, Protocol, measure_engines
+from deploy.on_device.protocol import Engine, GpuTimed, Measurement, Protocol, measure_engines
+from deploy.on_device.state import read_state, throttle_reasons
 from deploy.on_device.trt import open_trt_engine
 from deploy.on_device.trt_log import TRT_MODULES
 
@@ -27,6 +28,8 @@ OPENERS: Mapping[str, Callable[..., Engine]] = {
 }
 _MOST_DEATHS = 2
 _ATTEMPTS = 2
+_MOST_TIMINGS = 3
+"""How often an engine is timed while the machine slows down."""
 _FLOAT, _CANDIDATE = "float", "candidate"
 _NO_FIGURES: Mapping[str, Any] = {
     "clock": None,
@@ -38,10 +41,16 @@ _NO_FIGURES: Mapping[str, Any] = {
     "p99_calls": None,
     "p99_note": None,
     "throughput": None,
+    "enqueue_ms": None,
+    "hot_ms": None,
+    "cold_ms": None,
     "rounds_ms": [],
     "float_rounds_ms": [],
     "build_seconds": None,
     "layers": None,
+    "notes": [],
+    "state": None,
+    "plan_sha256": None,
 }
 
 
@@ -85,10 +94,8 @@ class Bench:
         engine = _open(self.experiment, self.directory, self.inputs, candidate)
         build_seconds = time.perf_counter() - start
         try:
-            engines = {_FLOAT: self.baseline, _CANDIDATE: engine}
-            protocol, seed, batch = Protocol(**self.experiment["protocol"]), self.experiment["seed"], self.experiment["batch"]
-            measurement = measure_engines(engines, _FLOAT, protocol, seed=seed, batch=batch)
-            layers = engine.layers()
+            measurement, state = self._timed(engine)
+            diagnosed = _diagnosed(engine)
         finally:
             engine.close()
         timing, reference = measurement.timings[_CANDIDATE], measurement.timings[_FLOAT]
@@ -105,8 +112,45 @@ class Bench:
             "rounds_ms": list(timing.rounds_ms),
             "float_rounds_ms": list(reference.rounds_ms),
             "build_seconds": round(build_seconds, 3),
-            "layers": layers,
+            "state": state,
+            "plan_sha256": getattr(engine, "plan_sha256", None),
+            **diagnosed,
         }
+
+    def _timed(self, engine: Engine) -> tuple[Measurement, dict[str, Any]]:
+        """Time an engine against the float engine, again while the machine slows down; returns the last timing and the state around it."""
+        engines = {_FLOAT: self.baseline, _CANDIDATE: engine}
+        protocol, seed, batch = Protocol(**self.experiment["protocol"]), self.experiment["seed"], self.experiment["batch"]
+        readings: list[dict[str, Any]] = []
+        while True:
+            measurement = measure_engines(
+                engines, _FLOAT, protocol, seed=seed, batch=batch, around_rounds=lambda: readings.append(read_state())
+            )
+            before, after = readings[-2:]
+            reasons, timings = throttle_reasons(before, after), len(readings) // 2
+            if not reasons or timings == _MOST_TIMINGS:
+                return measurement, {"before": before, "after": after, "throttled": reasons, "timings": timings}
+
+
+def _diagnosed(engine: Engine) -> dict[str, Any]:
+    """Return what explains the figures. A part of it that fails is None, with a note: it costs no figure."""
+    notes: list[str] = []
+
+    def part(what: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine has been timed
+            notes.append(f"there is no {what}: {failure_of(error).reason}")
+            return None
+
+    enqueue_ms, hot_and_cold = None, None
+    if isinstance(engine, GpuTimed):
+        enqueue_ms = part("time to enqueue", engine.enqueue_ms)
+        hot_and_cold = part("time with a cold L2 cache", engine.hot_and_cold_ms)
+    layers, note = part("description of the layers", engine.layers) or (None, None)
+    hot_ms, cold_ms = hot_and_cold or (None, None)
+    all_notes = [*notes, note] if note is not None else notes
+    return {"enqueue_ms": enqueue_ms, "hot_ms": hot_ms, "cold_ms": cold_ms, "layers": layers, "notes": all_notes}
 
 
 def _attempted(action: Callable[[], Any]) -> Any:

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 
 _MARKED = re.compile(r"'([^']+)'|\"([^\"]+)\"|`([^`]+)`|\[([^\[\]]+)\]|\(([^()]+)\)|\{([^{}\[\]]+)\}")
 """What stands in quotes or brackets."""
-_NODES_OF_TENSORRT = re.compile(r"\bimplementation for node ([^\s{]+?(?: \+ \S+?)*)\.?(?=\s*(?:$|[|)\]]))")
-"""TensorRT's own sentence, as in "Could not find any implementation for node conv1 + relu1."."""
-_SEPARATORS = re.compile(r"\.\.\.|,| \+ ")
+_FUSED = r"(?:PWN\(\S*(?:(?<=,) \S+)*|\(Unnamed Layer\* \d+\)|[^\s{]\S*)(?: \[[\w ]+\])?"
+"""One layer of a fused one: a name, a pointwise expression, or a layer without a name; TensorRT may write its type behind it."""
+_NODES_OF_TENSORRT = re.compile(rf"\bimplementation for node ({_FUSED}(?: (?:\+|\|\|) {_FUSED})*)")
+"""TensorRT's own sentence, as in "Could not find any implementation for node conv1 + relu1.", whatever comes behind it."""
+_SEPARATORS = re.compile(r"\.\.\.|,| \+ | \|\| | \[|PWN\(|\)")
 
 
 def nodes_named(text: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -20,5 +22,5 @@ def nodes_named(text: str, names: Iterable[str]) -> tuple[str, ...]:
     """
     spans = [part for groups in _MARKED.findall(text) for part in groups if part]
     spans += _NODES_OF_TENSORRT.findall(text)
-    told = {piece.strip() for span in spans for piece in _SEPARATORS.split(span)}
+    told = {piece.strip().rstrip(".") for span in spans for piece in _SEPARATORS.split(span)}
     return tuple(name for name in names if name in told)

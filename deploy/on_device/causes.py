@@ -7,9 +7,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.on_device.cuda import CudaError
-from deploy.on_device.errors import BuildFailed
-from deploy.on_device.protocol import NotComparable
+from deploy.on_device.errors import BuildFailed, CudaError
 
 REFUSED = "refused"
 """The runtime makes no engine of this model, or none that runs: another attempt would end in the same way."""
@@ -20,11 +18,11 @@ INTERNAL = "internal"
 
 _TRANSIENT_TEXT = re.compile(
     r"out of (?:\w+ )?memory|OutOfMemory|OUT_OF_MEMORY|bad_alloc|bad allocation|cannot allocate memory|failed to allocate memory"
-    r"|memory\b.* could not be allocated|cudaErrorMemoryAllocation|DevicesUnavailable|ECCUncorrectable|LaunchTimeout|LAUNCH_TIMEOUT"
+    r"|memory\b.* could not be allocated|cudaErrorMemoryAllocation|DevicesUnavailable|DEVICE_UNAVAILABLE|ECC_?UNCORRECTABLE|Launch_?Timeout"
     r"|device (?:is |was )?lost|fallen off the bus|timed out",
     re.IGNORECASE,
 )
-_RUNTIME_PACKAGES = {"onnxruntime", "tensorrt", "tensorrt_bindings", "tensorrt_rtx", "pycuda", "cuda"}
+_RUNTIME_PACKAGES = {"onnxruntime", "tensorrt", "tensorrt_bindings", "tensorrt_rtx", "pycuda"}
 _LONGEST_REASON = 2000
 _MOST_NODES = 200
 
@@ -43,14 +41,14 @@ def failure_of(error: Exception) -> Failure:
     1. Phrases such as "out of memory" are transient, whatever the exception.
     2. BuildFailed, what the runtimes' own packages raise, and a plain RuntimeError, to which their bindings turn any
        C++ exception, are refusals.
-    3. Everything else, as TypeError or KeyError, is a bug.
+    3. Everything else is a bug: TypeError, say, or NotComparable, since engines of one experiment are timed in one way.
     """
     lines = str(error).strip().splitlines() or ["no reason given"]
-    reason = lines[0] if isinstance(error, (BuildFailed, NotComparable)) else f"{type(error).__name__}: {lines[0]}"
+    reason = lines[0] if isinstance(error, BuildFailed) else f"{type(error).__name__}: {lines[0]}"
     nodes = error.nodes[:_MOST_NODES] if isinstance(error, BuildFailed) else ()
     if isinstance(error, MemoryError) or _TRANSIENT_TEXT.search(f"{type(error).__name__}: {error}"):
         return Failure(_cut(reason), TRANSIENT, nodes)
-    if isinstance(error, (BuildFailed, NotComparable)):
+    if isinstance(error, BuildFailed):
         return Failure(_cut(reason), REFUSED, nodes)
     if isinstance(error, CudaError) or type(error) is RuntimeError or _is_of_a_runtime(error):
         return Failure(_cut(f"the runtime failed: {reason}"), REFUSED, nodes)

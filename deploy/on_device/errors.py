@@ -16,6 +16,10 @@ class BuildFailed(Exception):  # noqa: N818 - it is a result that the measuring 
         self.nodes = nodes
 
 
+class CudaError(RuntimeError):
+    """A call of CUDA failed; the message is CUDA's name for the reason, and its words."""
+
+
 class DeviceError(Exception):
     """Nothing can be measured until somebody changes something; the message says what, in one line. The runner exits with 2."""
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from deploy.on_device.errors import DeviceError
 
-SCHEMA = 2
+SCHEMA = 3
 EXPERIMENT_FILE = "experiment.json"
 MEASUREMENTS_FILE = "measurements.json"
 STARTED_FILE = "started.json"
@@ -62,16 +62,19 @@ def read_experiment(directory: Path) -> dict[str, Any]:
 
 def check_model(file: Path, sha256: str | None) -> None:
     """Raise DeviceError when a model is not the one that the bundle was written with: half a file, or another one."""
-    if sha256 is None:  # it was not carried
-        return
+    if sha256 is not None and model_sha256(file) != sha256:  # without one it was not carried
+        raise DeviceError(f"the content of {file} is not what was written: copy the whole directory again")
+
+
+def model_sha256(file: Path) -> str:
+    """Hash an ONNX file, and the file that holds its weights where they are many."""
     digest = hashlib.sha256()
-    for part in (file, file.with_name(f"{file.name}.data")):  # the second holds the weights of a large model
+    for part in (file, file.with_name(f"{file.name}.data")):
         if part.is_file():
             with part.open("rb") as stream:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)
-    if digest.hexdigest() != sha256:
-        raise DeviceError(f"the content of {file} is not what was written: copy the whole directory again")
+    return digest.hexdigest()
 
 
 def read_inputs(file: Path) -> dict[str, np.ndarray]:
@@ -97,7 +100,15 @@ def read_measurements_file(file: Path) -> dict[str, Any] | None:
         return None
     todo = "delete it to measure again"
     data = _read_json(file, todo)
-    wanted = {"schema": int, "fingerprint": str, "runtime": str, "versions": dict, "machine": str, "state": dict, "results": list}
+    wanted = {
+        "schema": int,
+        "fingerprint": str,
+        "runtime": str,
+        "versions": dict,
+        "machine": str,
+        "hardware": dict,
+        "results": list,
+    }
     _check(data, wanted, file, todo)
     for entry in data["results"]:
         _check(entry, {"key": str, "name": str}, file, todo)

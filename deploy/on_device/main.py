@@ -24,7 +24,9 @@ from deploy.on_device.experiment import (
     result_key,
     write_json,
 )
-from deploy.on_device.state import machine, read_state, throttled
+from deploy.on_device.product import write_product
+from deploy.on_device.protocol import GpuTimed
+from deploy.on_device.state import jetson_release, machine, power_mode
 from deploy.on_device.trt_log import TRT_MODULES, load_module
 
 LOG_FILE = "runner.log"
@@ -147,7 +149,7 @@ def _record(experiment: Mapping[str, Any], directory: Path, version: str, announ
         "runtime": runtime,
         "versions": {"python": sys.version.split()[0], "numpy": np.__version__, runtime: version},
         "machine": machine(),
-        "state": {"before": None, "after": None, "throttled": None},
+        "hardware": {"gpu": None, "jetson_release": jetson_release(), "power_mode": power_mode()},
         "results": [],
     }
     earlier = read_measurements_file(directory / MEASUREMENTS_FILE)
@@ -173,23 +175,33 @@ def _measure_all(
 ) -> None:
     bench = open_bench(experiment, directory)
     try:
-        bench.run_baseline()  # so that the state is that of a machine at work
-        before = read_state()
+        bench.run_baseline()
+        if isinstance(bench.baseline, GpuTimed):
+            record["hardware"] = {**record["hardware"], "gpu": bench.baseline.gpu}
         for candidate in waiting:
             result = bench.measure(candidate)
-            after = read_state()
-            record["state"] = {"before": before, "after": after, "throttled": throttled(before, after)}
             record["results"].append(result)
             write_json(directory / MEASUREMENTS_FILE, record)
             announce(_line(result))
-            if result["failed"] is not None:
+            _keep_product(directory, result, record["machine"], announce)
+            if result["failed"] is not None or result["notes"]:
                 bench.run_baseline()  # an error of CUDA may have ended all work of this process
     finally:
         bench.baseline.close()
+
+
+def _keep_product(directory: Path, result: Mapping[str, Any], machine_name: str, announce: Callable[[str], None]) -> None:
+    """Write the plan that was measured as a product; the measurement stands whether or not that works."""
+    try:
+        write_product(directory, result, machine_name)
+    except OSError as error:
+        announce(f"the plan of {result['name']} was measured, and not kept as a product: {error}")
 
 
 def _line(result: Mapping[str, Any]) -> str:
     if result["failed"] is not None:
         return f"failed   {result['name']}: {result['failed']}"
     low, high = result["ratio_interval"]
-    return f"measured {result['name']}: {result['ratio']:.3f}x of float ({low:.3f} to {high:.3f}), {result['engine_ms']:.3f} ms"
+    slow = "; the machine slowed down each time: " + ", ".join(result["state"]["throttled"])
+    figures = f"{result['ratio']:.3f}x of float ({low:.3f} to {high:.3f}), {result['engine_ms']:.3f} ms"
+    return f"measured {result['name']}: {figures}{slow if result['state']['throttled'] else ''}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,19 @@ import numpy as np
 
 from deploy.on_device.causes import REFUSED, failure_of
 from deploy.on_device.errors import BuildFailed, DeviceError
+from deploy.on_device.ort_gpu import (
+    ORT_CPU,
+    ORT_TENSORRT,
+    about_the_machine,
+    cache_places,
+    load_gpu_libraries,
+    provider_options,
+    why_missing,
+    with_kept_engine,
+)
+from deploy.on_device.ort_sessions import CPU_TIME, ORT_TYPES, BoundSession, FedSession, outputs_known
 
 _ERRORS_ONLY = 3
-_CPU_TIME = "thread CPU time"
-_CPU = "CPUExecutionProvider"
-_ORT_TYPES = {"float32": "float", "float64": "double"}
-"""ONNX Runtime's names of types that numpy calls otherwise."""
 SESSION_SETTINGS = (
     "providers",
     "graph_optimization_level",
@@ -44,17 +50,24 @@ def integer_sums_overflow() -> bool:
     import onnxruntime as ort
 
     probe = _PROBE_HEAD + bytes([_LARGEST]) * (_INNER * _OUTER) + _PROBE_TAIL
-    session = ort.InferenceSession(probe, providers=[_CPU])
+    session = ort.InferenceSession(probe, providers=[ORT_CPU])
     (result,) = session.run(None, {"x": np.full((1, _INNER), 255, np.uint8)})
     return bool((result != 255 * _LARGEST * _INNER).any())
 
 
-def open_session(model: Path, settings: Mapping[str, Any], *, optimized: Path | None = None, threads: int | None = None) -> Any:
+def open_session(
+    model: Path,
+    settings: Mapping[str, Any],
+    *,
+    providers: Sequence[Any] | None = None,
+    optimized: Path | None = None,
+    threads: int | None = None,
+) -> Any:
     """Create a session with the settings of an engine's record; `optimized` is where to write the graph that really runs.
 
-    Where integer kernels overflow, the exact ones are taken, also for an engine that was made elsewhere.
-    `threads` replaces the number of threads. Raises DeviceError when a setting is missing, or when the session would leave out one of the
-    providers that were asked for; otherwise what ONNX Runtime raises.
+    Where integer kernels overflow, the exact ones are taken, also for an engine that was made elsewhere. `providers` are those of the
+    settings with further options, `threads` replaces the number of threads. Raises DeviceError when a setting is missing, when this
+    machine has to be changed, or when the session would leave out one of the providers; otherwise what ONNX Runtime raises.
     """
     import onnxruntime as ort
 
@@ -73,109 +86,78 @@ def open_session(model: Path, settings: Mapping[str, Any], *, optimized: Path | 
         options.add_session_config_entry(key, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    wanted = [_name(provider) for provider in settings["providers"]]
+    providers = provider_options(settings["providers"] if providers is None else providers)
+    wanted = [_name(provider) for provider in providers]
     _check_providers(wanted, ort.get_available_providers())
-    providers = [provider if isinstance(provider, str) else tuple(provider) for provider in settings["providers"]]
-    session = ort.InferenceSession(
-        str(model), options, providers=providers, disabled_optimizers=list(settings["disabled_optimizers"])
-    )
+    if wanted != [ORT_CPU]:
+        load_gpu_libraries(tensorrt=ORT_TENSORRT in wanted)
+    disabled = list(settings["disabled_optimizers"])
+    try:
+        # without `enable_fallback=0` a session that fails is made again with other providers, and the reason is only printed
+        session = ort.InferenceSession(str(model), options, providers=providers, disabled_optimizers=disabled, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        _raise_if_of_the_machine(error, wanted)
+        raise
     # ONNX Runtime goes on without a provider whose libraries do not load.
     _check_providers(wanted, session.get_providers())
     return session
 
 
-def open_ort_engine(model: Path, settings: Mapping[str, Any], inputs: Mapping[str, np.ndarray], cache: Path) -> FedSession:  # noqa: ARG001
-    """Open an ONNX file, and run it once. ONNX Runtime keeps nothing, so `cache` is not used.
+def open_ort_engine(model: Path, settings: Mapping[str, Any], inputs: Mapping[str, np.ndarray], cache: Path) -> FedSession:
+    """Open an ONNX file, and run it once. The TensorRT provider keeps its engines and the times of its kernels below `cache`.
 
     Raises BuildFailed when ONNX Runtime refuses the model, DeviceError when it lacks a provider, or when the inputs do
     not fit.
     """
+    names = [_name(provider) for provider in settings.get("providers", ())]
     try:
-        session = open_session(model, settings)
-        _check_inputs(session.get_inputs(), inputs)
-        names = [_name(provider) for provider in settings["providers"]]
-        if names != [_CPU]:
-            return BoundSession(session, inputs, "cuda")
-        one_thread = settings["intra_op_num_threads"] == settings["inter_op_num_threads"] == 1
-        return FedSession(session, inputs, _CPU_TIME if one_thread else "wall clock")
+        if names in ([ORT_CPU], []):
+            session = open_session(model, settings)
+            _check_inputs(session.get_inputs(), inputs)
+            one_thread = settings["intra_op_num_threads"] == settings["inter_op_num_threads"] == 1
+            return FedSession(session, inputs, CPU_TIME if one_thread else "wall clock")
+        if ORT_TENSORRT not in names:
+            return _open_bound(model, settings, inputs)
+        load_gpu_libraries(tensorrt=True)
+        place, timing = cache_places(model, settings, cache)
+        timing.mkdir(parents=True, exist_ok=True)
+        return with_kept_engine(place, partial(_open_bound, model, settings, inputs, place, timing))
     except DeviceError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
+        _raise_if_of_the_machine(error, names)
         if failure_of(error).cause != REFUSED:
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BuildFailed(lines[0], str(error)) from error
 
 
-class FedSession:
-    """A session on the CPU with its inputs. One thread is timed by its CPU time, which leaves out what other processes take."""
-
-    def __init__(self, session: Any, inputs: Mapping[str, np.ndarray], clock: str) -> None:
-        """Run once, so that a model that cannot run is found here."""
-        self.clock = clock
-        self._session = session
-        self._now = time.thread_time_ns if clock == _CPU_TIME else time.perf_counter_ns
-        self._feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        self.run()
-
-    def run(self) -> None:
-        """Run once."""
-        self._session.run(None, self._feeds)
-
-    def time(self, repeats: int) -> float:
-        """Run `repeats` times; returns the mean milliseconds of a call."""
-        start = self._now()
-        for _ in range(repeats):
-            self.run()
-        return (self._now() - start) / repeats / 1e6
-
-    def outputs(self) -> dict[str, np.ndarray]:
-        """Run once; returns the outputs by name."""
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(None, self._feeds), strict=True))
-
-    def layers(self) -> list[dict[str, Any]] | None:
-        """None: ONNX Runtime names its kernels in the optimised graph, which is read where the engine is built."""
-        return None
-
-    def close(self) -> None:
-        """Let go of the session and its inputs."""
-        self._session = None
-        self._feeds = {}
-
-
-class BoundSession(FedSession):
-    """A session whose inputs lie on `place` ("cuda"), where its outputs stay; a call ends when they are there. Timed by the wall clock."""
-
-    def __init__(self, session: Any, inputs: Mapping[str, np.ndarray], place: str) -> None:
-        import onnxruntime as ort
-
-        self._binding = session.io_binding()
-        self._values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), place) for name, array in inputs.items()
-        }
-        for name, value in self._values.items():
-            self._binding.bind_ortvalue_input(name, value)
-        for output in session.get_outputs():
-            self._binding.bind_output(output.name, place)
-        super().__init__(session, inputs, "wall clock, synchronised")
-
-    def run(self) -> None:
-        """Run once, and wait for the end."""
-        self._session.run_with_iobinding(self._binding)
-        self._binding.synchronize_outputs()
-
-    def outputs(self) -> dict[str, np.ndarray]:
-        """Run once; returns the outputs by name."""
-        self.run()
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._binding.copy_outputs_to_cpu(), strict=True))
-
-    def close(self) -> None:
-        """Let go of the session, its inputs and its outputs."""
-        super().close()
-        self._binding = None
-        self._values = {}
+def _open_bound(
+    model: Path,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, np.ndarray],
+    place: Path | None = None,
+    timing: Path | None = None,
+) -> BoundSession:
+    """Open a session on the GPU as one CUDA graph; without one where shapes are not known or the providers cannot make one."""
+    names = [_name(provider) for provider in settings["providers"]]
+    for graph in (True, False):
+        providers = provider_options(settings["providers"], place, timing, graph=graph)
+        try:
+            session = open_session(model, settings, providers=providers)
+            _check_inputs(session.get_inputs(), inputs)
+            if graph and not outputs_known(session, inputs):
+                session = None  # its memory is wanted for the next one
+                continue
+            return BoundSession(session, inputs, "cuda", captured=graph)
+        except DeviceError:
+            raise
+        except Exception as error:
+            _raise_if_of_the_machine(error, names)
+            if not graph or failure_of(error).cause != REFUSED:
+                raise
+            # An operator on the CPU, or one that CUDA does not capture. If the model is at fault, the second attempt tells.
+    raise AssertionError("the second attempt returns or raises")
 
 
 def _check_inputs(wanted: Sequence[Any], inputs: Mapping[str, np.ndarray]) -> None:
@@ -188,7 +170,7 @@ def _check_inputs(wanted: Sequence[Any], inputs: Mapping[str, np.ndarray]) -> No
         given = inputs[entry.name]
         fixed = [size if isinstance(size, int) else None for size in entry.shape]
         fits = len(fixed) == given.ndim and all(size in (None, there) for size, there in zip(fixed, given.shape, strict=True))
-        if not fits or entry.type != f"tensor({_ORT_TYPES.get(given.dtype.name, given.dtype.name)})":
+        if not fits or entry.type != f"tensor({ORT_TYPES.get(given.dtype.name, given.dtype.name)})":
             raise DeviceError(
                 f"input {entry.name!r} is {given.dtype} {given.shape}, and the model takes {entry.type} {tuple(entry.shape)}: "
                 "write the experiment again"
@@ -200,10 +182,14 @@ def _name(provider: Any) -> str:
     return str(provider if isinstance(provider, str) else provider[0])
 
 
+def _raise_if_of_the_machine(error: Exception, providers: Sequence[str]) -> None:
+    """Raise DeviceError for what is no fault of the model: a driver, a library, an option."""
+    reason = about_the_machine(error, providers) if list(providers) != [ORT_CPU] else None
+    if reason is not None:
+        raise DeviceError(reason) from error
+
+
 def _check_providers(wanted: list[str], found: list[str]) -> None:
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise DeviceError(
-            f"onnxruntime lacks {', '.join(missing)} here (it has {', '.join(found)}): install onnxruntime-gpu and the CUDA and cuDNN "
-            "libraries that it names"
-        )
+        raise DeviceError(why_missing(missing))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +15,11 @@ from deploy.on_device.state import machine
 
 _MEASUREMENT_SCHEMA = 3
 _WARM_UP_CALLS = 3
+_STEP_MS = 20.0
+"""What is timed at once while a GPU warms up."""
+_SETTLED = 0.02
+"""Two timings that differ by this share agree."""
+_MOST_STEPS = 40
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
 _SINGLES_MS = 500.0
@@ -36,6 +41,34 @@ class Timed(typing.Protocol):
         """Run `repeats` times; returns the mean milliseconds of a call."""
 
 
+@typing.runtime_checkable
+class GpuTimed(Timed, typing.Protocol):
+    """What an engine on a GPU has to offer besides; without it an engine is timed as one on the CPU.
+
+    1. `captured`: its work was captured as a CUDA graph. `use_graph` says whether the calls that follow are launches of that graph;
+       `clock` tells which they are. An engine that was not captured has no graph to use, whatever it is told.
+    2. `warm_up_ms`: how long the GPU works before anything is counted, so that its clocks are those of work.
+    3. `gpu`: what the GPU is, as `deploy.devices.messages.Gpu` has it, or None.
+    4. `enqueue_ms` and `hot_and_cold_ms` are made after the rounds; a runtime that cannot tell returns None.
+    """
+
+    captured: bool
+    warm_up_ms: float
+
+    @property
+    def gpu(self) -> dict[str, Any] | None:
+        """Name, UUID, compute capability, driver, multiprocessors, L2 cache and memory."""
+
+    def use_graph(self, on: bool) -> None:
+        """Choose between launches of the CUDA graph and single calls."""
+
+    def enqueue_ms(self) -> float | None:
+        """Milliseconds that the host takes to put one call on the GPU's stream."""
+
+    def hot_and_cold_ms(self) -> tuple[float, float] | None:
+        """Milliseconds of a single call with what the call before it left in the L2 cache, and with an L2 cache of other data."""
+
+
 class Engine(Timed, typing.Protocol):
     """What every runtime makes of a model and its inputs."""
 
@@ -45,8 +78,8 @@ class Engine(Timed, typing.Protocol):
     def outputs(self) -> dict[str, np.ndarray]:
         """Run once; returns the outputs by name."""
 
-    def layers(self) -> list[dict[str, Any]] | None:
-        """Describe what the runtime made of each layer; None where it does not tell."""
+    def layers(self) -> tuple[list[dict[str, Any]] | None, str | None]:
+        """Describe what the runtime made of each layer, None where it does not tell; and why layers or their times are missing, if so."""
 
     def close(self) -> None:
         """Give back what the engine holds on the device."""
@@ -108,9 +141,18 @@ class Measurement:
 
 
 def measure_engines(
-    engines: Mapping[str, Timed], baseline: str, protocol: Protocol | None = None, *, seed: int = 0, batch: int = 1
+    engines: Mapping[str, Timed],
+    baseline: str,
+    protocol: Protocol | None = None,
+    *,
+    seed: int = 0,
+    batch: int = 1,
+    around_rounds: Callable[[], None] = lambda: None,
 ) -> Measurement:
     """Time engines in turn, round by round, each call on a batch of `batch` samples. All engines must read the same clock.
+
+    Where one of the engines was not captured as a CUDA graph, all of them run without graphs. `around_rounds` is called right before the
+    first round and right after the last one.
 
     After a warm-up the order within a round is shuffled, since an engine may profit from what ran before it. In a round each engine makes
     one call that is not timed, since others have filled the caches, and runs in two to five parts, of which the fastest counts: an
@@ -119,17 +161,21 @@ def measure_engines(
     when a clock is too coarse to read a time. Ours.
     """
     protocol = protocol or Protocol()
+    _run_alike(engines.values())
     clocks = sorted({engine.clock for engine in engines.values()})
     if len(clocks) > 1:
         raise NotComparable(f"engines with different clocks cannot be compared: {', '.join(clocks)}")
     generator = np.random.default_rng(seed)
     names = list(engines)
-    repeats = {name: _repeats(engines[name], protocol) for name in names}
+    warm = {name: _warmed(engine) for name, engine in engines.items() if isinstance(engine, GpuTimed)}
+    repeats = {name: _repeats(engines[name], protocol, warm.get(name)) for name in names}
     parts: dict[str, list[list[float]]] = {name: [] for name in names}
+    around_rounds()
     for _ in range(protocol.rounds):
         for index in generator.permutation(len(names)):
             name = names[index]
             parts[name].append(_one_round(engines[name], repeats[name], protocol))
+    around_rounds()
     if not all(ms > 0 for rounds in parts.values() for one_round in rounds for ms in one_round):
         raise DeviceError(f"the clock of this machine ({clocks[0]}) is too coarse: it reads times that are not above zero")
     session = uuid.uuid4().hex
@@ -156,8 +202,31 @@ def bootstrap_median(values: Sequence[float] | np.ndarray, generator: np.random.
     return float(low), float(high)
 
 
-def _repeats(engine: Timed, protocol: Protocol) -> int:
-    """Warm an engine up, and return how many calls it makes in a round."""
+def _run_alike(engines: Iterable[Timed]) -> None:
+    """Use CUDA graphs where all engines have one, and nowhere else: a ratio of two ways to launch says nothing about the engines."""
+    on_gpu = [engine for engine in engines if isinstance(engine, GpuTimed)]
+    captured = all(engine.captured for engine in on_gpu)
+    for engine in on_gpu:
+        engine.use_graph(captured)
+
+
+def _warmed(engine: GpuTimed) -> float:
+    """Keep the GPU at work until it is warm and two timings in a row agree, which is given up after some; returns milliseconds a call."""
+    calls, spent, before = 1, 0.0, 0.0
+    for _ in range(_MOST_STEPS):
+        ms = engine.time(calls)
+        spent += calls * ms
+        if spent >= engine.warm_up_ms and abs(ms - before) <= _SETTLED * before:
+            break
+        before = ms
+        calls = min(2 * calls, max(1, round(_STEP_MS / max(ms, 1e-3))))
+    return ms
+
+
+def _repeats(engine: Timed, protocol: Protocol, warm_ms: float | None) -> int:
+    """Return how many calls an engine makes in a round; warms it up unless `warm_ms` is what a call takes of an engine that is warm."""
+    if warm_ms is not None:
+        return max(protocol.calls, round(protocol.round_ms / max(warm_ms, 1e-3)))
     engine.time(_WARM_UP_CALLS)
     # the fastest of some, so that one interrupted call does not leave an engine with too few repeats
     fastest = min(engine.time(1) for _ in range(_WARM_UP_CALLS))

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from deploy.on_device.blame import nodes_named
 from deploy.on_device.errors import DeviceError
-from deploy.on_device.trt_log import Message, TrtLog, trt_logged
+from deploy.on_device.experiment import model_sha256
+from deploy.on_device.gpu import Gpu
+from deploy.on_device.plan_cache import (
+    BuiltPlan,
+    Origin,
+    PlanTensor,
+    find_plan,
+    keep_plan,
+)
+from deploy.on_device.trt_log import TrtLog, trt_logged
+from deploy.on_device.trt_timing import save_timing_cache, set_timing_cache, timing_cache_file
 
-_PLAN_SCHEMA = 1
+_NUMPY_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+
+AVERAGED_TIMINGS = 8
+"""How often TensorRT times a kernel before it chooses one: trtexec's own number (`--avgTiming`); the builder's is 1."""
+
 # Only a warning of the parser, but the engine would not compute what the file says.
 _READ_AS_INT8 = re.compile(r"UINT8 zero_point.*Defaulting to INT8")
 _ORIGIN = re.compile(r"\[ONNX Layer: (.*)\]")
-# What is worth keeping of a log that may be many megabytes: warnings, the list of kernels, the size of the weights.
+# What is worth keeping of a verbose log, which may be many megabytes: the list of kernels, the size of the weights.
 _KEPT = re.compile(r"Layers:\n|.*Total Weights Memory: ")
 
 
@@ -54,57 +64,56 @@ class TrtSettings:
         return cls(runtime, **{**data, "batch_sizes": tuple(sizes) if sizes is not None else None})
 
 
-@dataclass(frozen=True)
-class BuiltPlan:
-    """A serialised engine, how long its build took, the builder flags that were set, and what the builder's log said that matters.
-
-    `timing_cache_sha256` is the hash of the timing cache that the build left behind, None where there is none.
-    """
-
-    content: bytes
-    seconds: float
-    flags: tuple[str, ...]
-    messages: tuple[Message, ...]
-    timing_cache_sha256: str | None
-    from_cache: bool
-
-
-def build(module: ModuleType, onnx: Path, settings: TrtSettings, cache: Path | None = None, device: str = "") -> BuiltPlan:
+def build(module: ModuleType, onnx: Path, settings: TrtSettings, cache: Path | None = None, gpu: Gpu | None = None) -> BuiltPlan:
     """Build an ONNX file, or take the plan from the directory `cache` if the same was built before.
 
-    The same means: file, settings, runtime, its version and `device`, the name of the GPU, empty where there is none. The measured times
-    of kernels are kept in `cache` as well, except by TensorRT-RTX, which measures none. Raises BuildFailed when the file does not parse
-    or build, DeviceError when the runtime does not know the compute capability.
+    The same means: file, settings, runtime, its version and `gpu`, None where there is none. The measured times of kernels are kept in
+    `cache` as well, except by TensorRT-RTX, which measures none. Raises BuildFailed when the file does not parse or build, DeviceError
+    when the runtime does not know the compute capability.
     """
-    kept = cache / f"{_plan_key(module, onnx, settings, device)}.json" if cache is not None else None
-    found = _read_plan(kept) if kept is not None else None
+    origin = _origin(module, onnx, settings, gpu)
+    found = find_plan(cache, origin) if cache is not None else None
     if found is not None:
         return found
-    timing = _timing_cache_path(module, settings, cache, device)
+    timing = timing_cache_file(cache, origin) if cache is not None and settings.runtime == "tensorrt" else None
     with trt_logged(module) as log:
         builder = module.Builder(log.logger)
         network, _parser = make_network(module, builder, onnx, log)  # the network points into the parser's memory
         config = make_config(module, builder, network, settings, log)
-        if timing is not None:
-            _load_timing_cache(config, timing)
-        start = time.perf_counter()
+        _times = set_timing_cache(config, timing) if timing is not None else None  # the configuration points to it
+        told, start = len(log.messages), time.perf_counter()
         serialized = builder.build_serialized_network(network, config)
         seconds = time.perf_counter() - start
         if serialized is None:
-            failed = log.failed()
+            # a timing cache that was rejected is an error in the log too, and not the reason
+            failed = log.failed([message.text for message in log.messages[told:] if message.severity.endswith("ERROR")])
             failed.nodes = nodes_named(failed.reason, onnx_nodes(network))
             raise failed
         built = BuiltPlan(
             content=bytes(serialized),
+            origin=origin,
             seconds=round(seconds, 3),
             flags=("STRONGLY_TYPED", *(name for name, flag in module.BuilderFlag.__members__.items() if config.get_flag(flag))),
-            messages=tuple(entry for entry in log.messages if entry.severity == "WARNING" or _KEPT.match(entry.text)),
-            timing_cache_sha256=_save_timing_cache(config, timing) if timing is not None else None,
+            messages=tuple(entry for entry in log.messages if entry.severity != "VERBOSE" or _KEPT.match(entry.text)),
+            inputs=tuple(_described(network.get_input(index)) for index in range(network.num_inputs)),
+            outputs=tuple(_described(network.get_output(index)) for index in range(network.num_outputs)),
+            timing_cache_sha256=save_timing_cache(config, timing) if timing is not None else None,
             from_cache=False,
         )
-    if kept is not None:
-        _write_plan(kept, built)
+    if cache is not None:
+        keep_plan(cache, built)
     return built
+
+
+def for_gpu(module: ModuleType, settings: TrtSettings, gpu: Gpu) -> TrtSettings:
+    """Return the settings for engines that run on `gpu`: TensorRT-RTX is told its compute capability, where it knows that one.
+
+    What is timed is then what is shipped. Without one it builds a plan for several GPUs, which is another engine.
+    """
+    known = getattr(module, "ComputeCapability", None)
+    if settings.runtime != "tensorrt-rtx" or settings.compute_capability is not None or known is None:
+        return settings
+    return replace(settings, compute_capability=gpu.sm) if gpu.sm.upper() in known.__members__ else settings
 
 
 def make_network(module: ModuleType, builder: Any, onnx: Path, log: TrtLog) -> tuple[Any, Any]:
@@ -125,13 +134,18 @@ def make_network(module: ModuleType, builder: Any, onnx: Path, log: TrtLog) -> t
 
 
 def make_config(module: ModuleType, builder: Any, network: Any, settings: TrtSettings, log: TrtLog) -> Any:
-    """Return the builder's configuration: layer information in full, and no flag, since the network's types are the engine's.
+    """Return the builder's configuration: layer information in full, and no flag for types, since the network's are the engine's.
 
     Raises BuildFailed when the shape of an input is free and the batch sizes do not settle it, DeviceError for a compute capability that
     the runtime does not know.
     """
     config = builder.create_builder_config()
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    if hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # without it TensorRT-RTX allocates at run time, which no graph captures
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if settings.runtime == "tensorrt":
+        config.avg_timing_iterations = AVERAGED_TIMINGS
     if settings.workspace_mb is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_mb << 20)
     if settings.compute_capability is not None:
@@ -177,67 +191,11 @@ def _set_free_dimensions(builder: Any, network: Any, config: Any, batch_sizes: S
     return ""
 
 
-def _plan_key(module: ModuleType, onnx: Path, settings: TrtSettings, device: str) -> str:
-    digest = hashlib.sha256(json.dumps([_PLAN_SCHEMA, asdict(settings), module.__version__, device]).encode())
-    for file in (onnx, onnx.with_name(f"{onnx.name}.data")):  # the second holds the weights of a large model
-        if file.is_file():
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:32]
+def _origin(module: ModuleType, onnx: Path, settings: TrtSettings, gpu: Gpu | None) -> Origin:
+    values = asdict(settings)
+    return Origin(values.pop("runtime"), str(module.__version__), values, model_sha256(onnx), gpu)
 
 
-def _read_plan(file: Path) -> BuiltPlan | None:
-    """Return a plan of an earlier build; None when it is not there in full."""
-    try:
-        kept = json.loads(file.read_text("utf-8"))
-        content = file.with_suffix(".plan").read_bytes()
-    except (OSError, ValueError):
-        return None
-    if hashlib.sha256(content).hexdigest() != kept.pop("sha256"):
-        return None
-    messages = tuple(Message(*entry) for entry in kept.pop("messages"))
-    return BuiltPlan(content=content, messages=messages, flags=tuple(kept.pop("flags")), from_cache=True, **kept)
-
-
-def _write_plan(file: Path, built: BuiltPlan) -> None:
-    kept = {
-        "seconds": built.seconds,
-        "flags": built.flags,
-        "messages": built.messages,
-        "timing_cache_sha256": built.timing_cache_sha256,
-    }
-    write_bytes(file.with_suffix(".plan"), built.content)
-    write_bytes(file, json.dumps({"sha256": hashlib.sha256(built.content).hexdigest(), **kept}).encode())
-
-
-def _timing_cache_path(module: ModuleType, settings: TrtSettings, cache: Path | None, device: str) -> Path | None:
-    if cache is None or settings.runtime != "tensorrt":
-        return None
-    digest = hashlib.sha256(f"{module.__version__} {device}".encode()).hexdigest()[:16]
-    return cache / f"timing-{digest}.cache"
-
-
-def _load_timing_cache(config: Any, file: Path) -> None:
-    """Give the builder the kernel times of earlier builds; it starts an empty cache when it cannot read them."""
-    content = file.read_bytes() if file.is_file() else b""
-    timing = config.create_timing_cache(content) or config.create_timing_cache(b"")
-    config.set_timing_cache(timing, False)
-
-
-def _save_timing_cache(config: Any, file: Path) -> str:
-    content = bytes(config.get_timing_cache().serialize())
-    write_bytes(file, content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write to a temporary name in the same directory, then rename: a reader sees all of the file or nothing of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner can read
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def _described(tensor: Any) -> PlanTensor:
+    name = str(tensor.dtype).rsplit(".", 1)[-1]  # an enumeration's member, as in DataType.HALF
+    return PlanTensor(tensor.name, _NUMPY_TYPES.get(name, name.lower()), tuple(tensor.shape))

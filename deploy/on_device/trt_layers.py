@@ -7,9 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# TensorRT 10 writes type and memory layout in one text, as in "Row major Int8 format" or "Row major linear FP16 format".
-_TYPE_IN_TEXT = re.compile(r"\b(U?Int\d+|FP\d+|BF16|BFloat16|Half|Float|Bool)\b")
-_TYPE_NAMES = {"FP16": "Half", "FP32": "Float", "BF16": "BFloat16"}
+# TensorRT 10 writes type and memory layout in one text, as in "Row major Int8 format", "Channel major INT8 format where channel % 16 == 0"
+# or "Row major linear FP16 format"; the spelling of a type differs from layout to layout.
+_TYPE_IN_TEXT = re.compile(r"\b(u?int\d+|fp\d+|tf32|bf16|bfloat16|float16|float32|half|float|double|bool)\b", re.IGNORECASE)
+_TYPE_NAMES = {
+    "fp16": "Half", "float16": "Half", "half": "Half", "fp32": "Float", "float32": "Float", "float": "Float", "bf16": "BFloat16",
+    "bfloat16": "BFloat16", "double": "Double", "bool": "Bool",
+}  # fmt: skip
+_WRITTEN_BY_WIDTH = {"int": "Int", "uint": "UInt", "fp": "FP", "tf": "TF"}
 _ORIGIN_PREFIX = "[ONNX Layer: "
 _ORIGIN_SEPARATORS = re.compile("[\x1e\x1f]")
 
@@ -35,11 +40,24 @@ def nodes_from_metadata(text: str) -> tuple[str, ...]:
     return tuple(origin[len(_ORIGIN_PREFIX) : -1] for origin in origins if origin.startswith(_ORIGIN_PREFIX))
 
 
+def trt_type_name(text: str) -> str:
+    """Return the type that a text of TensorRT names, in the builder's words: Half, Float, BFloat16, Int8, Int4, FP8, ...
+
+    Both spellings of each count, in capitals or not. A text that names no type is returned as it is.
+    """
+    found = _TYPE_IN_TEXT.findall(text)
+    if not found:
+        return text
+    name = found[-1].lower()
+    kind = name.rstrip("0123456789")
+    return _TYPE_NAMES.get(name) or f"{_WRITTEN_BY_WIDTH[kind]}{name[len(kind) :]}"
+
+
 def _layer(entry: Mapping[str, Any]) -> dict[str, Any]:
     constants = [_tensor(tensor) for tensor in entry.get("Constants", ())]
     weights = entry.get("Weights")
     if isinstance(weights, Mapping) and weights.get("Count"):
-        constants.append({"name": "weights", "dtype": _type_name(weights["Type"]), "shape": [weights["Count"]]})
+        constants.append({"name": "weights", "dtype": trt_type_name(weights["Type"]), "shape": [weights["Count"]]})
     return {
         "kind": entry["LayerType"],
         "name": entry["Name"],
@@ -52,9 +70,4 @@ def _layer(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tensor(entry: Mapping[str, Any]) -> dict[str, Any]:
     told = entry["Datatype"] if "Datatype" in entry else entry["Format/Datatype"]
-    return {"name": entry["Name"], "dtype": _type_name(told), "shape": list(entry["Dimensions"])}
-
-
-def _type_name(text: str) -> str:
-    found = _TYPE_IN_TEXT.findall(text)
-    return _TYPE_NAMES.get(found[-1], found[-1]) if found else text
+    return {"name": entry["Name"], "dtype": trt_type_name(told), "shape": list(entry["Dimensions"])}

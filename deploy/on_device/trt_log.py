@@ -19,6 +19,9 @@ TRT_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 # Printed with any error where there is no GPU. Building needs none, so it is the cause only where nothing else was printed.
 _DRIVER_NOISE = re.compile(r"CUDA driver version is insufficient|Error Code 1: Cuda Runtime \(\s*\)")
 
+_NOT_MADE = "factory function returned nullptr"
+"""What the bindings raise where the library makes no builder or runtime."""
+
 
 class Message(NamedTuple):
     """One line of the runtime's log; the severity is one of VERBOSE, INFO, WARNING, ERROR and INTERNAL_ERROR."""
@@ -69,11 +72,16 @@ def load_module(runtime: str) -> ModuleType:
 
 @contextmanager
 def trt_logged(module: ModuleType) -> Iterator[TrtLog]:
-    """Open the process's log, to be read while the context is open."""
+    """Open the process's log, to be read while the context is open. Raises BuildFailed where the library makes no builder or runtime."""
     with _one_log:
         _trt_messages.clear()
+        log = TrtLog(_trt_logger(module), _trt_messages)
         try:
-            yield TrtLog(_trt_logger(module), _trt_messages)
+            yield log
+        except TypeError as error:
+            if _NOT_MADE in str(error):  # the reason is in the log
+                raise log.failed() from error
+            raise
         finally:
             _trt_messages.clear()
 

@@ -27,7 +27,9 @@ def convert_to_fp16(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> 
     2. Constants become half, clamped to its range (a mask of -3e38 must not become infinite times zero). Scales do too: the type of a
        DequantizeLinear's result is that of its scale, and a Cast there would stand between the runtime and its integer kernel.
     3. A unit planned fp32 keeps float32 weights between two Casts.
-    4. Left alone: integers, shapes, and inputs that ONNX wants as float32 (the sizes of Resize).
+    4. Q/DQ pairs have one float type: what is quantised, its scale and what is dequantised are half. TensorRT 10.16 builds no plan for SM87
+       where they differ (NVIDIA/TensorRT issue 4832).
+    5. Left alone: integers, shapes, and inputs that ONNX wants as float32 (the sizes of Resize).
     """
     found = (node for unit in units if plan.formats[unit.path] == FP32 for node in unit_nodes(model, unit).values())
     full = dict.fromkeys(found)  # in order, since casts are named as they are added
@@ -96,11 +98,11 @@ def _surround(model: ir.Model, node: ir.Node) -> int:
         node.replace_input_with(index, cast.outputs[0])
         casts += 1
     result = node.outputs[0]
-    if any(output is result for output in model.graph.outputs):
-        return casts  # the caller wants float32 as well
     result.type = ir.TensorType(ir.DataType.FLOAT)
-    _cast_for(model, result, list(result.uses()), ir.DataType.FLOAT16)
-    return casts + 1
+    readers = list(result.uses())  # the caller, if the result is an output, wants float32 too
+    if readers:
+        _cast_for(model, result, readers, ir.DataType.FLOAT16)
+    return casts + bool(readers)
 
 
 def _cast_ends(model: ir.Model, full: Container[ir.Node]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deploy.report.answer import Answer, Verdict, bare, capital, sentence, some
 from deploy.report.wording import change, counted, measure, number
-from deploy.run.files.engine import STAGES, StageName, StageRow, VerifyFile
+from deploy.run.files.engine import STAGES, StageName, VerifyFile
 from deploy.run.files.report import ReportFile
 
 _NAMES: dict[StageName, str] = {
@@ -32,7 +32,7 @@ def same_accuracy(report: ReportFile) -> Answer:
     explanation = [sentence(verification.explanation)] if verification.explanation else []
     if not ran:
         return Answer(question, "unknown", ("Not verified.", *missing, *explanation))
-    verdict, first = _verdict(ran, _lost(verification))
+    verdict, first = _verdict(ran, verification.lost)
     return Answer(question, verdict, (first, *_figures(verification, ran), *missing, *explanation))
 
 
@@ -40,7 +40,7 @@ def accuracy_steps(report: ReportFile) -> list[str]:
     """Say what to do about accuracy that was lost."""
     if report.verification is None:
         return ["Verify it before relying on its accuracy: `smpq verify`."]
-    lost = _lost(report.verification)
+    lost = report.verification.lost
     if "float" in lost:
         return ["Report it, and use no engine of this run: its float model is not your module."]
     steps = []
@@ -56,15 +56,6 @@ def accuracy_steps(report: ReportFile) -> list[str]:
                 f"Find the layer that differs at {_NAMES[name]}: set half of policy.json to a float format, `smpq verify`, and halve again."
             )
     return steps
-
-
-def _lost(verification: VerifyFile) -> list[StageName]:
-    """Return the stages with a drop that can be told from chance; `lost_at` is only the largest."""
-    return [name for name in STAGES if name == verification.lost_at or _drops(verification.stages.get(name))]
-
-
-def _drops(stage: StageRow | None) -> bool:
-    return stage is not None and stage.change_interval is not None and stage.change_interval.high < 0
 
 
 def _verdict(ran: list[StageName], lost: list[StageName]) -> tuple[Verdict, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from deploy.report.accuracy import accuracy_steps, same_accuracy
 from deploy.report.answer import Answer, Verdict, bare, sentence, some
 from deploy.report.orin import on_orin
+from deploy.report.remarks import timing_remarks
 from deploy.report.wording import amount, counted, magnitude, number, size
 from deploy.run.files.report import LatencyPart, ReportFile
 
@@ -34,7 +35,7 @@ def _faster(report: ReportFile) -> Answer:
         f"{number(latency.engine_ms)} ms against {number(latency.float_ms)} ms at batch {latency.batch}; {latency.clock}, "
         f"{latency.rounds} rounds, both engines in turn."
     )
-    return Answer(question, verdict, (first, measured, *_prediction(latency)))
+    return Answer(question, verdict, (first, measured, *timing_remarks(latency), *_prediction(latency)))
 
 
 def _prediction(latency: LatencyPart) -> list[str]:

@@ -27,7 +27,7 @@ def on_orin(report: ReportFile) -> Answer:
             timed_on(report),
             "Nothing of it was verified on Orin; run again with `--target jetson-orin` for an engine of TensorRT alone.",
         ]
-    elif target == "jetson-orin":
+    elif target.startswith("jetson-orin"):
         first = (
             f"It is made for it: the formats are those of Orin's TensorRT, which builds its engine from model.{target}.onnx itself."
         )
@@ -35,6 +35,8 @@ def on_orin(report: ReportFile) -> Answer:
             timed_on(report),
             "An engine that was built and timed somewhere else says nothing about Orin: use `--device`, or `smpq bundle`.",
         ]
+        if engine is not None:
+            more.insert(0, f"The plan that was measured is in engine.{target}/, with two programs that run it.")
     else:
         built = f" ({', '.join(sorted(engine))})" if isinstance(engine, Mapping) else ""
         first = f"Not this engine{built}: a plan runs on the GPU kind and the TensorRT it was built with. Orin is SM87 and needs its own."

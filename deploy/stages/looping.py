@@ -18,11 +18,14 @@ from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import Measured, edges, keep_measured, known_float_ms, read_observations, read_refusals
 from deploy.on_device.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
+from deploy.on_device.product import ENGINES_DIRECTORY
+from deploy.onnx_files import sha256
 from deploy.prepare import DEVICE, Prepared
 from deploy.run.files.search import BundleFile, CandidateRow
 from deploy.stages.making import export
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import score, static_ceilings
+from deploy.targets.offers import may_fail
 from smpq.budget import Budget
 from smpq.files import Interval
 from smpq.policy import Policy
@@ -36,7 +39,8 @@ _AT_ONCE = 6
 class Feedback(Record, frozen=True, kw_only=True):
     """What the measurements of a bundle come to: the best policy's ratio to the float engine, whether it meets the budget, and its model.
 
-    `proposals` counts the engines that should be measured next.
+    `proposals` counts the engines that should be measured next. `engine` is the directory of the best policy's plan, beside the
+    measurements on the device; None where these do not hold it.
     """
 
     ratio: float
@@ -44,6 +48,7 @@ class Feedback(Record, frozen=True, kw_only=True):
     proposals: int
     stop_reason: str
     model: str
+    engine: str | None
 
 
 def close_loop(prepared: Prepared, budget: Budget, effort: Effort, settings: LoopSettings | None = None) -> tuple[Outcome, float]:
@@ -138,12 +143,15 @@ def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
     search.add(steps)
     search.end(outcome)
     write_policy(prepared, outcome.policy, budget)
+    model = export(prepared, outcome.policy)
+    name = sha256(model)[:16]
     return Feedback(
         ratio=outcome.observation.ratio,
         met=outcome.met,
         proposals=len(following),
         stop_reason=outcome.stop_reason,
-        model=str(export(prepared, outcome.policy)),
+        model=str(model),
+        engine=f"{ENGINES_DIRECTORY}/{name}" if any(each.name == name and each.plan_sha256 for each in found.results) else None,
     )
 
 
@@ -178,6 +186,7 @@ def _loop(
         settings or LoopSettings(seed=prepared.settings.seed),
         refusals,
         prepared.unseen,
+        may_fail(prepared.target, prepared.space, prepared.settings.batch),
     )
 
 

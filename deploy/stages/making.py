@@ -8,7 +8,7 @@ from pathlib import Path
 from calib.errors import UserError
 from calib.storage import plain
 from deploy.backends.tensorrt import Kernel as PlanKernel
-from deploy.devices.base import Candidate
+from deploy.devices.base import Candidate, Result
 from deploy.engines import Engines, Kernel, engine_names, plan_kernels
 from deploy.finetuning import tuned, version_key
 from deploy.float_onnx import export_float_model
@@ -19,6 +19,7 @@ from deploy.lower import lower
 from deploy.onnx_files import sha256
 from deploy.prepare import Prepared
 from deploy.run.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, VerifyFile
+from deploy.stages.shipping import discard_other, ship
 from deploy.trtexec import TrtexecExport, export_for_trtexec
 from deploy.verify import verify as verify_stages
 from smpq.files import Interval
@@ -37,7 +38,7 @@ def export(prepared: Prepared, policy: Policy) -> Path:
 
 
 def export_qdq(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> TrtexecExport:
-    """Write `model.qdq.onnx` for trtexec. `batches` is one size, or the smallest, usual and largest; the run's own without any.
+    """Write `model.qdq.onnx` for trtexec, or for tensorrt-rtx's own tool. `batches` is one size, or the smallest, usual and largest; the run's own without any.
 
     UserError for a target of another runtime, or for two batch sizes.
     """
@@ -45,10 +46,10 @@ def export_qdq(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) 
         raise UserError(f"give one batch size or three (smallest, usual, largest), not {len(batches)}")
     smallest, usual, largest = batches if len(batches) == 3 else (*batches, prepared.settings.batch)[:1] * 3
     source, plan = _source(prepared, policy)
+    units, target, run = prepared.space.units, prepared.target, prepared.run
+    product = run.file(engine_names(target).product)
     with prepared.progress.step("insert quantisers"):
-        return export_for_trtexec(
-            source, plan, prepared.space.units, prepared.target, prepared.run.path, (smallest, usual, largest)
-        )
+        return export_for_trtexec(source, plan, units, target, run.path, (smallest, usual, largest), product)
 
 
 def _source(prepared: Prepared, policy: Policy) -> tuple[Path, QuantPlan]:
@@ -66,25 +67,33 @@ def build(prepared: Prepared, policy: Policy) -> BuildFile:
     """
     export_float_model(prepared)
     _needs_export(prepared, policy)
+    discard_other(prepared)
     if prepared.builds_on_device:
-        return _keep_build(prepared, policy, {}, [])
+        return _keep_build(prepared, policy, {}, {})
     with prepared.progress.step("build the engines"):
-        return _keep_build(prepared, policy, *Engines(prepared).build(policy))
+        engines, kernels = Engines(prepared).build(policy)
+        return _keep_build(prepared, policy, engines, _rows(kernels))
 
 
-def _keep_build(prepared: Prepared, policy: Policy, engines: Mapping[str, BuiltRow], kernels: Sequence[Kernel]) -> BuildFile:
+def _keep_build(prepared: Prepared, policy: Policy, engines: Mapping[str, BuiltRow], kernels: Mapping[str, KernelRow]) -> BuildFile:
     record = BuildFile(
         policy=version_key(prepared, policy),
         built_on=prepared.device.describe() if prepared.builds_on_device else None,
         engines=dict(engines),
-        kernels={kernel.path: KernelRow(kernel=kernel.kernel, agrees=kernel.agrees) for kernel in kernels},
+        kernels=dict(kernels),
     )
     prepared.run.write(record)
     return record
 
 
+def _rows(kernels: Sequence[Kernel]) -> dict[str, KernelRow]:
+    return {kernel.path: KernelRow(kernel=kernel.kernel, agrees=kernel.agrees) for kernel in kernels}
+
+
 def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> LatencyFile:
     """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`.
+
+    The plan that was measured, where the runtime has plans, becomes the run's: `engine.<target>/` and the engine beside it.
 
     `batches` are further batch sizes to time it at. The prediction in the record is one that knew no measurement of this policy. UserError
     when engines of the target cannot be timed, or it does not build on the device.
@@ -111,12 +120,21 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
         batches=tuple(timed_row(each.result) for each in others),
     )
     prepared.run.write(record)
-    if prepared.builds_on_device and result.layers is not None:
-        _keep_build(
-            prepared, policy, {}, plan_kernels(prepared, policy, [PlanKernel.from_json(plain(layer)) for layer in result.layers])
-        )
+    _keep_shipped(prepared, policy, result)
     keep_measured(prepared, [measured], bench.machine)
     return record
+
+
+def _keep_shipped(prepared: Prepared, policy: Policy, result: Result) -> None:
+    """Put the plan that was measured into the run, and into `build.json`, with the kernels where only the device can tell them."""
+    shipped = ship(prepared, result)
+    known = prepared.run.find_for(BuildFile, version_key(prepared, policy))
+    engines, kernels = (known.engines, known.kernels) if known is not None else ({}, {})
+    if prepared.builds_on_device and result.layers is not None:
+        layers = [PlanKernel.from_json(plain(layer)) for layer in result.layers]
+        _keep_build(prepared, policy, shipped, _rows(plan_kernels(prepared, policy, layers)))
+    elif any(name not in engines or engines[name].sha256 != row.sha256 for name, row in shipped.items()):
+        _keep_build(prepared, policy, {**engines, **shipped}, kernels)
 
 
 def _timed(bench: Bench, policy: Policy, candidate: Candidate, batch: int | None) -> Measured:
@@ -130,7 +148,7 @@ def verify(prepared: Prepared, policy: Policy) -> VerifyFile:
     """Run the evaluation data through every stage. Writes `verify.json`."""
     _needs_export(prepared, policy)
     _needs_build(prepared, policy)
-    record = verify_stages(prepared, policy).to_file(version_key(prepared, policy))
+    record = verify_stages(prepared, policy, version_key(prepared, policy))
     prepared.run.write(record)
     return record
 

@@ -34,23 +34,47 @@ class Capability:
     4. `refused`: it does not build, is not what the name says, or there is a better format for the same cost. The note says which.
 
     `stored_as` is the format whose integer types hold it, where that is another one: `w7a8` is stored and computed as `w8a8`.
+    `may_fail`: on some GPUs the whole engine does not build.
     """
 
     status: Status
     note: str
     stored_as: Format | None = None
+    may_fail: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return a mapping of strings."""
         stored_as = str(self.stored_as) if self.stored_as is not None else None
-        return {"schema_version": SCHEMA_VERSION, "status": self.status, "note": self.note, "stored_as": stored_as}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "status": self.status,
+            "note": self.note,
+            "stored_as": stored_as,
+            "may_fail": self.may_fail,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Capability:
         """Read back `to_json`; raises UserError for another schema version."""
         if data.get("schema_version") != SCHEMA_VERSION:
             raise UserError(f"not a capability of schema version {SCHEMA_VERSION}: {dict(data)!r}")
-        return cls(data["status"], data["note"], _format_or_none(data["stored_as"]))
+        return cls(data["status"], data["note"], _format_or_none(data["stored_as"]), data["may_fail"])
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What rules ask of a layer besides its format; None is not known, and no rule that asks for it fits then.
+
+    `operator` is one of `OPERATORS`, or another, which stays float. `in_features` is the length of the reduction, `out_features` the
+    number of outputs or output channels, `in_channels` the input channels of a group of a convolution. `rows` is how many rows a linear
+    layer multiplies at once.
+    """
+
+    operator: str
+    in_features: int
+    out_features: int | None = None
+    in_channels: int | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +88,10 @@ class CapabilityRow:
     4. `several_blocks`: the rule leaves out a single block as long as the input dimension.
     5. `even_elements`: the weight must have an even number of elements when it has 4 bits.
     6. `odd_outputs`: the rule is only for layers with an odd number of outputs.
-    7. `compute_capabilities` and `versions` (`<10.12`, `>=10.3,<11`): the rule is only for these GPUs and versions of the runtime, so it
+    7. `fewer_channels_than`: only for layers with fewer input channels of a group, or fewer outputs; `outputs_not_divisible_by`: only
+       for layers whose outputs it does not divide; `single_row`: only for linear layers that multiply one row.
+    8. `may_fail`: the runtime may refuse the whole engine over such a layer; the status is `unknown`.
+    9. `compute_capabilities` and `versions` (`<10.12`, `>=10.3,<11`): the rule is only for these GPUs and versions of the runtime, so it
        needs to be known which they are; empty means all.
     """
 
@@ -78,6 +105,10 @@ class CapabilityRow:
     several_blocks: bool = False
     even_elements: bool = False
     odd_outputs: bool = False
+    fewer_channels_than: int | None = None
+    outputs_not_divisible_by: int | None = None
+    single_row: bool = False
+    may_fail: bool = False
     compute_capabilities: tuple[str, ...] = ()
     versions: str = ""
 
@@ -96,20 +127,32 @@ class CapabilityRow:
             or set(tuples["operators"]) - {*_KINDS, "*"}
             or data["status"] not in FROM_BEST_TO_WORST
             or data["basis"] not in _BASES
+            or (data.get("may_fail", False) and data["status"] != "unknown")
+            or any(not _is_count(data[name]) for name in ("fewer_channels_than", "outputs_not_divisible_by") if name in data)
         )
         if wrong:
             raise ValueError(f"wrong rule in a capability table: {dict(data)!r}")
         return cls(**{**data, **tuples, "stored_as": _format_or_none(data.get("stored_as"))})
 
-    def fits(self, operator: str, format_: Format, in_features: int, out_features: int | None) -> bool:
-        """Whether the rule is about this operator and format."""
-        if "*" not in self.operators and not any(operator in _KINDS[kind] for kind in self.operators):
+    def fits(self, layer: LayerKind, format_: Format) -> bool:
+        """Whether the rule is about this layer and format."""
+        if "*" not in self.operators and not any(layer.operator in _KINDS[kind] for kind in self.operators):
             return False
-        if self.several_blocks and format_.weight_block == in_features:
+        if self.several_blocks and format_.weight_block == layer.in_features:
             return False
-        if self.odd_outputs and (out_features is None or out_features % 2 == 0):
+        return self._fits_sizes(layer) and any(_pattern(text).fullmatch(str(format_)) for text in self.formats)
+
+    def _fits_sizes(self, layer: LayerKind) -> bool:
+        outputs, channels = layer.out_features, layer.in_channels
+        if self.odd_outputs and (outputs is None or outputs % 2 == 0):
             return False
-        return any(_pattern(text).fullmatch(str(format_)) for text in self.formats)
+        few = self.fewer_channels_than
+        if few is not None and (outputs is None or outputs >= few) and (channels is None or channels >= few):
+            return False
+        divisor = self.outputs_not_divisible_by
+        if divisor is not None and (outputs is None or outputs % divisor == 0):
+            return False
+        return not self.single_row or layer.rows == 1
 
     def concerns(self, compute_capabilities: Sequence[str], version: str | None) -> bool:
         """Whether the rule is for one of these GPUs and for this version of the runtime (None when it is not known)."""
@@ -135,6 +178,10 @@ def version_fits(version: str, condition: str) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
 def _format_or_none(text: str | None) -> Format | None:

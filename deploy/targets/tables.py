@@ -22,7 +22,8 @@ from deploy.targets.target import (
 
 LEGEND = (
     "The first rule that fits decides. native: there is a kernel for it; size only: stored small and computed in float, offered with "
-    "--size-only; unknown: offered, but nobody has seen what becomes of it; refused: not offered. "
+    "--size-only; unknown: offered, but nobody has seen what becomes of it; may fail: the runtime may refuse the whole engine over it, so the first engines that "
+    "are measured keep it in float; refused: not offered. "
     "How we know: built (the kernels were read), docs (it is written), inferred (from another runtime or version)."
 )
 _WORDS = {"dequantized": "size only"}
@@ -33,10 +34,11 @@ _IN_FEATURES = 1024
 def overview() -> Table:
     """Return one line for each target that can be named."""
     grid = Table(title="targets", title_justify="left")
-    for column in ("name", "what it is", "float baseline", "formats offered", "GPUs (--sm)"):
+    grid.add_column("name", overflow="fold", min_width=max(map(len, (*TARGET_NAMES, *device_names()))))
+    for column in ("what it is", "float baseline", "formats offered", "GPUs (--sm)"):
         grid.add_column(column, overflow="fold")
     for name in (*TARGET_NAMES, *device_names()):
-        target = target_from_name(name)
+        target = target_from_name(name, look=False)
         versions = [each for each in versioned_names() if each.startswith(f"{name}-")]
         names = ", ".join([name, *versions])
         gpus = target.compute_capabilities if name in device_names() else tuple(compute_capabilities_of(target))
@@ -67,7 +69,7 @@ def rules(target: Target) -> Table:
         grid.add_row(
             ", ".join(row.operators),
             ", ".join(row.formats),
-            _WORDS.get(row.status, row.status),
+            f"{_WORDS.get(row.status, row.status)}{', may fail' if row.may_fail else ''}",
             row.note,
             _limits(row),
             f"{row.basis}: {row.source}",
@@ -98,6 +100,12 @@ def _limits(row: CapabilityRow) -> str:
         limits.append("several blocks")
     if row.odd_outputs:
         limits.append("an odd number of outputs")
+    if row.fewer_channels_than is not None:
+        limits.append(f"fewer than {row.fewer_channels_than} channels")
+    if row.outputs_not_divisible_by is not None:
+        limits.append(f"outputs that {row.outputs_not_divisible_by} does not divide")
+    if row.single_row:
+        limits.append("a single row")
     if row.even_elements:
         limits.append("an even number of 4-bit weights")
     return ", ".join(limits)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.resources import files
 from typing import Any, Literal, cast
 
@@ -20,6 +20,7 @@ from deploy.targets.rules import (
     SCHEMA_VERSION,
     Capability,
     CapabilityRow,
+    LayerKind,
     version_fits,
 )
 
@@ -30,8 +31,10 @@ __all__ = [
     "TARGET_NAMES",
     "Capability",
     "CapabilityRow",
+    "LayerKind",
     "Target",
     "capability",
+    "capability_of",
     "check_builds_here",
     "compute_capabilities_of",
     "device_names",
@@ -49,6 +52,8 @@ TARGET_NAMES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx
 """The target families; each has a table in `deploy/targets/capabilities`."""
 
 _FOUR_BITS = 4
+_DISTRIBUTIONS = {"tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")}
+"""Packages that hold a runtime's Python module, where these are not called as the runtime is."""
 _OLDEST_TENSORRT = "10.3"
 
 
@@ -111,18 +116,19 @@ class _Table:
     rows: tuple[CapabilityRow, ...]
 
 
-def target_from_name(name: str, compute_capabilities: Sequence[str] = ()) -> Target:
+def target_from_name(name: str, compute_capabilities: Sequence[str] = (), *, look: bool = True) -> Target:
     """Return a target: one of `TARGET_NAMES`, a family with a version (`tensorrt-10.3`), or a device (`jetson-orin`).
 
     `compute_capabilities` as in `sm86`; without any, the usual ones of the family. `tensorrt` without a version is the one installed on
-    this machine, whose version is unknown if there is none.
+    this machine, whose version is unknown if there is none. Without `look` it is not looked for, which may load the library.
 
     Raises UserError that lists the names, or the compute capabilities that the target knows.
     """
     devices = _devices()
-    family, version = _family_and_version(devices[name]["family"] if name in devices else name)
+    family, version = (
+        (devices[name]["family"], devices[name]["version"]) if name in devices else _family_and_version(name, look=look)
+    )
     if name in devices:
-        version = devices[name]["version"]
         if (
             compute_capabilities
             and [text.strip().lower() for text in compute_capabilities] != devices[name]["compute_capabilities"]
@@ -168,28 +174,48 @@ def check_builds_here(target: Target) -> None:
 
 
 def installed_version(runtime: str) -> str | None:
-    """Return the version of a runtime's Python package on this machine, None when it is not installed."""
+    """Return the version of a TensorRT that loads on this machine, as its module tells; None when there is none.
+
+    A module that is there and does not load has the version of its package. The packages are called tensorrt, tensorrt-cu12 or -cu13, and
+    those of Jetson leave no record that Python finds, so only the module can be asked.
+    """
     try:
-        return metadata.version(runtime)
-    except metadata.PackageNotFoundError:
+        return str(import_module(runtime).__version__)
+    except ModuleNotFoundError:
         return None
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        return _packaged_version(runtime)
+
+
+def _packaged_version(runtime: str) -> str | None:
+    """Return the version that a runtime's package tells without being loaded; None when no package is found."""
+    for name in _DISTRIBUTIONS[runtime]:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def capability(target: Target, operator: str, format_: Format, in_features: int, out_features: int | None = None) -> Capability:
     """Say what becomes of `format_` on an operator of kind `operator` (one of `OPERATORS`, or another, which stays float).
 
     `in_features` is the length of the reduction: inputs of a linear layer, input channels of a group times kernel elements of a
-    convolution. A block has to divide it. `out_features` is the number of scales of a per-channel weight, for the rules that 4-bit
-    weights come in pairs; without it those are not checked. With several compute capabilities the worst answer counts.
+    convolution. `out_features` is the number of scales of a per-channel weight; without it, rules about it are left out.
     """
-    if operator not in OPERATORS and not format_.is_float:
-        return Capability("refused", f"operators of kind {operator} are not quantised: known are {', '.join(OPERATORS)}")
+    return capability_of(target, LayerKind(operator, in_features, out_features), format_)
+
+
+def capability_of(target: Target, layer: LayerKind, format_: Format) -> Capability:
+    """Say what becomes of `format_` on a layer. A block has to divide its inputs. With several compute capabilities the worst answer counts."""
+    if layer.operator not in OPERATORS and not format_.is_float:
+        return Capability("refused", f"operators of kind {layer.operator} are not quantised: known are {', '.join(OPERATORS)}")
     block = format_.weight_block
-    if block is not None and in_features % block:
+    if block is not None and layer.in_features % block:
         # A runtime that infers the block from the number of scales would read them against the wrong weights, without a word.
-        return Capability("refused", f"blocks of {block} do not divide the {in_features} inputs")
+        return Capability("refused", f"blocks of {block} do not divide the {layer.in_features} inputs")
     gpus: list[tuple[str, ...]] = [(one,) for one in target.compute_capabilities] or [()]
-    answers = [_first_fit(target, operator, format_, in_features, out_features, gpu) for gpu in gpus]
+    answers = [_first_fit(target, layer, format_, gpu) for gpu in gpus]
     return max(answers, key=lambda answer: FROM_BEST_TO_WORST.index(answer.status))
 
 
@@ -198,21 +224,20 @@ def table(target: Target) -> tuple[CapabilityRow, ...]:
     return tuple(row for row in _table(target.family).rows if row.concerns(target.compute_capabilities, target.version))
 
 
-def _first_fit(
-    target: Target, operator: str, format_: Format, in_features: int, out_features: int | None, gpu: tuple[str, ...]
-) -> Capability:
-    odd = format_.weight_bits == _FOUR_BITS and out_features is not None and in_features * out_features % 2 == 1
+def _first_fit(target: Target, layer: LayerKind, format_: Format, gpu: tuple[str, ...]) -> Capability:
+    outputs = layer.out_features
+    odd = format_.weight_bits == _FOUR_BITS and outputs is not None and layer.in_features * outputs % 2 == 1
     for row in _table(target.family).rows:
-        if row.concerns(gpu, target.version) and row.fits(operator, format_, in_features, out_features):
+        if row.concerns(gpu, target.version) and row.fits(layer, format_):
             if row.even_elements and odd:
                 return Capability("refused", "a 4-bit weight needs an even number of elements")
-            return Capability(row.status, row.note, row.stored_as)
+            return Capability(row.status, row.note, row.stored_as, row.may_fail)
     return Capability("refused", f"{format_} has not been measured on {target.name}")
 
 
-def _family_and_version(name: str) -> tuple[str, str | None]:
+def _family_and_version(name: str, *, look: bool) -> tuple[str, str | None]:
     if name in TARGET_NAMES:
-        return name, installed_version("tensorrt") if name == "tensorrt" else None
+        return name, _packaged_version(name) or installed_version(name) if name == "tensorrt" and look else None
     family, _, version = name.rpartition("-")
     if name not in versioned_names():
         names = (*TARGET_NAMES, *versioned_names(), *device_names())

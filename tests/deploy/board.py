@@ -23,10 +23,23 @@ NO_FIGURES = dict.fromkeys(
         "p99_calls",
         "p99_note",
         "throughput",
+        "enqueue_ms",
+        "hot_ms",
+        "cold_ms",
         "build_seconds",
         "layers",
+        "state",
     )
 )
+_READING = {
+    "cpu_mhz": None,
+    "gpu_mhz": 1300.0,
+    "gpu_max_mhz": 1300.0,
+    "temperatures_c": {"gpu": 60.0},
+    "limits": [],
+    "counters": {},
+}
+STATE = {"before": _READING, "after": _READING, "throttled": [], "timings": 1}
 Refuses = Callable[[set[str]], "tuple[str, list[str]] | None"]
 """Takes the layers that work on integers; returns a reason and the nodes that it blames, or None."""
 
@@ -47,7 +60,7 @@ def kernel(layer: str) -> dict:
 
 def figures(integers: Iterable[str], costs: dict[str, float], refuses: Refuses) -> dict:
     """What a device says of an engine: every integer layer changes the time of the float engine, 2 ms, by its share."""
-    empty = {**NO_FIGURES, "rounds_ms": [], "float_rounds_ms": []}
+    empty = {**NO_FIGURES, "rounds_ms": [], "float_rounds_ms": [], "notes": []}
     refused = refuses(set(integers))
     if refused is not None:
         return {**empty, "failed": refused[0], "cause": "refused", "nodes": refused[1]}
@@ -62,7 +75,7 @@ def figures(integers: Iterable[str], costs: dict[str, float], refuses: Refuses) 
     }
     interval = [ratio - 0.002, ratio + 0.002]
     rounds = {"rounds_ms": [2 * at for at in (interval[0], ratio, interval[1])] * 5, "float_rounds_ms": [2.0] * 15}
-    empty = {**empty, "layers": [kernel(layer) for layer in integers], "failed": None, "cause": None, "nodes": []}
+    empty = {**empty, "state": STATE, "layers": [kernel(layer) for layer in integers], "failed": None, "cause": None, "nodes": []}
     return {**empty, **times, **rounds, "clock": "CUDA events", "ratio": ratio, "ratio_interval": interval}
 
 
@@ -95,6 +108,9 @@ class Board:
             }
             entries.append(msgspec.convert({**about, **figures(names & set(LAYERS), self._costs, self._refuses)}, Result))
         return entries
+
+    def fetch_engine(self, _result: Result, _directory: object) -> None:
+        """Keep no plans."""
 
     def close(self) -> None:
         pass

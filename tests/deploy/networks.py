@@ -173,3 +173,9 @@ def nodes(path: Path) -> dict[str, onnx.NodeProto]:
 
 def constants(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(str(path)).graph.initializer}
+
+
+def quantisers(path: Path) -> set[tuple[str, str]]:
+    """Q/DQ nodes by operator and name. One that several nodes read is written once for each of them, whatever the settings."""
+    found = nodes(path).values()
+    return {(node.op_type, node.name.removesuffix("/duplicated")) for node in found if node.op_type.endswith("eLinear")}

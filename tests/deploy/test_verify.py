@@ -11,7 +11,7 @@ from deploy import stage_runners
 from deploy.backends import onnxruntime as ort_backend
 from deploy.pipeline import open_run
 from deploy.progress import Progress
-from deploy.stage_runners import STAGES
+from deploy.run.files.engine import STAGES
 from deploy.stages import read_policy
 from deploy.verify import verify
 from tests.commands import TINY, copy_of, done
@@ -25,7 +25,13 @@ def run(good_run, tmp_path):
 
 def verified(run):
     prepared = open_run(run, Progress())
-    return verify(prepared, read_policy(prepared))
+    return checked(prepared)
+
+
+def checked(prepared):
+    record = verify(prepared, read_policy(prepared), "policy")
+    assert record.contradiction() is None, record
+    return record
 
 
 def turn_around(path):
@@ -54,8 +60,6 @@ def test_a_good_engine_loses_nothing(run):
     assert "no stage lost points" in record.explanation
     for name in STAGES[1:]:
         assert record.stages[name].agreement >= 0.9
-        low, high = record.stages[name].change_interval
-        assert low <= record.stages[name].change <= high
     assert record.stages["onnx"].agreement == 1.0
 
 
@@ -94,7 +98,7 @@ def test_quantisation_itself(tmp_path, monkeypatch):
     with torch.no_grad():
         held_out = [Batch((inputs,), network()(inputs).argmax(1))]
     monkeypatch.setattr(prepared.task, "evaluation", lambda: held_out)
-    record = verify(prepared, read_policy(prepared))
+    record = checked(prepared)
     assert record.lost_at == "fake_quant"
     assert "more bits" in record.explanation
     assert record.stages["engine"].agreement == 1.0
@@ -116,14 +120,14 @@ def test_the_intervals_are_those_of_paired_samples(run, monkeypatch):
 
     metric.stage = 1
     monkeypatch.setattr(prepared.task, "metric", metric)
-    record = verify(prepared, read_policy(prepared))
+    record = checked(prepared)
     change = record.stages["fake_quant"]
     assert change.change == pytest.approx(-3 / 16)
     differences = np.array([-float(index in wrong) for index in range(16)])
     half = 1.96 * differences.std(ddof=1) / 4
-    assert change.change_interval == pytest.approx((-3 / 16 - half, -3 / 16 + half))
-    low, high = record.stages["float"].interval
-    assert high - low > 10, "the spread of the samples themselves"
+    assert (change.change_interval.low, change.change_interval.high) == pytest.approx((-3 / 16 - half, -3 / 16 + half))
+    samples = record.stages["float"].interval
+    assert samples.high - samples.low > 10, "the spread of the samples themselves"
 
 
 def test_batches_of_other_sizes_than_the_engine_takes(run, monkeypatch):
@@ -131,7 +135,7 @@ def test_batches_of_other_sizes_than_the_engine_takes(run, monkeypatch):
     inputs, targets = (torch.cat(column) for column in zip(*batches(2), strict=True))
     uneven = [Batch((inputs[a:b],), targets[a:b]) for a, b in ((0, 1), (1, 6), (6, 16))]
     monkeypatch.setattr(prepared.task, "evaluation", lambda: uneven)
-    record = verify(prepared, read_policy(prepared))
+    record = checked(prepared)
     assert record.samples == 16
     assert record.stages["engine"] == verified(run).stages["engine"]
 
@@ -140,7 +144,7 @@ def test_a_module_that_changed_behind_the_trace(run):
     prepared = open_run(run, Progress())
     with torch.no_grad():
         prepared.original.head.weight.neg_()
-    record = verify(prepared, read_policy(prepared))
+    record = checked(prepared)
     assert record.lost_at == "float"
     assert "does not compute what the PyTorch module does" in record.explanation
     assert "output differs by up to" in record.explanation
@@ -166,7 +170,7 @@ def test_outputs_that_are_not_finite_are_counted(run, monkeypatch, stage):
         data = data[:1]
     monkeypatch.setattr(prepared.task, "evaluation", lambda: data)
     with pytest.raises(UserError, match=rf"output of stage {stage} holds NaN or infinity for 2 of {8 * len(data)} samples"):
-        verify(prepared, read_policy(prepared))
+        checked(prepared)
 
 
 def test_an_engine_that_computes_something_else_for_one_sample(run, monkeypatch):
@@ -178,7 +182,7 @@ def test_an_engine_that_computes_something_else_for_one_sample(run, monkeypatch)
 
     prepared = open_run(run, Progress())
     monkeypatch.setattr(ort_backend.OrtEngine, "run", by_size)
-    record = verify(prepared, read_policy(prepared))
+    record = checked(prepared)
     assert record.lost_at == "engine"
     assert "with a batch of 1 output 0 of the engine is" in record.explanation
 

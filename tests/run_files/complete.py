@@ -21,6 +21,7 @@ from deploy.stages.supernet import train_supernet
 from smpq.budget import Budget
 from smpq.supernet.training import SupernetSettings
 from smpq.training.finetune import FineTuneSettings
+from tests.deploy.report.profile_sample import TENSORRT_10, profile
 
 SETTINGS = Settings("tests.trainable_task:task", formats="w8a8,w4a8,fp32", samples=16, evaluations=70)
 BUDGET = "latency=20x,size=0.8x"
@@ -42,6 +43,7 @@ def make_run(path: Path) -> Prepared:
     explain(prepared, solution.policy)
     train_supernet(prepared, SupernetSettings(epochs=2, steps=2, walks=2, samples=16))
     write_reports(prepared.run, Progress())
+    prepared.run.write(profile(TENSORRT_10))  # which takes another target
     return prepared
 
 

@@ -19,7 +19,10 @@ from deploy.latency.prediction import prediction
 from deploy.prepare import Prepared
 from deploy.progress import Progress
 from deploy.report.page import render_html, summary_lines, write_html
+from deploy.report.profile_lines import profile_lines
+from deploy.report.profile_plot import profile_svg
 from deploy.run.directory import Run
+from deploy.run.files.profile import ProfileFile
 from deploy.run.files.report import ReportFile
 from deploy.run.files.search import BundleFile, LoopFile
 from deploy.run.files.supernet import SupernetFile
@@ -155,6 +158,11 @@ def _supernet(prepared: Prepared) -> Any:
     return plain(prepared.run.read(SupernetFile))
 
 
+def _profile(prepared: Prepared) -> Any:
+    record = prepared.run.read(ProfileFile)
+    return profile_lines(record), profile_svg(record)
+
+
 USES: Mapping[str, tuple[Effect, ...]] = {
     "run.json": (_settings, _report),
     "calibration.json": (_calibration,),
@@ -176,6 +184,7 @@ USES: Mapping[str, tuple[Effect, ...]] = {
     "finetune.json": (_report,),
     "supernet.json": (_supernet,),
     "report.json": (_page,),
+    "profile.json": (_profile,),
     "engine.json": (_engines,),
 }
 

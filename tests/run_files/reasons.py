@@ -19,6 +19,7 @@ BY_HAND = "a person may write this file"
 ANEW = "every command that opens the run writes the file anew from the model; smpq report alone shows what stands there"
 ORDER = "the order is that of the rows of a table, or says which machine measured last"
 SUPERNET = "no command reads the file back: training goes on from supernet.safetensors"
+PROFILE = "no command reads the file back: smpq profile writes it anew from what was measured"
 PAGE = "every command that makes the page writes the file anew first, from files whose figures are checked against each other"
 LOADING = "an engine may be loaded in other ways that no engine of ours needs: it computes the same but for rounding"
 
@@ -68,6 +69,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ("verify.json", r"stages.*", FIGURE),
     ("supernet.json", r".+", SUPERNET),
     ("report.json", r".+", PAGE),
+    ("profile.json", r".+", PROFILE),
     ("engine.json", r"engines\.\*\.(graph_optimization_level|disabled_optimizers.*|session_config.*|in.*_op_num_threads)", LOADING),
 )
 

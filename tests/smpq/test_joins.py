@@ -34,10 +34,33 @@ def test_rule_1_a_sum_of_convolutions_that_a_layer_reads_is_a_join():
     assert first.name in exported.traced.nodes
 
 
-def test_rule_2_the_skip_of_a_sum_is_a_join_where_a_layer_reads_it_too():
+def test_rule_2_the_skip_of_a_sum_is_a_join_where_a_layer_reads_or_makes_it():
     _, groups, joins, _ = found(SKIPS)
     name = {unit.path: group.name for group in groups for unit in group.units}
-    assert Join(joins[0].name, (name["b"],), (name["a"],)) == joins[0]
+    identity, repeated, moved = joins
+    assert identity == Join(identity.name, (name["b"],), (name["a"], name["stem"]))
+    assert repeated == Join(repeated.name, (name["twice"],), (name["twice"], name["depthwise"]))
+    assert moved == Join(moved.name, (name["grouped"],), (name["grouped"], name["twice"]))
+
+
+def test_each_join_of_rule_2_is_what_the_plan_decides():
+    """A join works on integers in the policy exactly where the plan quantises an operand of its add."""
+    exported, groups, joins, _ = found(SKIPS)
+    generator = np.random.default_rng(0)
+    _, quantizer = exported.plan(exported.formats("fp16"), "tensorrt")
+    for _ in range(40):
+        formats = {group.name: W8A8 if generator.random() < 0.6 else FP32 for group in groups}
+        kept = frozenset(join.name for join in joins if generator.random() < 0.3)
+        plan = quantizer.plan(Policy(formats).by_unit(groups), kept)
+        quantized = {consumer for entry in plan.tensors for consumer in entry.consumers or ()}
+        integers = integer_names(Policy(formats, kept), joins)
+        assert {join.name for join in joins} & quantized == {join.name for join in joins} & integers
+
+
+def test_the_skip_of_a_join_is_an_edge_so_that_the_latency_model_has_a_price_for_it():
+    _, _, joins, edges = found(SKIPS)
+    sizes = {(edge.first, edge.second): edge.elements for edge in edges}
+    assert [sizes[join.readers[0], join.name] for join in joins] == [8 * 8 * 8, 8 * 8 * 8, 16 * 4 * 4]
 
 
 def test_rule_3_without_such_rules_there_is_no_choice():
@@ -91,6 +114,17 @@ def joined_problem(seed):
     model = CostModel("latency", 1.0, parts, 1.0, transitions, costs)
     values = {name: {W8A8: -float(random.uniform(0, 1)), FP32: 0.0} for name in names}
     return Problem(space, values, [Ceiling(model, float(random.uniform(0.5, 1.0)))])
+
+
+def test_joins_of_which_no_price_is_known_work_on_integers():
+    """The solver may put them anywhere, and in float TensorRT never gets to show what they save."""
+    groups = tuple(Group(name, (unit(name, 64),)) for name in "abc")
+    joins = (Join("first", ("b",), ("a",)), Join("second", ("c",), ("b",)))
+    space = Space(groups, dict.fromkeys("abc", (W8A8, FP32)), FP32, joins)
+    parts = {name: {W8A8: -0.2, FP32: 0.0} for name in "abc"}
+    model = CostModel("latency", 1.0, parts, 1.0, (), tuple(map(JoinCost, joins)))
+    values = {name: {W8A8: -0.1, FP32: 0.0} for name in "abc"}
+    assert allocate(Problem(space, values, [Ceiling(model, 0.5)])) == Policy(dict.fromkeys("abc", W8A8))
 
 
 def every_policy(space):

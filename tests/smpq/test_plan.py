@@ -125,9 +125,8 @@ def test_rule_3_the_skip_is_read_as_integers_where_it_is_integer_anyway(network)
     plan = plan_of(network, Rules("affine", skips=True))
     assert not sources(plan)
     assert edges(plan)[identity] == {call(network, "c"), second}
-    assert first not in {consumer for consumers in edges(plan).values() for consumer in consumers}, (
-        "both operands are integer results"
-    )
+    assert edges(plan)[call(network, "skip")] == {first}, "of two integer branches the shorter one, for the add alone"
+    assert call(network, "b") not in edges(plan)
 
     class Block(nn.Module):
         def __init__(self):
@@ -144,9 +143,54 @@ def test_rule_3_the_skip_is_read_as_integers_where_it_is_integer_anyway(network)
     tensor = block.by_path["a"].inputs[0]
     assert edges(plan_of(block, Rules("symmetric", skips=True)))[tensor] == {call(block, "a"), add}
     assert edges(plan_of(block, Rules("symmetric")))[tensor] == {call(block, "a")}
-    # without an integer convolution in front of the add, or without a pair on the skip, there is nothing to fuse
+    # without an integer convolution in front of the add, or without an integer layer on the skip, there is nothing to fuse
     assert edges(plan_of(block, Rules("symmetric", skips=True), b="w4a16"))[tensor] == {call(block, "a")}
     assert tensor not in edges(plan_of(block, Rules("symmetric", skips=True), a="w4a16"))
+
+
+def test_rule_3_a_skip_that_only_the_add_reads_has_the_bits_of_the_layer_that_adds(network):
+    first, _ = named(network, "add.Tensor")
+    rules = Rules("affine", skips=True)
+    (entry,) = (entry for entry in plan_of(network, rules, b="w4a4").tensors if entry.tensor == call(network, "skip"))
+    assert entry.consumers == (first,)
+    assert entry.quantizer.bits == 4
+    assert entry.quantizer == network.calibration.quantizer(entry.tensor, 4, "affine"), "its own range"
+    # a float branch on either side: the add stays float, the identity of the other block is as before
+    for path in ("b", "skip"):
+        plan = plan_of(network, rules, **{path: "w8a16"})
+        assert call(network, "skip") not in edges(plan)
+        assert call(network, "b") not in edges(plan)
+
+
+def test_rule_3_a_join_in_float_reads_floats(network):
+    first, second = named(network, "add.Tensor")
+    formats = network.formats("w8a8")
+    rules = Rules("affine", skips=True)
+    kept = plan_from_policy(formats, network.units, network.traced, network.calibration, rules, frozenset({first}))
+    assert call(network, "skip") not in edges(kept)
+    assert second in edges(kept)[network.after(first)]
+
+
+def test_rule_3_a_moved_skip_is_on_the_grid_of_what_the_layer_reads():
+    class Strided(nn.Module):
+        """The shortcut of He et al.'s option A: every second pixel, and zeros for the new channels."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 4, 3, 2, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            x = F.relu(self.stem(x))
+            return self.b(F.relu(self.a(x))) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))
+
+    torch.manual_seed(0)
+    network = Traced(Strided(), torch.randn(4, 2, 6, 6), "symmetric")
+    plan = plan_of(network, Rules("symmetric", skips=True))
+    (add,) = named(network, "add.Tensor")
+    (pad,) = named(network, "pad")
+    quantizers = {entry.tensor: entry.quantizer for entry in plan.tensors}
+    assert edges(plan)[pad] == {add}
+    assert quantizers[pad] is quantizers[relu(network, "stem")]
 
 
 @pytest.mark.parametrize(

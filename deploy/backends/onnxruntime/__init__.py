@@ -18,6 +18,10 @@ engine was built on one with it, `session.x64quantprecision` has to be "1" besid
     session = ort.InferenceSession(
         "engine.ort-cpu.onnx", options, providers=providers, disabled_optimizers=entry["disabled_optimizers"]
     )
+
+For a provider on a GPU its libraries have to be loaded first, where pip installed them: `import tensorrt` for TensorRT, and
+`ort.preload_dlls()`. The list of providers holds no option that depends on the machine, as `trt_engine_cache_path`: without that TensorRT
+builds its engine again for each session.
 """
 
 from deploy.backends.onnxruntime.build import (

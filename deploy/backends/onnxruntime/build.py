@@ -17,15 +17,16 @@ from calib.storage import plain
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import OrtEngineRecord, TensorRow, keep_record
 from deploy.backends.tensorrt.build import BuildFailed
+from deploy.on_device.errors import DeviceError
 from deploy.on_device.ort import NO_OVERFLOW, SESSION_SETTINGS, integer_sums_overflow
+from deploy.on_device.ort_gpu import ORT_CPU, ORT_TENSORRT, why_missing
 from deploy.onnx_files import copy_model, load_model, sha256, size_bytes
 
 _NBITS_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
 _NO_INTEGER_KERNELS = "session.disable_quant_qdq"
-CPU = ("CPUExecutionProvider",)
-_TENSORRT = "TensorrtExecutionProvider"
-_OPTIONS = {_TENSORRT: {"trt_fp16_enable": "1", "trt_int8_enable": "1"}}
-"""Without these the TensorRT provider refuses half-precision and Q/DQ graphs."""
+CPU = (ORT_CPU,)
+_OPTIONS = {ORT_TENSORRT: {"trt_fp16_enable": "True", "trt_int8_enable": "True"}}
+"""Without these the TensorRT provider refuses half-precision and Q/DQ graphs. It takes no other words for yes."""
 
 
 def build_engine(
@@ -41,17 +42,20 @@ def build_engine(
        the kernels are exact anyway, and as slow with it.
     3. Weight-only layers quantise their input block by block to 8 bits inside the kernel (accuracy level 4): the fast kernels do.
     4. `exact`: no integer kernels at all; the file is computed as it is written, in float. For `simulate` and for comparison.
-    5. `providers` other than the CPU take what concerns them of this. TensorRT gets the Q/DQ nodes as they are, since it has its own
-       rules for them.
+    5. `providers` other than the CPU take what concerns them of this. TensorRT gets the file as it is, without any optimisation: those
+       that come before it is asked move Q/DQ nodes to where the plan has none, quantise biases, and with integer kernels switched off
+       fold INT8 weights to float. Only a DequantizeLinear that several nodes read is written once for each, which changes nothing.
 
     A file that onnxruntime refuses is a `BuildFailed`, and nothing is written. Raises UserError when `model` is missing or is not ONNX,
-    an `engine.json` is there that cannot be read, or this onnxruntime lacks a provider.
+    an `engine.json` is there that cannot be read, or this machine lacks a provider.
     """
     check_providers(providers)
     record = _settings(load_model(model), exact=exact, providers=providers)
     start = time.perf_counter()
     try:
         session = open_session(model, record)
+    except DeviceError as error:
+        raise UserError(str(error)) from error
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base class
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return BuildFailed(lines[0], str(error))
@@ -85,23 +89,20 @@ def check_providers(providers: Sequence[str]) -> None:
     """Raise UserError, with what to install, when this onnxruntime lacks an execution provider."""
     missing = [name for name in providers if name not in ort.get_available_providers()]
     if missing:
-        raise UserError(
-            f"this onnxruntime has no {' and no '.join(missing)}: that takes a machine with an NVIDIA GPU, and the package onnxruntime-gpu "
-            "in the place of onnxruntime (pip uninstall onnxruntime; pip install 'smpq[gpu]'; pip install --force-reinstall --no-deps "
-            "onnxruntime-gpu, because both packages write the same files)"
-        )
+        raise UserError(why_missing(missing, "'smpq[gpu]'"))
 
 
 def _settings(model: ir.Model, *, exact: bool, providers: Sequence[str]) -> OrtEngineRecord:
     quantized = any(node.op_type == "QuantizeLinear" for node in model.graph)
-    disabled = ["WeightBiasQuantization"] if quantized else []
-    if any(node.op_type == "MatMul" and _is_dequantized(node, 1) for node in model.graph):
+    as_it_is = ORT_TENSORRT in providers
+    disabled = ["WeightBiasQuantization"] if quantized and not as_it_is else []
+    if not as_it_is and any(node.op_type == "MatMul" and _is_dequantized(node, 1) for node in model.graph):
         disabled.append("MatMulAddFusion")
     return OrtEngineRecord(
         sha256="",
         size_bytes=0,
         providers=tuple((name, _OPTIONS[name]) if name in _OPTIONS else name for name in providers),
-        graph_optimization_level="ORT_ENABLE_ALL",
+        graph_optimization_level="ORT_DISABLE_ALL" if as_it_is else "ORT_ENABLE_ALL",
         disabled_optimizers=tuple(disabled),
         session_config=_session_config(model, quantized=quantized, exact=exact, providers=providers),
         intra_op_num_threads=1,
@@ -114,7 +115,7 @@ def _settings(model: ir.Model, *, exact: bool, providers: Sequence[str]) -> OrtE
 
 
 def _session_config(model: ir.Model, *, quantized: bool, exact: bool, providers: Sequence[str]) -> dict[str, str]:
-    if exact or _TENSORRT in providers:
+    if exact:
         return {_NO_INTEGER_KERNELS: "1"}
     config: dict[str, str] = {}
     if tuple(providers) == CPU and quantized and integer_sums_overflow():

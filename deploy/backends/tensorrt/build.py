@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ from deploy.backends.tensorrt.kernels import Kernel, kernels_from_log
 from deploy.backends.tensorrt.runtime import load
 from deploy.on_device import errors as on_device
 from deploy.on_device.cuda import open_cuda
-from deploy.on_device.trt import gpu_name, layers_of_plan
-from deploy.on_device.trt_build import BuiltPlan, TrtSettings, build, write_bytes
+from deploy.on_device.gpu import Gpu, gpu_of
+from deploy.on_device.plan_cache import BuiltPlan, write_bytes
+from deploy.on_device.trt import layers_of_plan
+from deploy.on_device.trt_build import TrtSettings, build
 from deploy.on_device.trt_log import Message
 
 SCHEMA_VERSION = 2
@@ -120,10 +121,11 @@ def build_plan(
     if not onnx.is_file():
         raise UserError(f"no such ONNX file: {onnx}")
     capability = compute_capability.lower() if compute_capability is not None else None
-    device = _device()
+    gpu = _gpu()
+    device = str(gpu) if gpu is not None else None
     try:
         settings = TrtSettings(runtime, batch_sizes=batch_sizes, compute_capability=capability)
-        built = build(module, onnx, settings, cache, device or "")
+        built = build(module, onnx, settings, cache, gpu)
     except on_device.BuildFailed as failed:
         return BuildFailed(failed.reason, failed.log, failed.nodes)
     except on_device.DeviceError as error:
@@ -139,8 +141,8 @@ def build_plan(
         seconds=built.seconds,
         plan_bytes=len(built.content),
         weights_memory_bytes=_weights_memory_bytes(built.messages),
-        onnx_sha256=hashlib.sha256(onnx.read_bytes()).hexdigest(),
-        plan_sha256=hashlib.sha256(built.content).hexdigest(),
+        onnx_sha256=built.origin.onnx_sha256,
+        plan_sha256=built.sha256,
         timing_cache_sha256=built.timing_cache_sha256,
         from_cache=built.from_cache,
         warnings=warnings,
@@ -148,15 +150,16 @@ def build_plan(
     )
 
 
-def _device() -> str | None:
-    """Name the GPU of this machine; building needs none."""
+def _gpu() -> Gpu | None:
+    """Return the GPU of this machine, None where there is none: building needs none."""
     try:
         cuda = open_cuda()
     except on_device.MissingModule:
         return None
-    name = gpu_name(cuda)
-    cuda.close()
-    return name
+    try:
+        return gpu_of(cuda)
+    finally:
+        cuda.close()
 
 
 def _weights_memory_bytes(messages: Sequence[Message]) -> int | None:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.on_device.trt_layers import nodes_from_metadata
+from deploy.on_device.trt_layers import nodes_from_metadata, trt_type_name
 
 # One line per kernel. A name is free text and may hold commas and brackets, so the line is split at its keys, not at its commas.
 _LINE = re.compile(
     r"Name: (?P<name>.*), LayerType: (?P<kind>\S+), Inputs: \[(?P<inputs>.*)\], Constants: \[(?P<constants>.*)\]"
     r", Outputs: \[(?P<outputs>.*)\], TacticName: .*, Metadata: (?P<metadata>.*)"
 )
-_TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d, ]*)\],.*?Datatype: (?P<dtype>\w+)")
+_TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d, ]*)\],.*?Datatype: (?P<dtype>[^,}]+)")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,10 @@ def _kernel_from_line(line: str) -> Kernel:
 
 def _tensors(text: str) -> tuple[KernelTensor, ...]:
     return tuple(
-        KernelTensor(match["name"], match["dtype"], tuple(int(size) for size in match["shape"].split(",") if size.strip()))
+        KernelTensor(
+            match["name"],
+            trt_type_name(match["dtype"].strip()),
+            tuple(int(size) for size in match["shape"].split(",") if size.strip()),
+        )
         for match in _TENSOR.finditer(text)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -20,6 +22,10 @@ STAGES: tuple[StageName, ...] = ("eager", "float", "fake_quant", "onnx", "engine
 _ROUNDING = 1e-6
 _MEANS_ROUNDING = 1e-4
 """Means are sums of single precision."""
+_METRIC_ROUNDING = 1e-4
+"""A change of a metric by this share of its spread over samples may be rounding, however surely the data tell it from zero."""
+NORMAL_95 = 1.96
+"""Half the width of a 95 % interval of a normal distribution, in standard errors."""
 
 
 class FloatModelFile(FileRecord, frozen=True, kw_only=True):
@@ -78,7 +84,10 @@ class BuildFile(OfPolicy, frozen=True, kw_only=True):
 class TimedRow(Record, frozen=True, kw_only=True):
     """An engine timed against the float engine: milliseconds of one call, the ratio with its 95 % interval, samples in a second.
 
-    `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why.
+    1. `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why.
+    2. Of an engine on a GPU: `enqueue_ms` is what the host takes to enqueue a call; `hot_ms` and `cold_ms` are single calls behind another
+       one, and behind a write of twice the L2 cache.
+    3. `throttled` says what slowed the machine down, each time that the engine was timed.
     """
 
     batch: Positive
@@ -90,6 +99,10 @@ class TimedRow(Record, frozen=True, kw_only=True):
     p99_calls: Count
     p99_note: str | None
     throughput: AboveZero
+    enqueue_ms: AboveZero | None
+    hot_ms: AboveZero | None
+    cold_ms: AboveZero | None
+    throttled: tuple[str, ...]
     clock: str
 
     def __post_init__(self) -> None:
@@ -101,6 +114,8 @@ class TimedRow(Record, frozen=True, kw_only=True):
             raise ValueError("there is a p99 of some calls, or a note that says why there is none")
         if abs(self.throughput * self.engine_ms / (1000 * self.batch) - 1) > _ROUNDING:
             raise ValueError("the throughput is not that of the batch and its time")
+        if (self.hot_ms is None) != (self.cold_ms is None):
+            raise ValueError("hot and cold times are measured together")
 
 
 class LatencyFile(OfPolicy, frozen=True, kw_only=True):
@@ -111,7 +126,7 @@ class LatencyFile(OfPolicy, frozen=True, kw_only=True):
 
     NAME = "latency.json"
     MADE_BY = "smpq measure"
-    VERSION = 3
+    VERSION = 4
 
     machine: str
     rounds: Positive
@@ -131,8 +146,10 @@ class LatencyFile(OfPolicy, frozen=True, kw_only=True):
 
 
 class StageRow(Record, frozen=True, kw_only=True):
-    """The metric of one stage, the paired change to the stage before, and the share of samples with the same top class.
+    """The metric of one stage, in the metric's unit.
 
+    `mean` with its 95 % interval over samples; `change` is the paired difference to the stage before, with its interval; `agreement` the
+    share of samples with the same top class as the stage before. `problem` says how its outputs differ from what they were compared with.
     `not_run` says why there are no numbers.
     """
 
@@ -141,6 +158,7 @@ class StageRow(Record, frozen=True, kw_only=True):
     change: float | None
     change_interval: Interval | None
     agreement: Fraction | None
+    problem: str | None = None
     not_run: str | None = None
 
     def __post_init__(self) -> None:
@@ -153,12 +171,32 @@ class StageRow(Record, frozen=True, kw_only=True):
                 raise ValueError("a figure lies in its interval")
 
 
+def lost_stages(stages: Mapping[StageName, StageRow], samples: int) -> list[StageName]:
+    """Return the stages that lost accuracy, the worst first.
+
+    1. Those with a problem come first, in their order.
+    2. The others have a drop that the data tell from zero and that is more than the rounding of float32; the largest drop comes first.
+    """
+    first = stages.get(STAGES[0])
+    spread = 0.0
+    if first is not None and first.interval is not None and first.mean is not None:
+        spread = (first.interval.high - first.interval.low) / (2 * NORMAL_95) * math.sqrt(samples) or abs(first.mean)
+    wrong = [name for name in STAGES if name in stages and stages[name].problem is not None]
+    drops = {
+        name: row.change
+        for name, row in stages.items()
+        if name not in wrong and row.change is not None and row.change_interval is not None and row.change_interval.high < 0
+        if row.change < -_METRIC_ROUNDING * spread
+    }
+    return [*wrong, *sorted(drops, key=lambda name: drops[name])]
+
+
 class VerifyFile(OfPolicy, frozen=True, kw_only=True):
-    """`verify.json`: the evaluation data through every stage; `lost_at` names the stage with the largest drop that can be told from chance."""
+    """`verify.json`: the evaluation data through every stage; `lost_at` is the worst of the stages that lost accuracy."""
 
     NAME = "verify.json"
     MADE_BY = "smpq verify"
-    VERSION = 2
+    VERSION = 3
 
     metric: str
     samples: Positive
@@ -166,9 +204,13 @@ class VerifyFile(OfPolicy, frozen=True, kw_only=True):
     lost_at: StageName | None
     explanation: str
 
+    @property
+    def lost(self) -> list[StageName]:
+        """See `lost_stages`."""
+        return lost_stages(self.stages, self.samples)
+
     def contradiction(self) -> str | None:
         """Say which of its figures contradict each other; None where none do."""
-        drops: dict[float, StageName] = {}
         before: float | None = None
         for name in STAGES:
             row = self.stages.get(name)
@@ -177,12 +219,10 @@ class VerifyFile(OfPolicy, frozen=True, kw_only=True):
             if before is not None and row.change is not None:
                 if abs(row.mean - before - row.change) > _MEANS_ROUNDING * max(1, abs(row.mean), abs(before)):
                     return f"the change of the stage {name} is not the difference of the means"
-                if row.change_interval is not None and row.change_interval.high < 0:
-                    drops.setdefault(row.change, name)
             elif (before is None) != (row.change is None):
                 return f"the stage {name} has no change against the stage before, or there is none before"
             before = row.mean
-        if self.lost_at != (drops[min(drops)] if drops else None):
+        if self.lost_at != next(iter(self.lost), None):
             return "lost_at is not the stage with the largest drop that can be told from zero"
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from calib.storage import FileRecord
 from deploy.run.files.engine import BuildFile, ExportFile, FinetuneFile, FloatModelFile, LatencyFile, VerifyFile
+from deploy.run.files.profile import ProfileFile
 from deploy.run.files.report import ReportFile
 from deploy.run.files.run import RunFile
 from deploy.run.files.search import (
@@ -21,11 +22,12 @@ from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
 RUN_FILES: tuple[type[FileRecord], ...] = (
     RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, StabilityFile, ContributionsFile, MeasurementsFile,
     LoopFile, BundleFile, FloatModelFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
+    ProfileFile,
 )  # fmt: skip
 """In the order in which a run writes them."""
 
 __all__ = [
     "RUN_FILES", "BudgetFile", "BuildFile", "BundleFile", "CalibrationFile", "ContributionsFile", "CostsFile", "ExportFile", "FinetuneFile", "FloatModelFile",
-    "LatencyFile", "LoopFile", "MeasurementsFile", "PolicyFile", "ReportFile", "RunFile", "ScoresFile", "SpaceFile", "StabilityFile",
+    "LatencyFile", "LoopFile", "MeasurementsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile", "ScoresFile", "SpaceFile", "StabilityFile",
     "SupernetFile", "VerifyFile",
 ]  # fmt: skip

@@ -26,6 +26,10 @@ class LatencyPart(Record, frozen=True, kw_only=True):
     p99_calls: Count
     p99_note: str | None
     throughput: AboveZero
+    enqueue_ms: AboveZero | None
+    hot_ms: AboveZero | None
+    cold_ms: AboveZero | None
+    throttled: tuple[str, ...]
     clock: str
     batch: Positive
     rounds: Positive
@@ -110,7 +114,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 2
+    VERSION = 3
 
     task: str
     target: str

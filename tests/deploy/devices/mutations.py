@@ -24,10 +24,11 @@ REPLACEMENTS = (
     None, True, False, 0, 1, -1, 2**63, 10**400, 0.5, -0.5, 1e-320, 1e308, "", "x", "0" * 16, "\x1b[2J", "x" * 100_000, [], {}, [0], {"x": 0},
 )  # fmt: skip
 REASONS = {
-    r"\.state\b": "clocks and temperatures are information: nothing is computed from them",
+    r"\.(state|hardware)\b": "clocks, temperatures and what the device is are information; what slowed it down follows from two readings",
+    r"\.notes\b": "why a part of the description is missing is known on the device only",
     r"\.versions\b": "versions are information; what they are worth is up to the device",
     r"\.machine$": "a device may call itself as it likes: results are kept under that name",
-    r"\.(build_seconds|clock|p99_ms)$": "it is shown and used for nothing, and no other figure depends on it",
+    r"\.(build_seconds|clock|p99_ms|enqueue_ms|hot_ms|cold_ms)$": "it is shown and used for nothing, and no other figure depends on it",
     r"\.layers\b": "what the runtime made of each layer is shown, and only the runtime knows it",
     r"\.(failed|nodes)\b": "the words of a refusal are the runtime's; nodes that the model lacks are not blamed",
     r"\.cause$": "why a candidate failed is known on the device only",
@@ -36,7 +37,7 @@ REASONS = {
     r"\.(key|cause|machine)$|\.versions\b": "the runner measures again what it does not recognise",
     r"\.label$": "a line for people",
     r"\.settings\b": "settings belong to the key of a result, which changes with them",
-    r"\.(seed|inputs|fingerprint|batch|calls|rounds|round_ms|name|runtime|sha256|model|float)$|\.protocol$|\.candidates\b|\.float\b":
+    r"\.(seed|inputs|fingerprint|batch|calls|singles|rounds|round_ms|name|runtime|sha256|model|float)$|\.protocol$|\.candidates\b|\.float\b":
     "what is asked for belongs to the key of a result, which changes with it",
     r"\.python(\[\d\])?$": "a version that is not below 3.10 is as good as another",
 }  # fmt: skip

@@ -119,7 +119,7 @@ def first(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: {**data, "schema": 3}, "schema 3, this version of smpq reads schema 2"),
+        (lambda data: {**data, "schema": 4}, "schema 4, this version of smpq reads schema 3"),
         (lambda data: {**data, "results": {}}, r"expected `array`, got `object` - at `\$.results`"),
         (lambda data: {**data, "results": [1]}, r"expected `object`, got `int` - at `\$.results\[0\]`"),
         (first(ratio="fast"), r"got `str` - at `\$.results\[0\].ratio`"),
@@ -170,7 +170,7 @@ def test_contradictions_name_themselves(measured, tmp_path, change, message):
     [("transient", r"failed over the engine \w+, for the moment \(out of memory\)"), ("internal", "please report this")],
 )
 def test_a_failure_that_is_not_the_models_is_no_result(measured, tmp_path, cause, message):
-    changed(measured, first(**NO_FIGURES, rounds_ms=[], float_rounds_ms=[], failed="out of memory", cause=cause))
+    changed(measured, first(**NO_FIGURES, rounds_ms=[], float_rounds_ms=[], notes=[], failed="out of memory", cause=cause))
     with pytest.raises(UserError, match=message):
         read_measurements(measured, tmp_path)
 

@@ -104,7 +104,7 @@ def test_its_text_is_readable():
     sections = [line.split()[2] for line in lines if line.startswith("# ---- ")]
     assert sections == list(runner_file._MODULES)
     here = {file.stem for file in (Path(runner_file.__file__).parent.parent / "on_device").glob("*.py")} - {"__init__"}
-    assert set(sections) == here, "every module is joined"
+    assert {*sections, *runner_file._DOCTOR_MODULES} == here, "every module is joined, to the runner or to what looks at a machine"
     assert text.endswith("sys.exit(main())\n")
     assert max(len(line) for line in lines) <= 140
 
@@ -127,3 +127,12 @@ def test_a_name_with_two_meanings_is_a_bug():
     with pytest.raises(ValueError, match=r"open_engine is one\.open_engine and two\.open_engine"):
         runner_file._check_names(trees)
     runner_file._check_names({"one": trees["one"], "user": ast.parse("from deploy.on_device.one import open_engine")})
+
+
+def test_one_module_with_those_that_it_imports_runs_alone(tmp_path):
+    """It names a machine before anything is copied there."""
+    text = runner_file.source_of("state") + "\nprint(machine())\n"
+    sections = [line.split()[2] for line in text.splitlines() if line.startswith("# ---- ")]
+    assert sections == ["errors", "cuda_driver", "nvml", "state"]
+    done = subprocess.run([sys.executable, "-I", "-"], input=text, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip()

@@ -12,8 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from deploy.devices.bundle import write_bundle
 from deploy.on_device import bench
 from deploy.on_device.causes import failure_of
-from deploy.on_device.cuda import CudaError
-from deploy.on_device.errors import BuildFailed, DeviceError
+from deploy.on_device.errors import BuildFailed, CudaError, DeviceError
 from deploy.on_device.main import main, run_experiment
 from deploy.on_device.protocol import NotComparable
 from tests.deploy.experiments import experiment
@@ -27,15 +26,18 @@ from tests.deploy.experiments import experiment
         (BuildFailed("Error Code 1: Cuda Runtime (out of memory)"), "transient"),
         (BuildFailed("Error Code 2: OutOfMemory (Requested size was 4096 bytes.)"), "transient"),
         (BuildFailed("the engine does not run on this GPU: cudaErrorMemoryAllocation"), "transient"),
-        (NotComparable("engines with different clocks cannot be compared"), "refused"),
+        (NotComparable("engines with different clocks cannot be compared"), "internal"),
         (ort_errors.NotImplemented("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED"), "refused"),
         (ort_errors.RuntimeException("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : bad allocation"), "transient"),
         (MemoryError("std::bad_alloc"), "transient"),
         (RuntimeError("std::bad_alloc"), "transient"),
         (RuntimeError("a C++ exception of a binding"), "refused"),
-        (CudaError("cudaErrorIllegalAddress"), "refused"),
-        (CudaError("cudaErrorDevicesUnavailable"), "transient"),
-        (CudaError("cudaErrorLaunchTimeout"), "transient"),
+        (CudaError("CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access, code 700) in cuStreamSynchronize"), "refused"),
+        (CudaError("CUDA_ERROR_OUT_OF_MEMORY (code 2) in cuMemAlloc_v2"), "transient"),
+        (CudaError("CUDA_ERROR_DEVICE_UNAVAILABLE (code 46) in cuDevicePrimaryCtxRetain"), "transient"),
+        (CudaError("CUDA_ERROR_LAUNCH_TIMEOUT (code 702) in cuEventSynchronize"), "transient"),
+        (CudaError("CUDA_ERROR_ECC_UNCORRECTABLE (code 214) in cuEventSynchronize"), "transient"),
+        (BuildFailed("Error Code 1: Cuda Runtime (cudaErrorDevicesUnavailable)"), "transient"),
         (OSError(12, "Cannot allocate memory"), "transient"),
         (TypeError("unsupported operand"), "internal"),
         (AttributeError("no attribute 'memory'"), "internal"),

@@ -16,8 +16,7 @@ from deploy.devices.base import Result
 from deploy.devices.bundle import write_bundle
 from deploy.latency.measure import Protocol, machine
 from deploy.on_device import bench as module
-from deploy.on_device.cuda import CudaError
-from deploy.on_device.errors import BuildFailed, DeviceError
+from deploy.on_device.errors import BuildFailed, CudaError, DeviceError
 from deploy.on_device.main import list_candidates, main, run_experiment
 from tests.deploy.experiments import broken_candidate, candidate, experiment, model_file
 
@@ -45,10 +44,10 @@ def test_what_is_written(directory, wanted):
     lines = []
     record = run_experiment(directory, lines.append)
     assert json.loads((directory / "measurements.json").read_text()) == record
-    assert (record["schema"], record["fingerprint"], record["runtime"]) == (2, wanted.fingerprint, "onnxruntime")
+    assert (record["schema"], record["fingerprint"], record["runtime"]) == (3, wanted.fingerprint, "onnxruntime")
     assert record["machine"] == machine()
     assert set(record["versions"]) == {"python", "numpy", "onnxruntime"}
-    assert set(record["state"]) == {"before", "after", "throttled"}
+    assert record["hardware"] == {"gpu": None, "jetson_release": None, "power_mode": None}
     assert measured(lines) == [entry["name"] for entry in record["results"]] == [c.name for c in wanted.candidates]
     for entry in record["results"]:
         assert entry["failed"] is None
@@ -59,6 +58,8 @@ def test_what_is_written(directory, wanted):
         assert entry["p99_ms"] >= entry["engine_ms"]
         assert (entry["p99_calls"], entry["p99_note"]) == (200, None)
         assert entry["build_seconds"] >= 0
+        assert (entry["enqueue_ms"], entry["hot_ms"], entry["cold_ms"], entry["notes"]) == (None, None, None, [])
+        assert set(entry["state"]) == {"before", "after", "throttled", "timings"}
 
 
 def test_nothing_is_measured_twice(directory):
@@ -151,7 +152,7 @@ sys.exit(main.main([sys.argv[1]]))
     assert not (directory / "started.json").exists()
 
 
-def test_engines_that_cannot_be_compared_are_a_failure(directory, monkeypatch):
+def test_engines_that_cannot_be_compared_are_a_bug(directory, monkeypatch):
     opened = []
 
     def opener(*arguments):
@@ -161,10 +162,9 @@ def test_engines_that_cannot_be_compared_are_a_failure(directory, monkeypatch):
         return engine
 
     monkeypatch.setattr(module, "OPENERS", {"onnxruntime": opener})
-    results = run_experiment(directory, str)["results"]
-    assert [entry["failed"] for entry in results] == [
-        f"engines with different clocks cannot be compared: clock 0, clock {index}" for index in (1, 2)
-    ]
+    for index, entry in enumerate(run_experiment(directory, str)["results"], start=1):
+        assert f"engines with different clocks cannot be compared: clock 0, clock {index}" in entry["failed"]
+        assert entry["cause"] == "internal", "nothing is concluded from it about the model"
 
 
 class Failing:

@@ -107,3 +107,61 @@ def test_the_same_seed_gives_the_same_intervals():
         return measure_engines(engines, "float", seed=seed).timings["engine"].ratio_interval
 
     assert noisy(3) == noisy(3)
+
+
+class OnGpu(FakeEngine):
+    """An engine on a GPU whose calls take `ms`, and three times as long for the first milliseconds, when its clocks are those of idleness."""
+
+    warm_up_ms = 200.0
+    captured = True
+    gpu = None
+
+    def __init__(self, ms, slow_ms):
+        super().__init__(ms, "CUDA events")
+        self.slow_ms, self.spent = slow_ms, 0.0
+
+    def use_graph(self, on):
+        self.on = on
+
+    def enqueue_ms(self):
+        return None
+
+    def hot_and_cold_ms(self):
+        return None
+
+    def time(self, repeats):
+        super().time(repeats)
+        ms = self.ms * (3 if self.spent < self.slow_ms else 1)
+        self.spent += repeats * ms
+        return ms
+
+
+@pytest.mark.parametrize("slow_ms", [100.0, 195.0])
+def test_a_gpu_is_warm_and_its_clocks_settled_before_calls_are_counted(slow_ms):
+    engine = OnGpu(0.1, slow_ms)
+    states = []
+    measure_engines(
+        {"float": engine},
+        "float",
+        Protocol(rounds=3, round_ms=12.0),
+        around_rounds=lambda: states.append((engine.spent, engine.parts)),
+    )
+    (spent, before), (_, after) = states
+    assert 200.0 <= spent < 300.0
+    rounds = engine.repeats[before:after]
+    assert rounds == [1, *[24] * 5] * 3, "12 ms of 0.1 ms are 120 calls, in five parts, behind one that is not counted"
+
+
+def test_an_engine_on_the_cpu_is_not_kept_waiting():
+    engine = FakeEngine(0.1)
+    measure_engines({"float": engine}, "float", Protocol(rounds=1))
+    assert engine.repeats[:5] == [3, 1, 1, 1, 1]
+
+
+def test_one_engine_without_a_graph_takes_it_from_the_other():
+    engines = {"float": OnGpu(0.1, 0.0), "engine": OnGpu(0.2, 0.0)}
+    measure_engines(engines, "float", Protocol(rounds=1))
+    assert [engine.on for engine in engines.values()] == [True, True]
+    engines["engine"].captured = False
+    measure_engines(engines, "float", Protocol(rounds=1))
+    assert [engine.on for engine in engines.values()] == [False, False]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.on_device.state import machine, read_state, throttled
+import pytest
+
+from deploy.on_device.state import jetson_release, machine, power_mode, read_state, throttle_reasons
 
 JETSON = {
     "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
@@ -14,6 +16,10 @@ JETSON = {
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1420800\n",
     "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "2201600\n",
     "sys/class/devfreq/17000000.gpu/cur_freq": "1300500000\n",
+    "sys/class/devfreq/17000000.gpu/max_freq": "1300500000\n",
+    "sys/class/hwmon/hwmon3/oc1_event_cnt": "0\n",
+    "sys/class/hwmon/hwmon3/oc3_event_cnt": "27\n",
+    "sys/class/hwmon/hwmon3/oc3_throt_en": "1\n",
     "sys/class/devfreq/15340000.vic/cur_freq": "729600000\n",
     "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
     "sys/class/thermal/thermal_zone0/temp": "48250\n",
@@ -35,10 +41,18 @@ def test_a_jetson(tmp_path):
     assert read_state(root) == {
         "cpu_mhz": 2201.6,
         "gpu_mhz": 1300.5,
+        "gpu_max_mhz": 1300.5,
         "temperatures_c": {"cpu-thermal": 48.25},
-        "jetson_release": "# R36 (release), REVISION: 4.3, GCID: 38968081",
-        "power_mode": "MODE_30W",
+        "limits": [],
+        "counters": {"oc1_event_cnt": 0, "oc3_event_cnt": 27},
     }
+    assert jetson_release(root) == "# R36 (release), REVISION: 4.3, GCID: 38968081"
+    assert power_mode(root) == "MODE_30W"
+
+
+def test_the_gpu_of_a_thor(tmp_path):
+    root = tree(tmp_path, {f"sys/class/devfreq/{name}/cur_freq": "1575000000\n" for name in ("gpu-gpc-0", "emc")})
+    assert read_state(root)["gpu_mhz"] == 1575.0
 
 
 def test_another_power_mode_is_another_machine(tmp_path):
@@ -52,7 +66,8 @@ def test_another_power_mode_is_another_machine(tmp_path):
 
 def test_a_machine_that_tells_nothing(tmp_path):
     assert machine(tmp_path)
-    assert set(read_state(tmp_path).values()) == {None}
+    assert [value for value in read_state(tmp_path).values() if value] == []
+    assert throttle_reasons(read_state(tmp_path), read_state(tmp_path)) == []
 
 
 def test_a_pc_is_named_by_its_processor(tmp_path):
@@ -62,17 +77,34 @@ def test_a_pc_is_named_by_its_processor(tmp_path):
 
 def test_this_machine():
     assert machine() == machine()
-    assert set(read_state()) == {"cpu_mhz", "gpu_mhz", "temperatures_c", "jetson_release", "power_mode"}
+    assert set(read_state()) == {"cpu_mhz", "gpu_mhz", "gpu_max_mhz", "temperatures_c", "limits", "counters"}
 
 
-def test_a_clock_that_fell_is_a_hint():
-    def clocks(cpu, gpu):
-        return {"cpu_mhz": cpu, "gpu_mhz": gpu}
+def reading(**values):
+    return {"cpu_mhz": None, "gpu_mhz": None, "limits": [], "counters": {}, **values}
 
-    assert throttled(clocks(2000.0, 1300.0), clocks(2000.0, 1100.0)) is True
-    assert throttled(clocks(2000.0, 1300.0), clocks(1900.0, 1300.0)) is False
-    assert throttled(clocks(2000.0, None), clocks(1700.0, None)) is True
-    assert throttled(clocks(None, 1300.0), clocks(2000.0, None)) is None
+
+@pytest.mark.parametrize(
+    ("before", "after", "reasons"),
+    [
+        (reading(gpu_mhz=1300.0), reading(gpu_mhz=1100.0), ["the clock of the GPU fell from 1300 to 1100 MHz"]),
+        (reading(cpu_mhz=2000.0, gpu_mhz=1300.0), reading(cpu_mhz=1900.0, gpu_mhz=1300.0), []),
+        (reading(cpu_mhz=2000.0), reading(cpu_mhz=1700.0), ["the clock of the CPU fell from 2000 to 1700 MHz"]),
+        (reading(gpu_mhz=1300.0), reading(cpu_mhz=2000.0), []),
+        (reading(), reading(limits=["power brake"]), ["GPU: power brake"]),
+        (reading(limits=["power brake"]), reading(), ["GPU: power brake"]),
+        (reading(limits=["power cap"]), reading(limits=["power cap"]), []),
+        (reading(counters={"oc3_event_cnt": 27}), reading(counters={"oc3_event_cnt": 29}), ["oc3_event_cnt rose by 2"]),
+        (reading(counters={"oc3_event_cnt": 27}), reading(counters={"oc3_event_cnt": 27, "oc1_event_cnt": 1}), []),
+    ],
+)
+def test_what_slows_a_machine_down(before, after, reasons):
+    assert throttle_reasons(before, after) == reasons
+
+
+def test_thermal_events_of_all_cores_are_counted(tmp_path):
+    files = {f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core}\n" for core in (1, 2)}
+    assert read_state(tree(tmp_path, files))["counters"] == {"core_throttle_count": 3}
 
 
 def test_a_name_can_be_printed(tmp_path):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
 from calib.formats import FP16
-from deploy.on_device import trt
-from deploy.on_device.errors import BuildFailed, DeviceError, MissingModule
+from deploy.backends.tensorrt import build, build_plan
+from deploy.on_device import cuda_driver, trt
+from deploy.on_device.errors import BuildFailed, CudaError, DeviceError, MissingModule
+from deploy.on_device.gpu import gpu_of
 from deploy.on_device.main import run_experiment
 from deploy.on_device.protocol import Protocol, measure_engines
-from deploy.on_device.trt import TrtEngine, gpu_name, layers_of_plan, open_trt_engine
+from deploy.on_device.trt import TrtEngine, layers_of_plan, open_trt_engine
 from deploy.on_device.trt_log import load_module
 from tests.deploy.backends.builds import W4B32, needs_rtx
 from tests.deploy.backends.graphs import Layer, one_layer
@@ -32,7 +36,7 @@ def test_an_engine_is_set_up_run_once_and_then_captured():
     engine = engine_on(cuda)
     assert cuda.calls == [
         "context", "shape x", "allocate", "address x", "allocate", "address y", "copy to device", "synchronize",
-        "enqueue", "synchronize", "capture",
+        "enqueue", "synchronize", "capture", "enqueue",
     ]  # fmt: skip
     assert engine.clock == "CUDA events, CUDA graph (fake)"
 
@@ -46,7 +50,7 @@ def test_time_is_between_two_events_around_launches_of_the_graph_and_nothing_els
 
 
 def test_without_graphs_the_clock_says_so():
-    cuda = FakeCuda(captures=False)
+    cuda = FakeCuda(graphs=False)
     engine = engine_on(cuda)
     cuda.calls.clear()
     assert engine.time(2) == 0.5
@@ -54,9 +58,96 @@ def test_without_graphs_the_clock_says_so():
     assert engine.clock == "CUDA events, no CUDA graph (fake)"
 
 
+def test_an_engine_that_waits_while_it_is_enqueued_is_not_captured_and_runs_all_the_same():
+    """A capture that failed leaves an error behind, which the next enqueue would take for its own."""
+    cuda = FakeCuda()
+    engine = engine_on(cuda, waits=True)
+    assert not engine.captured
+    assert engine.clock == "CUDA events, no CUDA graph (fake)"
+    np.testing.assert_array_equal(engine.outputs()["y"], 2 * X)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_an_engine_of_tensorrt_rtx_is_given_its_memory_and_asked_whether_it_can_be_captured(capturable):
+    cuda = FakeCuda()
+    engine = engine_on(cuda, rtx=True, capturable=capturable)
+    assert engine.captured == capturable
+    np.testing.assert_array_equal(engine.outputs()["y"], 2 * X)
+    layers, note = engine.layers()
+    assert (layers[0]["ms"] > 0, note) == (True, None)
+    assert len(cuda.memory) == 3
+    engine.close()
+    assert cuda.memory == {}
+
+
+def test_a_graph_is_used_or_not_as_told():
+    cuda = FakeCuda()
+    engine = engine_on(cuda)
+    engine.use_graph(False)
+    assert engine.clock == "CUDA events, no CUDA graph (fake)"
+    cuda.calls.clear()
+    engine.run()
+    engine.use_graph(True)
+    engine.run()
+    assert cuda.calls == ["enqueue", "synchronize", "launch graph", "synchronize"]
+
+
+def test_engines_of_which_one_has_no_graph_both_run_without():
+    for first, second in ((False, True), (True, False)):
+        cudas = [FakeCuda(graphs=graphs) for graphs in (first, second)]
+        engines = dict(zip(("float", "candidate"), map(engine_on, cudas), strict=True))
+        measurement = measure_engines(engines, "float", Protocol(rounds=3, round_ms=1.0))
+        assert measurement.clock == "CUDA events, no CUDA graph (fake)"
+        assert measurement.timings["candidate"].ratio == 1.0
+
+
+def test_a_graph_that_one_measurement_did_without_is_used_by_the_next():
+    float_, plain, captured = engine_on(FakeCuda()), engine_on(FakeCuda(graphs=False)), engine_on(FakeCuda())
+    clocks = [measure_engines({"float": float_, "x": engine}, "float", Protocol(rounds=2)).clock for engine in (plain, captured)]
+    assert clocks == ["CUDA events, no CUDA graph (fake)", "CUDA events, CUDA graph (fake)"]
+
+
+def test_the_time_to_enqueue_is_of_an_idle_gpu():
+    cuda = FakeCuda()
+    engine = engine_on(cuda)
+    cuda.calls.clear()
+    assert 0 < engine.enqueue_ms() < 50
+    assert cuda.calls == ["synchronize", "launch graph"] * 20 + ["synchronize"]
+
+
+def test_a_cold_call_is_behind_a_write_of_twice_the_cache_and_a_hot_one_behind_another_call():
+    cuda = FakeCuda()
+    engine = engine_on(cuda)
+    cuda.calls.clear()
+    assert engine.hot_and_cold_ms() == (0.5, 2.5)
+    assert cuda.calls == [
+        "allocate",
+        *["launch graph", "event", "launch graph", "event", "fill", "event", "launch graph", "event"] * 21,
+    ]
+    assert len(cuda.memory) == 2, "the buffer is given back"
+    with pytest.raises(CudaError, match="OUT_OF_MEMORY"):
+        engine_on(FakeCuda(memory_bytes=100)).hot_and_cold_ms()
+
+
+@pytest.mark.parametrize("rtx", [True, False])
+@pytest.mark.parametrize("behaviour", [{"contexts": 1}, {"profiles": False}])
+def test_a_profile_that_fails_costs_the_times_of_the_layers_and_says_why(behaviour, rtx):
+    engine = engine_on(FakeCuda(), rtx=rtx, **behaviour)
+    layers, note = engine.layers()
+    assert [(layer["name"], layer["ms"]) for layer in layers] == [("double_myl0_1", None), ("unnoticed", None)]
+    assert note.startswith("there are no times of the layers: the ")
+
+
+def test_what_the_gpu_is():
+    assert engine_on(FakeCuda()).gpu == {
+        "name": "Fake", "uuid": "GPU-00000000-0000-0000-0000-000000000001", "compute_capability": [8, 7], "driver_version": [12, 6],
+        "sm_count": 14, "l2_bytes": 128, "memory_bytes": 1 << 30,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("captures", [True, False])
 def test_outputs_and_other_inputs(captures):
-    cuda = FakeCuda(captures=captures)
+    cuda = FakeCuda(graphs=captures)
     engine = engine_on(cuda)
     first = engine.outputs()
     assert first.keys() == {"y"}
@@ -94,7 +185,7 @@ def test_what_cannot_be_opened_says_why_and_leaves_nothing_on_the_device():
     with pytest.raises(BuildFailed, match="does not load on this machine: the plan is of another version"):
         engine_on(cuda, plan=b"other")
     small = FakeCuda(memory_bytes=30)
-    with pytest.raises(BuildFailed, match="cudaErrorMemoryAllocation"):
+    with pytest.raises(BuildFailed, match="CUDA_ERROR_OUT_OF_MEMORY"):
         engine_on(small)
     assert cuda.memory == small.memory == {}
 
@@ -112,7 +203,8 @@ def test_layers_carry_the_nodes_they_came_from_and_their_time_from_a_pass_of_its
     cuda = FakeCuda()
     engine = engine_on(cuda)
     cuda.calls.clear()
-    doubled, unnoticed = engine.layers()
+    (doubled, unnoticed), note = engine.layers()
+    assert note is None
     assert doubled["onnx_nodes"] == ["block.double", "block.double/Q"]
     assert doubled["ms"] == pytest.approx(0.25 + 0.055)  # the median of ten runs
     assert unnoticed["ms"] is None
@@ -145,9 +237,10 @@ def test_a_plan_is_built_for_the_gpu_and_kept(monkeypatch, tmp_path):
     model, cache, cuda = tmp_path / "model.onnx", tmp_path / "cache", FakeCuda()
     onnx.save(one_layer(Layer("conv2d", FP16), half=True), model)
     monkeypatch.setattr(trt, "open_cuda", lambda: cuda)
-    monkeypatch.setattr(trt, "TrtEngine", lambda _module, _cuda, plan, _inputs: plan)
-    plans = [open_trt_engine("tensorrt-rtx", model, settings, {}, cache) for settings in ({}, {}, {"workspace_mb": 64})]
-    assert plans[0] == plans[1]
+    monkeypatch.setattr(trt, "TrtEngine", lambda _module, _cuda, plan, _inputs: SimpleNamespace(plan=plan))
+    engines = [open_trt_engine("tensorrt-rtx", model, settings, {}, cache) for settings in ({}, {}, {"workspace_mb": 64})]
+    assert engines[0].plan == engines[1].plan
+    assert engines[0].plan_sha256 == hashlib.sha256(engines[0].plan).hexdigest()
     assert len(list(cache.glob("*.plan"))) == 2
     assert cuda.calls == []
     with pytest.raises(DeviceError, match="no setting precision: use batch_sizes, workspace_mb, compute_capability"):
@@ -157,26 +250,65 @@ def test_a_plan_is_built_for_the_gpu_and_kept(monkeypatch, tmp_path):
         open_trt_engine("tensorrt-rtx", model, {}, {}, cache)
     assert failed.value.nodes == ("unit/DQw",)
     assert cuda.calls == ["close", "close"]
-    assert gpu_name(cuda) == "Fake sm87"
+    assert str(gpu_of(cuda)) == "Fake sm87"
+
+
+@needs_rtx
+def test_rtx_times_the_plan_that_is_shipped(monkeypatch, tmp_path):
+    """Both are built for the compute capability of the GPU."""
+    model, cache, cuda = tmp_path / "model.onnx", tmp_path / "cache", FakeCuda()
+    onnx.save(one_layer(Layer("conv2d", FP16), half=True), model)
+    monkeypatch.setattr(cuda, "compute_capability", lambda: (8, 6))
+    monkeypatch.setattr(trt, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(build, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(build, "layers_of_plan", lambda _module, _plan: [])
+    monkeypatch.setattr(trt, "TrtEngine", lambda _module, _cuda, _plan, _inputs: SimpleNamespace())
+    timed = open_trt_engine("tensorrt-rtx", model, {}, {}, cache)
+    shipped = build_plan(model, tmp_path / "plan", "tensorrt-rtx", "sm86", cache=cache)
+    assert shipped.plan_sha256 == timed.plan_sha256
+    assert shipped.from_cache
 
 
 @needs_rtx
 def test_the_real_modules_own_objects_are_used_rightly():
     """As far as that goes without a GPU: a profiler can be made, and what is no plan is refused with the runtime's reason."""
     module = load_module("tensorrt-rtx")
-    profiler = trt._profiler(module)
+    profiler = trt.new_profiler(module)
     profiler.report_layer_time("a", 0.5)
     assert profiler.times == {"a": [0.5]}
     with pytest.raises(BuildFailed, match=r"does not load on this machine: .*Serialization"):
         layers_of_plan(module, b"no plan" * 100)
 
 
+@pytest.mark.parametrize("text", [
+    "Error Code 1: Cuda Runtime (CUDA driver version is insufficient for CUDA runtime version)",
+    "CUDA initialization failure with error: 35. Please check your CUDA installation",
+])  # fmt: skip
+def test_a_driver_that_is_too_old_for_the_runtime(monkeypatch, tmp_path, text):
+    """A runtime that does not start makes no object, which its bindings report as a TypeError."""
+    cuda = FakeCuda()
+    module = fake_tensorrt(cuda)
+
+    def builder(logger):
+        logger.log("Severity.ERROR", text)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    module.Builder = builder
+    module.__version__ = "10.16.0"
+    monkeypatch.setattr(trt, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(trt, "load_module", lambda _: module)
+    message = r"tensorrt 10\.16\.0 needs a newer driver than the one here, which is for CUDA 12\.6: update the driver, or install"
+    with pytest.raises(MissingModule, match=message):
+        open_trt_engine("tensorrt", tmp_path / "model.onnx", {}, {}, tmp_path)
+    assert cuda.calls == ["close"]
+
+
 @needs_rtx
 def test_the_runner_says_what_is_missing(monkeypatch, tmp_path):
-    for name in ("pycuda.driver", "cuda.bindings.runtime", "cuda.cudart"):
-        monkeypatch.setitem(sys.modules, name, None)  # import then raises ModuleNotFoundError
+    monkeypatch.setattr(cuda_driver, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)  # import then raises ModuleNotFoundError
     write_experiment(tmp_path)
-    with pytest.raises(MissingModule, match="pip install pycuda, or pip install cuda-python"):
+    with pytest.raises(MissingModule, match="install the driver"):
         run_experiment(tmp_path)
     assert not (tmp_path / "measurements.json").exists()
 
@@ -185,6 +317,6 @@ def write_experiment(directory):
     onnx.save(one_layer(Layer("conv2d", FP16), half=True), directory / "model.onnx")
     np.savez(directory / "inputs.npz", x=np.zeros((1,), np.float16))
     engine = {"name": "0" * 16, "model": "model.onnx", "settings": {}, "sha256": None}
-    plain = {"schema": 2, "runtime": "tensorrt-rtx", "float": engine, "candidates": [{**engine, "name": "1" * 16}], "inputs": "inputs.npz",
+    plain = {"schema": 3, "runtime": "tensorrt-rtx", "float": engine, "candidates": [{**engine, "name": "1" * 16}], "inputs": "inputs.npz",
              "batch": 1, "protocol": {"rounds": 5, "round_ms": 1.0, "calls": 2, "singles": 0}, "seed": 0, "fingerprint": "f" * 64, "label": ""}  # fmt: skip
     (directory / "experiment.json").write_text(json.dumps(plain), "utf-8")

@@ -8,7 +8,7 @@ import pytest
 
 from calib.formats import Format
 from deploy.backends.tensorrt import Kernel, check_units
-from deploy.on_device.trt_layers import layers_from_inspector, nodes_from_metadata
+from deploy.on_device.trt_layers import layers_from_inspector, nodes_from_metadata, trt_type_name
 
 TENSORRT_10 = {
     "Layers": [
@@ -94,6 +94,64 @@ def test_the_policy_is_checked_against_the_inspectors_layers_too():
     assert all(check.agrees for check in checks)
     (wrong,) = check_units([Kernel.from_json(layer) for layer in layers], {"conv2": Format(8, 8)})
     assert not wrong.agrees
+
+
+def convolution(read: str, written: str, weights: str) -> dict:
+    """A convolution as in NVIDIA/TensorRT issues 3737 and 4020, with the layouts of its tensors."""
+    tensors = [
+        {"Name": name, "Location": "Device", "Dimensions": [1, 128, 40, 40], "Format/Datatype": layout}
+        for name, layout in (("before", read), ("after", written))
+    ]
+    return {
+        "Name": "/cv2/conv/Conv + /cv2/act/Relu",
+        "LayerType": "CaskConvolution",
+        "Inputs": tensors[:1],
+        "Outputs": tensors[1:],
+        "ParameterType": "Convolution",
+        "Kernel": [3, 3],
+        "Groups": 1,
+        "Weights": {"Type": weights, "Count": 165888},
+        "Bias": {"Type": "Float", "Count": 144},
+        "Activation": "RELU",
+        "TacticName": "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32",
+        "StreamId": 0,
+        "Metadata": "[ONNX Layer: cv2]\x1e[ONNX Layer: relu]",
+    }
+
+
+# Layouts as TREx, NVIDIA's engine explorer, lists them (tools/experimental/trt-engine-explorer in NVIDIA/TensorRT).
+INT8_LAYOUTS = (
+    "Int8", "Row major Int8 format", "Channel major Int8 format where channel % 4 == 0", "Channel major INT8 format where channel % 16 == 0",
+    "Channel major INT8 format where channel == 4 and column stride % 32 == 0", "Row major INT8 format where column stride % 64 == 0",
+    "Thirty-two wide channel vectorized row major Int8 format.", "Thirty-two wide channel vectorized row major Int8 format with 3 spatial dimensions",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", INT8_LAYOUTS)
+@pytest.mark.parametrize("weights", ["Int8", "INT8"])
+def test_int8_is_read_in_every_layout(layout, weights):
+    text = json.dumps({"Layers": [convolution(layout, "Channel major FP16 format where channel % 8 == 0", weights)]})
+    (check,) = check_units([Kernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format(8, 8)})
+    assert (check.found, check.agrees) == ("int8", True)
+
+
+@pytest.mark.parametrize(("layout", "weights", "found"), [
+    ("Channel major FP16 format where channel % 8 == 0", "Half", "fp16"), ("Half", "FP16", "fp16"), ("Row major linear FP32", "Float", "fp32"),
+    ("Row major linear BFloat16 format", "BFloat16", "bf16"), ("Row major linear BF16 format", "BF16", "bf16"),
+    ("Two wide channel vectorized row major FP16 format", "INT8", "int8-weight-only"), ("Row major linear FP16 format", "INT4", "int4-weight-only"),
+])  # fmt: skip
+def test_other_types_in_both_spellings(layout, weights, found):
+    text = json.dumps({"Layers": [convolution(layout, layout, weights)]})
+    (check,) = check_units([Kernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format(8, 8)})
+    assert (check.found, check.agrees) == (found, False)
+
+
+@pytest.mark.parametrize(("text", "name"), [
+    ("Row major linear FP8 format", "FP8"), ("FP4", "FP4"), ("Row major linear Int64 format", "Int64"), ("Row major linear BOOL", "Bool"),
+    ("Row major linear UInt8 format", "UInt8"), ("TF32", "TF32"), ("Double", "Double"), ("Unknown format", "Unknown format"),
+])  # fmt: skip
+def test_names_of_types(text, name):
+    assert trt_type_name(text) == name
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"Layers": ["conv1", "conv2"]}', '{"Layers": [{"Name": "conv1"}]}'])

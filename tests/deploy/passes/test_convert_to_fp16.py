@@ -8,13 +8,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import TensorProto
+from torch import Tensor, nn
 
+from deploy.lower import lower
 from deploy.onnx_files import save_model
 from deploy.passes.convert_to_fp16 import convert_to_fp16
 from deploy.passes.quantize_tensors import quantize_tensors
 from deploy.passes.quantize_weights import quantize_weights
-from tests.deploy.networks import nodes, relative_error, residual, run_plain
+from deploy.targets.target import target_from_name
+from tests.deploy.networks import export, nodes, relative_error, residual, run_plain
 
 
 def _converted(path, *texts):
@@ -90,3 +94,48 @@ def test_no_scale_becomes_zero():
     quantize_weights(model, plan, exported.units)
     convert_to_fp16(model, plan, exported.units)
     assert model.graph.initializers["a/weight/scale/half"].const_value.numpy().min() > 0
+
+
+class TwoResults(nn.Module):
+    """A layer whose result is an output of the model and is read by others too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.c = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.a(x)
+        return h, self.c((torch.relu(self.b(h)) + h).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def two_results(tmp_path_factory):
+    return export(TwoResults(), torch.randn(4, 3, 8, 8), tmp_path_factory.mktemp("two"))
+
+
+def mixed_pairs(path) -> list[str]:
+    """Q/DQ nodes whose scale has another type than the floats that go in or come out."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    types |= {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    floats = {"QuantizeLinear": lambda node: node.input[0], "DequantizeLinear": lambda node: node.output[0]}
+    pairs = [node for node in graph.node if node.op_type in floats]
+    assert pairs
+    return [node.name for node in pairs if {types[floats[node.op_type](node)], types[node.input[1]]} != {TensorProto.FLOAT16}]
+
+
+@pytest.mark.parametrize(
+    "texts", [("w8a8",), ("fp32", "w8a8"), ("w8a8", "fp32", "w8a16"), ("fp32", "fp16", "w8a8"), ("fp32", "w8a16", "fp32")]
+)
+@pytest.mark.parametrize("network", ["residual", "two_results"])
+def test_a_pair_has_one_float_type(tmp_path, request, network, texts):
+    """TensorRT 10.16 refuses a DequantizeLinear of float32 with a scale of half on SM87 (NVIDIA/TensorRT issue 4832)."""
+    exported = residual() if network == "residual" else request.getfixturevalue(network)
+    plan, _ = exported.plan(exported.formats(*texts), "tensorrt")
+    out = tmp_path / "model.onnx"
+    lower(exported.path, plan, exported.units, target_from_name("tensorrt"), out)
+    assert mixed_pairs(out) == []
+    if network == "two_results":
+        assert [output.type.tensor_type.elem_type for output in onnx.load(out).graph.output] == [TensorProto.FLOAT] * 2

@@ -11,6 +11,7 @@ from deploy.run.files.report import LayerRow, ObservationRow, ReportFile
 
 LATENCY: dict[str, Any] = {
     "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "p99_calls": 1000, "p99_note": None, "p99_ms": 2.41, "throughput": 530.8,
+    "enqueue_ms": None, "hot_ms": None, "cold_ms": None, "throttled": [],
     "clock": "thread CPU time", "batch": 1, "rounds": 15, "machine": "a processor, Linux x86_64", "predicted_ratio": 0.639,
     "predicted_interval": [0.621, 0.657], "predicted_from": 7,
 }  # fmt: skip
@@ -50,7 +51,7 @@ def layer(path: str, index: int = 0, bits: int = 8, **other: Any) -> dict[str, A
 
 
 VERIFICATION: dict[str, Any] = {
-    "schema": 2,
+    "schema": 3,
     "policy": "conv1=w8a8",
     "metric": "top-1",
     "samples": 10_000,
@@ -74,7 +75,7 @@ def report(count: int = 20, **other: Any) -> ReportFile:
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 2,
+        "schema": 3,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "engine": "engine.ort-cpu.onnx",

@@ -83,7 +83,8 @@ def test_accuracy_names_the_stage_that_lost_it() -> None:
         ("onnx", "No: the ONNX graph loses"),
         ("fake_quant", "quantising itself cost"),
     ):
-        content = report(verification={**VERIFICATION, "lost_at": lost_at, "explanation": "because"})
+        wrong = {**VERIFICATION["stages"][lost_at], "problem": "other values"}
+        content = report(verification={**stages(**{lost_at: wrong}), "lost_at": lost_at, "explanation": "because"})
         assert text in answer(content, 2).sentences[0]
         assert answer(content, 2).sentences[-1] == "Because."
         assert not answer(content, 3).sentences[0].startswith("Nothing has to change")
@@ -172,6 +173,11 @@ def test_next_steps_follow_from_the_data() -> None:
         (report(), "--target jetson-orin"),
         (report(target="ort-cuda"), "Nothing of it was verified on Orin"),
         (unmeasured(target="jetson-orin"), "It is made for it: the formats are those of Orin's TensorRT"),
+        (unmeasured(target="jetson-orin-7.2"), "It is made for it: the formats are those of Orin's TensorRT"),
+        (
+            report(target="jetson-orin", engine={"sm87": "engine.jetson-orin.sm87.plan"}),
+            "measured is in engine.jetson-orin/, with two programs",
+        ),
         (unmeasured(), "Not this engine (sm120, sm86)"),
         (unmeasured(), "Carry model.tensorrt-rtx.onnx of this run to the device and build it there"),
         (unmeasured(target="tensorrt", engine="engine.plan"), "Not this engine: a plan runs"),

@@ -47,7 +47,7 @@ runner["OPENERS"]["onnxruntime"] = opener
 runner["main"]([])
 """
 """The runner, on a device whose runtime takes one of the models for no model."""
-STATE = {"before": None, "after": None, "throttled": None}
+HARDWARE = {"gpu": None, "jetson_release": None, "power_mode": None}
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,9 @@ def answered(prepared, directory: Path, costs: dict[str, float] = FASTER, refuse
         policy = known[candidate["name"]]["policy"]["policy"]
         integers = [layer for layer, chosen in policy.items() if chosen != "fp32"]
         results.append({**about, **figures(integers, costs, refuses)})
-    record = {"schema": 2, "fingerprint": experiment["fingerprint"], "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
+    record = {"schema": 3, "fingerprint": experiment["fingerprint"], "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
     file = directory / "measurements.json"
-    file.write_text(json.dumps({**record, "state": STATE, "results": results, **changes}))
+    file.write_text(json.dumps({**record, "hardware": HARDWARE, "results": results, **changes}))
     return file
 
 
@@ -244,8 +244,8 @@ def failure(result: dict, cause: str) -> dict:
 
 
 def answered_file(file: Path, results: list, prepared) -> Path:
-    record = {"schema": 2, "fingerprint": prepared.fingerprint, "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
-    file.write_text(json.dumps({**record, "state": STATE, "results": results}))
+    record = {"schema": 3, "fingerprint": prepared.fingerprint, "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
+    file.write_text(json.dumps({**record, "hardware": HARDWARE, "results": results}))
     return file
 
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from hashlib import sha256
+from pathlib import Path
 
+import msgspec
 import onnx
 import pytest
 from rich.console import Console
 
 from calib.errors import UserError
-from deploy.devices.base import Experiment
+from calib.formats import Format
+from deploy.devices.base import Experiment, Result
+from deploy.devices.products import ProductFile, find_product
+from deploy.on_device.gpu import Gpu
+from deploy.onnx_files import sha256 as model_sha256
 from deploy.pipeline import open_run, run_all
 from deploy.progress import Progress
+from deploy.run.files.engine import BuildFile
 from deploy.run.settings import Settings
-from deploy.stages import build, read_policy, verify
+from deploy.stages import build, export, measure, read_policy, verify
+from deploy.stages.making import export_qdq
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.board import FASTER, Board
+from tests.deploy.measured_plans import write_product_of
+from tests.deploy.on_device.fake_gpu import FakeCuda
 
 ORIN = "ssh://me@orin"
 QUIET = Progress(Console(quiet=True))
@@ -59,6 +71,131 @@ def test_tensorrt_builds_on_the_device_and_the_job_goes_on_to_its_end(tmp_path, 
             build(prepared, read_policy(prepared))
 
 
+class Keeping(Board):
+    """A board that keeps the plans that it has measured."""
+
+    def measure(self, experiment: Experiment, announce: object = None) -> list[Result]:
+        results = super().measure(experiment, announce)
+        return [msgspec.structs.replace(result, plan_sha256=sha256(plan_of(result.name)).hexdigest()) for result in results]
+
+    def fetch_engine(self, result: Result, directory: Path) -> ProductFile | None:
+        write_product_of(directory, result.name, content=plan_of(result.name))
+        return find_product(directory)
+
+
+def plan_of(name: str) -> bytes:
+    return f"the plan of {name}".encode()
+
+
+def test_the_plan_that_was_measured_comes_into_the_run_and_goes_with_its_policy(tmp_path, monkeypatch):
+    board = Keeping(FASTER)
+    monkeypatch.setattr("deploy.prepare.device_from_address", lambda _address, _directory: board)
+    run = tmp_path / "run"
+    product, plan = run / "engine.jetson-orin", run / "engine.jetson-orin.sm87.plan"
+    with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as prepared:
+        policy = prepared.space.uniform(Format(8, 8))
+        model = export(prepared, policy)
+        build(prepared, policy)
+        measure(prepared, policy)
+        content = plan_of(model_sha256(model)[:16])
+        assert plan.read_bytes() == (product / "engine.plan").read_bytes() == content
+        built = read(run / "build.json")
+        assert (built["built_on"], list(built["engines"])) == ("a board", [plan.name])
+        row = built["engines"][plan.name]
+        assert (row["sha256"], row["size_bytes"]) == (sha256(content).hexdigest(), len(content))
+        assert row["versions"] == {"tensorrt": "10.3.0"}
+        exported = export_qdq(prepared, policy)
+        assert exported.measured == f"trtexec --loadEngine={product}/engine.plan"
+        assert f"--timingCacheFile={product}/timing.cache" in exported.build[0]
+
+        board.fetch_engine = lambda _result, _directory: None  # the plan is where it was: nobody is asked for it
+        measure(prepared, policy)
+        assert product.is_dir()
+        (product / "engine.plan").unlink()  # and now it is nowhere
+        measure(prepared, policy)
+        assert not product.exists()
+        assert not plan.exists()
+        assert export_qdq(prepared, policy).measured is None
+
+        write_product_of(product, "f" * 16)
+        plan.write_bytes(b"a plan of another policy")
+        build(prepared, policy)
+        assert not product.exists()
+        assert not plan.exists()
+
+
+@needs_rtx
+def test_the_plan_that_is_built_here_is_the_one_that_is_timed_here(tmp_path, monkeypatch):
+    """TensorRT-RTX builds; the GPU is none, and the engine only tells the time."""
+    gpu = FakeCuda()
+    gpu.compute_capability = lambda: (8, 6)
+    for place in ("backends.tensorrt.build", "on_device.trt", "devices.measurable"):
+        monkeypatch.setattr(f"deploy.{place}.open_cuda", lambda: gpu)
+    monkeypatch.setattr("deploy.backends.tensorrt.build.layers_of_plan", lambda _module, _plan: [])
+    monkeypatch.setattr("deploy.on_device.trt.TrtEngine", lambda *_arguments: Clock())
+    run = tmp_path / "run"
+    chosen = msgspec.structs.replace(settings("tensorrt-rtx", "w8a8,fp16"), compute_capabilities=("sm86",))
+    with open_run(run, QUIET, chosen) as prepared:
+        policy = prepared.space.uniform(Format(8, 8))
+        export(prepared, policy)
+        before = build(prepared, policy)
+        plans = sorted((run / "device").rglob("*.plan"))
+        measure(prepared, policy)
+        assert sorted((run / "device").rglob("cache/*.plan")) == plans, "nothing was built again"
+        after = prepared.run.read(BuildFile)
+    name = "engine.tensorrt-rtx.sm86.plan"
+    assert after == before
+    product = json.loads((run / "engine.tensorrt-rtx" / "engine.json").read_text())
+    content = (run / name).read_bytes()
+    assert (run / "engine.tensorrt-rtx" / "engine.plan").read_bytes() == content
+    assert product["plan_sha256"] == sha256(content).hexdigest() == after.engines[name].sha256
+    assert (product["settings"]["compute_capability"], product["gpu"]["sm"]) == ("sm86", "sm86")
+    assert [tensor["shape"] for tensor in product["inputs"]] == [[1, 1, 6, 6]]
+
+
+class Clock:
+    """An engine that only tells the time."""
+
+    clock = "a clock"
+
+    def __init__(self) -> None:
+        self._ticks = itertools.count()
+
+    def time(self, _repeats: int) -> float:
+        return 1.0 + next(self._ticks) % 7 / 1000
+
+    def run(self) -> None:
+        pass
+
+    def layers(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_plan_for_another_gpu_than_the_target_gets_no_engines_name(tmp_path, monkeypatch):
+    """The device is another one than the target says: the plan is handed over, and said to be for its GPU."""
+    board, said = Keeping(FASTER), []
+
+    def fetch(result, directory):
+        write_product_of(directory, result.name, content=plan_of(result.name), gpu=Gpu("RTX A6000", "sm86"))
+        return find_product(directory)
+
+    board.fetch_engine = fetch
+    monkeypatch.setattr("deploy.prepare.device_from_address", lambda _address, _directory: board)
+    monkeypatch.setattr(Progress, "warn", lambda _self, line: said.append(line))
+    run = tmp_path / "run"
+    with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as prepared:
+        policy = prepared.space.uniform(prepared.space.reference)
+        export(prepared, policy)
+        build(prepared, policy)
+        measure(prepared, policy)
+    assert list(run.glob("*.plan")) == []
+    assert (run / "engine.jetson-orin" / "engine.plan").is_file()
+    assert [line for line in said if "is for RTX A6000 sm86, and the run's engines are for sm87" in line]
+
+
 def check_experiment(experiment: Experiment) -> None:
     """What a device needs: the runtime builds with its usual settings, for its own GPU, graphs of the run's batch size."""
     assert experiment.runtime == "tensorrt"
@@ -77,7 +214,7 @@ def test_a_provider_that_is_missing_here_is_that_of_the_device(tmp_path, board):
         assert not prepared.builds_on_device
     with open_run(tmp_path / "here", QUIET, settings("ort-tensorrt", "w8a8,fp16")) as prepared:
         assert not prepared.builds_on_device
-        assert prepared.not_measurable.startswith("this onnxruntime has no TensorrtExecutionProvider")
+        assert prepared.not_measurable.startswith("this onnxruntime is built without TensorrtExecutionProvider")
 
 
 @needs_rtx

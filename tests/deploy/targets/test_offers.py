@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from calib.formats import Format, formats_from_text
-from deploy.targets.offers import refusal, unknown_offers
+from deploy.targets.offers import may_fail, refusal, unknown_offers
 from deploy.targets.target import target_from_name
 from smpq.groups import space_from_formats
 from smpq.policy import Group
 from tests.deploy.networks import mlp, residual
 
-W4, BLOCKS = Format.from_text("w4a16"), Format.from_text("w4a16b16")
+W4, BLOCKS, W8A8 = (Format.from_text(text) for text in ("w4a16", "w4a16b16", "w8a8"))
 
 
 def unit_of(operator):
@@ -49,3 +49,18 @@ def test_what_nobody_has_seen_is_offered_and_said():
         sentences = unknown_offers(target, space)
         assert len(sentences) == count
         assert all("w4a16b16 on linear has not been seen on jetson-orin" in sentence for sentence in sentences)
+
+
+def test_layers_that_may_fail_are_named_with_the_reason():
+    units = residual().units
+    groups = tuple(Group(unit.path, (unit,)) for unit in units)
+    target = target_from_name("tensorrt")
+    space, _ = space_from_formats(groups, (W8A8, target.reference), target.reference, lambda *_: None)
+    assert {group for group, _ in may_fail(target, space)} == {"stem", "a", "b", "twice"}, "8 channels"
+    assert {group for group, _ in may_fail(target, space, batch=1)} == {"stem", "a", "b", "twice", "head", "last"}, "one row"
+    assert may_fail(target_from_name("tensorrt-rtx"), space, batch=1) == frozenset()
+    sentences = unknown_offers(target, space, batch=1)
+    assert len(sentences) == 2
+    assert "fewer than 16 channels" in sentences[0]
+    assert "stem, a, b and 1 more" in sentences[0]
+    assert "head, last" in sentences[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,7 +14,8 @@ import pytest
 
 from calib.errors import UserError
 from calib.formats import FP16, FP32, Format
-from deploy.targets.rules import version_fits
+from deploy.targets.rules import LayerKind, version_fits
+from deploy.targets.tables import overview
 from deploy.targets.target import (
     LINEARS,
     OPERATORS,
@@ -22,6 +24,7 @@ from deploy.targets.target import (
     CapabilityRow,
     Target,
     capability,
+    capability_of,
     check_builds_here,
     compute_capabilities_of,
     device_names,
@@ -71,13 +74,10 @@ def test_every_rule_of_a_table_decides_something(name):
     targets = variants(name)
     rests = ("a4", "a7", "a8", "a16", "a16b2", "a16b8", "a16b128", "a16b256")
     formats = [FP16, FP32, *(Format.from_text(f"w{bits}{rest}") for bits in range(2, 9) for rest in rests)]
-    used = {
-        capability(target, operator, format_, 256, outputs).note
-        for target in targets
-        for operator in OPERATORS
-        for format_ in formats
-        for outputs in (256, 255)
-    }
+    layers = [LayerKind(operator, 256, outputs) for operator in OPERATORS for outputs in (256, 255)]
+    used = {capability_of(target, layer, format_).note for target in targets for layer in layers for format_ in formats}
+    small = [LayerKind(operator, 256, 256, 3, rows=1) for operator in OPERATORS]
+    used |= {capability_of(target, layer, W8A8).note for target in targets for layer in small}
     assert not [row for target in targets for row in table(target) if row.note not in used]
 
 
@@ -106,6 +106,13 @@ def test_devices_are_a_runtime_and_a_gpu():
     assert (orin.family, orin.version, orin.compute_capabilities) == ("tensorrt", "10.3", ("sm87",))
     assert (thor.family, thor.version, thor.compute_capabilities) == ("tensorrt", "11.4", ("sm110",))
     assert "JetPack" in orin.description
+    versions = {name: (target_from_name(name).version, target_from_name(name).compute_capabilities) for name in device_names()}
+    assert versions["jetson-thor-7.0"] == ("10.13", ("sm110",))
+    assert versions["jetson-thor-7.2"] == ("10.16", ("sm110",))
+    assert versions["jetson-orin-7.2"] == ("10.16", ("sm87",))
+    for name in device_names():  # the version is offered without a device too, and knows the GPU
+        version, gpus = versions[name]
+        assert target_from_name(f"tensorrt-{version}", gpus).compute_capabilities == gpus
     assert target_from_name("jetson-orin", ["SM87"]) == orin
     with pytest.raises(UserError, match="jetson-orin is sm87: leave out --sm"):
         target_from_name("jetson-orin", ["sm86"])
@@ -114,7 +121,7 @@ def test_devices_are_a_runtime_and_a_gpu():
 def test_versions():
     target = target_from_name("tensorrt-10.3", ["sm87"])
     assert (target.name, target.version, target.runtime) == ("tensorrt-10.3", "10.3", "tensorrt")
-    with pytest.raises(UserError, match=r"tensorrt-10\.3, tensorrt-10\.16, tensorrt-11\.4, jetson-orin, jetson-thor"):
+    with pytest.raises(UserError, match=r"tensorrt-10\.3, tensorrt-10\.13, tensorrt-10\.16, tensorrt-11\.4, jetson-orin, "):
         target_from_name("tensorrt-9.1")
     with pytest.raises(UserError, match=r"TensorRT 10\.3 does not know sm120: it came with TensorRT 10.8"):
         target_from_name("tensorrt-10.3", ["sm120"])
@@ -140,8 +147,35 @@ def test_a_wrong_version_condition_is_a_bug():
         version_fits("10.3", "10.3")
 
 
-def test_the_installed_tensorrt_is_the_one_of_its_target(monkeypatch):
-    monkeypatch.setattr(metadata, "version", {"tensorrt": "10.3.0"}.__getitem__)
+@pytest.fixture
+def installed(monkeypatch):
+    """Install a TensorRT: the packages with their versions, and that of the module, None for one that does not load, or for none."""
+
+    def install(packages: dict[str, str], module: str | None, *, loads: bool = True) -> list[str]:
+        asked: list[str] = []
+
+        def version(name: str) -> str:
+            if name not in packages:
+                raise metadata.PackageNotFoundError(name)
+            return packages[name]
+
+        def load(name: str) -> SimpleNamespace:
+            asked.append(name)
+            if not loads:
+                raise OSError("libnvinfer.so.10: cannot open shared object file")
+            if module is None:
+                raise ModuleNotFoundError(name)
+            return SimpleNamespace(__version__=module)
+
+        monkeypatch.setattr(metadata, "version", version)
+        monkeypatch.setattr("deploy.targets.target.import_module", load)
+        return asked
+
+    return install
+
+
+def test_the_installed_tensorrt_is_the_one_of_its_target(installed):
+    installed({"tensorrt": "10.3.0"}, "10.3.0")
     target = target_from_name("tensorrt", ["sm87"])
     assert target.version == "10.3.0"
     assert capability(target, "linear", Format.from_text("w4a16b128"), 256).status == "unknown"
@@ -151,11 +185,44 @@ def test_the_installed_tensorrt_is_the_one_of_its_target(monkeypatch):
         check_builds_here(target_from_name("jetson-thor"))
 
 
-def test_without_tensorrt_a_device_builds_its_own_engines(monkeypatch):
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
+@pytest.mark.parametrize("package", ["tensorrt", "tensorrt-cu12", "tensorrt-cu13", None])
+def test_tensorrt_is_found_under_every_name_that_it_is_installed_by(installed, package):
+    """None: Jetson's package of the system, of which Python finds no record."""
+    installed({package: "10.16.0.72"} if package else {}, "10.16.0.72")
+    check_builds_here(target_from_name("tensorrt-10.16"))
+    assert target_from_name("tensorrt").version == "10.16.0.72"
+    with pytest.raises(UserError, match=r"TensorRT 10\.3, and 10\.16\.0\.72 is installed here"):
+        check_builds_here(target_from_name("tensorrt-10.3"))
 
-    monkeypatch.setattr(metadata, "version", missing)
+
+def test_the_module_that_loads_counts_and_not_what_a_package_says(installed):
+    installed({"tensorrt": "11.4.0"}, "10.16.0")
+    check_builds_here(target_from_name("tensorrt-10.16"))
+
+
+def test_a_tensorrt_that_does_not_load_is_there_all_the_same(installed):
+    installed({"tensorrt-cu12": "10.16.0"}, "10.16.0", loads=False)
+    check_builds_here(target_from_name("tensorrt-10.16"))
+    installed({}, None, loads=False)
+    with pytest.raises(UserError, match="none is installed here"):
+        check_builds_here(target_from_name("tensorrt-10.16"))
+
+
+def test_names_are_listed_without_loading_tensorrt(installed):
+    asked = installed({}, "10.16.0")
+    for name in (*TARGET_NAMES, *versioned_names(), *device_names()):
+        target_from_name(name, look=False)
+    overview()
+    for name in (*TARGET_NAMES[:3], *TARGET_NAMES[4:], *versioned_names(), *device_names()):
+        target_from_name(name)
+    assert asked == []
+    installed({"tensorrt-cu13": "11.4.0"}, "11.4.0")
+    assert target_from_name("tensorrt").version == "11.4.0"
+    assert asked == []
+
+
+def test_without_tensorrt_a_device_builds_its_own_engines(installed):
+    installed({}, None)
     check_builds_here(target_from_name("tensorrt"))  # the back end says how to install it
     with pytest.raises(UserError, match=r"TensorRT 10\.3, and none is installed here: its engines are built on the device"):
         check_builds_here(target_from_name("jetson-orin"))
@@ -243,8 +310,8 @@ def test_tensorrt_10_wants_an_even_last_dimension():
     assert capability(new, "conv2d", channels, 576, 64).status == "unknown"
 
 
-def test_a_tensorrt_that_is_too_old(monkeypatch):
-    monkeypatch.setattr(metadata, "version", {"tensorrt": "8.6.1"}.__getitem__)
+def test_a_tensorrt_that_is_too_old(installed):
+    installed({"tensorrt": "8.6.1"}, "8.6.1")
     with pytest.raises(UserError, match=r"TensorRT 8\.6\.1 is installed here: 10\.3 or a newer one"):
         check_builds_here(target_from_name("tensorrt"))
 
@@ -310,3 +377,44 @@ def test_int8_activations_with_a_relu_are_not_integer_in_onnxruntime(tmp_path):
     assert found_in_onnxruntime(affine, tmp_path / "affine.onnx") == "native"
     symmetric = Layer("conv2d", W8A8, **common)
     assert found_in_onnxruntime(symmetric, tmp_path / "symmetric.onnx") == "dequantized"
+
+
+@pytest.mark.parametrize(
+    ("layer", "status"),
+    [
+        (LayerKind("conv2d", 147, 64, 3), "unknown"),
+        (LayerKind("conv2d", 576, 8, 64), "unknown"),
+        (LayerKind("conv2d", 144, 16, 16), "native"),
+        (LayerKind("conv2d", 576), "native"),
+        (LayerKind("depthwise_conv2d", 9, 32, 1), "native"),
+        (LayerKind("depthwise_conv2d", 9, 36, 1), "unknown"),
+        (LayerKind("grouped_conv2d", 36, 12, 4), "unknown"),
+        (LayerKind("linear", 256, 256, 256, rows=1), "unknown"),
+        (LayerKind("linear", 256, 256, 256, rows=8), "native"),
+        (LayerKind("linear", 256, 256, 256), "native"),
+        (LayerKind("linear_nd", 256, 256, 256), "native"),
+    ],
+    ids=str,
+)
+def test_layers_over_which_tensorrt_may_refuse_an_engine(layer, status):
+    for name in ("tensorrt", "tensorrt-10.3", "jetson-orin"):
+        answer = capability_of(target_from_name(name), layer, W8A8)
+        assert answer.status == status
+        assert answer.may_fail == (status == "unknown")
+    answer = capability_of(target_from_name("tensorrt-rtx", ["sm89"]), layer, W8A8)
+    assert not answer.may_fail, "tensorrt-rtx has been seen to build them"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"fewer_channels_than": 0}, {"fewer_channels_than": "16"}, {"outputs_not_divisible_by": True}, {"outputs_not_divisible_by": -8},
+        {"may_fail": True}, {"channels_not_divisible_by": 8},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_conditions_of_a_rule_are_a_bug(wrong):
+    row = {"operators": ["linear"], "formats": ["w8a8"], "status": "native", "note": "", "basis": "docs", "source": "a page"}
+    assert CapabilityRow.from_json({**row, "fewer_channels_than": 16}).fewer_channels_than == 16
+    with pytest.raises(ValueError, match="wrong rule"):
+        CapabilityRow.from_json({**row, **wrong})

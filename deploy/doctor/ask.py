@@ -1,0 +1,94 @@
+"""Ask a machine what it has: this one, or one that is reached over ssh. Nothing is left there."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+
+from calib.errors import UserError
+from calib.storage import record_from_text
+from deploy.devices.connection import OPTIONS_VARIABLE, Address, Connection, Dropped, RemoteFailed
+from deploy.devices.runner_file import source_of
+from deploy.doctor.facts import Answer
+from deploy.printable import printable
+
+_FOOTER = 'if __name__ == "__main__":\n    sys.exit(doctor_main(sys.argv[1:], SOURCE))\n'
+_OLDEST_READER = (3, 9)
+"""The first Python that compiles the program; an older one is told in syntax that every Python has."""
+_PROGRAM = """\
+import sys
+SOURCE = {source!r}
+if sys.version_info < {oldest!r}:
+    print('{{"python": [%d, %d, %d], "facts": null}}' % tuple(sys.version_info[:3]))
+else:
+    exec(compile(SOURCE, "doctor.py", "exec"))
+"""
+_LOCAL_SECONDS = 300
+_PYTHON_MISSING = 127
+_DIED = 128
+
+
+def program_text() -> str:
+    """Return the program that a machine's Python is given on its standard input."""
+    return _PROGRAM.format(source=source_of("doctor") + _FOOTER, oldest=_OLDEST_READER)
+
+
+def ask_here(*arguments: str) -> Answer:
+    """Ask this machine, in a process of its own; UserError when that process fails."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-", *arguments],
+            input=program_text().encode(),
+            capture_output=True,
+            timeout=_LOCAL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"this machine did not say in {_LOCAL_SECONDS} s what it has: look for a library or a disk that hangs"
+        ) from error
+    if done.returncode != 0:
+        reason = printable(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+        raise UserError(f"{sys.executable} does not say what this machine has (exit code {done.returncode}): {reason}")
+    return _read(done.stdout.decode(errors="replace"), "its Python must not print anything when it starts")
+
+
+def ask_over_ssh(text: str) -> Answer:
+    """Ask the machine at an address such as ssh://user@host; UserError when it cannot be reached, or has no Python, with what to do."""
+    address = Address.from_text(text)
+    script = f"{shlex.quote(address.python)} -; exit $?"
+    try:
+        answer = Connection(address).run(script, program_text())
+    except Dropped as error:
+        raise UserError(
+            f"{text}: cannot be reached ({error}): check that ssh {address.host} true works; {OPTIONS_VARIABLE} adds options"
+        ) from error
+    except RemoteFailed as error:
+        if error.code == _PYTHON_MISSING:
+            raise UserError(
+                f"{text}: there is no {address.python}: sudo apt install python3, or name another one with ?python=/path/python3"
+            ) from error
+        died = f"died with signal {error.code - _DIED}" if error.code > _DIED else f"ended with exit code {error.code}"
+        raise UserError(f"{text}: its {address.python} {died} when it was asked what the machine has: {error}") from error
+    try:
+        return _read(answer, "a login there must not print anything")
+    except UserError as error:
+        raise UserError(f"{text}: {error}") from error
+
+
+def ssh_options_trouble() -> str | None:
+    """Return what is wrong with the options for ssh in the environment, None when they can be read."""
+    try:
+        shlex.split(os.environ.get(OPTIONS_VARIABLE, ""))
+    except ValueError as error:
+        return f"{OPTIONS_VARIABLE} cannot be read ({error})"
+    return None
+
+
+def _read(text: str, todo: str) -> Answer:
+    try:
+        return record_from_text(text, Answer, "its answer", todo)
+    except UserError as error:
+        raise UserError(f"it answers {printable(text, 80)!r}: {printable(str(error))}") from error

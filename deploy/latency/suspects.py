@@ -1,0 +1,33 @@
+"""What a refusal that blames no layer may be due to, and which engine to build next to find out. Ours."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from calib.formats import Format
+from smpq.policy import Policy, Space, canonical
+
+Choice = tuple[str, Format]
+"""A group and its format."""
+
+
+def suspects(refused: Policy, built: Iterable[Policy], space: Space, doubtful: Collection[Choice]) -> tuple[Choice, ...]:
+    """Return what a refused policy has that no engine that was built has, float formats aside, in graph order.
+
+    Where some of it is `doubtful`, formats over which the runtime is known to refuse engines, only that.
+    """
+    sound = {choice for policy in built for choice in policy.formats.items()}
+    left = [(group.name, refused[group.name]) for group in space.groups]
+    left = [choice for choice in left if choice[1] != space.reference and choice not in sound]
+    return tuple(choice for choice in left if choice in doubtful) or tuple(left)
+
+
+def halved(refused: Policy, accused: Sequence[Choice], space: Space) -> Policy | None:
+    """Return the refused policy with the second half of what is accused in float; None where that is not offered.
+
+    If its engine is built, the fault is in the second half, else in the first.
+    """
+    second = [group for group, _ in accused[(len(accused) + 1) // 2 :]]
+    if not second or any(space.reference not in space.formats[group] for group in second):
+        return None
+    return canonical(Policy({**refused.formats, **dict.fromkeys(second, space.reference)}, refused.float_joins), space)

@@ -1,0 +1,135 @@
+"""Profile: where the time of the chosen engine goes, kernel by kernel, on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from calib.errors import UserError
+from calib.formats import Format
+from calib.storage import plain, write_bytes
+from deploy.backends.tensorrt import Kernel, check_units
+from deploy.backends.tensorrt.roles import role_of
+from deploy.devices.bundle import asked_of
+from deploy.devices.known import read_known
+from deploy.devices.messages import Layer, Result
+from deploy.devices.places import machine_directory
+from deploy.engines import engine_names
+from deploy.export import call_name
+from deploy.finetuning import version_key
+from deploy.latency.bench import FINAL, Bench
+from deploy.onnx_files import sha256
+from deploy.prepare import DEVICE, Prepared
+from deploy.report.profile_plot import profile_svg
+from deploy.run.files.engine import ExportFile, LatencyFile
+from deploy.run.files.profile import ProfiledKernel, ProfiledUnit, ProfileFile
+from deploy.targets.target import Target
+from smpq.policy import Policy
+
+PICTURE = "profile.svg"
+
+
+def profile(prepared: Prepared, policy: Policy) -> ProfileFile:
+    """Read or measure the time of each kernel of the policy's engine. Writes `profile.json` and `profile.svg`.
+
+    An engine that was measured with its layers is not measured again. UserError when the target has no profile, the engine is not exported,
+    cannot be timed here, or its layers were not told.
+    """
+    check_profiled(prepared.target)
+    model = prepared.run.file(engine_names(prepared.target).model)
+    exported = prepared.run.find_for(ExportFile, version_key(prepared, policy))
+    if exported is None or not model.is_file() or exported.sha256 != sha256(model):
+        raise UserError(f"{model} is not there, or not of the policy in policy.json and its fine-tuning: use smpq export first")
+    result, machine = _measured(prepared, policy)
+    if result.failed is not None:
+        raise UserError(f"the engine cannot be timed: {result.failed}")
+    record = profile_of(prepared.target, result, planned_formats(prepared, policy), machine, version_key(prepared, policy))
+    prepared.run.write(record)
+    write_bytes(prepared.run.file(PICTURE), profile_svg(record).encode(errors="replace"))
+    return record
+
+
+def check_profiled(target: Target) -> None:
+    """Raise UserError where there is no NVIDIA runtime whose profiler names layers, with what to use instead."""
+    if target.runtime != "onnxruntime":
+        return
+    where = "in one node that ONNX Runtime hands to TensorRT" if target.name == "ort-tensorrt" else "in ONNX Runtime"
+    instead = (
+        "use --target tensorrt for the same kernels with their times"
+        if target.name == "ort-tensorrt"
+        else "smpq build names the kernel of each layer; for times set enable_profiling in onnxruntime.SessionOptions when you load the engine"
+    )
+    if target.lowering == "simulate":
+        where, instead = "nowhere: it has no engine", "take a target with an engine (smpq targets)"
+    raise UserError(
+        f"smpq profile reads the profiler of TensorRT and TensorRT-RTX, and an engine of {target.name} runs {where}: {instead}"
+    )
+
+
+def planned_formats(prepared: Prepared, policy: Policy) -> dict[str, Format]:
+    """Return the format of each call of each layer, by the name of its ONNX node."""
+    formats = policy.by_unit(prepared.space.groups)
+    return {call_name(unit.path, index): formats[unit.path] for unit in prepared.space.units for index in range(len(unit.calls))}
+
+
+def profile_of(target: Target, result: Result, planned: Mapping[str, Format], machine: str, policy: str) -> ProfileFile:
+    """Return the profile of a measured engine; UserError when its layers or their times were not told."""
+    if not result.layers or not any(layer.ms for layer in result.layers):
+        why = f" ({'; '.join(result.notes)})" if result.notes else ""
+        raise UserError(
+            f"the engine was measured on {machine}, and the times of its layers were not told{why}: measure it again there"
+        )
+    assert result.clock is not None
+    assert result.engine_ms is not None
+    assert result.float_ms is not None
+    kernels = [Kernel.from_json(plain(layer)) for layer in result.layers]
+    checks = check_units(kernels, planned)
+    computing = {(check.kernel, check.path) for check in checks}
+    return ProfileFile(
+        policy=policy,
+        target=target.name,
+        machine=machine,
+        clock=result.clock,
+        engine_ms=result.engine_ms,
+        float_ms=result.float_ms,
+        enqueue_ms=result.enqueue_ms,
+        profiled_ms=sum(layer.ms for layer in result.layers if layer.ms is not None),
+        kernels=tuple(_profiled(layer, kernel, planned, computing) for layer, kernel in zip(result.layers, kernels, strict=True)),
+        units={check.path: ProfiledUnit(planned=str(check.planned), found=check.found, agrees=check.agrees) for check in checks},
+    )
+
+
+def _profiled(layer: Layer, kernel: Kernel, planned: Mapping[str, Format], computing: set[tuple[str, str]]) -> ProfiledKernel:
+    called = f"{kernel.kind} {kernel.name}".strip()
+    named = [node for node in dict.fromkeys(kernel.onnx_nodes) if node in planned]
+    computed = [node for node in named if (called, node) in computing]
+    return ProfiledKernel(
+        role="layer" if computed else role_of(kernel),
+        kind=kernel.kind,
+        name=kernel.name,
+        units=tuple(computed or named),
+        inputs=_types(layer.inputs),
+        outputs=_types(layer.outputs),
+        ms=layer.ms,
+    )
+
+
+def _types(tensors: Sequence[object]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(getattr(tensor, "dtype", "")) for tensor in tensors))
+
+
+def _measured(prepared: Prepared, policy: Policy) -> tuple[Result, str]:
+    """Return the result of the engine, and the machine; of an earlier measurement where the run has one with layers."""
+    bench = Bench(prepared)
+    candidate = bench.kept(prepared.run.file(engine_names(prepared.target).model))
+    latency = prepared.run.find_for(LatencyFile, version_key(prepared, policy))
+    if latency is not None and prepared.times_here:
+        place = machine_directory(prepared.run.file(DEVICE), latency.machine)
+        known = read_known(place, asked_of(bench.experiment([candidate], FINAL)))
+        for result in known.values():
+            if result.layers:
+                return result, latency.machine
+    if prepared.not_measurable is not None:
+        raise UserError(prepared.not_measurable)
+    with prepared.progress.step("measure the engine"):
+        (measured,) = bench.measure([(policy, candidate)], FINAL)
+    return measured.result, bench.machine
