@@ -19,6 +19,23 @@ from tests.torch_kept import torch_kept
 from tests.traced_once import traced_once
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOW = (
+    "calib/tasks/test_cifar10_files.py", "deploy/devices/test_odd_devices.py", "deploy/devices/test_runner_file.py",
+    "deploy/devices/test_ssh.py", "deploy/devices/test_ssh_loop.py", "deploy/latency/test_loop.py", "deploy/stages/test_looping.py",
+    "deploy/stages/test_supernet.py", "deploy/test_broken_graphs.py", "deploy/test_capabilities_hold.py", "deploy/test_finetuning.py",
+    "deploy/test_forged_weights.py", "deploy/test_networks.py", "examples/test_cifar10_mlp.py", "promise/test_promise.py",
+    "run_files/test_mutations.py", "smpq/workers/test_local.py", "smpq/workers/test_ray.py", "test_cli.py", "test_killed_runs.py",
+    "test_odd_networks.py", "test_same_files.py", "test_whole_job.py", "test_wrong_inputs.py", "test_wrong_run_files.py",
+)  # fmt: skip
+"""Files of whole runs, of processes and of hundreds of networks: all their tests are marked `slow`, and `make test-quick` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {ROOT / "tests" / name for name in SLOW}
+    assert all(path.is_file() for path in slow), "a file of the list has another name now"
+    for item in items:
+        if item.path in slow:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
