@@ -24,15 +24,35 @@ _OFF_AT_ZERO = {"p", "dropout_p", "dropout"}
 _UNWRITABLE = '"\\\n\r'
 
 
+Program = tuple[ExportedProgram, bool]
+"""A traced program, and whether its batch dimension is free."""
+
+
 def export_program(
-    model: nn.Module, example: tuple[Tensor, ...], sizes: Iterable[int] = (), *, free: bool = True
-) -> tuple[ExportedProgram, bool]:
-    """Return the traced program, in-place operators removed, and whether its batch dimension is free.
+    model: nn.Module, example: tuple[Tensor, ...], sizes: Iterable[int] = (), *, free: bool = True, first: Program | None = None
+) -> Program:
+    """Return the traced program, in-place operators removed, and whether its batch dimension is free; see `trace_program`.
+
+    `first` is what that gave, if it was called already. Raises UserError when the model cannot be traced, branches on values, draws random
+    numbers, or takes the statistics of the batch.
+    """
+    program, is_free = first or trace_program(model, example, sizes, free=free)
+    try:
+        with _quiet():
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise _untraceable(error) from error
+    _check_straight(program.graph)
+    _drop_side_effects(program)
+    _check_output(program)
+    return program, is_free
+
+
+def trace_program(model: nn.Module, example: tuple[Tensor, ...], sizes: Iterable[int] = (), *, free: bool = True) -> Program:
+    """Return the program as torch traces it, in-place operators included, which takes half of the time of `export_program`.
 
     With `free` the leading dimension is tried as a free one. It is kept when every size in `sizes`, the numbers of samples that will
     run at once, lies inside the range that the trace holds for. Otherwise the size of the example is fixed.
-
-    Raises UserError when the model cannot be traced, branches on values, draws random numbers, or takes the statistics of the batch.
     """
     if model.training:
         raise UserError("the model is in training mode: call model.eval() before handing it over")
@@ -42,14 +62,6 @@ def export_program(
         if isinstance(module, fx.GraphModule):
             check_deterministic(module.graph)
             _check_norms(module.graph)
-    try:
-        with _quiet():
-            program = program.run_decompositions({})
-    except Exception as error:
-        raise _untraceable(error) from error
-    _check_straight(program.graph)
-    _drop_side_effects(program)
-    _check_output(program)
     return program, is_free
 
 

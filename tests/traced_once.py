@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
-from calib import graph
+from calib import fold, graph
+from calib.tracing import Program
 from calib.units import Unit
 from deploy import float_onnx
 from tests import joined_task, tiny_task
@@ -25,23 +25,27 @@ PURE = (tiny_task.Net, tiny_task.Smooth, tiny_task.Overflowing, tiny_task.Flat, 
 @contextmanager
 def traced_once() -> Iterator[None]:
     """Keep the first trace and the first export of each network of `PURE` for as long as the context is open."""
-    with mock.patch.object(graph, "export_program", _Traces()), mock.patch.object(float_onnx, "export_float", _Exports()):
+    with (
+        mock.patch.object(graph, "export_program", _Traces(graph.export_program)),
+        mock.patch.object(fold, "trace_program", _Traces(fold.trace_program)),
+        mock.patch.object(float_onnx, "export_float", _Exports()),
+    ):
         yield
 
 
 class _Traces:
     """Gives copies of the first trace of a network, with the parameters of the network that is asked for."""
 
-    def __init__(self) -> None:
-        self._trace = graph.export_program
-        self._kept: dict[Any, tuple[ExportedProgram, bool]] = {}
+    def __init__(self, trace: Callable[..., Program]) -> None:
+        self._trace = trace
+        self._kept: dict[Any, Program] = {}
 
     def __call__(
-        self, model: nn.Module, example: tuple[Tensor, ...], sizes: Iterable[int] = (), *, free: bool = True
-    ) -> tuple[ExportedProgram, bool]:
+        self, model: nn.Module, example: tuple[Tensor, ...], sizes: Iterable[int] = (), *, free: bool = True, **more: Any
+    ) -> Program:
         sizes = tuple(sizes)
-        if type(model) not in PURE or model.training:
-            return self._trace(model, example, sizes, free=free)
+        if type(model) not in PURE or model.training or more.get("first"):
+            return self._trace(model, example, sizes, free=free, **more)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         shapes = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in (*example, *state.values()))
         key = (type(model), tuple(map(repr, model.modules())), shapes, frozenset(sizes), free)
