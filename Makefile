@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 ON_LINUX := sys_platform == 'linux' and platform_machine == 'x86_64'
 BESIDE = $(BIN)/python -m pip install --quiet --no-deps --upgrade --target
 
-.PHONY: demo test lint types docs check install providers
+.PHONY: demo test test-quick lint types docs check install providers
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -23,6 +23,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+# Four of five tests in less than a minute on two cores: without whole runs, processes and generated networks.
+test-quick: $(STAMP)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

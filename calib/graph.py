@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from calib.equal import merge_equal
 from calib.execution import NO_EDITS, Edits, Execution, Observe
-from calib.tracing import export_program
+from calib.tracing import Program, export_program
 
 
 class TracedModel:
@@ -32,15 +32,23 @@ class TracedModel:
     makes its constants there.
     """
 
-    def __init__(self, model: nn.Module, example: Sequence[Tensor], sizes: Iterable[int] = (), *, free: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Sequence[Tensor],
+        sizes: Iterable[int] = (),
+        *,
+        free: bool = True,
+        first: Program | None = None,
+    ) -> None:
         """Trace `model` on `example`, the positional inputs of one batch: of two samples or more, unless its size is the only one.
 
         `sizes` are the numbers of samples that will run at once; a trace that does not hold for all of them is made again for the
-        size of the example alone, as without `free`.
+        size of the example alone, as without `free`. `first` is what `trace_program` gave for all this, if it was called already.
         """
         self.module = model
         self.example = tuple(example)
-        self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free)
+        self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free, first=first)
         self.graph: fx.Graph = self.program.graph
         signature = self.program.graph_signature
         self.parameter_names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -95,11 +103,7 @@ class TracedModel:
 
     def module_path(self, node: fx.Node) -> str:
         """Return the path of the module whose `forward` ran the node, '' for the model itself."""
-        stack = node.meta.get("nn_module_stack")
-        if not stack:
-            return ""
-        path = str(list(stack.values())[-1][0])
-        return path.split("@", 1)[0]
+        return module_path(node)
 
     def _find_last_uses(self) -> dict[str, list[str]]:
         last: dict[str, str] = {}
@@ -167,6 +171,12 @@ def operator_name(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the only name torch gives the class
         return str(node.target.overloadpacket.__name__)
     return "getitem" if node.target is operator.getitem else str(node.target)
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the module whose `forward` ran a node, '' for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]).split("@", 1)[0] if stack else ""
 
 
 def elements_of_one(value: Tensor) -> int:

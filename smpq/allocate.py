@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_matrix
 
 from calib.errors import UserError
 from calib.formats import Format
 from smpq.costs import CostModel, is_integer
 from smpq.policy import Join, Policy, Space, canonical, integer_names
 from smpq.quiet import quiet_stdout
+
+if TYPE_CHECKING:
+    from scipy.optimize import LinearConstraint
 
 Values = Mapping[str, Mapping[Format, float]]
 """Group -> format -> what the policy gains by it; higher is better."""
@@ -69,6 +71,9 @@ class _Rows:
         self.high.append(high)
 
     def constraint(self, columns: int) -> LinearConstraint:
+        from scipy.optimize import LinearConstraint
+        from scipy.sparse import coo_matrix
+
         rows, cols, values = zip(*self.entries, strict=True)
         return LinearConstraint(coo_matrix((values, (rows, cols)), shape=(len(self.low), columns)).tocsr(), self.low, self.high)
 
@@ -217,6 +222,8 @@ def _add_ceiling(rows: _Rows, ceiling: Ceiling, columns: _Columns, total: int, s
 
 
 def _solve(objective: np.ndarray, rows: _Rows, columns: _Columns, total: int, problem: Problem) -> Policy | None:
+    from scipy.optimize import Bounds, milp
+
     integrality = np.zeros(total)
     integrality[: columns.binary] = 1
     upper = np.full(total, np.inf)

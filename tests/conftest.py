@@ -6,15 +6,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-
-from tests.torch_kept import torch_kept
-
-ROOT = Path(__file__).resolve().parent.parent
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers that share the cores wait for each other's threads at every layer otherwise.
-    torch.set_num_threads(1)
+    # Workers that share the cores wait for each other's threads at every product of matrices otherwise, up to twenty times as long. The
+    # libraries read this when they are loaded, also in the processes that tests start.
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+from deploy.latency import bench
+from deploy.latency.measure import Protocol
+from deploy.stages import making
+from tests.torch_kept import torch_kept
+from tests.traced_once import traced_once
+
+ROOT = Path(__file__).resolve().parent.parent
+SLOW = (
+    "calib/tasks/test_cifar10_files.py", "deploy/devices/test_odd_devices.py", "deploy/devices/test_runner_file.py",
+    "deploy/devices/test_ssh.py", "deploy/devices/test_ssh_loop.py", "deploy/latency/test_loop.py", "deploy/stages/test_looping.py",
+    "deploy/stages/test_supernet.py", "deploy/test_broken_graphs.py", "deploy/test_capabilities_hold.py", "deploy/test_finetuning.py",
+    "deploy/test_forged_weights.py", "deploy/test_networks.py", "examples/test_cifar10_mlp.py", "promise/test_promise.py",
+    "run_files/test_mutations.py", "smpq/workers/test_local.py", "smpq/workers/test_ray.py", "test_cli.py", "test_killed_runs.py",
+    "test_odd_networks.py", "test_same_files.py", "test_whole_job.py", "test_wrong_inputs.py", "test_wrong_run_files.py",
+)  # fmt: skip
+"""Files of whole runs, of processes and of hundreds of networks: all their tests are marked `slow`, and `make test-quick` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {ROOT / "tests" / name for name in SLOW}
+    assert all(path.is_file() for path in slow), "a file of the list has another name now"
+    for item in items:
+        if item.path in slow:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,7 +51,16 @@ def _fast() -> Iterator[None]:
     """Make torch's own tables once, and do not look for garbage among what was imported: a third of the time of a small model."""
     gc.collect()
     gc.freeze()
-    with torch_kept():
+    with torch_kept(), traced_once():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_measurements() -> Iterator[None]:
+    """Time the final engine for a tenth of a second and not for one and a half: no test depends on how narrow the interval is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "FINAL", Protocol(rounds=9, round_ms=4.0, singles=200))
+        patch.setattr(bench, "THOROUGH", Protocol(rounds=15, round_ms=8.0))
         yield
 
 

@@ -17,6 +17,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import cli
+from tests.torch_kept import torch_kept
 
 def smpq(*arguments):
     sys.argv = ["smpq", *arguments, "--quiet"]
@@ -26,14 +27,15 @@ def smpq(*arguments):
         assert not stopped.code, stopped.code
 
 out, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
-for name, (options, policy) in commands.items():
-    run = out / name
-    smpq("score", *options, "--out", str(run))
-    smpq("solve", str(run), "--budget", "avg_bits=9")
-    smpq("explain", str(run), "--evaluations", "24")
-    if policy:
-        (run / "policy.json").write_text(json.dumps({"schema": 1, "policy": policy}))
-    smpq("export", str(run))
+with torch_kept():
+    for name, (options, policy) in commands.items():
+        run = out / name
+        smpq("score", *options, "--out", str(run))
+        smpq("solve", str(run), "--budget", "avg_bits=9")
+        smpq("explain", str(run), "--evaluations", "24")
+        if policy:
+            (run / "policy.json").write_text(json.dumps({"schema": 1, "policy": policy}))
+        smpq("export", str(run))
 """
 COMMANDS = {
     "simulate": ([*TINY, "--target", "simulate", "--formats", "w2a8,w3a8,w4a8,w8a8,w4a16,w8a16,fp32"], None),

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import lsq_linear, minimize
 
 from deploy.latency.terms import JOINS, Prior, Term, prior_of, row_of, terms_of
 from smpq.costs import CostModel, JoinCost, Transition
@@ -100,6 +99,8 @@ def covariance_of(prior: Prior, strengths: Mapping[str, float]) -> Matrix:
 
 def _strengths(rows: Matrix, measured: Matrix, noise: Matrix, prior: Prior) -> tuple[dict[str, float], float]:
     """Return the strengths and the scatter that explain the measurements best, given what is usual."""
+    from scipy.optimize import minimize
+
     names = list(prior.parts)
     usual = np.log([*(STRENGTHS[name] for name in names), _SCATTER])
     parts = [rows @ prior.parts[name] @ rows.T for name in names]
@@ -119,6 +120,8 @@ def _strengths(rows: Matrix, measured: Matrix, noise: Matrix, prior: Prior) -> t
 def _posterior(
     rows: Matrix, measured: Matrix, noise: Matrix, mean: Matrix, covariance: Matrix, bounded: Matrix
 ) -> tuple[Matrix, Matrix]:
+    from scipy.optimize import lsq_linear
+
     precision = np.linalg.inv(covariance + np.eye(len(mean)) * 1e-10)
     weighted = rows / noise[:, None]
     posterior = np.linalg.inv(precision + weighted.T @ weighted)

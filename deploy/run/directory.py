@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import weakref
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -135,6 +137,11 @@ class Run:
 
 def versions() -> dict[str, str]:
     """Return the installed versions of what decides the result."""
+    return dict(_installed())
+
+
+@functools.cache  # reading the descriptions of packages takes milliseconds, and a process keeps what it has imported
+def _installed() -> Mapping[str, str]:
     found = {}
     for package in _PACKAGES:
         try:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from calib.errors import UserError
 
@@ -39,7 +39,8 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return the lower and upper ends `[players]` of Student's t intervals, each of which covers with probability `level`."""
-        half = stats.t.ppf((1 + level) / 2, self.degrees_of_freedom) * self.standard_errors
+        # not scipy.stats, which gives the same and takes a twelfth of the time in which every command and worker starts
+        half = special.stdtrit(self.degrees_of_freedom, (1 + level) / 2) * self.standard_errors
         return self.values - half, self.values + half
 
     def to_json(self) -> dict[str, Any]:

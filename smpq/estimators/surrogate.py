@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg, optimize
 
 from smpq.estimators.base import Floats
 
@@ -61,6 +60,8 @@ def fit_kernel(signs: Floats, targets: Floats, generator: np.random.Generator) -
 
     At most 300 of them are used. A priori the log widths scatter by 0.5 around their mean (ours).
     """
+    from scipy import optimize
+
     if len(signs) > _MOST_TO_FIT:
         chosen = generator.choice(len(signs), _MOST_TO_FIT, replace=False)
         signs, targets = signs[chosen], targets[chosen]
@@ -92,6 +93,8 @@ def fit_surrogate(signs: Floats, targets: Floats, most: int, generator: np.rando
 
     Of more than `most`, the first one and a random part of the others are used; what is not used is its own test.
     """
+    from scipy import linalg
+
     scale = math.sqrt(float((targets**2).mean())) or 1.0
     scaled = targets / scale
     used = np.arange(len(signs))
@@ -110,6 +113,8 @@ def fit_surrogate(signs: Floats, targets: Floats, most: int, generator: np.rando
 
 def _surprise(parameters: Floats, signs: Floats, targets: Floats) -> tuple[float, Floats]:
     """Return minus the log posterior of the logarithms of the kernel's parameters, but for a constant, and its gradient."""
+    from scipy import linalg
+
     players = signs.shape[1]
     widths = np.exp(parameters[:players])
     linear, products, noise = np.exp(parameters[players:])

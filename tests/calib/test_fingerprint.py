@@ -70,6 +70,7 @@ def test_every_function_has_a_graph_of_its_own():
     assert found["relu"].differences(found["operator"]) == ("the model's forward()",)
 
 
+@pytest.mark.slow
 def test_the_same_work_has_the_same_fingerprint_in_another_process():
     program = "from tests.calib.test_fingerprint import *; print(of(FUNCTIONS['constant']).key)"
     run = [sys.executable, "-c", program]

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calib import graph
 from calib.fold import Folded, fold_batchnorm
 
 
@@ -55,6 +56,32 @@ def test_folds_a_chain_and_frees_the_parameters_of_gradients():
     assert pairs == (Folded("1", "0"), Folded("3", "2"))
     assert not folded.training
     assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+class CalledUnderAutocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.layer(x))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+            return y + self.norm(x)
+
+
+def test_a_norm_that_is_called_again_in_a_part_of_its_own_is_left_alone():
+    assert what_folds(CalledUnderAutocast(), 2, 4, 4) == ()
+
+
+@pytest.mark.parametrize("folds", [True, False])
+def test_one_trace_is_written_out_whether_a_norm_folds_or_not(monkeypatch, folds):
+    calls = []
+    whole = graph.export_program
+    monkeypatch.setattr(graph, "export_program", lambda *arguments, **named: calls.append(named) or whole(*arguments, **named))
+    parts = (nn.Conv2d(2, 4, 3), *(() if folds else (nn.ReLU(),)), nn.BatchNorm2d(4))
+    assert len(what_folds(nn.Sequential(*parts), 2, 6, 6)) == folds
+    (call,) = calls
+    assert (call["first"] is None) == folds, "the first half of the trace is used again"
 
 
 class Base(nn.Module):

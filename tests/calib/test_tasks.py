@@ -211,6 +211,7 @@ def test_a_broken_module_can_be_corrected(here):
     assert load_task("own_broken:ready").name == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIGITS)
 def test_digits_trains_well_and_splits_cleanly(name):
     task = load_task(name)
@@ -231,6 +232,7 @@ def test_digits_trains_well_and_splits_cleanly(name):
     assert not model.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIGITS)
 def test_digits_gives_the_same_twice_and_leaves_the_random_numbers_alone(name):
     torch.manual_seed(5)

@@ -3,10 +3,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from calib.errors import UserError
 from calib.formats import FP32
-from smpq import allocate as allocate_module
 from smpq.allocate import Ceiling, Neighbourhood, Problem, allocate, nearest_feasible, solve_or_explain
 from smpq.costs import CostModel
 from smpq.policy import Policy
@@ -118,14 +118,14 @@ def test_excluding_everything_is_a_user_error():
 
 
 def test_what_the_solver_prints_stays_off_standard_output(monkeypatch, capfd):
-    solve = allocate_module.milp
+    solve = optimize.milp
     c_library = ctypes.CDLL(None)
 
     def talkative(*arguments, **keywords):
         c_library.puts(b"a debugging line")
         return solve(*arguments, **keywords)
 
-    monkeypatch.setattr(allocate_module, "milp", talkative)
+    monkeypatch.setattr(optimize, "milp", talkative)
     print("before")
     space = space_of(2)
     assert allocate(Problem(space, random_values(space, np.random.default_rng(0)))) is not None

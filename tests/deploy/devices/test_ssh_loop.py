@@ -20,8 +20,8 @@ from tests.processes import hearing_signals, ignoring_interrupts
 
 CUTS = 3
 JOB = [
-    "run", "--task", "digits", "--target", "ort-cpu", "--budget", "latency=0.8x", "--formats", "w8a8,fp32", "--effort", "fast",
-    "--evaluations", "20", "--samples", "64",
+    "run", "--task", "tests.trainable_task:task", "--target", "ort-cpu", "--budget", "latency=0.8x", "--formats", "w8a8,fp32", "--effort", "fast",
+    "--evaluations", "20", "--samples", "64", "--rounding", "nearest",
 ]  # fmt: skip
 SMALL_JOB = [
     "run", "--task", "tests.tiny_task:task", "--evaluations", "12", "--samples", "16", "--budget", "latency=0.8x", "--formats", "w8a8,fp32",
@@ -46,7 +46,7 @@ def left_on(server: Server) -> list[Path]:
 
 def started(server: Server, run: Path, job: list[str], errors, prefixed=hearing_signals) -> subprocess.Popen[str]:
     environment = {**os.environ, "SMPQ_SSH_OPTIONS": server.options, "OMP_NUM_THREADS": "1"}
-    command = prefixed(sys.executable, "-m", "cli", *job, "--out", run, "--device", server.address)
+    command = prefixed(sys.executable, "-m", "tests.quick_cli", *job, "--out", run, "--device", server.address)
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
 
 

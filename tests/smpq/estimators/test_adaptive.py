@@ -13,6 +13,7 @@ def test_an_additive_game_is_recovered():
     assert estimate.values == pytest.approx(np.arange(1.0, 11.0), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluations", [200, 600])
 def test_errors_are_far_below_those_of_permutations(evaluations):
     game = saturating(12)

@@ -61,6 +61,7 @@ def test_too_few_evaluations_are_refused_before_any(name):
     assert game.asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_intervals_cover_as_often_as_they_say(name):
     games = [saturating(9, seed) for seed in range(4)]

@@ -32,6 +32,7 @@ def test_efficiency_symmetry_and_null_player_hold_exactly():
     assert values[1] == pytest.approx(values[6], abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_shapiq(seed):
     shapiq = pytest.importorskip("shapiq", reason="shapiq is not installed")

@@ -13,6 +13,7 @@ def saturated(players: int) -> TableGame:
     return TableGame(np.tanh(all_coalitions(players) @ np.linspace(0.2, 0.9, players)))
 
 
+@pytest.mark.slow
 def test_following_some_walks_removes_the_bias():
     game = saturated(9)
     fair, hasty = (

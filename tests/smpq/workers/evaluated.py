@@ -70,14 +70,16 @@ def drawn(space: Space, count: int, seed: int = 0) -> list[Policy]:
 
 
 def main() -> None:
-    """Start workers, say who they are, and keep them busy, until somebody ends this process."""
+    """Start a worker, say who it is, and keep it busy, until somebody ends this process."""
     from smpq.workers.crew import Crew
     from smpq.workers.local import LocalHands
+    from tests.torch_kept import torch_kept
 
     torch.set_num_threads(1)
-    crew, value = Crew(LocalHands(2)), compute(samples=2000)
+    with torch_kept():
+        crew, value = Crew(LocalHands(1)), compute(samples=200)
     shared = crew.compute(value)
-    for number in range(1000):
+    for number in range(100_000):
         for _ in shared(drawn(value.space, 60, number)):
             sys.stdout.write(" ".join(map(str, crew.pids())) + "\n")
             sys.stdout.flush()

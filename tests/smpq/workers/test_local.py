@@ -177,7 +177,7 @@ def test_workers_end_with_the_process_that_started_them(number):
     )  # fmt: skip
     assert process.stdout is not None
     pids = []
-    while len(pids) < 2:
+    while not pids:
         pids = [int(text) for text in process.stdout.readline().split()]
     # Ctrl-C goes to every process of the terminal
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
