@@ -1,0 +1,46 @@
+"""The methods as a table for people and as plain values for scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from smpq.methods import METHODS, Method
+
+
+def table() -> Table:
+    """Return one row a method."""
+    found = Table("method", "what it does", "needs", "cost", "paper")
+    for name, method in METHODS.items():
+        found.add_row(name, f"{method.summary} {_what_follows(method)}", _needs(method), method.cost, method.paper)
+    return found
+
+
+def described() -> dict[str, dict[str, Any]]:
+    """Return what every method declares, by name."""
+    return {
+        name: {
+            "summary": method.summary,
+            "paper": method.paper,
+            "needs": [need.value for need in method.needs],
+            "cost": method.cost,
+            "decides": method.decides,
+            "searched": method.searched,
+            "latency": method.latency,
+            "finetuned": method.finetuned,
+        }
+        for name, method in METHODS.items()
+    }
+
+
+def _needs(method: Method) -> str:
+    return ", ".join(need.value for need in method.needs) or "nothing"
+
+
+def _what_follows(method: Method) -> str:
+    """Say what smpq run does with the scores."""
+    parts = ["The search goes on near its plan" if method.searched else "Its scores decide alone"]
+    parts += [] if method.latency else ["no latency budget"]
+    parts += ["fine-tuned by default"] if method.finetuned else []
+    return f"{'; '.join(parts)}."
