@@ -11,9 +11,9 @@ from smpq.methods import METHODS, Method
 
 def table() -> Table:
     """Return one row a method."""
-    found = Table("method", "what it does", "needs", "cost", "paper")
+    found = Table("method", "what it does", "needs", "cost", "then", "paper", show_lines=True)
     for name, method in METHODS.items():
-        found.add_row(name, f"{method.summary} {_what_follows(method)}", _needs(method), method.cost, method.paper)
+        found.add_row(name, method.summary, _needs(method), method.cost, _what_follows(method), method.paper)
     return found
 
 
@@ -40,7 +40,7 @@ def _needs(method: Method) -> str:
 
 def _what_follows(method: Method) -> str:
     """Say what smpq run does with the scores."""
-    parts = ["The search goes on near its plan" if method.searched else "Its scores decide alone"]
+    parts = ["search near its plan" if method.searched else "its scores decide alone"]
     parts += [] if method.latency else ["no latency budget"]
-    parts += ["fine-tuned by default"] if method.finetuned else []
-    return f"{'; '.join(parts)}."
+    parts += ["fine-tuning"] if method.finetuned else []
+    return ", ".join(parts)

@@ -11,7 +11,7 @@ _CONTEXT_SPREAD = 0.15
 @method(
     "shapley",
     paper="this project, after Kang et al. IJCAI 2025 (arXiv 2508.03002) and Castro et al. 2009",
-    cost="one for each evaluation (--evaluations; 400 with --effort normal)",
+    cost="one for each of 400 evaluations (--evaluations)",
 )
 def shapley(problem: SearchProblem) -> Objective:
     """Shapley values of the calibrated model's formats, from paired walks; nothing is trained.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @method(
     "smpq",
     paper="Kang et al. IJCAI 2025 (arXiv 2508.03002)",
-    cost="training a supernet (10 epochs), and in the second half of the epochs 10 walks over all of its operations, on 512 samples",
+    cost="10 epochs of training, and in the second half of them 10 walks over all operations",
     needs=(Need.LABELS, Need.TRAINING_DATA, Need.GRADIENTS),
     searched=False,
     latency=False,
@@ -37,7 +37,7 @@ def smpq(problem: SearchProblem) -> Objective:
 @method(
     "dmpq",
     paper="EdMIPS, Cai and Vasconcelos CVPR 2020 (arXiv 2004.05795)",
-    cost="training a supernet (10 epochs); its Shapley values, which the training records, are not used",
+    cost="as smpq, whose supernet it shares",
     needs=(Need.LABELS, Need.TRAINING_DATA, Need.GRADIENTS),
     searched=False,
     latency=False,
