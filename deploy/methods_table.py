@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from smpq.methods import METHODS, Method
 
 
 def table() -> Table:
     """Return one row a method."""
-    found = Table("method", "what it does", "needs", "cost", "then", "paper", show_lines=True)
+    found = Table(Column("method", no_wrap=True), "what it does", "needs", "cost", "then", "paper", show_lines=True)
     for name, method in METHODS.items():
         found.add_row(name, method.summary, _needs(method), method.cost, _what_follows(method), method.paper)
     return found

@@ -16,9 +16,7 @@ from tests import tiny_task
 from tests.commands import assert_matches, refused
 
 BUDGET = Budget.from_text("avg_bits=6")
-TINY = Settings(
-    "tests.tiny_task:task", target="simulate", formats="w2a8,w4a8,w8a8,fp32", rounding="nearest", samples=16, evaluations=9
-)
+TINY = Settings("tests.tiny_task:task", target="simulate", formats="w4a8,w8a8,fp32", rounding="nearest", samples=16, evaluations=9)
 TRAINABLE = "tests.smpq.supernets:Task"
 
 
