@@ -25,11 +25,13 @@ from deploy.options import (
 )
 from deploy.printable import printable
 from deploy.signals import Stopped, stopped_by_signals
+from smpq.methods import DEFAULT_METHOD, METHODS, method_from_name
 
 NOT_MET = 1
 WRONG_INPUT = 2
 INTERNAL_ERROR = 70
 _LONGEST_MESSAGE = 4000
+_METHOD_NAMES = ", ".join(METHODS)
 
 
 def main() -> None:
@@ -89,6 +91,7 @@ def smpq(context: click.Context) -> None:
     report         -> report.html        all of it on one page
     profile        -> profile.json, .svg where the time of an engine goes, layer by layer, on an NVIDIA GPU
     doctor                               what a machine or a device has and lacks, and the commands that mend it
+    methods, targets                     the methods that choose formats; the devices, and what is real on each
 
     Exit codes: 0 done, 1 the budget was not met, 2 wrong input, 70 a bug in smpq.
     """  # noqa: D301 - click reads the backspace
@@ -102,13 +105,13 @@ def smpq(context: click.Context) -> None:
     "--budget", required=True, help="limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model"
 )
 @click.option(
-    "--finetune", type=DECIMAL, help="epochs of fine-tuning on the task's training data  [default: 0; 4 with --method smpq or dmpq]"
+    "--finetune",
+    type=DECIMAL,
+    help="epochs of fine-tuning on the task's training data  [default: 0; 4 with --method "
+    f"{' or '.join(name for name, method in METHODS.items() if method.finetuned)}]",
 )
 @click.option(
-    "--method",
-    default="game",
-    show_default=True,
-    help="where scores come from: game (formats of the calibrated model, no training), smpq or dmpq (a supernet; see train-supernet)",
+    "--method", default=DEFAULT_METHOD, show_default=True, help=f"where scores come from: {_METHOD_NAMES} (see smpq methods)"
 )
 @device_option
 @output_options
@@ -125,7 +128,8 @@ def run_command(
     from deploy.report.page import summary_lines
     from smpq.training.finetune import FineTuneSettings
 
-    epochs = finetune if finetune is not None else 0.0 if method == "game" else FineTuneSettings.epochs
+    usual = FineTuneSettings.epochs if method_from_name(method).finetuned else 0.0
+    epochs = finetune if finetune is not None else usual
     tuning = FineTuneSettings(epochs=epochs) if epochs else None
     report = run_all(out, settings_from_options(options), budget, progress, tuning, method, resources, device)
     lines = [*summary_lines(report), "", f"report: {out / 'report.html'}"]
@@ -134,16 +138,21 @@ def run_command(
 
 @smpq.command()
 @task_options
+@click.option("--method", help=f"{_METHOD_NAMES} (see smpq methods)  [default: that of the run, or {DEFAULT_METHOD}]")
 @output_options
 @resource_options
-def score(out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
-    """Score every format of every layer by its Shapley value: scores.json. Starts a run; any budget can be solved from it later."""
+def score(method: str | None, out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
+    """Say what every format of every layer contributes: scores.json. Starts a run; any budget can be solved from it later."""
     from deploy.pipeline import open_run
     from deploy.stages import score as score_stage
 
+    if method is not None:
+        method_from_name(method)
     with open_run(out, progress, settings_from_options(options), resources) as prepared:
-        scores = score_stage(prepared)
-    summary = f"{scores.evaluations} evaluations, {scores.permutations} permutations, stopped by {scores.stop_reason}"
+        scores = score_stage(prepared, method=method)
+    summary = (
+        f"{scores.method}: {scores.evaluations} evaluations, {scores.permutations} samples of each, stopped by {scores.stop_reason}"
+    )
     return scores.to_file(), [f"scores: {out / 'scores.json'} ({summary})"], 0
 
 
@@ -170,12 +179,12 @@ def train_supernet(
 ) -> tuple[Any, list[str], int]:  # fmt: skip
     """Train a network that holds all formats of every layer, and score them: supernet.safetensors, supernet.json.
 
-    The paper's method; smpq run --method smpq (Shapley values) or dmpq (softmax parameters) goes on from there. The task needs
-    training data. The same command on an unfinished training goes on after its last epoch.
+    The paper's way; smpq run with a method that uses a supernet (smpq methods) goes on from there. The task needs training data.
+    The same command on an unfinished training goes on after its last epoch.
     """
     from deploy.pipeline import open_run
-    from deploy.run.files.supernet import SupernetFile
     from deploy.stages.supernet import train_supernet as supernet_stage
+    from smpq.supernet.files import SupernetFile
     from smpq.supernet.game import GameSettings
     from smpq.supernet.training import SupernetSettings
 
@@ -495,6 +504,18 @@ def doctor(device: str, target: str | None, progress: Any) -> tuple[Any, list[st
     with progress.step(f"examine {device or 'this machine'}"):
         record = examine(device, target)
     return record, doctor_lines(record), 0 if record.met else WRONG_INPUT
+
+
+@smpq.command()
+@click.option("--json", "as_json", is_flag=True, help="print as JSON")
+def methods(as_json: bool) -> None:
+    """List the methods that smpq run --method takes: what they do, the paper, what they need, and what they cost."""
+    from deploy.methods_table import described, table
+
+    if as_json:
+        click.echo(json.dumps(described(), indent=1))
+    else:
+        Console().print(table(), "Costs are counted in passes over the calibration data, besides calibration itself.")
 
 
 @smpq.command()

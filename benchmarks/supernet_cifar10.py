@@ -37,7 +37,7 @@ from smpq.policy import Policy, Space
 from smpq.quantize import FakeQuantizer
 from smpq.supernet.game import GameSettings, SupernetGame
 from smpq.supernet.network import Supernet, SupernetSubject
-from smpq.supernet.scores import argmax_policy, supernet_scores
+from smpq.supernet.scores import argmax_policy, shapley_scores, softmax_scores
 from smpq.supernet.state import SupernetState
 from smpq.supernet.training import EpochReport, SupernetSettings, train
 from smpq.training.finetune import FineTuneSettings, Subject, finetune
@@ -158,7 +158,7 @@ def one_seed(bench: Bench, settings: SupernetSettings, tuning: FineTuneSettings,
     row["drops"] = parts("drops", lambda: removal(bench, supernet, images))
     row["correlations"] = correlations(supernet, state, row["drops"])
     say(f"seed {settings.seed}: " + json.dumps({k: v["pooled"]["top1"]["spearman"] for k, v in row["correlations"].items()}))
-    scores = {method: supernet_scores(method, supernet, state).values() for method in ("dmpq", "smpq")}
+    scores = {"dmpq": softmax_scores(supernet, state).values(), "smpq": shapley_scores(supernet, state).values()}
     policies = {"uniform": bench.space.uniform(UNIFORM), **{name: bench.allocated(found) for name, found in scores.items()}}
     row["argmax"] = {
         name: argmax_policy(bench.space, found).to_json(bench.space.groups)["policy"] for name, found in scores.items()

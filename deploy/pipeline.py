@@ -16,10 +16,10 @@ from deploy.run.trust import check_trusted, remember
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
 from deploy.stages.reporting import write_report
-from deploy.stages.scoring import write_space
-from deploy.stages.supernet import GAME, check_method, check_scores, score_by_supernet
+from deploy.stages.scoring import check_method, check_scores, check_task, write_space
 from deploy.targets.target import check_builds_here
 from smpq.budget import Budget
+from smpq.methods import DEFAULT_METHOD
 from smpq.policy import Policy
 from smpq.training.finetune import FineTuneSettings
 from smpq.workers.resources import Resources
@@ -68,13 +68,13 @@ def run_all(
     budget_text: str,
     progress: Progress,
     tuning: FineTuneSettings | None = None,
-    method: str = GAME,
+    method: str = DEFAULT_METHOD,
     resources: Resources | None = None,
     device: str = "",
 ) -> ReportFile:
     """Search, fine-tune if `tuning` says how, export, build, measure, verify and report; returns the contents of `report.json`.
 
-    With the methods `smpq` and `dmpq` the scores come from a supernet, which is trained first.
+    `method` is where scores come from (`smpq.methods`).
     """
     budget = Budget.from_text(budget_text)
     check_method(method, budget)
@@ -93,10 +93,9 @@ def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | N
         prepared.device.describe()
     if tuning is not None:
         check_trainable(prepared)
-    if method != GAME:
-        score_by_supernet(prepared, method)
+    check_task(prepared, method)
     for _ in range(_PROPOSALS):
-        solution = search(prepared, budget)
+        solution = search(prepared, budget, method=method)
         policy = solution.policy
         if tuning is not None:
             discard_other(prepared, policy)

@@ -150,7 +150,12 @@ class Prepared:
     @cached_property
     def evaluator(self) -> Evaluator:
         """Evaluate policies on the first `samples` calibration samples, through the run's journal."""
-        return self._evaluator(self.batches[: self._searched], self.fingerprint)
+        return self._evaluator(self.judging, self.fingerprint)
+
+    @property
+    def judging(self) -> list[Batch]:
+        """The batches that policies are judged on: the first `samples` calibration samples."""
+        return self.batches[: self._searched]
 
     @cached_property
     def unseen(self) -> Evaluator | None:

@@ -80,8 +80,9 @@ class ScoresFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "scores.json"
     MADE_BY = "smpq score"
-    VERSION = 2
+    VERSION = 3
 
+    method: str
     value: str
     estimator: str
     seed: Count

@@ -53,7 +53,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """All scores of one estimation, by group name and format."""
+    """All scores of one estimation, by group name and format; `method` is the one that made them (`smpq.methods`)."""
 
     entries: Mapping[str, Mapping[Format, Score]]
     value_name: str
@@ -63,6 +63,7 @@ class Scores:
     permutations: int
     stop_reason: str
     efficiency_gap: float
+    method: str = ""
 
     def values(self) -> Values:
         """Return what the allocation maximises."""
@@ -73,8 +74,14 @@ class Scores:
         return {group: {chosen: score.alone for chosen, score in row.items()} for group, row in self.entries.items()}
 
     def starts(self) -> dict[str, Values]:
-        """Return by name what a search may start from: the scores, shrunken where there are two walks or more, and one at a time."""
-        found: dict[str, Values] = {self.estimator: self.values(), "one at a time": self.alone()}
+        """Return by name what a search may start from: the scores, one at a time, and shrunken where there are two walks or more.
+
+        Scores that take no contexts are one at a time themselves, and there is nothing to shrink them to.
+        """
+        found: dict[str, Values] = {self.estimator: self.values()}
+        if self.alone() == self.values():
+            return found
+        found["one at a time"] = self.alone()
         if self.permutations >= _FEWEST_TO_SHRINK:
             found["shrunken"] = self._shrunken()
         return found
@@ -94,6 +101,7 @@ class Scores:
     def to_file(self) -> ScoresFile:
         """Return the file form."""
         return ScoresFile(
+            method=self.method,
             value=self.value_name,
             estimator=self.estimator,
             seed=self.seed,
@@ -124,5 +132,5 @@ class Scores:
                     )
         return cls(
             entries, record.value, record.estimator, record.seed, record.evaluations, record.permutations, record.stop_reason,
-            record.efficiency_gap,
+            record.efficiency_gap, record.method,
         )  # fmt: skip

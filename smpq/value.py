@@ -95,7 +95,7 @@ class PolicyValue:
         self._fake_quantizer = fake_quantizer
         traced = fake_quantizer.traced
         self._batches = (
-            _split(batches, samples_at_once(fake_quantizer, memory_mb, device)) if traced.dynamic_batch else list(batches)
+            split(batches, samples_at_once(fake_quantizer, memory_mb, device)) if traced.dynamic_batch else list(batches)
         )
         self._samples = measure_of(task, value)
         count = sum(len(batch.inputs[0]) for batch in batches)
@@ -200,7 +200,7 @@ def measure_of(task: Task, value: str) -> _Measure:
     return _Measure("loss", task.loss) if value == "loss" else _Measure("metric", task.metric)
 
 
-def _split(batches: Sequence[Batch], at_once: int) -> list[Batch]:
+def split(batches: Sequence[Batch], at_once: int) -> list[Batch]:
     """Cut batches into smaller ones where the target can be cut along with the inputs."""
     parts = []
     for batch in batches:

@@ -89,7 +89,7 @@ def _changes(report: ReportFile) -> Answer:
     if unclear:
         steps.append(
             f"{counted(len(unclear), 'layer')} have a score whose interval includes zero ({some(unclear)}): do not read an order into "
-            f"them. More permutations than {report.scores.permutations} narrow it."
+            f"them. More samples than {report.scores.permutations} narrow it."
         )
     stability = report.stability
     if stability is not None and stability.undecided:

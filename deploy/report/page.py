@@ -142,7 +142,7 @@ def _plan(report: ReportFile) -> str:
              fixed(layer.score, decimals), span(layer.interval, decimals), kernel, agrees]
         )  # fmt: skip
     head = ["layer", "operator", "parameters", "format", "score", "95 % interval", "kernel", "and the plan"]
-    note = f"Scores in {report.scores.value}, the change against the layer in float, over what the other layers may have; higher is better."
+    note = f"Scores of the method {report.scores.method} in {report.scores.value}: the change against the layer in float; higher is better."
     table = _table(head, rows, numeric={2, 4, 5}, text={0, 6}) if rows else "<p>No layer could be quantised.</p>"
     return f'<section><h2>Plan, {counted(len(rows), "layer")}</h2><p class="quiet">{html(note)}</p>{table}</section>'
 
@@ -237,7 +237,7 @@ def _provenance(report: ReportFile) -> str:
     known: dict[str, object] = {
         "engine": report.engine,
         "float engine": report.float_engine or "–",
-        "scores": f"{scores.estimator}, value {scores.value}, {counted(scores.permutations, 'permutation')}, "
+        "scores": f"{scores.method} ({scores.estimator}), value {scores.value}, {counted(scores.permutations, 'sample')}, "
         f"{counted(scores.evaluations, 'evaluation')}, seed {scores.seed}, stopped by {scores.stop_reason}",
         "timed on": report.machine or "no machine, it was not timed",
         "seconds": ", ".join(f"{stage} {value:.1f}" for stage, value in stages.items()) or "–",

@@ -10,7 +10,7 @@ from deploy.latency.observations import known_float_ms, latency_model
 from deploy.prepare import Prepared
 from deploy.stages.looping import close_loop
 from deploy.stages.policies import write_policy
-from deploy.stages.scoring import score, static_ceilings
+from deploy.stages.scoring import method_of, score, static_ceilings
 from smpq.allocate import Ceiling, Problem, solve_or_explain
 from smpq.budget import Budget
 from smpq.files import StabilityFile
@@ -18,7 +18,6 @@ from smpq.policy import Policy
 from smpq.scores import Scores
 from smpq.search import Choice, Effort, choose, confirm
 from smpq.stability import decision_stability
-from smpq.supernet.scores import ESTIMATORS
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,10 @@ class Solution:
     outcome: Outcome | None = None
 
 
-def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None) -> Solution:
+def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None, method: str | None = None) -> Solution:
     """Choose the policy for a budget with what the run knows. Writes `policy.json`.
 
-    Latency is predicted from the engines that this run has measured; UserError when it has measured none.
+    `method` is where scores come from (`deploy.stages.scoring.score`). Latency is predicted from the engines that this run has measured; UserError when it has measured none.
     """
     ceilings = static_ceilings(prepared, budget)
     limit = budget.limit("latency")
@@ -44,23 +43,29 @@ def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None) -> S
         assert float_ms is not None  # what was measured has it
         ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
     _check_possible(prepared, ceilings)
-    scores = score(prepared, budget)
-    if scores.estimator in ESTIMATORS.values():
-        solution = _allocate(prepared, scores, ceilings)
-    else:
+    scores = score(prepared, budget, method)
+    if method_of(scores).searched:
         solution = _choose(prepared, scores, ceilings, effort or prepared.settings.spending)
+    else:
+        solution = _allocate(prepared, scores, ceilings)
     write_policy(prepared, solution.policy, budget)
     write_stability(prepared, scores, ceilings, solution.policy)
     return solution
 
 
-def search(prepared: Prepared, budget: Budget, effort: Effort | None = None, loop: LoopSettings | None = None) -> Solution:
+def search(
+    prepared: Prepared,
+    budget: Budget,
+    effort: Effort | None = None,
+    loop: LoopSettings | None = None,
+    method: str | None = None,
+) -> Solution:
     """Choose the policy for a budget; a latency budget closes the loop over measured engines. Writes `policy.json`."""
     effort = effort or prepared.settings.spending
     if budget.limit("latency") is None:
-        return solve(prepared, budget, effort)
+        return solve(prepared, budget, effort, method)
     _check_possible(prepared, static_ceilings(prepared, budget))
-    outcome, limit = close_loop(prepared, budget, effort, loop)
+    outcome, limit = close_loop(prepared, budget, effort, loop, method)
     write_outcome(prepared, budget, outcome, limit)
     path = (("best finalist on other samples", outcome.value),) if outcome.met and prepared.unseen is not None else ()
     return Solution(outcome.policy, outcome.value, outcome.stop_reason, path, outcome)
@@ -102,6 +107,6 @@ def _choose(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], eff
 
 
 def _allocate(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling]) -> Solution:
-    """A supernet's scores decide alone: its policy is meant for training, and the value of the calibrated model is not what it is for."""
-    policy = solve_or_explain(Problem(prepared.space, scores.values(), ceilings))
+    """The scores decide alone, as their method wants it."""
+    policy = method_of(scores).policy(prepared.space, scores, ceilings)
     return Solution(policy, prepared.evaluator(policy), f"the best policy for the scores ({scores.estimator})")

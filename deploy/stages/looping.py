@@ -24,7 +24,7 @@ from deploy.prepare import DEVICE, Prepared
 from deploy.run.files.search import BundleFile, CandidateRow
 from deploy.stages.making import export
 from deploy.stages.policies import write_policy
-from deploy.stages.scoring import score, static_ceilings
+from deploy.stages.scoring import scores_for_loop, static_ceilings
 from deploy.targets.offers import may_fail
 from smpq.budget import Budget
 from smpq.files import Interval
@@ -51,14 +51,16 @@ class Feedback(Record, frozen=True, kw_only=True):
     engine: str | None
 
 
-def close_loop(prepared: Prepared, budget: Budget, effort: Effort, settings: LoopSettings | None = None) -> tuple[Outcome, float]:
+def close_loop(
+    prepared: Prepared, budget: Budget, effort: Effort, settings: LoopSettings | None = None, method: str | None = None
+) -> tuple[Outcome, float]:
     """Search for the most valuable policy whose engine is measured to meet the latency budget. Writes `loop.json`.
 
     Also returns the limit as a ratio to the float engine. UserError when engines of the target cannot be measured.
     """
     if prepared.not_measurable is not None:
         raise UserError(f"{prepared.not_measurable}; or give a budget on size, avg_bits or bops")
-    score(prepared, budget)
+    scores_for_loop(prepared, budget, method)
     export_float_model(prepared)
     bench = Bench(prepared)
     machine = bench.machine
@@ -85,7 +87,7 @@ def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Pa
         not directory.is_dir() or (any(directory.iterdir()) and not (directory / EXPERIMENT_FILE).is_file())
     ):
         raise UserError(f"{directory} holds something else: name a new directory")
-    score(prepared, budget)
+    scores_for_loop(prepared, budget)
     export_float_model(prepared)
     limit = _ratio_limit(prepared, budget, known_float_ms(prepared))
     looped = _known_loop(prepared, budget, limit)
@@ -176,7 +178,7 @@ def _loop(
 ) -> LatencyLoop:
     # what a round of marginals gains is less than what one more measured engine teaches about the latency
     effort = replace(effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP))
-    goal = Goal(limit, static_ceilings(prepared, budget), score(prepared, budget).starts(), effort)
+    goal = Goal(limit, static_ceilings(prepared, budget), scores_for_loop(prepared, budget).starts(), effort)
     return LatencyLoop(
         prepared.space,
         edges(prepared),

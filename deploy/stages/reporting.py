@@ -6,6 +6,7 @@ Reads files alone: no task is imported and no model loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,13 +32,15 @@ from deploy.run.files.report import (
 )
 from deploy.run.files.run import RunFile
 from deploy.run.files.search import BudgetFile, CostsFile, LoopFile, SpaceFile, StepRow
+from deploy.run.scores import find_scores
 from deploy.run.spaces import costs_from_file, space_from_file
 from deploy.stages.policies import policy_of_run
 from deploy.targets.target import Target, target_from_name
-from smpq.allocate import Ceiling, Problem, allocate
+from smpq.allocate import Ceiling, Impossible
 from smpq.budget import Budget
 from smpq.costs import CostModel
-from smpq.files import ContributionsFile, Interval, ScoresFile, StabilityFile
+from smpq.files import ContributionsFile, Interval, StabilityFile
+from smpq.methods import method_from_name
 from smpq.policy import Policy, Space
 from smpq.scores import Scores
 
@@ -89,9 +92,7 @@ class _Read:
 
     @cached_property
     def scores(self) -> Scores | None:
-        record = self.run.find(ScoresFile)
-        with self.run.about(ScoresFile):
-            return Scores.from_file(record, self.space) if record is not None else None
+        return find_scores(self.run, self.space)
 
     @cached_property
     def budget(self) -> Budget | None:
@@ -301,11 +302,11 @@ def _curve(read: _Read) -> tuple[CurvePoint, ...]:
         for pick in (min, max)
     )
     points: dict[float, float] = {}
-    values = read.scores.values()
+    values, method = read.scores.values(), method_from_name(read.scores.method)
     for step in range(_CURVE_POINTS):
         limit = low + (high - low) * step / (_CURVE_POINTS - 1)
-        policy = allocate(Problem(space, values, [Ceiling(model, max(limit, 1e-9))]))
-        if policy is not None:
+        with suppress(Impossible):
+            policy = method.policy(space, read.scores, [Ceiling(model, max(limit, 1e-9))])
             points[model.total(policy)] = sum(values[name][chosen] for name, chosen in policy.formats.items())
     return tuple(CurvePoint(cost="avg_bits", reached=reached, value=value) for reached, value in sorted(points.items()))
 
@@ -314,9 +315,16 @@ def _provenance(read: _Read) -> ScoresPart:
     scores, settings = read.scores, read.record.settings
     if scores is None:
         return ScoresPart(
-            value=settings.value, estimator="none", evaluations=0, permutations=0, seed=settings.seed, stop_reason="not scored"
+            method="none",
+            value=settings.value,
+            estimator="none",
+            evaluations=0,
+            permutations=0,
+            seed=settings.seed,
+            stop_reason="not scored",
         )
     return ScoresPart(
+        method=scores.method,
         value=scores.value_name,
         estimator=scores.estimator,
         evaluations=scores.evaluations,

@@ -16,31 +16,30 @@ from smpq.scores import Score, Scores
 from smpq.supernet.network import Supernet, operations_of
 from smpq.supernet.state import SupernetState
 
-ESTIMATORS = {"smpq": "supernet Shapley", "dmpq": "supernet softmax"}
-"""What `Scores.estimator` says, by method."""
 
+def shapley_scores(supernet: Supernet, state: SupernetState, value: str | None = None, *, standardised: bool = True) -> Scores:
+    """Return the score of every format: the Shapley value of its weight operation plus that of its activation operation (SMPQ).
 
-def supernet_scores(
-    method: str, supernet: Supernet, state: SupernetState, value: str | None = None, *, standardised: bool = True
-) -> Scores:
-    """Return the score of every format: that of its weight operation plus that of its activation operation.
-
-    "smpq": the accumulated Shapley values (by `value`, or the first one), in standard deviations of their matrix as in Shapley-NAS; not
-    `standardised`, their mean over updates in units of the value, so that weights and activations are compared by what they
-    contribute and not each side by its own spread. `permutations` counts the walks. "dmpq": softmax(alpha), which has no walks. An operation without alternative scores 0. UserError for another method, for a
-    value that was not estimated, or before the first update.
+    These are the accumulated Shapley values (by `value`, or the first one), in standard deviations of their matrix as in Shapley-NAS; not
+    `standardised`, their mean over updates in units of the value, so that weights and activations are compared by what they contribute and
+    not each side by its own spread. `permutations` counts the walks. An operation without alternative scores 0. UserError for a value that
+    was not estimated, or before the first update.
     """
-    if method not in ESTIMATORS:
-        raise UserError(f"unknown method {method!r} of the supernet: choose one of {', '.join(ESTIMATORS)}")
-    seed = int(state.settings["seed"])
-    if method == "dmpq":
-        return Scores(_entries(supernet, _softmax_cells(supernet)), "softmax", ESTIMATORS[method], seed, 0, 0, "epochs", 0.0)
     name = value or next(iter(state.contributions))
     found = state.contributions.get(name)
     if found is None or not found.updates:
         raise UserError(f"the supernet has no Shapley values by {name}: train it to the end with that value")
     entries = _entries(supernet, _shapley_cells(found, standardised=standardised))
-    return Scores(entries, name, ESTIMATORS[method], seed, found.evaluations, len(found.walks), "epochs", 0.0)
+    return Scores(entries, name, "supernet Shapley", _seed(state), found.evaluations, len(found.walks), "epochs", 0.0)
+
+
+def softmax_scores(supernet: Supernet, state: SupernetState) -> Scores:
+    """Return the score of every format: softmax(alpha) of its weight operation plus that of its activation operation (DMPQ); no walks."""
+    return Scores(_entries(supernet, _softmax_cells(supernet)), "softmax", "supernet softmax", _seed(state), 0, 0, "epochs", 0.0)
+
+
+def _seed(state: SupernetState) -> int:
+    return int(state.settings["seed"])
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from deploy.run.directory import Run
 from deploy.run.files.profile import ProfileFile
 from deploy.run.files.report import ReportFile
 from deploy.run.files.search import BundleFile, LoopFile
-from deploy.run.files.supernet import SupernetFile
 from deploy.stages import read_policy
 from deploy.stages.looping import _proposals
 from deploy.stages.making import _needs_build, _needs_export
@@ -33,6 +32,7 @@ from deploy.stages.reporting import write_report
 from deploy.stages.scoring import score
 from smpq.budget import Budget
 from smpq.policy import Policy
+from smpq.supernet.files import SupernetFile
 from tests.run_files.complete import BOARD
 
 

@@ -191,7 +191,7 @@ def test_scores_come_back_from_their_file_and_wrong_files_are_user_errors(tmp_pa
     with pytest.raises(UserError, match=rf"has {scores.permutations} marginals for w8a8 on g0, from 99 walks: score again"):
         Scores.from_file(replace(record, permutations=99), space)
     for old, new, message in [
-        ('"schema": 2', '"schema": 9', "scores.json has schema 9"),
+        ('"schema": 3', '"schema": 9', "scores.json has schema 9"),
         ('"samples": ', '"samples": -', r'expected `int` >= 0 - at `\$.scores\["g0"\]\["w8a8"\].samples`'),
         ('"w4a16"', '"int4"', r'at the key `\$.scores\["g0"\]\["int4"\]`'),
         ('"kl"', "NaN", "is not valid JSON"),

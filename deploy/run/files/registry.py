@@ -16,8 +16,8 @@ from deploy.run.files.search import (
     MeasurementsFile,
     SpaceFile,
 )
-from deploy.run.files.supernet import SupernetFile
 from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
+from smpq.supernet.files import SupernetFile
 
 RUN_FILES: tuple[type[FileRecord], ...] = (
     RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, StabilityFile, ContributionsFile, MeasurementsFile,

@@ -98,6 +98,7 @@ class CurvePoint(Record, frozen=True, kw_only=True):
 class ScoresPart(Record, frozen=True, kw_only=True):
     """Where the scores came from."""
 
+    method: str
     value: str
     estimator: str
     evaluations: Count
@@ -114,7 +115,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 3
+    VERSION = 4
 
     task: str
     target: str

@@ -75,7 +75,7 @@ def report(count: int = 20, **other: Any) -> ReportFile:
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 3,
+        "schema": 4,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "engine": "engine.ort-cpu.onnx",
@@ -99,7 +99,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "contributions": None,
         "pareto": [],
         "scores": {
-            "value": "kl", "estimator": "permutation", "evaluations": 1640, "permutations": 40, "seed": 0, "stop_reason": "precision",
+            "method": "shapley", "value": "kl", "estimator": "permutation", "evaluations": 1640, "permutations": 40, "seed": 0, "stop_reason": "precision",
         },
         "skipped": [],
         "refused": {},

@@ -155,7 +155,7 @@ def test_a_refused_engine_has_its_reason_in_place_of_figures() -> None:
 def test_what_was_left_out_and_where_it_came_from() -> None:
     text = Page(render_html(long())).text
     for expected in ("no quantised kernel for this operator", "head: w4a16b128", "not a multiple of 128", "torch", "2.13.0", "seed 0",
-                     "40 permutations", "score 81.2", "a processor, Linux x86_64", "w8a8, fp32", "What avg bits buys"):  # fmt: skip
+                     "shapley (permutation)", "40 samples", "score 81.2", "a processor, Linux x86_64", "w8a8, fp32", "What avg bits buys"):  # fmt: skip
         assert expected in text
     quiet = Page(render_html(report()))
     assert "Layers left as they are" not in quiet.headings

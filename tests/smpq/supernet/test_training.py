@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from calib.errors import UserError
 from smpq.supernet.game import GameSettings
-from smpq.supernet.scores import argmax_policy, supernet_scores
+from smpq.supernet.scores import argmax_policy, shapley_scores, softmax_scores
 from smpq.supernet.state import SupernetState
 from smpq.supernet.training import SupernetSettings, train
 from tests.smpq.supernets import Task, Untrainable, supernet
@@ -63,9 +63,9 @@ def test_the_same_seed_gives_the_same_policy(whole):
     _, state, _ = whole
     net, again = trained()
     same(state, again)
-    for method in ("smpq", "dmpq"):
-        policy = argmax_policy(net.space, supernet_scores(method, net, again).values())
-        assert policy == argmax_policy(net.space, supernet_scores(method, net, state).values())
+    for scores in (shapley_scores, softmax_scores):
+        policy = argmax_policy(net.space, scores(net, again).values())
+        assert policy == argmax_policy(net.space, scores(net, state).values())
     _, other = trained(dataclasses.replace(SETTINGS, seed=1))
     assert other.history[0]["loss"] != state.history[0]["loss"]
 
@@ -234,7 +234,7 @@ def test_wrong_data_and_divergence():
 
 def test_scores_of_formats_are_sums_of_operations(whole):
     net, state, _ = whole
-    shapley, softmax = (supernet_scores(method, net, state) for method in ("smpq", "dmpq"))
+    shapley, softmax = shapley_scores(net, state), softmax_scores(net, state)
     found = state.contributions["metric"]
     score = {(operation.group, operation.name): value for operation, value in zip(found.operations, found.score, strict=True)}
     chosen = net.space.formats["deep"][2]
@@ -247,11 +247,9 @@ def test_scores_of_formats_are_sums_of_operations(whole):
         net.shares()["deep", "weight"][0] + net.shares()["deep", "activation"][1]
     )
     assert softmax.entries["deep"][chosen].standard_error == 0
-    assert supernet_scores("smpq", net, state, "loss").values() != shapley.values()
-    plain = supernet_scores("smpq", net, state, standardised=False).entries["deep"][chosen]
+    assert shapley_scores(net, state, "loss").values() != shapley.values()
+    plain = shapley_scores(net, state, standardised=False).entries["deep"][chosen]
     mean = {(operation.group, operation.name): value for operation, value in zip(found.operations, found.mean, strict=True)}
     assert plain.value == pytest.approx(mean["deep", "w2"] + mean["deep", "a8"])
-    with pytest.raises(UserError, match="unknown method"):
-        supernet_scores("game", net, state)
     with pytest.raises(UserError, match="no Shapley values by kl"):
-        supernet_scores("smpq", net, state, "kl")
+        shapley_scores(net, state, "kl")

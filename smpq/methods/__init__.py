@@ -1,0 +1,28 @@
+"""Methods that say which layer gets which format: one file each, chosen by name (`smpq.methods.base.method` tells how to add one)."""
+
+from __future__ import annotations
+
+from smpq.methods import shapley, supernet, hawq, largest_first, random_importance, uniform  # isort: skip - in the order of smpq methods
+from smpq.methods.base import METHODS, Method, Need, method, method_from_name
+from smpq.methods.problem import Limits, Objective, SearchProblem, linear_objective
+
+DEFAULT_METHOD = "shapley"
+
+__all__ = [
+    "DEFAULT_METHOD",
+    "METHODS",
+    "Limits",
+    "Method",
+    "Need",
+    "Objective",
+    "SearchProblem",
+    "hawq",
+    "largest_first",
+    "linear_objective",
+    "method",
+    "method_from_name",
+    "random_importance",
+    "shapley",
+    "supernet",
+    "uniform",
+]  # fmt: skip

@@ -1,0 +1,139 @@
+"""What a search method declares, and the registry of methods. Importing it loads neither torch nor scipy."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from calib.errors import UserError
+
+if TYPE_CHECKING:
+    from calib.task import Batch, Task
+    from smpq.allocate import Ceiling
+    from smpq.methods.problem import Objective, SearchProblem
+    from smpq.policy import Policy, Space
+    from smpq.scores import Scores
+
+    Score = Callable[[SearchProblem], Objective]
+    Allocate = Callable[[Space, Scores, Sequence[Ceiling]], Policy]
+
+
+class Need(Enum):
+    """What a method may need besides a model and inputs."""
+
+    LABELS = "labels"
+    TRAINING_DATA = "training data"
+    GRADIENTS = "gradients"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that says what every move of the search space is worth.
+
+    `cost` is counted in passes over the calibration data. `decides` names what gets a format. `allocate` is the method's own rule from
+    scores to a policy within ceilings; None stands for the knapsack (`smpq.allocate`). `searched`: the search goes on near that policy,
+    with policies evaluated on calibration data; otherwise the scores decide alone. `latency`: a latency budget can be met, in a loop with
+    measured engines, which searches too. `finetuned`: its policy is meant to be fine-tuned, so `smpq run` does by default.
+    """
+
+    name: str
+    paper: str
+    needs: tuple[Need, ...]
+    cost: str
+    function: Score
+    decides: str = "layers"
+    allocate: Allocate | None = None
+    searched: bool = True
+    latency: bool = True
+    finetuned: bool = False
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def score(self, problem: SearchProblem) -> Objective:
+        """Return what the method says about a problem, under its name. UserError when the task lacks what the method needs."""
+        self.check_task(problem.task, problem.batches)
+        objective = self.function(problem)
+        return replace(objective, linear=replace(objective.linear, method=self.name))
+
+    def policy(self, space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> Policy:
+        """Return the policy that its scores decide on within ceilings; `Impossible` when there is none."""
+        if self.allocate is not None:
+            return self.allocate(space, scores, ceilings)
+        from smpq.allocate import Problem, solve_or_explain
+
+        return solve_or_explain(Problem(space, scores.values(), ceilings))
+
+    def check_task(self, task: Task, batches: Sequence[Batch]) -> None:
+        """Raise UserError when the task lacks what the method needs; `batches` are its calibration data."""
+        from calib.data import training_batches
+
+        if Need.TRAINING_DATA in self.needs:
+            next(training_batches(task, 0))
+        if Need.LABELS in self.needs and any(batch.target is None for batch in batches):
+            raise UserError(
+                f"task {task.name} has no labels (calibration() gives targets of None), and the method {self.name} needs them: add them, "
+                f"or use one of {', '.join(name for name, other in METHODS.items() if not other.needs)}"
+            )
+
+    def check_latency(self) -> None:
+        """Raise UserError when the method has no answer to a latency budget."""
+        if not self.latency:
+            able = ", ".join(name for name, other in METHODS.items() if other.latency)
+            raise UserError(
+                f"--method {self.name} chooses by its scores alone, without engines: give a budget on size, avg_bits or bops, or use one "
+                f"of {able} as --method"
+            )
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    paper: str,
+    cost: str,
+    needs: Sequence[Need] = (),
+    decides: str = "layers",
+    allocate: Allocate | None = None,
+    searched: bool = True,
+    latency: bool = True,
+    finetuned: bool = False,
+) -> Callable[[Score], Score]:
+    """Register a method under the name that `--method` takes.
+
+    1. Write one function in a file of its own in `smpq/methods`. It is given a `SearchProblem`: everything that a method may ask for.
+       The first line of its docstring is what `smpq methods` shows.
+    2. It returns an `Objective`: the value of every move (group, format), higher is better, 0 for the float format. `linear_objective`
+       makes one of plain numbers, or of independent samples of each number; of samples the standard errors follow, and how sure the
+       decision is.
+    3. Take random numbers from `numpy.random.default_rng(problem.seed)` or a `torch.Generator` of that seed. Tell how far you are by
+       `problem.progress`.
+    4. Decorate it with `@method("my-name", paper=..., cost=..., needs=...)`; the other arguments are described at `Method`. What is
+       needed and missing is told to the user before the function is called.
+    5. Import the file in `smpq.methods`. Import torch and scipy inside the function, so that `smpq --help` answers at once.
+
+    Budgets, the latency loop, the search near the plan, confirmation on other samples, export and the report know nothing of the method:
+    there is nothing else to do. `tests/smpq/methods/test_every_method.py` tests it with all the others.
+    """
+
+    def register(function: Score) -> Score:
+        METHODS[name] = Method(
+            name, paper, tuple(needs), cost, function, decides, allocate, searched=searched, latency=latency, finetuned=finetuned
+        )
+        return function
+
+    return register
+
+
+def method_from_name(name: str) -> Method:
+    """Return a registered method; UserError lists the names."""
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}: choose one of {', '.join(METHODS)} (smpq methods says what they do)")
+    return METHODS[name]

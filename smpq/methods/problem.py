@@ -1,0 +1,157 @@
+"""What a method is given and what it returns."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from calib.fold import Folded
+    from calib.formats import Format
+    from calib.graph import TracedModel
+    from calib.storage import FileRecord
+    from calib.task import Batch, Task
+    from smpq.allocate import Ceiling
+    from smpq.costs import CostModel
+    from smpq.evaluate import Evaluator
+    from smpq.policy import Space
+    from smpq.quantize import FakeQuantizer
+    from smpq.scores import Scores
+
+
+class Watcher(Protocol):
+    """Who is told how far a method is."""
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Print one line that should not be missed."""
+        ...
+
+    def step(self, name: str) -> AbstractContextManager[None]:
+        """Show that something of unknown length runs."""
+        ...
+
+    def bar(self, name: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+        """Show a bar of `total` steps; the function that is handed out advances it by one."""
+        ...
+
+
+class Files(Protocol):
+    """Where a method keeps what would take long to do again."""
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        ...
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file."""
+        ...
+
+    def write(self, record: FileRecord) -> None:
+        """Write a record under its name, in one step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a method may spend.
+
+    `evaluations` policies; 0 asks for the quickest answer. `precision`: the largest standard error that is small enough, as a fraction of
+    the spread of the scores; 0 asks for all evaluations. `stable`: stop once the decision within the ceilings no longer changes.
+    """
+
+    evaluations: int = 400
+    precision: float = 0.0
+    stable: bool = False
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """Everything that a method may ask for.
+
+    `traced` is the float model as a graph, BatchNorm folded; `original` is the model before folding, and `folded` says what was folded.
+    `costs` are those that need no measurement, by name. `ceilings` are the limits on them that the budget sets; there are none when only
+    scores are asked for, or for a latency. `batches` are the calibration data, `judging` those of them that policies are judged on, by the
+    value called `value_name`. `device` is where PyTorch computes. `fingerprint` stands for model and data.
+    """
+
+    task: Task
+    traced: TracedModel
+    original: nn.Module
+    folded: tuple[Folded, ...]
+    space: Space
+    costs: Mapping[str, CostModel]
+    ceilings: tuple[Ceiling, ...]
+    batches: Sequence[Batch]
+    judging: Sequence[Batch]
+    value_name: str
+    limits: Limits
+    seed: int
+    device: str
+    fingerprint: str
+    progress: Watcher
+    files: Files
+    make_fake_quantizer: Callable[[], FakeQuantizer]
+    make_evaluator: Callable[[], Evaluator]
+
+    @cached_property
+    def fake_quantizer(self) -> FakeQuantizer:
+        """The calibrated network, which computes any policy; calibrates on first use."""
+        return self.make_fake_quantizer()
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The value of policies: cached in the run's journal, parallel, incremental; calibrates on first use."""
+        return self.make_evaluator()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a method says policies are worth: the sum of the values of their moves. Values of pairs of moves have their place here."""
+
+    linear: Scores
+
+
+Samples = Mapping[tuple[str, "Format"], Sequence[float]]
+"""What independent samples say about each move, by group name and format; equally many for every move."""
+
+
+def linear_objective(
+    problem: SearchProblem,
+    samples: Samples,
+    *,
+    estimator: str,
+    value_name: str,
+    evaluations: int = 0,
+    random: bool = False,
+    stop_reason: str = "exact",
+) -> Objective:
+    """Return the objective of which each move's value is the mean of its samples; a move that is not named has the value 0.
+
+    `random`: the samples are draws of an estimator, which give a standard error; otherwise there is one of each move, and it is exact.
+    `estimator` and `value_name` say in the report where the values come from, and what they are.
+    """
+    from smpq.scores import Score, Scores
+
+    def score(group: str, chosen: Format) -> Score:
+        seen = samples.get((group, chosen), (0.0,))
+        value = statistics.fmean(seen)
+        if not random or (group, chosen) not in samples:
+            return Score(value, 0.0, 0 if random else 1, value)
+        return Score(value, statistics.stdev(seen) / math.sqrt(len(seen)), len(seen), value, tuple(seen))
+
+    space = problem.space
+    entries = {group.name: {chosen: score(group.name, chosen) for chosen in space.formats[group.name]} for group in space.groups}
+    walks = max(map(len, samples.values()), default=0) if random else 0
+    return Objective(Scores(entries, value_name, estimator, problem.seed, evaluations, walks, stop_reason, 0.0))

@@ -1,0 +1,124 @@
+"""The methods that train a supernet of all formats and score its operations: by their Shapley values (SMPQ), or by alpha (DMPQ)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from smpq.methods.base import Need, method
+from smpq.methods.problem import Objective, SearchProblem
+
+if TYPE_CHECKING:
+    from smpq.supernet.files import SupernetFile
+    from smpq.supernet.network import Supernet, SupernetSubject
+    from smpq.supernet.state import SupernetState
+    from smpq.supernet.training import EpochReport, SupernetSettings
+
+
+@method(
+    "smpq",
+    paper="Kang et al. IJCAI 2025 (arXiv 2508.03002)",
+    cost="10 epochs of training, and in the second half of them 10 walks over all operations",
+    needs=(Need.LABELS, Need.TRAINING_DATA, Need.GRADIENTS),
+    searched=False,
+    latency=False,
+    finetuned=True,
+)
+def smpq(problem: SearchProblem) -> Objective:
+    """Shapley values of the operations of a trained supernet.
+
+    Its scores decide alone: the policy is meant for training, and the value of the calibrated model is not what it is for.
+    """
+    from smpq.supernet.scores import shapley_scores
+
+    return Objective(shapley_scores(*train_supernet(problem)))
+
+
+@method(
+    "dmpq",
+    paper="EdMIPS, Cai and Vasconcelos CVPR 2020 (arXiv 2004.05795)",
+    cost="as smpq, whose supernet it shares",
+    needs=(Need.LABELS, Need.TRAINING_DATA, Need.GRADIENTS),
+    searched=False,
+    latency=False,
+    finetuned=True,
+)
+def dmpq(problem: SearchProblem) -> Objective:
+    """Softmax of the parameters alpha that a trained supernet mixes its operations with."""
+    from smpq.supernet.scores import softmax_scores
+
+    return Objective(softmax_scores(*train_supernet(problem)))
+
+
+def train_supernet(problem: SearchProblem, settings: SupernetSettings | None = None) -> tuple[Supernet, SupernetState]:
+    """Train the run's supernet, or go on where it stopped. Writes `supernet.safetensors` after every epoch, and `supernet.json`.
+
+    `settings` None stands for those of the supernet that is there, or the defaults; the seed is the problem's. UserError when the task has
+    no training data, and when the run's supernet was trained with other settings.
+    """
+    from calib.data import training_batches
+    from smpq.supernet.network import Supernet
+    from smpq.supernet.state import SupernetState, SupernetStateFile
+    from smpq.supernet.training import SupernetSettings, train
+
+    files, progress, name = problem.files, problem.progress, SupernetStateFile.NAME
+    next(training_batches(problem.task, 0))  # before minutes of calibration, not after
+    subject = _subject(problem)
+    with progress.step("make the supernet"):
+        supernet = Supernet(subject, problem.device)
+    state = SupernetState.load(files.file(name), supernet) if files.has(name) else None
+    if settings is None:
+        settings = SupernetSettings.from_json(state.settings) if state is not None else SupernetSettings()
+    settings = replace(settings, seed=problem.seed)
+
+    def keep(found: SupernetState) -> None:
+        found.save(files.file(name))
+        files.write(_record(supernet, found))
+
+    def report(now: EpochReport) -> None:
+        cut = [f", {e.truncated} of {int(e.samples[0])} walks cut" for e in now.estimates.values()]
+        progress.say(f"supernet: epoch {now.epoch} of {now.epochs}, loss {now.loss:.4f}{''.join(cut[:1])}")
+
+    with progress.step("train the supernet"):
+        state = train(supernet, problem.batches, settings, state, keep, report)
+    state.restore(supernet)
+    files.write(_record(supernet, state))
+    return supernet, state
+
+
+def _subject(problem: SearchProblem) -> SupernetSubject:
+    from smpq.supernet.network import SupernetSubject
+
+    space = problem.space
+    formats = ";".join(f"{group.name}={','.join(map(str, space.formats[group.name]))}" for group in space.groups)
+    calibration = problem.fake_quantizer.calibration
+    settings = calibration.settings
+    return SupernetSubject(
+        problem.task,
+        problem.traced,
+        problem.original,
+        problem.folded,
+        space,
+        calibration,
+        settings.scheme,
+        f"{problem.fingerprint}|{formats}|{settings.observer}|{settings.rounding}|{settings.scheme}",
+    )
+
+
+def _record(supernet: Supernet, state: SupernetState) -> SupernetFile:
+    import msgspec
+
+    from smpq.files import EpochRow, EstimateRow
+    from smpq.supernet.files import SupernetFile
+
+    shares = supernet.shares()
+    return SupernetFile(
+        settings=dict(state.settings),
+        history=msgspec.convert(list(state.history), tuple[EpochRow, ...]),
+        operations=len(supernet.operations),
+        shares={
+            f"{group} {side}": {operation.name: share for operation, share in zip(row, shares[group, side], strict=True)}
+            for (group, side), row in supernet.rows.items()
+        },
+        contributions={value: msgspec.convert(found.to_json(), EstimateRow) for value, found in state.contributions.items()},
+    )

@@ -1,0 +1,122 @@
+"""What every method keeps to: a policy within the budget, the same one for the same seed, and one message for what a task lacks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deploy.pipeline import open_run
+from deploy.progress import Progress
+from deploy.run.settings import Settings
+from deploy.stages import search
+from deploy.stages.scoring import check_method, score
+from smpq.budget import Budget
+from smpq.methods import DEFAULT_METHOD, METHODS, Need, method_from_name
+from tests import tiny_task
+from tests.commands import assert_matches, refused
+
+BUDGET = Budget.from_text("avg_bits=6")
+TINY = Settings("tests.tiny_task:task", target="simulate", formats="w4a8,w8a8,fp32", rounding="nearest", samples=16, evaluations=9)
+TRAINABLE = "tests.smpq.supernets:Task"
+
+
+def settings_for(name: str) -> Settings:
+    trains = Need.TRAINING_DATA in METHODS[name].needs
+    return Settings(**{**_fields(TINY), "task": TRAINABLE}) if trains else TINY
+
+
+def _fields(settings: Settings) -> dict:
+    return {field: getattr(settings, field) for field in Settings.__struct_fields__}
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    from smpq.supernet import training
+
+    short = training.SupernetSettings
+    monkeypatch.setattr(training, "SupernetSettings", lambda: short(epochs=2, steps=2, walks=2, samples=32))
+    number = iter(range(99))
+
+    def make(name: str, **others):
+        return open_run(tmp_path / f"run{next(number)}", Progress(), Settings(**{**_fields(settings_for(name)), **others}))
+
+    return make
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_policy_within_the_budget_and_the_same_one_again(name, opened):
+    found = []
+    for _ in range(2):
+        with opened(name) as prepared:
+            solution = search(prepared, BUDGET, method=name)
+            assert prepared.costs["avg_bits"].total(solution.policy) <= 6
+            scores = score(prepared)
+            assert scores.method == name
+            assert score(prepared, method=name) == scores, "what is read back is what was written"
+            assert scores.entries.keys() == prepared.space.formats.keys()
+            assert all(row.keys() == set(prepared.space.formats[group]) for group, row in scores.entries.items())
+            found.append(
+                (solution.policy, {g: {f: (s.value, s.standard_error) for f, s in r.items()} for g, r in scores.entries.items()})
+            )
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_declares(name):
+    method = METHODS[name]
+    assert method.name == name
+    assert method.summary.endswith(".")
+    assert method.paper
+    assert method.cost
+    if method.latency:
+        check_method(name, Budget.from_text("latency=0.8x"))
+    else:
+        with pytest.raises(
+            Exception, match=f"--method {name} chooses by its scores alone, without engines.* one of {DEFAULT_METHOD}"
+        ):
+            check_method(name, Budget.from_text("latency=0.8x"))
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if Need.TRAINING_DATA in method.needs])
+def test_no_training_data(name, tmp_path):
+    arguments = ("--task", "tests.tiny_task:task", "--budget", "avg_bits=6", "--method", name, "--finetune", "0")
+    assert_matches("task tiny has no training data", refused("run", *arguments, "--target", "simulate", "--out", tmp_path / "run"))
+    assert not (tmp_path / "run" / "scores.json").exists()
+
+
+class Unlabelled(tiny_task.Tiny):
+    """As a task with images alone is written."""
+
+    def calibration(self):
+        return [(inputs, None) for inputs, _ in super().calibration()]
+
+    def training(self, epoch):
+        return [(inputs, torch.zeros(len(inputs))) for inputs in tiny_task.images(epoch + 5)]
+
+    def metric(self, output, target):
+        return torch.zeros(len(output)) if target is None else super().metric(output, target)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if Need.LABELS in method.needs])
+def test_no_labels(name, tmp_path):
+    arguments = ("--task", "tests.smpq.methods.test_every_method:Unlabelled", "--method", name)
+    message = refused("score", *arguments, "--target", "simulate", "--out", tmp_path / "run")
+    assert_matches(rf"task tiny has no labels .* and the method {name} needs them: .* one of {DEFAULT_METHOD}", message)
+
+
+def test_an_unknown_name_lists_the_choices(tmp_path):
+    for command in (("run", "--budget", "size=0.5x"), ("score",)):
+        message = refused(*command, "--task", "tests.tiny_task:task", "--method", "hawk", "--out", tmp_path / "run")
+        assert_matches(f"unknown method 'hawk': choose one of {', '.join(METHODS)}", message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_scores_of_another_method_are_not_taken(opened):
+    with opened("random") as prepared:
+        score(prepared, method="random")
+        with pytest.raises(Exception, match="is of method random, now uniform is asked for"):
+            search(prepared, BUDGET, method="uniform")
+
+
+def test_the_default_is_registered():
+    assert method_from_name(DEFAULT_METHOD).needs == ()
