@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from calib.execution import Edit, Edits
     from calib.formats import Format
     from calib.graph import TracedModel
     from calib.task import Batch, Task
@@ -96,14 +97,16 @@ def mean_traces(
     import numpy as np
     import torch
 
+    from calib.execution import Edits
     from smpq.training.placing import batch_on, graph_on
 
     placed, generator = graph_on(traced, device), torch.Generator().manual_seed(seed)
     leaves = {unit.weight: placed.state[unit.weight].detach().clone().requires_grad_() for unit in units}
+    edits = Edits(sources=_layouts(traced), parameters=leaves)
     count = sum(len(batch.inputs[0]) for batch in batches)
     found: dict[str, list[float]] = {name: [] for name in leaves}
     for batch in batches:
-        gradients = _gradients(task, placed, batch_on(batch, device), leaves)
+        gradients = _gradients(task, placed, batch_on(batch, device), edits)
         weight = len(batch.inputs[0]) / count * len(batches)
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
             for _ in range(probes):
@@ -114,19 +117,31 @@ def mean_traces(
     return {unit.path: np.array(found[unit.weight]) for unit in units}
 
 
-def _gradients(task: Task, traced: TracedModel, batch: Batch, leaves: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def _layouts(traced: TracedModel) -> dict[str, Edit]:
+    """Edits that give the results of attention the order in memory that they were traced with: not every kernel gives the same."""
+    from calib.graph import operator_name
+
+    def edit(strides: Sequence[int]) -> Edit:
+        order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+        back = [order.index(axis) for axis in range(len(order))]
+        return lambda tensor: tensor.permute(order).contiguous().permute(back)
+
+    return {
+        node.name: edit(node.meta["val"].stride()) for node in traced.steps if operator_name(node) == "scaled_dot_product_attention"
+    }
+
+
+def _gradients(task: Task, traced: TracedModel, batch: Batch, edits: Edits) -> tuple[Tensor, ...]:
     """Return the gradients of the mean loss, recorded so that they can be differentiated again."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from calib.execution import Edits
-
     with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
-        output = traced.run(batch.inputs, Edits(parameters=leaves), gradient=True)
+        output = traced.run(batch.inputs, edits, gradient=True)
         losses = torch.as_tensor(task.loss(output, batch.target))
     if not losses.requires_grad:
         raise UserError("the task's loss() cannot be differentiated: compute it with torch from the output as it is given")
-    return torch.autograd.grad(losses.mean(), tuple(leaves.values()), create_graph=True, materialize_grads=True)
+    return torch.autograd.grad(losses.mean(), tuple(edits.parameters.values()), create_graph=True, materialize_grads=True)
 
 
 def _product(gradient: Tensor, leaf: Tensor, sign: Tensor) -> Tensor:
