@@ -118,7 +118,7 @@ def mean_traces(
 
 
 def _layouts(traced: TracedModel) -> dict[str, Edit]:
-    """Edits that give the results of attention the order in memory that they were traced with: not every kernel gives the same."""
+    """Edits that give the results of attention the order in memory of the trace: not every kernel gives the same."""
     from calib.graph import operator_name
 
     def edit(strides: Sequence[int]) -> Edit:
@@ -126,9 +126,8 @@ def _layouts(traced: TracedModel) -> dict[str, Edit]:
         back = [order.index(axis) for axis in range(len(order))]
         return lambda tensor: tensor.permute(order).contiguous().permute(back)
 
-    return {
-        node.name: edit(node.meta["val"].stride()) for node in traced.steps if operator_name(node) == "scaled_dot_product_attention"
-    }
+    attention = [node for node in traced.steps if operator_name(node) == "scaled_dot_product_attention"]
+    return {node.name: edit(node.meta["val"].stride()) for node in attention}
 
 
 def _gradients(task: Task, traced: TracedModel, batch: Batch, edits: Edits) -> tuple[Tensor, ...]:
@@ -141,7 +140,8 @@ def _gradients(task: Task, traced: TracedModel, batch: Batch, edits: Edits) -> t
         losses = torch.as_tensor(task.loss(output, batch.target))
     if not losses.requires_grad:
         raise UserError("the task's loss() cannot be differentiated: compute it with torch from the output as it is given")
-    return torch.autograd.grad(losses.mean(), tuple(edits.parameters.values()), create_graph=True, materialize_grads=True)
+    leaves = tuple(edits.parameters.values())
+    return torch.autograd.grad(losses.mean(), leaves, create_graph=True, materialize_grads=True)
 
 
 def _product(gradient: Tensor, leaf: Tensor, sign: Tensor) -> Tensor:

@@ -154,10 +154,8 @@ def test_attention():
     (query, key, value) = (model.qkv.weight.detach()[start : start + 6] for start in (0, 6, 12))
 
     def loss(*parts):
-        weight = torch.cat(parts)
-        q, k, v = (
-            part.unflatten(2, (2, 3)).transpose(1, 2) for part in F.linear(batch.inputs[0], weight, model.qkv.bias).chunk(3, 2)
-        )
+        projected = F.linear(batch.inputs[0], torch.cat(parts), model.qkv.bias)
+        q, k, v = (part.unflatten(2, (2, 3)).transpose(1, 2) for part in projected.chunk(3, 2))
         attended = ((q @ k.transpose(2, 3)) / 3**0.5).softmax(3) @ v
         return F.cross_entropy(model.head(attended.transpose(1, 2).reshape(6, 5, 6).mean(1)), batch.target)
 
