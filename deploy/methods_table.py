@@ -14,7 +14,7 @@ def table() -> Table:
     found = Table(
         Column("method", no_wrap=True),
         Column("what it does", ratio=3),
-        Column("needs", min_width=9),
+        Column("needs", width=9),
         Column("cost", ratio=2, overflow="fold"),
         expand=True,
         show_lines=True,

@@ -35,10 +35,10 @@ _SAMPLES_AT_ONCE = 32
 def hawq(problem: SearchProblem) -> Objective:
     """Mean Hessian trace of each layer's weights times the squared error of the weights in a format.
 
-    The score of layer l in format f is -(Tr(H_l) / n_l) ||Q_f(W_l) - W_l||^2, with H_l the Hessian of the mean loss in the n_l weights of the
-    layer (HAWQ-V2, and HAWQ-V3's objective). Half of it is the expected change of the loss, to second order. Activations play no part:
-    formats with the same weights score the same. The integers Q_f are those of the run's rounding. The trace is Hutchinson's estimate,
-    whose standard error is that of the score.
+    The score of layer l in format f is -(Tr(H_l) / n_l) ||Q_f(W_l) - W_l||^2, with H_l the Hessian of the mean loss in
+    the n_l weights of the layer (HAWQ-V2, and HAWQ-V3's objective). Half of it is the expected change of the loss, to
+    second order. Activations play no part: formats with the same weights score the same. The integers Q_f are those of
+    the run's rounding. The trace is Hutchinson's estimate, whose standard error is that of the score.
     """
     import numpy as np
 
@@ -50,8 +50,8 @@ def hawq(problem: SearchProblem) -> Objective:
     curved_down = [unit.path for unit in space.units if np.mean(traces[unit.path]) < 0]
     if curved_down:
         problem.progress.warn(
-            f"the loss curves downwards in the weights of {', '.join(curved_down[:5])}: the network is not trained to the end, or --samples "
-            "are too few, and hawq takes bits away there"
+            f"the loss curves downwards in the weights of {', '.join(curved_down[:5])}: the network is not trained to the end, "
+            "or --samples are too few, and hawq takes bits away there"
         )
     samples = {
         (group.name, chosen): (
@@ -62,7 +62,12 @@ def hawq(problem: SearchProblem) -> Objective:
         if chosen != space.reference
     }
     return linear_objective(
-        problem, samples, estimator="Hutchinson", value_name="twice the loss", random=True, stop_reason="number of probes"
+        problem,
+        samples,
+        estimator="Hutchinson",
+        value_name="twice the loss",
+        random=True,
+        stop_reason="number of probes",
     )
 
 
@@ -88,11 +93,12 @@ def mean_traces(
     device: str = "cpu",
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return by unit path `[batches * probes]` independent estimates of Tr(H) / n of its weight, whose mean is unbiased.
+    """Return by unit path `[batches * probes]` independent estimates of Tr(H) / n of its weight; their mean is unbiased.
 
-    H is that of the mean loss over all samples. Hutchinson 1989: E[z' H z] = Tr(H) for random signs z. Each estimate is of one batch, so
-    that their spread holds that of the data too. Each layer gets a z of its own: one over all layers would need one pass for all of them,
-    but on the digits network its standard errors are 2 to 27 times as large. UserError when the loss has no second derivative.
+    H is that of the mean loss over all samples. Hutchinson 1989: E[z' H z] = Tr(H) for random signs z. Each estimate is
+    of one batch, so that their spread holds that of the data too. Each layer gets a z of its own: one over all layers
+    would need one pass for all of them, but on the digits network its standard errors are 2 to 27 times as large.
+    UserError when the loss has no second derivative.
     """
     import numpy as np
     import torch
@@ -139,7 +145,7 @@ def _gradients(task: Task, traced: TracedModel, batch: Batch, edits: Edits) -> t
         output = traced.run(batch.inputs, edits, gradient=True)
         losses = torch.as_tensor(task.loss(output, batch.target))
     if not losses.requires_grad:
-        raise UserError("the task's loss() cannot be differentiated: compute it with torch from the output as it is given")
+        raise UserError("the task's loss() cannot be differentiated: compute it with torch from the output as given")
     leaves = tuple(edits.parameters.values())
     return torch.autograd.grad(losses.mean(), leaves, create_graph=True, materialize_grads=True)
 

@@ -92,7 +92,10 @@ def test_the_same_seed_gives_the_same_probes(net):
 def test_squared_errors(net):
     _, traced, units, batches = net
     fake = FakeQuantizer(
-        traced, units, Calibration(traced, units, batches, CalibrationSettings("minmax", "nearest", "affine")), Rules("affine")
+        traced,
+        units,
+        Calibration(traced, units, batches, CalibrationSettings("minmax", "nearest", "affine")),
+        Rules("affine"),
     )
     unit = units[0]
     weight = traced.state[unit.weight]
