@@ -11,9 +11,17 @@ from smpq.methods import METHODS, Method
 
 def table() -> Table:
     """Return one row a method."""
-    found = Table(Column("method", no_wrap=True), "what it does", "needs", "cost", "then", "paper", show_lines=True)
+    found = Table(
+        Column("method", no_wrap=True),
+        Column("what it does", ratio=3),
+        Column("needs", width=9),
+        Column("cost", ratio=2, overflow="fold"),
+        expand=True,
+        show_lines=True,
+    )
     for name, method in METHODS.items():
-        found.add_row(name, method.summary, _needs(method), method.cost, _what_follows(method), method.paper)
+        needs = ", ".join(need.value for need in method.needs) or "nothing"
+        found.add_row(name, f"{method.summary} {_what_follows(method)}\n{method.paper}", needs, method.cost)
     return found
 
 
@@ -34,13 +42,9 @@ def described() -> dict[str, dict[str, Any]]:
     }
 
 
-def _needs(method: Method) -> str:
-    return ", ".join(need.value for need in method.needs) or "nothing"
-
-
 def _what_follows(method: Method) -> str:
     """Say what smpq run does with the scores."""
-    parts = ["search near its plan" if method.searched else "its scores decide alone"]
+    parts = ["The search goes on near its plan" if method.searched else "Its scores decide alone"]
     parts += [] if method.latency else ["no latency budget"]
-    parts += ["fine-tuning"] if method.finetuned else []
-    return ", ".join(parts)
+    parts += ["fine-tuned by default"] if method.finetuned else []
+    return f"{'; '.join(parts)}."

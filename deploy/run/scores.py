@@ -10,7 +10,7 @@ from smpq.scores import Scores
 
 
 def find_scores(run: Run, space: Space) -> Scores | None:
-    """Read `scores.json`; None when it is not there. UserError when it is of another space, or of a method that is not known."""
+    """Read `scores.json`; None when it is not there. UserError when it is of another space, or of an unknown method."""
     record = run.find(ScoresFile)
     if record is None:
         return None

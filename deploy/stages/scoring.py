@@ -1,4 +1,7 @@
-"""Score: what every format of every layer contributes. Writes `scores.json`; `space.json` and `costs.json` say what may be chosen."""
+"""Score: what every format of every layer contributes. Writes `scores.json`.
+
+`space.json` and `costs.json` say what may be chosen.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from smpq.scores import Scores
 def score(prepared: Prepared, budget: Budget | None = None, method: str | None = None) -> Scores:
     """Estimate the contributions by a method, or read them when the run has them. Writes `scores.json`.
 
-    `method` None stands for that of the scores that the run has, or the default one. A budget on bits or size may say where a method looks;
-    the scores serve every other budget too. UserError when the run has scores of another method.
+    `method` None stands for that of the scores that the run has, or the default one. A budget on bits or size may say
+    where a method looks; the scores serve every other budget too. UserError when the run has scores of another method.
     """
     run = prepared.run
     if method is not None:

@@ -13,5 +13,5 @@ SUPERNET = SupernetStateFile.NAME
 
 
 def train_supernet(prepared: Prepared, settings: SupernetSettings | None = None) -> tuple[Supernet, SupernetState]:
-    """Train the run's supernet, or go on where it stopped. Writes `supernet.safetensors` after every epoch, and `supernet.json`."""
+    """Train the run's supernet, or go on where it stopped. Writes `supernet.safetensors` and `supernet.json`."""
     return train_supernet_of(search_problem(prepared), settings)

@@ -1,8 +1,12 @@
-"""Methods that say which layer gets which format: one file each, chosen by name (`smpq.methods.base.method` tells how to add one)."""
+"""Methods that say which layer gets which format: one file each, chosen by name.
+
+`smpq.methods.base.method` tells how to add one.
+"""
 
 from __future__ import annotations
 
-from smpq.methods import shapley, supernet, hawq, largest_first, random_importance, uniform  # isort: skip - in the order of smpq methods
+# in the order in which smpq methods lists them
+from smpq.methods import shapley, supernet, hawq, largest_first, random_importance, uniform  # isort: skip
 from smpq.methods.base import METHODS, Method, Need, method, method_from_name
 from smpq.methods.problem import Limits, Objective, SearchProblem, linear_objective
 

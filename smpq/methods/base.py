@@ -33,10 +33,11 @@ class Need(Enum):
 class Method:
     """A method that says what every move of the search space is worth.
 
-    `cost` is counted in passes over the calibration data. `decides` names what gets a format. `allocate` is the method's own rule from
-    scores to a policy within ceilings; None stands for the knapsack (`smpq.allocate`). `searched`: the search goes on near that policy,
-    with policies evaluated on calibration data; otherwise the scores decide alone. `latency`: a latency budget can be met, in a loop with
-    measured engines, which searches too. `finetuned`: its policy is meant to be fine-tuned, so `smpq run` does by default.
+    `cost` is counted in passes over the calibration data. `decides` names what gets a format. `allocate` is the
+    method's own rule from scores to a policy within ceilings; None stands for the knapsack (`smpq.allocate`).
+    `searched`: the search goes on near that policy, with policies evaluated on calibration data; otherwise the scores
+    decide alone. `latency`: a latency budget can be met, in a loop with measured engines, which searches too.
+    `finetuned`: its policy is meant to be fine-tuned, so `smpq run` does by default.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Method:
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     def score(self, problem: SearchProblem) -> Objective:
-        """Return what the method says about a problem, under its name. UserError when the task lacks what the method needs."""
+        """Return what the method says about a problem, under its name. UserError when the task lacks what it needs."""
         self.check_task(problem.task, problem.batches)
         objective = self.function(problem)
         return replace(objective, linear=replace(objective.linear, method=self.name))
@@ -77,8 +78,8 @@ class Method:
             next(training_batches(task, 0))
         if Need.LABELS in self.needs and any(batch.target is None for batch in batches):
             raise UserError(
-                f"task {task.name} has no labels (calibration() gives targets of None), and the method {self.name} needs them: add them, "
-                f"or use one of {', '.join(name for name, other in METHODS.items() if not other.needs)}"
+                f"task {task.name} has no labels (calibration() gives targets of None), and the method {self.name} needs them: "
+                f"add them, or use one of {', '.join(name for name, other in METHODS.items() if not other.needs)}"
             )
 
     def check_latency(self) -> None:
@@ -86,8 +87,8 @@ class Method:
         if not self.latency:
             able = ", ".join(name for name, other in METHODS.items() if other.latency)
             raise UserError(
-                f"--method {self.name} chooses by its scores alone, without engines: give a budget on size, avg_bits or bops, or use one "
-                f"of {able} as --method"
+                f"--method {self.name} chooses by its scores alone, without engines: give a budget on size, avg_bits or bops, "
+                f"or use one of {able} as --method"
             )
 
 
@@ -108,24 +109,35 @@ def method(
 ) -> Callable[[Score], Score]:
     """Register a method under the name that `--method` takes.
 
-    1. Write one function in a file of its own in `smpq/methods`. It is given a `SearchProblem`: everything that a method may ask for.
-       The first line of its docstring is what `smpq methods` shows.
-    2. It returns an `Objective`: the value of every move (group, format), higher is better, 0 for the float format. `linear_objective`
-       makes one of plain numbers, or of independent samples of each number; of samples the standard errors follow, and how sure the
-       decision is.
-    3. Take random numbers from `numpy.random.default_rng(problem.seed)` or a `torch.Generator` of that seed. Tell how far you are by
-       `problem.progress`.
-    4. Decorate it with `@method("my-name", paper=..., cost=..., needs=...)`; the other arguments are described at `Method`. What is
-       needed and missing is told to the user before the function is called.
-    5. Import the file in `smpq.methods`. Import torch and scipy inside the function, so that `smpq --help` answers at once.
+    1. Write one function in a file of its own in `smpq/methods`. It is given a `SearchProblem`: everything that a
+       method may ask for. The first line of its docstring is what `smpq methods` shows.
+    2. It returns an `Objective`: the value of every move (group, format), higher is better, 0 for the float format.
+       `linear_objective` makes one of plain numbers, or of independent samples of each number; of samples the standard
+       errors follow, and how sure the decision is.
+    3. Take random numbers from `numpy.random.default_rng(problem.seed)` or a `torch.Generator` of that seed. Tell how
+       far you are by `problem.progress`.
+    4. Decorate it with `@method("my-name", paper=..., cost=..., needs=...)`; the other arguments are described at
+       `Method`. What is needed and missing is told to the user before the function is called.
+    5. Import the file in `smpq.methods`. Import torch and scipy inside the function, so that `smpq --help` answers at
+       once.
 
-    Budgets, the latency loop, the search near the plan, confirmation on other samples, export and the report know nothing of the method:
-    there is nothing else to do. `tests/smpq/methods/test_every_method.py` tests it with all the others.
+    Budgets, the latency loop, the search near the plan, confirmation on other samples, export and the report know
+    nothing of the method: there is nothing else to do. `tests/smpq/methods/test_every_method.py` tests it with all the
+    others.
     """
 
     def register(function: Score) -> Score:
         METHODS[name] = Method(
-            name, paper, tuple(needs), cost, function, decides, allocate, searched=searched, latency=latency, finetuned=finetuned
+            name,
+            paper,
+            tuple(needs),
+            cost,
+            function,
+            decides,
+            allocate,
+            searched=searched,
+            latency=latency,
+            finetuned=finetuned,
         )
         return function
 

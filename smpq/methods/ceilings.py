@@ -23,11 +23,11 @@ def nothing_within(what: str, nearest: Policy, ceilings: Sequence[Ceiling]) -> I
 
     reached = ", ".join(f"{c.model.name} {c.model.total(nearest):.6g}, wanted at most {c.limit:.6g}" for c in ceilings)
     return Impossible(
-        f"no {what} meets the budget; the nearest one has {reached}. Raise the budget, allow smaller formats with --formats, or use "
-        "another --method"
+        f"no {what} meets the budget; the nearest one has {reached}. Raise the budget, allow smaller formats with "
+        "--formats, or use another --method"
     )
 
 
 def excess(policy: Policy, ceilings: Sequence[Ceiling]) -> float:
-    """Return the cost over its limit, of the ceiling where that is largest; at most 1 for a policy within all of them."""
+    """Return the cost over its limit, of the ceiling where that is largest; at most 1 within all of them."""
     return max((ceiling.model.total(policy) / ceiling.limit for ceiling in ceilings), default=0.0)

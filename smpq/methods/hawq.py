@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from calib.execution import Edit, Edits
     from calib.formats import Format
     from calib.graph import TracedModel
     from calib.task import Batch, Task
@@ -34,10 +35,10 @@ _SAMPLES_AT_ONCE = 32
 def hawq(problem: SearchProblem) -> Objective:
     """Mean Hessian trace of each layer's weights times the squared error of the weights in a format.
 
-    The score of layer l in format f is -(Tr(H_l) / n_l) ||Q_f(W_l) - W_l||^2, with H_l the Hessian of the mean loss in the n_l weights of the
-    layer (HAWQ-V2, and HAWQ-V3's objective). Half of it is the expected change of the loss, to second order. Activations play no part:
-    formats with the same weights score the same. The integers Q_f are those of the run's rounding. The trace is Hutchinson's estimate,
-    whose standard error is that of the score.
+    The score of layer l in format f is -(Tr(H_l) / n_l) ||Q_f(W_l) - W_l||^2, with H_l the Hessian of the mean loss in
+    the n_l weights of the layer (HAWQ-V2, and HAWQ-V3's objective). Half of it is the expected change of the loss, to
+    second order. Activations play no part: formats with the same weights score the same. The integers Q_f are those of
+    the run's rounding. The trace is Hutchinson's estimate, whose standard error is that of the score.
     """
     import numpy as np
 
@@ -49,8 +50,8 @@ def hawq(problem: SearchProblem) -> Objective:
     curved_down = [unit.path for unit in space.units if np.mean(traces[unit.path]) < 0]
     if curved_down:
         problem.progress.warn(
-            f"the loss curves downwards in the weights of {', '.join(curved_down[:5])}: the network is not trained to the end, or --samples "
-            "are too few, and hawq takes bits away there"
+            f"the loss curves downwards in the weights of {', '.join(curved_down[:5])}: the network is not trained to the end, "
+            "or --samples are too few, and hawq takes bits away there"
         )
     samples = {
         (group.name, chosen): (
@@ -61,7 +62,12 @@ def hawq(problem: SearchProblem) -> Objective:
         if chosen != space.reference
     }
     return linear_objective(
-        problem, samples, estimator="Hutchinson", value_name="twice the loss", random=True, stop_reason="number of probes"
+        problem,
+        samples,
+        estimator="Hutchinson",
+        value_name="twice the loss",
+        random=True,
+        stop_reason="number of probes",
     )
 
 
@@ -87,23 +93,26 @@ def mean_traces(
     device: str = "cpu",
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return by unit path `[batches * probes]` independent estimates of Tr(H) / n of its weight, whose mean is unbiased.
+    """Return by unit path `[batches * probes]` independent estimates of Tr(H) / n of its weight; their mean is unbiased.
 
-    H is that of the mean loss over all samples. Hutchinson 1989: E[z' H z] = Tr(H) for random signs z. Each estimate is of one batch, so
-    that their spread holds that of the data too. Each layer gets a z of its own: one over all layers would need one pass for all of them,
-    but on the digits network its standard errors are 2 to 27 times as large. UserError when the loss has no second derivative.
+    H is that of the mean loss over all samples. Hutchinson 1989: E[z' H z] = Tr(H) for random signs z. Each estimate is
+    of one batch, so that their spread holds that of the data too. Each layer gets a z of its own: one over all layers
+    would need one pass for all of them, but on the digits network its standard errors are 2 to 27 times as large.
+    UserError when the loss has no second derivative.
     """
     import numpy as np
     import torch
 
+    from calib.execution import Edits
     from smpq.training.placing import batch_on, graph_on
 
     placed, generator = graph_on(traced, device), torch.Generator().manual_seed(seed)
     leaves = {unit.weight: placed.state[unit.weight].detach().clone().requires_grad_() for unit in units}
+    edits = Edits(sources=_layouts(traced), parameters=leaves)
     count = sum(len(batch.inputs[0]) for batch in batches)
     found: dict[str, list[float]] = {name: [] for name in leaves}
     for batch in batches:
-        gradients = _gradients(task, placed, batch_on(batch, device), leaves)
+        gradients = _gradients(task, placed, batch_on(batch, device), edits)
         weight = len(batch.inputs[0]) / count * len(batches)
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
             for _ in range(probes):
@@ -114,19 +123,31 @@ def mean_traces(
     return {unit.path: np.array(found[unit.weight]) for unit in units}
 
 
-def _gradients(task: Task, traced: TracedModel, batch: Batch, leaves: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def _layouts(traced: TracedModel) -> dict[str, Edit]:
+    """Edits that give the results of attention the order in memory of the trace: not every kernel gives the same."""
+    from calib.graph import operator_name
+
+    def edit(strides: Sequence[int]) -> Edit:
+        order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+        back = [order.index(axis) for axis in range(len(order))]
+        return lambda tensor: tensor.permute(order).contiguous().permute(back)
+
+    attention = [node for node in traced.steps if operator_name(node) == "scaled_dot_product_attention"]
+    return {node.name: edit(node.meta["val"].stride()) for node in attention}
+
+
+def _gradients(task: Task, traced: TracedModel, batch: Batch, edits: Edits) -> tuple[Tensor, ...]:
     """Return the gradients of the mean loss, recorded so that they can be differentiated again."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from calib.execution import Edits
-
     with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
-        output = traced.run(batch.inputs, Edits(parameters=leaves), gradient=True)
+        output = traced.run(batch.inputs, edits, gradient=True)
         losses = torch.as_tensor(task.loss(output, batch.target))
     if not losses.requires_grad:
-        raise UserError("the task's loss() cannot be differentiated: compute it with torch from the output as it is given")
-    return torch.autograd.grad(losses.mean(), tuple(leaves.values()), create_graph=True, materialize_grads=True)
+        raise UserError("the task's loss() cannot be differentiated: compute it with torch from the output as given")
+    leaves = tuple(edits.parameters.values())
+    return torch.autograd.grad(losses.mean(), leaves, create_graph=True, materialize_grads=True)
 
 
 def _product(gradient: Tensor, leaf: Tensor, sign: Tensor) -> Tensor:

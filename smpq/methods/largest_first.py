@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def fewest_bits_to_the_largest(space: Space, _: Scores, ceilings: Sequence[Ceiling]) -> Policy:
     """Return the policy in which layers, the largest first, get their cheapest format until the ceilings are met.
 
-    All start in their most precise format. The last layer that is changed gets the most precise format that still meets the ceilings.
+    All start in their most precise format. The last layer that is changed gets the most precise format that still meets
+    the ceilings.
     """
     from smpq.policy import Policy
 
@@ -66,5 +67,8 @@ def _precise_first(formats: Sequence[Format]) -> list[Format]:
 
 
 def _cheapest(space: Space, name: str, ceilings: Sequence[Ceiling]) -> Format:
-    """Return the format that takes least of the limits, all ceilings together; of equally cheap ones the most precise."""
-    return min(_precise_first(space.formats[name]), key=lambda chosen: sum(c.model.parts[name][chosen] / c.limit for c in ceilings))
+    """Return the format that takes least of all limits together; of equally cheap ones the most precise."""
+    return min(
+        _precise_first(space.formats[name]),
+        key=lambda chosen: sum(c.model.parts[name][chosen] / c.limit for c in ceilings),
+    )

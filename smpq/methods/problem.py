@@ -67,8 +67,9 @@ class Files(Protocol):
 class Limits:
     """How much a method may spend.
 
-    `evaluations` policies; 0 asks for the quickest answer. `precision`: the largest standard error that is small enough, as a fraction of
-    the spread of the scores; 0 asks for all evaluations. `stable`: stop once the decision within the ceilings no longer changes.
+    `evaluations` policies; 0 asks for the quickest answer. `precision`: the largest standard error that is small
+    enough, as a fraction of the spread of the scores; 0 asks for all evaluations. `stable`: stop once the decision
+    within the ceilings no longer changes.
     """
 
     evaluations: int = 400
@@ -80,10 +81,11 @@ class Limits:
 class SearchProblem:
     """Everything that a method may ask for.
 
-    `traced` is the float model as a graph, BatchNorm folded; `original` is the model before folding, and `folded` says what was folded.
-    `costs` are those that need no measurement, by name. `ceilings` are the limits on them that the budget sets; there are none when only
-    scores are asked for, or for a latency. `batches` are the calibration data, `judging` those of them that policies are judged on, by the
-    value called `value_name`. `device` is where PyTorch computes. `fingerprint` stands for model and data.
+    `traced` is the float model as a graph, BatchNorm folded; `original` is the model before folding, and `folded` says
+    what was folded. `costs` are those that need no measurement, by name. `ceilings` are the limits on them that the
+    budget sets; there are none when only scores are asked for, or for a latency. `batches` are the calibration data,
+    `judging` those of them that policies are judged on, by the value called `value_name`. `device` is where PyTorch
+    computes. `fingerprint` stands for model and data.
     """
 
     task: Task
@@ -118,7 +120,7 @@ class SearchProblem:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a method says policies are worth: the sum of the values of their moves. Values of pairs of moves have their place here."""
+    """What a method says policies are worth: the sum of the values of their moves. Values of pairs will be here too."""
 
     linear: Scores
 
@@ -137,10 +139,10 @@ def linear_objective(
     random: bool = False,
     stop_reason: str = "exact",
 ) -> Objective:
-    """Return the objective of which each move's value is the mean of its samples; a move that is not named has the value 0.
+    """Return the objective in which each move's value is the mean of its samples, and 0 for a move that is not named.
 
-    `random`: the samples are draws of an estimator, which give a standard error; otherwise there is one of each move, and it is exact.
-    `estimator` and `value_name` say in the report where the values come from, and what they are.
+    `random`: the samples are draws of an estimator, which give a standard error; otherwise there is one of each move,
+    and it is exact. `estimator` and `value_name` say in the report where the values come from, and what they are.
     """
     from smpq.scores import Score, Scores
 

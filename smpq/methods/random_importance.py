@@ -1,4 +1,4 @@
-"""The baseline of every sensitivity: which layers matter is drawn by lot, and the budget is used as well as by any other method."""
+"""The baseline of every sensitivity: which layers matter is drawn by lot, and the budget is used like anywhere else."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 def random(problem: SearchProblem) -> Objective:
     """A random importance for each layer, by --seed, times the error that the bits of a format leave.
 
-    The importance is drawn from an exponential distribution of mean 1. The error of b bits is 4 ** -b, that of a uniform quantiser up to a
-    factor, for weights and for activations. The policy is the best one within the budget for these values.
+    The importance is drawn from an exponential distribution of mean 1. The error of b bits is 4 ** -b, that of a
+    uniform quantiser up to a factor, for weights and for activations. The policy is the best one within the budget for
+    these values.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The methods that train a supernet of all formats and score its operations: by their Shapley values (SMPQ), or by alpha (DMPQ)."""
+"""The methods that train a supernet and score its operations: by their Shapley values (SMPQ), or by alpha (DMPQ)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def smpq(problem: SearchProblem) -> Objective:
     """Shapley values of the operations of a trained supernet.
 
-    Its scores decide alone: the policy is meant for training, and the value of the calibrated model is not what it is for.
+    Its scores decide alone: the policy is meant for training, and the value of the calibrated model is not what it is
+    for.
     """
     from smpq.supernet.scores import shapley_scores
 
@@ -51,10 +52,11 @@ def dmpq(problem: SearchProblem) -> Objective:
 
 
 def train_supernet(problem: SearchProblem, settings: SupernetSettings | None = None) -> tuple[Supernet, SupernetState]:
-    """Train the run's supernet, or go on where it stopped. Writes `supernet.safetensors` after every epoch, and `supernet.json`.
+    """Train the run's supernet, or go on where it stopped.
 
-    `settings` None stands for those of the supernet that is there, or the defaults; the seed is the problem's. UserError when the task has
-    no training data, and when the run's supernet was trained with other settings.
+    Writes `supernet.safetensors` after every epoch, and `supernet.json`.
+    `settings` None stands for those of the supernet that is there, or the defaults; the seed is the problem's.
+    UserError when the task has no training data, and when the run's supernet was trained with other settings.
     """
     from calib.data import training_batches
     from smpq.supernet.network import Supernet

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def best_uniform(space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> Policy:
-    """Return the uniform policy with the largest score within the ceilings; a layer that lacks the format stays in float."""
+    """Return the best uniform policy within the ceilings; a layer that lacks the format stays in float."""
     values = scores.values()
 
     def worth(policy: Policy) -> float:
@@ -27,7 +27,9 @@ def best_uniform(space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> P
     allowed = [policy for policy in policies if is_within(policy, ceilings)]
     if not allowed:
         raise nothing_within(
-            "policy with one format for all layers", min(policies, key=lambda policy: excess(policy, ceilings)), ceilings
+            "policy with one format for all layers",
+            min(policies, key=lambda policy: excess(policy, ceilings)),
+            ceilings,
         )
     return max(allowed, key=worth)
 
@@ -43,7 +45,8 @@ def best_uniform(space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> P
 def uniform(problem: SearchProblem) -> Objective:
     """The same format for every layer that can have it: the best such policy within the budget.
 
-    The value of the policy that has a format everywhere, against the float model's, in equal shares of the layers that it changes.
+    The value of the policy that has a format everywhere, against the float model's, in equal shares of the layers that
+    it changes.
     """
     space, evaluator = problem.space, problem.evaluator
     formats = [chosen for chosen in _formats(space) if chosen != space.reference]

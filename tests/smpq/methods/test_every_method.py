@@ -1,4 +1,4 @@
-"""What every method keeps to: a policy within the budget, the same one for the same seed, and one message for what a task lacks."""
+"""What every method keeps to: a policy within the budget, by seed, and one message for what a task lacks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def test_a_policy_within_the_budget_and_the_same_one_again(name, opened):
             assert scores.entries.keys() == prepared.space.formats.keys()
             assert all(row.keys() == set(prepared.space.formats[group]) for group, row in scores.entries.items())
             found.append(
-                (solution.policy, {g: {f: (s.value, s.standard_error) for f, s in r.items()} for g, r in scores.entries.items()})
+                (
+                    solution.policy,
+                    {g: {f: (s.value, s.standard_error) for f, s in r.items()} for g, r in scores.entries.items()},
+                )
             )
     assert found[0] == found[1]
 

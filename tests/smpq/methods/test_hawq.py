@@ -92,7 +92,10 @@ def test_the_same_seed_gives_the_same_probes(net):
 def test_squared_errors(net):
     _, traced, units, batches = net
     fake = FakeQuantizer(
-        traced, units, Calibration(traced, units, batches, CalibrationSettings("minmax", "nearest", "affine")), Rules("affine")
+        traced,
+        units,
+        Calibration(traced, units, batches, CalibrationSettings("minmax", "nearest", "affine")),
+        Rules("affine"),
     )
     unit = units[0]
     weight = traced.state[unit.weight]
@@ -127,3 +130,38 @@ def test_a_linear_loss_has_no_curvature(net):
     task, head = Task(), [unit for unit in units if unit.path == "head"]
     task.loss = lambda output, _: output.sum(1)
     assert mean_traces(task, traced, head, batches, 2)["head"].tolist() == [0.0] * 6
+
+
+class Attending(nn.Module):
+    """Attention whose result is viewed as its usual kernel lays it out, which has no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(6, 18)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        query, key, value = (part.unflatten(2, (2, 3)).transpose(1, 2) for part in self.qkv(x).chunk(3, 2))
+        found = F.scaled_dot_product_attention(query, key, value)
+        return self.head(found.transpose(1, 2).reshape(x.shape).mean(1))
+
+
+def test_attention():
+    torch.manual_seed(0)
+    model = Attending().eval()
+    batch = Batch((torch.randn(6, 5, 6),), torch.randint(0, 3, (6,)))
+    traced = TracedModel(model, (batch.inputs[0][:2],))
+    (unit, _) = find_units(traced)[0]
+    assert unit.path == "qkv"
+    found = mean_traces(Task(), traced, [unit], [batch], 200)["qkv"]
+    (query, key, value) = (model.qkv.weight.detach()[start : start + 6] for start in (0, 6, 12))
+
+    def loss(*parts):
+        projected = F.linear(batch.inputs[0], torch.cat(parts), model.qkv.bias)
+        q, k, v = (part.unflatten(2, (2, 3)).transpose(1, 2) for part in projected.chunk(3, 2))
+        attended = ((q @ k.transpose(2, 3)) / 3**0.5).softmax(3) @ v
+        return F.cross_entropy(model.head(attended.transpose(1, 2).reshape(6, 5, 6).mean(1)), batch.target)
+
+    hessian = torch.autograd.functional.hessian(loss, (query, key, value))
+    exact = sum(float(torch.trace(hessian[i][i].reshape(36, 36))) for i in range(3)) / 108
+    assert abs(found.mean() - exact) < 3 * found.std(ddof=1) / len(found) ** 0.5

@@ -1,4 +1,4 @@
-"""The methods that decide by a rule of their own, and what their scores say, on spaces that are small enough to look through."""
+"""The methods that decide by a rule of their own, and what their scores say, on spaces small enough to look through."""
 
 from __future__ import annotations
 
