@@ -23,13 +23,17 @@ def designed_policies(
     """Return the policies to measure first: those that tell most without what is `doubtful`, then all that is doubtful at once.
 
     Doubtful are formats of groups over which the runtime may refuse the whole engine. A group that is offered nothing else keeps them.
+    Where too few policies are free of doubt, others follow: they are left out when the one with all that is doubtful is refused.
     """
     careful = _without(space, doubtful)
     if careful.formats == space.formats:
         return _telling(space, edges, count, seed)
     formats = dict.fromkeys(chosen for row in space.formats.values() for chosen in row)
     trial = max(map(space.uniform, formats), key=lambda policy: len(set(doubtful) & policy.formats.items()))
-    return [*_telling(careful, edges, count - 1, seed), canonical(trial, space)]
+    found = {policy.key(): policy for policy in (*_telling(careful, edges, count - 1, seed), canonical(trial, space))}
+    for policy in _telling(space, edges, count, seed) if len(found) < count else ():
+        found.setdefault(policy.key(), policy)
+    return list(found.values())[:count]
 
 
 def _without(space: Space, left_out: Collection[tuple[str, Format]]) -> Space:

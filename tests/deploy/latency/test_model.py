@@ -122,6 +122,14 @@ def joined():
     return dataclasses.replace(of, joins=(Join("sum", ("layer0", "layer1"), ("layer2",)),))
 
 
+def test_where_everything_may_be_refused_there_are_as_many_designs_and_the_first_tells_whether_it_is():
+    of = space(5, W8A8, W4, FP32)
+    doubtful = {(name, chosen) for name, row in of.formats.items() for chosen in row if chosen != of.reference}
+    designed = designed_policies(of, edges(of), 8, 5, doubtful)
+    assert len({policy.key() for policy in designed}) == 8
+    assert len({str(chosen) for chosen in designed[0].formats.values()}) == 1
+
+
 def test_the_placement_of_a_join_is_priced_and_chosen():
     of, between = joined(), [Edge("layer0", "sum", 64), Edge("layer1", "sum", 64), Edge("sum", "layer2", 64)]
     integer = of.uniform(W8A8)
