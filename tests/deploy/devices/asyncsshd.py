@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import asyncssh
 
 _CUT = "cut"
+_LAST_WORDS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,26 @@ async def _execute(process: asyncssh.SSHServerProcess[bytes], home: Path) -> Non
         ["sh", "-c", process.command or "exit"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         cwd=home, env=environment, start_new_session=True,
     )  # fmt: skip
-    await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
+    await process.redirect(stdin=child.stdin)
+    # all that the child has written is sent before its exit code, which ends the channel
+    pumps = asyncio.gather(_pump(child.stdout, process.stdout), _pump(child.stderr, process.stderr))
     while (code := child.poll()) is None:  # noqa: ASYNC110 - a process sets no event
         await asyncio.sleep(0.01)
+    await asyncio.wait([pumps], timeout=_LAST_WORDS_S)  # a grandchild may hold the pipes open
     with suppress(asyncssh.Error, OSError):
-        await process.stdout.drain()
-        await process.stderr.drain()
         process.exit(code if code >= 0 else 128 - code)
+
+
+async def _pump(source: BinaryIO, sink: asyncssh.SSHWriter[bytes]) -> None:
+    """Send what a pipe gives until it ends. When the connection has, the pipe is closed, and its writer notices."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), source)
+    try:
+        while data := await reader.read(1 << 16):
+            sink.write(data)
+            await sink.drain()
+    except (asyncssh.Error, OSError):
+        transport.close()
 
 
 def _answer(number: int) -> None:

@@ -81,20 +81,25 @@ def test_three_cut_connections(connect, server, there, tmp_path):
     wanted = experiment(tmp_path / "models", (2, 4, 8, 12, 24, 32), fingerprint=fingerprint, protocol=SLOWER)
     device, lines, cuts, stopped = connect(), [], [], []
 
+    def go_on():
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        stopped.clear()
+
     def announce(line):
         lines.append(line)
         if line == WAITING:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
-            stopped.clear()
-        elif line.startswith("measured") and len(cuts) < 3:
+            go_on()
+        elif line.startswith("measured") and sum(cuts) < 3:
             stopped.extend(runners(directory)[:1])
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
-            cuts.append(server.cut_connections())
+            cuts.append(server.cut_connections() > 0)
+            if not cuts[-1]:  # a line may come when its connection has just ended
+                go_on()
 
     results = device.measure(wanted, announce)
-    assert [number > 0 for number in cuts] == [True] * 3
+    assert sum(cuts) == 3
     assert sum("trying again" in line for line in lines) >= 3
     assert any(line.startswith("measured") for line in lines[lines.index(WAITING) :]), "what the first runner does is told"
     assert [result.name for result in results] == [candidate.name for candidate in wanted.candidates]
