@@ -20,7 +20,7 @@ _NOISE = 0.01
 def designed_policies(
     space: Space, edges: Sequence[Edge], count: int, seed: int, doubtful: Collection[tuple[str, Format]] = frozenset()
 ) -> list[Policy]:
-    """Return the policies to measure first: those that tell most without what is `doubtful`, then all that is doubtful at once.
+    """Return the policies to measure first: those that tell most without what is `doubtful`, then all that is doubtful at once, then any.
 
     Doubtful are formats of groups over which the runtime may refuse the whole engine. A group that is offered nothing else keeps them.
     """
@@ -29,7 +29,9 @@ def designed_policies(
         return _telling(space, edges, count, seed)
     formats = dict.fromkeys(chosen for row in space.formats.values() for chosen in row)
     trial = max(map(space.uniform, formats), key=lambda policy: len(set(doubtful) & policy.formats.items()))
-    return [*_telling(careful, edges, count - 1, seed), canonical(trial, space)]
+    found = [*_telling(careful, edges, count - 1, seed), canonical(trial, space)]
+    # where there is little besides, what is doubtful tells most once it has been built
+    return list({policy.key(): policy for policy in (*found, *_telling(space, edges, count, seed))}.values())[:count]
 
 
 def _without(space: Space, left_out: Collection[tuple[str, Format]]) -> Space:

@@ -111,7 +111,7 @@ class LatencyLoop:
     """Finds the most valuable policy whose engine is measured to be fast enough. `ask` says what to measure next, `tell` what came of it.
 
     1. Engines of designed policies are measured and the latency model is fitted. Formats over which the runtime may refuse an engine
-       (`doubtful`) are in the last of them alone, all at once.
+       (`doubtful`) come last, all at once.
     2. The search proposes the most valuable policy that the model predicts to meet the limit, with joins placed where they are fastest;
        it is built and measured, and the model is fitted again. A policy that is measured to miss the limit is never proposed again.
     3. When the proposal is one that is known to meet the limit, the search is repeated with the limit raised by the model's
