@@ -24,7 +24,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
-# Four of five tests in less than a minute on two cores: without whole runs, processes and generated networks.
+# Most tests in less than a minute on two cores: without whole runs, processes and generated networks.
 test-quick: $(STAMP)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
 
