@@ -11,10 +11,10 @@ import click
 from rich.console import Console
 
 from calib.errors import UserError
-from calib.storage import plain
-from deploy.internal_error import InternalError
-from deploy.numbers import DECIMAL, FURTHER_BATCH, PLACE, WHOLE
-from deploy.options import (
+from calib.files.storage import plain
+from deploy.commands.internal_error import InternalError
+from deploy.commands.numbers import DECIMAL, FURTHER_BATCH, PLACE, WHOLE
+from deploy.commands.options import (
     device_option,
     output_options,
     resource_options,
@@ -23,8 +23,8 @@ from deploy.options import (
     settings_from_options,
     task_options,
 )
-from deploy.printable import printable
-from deploy.signals import Stopped, stopped_by_signals
+from deploy.terminal.printable import printable
+from deploy.terminal.signals import Stopped, stopped_by_signals
 from smpq.methods import DEFAULT_METHOD, METHODS, method_from_name
 
 NOT_MET = 1
@@ -35,12 +35,17 @@ _METHOD_NAMES = ", ".join(METHODS)
 
 
 def main() -> None:
-    """Run the command line: a wrong input is one message and exit code 2, a bug of ours is one message and exit code 70."""
+    """Run the command line: a wrong input is one message and exit code 2, a bug of ours is one message and exit code
+    70.
+    """
     try:
         with stopped_by_signals():
             smpq(prog_name="smpq", standalone_mode=False)  # also where it is not the program itself, as under python -m
     except Stopped as stopped:
-        click.echo(f"stopped by {stopped.name}; what the run had finished is kept, the same command goes on from there", err=True)
+        click.echo(
+            f"stopped by {stopped.name}; what the run had finished is kept, the same command goes on from there",
+            err=True,
+        )
         raise
     except UserError as error:
         _fail(str(error))
@@ -65,7 +70,9 @@ def _fail(message: str, code: int = WRONG_INPUT) -> None:
     sys.exit(code)
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(package_name="smpq")
 @click.pass_context
 def smpq(context: click.Context) -> None:
@@ -102,7 +109,9 @@ def smpq(context: click.Context) -> None:
 @smpq.command("run")
 @task_options
 @click.option(
-    "--budget", required=True, help="limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model"
+    "--budget",
+    required=True,
+    help="limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model",
 )
 @click.option(
     "--finetune",
@@ -111,21 +120,31 @@ def smpq(context: click.Context) -> None:
     f"{' or '.join(name for name, method in METHODS.items() if method.finetuned)}]",
 )
 @click.option(
-    "--method", default=DEFAULT_METHOD, show_default=True, help=f"where scores come from: {_METHOD_NAMES} (see smpq methods)"
+    "--method",
+    default=DEFAULT_METHOD,
+    show_default=True,
+    help=f"where scores come from: {_METHOD_NAMES} (see smpq methods)",
 )
 @device_option
 @output_options
 @resource_options
 def run_command(
-    budget: str, finetune: float | None, method: str, device: str, out: Path, progress: Any, resources: Any, **options: Any
+    budget: str,
+    finetune: float | None,
+    method: str,
+    device: str,
+    out: Path,
+    progress: Any,
+    resources: Any,
+    **options: Any,
 ) -> tuple[Any, list[str], int]:
     """Search, fine-tune with --finetune, export, build, measure, verify and report: the whole job.
 
     Ends with the answers and the path of report.html. Exit code 1 means that the budget was not met; the closest engine
     is in the run all the same. The same command on an unfinished run goes on where it stopped.
     """
-    from deploy.pipeline import run_all
     from deploy.report.page import summary_lines
+    from deploy.stages.run_all import run_all
     from smpq.training.finetune import FineTuneSettings
 
     usual = FineTuneSettings.epochs if method_from_name(method).finetuned else 0.0
@@ -142,35 +161,49 @@ def run_command(
 @output_options
 @resource_options
 def score(method: str | None, out: Path, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
-    """Say what every format of every layer contributes: scores.json. Starts a run; any budget can be solved from it later."""
-    from deploy.pipeline import open_run
+    """Say what every format of every layer contributes: scores.json. Starts a run; any budget can be solved from it
+    later.
+    """
     from deploy.stages import score as score_stage
+    from deploy.stages.run_all import open_run
 
     if method is not None:
         method_from_name(method)
     with open_run(out, progress, settings_from_options(options), resources) as prepared:
         scores = score_stage(prepared, method=method)
-    summary = (
-        f"{scores.method}: {scores.evaluations} evaluations, {scores.permutations} samples of each, stopped by {scores.stop_reason}"
-    )
+    summary = f"{scores.method}: {scores.evaluations} evaluations, {scores.permutations} samples of each, stopped by {scores.stop_reason}"
     return scores.to_file(), [f"scores: {out / 'scores.json'} ({summary})"], 0
 
 
 @smpq.command("train-supernet")
 @task_options
 @click.option(
-    "--epochs", type=WHOLE, default=10, show_default=True, help="Shapley values are estimated after each of the second half"
+    "--epochs",
+    type=WHOLE,
+    default=10,
+    show_default=True,
+    help="Shapley values are estimated after each of the second half",
 )
 @click.option("--steps", type=WHOLE, help="batches an epoch  [default: all of the training data]")
 @click.option("--walks", type=WHOLE, default=10, show_default=True, help="permutations for each estimate")
 @click.option("--held-out", type=WHOLE, default=512, show_default=True, help="calibration samples for each estimate")
 @click.option(
-    "--gamma", type=DECIMAL, default=0.5, show_default=True, help="walks end below this share of the supernet's metric; 0: never"
+    "--gamma",
+    type=DECIMAL,
+    default=0.5,
+    show_default=True,
+    help="walks end below this share of the supernet's metric; 0: never",
 )
 @click.option(
-    "--complexity", type=DECIMAL, default=0.0, show_default=True, help="weight of the expected bit operations in the loss"
+    "--complexity",
+    type=DECIMAL,
+    default=0.0,
+    show_default=True,
+    help="weight of the expected bit operations in the loss",
 )
-@click.option("--contribution", default="metric", show_default=True, help="what operations contribute to: metric, loss, kl")
+@click.option(
+    "--contribution", default="metric", show_default=True, help="what operations contribute to: metric, loss, kl"
+)
 @output_options
 @resource_options
 def train_supernet(
@@ -179,10 +212,10 @@ def train_supernet(
 ) -> tuple[Any, list[str], int]:  # fmt: skip
     """Train a network that holds all formats of every layer, and score them: supernet.safetensors, supernet.json.
 
-    The paper's way; smpq run with a method that uses a supernet (smpq methods) goes on from there. The task needs training data.
-    The same command on an unfinished training goes on after its last epoch.
+    The paper's way; smpq run with a method that uses a supernet (smpq methods) goes on from there. The task needs
+    training data. The same command on an unfinished training goes on after its last epoch.
     """
-    from deploy.pipeline import open_run
+    from deploy.stages.run_all import open_run
     from deploy.stages.supernet import train_supernet as supernet_stage
     from smpq.supernet.files import SupernetFile
     from smpq.supernet.game import GameSettings
@@ -214,30 +247,40 @@ def solve(run: Path, task: str | None, budget: str, progress: Any, resources: An
 
     Latency is predicted from the engines that the run has measured.
     """
-    from deploy.pipeline import open_run
     from deploy.stages import solve as solve_stage
-    from smpq.budget import Budget
+    from deploy.stages.run_all import open_run
+    from smpq.problem.budget import Budget
 
     parsed = Budget.from_text(budget)
     with open_run(run, progress, resources=resources, task=task) as prepared:
         solution = solve_stage(prepared, parsed)
     record = plain(solution.policy.to_file(prepared.space.groups))
     costs = ", ".join(f"{name} {model.total(solution.policy):.6g}" for name, model in prepared.costs.items())
-    return {**record, "value": solution.value}, [f"policy: {run / 'policy.json'} (value {solution.value:.6g}; {costs})"], 0
+    return (
+        {**record, "value": solution.value},
+        [f"policy: {run / 'policy.json'} (value {solution.value:.6g}; {costs})"],
+        0,
+    )
 
 
 @smpq.command()
 @run_argument
 @click.option("--epochs", type=DECIMAL, default=4.0, show_default=True, help="passes over the training data")
 @click.option(
-    "--lr", type=DECIMAL, default=0.02, show_default=True, help="peak learning rate of weights; that of step sizes is a tenth"
+    "--lr",
+    type=DECIMAL,
+    default=0.02,
+    show_default=True,
+    help="peak learning rate of weights; that of step sizes is a tenth",
 )
 @click.option(
     "--learn-activations/--fixed-activations",
     default=None,
     help="also train the step sizes of activations  [default: of those below 8 bits]",
 )
-@click.option("--keep", default="end", show_default=True, help="end, or better: the start where calibration data like it better")
+@click.option(
+    "--keep", default="end", show_default=True, help="end, or better: the start where calibration data like it better"
+)
 @output_options
 @resource_options
 def finetune(
@@ -250,14 +293,15 @@ def finetune(
     progress: Any,
     resources: Any,
 ) -> tuple[Any, list[str], int]:
-    """Train the weights of policy.json in their formats: finetuned.safetensors, finetune.json. The task needs training data.
+    """Train the weights of policy.json in their formats: finetuned.safetensors, finetune.json. The task needs training
+    data.
 
     From then on export, build, measure, verify and report use these weights, until policy.json is changed. Delete
     finetuned.safetensors to go back.
     """
-    from deploy.finetuning import finetune as finetune_stage
-    from deploy.pipeline import open_run
     from deploy.stages import read_policy
+    from deploy.stages.finetuning import finetune as finetune_stage
+    from deploy.stages.run_all import open_run
     from smpq.training.finetune import FineTuneSettings
 
     settings = FineTuneSettings(
@@ -267,7 +311,8 @@ def finetune(
         record = finetune_stage(prepared, read_policy(prepared), settings)
     before, after = record.before, record.after
     line = (
-        f"fine-tuned: {run / 'finetuned.safetensors'} (on calibration data: value {before.value:.6g} to {after.value:.6g}, "
+        f"fine-tuned: {run / 'finetuned.safetensors'} (on calibration data: value {before.value:.6g} to "
+        f"{after.value:.6g}, "
         f"{prepared.task.metric_name} {before.metric:.4f} to {after.metric:.4f})"
     )
     return record, [line], 0
@@ -290,12 +335,16 @@ def finetune(
     help="with onnx-qdq: one batch size, or three (smallest, usual, largest)",
 )
 @output_options
-def export(run: Path, task: str | None, form: str, batches: tuple[int, ...], progress: Any) -> tuple[Any, list[str], int]:
-    """Write policy.json as ONNX with Q/DQ nodes, in the form that the target turns into integer kernels: model.<target>.onnx."""
-    from deploy.pipeline import open_run
+def export(
+    run: Path, task: str | None, form: str, batches: tuple[int, ...], progress: Any
+) -> tuple[Any, list[str], int]:
+    """Write policy.json as ONNX with Q/DQ nodes, in the form that the target turns into integer kernels:
+    model.<target>.onnx.
+    """
     from deploy.stages import export as export_stage
     from deploy.stages import read_policy
     from deploy.stages.making import export_qdq
+    from deploy.stages.run_all import open_run
 
     if form not in ("target", "onnx-qdq"):
         raise UserError(f"--format is target or onnx-qdq, not {form!r}")
@@ -313,29 +362,39 @@ def export(run: Path, task: str | None, form: str, batches: tuple[int, ...], pro
 @run_argument
 @output_options
 def build(run: Path, task: str | None, progress: Any) -> tuple[Any, list[str], int]:
-    """Build the engine and the float engine, and check what every layer became: engine.<target>.*, engine.float.*, build.json."""
-    from deploy.pipeline import open_run
+    """Build the engine and the float engine, and check what every layer became: engine.<target>.*, engine.float.*,
+    build.json.
+    """
     from deploy.stages import build as build_stage
     from deploy.stages import read_policy
+    from deploy.stages.run_all import open_run
 
     prepared = open_run(run, progress, task=task)
     record = build_stage(prepared, read_policy(prepared))
     lines = [f"engine: {run / name}" for name in record.engines]
-    lines += [f"  {path}: {row.kernel}{'' if row.agrees else '  (not as planned)'}" for path, row in record.kernels.items()]
+    lines += [
+        f"  {path}: {row.kernel}{'' if row.agrees else '  (not as planned)'}" for path, row in record.kernels.items()
+    ]
     return record, lines, 0
 
 
 @smpq.command()
 @run_argument
-@click.option("--batch", "batches", multiple=True, type=FURTHER_BATCH, help="a further batch size to time; repeat for several")
+@click.option(
+    "--batch", "batches", multiple=True, type=FURTHER_BATCH, help="a further batch size to time; repeat for several"
+)
 @device_option
 @output_options
-def measure(run: Path, task: str | None, batches: tuple[int, ...], device: str, progress: Any) -> tuple[Any, list[str], int]:
-    """Time the engine against the float engine: interleaved rounds, intervals, p99 of single calls. Writes latency.json."""
-    from deploy.pipeline import open_run
+def measure(
+    run: Path, task: str | None, batches: tuple[int, ...], device: str, progress: Any
+) -> tuple[Any, list[str], int]:
+    """Time the engine against the float engine: interleaved rounds, intervals, p99 of single calls. Writes
+    latency.json.
+    """
     from deploy.report.remarks import timing_remarks
     from deploy.stages import measure as measure_stage
     from deploy.stages import read_policy
+    from deploy.stages.run_all import open_run
     from deploy.stages.shipping import shipped
 
     with open_run(run, progress, device=device, task=task) as prepared:
@@ -346,7 +405,11 @@ def measure(run: Path, task: str | None, batches: tuple[int, ...], device: str, 
         f"{row.engine_ms:.4g} ms{_tail(row)} against {row.float_ms:.4g} ms, {row.throughput:.4g} samples/s"
         for row in (record.measurement, *record.batches)
     ]
-    lines += [f"batch {row.batch}: {remark}" for row in (record.measurement, *record.batches) for remark in timing_remarks(row)]
+    lines += [
+        f"batch {row.batch}: {remark}"
+        for row in (record.measurement, *record.batches)
+        for remark in timing_remarks(row)
+    ]
     lines.append(f"on {record.machine}, {record.measurement.clock}")
     if product is not None:
         lines.append(f"engine: {product}")
@@ -360,7 +423,9 @@ def _tail(row: Any) -> str:
 @smpq.command()
 @run_argument
 @click.argument("directory", type=PLACE)
-@click.option("--budget", help="limits with a latency, e.g. latency=0.7x (see smpq run)  [default: those of the last bundle]")
+@click.option(
+    "--budget", help="limits with a latency, e.g. latency=0.7x (see smpq run)  [default: those of the last bundle]"
+)
 @output_options
 @resource_options
 def bundle(
@@ -370,15 +435,20 @@ def bundle(
 
     Carry it there, run python3 runner.py, carry measurements.json back, and go on with smpq feedback.
     """
-    from deploy.pipeline import open_run
     from deploy.stages.looping import write_next_bundle
+    from deploy.stages.run_all import open_run
 
     with open_run(run, progress, resources=resources, task=task) as prepared:
         record = write_next_bundle(prepared, budget, directory)
     count = len(record.candidates)
     return (
         record,
-        [f"bundle: {directory} ({count} engines); on the device: python3 runner.py; then: smpq feedback {run} measurements.json"],
+        [
+            (
+                f"bundle: {directory} ({count} engines); on the device: python3 runner.py; then: smpq feedback {run} "
+                "measurements.json"
+            )
+        ],
         0,
     )
 
@@ -388,13 +458,16 @@ def bundle(
 @click.argument("measurements", type=PLACE)
 @output_options
 @resource_options
-def feedback(run: Path, task: str | None, measurements: Path, progress: Any, resources: Any) -> tuple[Any, list[str], int]:
-    """Take in the MEASUREMENTS of a bundle: policy.json is the best policy that they show, and the model for the target is exported.
+def feedback(
+    run: Path, task: str | None, measurements: Path, progress: Any, resources: Any
+) -> tuple[Any, list[str], int]:
+    """Take in the MEASUREMENTS of a bundle: policy.json is the best policy that they show, and the model for the target
+    is exported.
 
     Says whether other engines should be measured. Exit code 1 means that no engine has met the budget yet.
     """
-    from deploy.pipeline import open_run
     from deploy.stages.looping import take_feedback
+    from deploy.stages.run_all import open_run
 
     with open_run(run, progress, resources=resources, task=task) as prepared:
         record = take_feedback(prepared, measurements)
@@ -416,18 +489,23 @@ def feedback(run: Path, task: str | None, measurements: Path, progress: Any, res
 @smpq.command()
 @run_argument
 @click.option(
-    "--estimator", default="adaptive", show_default=True, help="adaptive, permutation, antithetic, stratified, truncated, exact"
+    "--estimator",
+    default="adaptive",
+    show_default=True,
+    help="adaptive, permutation, antithetic, stratified, truncated, exact",
 )
 @click.option("--evaluations", type=WHOLE, help="policies that may be evaluated  [default: half as many as scoring]")
-@click.option("--precision", type=DECIMAL, default=0.0, help="stop when all standard errors are below this share of the spread")
+@click.option(
+    "--precision", type=DECIMAL, default=0.0, help="stop when all standard errors are below this share of the spread"
+)
 @output_options
 @resource_options
 def explain(run: Path, task: str | None, progress: Any, resources: Any, **options: Any) -> tuple[Any, list[str], int]:
     """Say what each layer's format costs in the policy of a run: Shapley values with intervals, contributions.json."""
-    from deploy.pipeline import open_run
     from deploy.stages import read_policy
     from deploy.stages.explaining import Explanation
     from deploy.stages.explaining import explain as explain_stage
+    from deploy.stages.run_all import open_run
 
     explanation = Explanation(**options)
     with open_run(run, progress, resources=resources, task=task) as prepared:
@@ -441,10 +519,12 @@ def explain(run: Path, task: str | None, progress: Any, resources: Any, **option
 @run_argument
 @output_options
 def verify(run: Path, task: str | None, progress: Any) -> tuple[Any, list[str], int]:
-    """Run the evaluation data through PyTorch, ONNX and the engine, and name the stage that lost points. Writes verify.json."""
-    from deploy.pipeline import open_run
+    """Run the evaluation data through PyTorch, ONNX and the engine, and name the stage that lost points. Writes
+    verify.json.
+    """
     from deploy.stages import read_policy
     from deploy.stages import verify as verify_stage
+    from deploy.stages.run_all import open_run
 
     prepared = open_run(run, progress, task=task)
     record = verify_stage(prepared, read_policy(prepared))
@@ -460,8 +540,8 @@ def verify(run: Path, task: str | None, progress: Any) -> tuple[Any, list[str], 
 @output_options
 def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
     """Write report.json and report.html from what the run holds. Exit code 1 when the budget is not met."""
-    from deploy.pipeline import report_on
     from deploy.report.page import summary_lines
+    from deploy.stages.run_all import report_on
 
     record = report_on(run, progress)
     lines = [*summary_lines(record), "", f"report: {run / 'report.html'}"]
@@ -473,15 +553,16 @@ def report(run: Path, progress: Any) -> tuple[Any, list[str], int]:
 @device_option
 @output_options
 def profile(run: Path, task: str | None, device: str, progress: Any) -> tuple[Any, list[str], int]:
-    """Show where the time of the engine goes on an NVIDIA GPU: by kernel, beside what was planned. Writes profile.json, profile.svg.
+    """Show where the time of the engine goes on an NVIDIA GPU: by kernel, beside what was planned. Writes profile.json,
+    profile.svg.
 
     Reads what smpq measure has found on the device, and measures only where that is missing.
     """
-    from deploy.pipeline import open_run
     from deploy.report.profile_lines import profile_lines
     from deploy.stages import read_policy
     from deploy.stages.profiling import PICTURE
     from deploy.stages.profiling import profile as profile_stage
+    from deploy.stages.run_all import open_run
 
     with open_run(run, progress, device=device, task=task) as prepared:
         record = profile_stage(prepared, read_policy(prepared))
@@ -495,8 +576,8 @@ def profile(run: Path, task: str | None, device: str, progress: Any) -> tuple[An
 def doctor(device: str, target: str | None, progress: Any) -> tuple[Any, list[str], int]:
     """Say what this machine or a device has, what works there, and the exact commands that mend what does not.
 
-    Looks at Python, driver, GPUs, clocks, TensorRT, ONNX Runtime, packages, memory and disk. Nothing is left on a device.
-    Exit code 2 means that something has to be changed first.
+    Looks at Python, driver, GPUs, clocks, TensorRT, ONNX Runtime, packages, memory and disk. Nothing is left on a
+    device. Exit code 2 means that something has to be changed first.
     """
     from deploy.doctor.examine import examine
     from deploy.doctor.text import doctor_lines
@@ -510,7 +591,7 @@ def doctor(device: str, target: str | None, progress: Any) -> tuple[Any, list[st
 @click.option("--json", "as_json", is_flag=True, help="print as JSON")
 def methods(as_json: bool) -> None:
     """List the methods that smpq run --method takes: what they do, the paper, what they need, and what they cost."""
-    from deploy.methods_table import described, table
+    from deploy.commands.methods_table import described, table
 
     if as_json:
         click.echo(json.dumps(described(), indent=1))

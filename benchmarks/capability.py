@@ -1,8 +1,10 @@
-"""Check the capability tables: one layer of every kind in every format that a rule names, built, against what the table says.
+"""Check the capability tables: one layer of every kind in every format that a rule names, built, against what the table
+says.
 
 Usage: capability.py [TARGET ...]     [default: ort-cpu, and tensorrt-rtx for each compute capability it knows]
 
-A target with a compute capability is written `tensorrt-rtx:sm86`. Needs no GPU. Exits with 1 when a table is wrong somewhere.
+A target with a compute capability is written `tensorrt-rtx:sm86`. Needs no GPU. Exits with 1 when a table is wrong
+somewhere.
 """
 
 import sys
@@ -10,7 +12,7 @@ import time
 
 from records import keep
 
-from deploy.probe import cases, disagreement, probe, stated
+from benchmarks.probe import cases, disagreement, probe, stated
 from deploy.targets.target import compute_capabilities_of, target_from_name
 
 REASON = 100

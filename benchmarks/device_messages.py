@@ -32,7 +32,9 @@ def main() -> None:
                 start = time.monotonic()
                 outcomes[outcome(message, mutation, good)] += 1
                 slowest = max(slowest, time.monotonic() - start)
-            rows.append({"message": message.name, "mutations": outcomes.total(), "slowest_s": round(slowest, 3), **outcomes})
+            rows.append(
+                {"message": message.name, "mutations": outcomes.total(), "slowest_s": round(slowest, 3), **outcomes}
+            )
             print(rows[-1], file=sys.stderr, flush=True)
     keep(
         "device_messages", "python benchmarks/device_messages.py", [], rows,

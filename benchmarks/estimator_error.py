@@ -1,6 +1,8 @@
-"""The mean squared error of the estimators against exact Shapley values, for the same number of evaluations, on 16 and 18 players.
+"""The mean squared error of the estimators against exact Shapley values, for the same number of evaluations, on 16 and
+18 players.
 
-`ratio` is the mean squared error over that of plain permutation sampling; `seconds` is the estimator's own time, as the game is a table.
+`ratio` is the mean squared error over that of plain permutation sampling; `seconds` is the estimator's own time, as the
+game is a table.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import time
 import games
 import numpy as np
 
-from smpq.estimators import Stopping, estimator_from_name
+from smpq.scoring.estimators import Stopping, estimator_from_name
 
 SEEDS = 50
 NAMES = ("permutation", "truncated", "antithetic", "stratified", "adaptive")
@@ -32,7 +34,9 @@ def main() -> None:
                     continue
                 measured = row(game, name, evaluations, exact)
                 plain = plain or measured["mse"]
-                rows.append({"game": game_name, "players": game.players} | measured | {"ratio": measured["mse"] / plain})
+                rows.append(
+                    {"game": game_name, "players": game.players} | measured | {"ratio": measured["mse"] / plain}
+                )
     games.keep("estimator_error", games.record(rows, f"0..{SEEDS - 1}"))
 
 

@@ -1,10 +1,12 @@
-"""Fine-tuned ResNet-20 on CIFAR-10: few bits a weight, the project's own policies, top-1 on the test images before and after.
+"""Fine-tuned ResNet-20 on CIFAR-10: few bits a weight, the project's own policies, top-1 on the test images before and
+after.
 
 Usage: finetune_resnet20.py CIFAR10_DIR WEIGHTS [--rows uniform-2.0,2.25,2.5,a4-3.0] [--epochs N] [--keep DIRECTORY]
 
-Every layer counts towards the average bits, the first and the last included. Policies come from one-at-a-time scores, the MILP and two rounds
-of marginals on 512 calibration images. The test images are used for the two figures of a row and for nothing else. A row that the record
-holds is not trained again when it was made with the same settings, and its policy is not searched again; `--keep` also stores the fine-tuned weights.
+Every layer counts towards the average bits, the first and the last included. Policies come from one-at-a-time scores,
+the MILP and two rounds of marginals on 512 calibration images. The test images are used for the two figures of a row
+and for nothing else. A row that the record holds is not trained again when it was made with the same settings, and its
+policy is not searched again; `--keep` also stores the fine-tuned weights.
 """
 
 import argparse
@@ -18,21 +20,21 @@ import torch
 from records import RESULTS, keep
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import fold_batchnorm
-from calib.formats import FP32, Format, formats_from_text
-from calib.graph import TracedModel
+from calib.formats.format import FP32, Format, formats_from_text
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from calib.tasks import load_task
-from calib.units import find_units
-from smpq.allocate import Ceiling
-from smpq.costs import cost_models
-from smpq.evaluate import Evaluator
-from smpq.groups import find_groups
-from smpq.plan import Rules
-from smpq.policy import Policy, Space
-from smpq.quantize import FakeQuantizer
-from smpq.search import Effort, choose
+from smpq.problem.costs import cost_models
+from smpq.problem.groups import find_groups
+from smpq.problem.policy import Policy, Space
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
+from smpq.solve.allocate import Ceiling
+from smpq.solve.search import Effort, choose
 from smpq.training.finetune import FineTuneSettings, Progress, Subject, finetune
-from smpq.value import PolicyValue
+from smpq.value.evaluate import Evaluator
+from smpq.value.value import PolicyValue
 
 NAME = "finetune_resnet20"
 ROWS = {"uniform-2.0": (8, 2.0, 4.0), "2.25": (8, 2.25, 4.0), "2.5": (8, 2.5, 4.0), "a4-3.0": (4, 3.0, 1.0)}
@@ -54,7 +56,10 @@ class Bench:
         self.traced = TracedModel(folded, example)
         self.units, _ = find_units(self.traced)
         self.fake = FakeQuantizer(
-            self.traced, self.units, Calibration(self.traced, self.units, self.batches, CalibrationSettings()), Rules("affine")
+            self.traced,
+            self.units,
+            Calibration(self.traced, self.units, self.batches, CalibrationSettings()),
+            Rules("affine"),
         )
         self.evaluation = list(self.task.evaluation())
 
@@ -68,13 +73,17 @@ class Bench:
         groups = find_groups(self.traced, self.units)
         first = groups[0].name
         formats = {
-            group.name: formats_from_text(",".join(f"w{b}a{8 if group.name == first else activation_bits}" for b in WEIGHT_BITS))
+            group.name: formats_from_text(
+                ",".join(f"w{b}a{8 if group.name == first else activation_bits}" for b in WEIGHT_BITS)
+            )
             for group in groups
         }
         space = Space(groups, formats, FP32)
         if weight_bits == min(WEIGHT_BITS):
             return Policy({name: row[0] for name, row in formats.items()}).by_unit(groups)
-        value = Evaluator(PolicyValue(self.fake, space, self.task, self.batches[: SAMPLES // len(self.batches[0].target)]))
+        value = Evaluator(
+            PolicyValue(self.fake, space, self.task, self.batches[: SAMPLES // len(self.batches[0].target)])
+        )
         best = Policy({name: row[-1] for name, row in formats.items()})
         moves = [(name, chosen) for name, row in formats.items() for chosen in row]
         values = value.many([best, *(best.with_format(*move) for move in moves)])
@@ -98,17 +107,25 @@ def row(bench: Bench, name: str, settings: FineTuneSettings, directory: Path | N
     bits = sum(unit.parameters * policy[unit.path].weight_bits for unit in bench.units)
     average = bits / sum(unit.parameters for unit in bench.units)
     before = bench.top1(bench.fake, policy)
-    print(f"{name}: {average:.3f} bits, {before:.2f} % before, searched in {search_seconds:.0f} s", file=sys.stderr, flush=True)
+    print(
+        f"{name}: {average:.3f} bits, {before:.2f} % before, searched in {search_seconds:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
 
     def report(progress: Progress) -> None:
         print(f"{name}: step {progress.step}/{progress.steps} loss {progress.loss:.4f}", file=sys.stderr, flush=True)
 
-    subject = Subject(bench.task, bench.traced, bench.units, bench.model, bench.folded, bench.fake.plan(policy), name, "benchmark")
+    subject = Subject(
+        bench.task, bench.traced, bench.units, bench.model, bench.folded, bench.fake.plan(policy), name, "benchmark"
+    )
     tuned = finetune(subject, bench.batches, settings, report)
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         tuned.save(directory / f"{name}.safetensors")
-    fake = FakeQuantizer(tuned.traced(bench.traced), bench.units, tuned.calibration(bench.fake.calibration), Rules("affine"))
+    fake = FakeQuantizer(
+        tuned.traced(bench.traced), bench.units, tuned.calibration(bench.fake.calibration), Rules("affine")
+    )
     after = bench.top1(fake, policy)
     print(f"{name}: {after:.2f} % after, {tuned.seconds:.0f} s", file=sys.stderr, flush=True)
     return {
@@ -136,7 +153,10 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--epochs", type=float, help="instead of those of the row")
     parser.add_argument(
-        "--lr", type=float, default=FineTuneSettings.learning_rate, help="peak learning rate; a tenth of it for step sizes"
+        "--lr",
+        type=float,
+        default=FineTuneSettings.learning_rate,
+        help="peak learning rate; a tenth of it for step sizes",
     )
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Change genuine files at random places, and read each in a process with a limit on its memory: it is read, or refused with one message.
+"""Change genuine files at random places, and read each in a process with a limit on its memory: it is read, or refused
+with one message.
 
 Usage: fuzz_files.py [--mutations N]   (of each kind of file)
 """
@@ -29,7 +30,11 @@ def genuine(directory: Path) -> Iterator[tuple[str, str, bytes]]:
     """Yield the kind of file, the name that its reader wants, and the content."""
     generator = np.random.default_rng(SEED)
     labels = [int(label) for label in generator.integers(0, 10, 20)]
-    record = {b"data": generator.integers(0, 256, (20, 3072), dtype=np.uint8), b"labels": labels, b"filenames": [b"x.png"] * 20}
+    record = {
+        b"data": generator.integers(0, 256, (20, 3072), dtype=np.uint8),
+        b"labels": labels,
+        b"filenames": [b"x.png"] * 20,
+    }
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         yield "cifar10", "test_batch", pickle.dumps(record, protocol=protocol)
     path = directory / "weights"
@@ -44,7 +49,9 @@ def genuine(directory: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def fuzzed(reader: str, name: str, content: bytes, count: int, directory: Path) -> dict:
-    """Return what became of `count` mutations; an assertion of `read_within_limits` fails on a crash, a traceback or too much memory."""
+    """Return what became of `count` mutations; an assertion of `read_within_limits` fails on a crash, a traceback or
+    too much memory.
+    """
     generator, said, started = random.Random(SEED), [], time.monotonic()
     while len(said) < count:
         paths = []
@@ -70,7 +77,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as text:
         directory = Path(text)
-        rows = [fuzzed(reader, name, content, options.mutations, directory) for reader, name, content in genuine(directory)]
+        rows = [
+            fuzzed(reader, name, content, options.mutations, directory) for reader, name, content in genuine(directory)
+        ]
     command = f"python -m benchmarks.fuzz_files --mutations {options.mutations}"
     keep("fuzz_files", command, [SEED], rows, memory_bytes=MEMORY, mutations=sum(row["mutations"] for row in rows))
 

@@ -1,10 +1,10 @@
 """The games of the estimator benchmarks: tables of every coalition's value, so that exact Shapley values are known.
 
 `digits_units`: 10 players, the quantisable units of the built-in digits network; a member is moved from float to w2a8.
-`digits_tensors`: 18 players, every integer tensor of that network: the weight of each of the 10 units at 2 bits, and each of the 8
-activation tensors that they read at 4 bits. Rounding is `nearest` in both, so that members disturb each other; the value is minus the mean
-KL divergence (nats) from the float network on calibration images.
-`synthetic`: pairs, triples and one term of five players, squashed by a saturation that makes interactions of every order.
+`digits_tensors`: 18 players, every integer tensor of that network: the weight of each of the 10 units at 2 bits, and
+each of the 8 activation tensors that they read at 4 bits. Rounding is `nearest` in both, so that members disturb each
+other; the value is minus the mean KL divergence (nats) from the float network on calibration images. `synthetic`:
+pairs, triples and one term of five players, squashed by a saturation that makes interactions of every order.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, fx
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.execution import Edit, Edits
-from calib.fold import fold_batchnorm
-from calib.formats import Format
-from calib.graph import TracedModel
+from calib.formats.format import Format
+from calib.network.execution import Edit, Edits
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import Unit, find_units
 from calib.tasks import load_task
-from calib.units import Unit, find_units
 
 IMAGES = 32
 WEIGHT, UNIT, ACTIVATION_BITS = Format.from_text("w2a8"), Format.from_text("w2a8"), 4
@@ -71,7 +71,9 @@ class Table:
 
 
 def digits_game(name: str) -> Table:
-    """Return `digits_units` or `digits_tensors`; worked out on first use and then kept in the directory for temporary files."""
+    """Return `digits_units` or `digits_tensors`; worked out on first use and then kept in the directory for temporary
+    files.
+    """
     traced, players, inputs = _network(name)
     path = Path(tempfile.gettempdir()) / f"smpq-{name}-{_fingerprint(traced, players, inputs)}.npz"
     if not path.exists():
@@ -89,14 +91,20 @@ def digits_game(name: str) -> Table:
 def _fingerprint(traced: TracedModel, players: list[Player], inputs: Tensor) -> str:
     """Return a hash of everything that the values depend on, but for the arithmetic of the processor."""
     state = hashlib.sha256(torch.__version__.encode())
-    for tensor in (inputs, *traced.state.values(), *(weight for player in players for weight in player.parameters.values())):
+    for tensor in (
+        inputs,
+        *traced.state.values(),
+        *(weight for player in players for weight in player.parameters.values()),
+    ):
         state.update(tensor.contiguous().numpy().tobytes())
     state.update(repr([(player.name, player.edges) for player in players]).encode())
     return state.hexdigest()[:16]
 
 
 def synthetic_game(players: int, seed: int = 0) -> Table:
-    """Return a game outside every surrogate's class: -tanh(cost), cost a sum of single, pair, triple and five-player terms."""
+    """Return a game outside every surrogate's class: -tanh(cost), cost a sum of single, pair, triple and five-player
+    terms.
+    """
     generator = np.random.default_rng(seed)
     table = np.arange(2**players)[:, None] >> np.arange(players)[::-1] & 1
     alone = generator.lognormal(0, 1, players) / players
@@ -111,7 +119,9 @@ def synthetic_game(players: int, seed: int = 0) -> Table:
 
 def record(rows: list[dict[str, Any]], seeds: str, **extra: Any) -> dict[str, Any]:
     """Return what a benchmark keeps: when, where and with what the rows were measured."""
-    versions = {package: version(package) for package in ("numpy", "scipy", "torch")} | {"python": platform.python_version()}
+    versions = {package: version(package) for package in ("numpy", "scipy", "torch")} | {
+        "python": platform.python_version()
+    }
     return {
         "date": time.strftime("%Y-%m-%d"),
         "device": f"{_processor()}, {os.cpu_count()} cores",
@@ -181,8 +191,8 @@ def _tensor_players(units: tuple[Unit, ...], calibration: Calibration) -> list[P
 def _all_values(traced: TracedModel, players: list[Player], inputs: Tensor) -> np.ndarray:
     """Return the value of every coalition.
 
-    A node is computed anew only when a player before it in the graph has changed. Players stand in the order of the graph and the
-    last ones change most often, so that nearly all of the work is in the last layers.
+    A node is computed anew only when a player before it in the graph has changed. Players stand in the order of the
+    graph and the last ones change most often, so that nearly all of the work is in the last layers.
     """
     count = len(players)
     bits = {player.name: 1 << (count - 1 - index) for index, player in enumerate(players)}
@@ -249,7 +259,9 @@ def _check(traced: TracedModel, players: list[Player], inputs: Tensor, values: n
         chosen = [player for index, player in enumerate(players) if coalition >> (len(players) - 1 - index) & 1]
         parameters = dict(itertools.chain.from_iterable(player.parameters.items() for player in chosen))
         edges = dict(itertools.chain.from_iterable(player.edges.items() for player in chosen))
-        expected = -float(_divergence(traced.run((inputs,), Edits(edges=edges, parameters=parameters)), reference).mean())
+        expected = -float(
+            _divergence(traced.run((inputs,), Edits(edges=edges, parameters=parameters)), reference).mean()
+        )
         if abs(expected - values[coalition]) > 1e-4 * max(1.0, abs(expected)):
             raise AssertionError(f"coalition {coalition}: {values[coalition]} instead of {expected}")
 

@@ -2,8 +2,9 @@
 
 Usage: incremental.py CIFAR10_DIR WEIGHTS [--walks N]
 
-512 images in batches of 128, formats w2a8, w3a8, w4a8, w8a8 and fp32. A walk tries every format of one group after the other, in a random
-order (81 policies). The two ways take turns walk by walk, on one thread, by the clock of that thread; values are compared.
+512 images in batches of 128, formats w2a8, w3a8, w4a8, w8a8 and fp32. A walk tries every format of one group after the
+other, in a random order (81 policies). The two ways take turns walk by walk, on one thread, by the clock of that
+thread; values are compared.
 """
 
 import argparse
@@ -19,17 +20,17 @@ import torch
 from records import keep
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import fold_batchnorm
-from calib.formats import FP32, formats_from_text
-from calib.graph import TracedModel
+from calib.formats.format import FP32, formats_from_text
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from calib.tasks import load_task
-from calib.units import find_units
-from smpq.groups import find_groups
-from smpq.incremental import bytes_per_sample, outputs_of
-from smpq.plan import Rules
-from smpq.policy import Space
-from smpq.quantize import FakeQuantizer
-from smpq.value import divergence
+from smpq.problem.groups import find_groups
+from smpq.problem.policy import Space
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
+from smpq.value.incremental import bytes_per_sample, outputs_of
+from smpq.value.value import divergence
 
 IMAGES, BATCH = 512, 128
 WAYS = ("full", "incremental")

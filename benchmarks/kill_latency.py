@@ -1,14 +1,18 @@
-"""`smpq run` with a latency budget, killed with SIGKILL at random moments and started again, until it ends: what is repeated, and what comes out.
+"""`smpq run` with a latency budget, killed with SIGKILL at random moments and started again, until it ends: what is
+repeated, and what comes out.
 
 Usage: kill_latency.py [--kills N] [--task TASK]
 
-Times are other ones every time, so two runs may choose other engines. What must not depend on a kill is checked in three ways:
-1. Nothing is lost: what a kill leaves of the journal, of the loop's steps and of the device's results begins what the run ends with.
-2. Nothing is repeated: every evaluation has one row, every result of the device one key, and a result keeps the times it had.
-3. The end is what it would have been: a second run is given the device's results of the first one and is not killed. It must measure nothing
-   more, and end with the same loop.json and policy.json, byte for byte.
-A moment is a number of evaluations, plus up to .3 s, or of steps of the loop, plus up to two seconds; where the run is further already, up to
-fifteen seconds after its start.
+Times are other ones every time, so two runs may choose other engines. What must not depend on a kill is checked in
+three ways:
+1. Nothing is lost: what a kill leaves of the journal, of the loop's steps and of the device's results begins what the
+   run ends with.
+2. Nothing is repeated: every evaluation has one row, every result of the device one key, and a result keeps the times
+   it had.
+3. The end is what it would have been: a second run is given the device's results of the first one and is not killed. It
+   must measure nothing more, and end with the same loop.json and policy.json, byte for byte.
+A moment is a number of evaluations, plus up to .3 s, or of steps of the loop, plus up to two seconds; where the run is
+further already, up to fifteen seconds after its start.
 """
 
 import contextlib
@@ -61,7 +65,11 @@ def steps(run: Path) -> list[dict]:
 
 def results(run: Path) -> list[dict]:
     """What the device has measured, in the order in which it did."""
-    return [each for file in sorted(run.glob("device/*/measurements.json")) for each in json.loads(file.read_text())["results"]]
+    return [
+        each
+        for file in sorted(run.glob("device/*/measurements.json"))
+        for each in json.loads(file.read_text())["results"]
+    ]
 
 
 def kill(process: subprocess.Popen, run: Path, evaluations: int, known_steps: int, delay: float) -> None:
@@ -90,7 +98,8 @@ def replayed(task: str, run: Path, place: Path) -> dict:
     return {
         "measured_more": len(results(place)) - before,
         "same_files": {
-            name: (run / name).read_bytes() == (place / name).read_bytes() for name in ("scores.json", "loop.json", "policy.json")
+            name: (run / name).read_bytes() == (place / name).read_bytes()
+            for name in ("scores.json", "loop.json", "policy.json")
         },
     }
 

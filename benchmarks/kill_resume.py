@@ -1,12 +1,14 @@
-"""`smpq run` killed with SIGKILL at random moments and started again, until it ends: what is repeated, and what comes out.
+"""`smpq run` killed with SIGKILL at random moments and started again, until it ends: what is repeated, and what comes
+out.
 
 Usage: kill_resume.py [--kills N] [--task TASK]
 
-An undisturbed run of the digits task (target simulate) gives the journal, scores.json and policy.json. Then the same command is killed
-and started again in the same directory, four times a run, and what comes out is compared. A moment is drawn uniformly from the
-evaluations of the undisturbed run, plus up to two seconds; where the run is further already, uniformly from the first ten seconds.
-Every other start has two workers. A row of the journal is never replaced (a second value of a policy is an error), and its rowid counts the
-evaluations that finished: rowids 1 to n for n policies say that none was finished twice.
+An undisturbed run of the digits task (target simulate) gives the journal, scores.json and policy.json. Then the same
+command is killed and started again in the same directory, four times a run, and what comes out is compared. A moment is
+drawn uniformly from the evaluations of the undisturbed run, plus up to two seconds; where the run is further already,
+uniformly from the first ten seconds. Every other start has two workers. A row of the journal is never replaced (a
+second value of a policy is an error), and its rowid counts the evaluations that finished: rowids 1 to n for n policies
+say that none was finished twice.
 """
 
 import argparse

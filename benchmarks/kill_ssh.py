@@ -6,8 +6,8 @@ The device is this machine behind an ssh server of asyncssh, with a home directo
 scores.json, which depends on no measured time. Then the same command is killed (SIGKILL) and started again in the same
 directory, five times a run, and at last it is left to end. A moment is drawn uniformly from the measurements of the
 undisturbed run, plus up to three seconds. Checked at the end: scores.json is the same; what had been measured at a kill
-has the same figures at the end; the runner has measured as often as there are results; nothing is left on the device. Other runs are
-stopped by SIGTERM and SIGHUP in turn, after which nothing may be left on the device either.
+has the same figures at the end; the runner has measured as often as there are results; nothing is left on the device.
+Other runs are stopped by SIGTERM and SIGHUP in turn, after which nothing may be left on the device either.
 """
 
 import argparse
@@ -47,13 +47,17 @@ class Job:
     def start(self) -> None:
         environment = {**os.environ, "SMPQ_SSH_OPTIONS": self.server.options, "OMP_NUM_THREADS": "1"}
         command = hearing_signals(sys.executable, "-m", "cli", *JOB, "--out", self.run, "--device", self.server.address)
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
 
     def left(self) -> list[Path]:
         return list((self.server.home / ".cache" / "smpq").glob("*"))
 
     def measured(self) -> list[str]:
-        """Names of the engines that runners have measured, in all logs there have been; a log is read even when it has been removed."""
+        """Names of the engines that runners have measured, in all logs there have been; a log is read even when it has
+        been removed.
+        """
         for directory in self.left():
             with contextlib.suppress(OSError):
                 log = (directory / "runner.log").open()
@@ -65,7 +69,9 @@ class Job:
         return lines
 
     def until(self, count: int, delay: float) -> None:
-        """Wait until `count` more engines than at the start are measured and `delay` seconds more, or until the command ends."""
+        """Wait until `count` more engines than at the start are measured and `delay` seconds more, or until the command
+        ends.
+        """
         before = len(self.measured())
         while self.process.poll() is None and len(self.measured()) < before + count:
             time.sleep(0.02)

@@ -1,9 +1,11 @@
-"""The latency model: how well do at most 12 measured engines predict 12 others? Latency on this CPU, batch 1, one thread, CPU clock.
+"""The latency model: how well do at most 12 measured engines predict 12 others? Latency on this CPU, batch 1, one
+thread, CPU clock.
 
 Usage: latency_model.py CIFAR10_DIR RESNET20_WEIGHTS [--seeds 0,1,2] [--networks resnet20,resnet18,vit_tiny]
 
-ResNet-20 for 32x32 images, a ResNet-18-shaped network and a ViT-tiny-shaped one of six layers for 224x224. The 12 engines are those the tool
-itself would measure first; the others are random plans of another seed, formats and placement of joins alike. Bar: 3 % mean absolute error.
+ResNet-20 for 32x32 images, a ResNet-18-shaped network and a ViT-tiny-shaped one of six layers for 224x224. The 12
+engines are those the tool itself would measure first; the others are random plans of another seed, formats and
+placement of joins alike. Bar: 3 % mean absolute error.
 """
 
 import argparse
@@ -16,11 +18,11 @@ import numpy as np
 from records import keep
 from runs import NETWORKS, open_network
 
-from deploy.float_onnx import export_float_model
 from deploy.latency.bench import Bench
 from deploy.latency.designs import designed_policies, random_policies
 from deploy.latency.model import Observation, fit
 from deploy.latency.observations import edges
+from deploy.run.float_onnx import export_float_model
 
 MEASURED, OTHERS = 12, 12
 
@@ -38,11 +40,15 @@ def rows_of(name: str, seeds: list[int], directory: Path, options: argparse.Name
             model = fit(space, between, [reference, *measured])
             fitting = time.process_time() - fitting
             known = {observation.policy.key() for observation in measured}
-            others = [policy for policy in random_policies(space, OTHERS + MEASURED, 1000 + seed) if policy.key() not in known]
+            others = [
+                policy for policy in random_policies(space, OTHERS + MEASURED, 1000 + seed) if policy.key() not in known
+            ]
             tested = [bench.observe(policy) for policy in others[:OTHERS]]
             predicted = [model.predict(observation.policy) for observation in tested]
             errors = [abs(mean / seen.ratio - 1) for (mean, _), seen in zip(predicted, tested, strict=True)]
-            inside = [abs(mean - seen.ratio) <= 1.96 * error for (mean, error), seen in zip(predicted, tested, strict=True)]
+            inside = [
+                abs(mean - seen.ratio) <= 1.96 * error for (mean, error), seen in zip(predicted, tested, strict=True)
+            ]
             rows.append(
                 {
                     "network": name,
@@ -55,14 +61,22 @@ def rows_of(name: str, seeds: list[int], directory: Path, options: argparse.Name
                     "mean_absolute_error": float(np.mean(errors)),
                     "largest_error": float(np.max(errors)),
                     "inside_95_interval": float(np.mean(inside)),
-                    "correlation": float(np.corrcoef([mean for mean, _ in predicted], [seen.ratio for seen in tested])[0, 1]),
+                    "correlation": float(
+                        np.corrcoef([mean for mean, _ in predicted], [seen.ratio for seen in tested])[0, 1]
+                    ),
                     "ratios": [min(seen.ratio for seen in tested), max(seen.ratio for seen in tested)],
                     "fit_seconds": fitting,
                     "cpu_seconds": time.process_time() - start,
-                    "predicted_and_measured": [[mean, seen.ratio] for (mean, _), seen in zip(predicted, tested, strict=True)],
+                    "predicted_and_measured": [
+                        [mean, seen.ratio] for (mean, _), seen in zip(predicted, tested, strict=True)
+                    ],
                 }
             )
-            print({key: value for key, value in rows[-1].items() if key != "predicted_and_measured"}, file=sys.stderr, flush=True)
+            print(
+                {key: value for key, value in rows[-1].items() if key != "predicted_and_measured"},
+                file=sys.stderr,
+                flush=True,
+            )
     return rows
 
 
@@ -80,7 +94,13 @@ def main() -> None:
         name: float(np.mean([row["mean_absolute_error"] for row in rows if row["network"] == name]))
         for name in dict.fromkeys(row["network"] for row in rows)
     }
-    keep("latency_model", "python benchmarks/latency_model.py CIFAR10_DIR RESNET20_WEIGHTS", seeds, rows, mean_absolute_error=mean)
+    keep(
+        "latency_model",
+        "python benchmarks/latency_model.py CIFAR10_DIR RESNET20_WEIGHTS",
+        seeds,
+        rows,
+        mean_absolute_error=mean,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""The closed loop on this CPU: five budgets a network, at most ten engines each, measured again without the tool, against 30 random plans.
+"""The closed loop on this CPU: five budgets a network, at most ten engines each, measured again without the tool,
+against 30 random plans.
 
 Usage: loop.py CIFAR10_DIR RESNET20_WEIGHTS [--networks resnet20,resnet18,vit_tiny] [--random 30]
 
-The networks of latency_model.py. Budgets lie evenly between the fastest engine that a search without value finds and the float engine. Each budget's
-loop starts from nothing but the scores, which one scoring gives for all. What it hands over is timed again in plain onnxruntime: the upper end of
-the 95 % interval may be 1.02 times the budget. Networks that are not asked for keep their rows in the record. Random plans are drawn around the fastest and the float plan until enough are measured to meet
-the budget; none may have a better value than the loop's (on the calibration images, which is what the loop searches by).
+The networks of latency_model.py. Budgets lie evenly between the fastest engine that a search without value finds and
+the float engine. Each budget's loop starts from nothing but the scores, which one scoring gives for all. What it hands
+over is timed again in plain onnxruntime: the upper end of the 95 % interval may be 1.02 times the budget. Networks that
+are not asked for keep their rows in the record. Random plans are drawn around the fastest and the float plan until
+enough are measured to meet the budget; none may have a better value than the loop's (on the calibration images, which
+is what the loop searches by).
 """
 
 import argparse
@@ -23,15 +26,15 @@ from records import RESULTS, keep
 from runs import NETWORKS, open_network
 
 from deploy.devices.base import Candidate
-from deploy.float_onnx import export_float_model
 from deploy.latency.bench import THOROUGH, Bench
 from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Step, upper
 from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import edges
-from deploy.prepare import Prepared
+from deploy.run.float_onnx import export_float_model
+from deploy.run.workspace import Prepared
 from deploy.stages.scoring import score
-from smpq.policy import Policy, Space
+from smpq.problem.policy import Policy, Space
 
 BUDGETS, BUILDS, ROUNDS, MOST_DRAWS = 5, 10, 51, 120
 
@@ -40,7 +43,9 @@ def session(candidate: Candidate) -> ort.InferenceSession:
     """Open an engine in plain onnxruntime, with the settings that belong to it."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, candidate.settings["graph_optimization_level"])
+    options.graph_optimization_level = getattr(
+        ort.GraphOptimizationLevel, candidate.settings["graph_optimization_level"]
+    )
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     for key, value in candidate.settings["session_config"].items():
         options.add_session_config_entry(key, value)
@@ -64,7 +69,9 @@ def remeasure(bench: Bench, policy: Policy) -> tuple[float, float, float]:
 
 
 def loop(prepared: Prepared, bench: Bench, limit: float, starts: dict, seed: int) -> Outcome:
-    """Search as `smpq run` does: what the loop hands over is measured thoroughly, and searched on where that overrules it."""
+    """Search as `smpq run` does: what the loop hands over is measured thoroughly, and searched on where that overrules
+    it.
+    """
     effort = replace(prepared.settings.spending, rounds=1, exchanges=1)
     known: dict[str, Observation] = {}
     steps: list[Step] = []
@@ -86,10 +93,14 @@ def loop(prepared: Prepared, bench: Bench, limit: float, starts: dict, seed: int
 
 
 def near(space: Space, fastest: Policy, most: float, generator: np.random.Generator) -> Policy:
-    """Draw a plan: each group as in the fastest plan, or any format, with a probability of up to `most` that is drawn each time."""
+    """Draw a plan: each group as in the fastest plan, or any format, with a probability of up to `most` that is drawn
+    each time.
+    """
     loose = most * generator.random()
     picks = {
-        name: space.formats[name][generator.integers(len(space.formats[name]))] if generator.random() < loose else chosen
+        name: space.formats[name][generator.integers(len(space.formats[name]))]
+        if generator.random() < loose
+        else chosen
         for name, chosen in fastest.formats.items()
     }
     return Policy(picks, fastest.float_joins)

@@ -39,7 +39,10 @@ class ResNet18(nn.Module):
         widths = [64, 64, 128, 256, 512]
         self.layers = nn.Sequential(
             *(
-                nn.Sequential(BasicBlock(widths[i], widths[i + 1], 1 if i == 0 else 2), BasicBlock(widths[i + 1], widths[i + 1], 1))
+                nn.Sequential(
+                    BasicBlock(widths[i], widths[i + 1], 1 if i == 0 else 2),
+                    BasicBlock(widths[i + 1], widths[i + 1], 1),
+                )
                 for i in range(4)
             )
         )

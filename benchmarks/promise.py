@@ -2,9 +2,9 @@
 
 Usage: PYTHONPATH=. promise.py [COUNT [WORK]]
 
-The networks and the check are those of `tests/promise`, with other seeds than the tests have. Two processes; every outcome is appended to
-WORK (`runs/promise.jsonl`), and seeds that are there are not checked again, so that a stopped benchmark goes on where it was. Failures are
-in the record with their seeds; the exit code is then 1.
+The networks and the check are those of `tests/promise`, with other seeds than the tests have. Two processes; every
+outcome is appended to WORK (`runs/promise.jsonl`), and seeds that are there are not checked again, so that a stopped
+benchmark goes on where it was. Failures are in the record with their seeds; the exit code is then 1.
 """
 
 import gc

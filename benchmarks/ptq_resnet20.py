@@ -1,11 +1,12 @@
-"""Post-training search on ResNet-20: our search against the one-at-a-time KL score with the same solver and the same weights.
+"""Post-training search on ResNet-20: our search against the one-at-a-time KL score with the same solver and the same
+weights.
 
 Usage: ptq_resnet20.py CIFAR10_DIR WEIGHTS [--seeds 0,1,2] [--rounding gptq,nearest] [--effort normal] [--journal FILE]
 
-Weights of 2, 3, 4 or 8 bits, activations of 8, every layer counted; top-1 on the 10,000 test images, whose labels the search never sees.
-One scoring of a seed serves all its budgets; the seconds of a row hold all of it, the calibration and the rounding too: `seconds` on the
-wall, which other processes make longer, `cpu_seconds` of this process. With --journal a run that was stopped repeats no evaluation: its rows
-then have fewer `evaluations`, and too few seconds.
+Weights of 2, 3, 4 or 8 bits, activations of 8, every layer counted; top-1 on the 10,000 test images, whose labels the
+search never sees. One scoring of a seed serves all its budgets; the seconds of a row hold all of it, the calibration
+and the rounding too: `seconds` on the wall, which other processes make longer, `cpu_seconds` of this process. With
+--journal a run that was stopped repeats no evaluation: its rows then have fewer `evaluations`, and too few seconds.
 """
 
 import argparse
@@ -18,23 +19,23 @@ import torch
 from records import keep
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import fold_batchnorm
-from calib.formats import FP32, formats_from_text
-from calib.graph import TracedModel
+from calib.formats.format import FP32, formats_from_text
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from calib.task import Task
 from calib.tasks import load_task
-from calib.units import find_units
-from smpq.allocate import Ceiling, Problem, solve_or_explain
-from smpq.costs import cost_models
-from smpq.evaluate import Evaluator
-from smpq.groups import find_groups
-from smpq.journal import Journal
-from smpq.plan import Rules
-from smpq.policy import Policy, Space
-from smpq.quantize import FakeQuantizer
-from smpq.search import choose, confirm, effort_from_name
-from smpq.shapley import Stopping, estimate
-from smpq.value import PolicyValue
+from smpq.problem.costs import cost_models
+from smpq.problem.groups import find_groups
+from smpq.problem.policy import Policy, Space
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
+from smpq.scoring.shapley import Stopping, estimate
+from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
+from smpq.solve.search import choose, confirm, effort_from_name
+from smpq.value.evaluate import Evaluator
+from smpq.value.journal import Journal
+from smpq.value.value import PolicyValue
 
 BUDGETS = {"gptq": (2.25, 2.5, 2.75, 3.0), "nearest": (3.0, 3.25, 3.5, 4.0)}
 FORMATS = "w2a8,w3a8,w4a8,w8a8"
@@ -70,7 +71,9 @@ class Bench:
         self.bits = cost_models(self.space, traced)["avg_bits"]
         seen, unseen = batches[: SAMPLES // 128], batches[SAMPLES // 128 :]
         self.value = Evaluator(PolicyValue(self.fake, self.space, task, seen), Journal(journal), rounding)
-        self.unseen = Evaluator(PolicyValue(self.fake, self.space, task, unseen), Journal(journal), f"{rounding} unseen")
+        self.unseen = Evaluator(
+            PolicyValue(self.fake, self.space, task, unseen), Journal(journal), f"{rounding} unseen"
+        )
         self._top1: dict[str, float] = {}
         self.spent = clock.spent()
 
@@ -134,7 +137,9 @@ def search(bench: Bench, rounding: str, seed: int, effort_name: str) -> list[dic
 def summary(rows: list[dict]) -> dict:
     found: dict = {}
     for row in rows:
-        found.setdefault(row["rounding"], {}).setdefault(row["method"], {}).setdefault(row["budget"], []).append(row["top1"])
+        found.setdefault(row["rounding"], {}).setdefault(row["method"], {}).setdefault(row["budget"], []).append(
+            row["top1"]
+        )
     for methods in found.values():
         for method, budgets in methods.items():
             means = {str(budget): sum(values) / len(values) for budget, values in budgets.items()}
@@ -162,7 +167,9 @@ def main() -> None:
             for seed in seeds:
                 for effort in options.effort.split(","):
                     rows += search(bench, rounding, seed, effort)
-                name = "ptq_resnet20" if options.effort == "normal" else f"ptq_resnet20_{options.effort.replace(',', '_')}"
+                name = (
+                    "ptq_resnet20" if options.effort == "normal" else f"ptq_resnet20_{options.effort.replace(',', '_')}"
+                )
                 keep(name, f"python benchmarks/ptq_resnet20.py CIFAR10_DIR WEIGHTS --effort {options.effort}", sorted({row["seed"] for row in rows}), rows, summary=summary(rows),
                      threads=torch.get_num_threads(), resumed=options.journal is not None)  # fmt: skip
 

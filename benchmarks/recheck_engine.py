@@ -2,8 +2,9 @@
 
 Usage: recheck_engine.py RUN [CIFAR10_DIR]
 
-Prints one JSON object: the median ratio of the engine's time to the float engine's with its bootstrap interval (interleaved rounds, CPU clock,
-one thread, batch 1), and with a `cifar-10-batches-py` directory the top-1 of both over the 10,000 test images.
+Prints one JSON object: the median ratio of the engine's time to the float engine's with its bootstrap interval
+(interleaved rounds, CPU clock, one thread, batch 1), and with a `cifar-10-batches-py` directory the top-1 of both over
+the 10,000 test images.
 """
 
 import json

@@ -1,8 +1,10 @@
-"""Tests of processes, signals and connections, repeated beside a busy loop and with SIGINT ignored, as in a job of a script.
+"""Tests of processes, signals and connections, repeated beside a busy loop and with SIGINT ignored, as in a job of a
+script.
 
 Usage: repetitions.py [--times N]
 
-Counts how often each test passed, failed or was skipped. The tests are those below, where `-k` chooses in files with others.
+Counts how often each test passed, failed or was skipped. The tests are those below, where `-k` chooses in files with
+others.
 """
 
 import argparse
@@ -19,8 +21,8 @@ from records import keep
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = (
-    "tests/deploy/test_signals.py", "tests/deploy/on_device/test_main.py", "tests/deploy/on_device/test_causes.py",
-    "tests/smpq/workers/test_local.py", "tests/test_killed_runs.py", "tests/deploy/devices/test_ssh.py",
+    "tests/deploy/terminal/test_signals.py", "tests/deploy/runner/test_main.py", "tests/deploy/runner/test_causes.py",
+    "tests/smpq/value/workers/test_local.py", "tests/test_killed_runs.py", "tests/deploy/devices/test_ssh.py",
     "tests/deploy/devices/test_ssh_loop.py", "tests/deploy/devices/test_odd_devices.py",
 )  # fmt: skip
 CHOSEN = "signals or kills or crash or two_runners or end_with or start or killed or test_ssh or odd_devices"

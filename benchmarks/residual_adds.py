@@ -2,9 +2,10 @@
 
 Usage: residual_adds.py [--scale N] [--compute-capability sm89] [NETWORK ...]
 
-Every layer is w8a8. What differs is which adds read their skip as integers: none (`float joins`), those whose skip another layer reads
-as integers and no layer makes (`read skips`, an earlier rule), all (`w8a8`). Needs no GPU. TensorRT-RTX computes an int8
-convolution and what follows in two kernels in any case; `activation_bytes` is what all kernels read and write besides constants.
+Every layer is w8a8. What differs is which adds read their skip as integers: none (`float joins`), those whose skip
+another layer reads as integers and no layer makes (`read skips`, an earlier rule), all (`w8a8`). Needs no GPU.
+TensorRT-RTX computes an int8 convolution and what follows in two kernels in any case; `activation_bytes` is what all
+kernels read and write besides constants.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ import torch
 from records import keep
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import fold_batchnorm
-from calib.formats import FP16, Format
-from calib.graph import TracedModel
-from calib.residual import residual_adds
+from calib.formats.format import FP16, Format
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.residual import residual_adds
+from calib.network.units import find_units
 from calib.task import Batch
-from calib.units import find_units
 from deploy.backends import tensorrt
-from deploy.export import export_float
-from deploy.lower import lower
-from deploy.prepare import rules_of
+from deploy.lowering.export import export_float
+from deploy.lowering.lower import lower
+from deploy.run.workspace import rules_of
 from deploy.targets.target import target_from_name
-from smpq.groups import find_groups
-from smpq.joins import find_joins
-from smpq.quantize import FakeQuantizer
+from smpq.problem.groups import find_groups
+from smpq.problem.joins import find_joins
+from smpq.quantized.quantize import FakeQuantizer
 from tests.deploy.residuals import NETWORKS
 
 STAGES = 7
@@ -55,7 +56,11 @@ def described(record: tensorrt.BuildRecord) -> dict[str, object]:
     """What is asked of a plan: how many kernels, by kind, and how many convolutions hold an add or read a float."""
     kernels = record.kernels
     convolutions = [kernel for kernel in kernels if kernel.kind == "correlation"]
-    adds = [kernel for kernel in kernels if any(node.rsplit("/", 1)[-1].split("_")[0] == "Add" for node in kernel.onnx_nodes)]
+    adds = [
+        kernel
+        for kernel in kernels
+        if any(node.rsplit("/", 1)[-1].split("_")[0] == "Add" for node in kernel.onnx_nodes)
+    ]
     return {
         "kernels": len(kernels),
         "kinds": dict(sorted(Counter(kernel.kind for kernel in kernels).items())),
@@ -85,8 +90,15 @@ def measured(name: str, scale: int, compute_capability: str) -> dict[str, object
     quantizer = FakeQuantizer(traced, units, calibration, rules_of(target))
     joins = {join.name for join in find_joins(traced, find_groups(traced, units), rules_of(target))}
     calls = {call for unit in units for call in unit.calls}
-    new = {add.name for add in residual_adds(traced, units) if add.skip in calls or add.grid != add.skip or not add.readers}
-    policies = (("fp16", FP16, set[str]()), ("float joins", W8A8, joins), ("read skips", W8A8, new), ("w8a8", W8A8, set[str]()))
+    new = {
+        add.name for add in residual_adds(traced, units) if add.skip in calls or add.grid != add.skip or not add.readers
+    }
+    policies = (
+        ("fp16", FP16, set[str]()),
+        ("float joins", W8A8, joins),
+        ("read skips", W8A8, new),
+        ("w8a8", W8A8, set[str]()),
+    )
     row: dict[str, object] = {"network": name, "adds": model.adds, "joins": len(joins)}
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "model.float.onnx"
@@ -109,7 +121,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [measured(name, options.scale, options.compute_capability) for name in options.networks]
-    command = f"python benchmarks/residual_adds.py --scale {options.scale} --compute-capability {options.compute_capability}"
+    command = (
+        f"python benchmarks/residual_adds.py --scale {options.scale} --compute-capability {options.compute_capability}"
+    )
     keep("residual_adds", command, [0], rows, scale=options.scale)
 
 

@@ -1,4 +1,5 @@
-"""Damage every file of a complete run in the ways that its schema suggests: each is refused, equal in effect, or accepted for a known reason.
+"""Damage every file of a complete run in the ways that its schema suggests: each is refused, equal in effect, or
+accepted for a known reason.
 
 Usage: run_files.py [--mutations N]   (of each file; all that there are without it)
 """
@@ -13,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.records import keep
-from deploy.run.files.schemas import schemas
+from deploy.run.schemas import schemas
 from tests.run_files.complete import make_run
 from tests.run_files.mutations import share
 from tests.run_files.trial import ACCEPTED, FAILED, LONGEST_SECONDS, Trials, Verdict
@@ -57,7 +58,10 @@ def main() -> None:
                     verdicts.append(trials(mutation))
                 faulthandler.cancel_dump_traceback_later()
                 rows.append(row(file, verdicts, time.process_time() - started))
-    total = {"mutations": sum(each["mutations"] for each in rows), "failed": sum(len(each["failures"]) for each in rows)}
+    total = {
+        "mutations": sum(each["mutations"] for each in rows),
+        "failed": sum(len(each["failures"]) for each in rows),
+    }
     asked = f" --mutations {options.mutations}" if options.mutations < 10**6 else ""
     limits = {"memory_bytes": MEMORY, "cpu_seconds_each": LONGEST_SECONDS}
     keep("run_files", f"python -m benchmarks.run_files{asked}", [0], rows, **total, limits=limits)

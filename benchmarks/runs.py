@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from deploy.pipeline import open_run
-from deploy.prepare import Prepared
-from deploy.progress import Progress
 from deploy.run.settings import Settings
+from deploy.run.workspace import Prepared
+from deploy.stages.run_all import open_run
+from deploy.terminal.progress import Progress
 
 NETWORKS = {"resnet20": "cifar10-resnet20", "resnet18": "networks:resnet18_task", "vit_tiny": "networks:vit_tiny_task"}
 """Name -> task; those with a colon are in `networks.py`, beside the scripts."""

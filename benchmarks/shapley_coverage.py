@@ -1,6 +1,7 @@
 """How often the estimators' 95 % intervals cover the exact Shapley values of games of 10 players.
 
-A case is a player under a seed. `standard_error_ratio` is the root mean square of the standard errors over that of the errors.
+A case is a player under a seed. `standard_error_ratio` is the root mean square of the standard errors over that of the
+errors.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from math import factorial
 import games
 import numpy as np
 
-from smpq.estimators import Stopping, estimator_from_name
+from smpq.scoring.estimators import Stopping, estimator_from_name
 
 PLAYERS = 10
 SEEDS = 100
@@ -20,7 +21,10 @@ NAMES = ("permutation", "antithetic", "stratified", "truncated", "adaptive")
 
 def main() -> None:
     rows = []
-    for game_name, game in (("digits_units", games.digits_game("digits_units")), ("synthetic", games.synthetic_game(PLAYERS))):
+    for game_name, game in (
+        ("digits_units", games.digits_game("digits_units")),
+        ("synthetic", games.synthetic_game(PLAYERS)),
+    ):
         exact = estimator_from_name("exact").estimate(game, PLAYERS, Stopping(2**PLAYERS), 0)
         by_hand = shapley_values_by_definition(game)
         error = float(abs(exact.values - by_hand).max())

@@ -1,12 +1,15 @@
-"""The supernet's claim on CIFAR-10 with ResNet-20: do Shapley values rank the widths better than softmax, and choose better ones?
+"""The supernet's claim on CIFAR-10 with ResNet-20: do Shapley values rank the widths better than softmax, and choose
+better ones?
 
 Usage: supernet_cifar10.py CIFAR10_DIR WEIGHTS [--seeds 0,1,2] [--directory DIRECTORY] and one option for each size
 
-1. A supernet a seed, weights {2,3,4} and activations {4,8} bits in all 20 layers. Shapley values are estimated on calibration images.
-2. Rank correlation of scores with the drop of top-1 (and the rise of the loss) when one operation is removed and the others'
-   shares renormalised; on the first test images, for this analysis alone.
-3. Policies by the same allocation from each kind of score: at most 3 weight bits a parameter and at most the bit operations of w3a4 everywhere,
-   which is the uniform policy. All are fine-tuned from the same calibrated start with equal settings; top-1 on the 10,000 test images.
+1. A supernet a seed, weights {2,3,4} and activations {4,8} bits in all 20 layers. Shapley values are estimated on
+   calibration images.
+2. Rank correlation of scores with the drop of top-1 (and the rise of the loss) when one operation is removed and the
+   others' shares renormalised; on the first test images, for this analysis alone.
+3. Policies by the same allocation from each kind of score: at most 3 weight bits a parameter and at most the bit
+   operations of w3a4 everywhere, which is the uniform policy. All are fine-tuned from the same calibrated start with
+   equal settings; top-1 on the 10,000 test images.
 
 What is finished is kept in DIRECTORY (and in the record, seed by seed), so that the same command goes on after a kill.
 """
@@ -24,17 +27,17 @@ from records import RESULTS, keep
 from scipy import stats
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import fold_batchnorm
-from calib.formats import FP32, Format, formats_from_text
-from calib.graph import TracedModel
+from calib.formats.format import FP32, Format, formats_from_text
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from calib.tasks import load_task
-from calib.units import find_units
-from smpq.allocate import Ceiling, Problem, solve_or_explain
-from smpq.costs import cost_models
-from smpq.groups import find_groups
-from smpq.plan import Rules
-from smpq.policy import Policy, Space
-from smpq.quantize import FakeQuantizer
+from smpq.problem.costs import cost_models
+from smpq.problem.groups import find_groups
+from smpq.problem.policy import Policy, Space
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
+from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
 from smpq.supernet.game import GameSettings, SupernetGame
 from smpq.supernet.network import Supernet, SupernetSubject
 from smpq.supernet.scores import argmax_policy, shapley_scores, softmax_scores
@@ -91,12 +94,16 @@ class Bench:
         before = self.top1(self.fake, by_unit)
         subject = Subject(self.task, self.traced, self.units, self.model, self.folded, plan, policy.key(), "benchmark")
         tuned = finetune(subject, self.batches[:4], settings)
-        fake = FakeQuantizer(tuned.traced(self.traced), self.units, tuned.calibration(self.fake.calibration), Rules("affine"))
+        fake = FakeQuantizer(
+            tuned.traced(self.traced), self.units, tuned.calibration(self.fake.calibration), Rules("affine")
+        )
         return before, self.top1(fake, by_unit)
 
 
 def removal(bench: Bench, supernet: Supernet, images: int) -> dict[str, list[float]]:
-    """By operation: how far top-1 (points) falls and the loss rises on the first test images when it is removed alone."""
+    """By operation: how far top-1 (points) falls and the loss rises on the first test images when it is removed
+    alone.
+    """
     count = -(-images // len(bench.evaluation[0].target))
     game = SupernetGame(supernet, bench.evaluation[:count], GameSettings(JUDGED))
     coalitions = np.vstack([np.ones(game.players, bool), ~np.eye(game.players, dtype=bool)])
@@ -148,7 +155,11 @@ def one_seed(bench: Bench, settings: SupernetSettings, tuning: FineTuneSettings,
         report,
     )
     state.restore(supernet)
-    row: dict = {"seed": settings.seed, "history": list(state.history), "operations": [str(o) for o in supernet.operations]}
+    row: dict = {
+        "seed": settings.seed,
+        "history": list(state.history),
+        "operations": [str(o) for o in supernet.operations],
+    }
     row["alphas"] = {f"{group} {side}": shares for (group, side), shares in supernet.shares().items()}
     row["contributions"] = {
         value: {"updates": found.updates, "truncated": found.truncated, "evaluations": found.evaluations,
@@ -157,9 +168,15 @@ def one_seed(bench: Bench, settings: SupernetSettings, tuning: FineTuneSettings,
     }  # fmt: skip
     row["drops"] = parts("drops", lambda: removal(bench, supernet, images))
     row["correlations"] = correlations(supernet, state, row["drops"])
-    say(f"seed {settings.seed}: " + json.dumps({k: v["pooled"]["top1"]["spearman"] for k, v in row["correlations"].items()}))
+    say(
+        f"seed {settings.seed}: "
+        + json.dumps({k: v["pooled"]["top1"]["spearman"] for k, v in row["correlations"].items()})
+    )
     scores = {"dmpq": softmax_scores(supernet, state).values(), "smpq": shapley_scores(supernet, state).values()}
-    policies = {"uniform": bench.space.uniform(UNIFORM), **{name: bench.allocated(found) for name, found in scores.items()}}
+    policies = {
+        "uniform": bench.space.uniform(UNIFORM),
+        **{name: bench.allocated(found) for name, found in scores.items()},
+    }
     row["argmax"] = {
         name: argmax_policy(bench.space, found).to_json(bench.space.groups)["policy"] for name, found in scores.items()
     }
@@ -229,7 +246,9 @@ def recorded(settings: SupernetSettings, tuning: FineTuneSettings) -> dict | Non
         {**record[name], "seed": 0} == json.loads(json.dumps({**asdict(wanted), "seed": 0}))
         for name, wanted in (("supernet", settings), ("finetuning", tuning))
     )
-    return next((row for row in record["rows"] if same and row["seed"] == settings.seed and len(row["policies"]) == 3), None)
+    return next(
+        (row for row in record["rows"] if same and row["seed"] == settings.seed and len(row["policies"]) == 3), None
+    )
 
 
 def main() -> None:
@@ -237,7 +256,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--directory", type=Path, default=Path("supernet_cifar10"), help="where unfinished work is kept")
+    parser.add_argument(
+        "--directory", type=Path, default=Path("supernet_cifar10"), help="where unfinished work is kept"
+    )
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--steps", type=int, default=40, help="batches of 128 an epoch of the supernet")
     parser.add_argument("--walks", type=int, default=6)
@@ -261,14 +282,20 @@ def main() -> None:
             seed=seed,
         )
         rate = arguments.finetune_lr
-        tuning = FineTuneSettings(steps=arguments.finetune_steps, learning_rate=rate, step_learning_rate=rate / 10, seed=seed)
+        tuning = FineTuneSettings(
+            steps=arguments.finetune_steps, learning_rate=rate, step_learning_rate=rate / 10, seed=seed
+        )
         known = recorded(settings, tuning)
-        rows.append(known if known is not None else one_seed(bench, settings, tuning, arguments.images, arguments.directory))
+        rows.append(
+            known if known is not None else one_seed(bench, settings, tuning, arguments.images, arguments.directory)
+        )
         keep(
             NAME,
             "OMP_NUM_THREADS=1 python benchmarks/supernet_cifar10.py CIFAR10_DIR WEIGHTS "
             + " ".join(
-                f"--{n.replace('_', '-')} {v}" for n, v in vars(arguments).items() if n not in {"data", "weights", "directory"}
+                f"--{n.replace('_', '-')} {v}"
+                for n, v in vars(arguments).items()
+                if n not in {"data", "weights", "directory"}
             ),
             [row["seed"] for row in rows],
             rows,

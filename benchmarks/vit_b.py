@@ -1,10 +1,12 @@
-"""A ViT-B-shaped model of 86 million parameters, from PyTorch to ONNX Runtime's engine and a TensorRT-RTX plan for SM89.
+"""A ViT-B-shaped model of 86 million parameters, from PyTorch to ONNX Runtime's engine and a TensorRT-RTX plan for
+SM89.
 
 Usage: vit_b.py [--seed N ...]
 
-Random weights, one thread. A third of the linear layers each is w8a8, w4a16b128 and float, drawn by the seed; ranges from 4 random images,
-weights rounded to nearest. Recorded: wall and CPU seconds and peak memory behind every step, whether every layer's kernel is the planned
-one, how many attention blocks are one fused kernel, and the weights in the plan beside what the policy's own arithmetic says.
+Random weights, one thread. A third of the linear layers each is w8a8, w4a16b128 and float, drawn by the seed; ranges
+from 4 random images, weights rounded to nearest. Recorded: wall and CPU seconds and peak memory behind every step,
+whether every layer's kernel is the planned one, how many attention blocks are one fused kernel, and the weights in the
+plan beside what the policy's own arithmetic says.
 """
 
 import argparse
@@ -22,16 +24,16 @@ from networks import vit_b
 from records import keep
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import fold_batchnorm
-from calib.formats import FP16, FP32, Format, formats_from_text
-from calib.graph import TracedModel
+from calib.formats.format import FP16, FP32, Format, formats_from_text
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import Unit, find_units
 from calib.task import Batch
-from calib.units import Unit, find_units
 from deploy.backends import onnxruntime, tensorrt
-from deploy.export import export_float
-from deploy.lower import lower
+from deploy.lowering.export import export_float
+from deploy.lowering.lower import lower
 from deploy.targets.target import target_from_name
-from smpq.plan import Rules, plan_from_policy
+from smpq.quantized.plan import Rules, plan_from_policy
 
 COMPUTE_CAPABILITY = "sm89"
 IMAGES = 4
@@ -49,7 +51,9 @@ class Steps:
     def done(self, step: str) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         wall, cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
-        self.rows.append({"step": step, "wall_seconds": round(wall, 1), "cpu_seconds": round(cpu, 1), "peak_gb": round(peak, 2)})
+        self.rows.append(
+            {"step": step, "wall_seconds": round(wall, 1), "cpu_seconds": round(cpu, 1), "peak_gb": round(peak, 2)}
+        )
         print(self.rows[-1], file=sys.stderr)
 
 
@@ -62,7 +66,9 @@ def mixed_policy(units: tuple[Unit, ...], seed: int) -> dict[str, Format]:
 
 
 def expected_bytes(units: tuple[Unit, ...], formats: dict[str, Format], parameters: int) -> float:
-    """Bytes of all weights by the formats alone: integers, half scales for each block or channel, half for all the rest."""
+    """Bytes of all weights by the formats alone: integers, half scales for each block or channel, half for all the
+    rest.
+    """
     total = 2.0 * (parameters - sum(unit.parameters for unit in units))
     for unit in units:
         chosen = formats[unit.path]
@@ -147,7 +153,11 @@ def run(seed: int) -> dict:
         "parameters": model.parameters,
         "layers": counts,
         **{key: needed[key] for key in ("wall_seconds", "cpu_seconds", "peak_gb")},
-        "kernels_as_planned": {"tensorrt-rtx": sum(check.agrees for check in checks), "ort-cpu": cpu_agree, "of": len(checks)},
+        "kernels_as_planned": {
+            "tensorrt-rtx": sum(check.agrees for check in checks),
+            "ort-cpu": cpu_agree,
+            "of": len(checks),
+        },
         "other_kernels": [check.to_json() for check in checks if not check.agrees],
         "fused_attentions": {"mixed": fused_attentions(record.kernels), "fp16": fused_attentions(float_plan.kernels)},
         "kernels": {"mixed": len(record.kernels), "fp16": len(float_plan.kernels)},
@@ -172,7 +182,9 @@ def main() -> None:
         # A process for each, because peak memory is that of a process.
         command = [sys.executable, __file__, "--one", str(seed)]
         rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-    keep("vit_b", "python benchmarks/vit_b.py --seed " + " ".join(map(str, options.seed)), options.seed, rows, bars=BARS)
+    keep(
+        "vit_b", "python benchmarks/vit_b.py --seed " + " ".join(map(str, options.seed)), options.seed, rows, bars=BARS
+    )
 
 
 if __name__ == "__main__":

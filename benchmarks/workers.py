@@ -1,13 +1,15 @@
-"""ResNet-20 evaluated by one worker and by two: evaluations per second, local processes and Ray; and what killed workers change.
+"""ResNet-20 evaluated by one worker and by two: evaluations per second, local processes and Ray; and what killed
+workers change.
 
 Usage: workers.py CIFAR10_DIR WEIGHTS [--rounds N] [--kills N]
 
-512 images, formats w2a8, w3a8, w4a8, w8a8, target simulate. A round is the policies of one permutation walk from float to a random policy
-(80 of them), through the Evaluator of the search. One worker and two, local and Ray, and this process with one thread take turns, each
-with the same policies, in another order every round; workers are started before, and every value is compared. The last seconds of a
-round, in which a worker may have nothing left to do, count.
+512 images, formats w2a8, w3a8, w4a8, w8a8, target simulate. A round is the policies of one permutation walk from float
+to a random policy (80 of them), through the Evaluator of the search. One worker and two, local and Ray, and this
+process with one thread take turns, each with the same policies, in another order every round; workers are started
+before, and every value is compared. The last seconds of a round, in which a worker may have nothing left to do, count.
 
-Kills: scores of one permutation on 64 images are estimated by two workers, one of which is killed (SIGKILL) at a random moment.
+Kills: scores of one permutation on 64 images are estimated by two workers, one of which is killed (SIGKILL) at a random
+moment.
 """
 
 import argparse
@@ -26,22 +28,22 @@ from incremental import walk
 from records import keep
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import fold_batchnorm
-from calib.formats import FP32, formats_from_text
-from calib.graph import TracedModel
+from calib.formats.format import FP32, formats_from_text
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from calib.task import Batch
 from calib.tasks import load_task
-from calib.units import find_units
-from smpq.evaluate import Evaluator
-from smpq.groups import find_groups
-from smpq.plan import Rules
-from smpq.policy import Space
-from smpq.quantize import FakeQuantizer
-from smpq.shapley import Stopping, estimate
-from smpq.value import Compute, PolicyValue
-from smpq.workers.crew import Crew
-from smpq.workers.local import LocalHands
-from smpq.workers.ray import RayHands
+from smpq.problem.groups import find_groups
+from smpq.problem.policy import Space
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
+from smpq.scoring.shapley import Stopping, estimate
+from smpq.value.evaluate import Evaluator
+from smpq.value.value import Compute, PolicyValue
+from smpq.value.workers.crew import Crew
+from smpq.value.workers.local import LocalHands
+from smpq.value.workers.ray import RayHands
 
 IMAGES, BATCH, IMAGES_OF_KILLS = 512, 128, 64
 SEED = 0
@@ -104,7 +106,9 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--images", type=int, default=IMAGES, help="fewer are a test of this script, and are not recorded")
+    parser.add_argument(
+        "--images", type=int, default=IMAGES, help="fewer are a test of this script, and are not recorded"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = load_task("cifar10-resnet20", options.data, options.weights)

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib.errors import UserError
-from calib.formats import Format
-from calib.graph import TracedModel, operator_name
+from calib.formats.format import Format
+from calib.formats.integers import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
+from calib.network.graph import TracedModel, operator_name
+from calib.network.residual import residual_adds
+from calib.network.units import Unit
 from calib.observers import Observed, observer_from_name
-from calib.quantizer import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
-from calib.residual import residual_adds
 from calib.rounding import Moments, rounding_from_name
 from calib.task import Batch
-from calib.units import Unit
 
 _ROWS_PER_UNIT = 40_000
 _BIAS_LIMIT = 2**30
@@ -38,12 +38,14 @@ class CalibrationSettings:
 class Calibration:
     """Ranges of activations and rounded weights, each worked out on first use and then kept.
 
-    Every layer is rounded on its *float* inputs, so that a rounded weight does not depend on the formats of other layers and
-    all of them can be combined freely. A pickled copy holds what was worked out before, and nothing to work out more with: call
-    `prepare` and `prepare_quantizers` first.
+    Every layer is rounded on its *float* inputs, so that a rounded weight does not depend on the formats of other
+    layers and all of them can be combined freely. A pickled copy holds what was worked out before, and nothing to work
+    out more with: call `prepare` and `prepare_quantizers` first.
     """
 
-    def __init__(self, traced: TracedModel, units: Sequence[Unit], batches: Sequence[Batch], settings: CalibrationSettings) -> None:
+    def __init__(
+        self, traced: TracedModel, units: Sequence[Unit], batches: Sequence[Batch], settings: CalibrationSettings
+    ) -> None:
         """Run the calibration batches through the float model once."""
         self.traced = traced
         self.settings = settings
@@ -76,8 +78,12 @@ class Calibration:
             )
         return self._weights[key]
 
-    def prepare(self, units: Sequence[Unit], formats: Mapping[str, Sequence[Format]], advance: Callable[[], None]) -> None:
-        """Round every weight that the search may need; `formats` is by unit path, `advance` is called after each weight."""
+    def prepare(
+        self, units: Sequence[Unit], formats: Mapping[str, Sequence[Format]], advance: Callable[[], None]
+    ) -> None:
+        """Round every weight that the search may need; `formats` is by unit path, `advance` is called after each
+        weight.
+        """
         for unit in units:
             for chosen in formats[unit.path]:
                 if not chosen.is_float:
@@ -95,7 +101,9 @@ class Calibration:
         return max(-self._observed[tensor].low, self._observed[tensor].high)
 
     def digest(self) -> str:
-        """Return a hash of the rounded weights and of what was seen of the activations, from which the quantisers follow."""
+        """Return a hash of the rounded weights and of what was seen of the activations, from which the quantisers
+        follow.
+        """
         found = hashlib.sha256(repr(self.settings).encode())
         for key, weight in sorted(self._weights.items()):
             found.update(repr((key, weight.bits, weight.block)).encode())
@@ -117,7 +125,9 @@ class Calibration:
             return torch.zeros(unit.out_features, device=weight.device)
         # any tensor of 8 bits that spans the observed range has at least this step
         spans = [self._observed[name].high - self._observed[name].low for name in unit.inputs]
-        smallest = max(min(span * 0.1 / 255 if span > 0 else SCALE_OF_ZEROS for span in spans), torch.finfo(torch.float32).tiny)
+        smallest = max(
+            min(span * 0.1 / 255 if span > 0 else SCALE_OF_ZEROS for span in spans), torch.finfo(torch.float32).tiny
+        )
         return self.traced.state[unit.bias].abs().float() / (smallest * _BIAS_LIMIT)
 
 
@@ -164,7 +174,8 @@ def _collect_moments(
     for path, total in totals.items():
         if not bool(torch.isfinite(total).all()):
             raise UserError(
-                f"the input of {path} holds NaN, infinity or numbers too large to square on the calibration data: no integers stand for them"
+                f"the input of {path} holds NaN, infinity or numbers too large to square on the calibration data: no "
+                "integers stand for them"
             )
     return {path: Moments(total / rows[path]) for path, total in totals.items()}
 
@@ -194,9 +205,16 @@ def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: i
 
 
 def _gathered(
-    images: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], most: int
+    images: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    most: int,
 ) -> Tensor:
-    """Return `[n, channels * kernel, positions]`, as F.unfold does but of evenly spaced positions only: all of them would be many times more."""
+    """Return `[n, channels * kernel, positions]`, as F.unfold does but of evenly spaced positions only: all of them
+    would be many times more.
+    """
     padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0]))
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     height, width = ((size - r) // s + 1 for size, r, s in zip(padded.shape[2:], reach, stride, strict=True))

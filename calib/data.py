@@ -18,8 +18,9 @@ def materialize(batches: Iterable[Any], limit: int | None = None, *, what: str =
     """Return the batches as a checked list: at most `limit` samples (whole batches, at least one) when it is given.
 
     A batch is a `Batch`, or any `(inputs, target)` pair; `inputs` is a tensor `[n, ...]` or a tuple or list of them.
-    `what` names the batches in messages. Raises UserError for anything else, for an empty loader, for NaN or infinite inputs,
-    for inputs of one batch that disagree on `n`, and for batches that disagree on number, type or shape of the inputs.
+    `what` names the batches in messages. Raises UserError for anything else, for an empty loader, for NaN or infinite
+    inputs, for inputs of one batch that disagree on `n`, and for batches that disagree on number, type or shape of the
+    inputs.
     """
     checked: list[Batch] = []
     samples = 0
@@ -37,7 +38,8 @@ def materialize(batches: Iterable[Any], limit: int | None = None, *, what: str =
 
 
 def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:
-    """Raise UserError unless `batches` can be looped over twice, with the same first batch, which is as `materialize` wants it.
+    """Raise UserError unless `batches` can be looped over twice, with the same first batch, which is as `materialize`
+    wants it.
 
     For loaders too large to hold: looks at one batch, two times.
     """
@@ -53,7 +55,8 @@ def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:
     for one, two in zip(first.inputs, again.inputs, strict=False):
         if not torch.equal(one, two):
             raise UserError(
-                f"{what}() gives other batches the second time: turn off shuffling and random augmentation, or no result could be "
+                f"{what}() gives other batches the second time: turn off shuffling and random augmentation, or no "
+                "result could be "
                 "compared with another"
             )
 
@@ -61,11 +64,13 @@ def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:
 def training_batches(task: Task, epoch: int) -> Iterator[Batch]:
     """Yield the batches of one pass over a task's training data, each checked as `materialize` does, none of them kept.
 
-    Raises UserError when the task has no training data, when a pass is empty, and for any batch that is not as the first one.
+    Raises UserError when the task has no training data, when a pass is empty, and for any batch that is not as the
+    first one.
     """
     if not isinstance(task, TrainableTask):
         raise UserError(
-            f"task {task.name} has no training data: give it a method training(epoch) that returns batches which calibration() "
+            f"task {task.name} has no training data: give it a method training(epoch) that returns batches which "
+            "calibration() "
             "does not hold (see calib.task.TrainableTask)"
         )
     try:
@@ -83,11 +88,14 @@ def training_batches(task: Task, epoch: int) -> Iterator[Batch]:
         first = first or batch
         yield batch
     if first is None:
-        raise UserError(f"training({epoch}) gave no batch: is the loader empty, or an iterator that was already used up?")
+        raise UserError(
+            f"training({epoch}) gave no batch: is the loader empty, or an iterator that was already used up?"
+        )
 
 
 def check_model(model: object) -> nn.Module:
-    """Return `model` if it is a module whose parameters and buffers are finite, and single precision where they are floats.
+    """Return `model` if it is a module whose parameters and buffers are finite, and single precision where they are
+    floats.
 
     Raises UserError that names the first that is not.
     """
@@ -95,11 +103,14 @@ def check_model(model: object) -> nn.Module:
         raise UserError(f"model() must return a torch.nn.Module, not {_type(model)}")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
-            raise UserError(f"{name!r} of the model has no shape yet: run a lazy model on one batch before handing it over")
+            raise UserError(
+                f"{name!r} of the model has no shape yet: run a lazy model on one batch before handing it over"
+            )
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(
-                f"{name!r} of the model is {kind}: hand over model.float(), the target decides the float type of the engine"
+                f"{name!r} of the model is {kind}: hand over model.float(), the target decides the float type of the "
+                "engine"
             )
         check_finite(tensor, f"{name!r} of the model")
     return model
@@ -115,7 +126,8 @@ def check_finite(tensor: Tensor, what: str) -> None:
 def per_sample(function: Callable[..., Any], arguments: Sequence[Any], count: int, what: str) -> Tensor:
     """Return what a task's function (`metric`, `loss`, `divergence`) says about `count` samples, as `[count]` float64.
 
-    Raises UserError, which names the function by `what`, when it raises, or returns anything but one finite number a sample.
+    Raises UserError, which names the function by `what`, when it raises, or returns anything but one finite number a
+    sample.
     """
     try:
         values = torch.as_tensor(function(*arguments)).detach().double()
@@ -159,7 +171,8 @@ def _batch(item: object, where: str) -> Batch:
     for position, tensor in enumerate(inputs):
         if tensor.dim() == 0 or tensor.shape[0] == 0:
             raise UserError(
-                f"input {position} of {where} has shape {list(tensor.shape)}: the first dimension must count the samples"
+                f"input {position} of {where} has shape {list(tensor.shape)}: the first dimension must count the "
+                "samples"
             )
         check_finite(tensor, f"input {position} of {where}")
     sizes = [tensor.shape[0] for tensor in inputs]
@@ -180,7 +193,8 @@ def _check_same(first: Batch, other: Batch, where: str) -> None:
     for position, (one, two) in enumerate(zip(first.inputs, other.inputs, strict=True)):
         if (one.shape[1:], one.dtype) != (two.shape[1:], two.dtype):
             raise UserError(
-                f"input {position} of {where} is {two.dtype} {list(two.shape)}, in the first batch {one.dtype} {list(one.shape)}: "
+                f"input {position} of {where} is {two.dtype} {list(two.shape)}, in the first batch {one.dtype} "
+                f"{list(one.shape)}: "
                 "only the first dimension may differ"
             )
 

@@ -4,4 +4,6 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """A wrong input. The message says what was wrong and what to do; the CLI prints it without a traceback and exits with 2."""
+    """A wrong input. The message says what was wrong and what to do; the CLI prints it without a traceback and exits
+    with 2.
+    """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from calib.errors import UserError
-from calib.quantizer import Scheme, quantizer_from_range
+from calib.formats.integers import Scheme, quantizer_from_range
 
 _SAMPLES_PER_BATCH = 16_384
 _PERCENTILE = 99.99
@@ -22,7 +22,9 @@ _ENTROPY_BINS = 2048
 
 @dataclass
 class Observed:
-    """What is remembered of one tensor over the calibration data: exact extremes and an evenly spaced sample of the values."""
+    """What is remembered of one tensor over the calibration data: exact extremes and an evenly spaced sample of the
+    values.
+    """
 
     low: float = 0.0
     high: float = 0.0
@@ -49,7 +51,9 @@ OBSERVERS: dict[str, Observer] = {}
 
 
 def observer(name: str) -> Callable[[Observer], Observer]:
-    """Register a range rule under the name that `--observer` takes: a function of (Observed, bits, scheme) -> (low, high)."""
+    """Register a range rule under the name that `--observer` takes: a function of (Observed, bits, scheme) -> (low,
+    high).
+    """
 
     def register(function: Observer) -> Observer:
         OBSERVERS[name] = function
@@ -120,7 +124,9 @@ def entropy(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
 
 
 def _divergence(reference: np.ndarray, inside: np.ndarray, levels: int) -> float:
-    """KL divergence of the clipped histogram to the same histogram after it was merged into `levels` bins and spread again."""
+    """KL divergence of the clipped histogram to the same histogram after it was merged into `levels` bins and spread
+    again.
+    """
     group = np.arange(len(inside)) * levels // len(inside)
     occupied = inside > 0
     totals = np.bincount(group, weights=inside, minlength=levels)

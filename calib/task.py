@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 class Batch(NamedTuple):
-    """One batch: the model's positional inputs, each `[n, ...]`, and the target, any object that `metric` understands."""
+    """One batch: the model's positional inputs, each `[n, ...]`, and the target, any object that `metric`
+    understands.
+    """
 
     inputs: tuple[Tensor, ...]
     target: Any
@@ -21,8 +23,8 @@ class Task(Protocol):
     """A model, calibration batches, evaluation batches and a metric.
 
     1. `calibration` batches drive the whole search. `evaluation` batches are only ever used to verify the result.
-    2. `metric` returns one value per sample, higher is better; their mean is the figure that is reported, and their spread is its
-       interval. Top-1 accuracy returns 0 or 1.
+    2. `metric` returns one value per sample, higher is better; their mean is the figure that is reported, and their
+       spread is its interval. Top-1 accuracy returns 0 or 1.
     3. `loss` also returns one value per sample, lower is better. It is used when the search runs with `--value loss`.
     4. `output` is whatever the model's `forward` returns.
     5. Iterating `calibration` or `evaluation` twice gives the same batches.
@@ -59,7 +61,8 @@ class TrainableTask(Task, Protocol):
     def training(self, epoch: int) -> Iterable[Batch]:
         """Return one pass over the training data; order and augmentation depend on `epoch` alone.
 
-        No sample of `calibration()` is among them: whoever trains judges the result on samples that were not trained on.
+        No sample of `calibration()` is among them: whoever trains judges the result on samples that were not trained
+        on.
         """
         ...
 

@@ -1,6 +1,7 @@
 """A multi-layer perceptron on flattened CIFAR-10 images: `smpq run --task examples.cifar10_mlp:task --data D ...`.
 
-Without `--data` the task makes a ten-class problem of the same size itself, so that latency can be studied on any machine.
+Without `--data` the task makes a ten-class problem of the same size itself, so that latency can be studied on any
+machine.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calib.cache import trained
+from calib.files.cache import trained
+from calib.files.weights import load_weights, restore
 from calib.task import Batch
 from calib.tasks.cifar10_files import find_cifar10, read_cifar10
-from calib.weights import load_weights, restore
 
 INPUTS, HIDDEN, CLASSES = 3 * 32 * 32, 1024, 10
 CALIBRATION_IMAGES = 1024

@@ -1,7 +1,7 @@
 """A task of one's own with the things real models contain: `smpq run --task examples.custom_task:task ...`.
 
-Residual adds written with `+` and with `+=`, a depthwise convolution, a module used twice, a Linear on 3-D input, and a transposed
-convolution, which the tool leaves in floating point and says so.
+Residual adds written with `+` and with `+=`, a depthwise convolution, a module used twice, a Linear on 3-D input, and a
+transposed convolution, which the tool leaves in floating point and says so.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calib.cache import trained
 from calib.errors import UserError
+from calib.files.cache import trained
 from calib.task import Batch
 
 TRAINING_IMAGES = 1200

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from calib.storage import AboveZero, Amount, Count, FileRecord, Fraction, Positive, Record
+from calib.files.storage import AboveZero, Amount, Count, FileRecord, Fraction, Positive, Record
 
 FormatText = Annotated[str, msgspec.Meta(pattern=r"^(fp16|fp32|w[2-8](a(4|5|6|7|8|16))?(b[0-9]{1,6})?)$")]
-"""A format as a program writes it; a person may write more forms (`calib.formats.Format.from_text`)."""
+"""A format as a program writes it; a person may write more forms (`calib.formats.format.Format.from_text`)."""
 
 
 class Interval(Record, frozen=True, array_like=True):
@@ -47,7 +47,9 @@ def _same(one: float, other: float, scale: float = 1.0) -> bool:
 
 
 class PolicyFile(FileRecord, frozen=True, kw_only=True):
-    """`policy.json`: a format for every layer, by module path, and the joins that stay in float. May be edited by hand."""
+    """`policy.json`: a format for every layer, by module path, and the joins that stay in float. May be edited by
+    hand.
+    """
 
     NAME = "policy.json"
     MADE_BY = "smpq solve"
@@ -61,7 +63,7 @@ Change = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
 
 
 class ScoreRow(Record, frozen=True, kw_only=True):
-    """`smpq.scores.Score` of one (group, format)."""
+    """`smpq.scoring.scores.Score` of one (group, format)."""
 
     value: Change
     standard_error: Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -94,7 +96,9 @@ class ScoresFile(FileRecord, frozen=True, kw_only=True):
 
 
 class OfPolicy(FileRecord, frozen=True, kw_only=True):
-    """A file that was made for one policy: `policy` is its key, with the hash of the fine-tuned weights where there are any."""
+    """A file that was made for one policy: `policy` is its key, with the hash of the fine-tuned weights where there are
+    any.
+    """
 
     policy: str
 
@@ -119,7 +123,9 @@ class StabilityFile(OfPolicy, frozen=True, kw_only=True):
         if self.undecided != tuple(
             group for group, row in self.frequencies.items() if max(row.values(), default=0.0) < self.DECIDED
         ):
-            raise ValueError(f"undecided are the groups that get no format in {100 * self.DECIDED:.0f} % of the resamples")
+            raise ValueError(
+                f"undecided are the groups that get no format in {100 * self.DECIDED:.0f} % of the resamples"
+            )
 
 
 class ContributionRow(Record, frozen=True, kw_only=True):
@@ -138,7 +144,9 @@ class ContributionRow(Record, frozen=True, kw_only=True):
 
 
 class ContributionsFile(OfPolicy, frozen=True, kw_only=True):
-    """`contributions.json`: Shapley values of the policy itself; `apart` lists the groups in classes that the intervals tell apart."""
+    """`contributions.json`: Shapley values of the policy itself; `apart` lists the groups in classes that the intervals
+    tell apart.
+    """
 
     NAME = "contributions.json"
     MADE_BY = "smpq explain"
@@ -185,7 +193,11 @@ class EstimateRow(Record, frozen=True, kw_only=True):
     operations: tuple[OperationRow, ...]
 
     def __post_init__(self) -> None:
-        if bool(self.updates) != bool(self.walks) or (self.updates and self.walks % self.updates) or self.truncated > self.walks:
+        if (
+            bool(self.updates) != bool(self.walks)
+            or (self.updates and self.walks % self.updates)
+            or self.truncated > self.walks
+        ):
             raise ValueError(f"{self.updates} updates with {self.walks} walks, {self.truncated} of them cut")
         if any(len(row.walks) != self.walks or len(row.marginals) != self.walks for row in self.operations):
             raise ValueError(f"an operation has another number of walks than {self.walks}")
@@ -199,7 +211,7 @@ class EpochSeconds(Record, frozen=True, kw_only=True):
 
 
 class EpochEstimate(Record, frozen=True, kw_only=True):
-    """`smpq.estimators.result.Estimate` after one epoch, without its covariance."""
+    """`smpq.scoring.estimators.result.Estimate` after one epoch, without its covariance."""
 
     schema: Count
     estimator: str
@@ -215,7 +227,9 @@ class EpochEstimate(Record, frozen=True, kw_only=True):
 
 
 class EpochRow(Record, frozen=True, kw_only=True):
-    """One epoch of a supernet: mean loss, expected bit operations a MAC, and the Shapley values by value if they were estimated."""
+    """One epoch of a supernet: mean loss, expected bit operations a MAC, and the Shapley values by value if they were
+    estimated.
+    """
 
     epoch: Positive
     loss: float
@@ -225,6 +239,7 @@ class EpochRow(Record, frozen=True, kw_only=True):
 
 
 __all__ = [
-    "AboveZero", "Amount", "ContributionRow", "ContributionsFile", "Count", "EpochRow", "EstimateRow", "FormatText", "Interval", "OfPolicy",
+    "AboveZero", "Amount", "ContributionRow", "ContributionsFile", "Count", "EpochRow", "EstimateRow", "FormatText",
+    "Interval", "OfPolicy",
     "OperationRow", "PolicyFile", "Positive", "ScoreRow", "ScoresFile", "StabilityFile",
 ]  # fmt: skip

@@ -14,9 +14,9 @@ from unittest import mock
 from rich.console import Console
 
 import cli
-from deploy.progress import Progress
 from deploy.run.directory import Run
 from deploy.run.trust import remember
+from deploy.terminal.progress import Progress
 
 TINY = ("--task", "tests.tiny_task:task", "--evaluations", "12", "--samples", "16")
 
@@ -60,7 +60,9 @@ def copy_of(run: Path, to: Path) -> Path:
 
 def contents(run: Path, without: Sequence[str] = ()) -> dict[str, bytes]:
     """Every file of a run with its bytes."""
-    return {path.name: path.read_bytes() for path in sorted(run.iterdir()) if path.is_file() and path.name not in without}
+    return {
+        path.name: path.read_bytes() for path in sorted(run.iterdir()) if path.is_file() and path.name not in without
+    }
 
 
 def refused(*arguments: object) -> str:

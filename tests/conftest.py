@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers that share the cores wait for each other's threads at every product of matrices otherwise, up to twenty times as long. The
-    # libraries read this when they are loaded, also in the processes that tests start.
+    # Workers that share the cores wait for each other's threads at every product of matrices otherwise, up to twenty
+    # times as long. The libraries read this when they are loaded, also in the processes that tests start.
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 from deploy.latency import bench
@@ -24,16 +24,22 @@ SLOW = (
     "deploy/backends/test_tensorrt_kernels.py", "deploy/devices/test_bundle.py", "deploy/devices/test_mutations.py",
     "deploy/devices/test_odd_devices.py", "deploy/devices/test_runner_file.py", "deploy/devices/test_ssh.py",
     "deploy/devices/test_ssh_loop.py", "deploy/doctor/test_command.py", "deploy/latency/test_loop.py",
-    "deploy/on_device/test_causes.py", "deploy/on_device/test_main.py", "deploy/run/test_loop_history.py",
-    "deploy/run/test_trust.py", "deploy/stages/test_looping.py", "deploy/stages/test_supernet.py", "deploy/test_broken_graphs.py",
-    "deploy/test_capabilities_hold.py", "deploy/test_finetuning.py", "deploy/test_forged_weights.py", "deploy/test_networks.py",
+    "deploy/runner/test_causes.py", "deploy/runner/test_main.py", "deploy/run/test_loop_history.py",
+    "deploy/run/test_trust.py", "deploy/stages/test_looping.py", "deploy/stages/test_supernet.py",
+    "deploy/test_broken_graphs.py",
+    "deploy/test_capabilities_hold.py", "deploy/test_finetuning.py", "deploy/test_forged_weights.py",
+    "deploy/test_networks.py",
     "deploy/test_residual_adds.py", "deploy/test_run.py", "deploy/test_training_device.py", "deploy/test_verify.py",
-    "examples/test_cifar10_mlp.py", "examples/test_custom_task.py", "promise/test_promise.py", "run_files/test_mutations.py",
+    "examples/test_cifar10_mlp.py", "examples/test_custom_task.py", "promise/test_promise.py",
+    "run_files/test_mutations.py",
     "smpq/training/test_devices.py", "smpq/training/test_finetune.py", "smpq/training/test_finetuned.py",
-    "smpq/workers/test_local.py", "smpq/workers/test_ray.py", "test_cli.py", "test_killed_runs.py", "test_odd_networks.py",
+    "smpq/value/workers/test_local.py", "smpq/value/workers/test_ray.py", "test_cli.py", "test_killed_runs.py",
+    "test_odd_networks.py",
     "test_same_files.py", "test_whole_job.py", "test_wrong_inputs.py", "test_wrong_run_files.py",
 )  # fmt: skip
-"""Files of whole runs, of processes and of hundreds of networks: all their tests are marked `slow`, and `make test-quick` leaves them out."""
+"""Files of whole runs, of processes and of hundreds of networks: all their tests are marked `slow`, and `make
+test-quick` leaves them out.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,7 +60,9 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast() -> Iterator[None]:
-    """Make torch's own tables once, and do not look for garbage among what was imported: a third of the time of a small model."""
+    """Make torch's own tables once, and do not look for garbage among what was imported: a third of the time of a small
+    model.
+    """
     gc.collect()
     gc.freeze()
     with torch_kept(), traced_once():
@@ -63,7 +71,9 @@ def _fast() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_measurements() -> Iterator[None]:
-    """Time the final engine for a tenth of a second and not for one and a half: no test depends on how narrow the interval is."""
+    """Time the final engine for a tenth of a second and not for one and a half: no test depends on how narrow the
+    interval is.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(making, "FINAL", Protocol(rounds=9, round_ms=4.0, singles=200))
         patch.setattr(bench, "THOROUGH", Protocol(rounds=15, round_ms=8.0))

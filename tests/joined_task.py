@@ -1,4 +1,6 @@
-"""The tiny task with a sum that a layer reads and a float operator too, so that keeping the sum in float changes the value."""
+"""The tiny task with a sum that a layer reads and a float operator too, so that keeping the sum in float changes the
+value.
+"""
 
 import torch
 from torch import Tensor, nn

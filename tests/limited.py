@@ -1,4 +1,6 @@
-"""Read files in a process of its own that may take no more than a given amount of memory: what a file asks for shows."""
+"""Read files in a process of its own that may take no more than a given amount of memory: what a file asks for
+shows.
+"""
 
 import json
 import os
@@ -12,7 +14,7 @@ MEMORY = 1024 * 2**20
 """Bytes on top of what the process takes once everything is imported."""
 READERS = {
     "cifar10": "from calib.tasks.cifar10_files import read_cifar10\nread = lambda path: read_cifar10(path.parent, train=False)",
-    "weights": "from calib.weights import load_weights\nread = load_weights",
+    "weights": "from calib.files.weights import load_weights\nread = load_weights",
     "finetuned": "from smpq.training.finetuned import FineTuned\nread = FineTuned.load",
 }
 _CODE = """
@@ -32,7 +34,9 @@ for path in map(Path, sys.argv[1:]):
 
 
 def read_within_limits(reader, *paths, timeout=300):
-    """Return what reading each file said, "read" or the message of the UserError; an assertion fails on anything else."""
+    """Return what reading each file said, "read" or the message of the UserError; an assertion fails on anything
+    else.
+    """
     code = _CODE.format(reader=READERS[reader], memory=MEMORY)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *map(str, paths)],

@@ -1,4 +1,6 @@
-"""The command `smpq` as a process of its own that keeps torch's tables: each trace takes half of the time, and nothing else differs."""
+"""The command `smpq` as a process of its own that keeps torch's tables: each trace takes half of the time, and nothing
+else differs.
+"""
 
 import cli
 from tests.torch_kept import torch_kept

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.on_device.main import run_experiment
-from smpq.journal import Journal
-from smpq.value import PolicyValue
+from deploy.runner.main import run_experiment
+from smpq.value.journal import Journal
+from smpq.value.value import PolicyValue
 from tests.commands import TINY, contents, copy_of, done, refused, smpq
 from tests.conftest import ROOT
 
@@ -66,7 +66,15 @@ def test_help_of_every_command_teaches():
         for word in words:
             assert word in text
         assert f"\n  {name} " in overview
-    for file in ("scores.json", "policy.json", "model.*.onnx", "engine.*", "latency.json", "verify.json", "report.html"):
+    for file in (
+        "scores.json",
+        "policy.json",
+        "model.*.onnx",
+        "engine.*",
+        "latency.json",
+        "verify.json",
+        "report.html",
+    ):
         assert file in overview
 
 
@@ -78,7 +86,9 @@ def test_the_stages_one_by_one(tmp_path):
     known = evaluations(out)
     before = (out / "scores.json").read_bytes()
 
-    solved = [json.loads(done("solve", out, "--budget", budget, "--json").out) for budget in ("avg_bits=32", "size=0.3x")]
+    solved = [
+        json.loads(done("solve", out, "--budget", budget, "--json").out) for budget in ("avg_bits=32", "size=0.3x")
+    ]
     assert solved[0]["policy"] != solved[1]["policy"]
     assert set(solved[0]["policy"].values()) == {"fp32"}
     assert read(out / "policy.json")["policy"] == solved[1]["policy"]
@@ -132,7 +142,9 @@ def test_json_is_all_there_is_on_standard_output(run, tmp_path):
         ["run", *TINY, "--out", run, "--budget", "size=0.9x"],
         ["targets"],
     ]
-    assert {command[0] for command in commands} == set(COMMANDS) - {"profile", "doctor"}, "which have tests of their own"
+    assert {command[0] for command in commands} == set(COMMANDS) - {"profile", "doctor"}, (
+        "which have tests of their own"
+    )
     for command in commands:
         if command[0] == "feedback":
             run_experiment(tmp_path / "bundle", str)
@@ -314,7 +326,10 @@ def test_two_processes_on_one_run(run):
     command = [
         sys.executable,
         "-c",
-        f"from pathlib import Path; from deploy.run.directory import Run; r = Run(Path({str(run)!r})); r.lock(); print(1, flush=True); input()",
+        (
+            f"from pathlib import Path; from deploy.run.directory import Run; r = Run(Path({str(run)!r})); r.lock(); "
+            "print(1, flush=True); input()"
+        ),
     ]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "1\n"

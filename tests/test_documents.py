@@ -43,7 +43,11 @@ def test_every_page_is_in_the_navigation() -> None:
 def broken_links(document: Path, text: str) -> list[str]:
     """Return the links that lead to no file of the repository, or to no heading of it."""
     targets = [match["target"] for match in _LINK.finditer(_FENCE.sub("", text))]
-    return [target for target in targets if not re.match(r"https?://", target) and not _leads_somewhere(document, text, target)]
+    return [
+        target
+        for target in targets
+        if not re.match(r"https?://", target) and not _leads_somewhere(document, text, target)
+    ]
 
 
 def _leads_somewhere(document: Path, text: str, target: str) -> bool:

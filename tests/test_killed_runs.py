@@ -1,4 +1,6 @@
-"""`smpq run` killed with SIGKILL and started again; benchmarks/kill_resume.py does it at random moments and with a larger task."""
+"""`smpq run` killed with SIGKILL and started again; benchmarks/kill_resume.py does it at random moments and with a
+larger task.
+"""
 
 import os
 import signal
@@ -35,7 +37,9 @@ def rows(run):
 def start(run, *options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-m", "tests.quick_cli", *COMMAND, "--out", str(run), *options]
-    return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(run):
@@ -66,7 +70,9 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
         survivors.append(rows(run))
     finish(run)
     found = rows(run)
-    assert [row[0] for row in found] == list(range(1, len(found) + 1)), "a row that was replaced would have a new number"
+    assert [row[0] for row in found] == list(range(1, len(found) + 1)), (
+        "a row that was replaced would have a new number"
+    )
     assert {row[1:] for row in found} == {row[1:] for row in expected}
     assert all(found[: len(known)] == known for known in survivors)
     assert len(survivors[0]) < len(expected)

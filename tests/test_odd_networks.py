@@ -1,4 +1,6 @@
-"""Legitimate networks that are odd become the engine of their module; what no engine can be is refused with one message."""
+"""Legitimate networks that are odd become the engine of their module; what no engine can be is refused with one
+message.
+"""
 
 import json
 
@@ -47,7 +49,11 @@ def test_an_odd_network_becomes_its_own_engine(tmp_path, monkeypatch, network, t
             1,
             r"does not compute what the model does on one sample: output differs .* must not depend on the number of samples",
         ),
-        ("UpToFour", 1, r"can only be traced for one number of samples, calibration\(\) has batches of 8, .* 1: write --batch 8"),
+        (
+            "UpToFour",
+            1,
+            r"can only be traced for one number of samples, calibration\(\) has batches of 8, .* 1: write --batch 8",
+        ),
         ("EightSamples", 1, "write --batch 8"),
         ("Counts", 8, "does not compute what the model does"),
         ("BufferUsed", 8, r"changes the buffer 'count', and the output depends on it"),
@@ -68,7 +74,9 @@ def test_an_odd_network_becomes_its_own_engine(tmp_path, monkeypatch, network, t
         ("Lazy", 8, "'layer.weight' of the model has no shape yet"),
     ],
 )
-def test_what_cannot_be_an_engine_is_refused_with_one_message(tmp_path, monkeypatch, capfd, recwarn, network, batch, message):
+def test_what_cannot_be_an_engine_is_refused_with_one_message(
+    tmp_path, monkeypatch, capfd, recwarn, network, batch, message
+):
     monkeypatch.setenv(ODD, network)
     found = refused(*arguments(tmp_path / "run", batch=batch))
     assert_matches(message, found)

@@ -39,7 +39,10 @@ with torch_kept():
 """
 COMMANDS = {
     "simulate": ([*TINY, "--target", "simulate", "--formats", "w2a8,w3a8,w4a8,w8a8,w4a16,w8a16,fp32"], None),
-    "orin": ([*TINY, "--target", "jetson-orin", "--formats", "w8a8,fp16,fp32"], dict.fromkeys(("first", "second", "head"), "fp32")),
+    "orin": (
+        [*TINY, "--target", "jetson-orin", "--formats", "w8a8,fp16,fp32"],
+        dict.fromkeys(("first", "second", "head"), "fp32"),
+    ),
 }
 
 
@@ -55,7 +58,9 @@ def test_two_processes_write_the_same_bytes(tmp_path):
         subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     for name in COMMANDS:
         first, second = files(tmp_path / "1" / name), files(tmp_path / "2" / name)
-        assert {"costs.json", "scores.json", "space.json", "policy.json", "contributions.json", "export.json"} <= set(first)
+        assert {"costs.json", "scores.json", "space.json", "policy.json", "contributions.json", "export.json"} <= set(
+            first
+        )
         assert list(first) == list(second)
         assert [file for file in first if first[file] != second[file]] == []
         space, costs = json.loads(first["space.json"]), json.loads(first["costs.json"])["costs"]["size"]["parts"]

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from calib.fold import trace_folded
-from calib.graph import TracedModel
-from calib.units import find_units
-from deploy import float_onnx
-from deploy.export import export_float
+from calib.network.fold import trace_folded
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
+from deploy.lowering.export import export_float
+from deploy.run import float_onnx
 from tests.smpq import tunable
 from tests.tiny_task import Net, images
 from tests.traced_once import traced_once

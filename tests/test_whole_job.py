@@ -29,7 +29,15 @@ def integer_report(tmp_path_factory):
 def test_every_layer_of_the_engine_runs_as_planned(integer_report):
     _, report = integer_report
     assert report["met"]
-    assert {layer["path"] for layer in report["layers"]} == {"stem", "depthwise", "pointwise", "twice", "shrink", "mix", "head"}
+    assert {layer["path"] for layer in report["layers"]} == {
+        "stem",
+        "depthwise",
+        "pointwise",
+        "twice",
+        "shrink",
+        "mix",
+        "head",
+    }
     assert all(layer["kernel_agrees"] for layer in report["layers"]), report["layers"]
     assert len(set(report["policy"].values())) == 2, "the budget asks for a mix"
 
@@ -48,7 +56,9 @@ def test_the_engine_predicts_what_the_fake_quantised_model_does(integer_report):
 
 
 def test_simulated_weights_are_integers_that_anyone_can_count(tmp_path):
-    report = run_example(tmp_path / "run", "--target", "simulate", "--formats", "w2a8,w3a4,w5a6,w8a8", "--budget", "avg_bits=4")
+    report = run_example(
+        tmp_path / "run", "--target", "simulate", "--formats", "w2a8,w3a4,w5a6,w8a8", "--budget", "avg_bits=4"
+    )
     path = tmp_path / "run" / "model.simulate.onnx"
     graph = onnx.load(path).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -74,7 +84,9 @@ def test_simulated_weights_are_integers_that_anyone_can_count(tmp_path):
 
 @needs_rtx
 def test_a_tensorrt_plan_is_built_and_checked_without_a_gpu(tmp_path):
-    report = run_example(tmp_path / "run", "--target", "tensorrt-rtx", "--sm", "sm86", "--sm", "sm120", "--budget", "size=0.4x")
+    report = run_example(
+        tmp_path / "run", "--target", "tensorrt-rtx", "--sm", "sm86", "--sm", "sm120", "--budget", "size=0.4x"
+    )
     assert set(report["engine"]) == {"sm86", "sm120"}
     assert all((tmp_path / "run" / plan).stat().st_size > 0 for plan in report["engine"].values())
     assert {"w8a8", "fp16"} == set(report["policy"].values())

@@ -1,4 +1,6 @@
-"""Every wrong input is one message on standard error and exit code 2, changes no file, and leaves a run that goes on."""
+"""Every wrong input is one message on standard error and exit code 2, changes no file, and leaves a run that goes
+on.
+"""
 
 import json
 import os
@@ -12,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from calib.tasks.cifar10_resnet20 import ResNet20
-from deploy.on_device.cuda import open_cuda
-from deploy.on_device.errors import MissingModule
+from deploy.runner.cuda import open_cuda
+from deploy.runner.errors import MissingModule
 from tests.calib.conftest import write_batch
 from tests.commands import TINY, assert_matches, contents, copy_of, done, filled, refused
 from tests.conftest import ROOT
@@ -59,7 +61,10 @@ def run(good_run, tmp_path):
         (["--workers", "two"], "'--workers'.*'two' is not a valid int"),
         (["--memory-limit", "-1"], "--memory-limit is a number of MB above 0 and at most 1e.09, not -1"),
         (["--memory-limit", "nan"], "'nan' is not a valid number"),
-        (["--memory-limit", "0.0001"], "one sample's activations take .* more than the memory limit of 0.0001 MB: raise it"),
+        (
+            ["--memory-limit", "0.0001"],
+            "one sample's activations take .* more than the memory limit of 0.0001 MB: raise it",
+        ),
         (["--ray", " "], "--ray needs an address: local, auto"),
         (["--device", "orin"], "unknown device orin: write local, or ssh://user@host"),
         (["--device", "ssh://"], "ssh://user@host"),
@@ -173,7 +178,9 @@ def test_a_model_in_training_mode_is_not_an_error(run, monkeypatch):
 def test_a_loss_that_fails_while_scoring_keeps_what_was_evaluated(tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setenv(FAULT, "loss")
-    assert r"loss() failed: ZeroDivisionError: after a while" in refused("score", *TINY, "--value", "loss", "--out", out)
+    assert r"loss() failed: ZeroDivisionError: after a while" in refused(
+        "score", *TINY, "--value", "loss", "--out", out
+    )
     monkeypatch.delenv(FAULT)
     record = json.loads(done("score", *TINY, "--value", "loss", "--out", out, "--json").out)
     assert record["value"] == "loss"
@@ -242,7 +249,9 @@ def test_an_impossible_budget_names_the_nearest_point_and_keeps_the_old_plan(run
     before = contents(run)
     for command in (["solve", run], ["run", *TINY, "--out", run]):
         message = refused(*command, "--budget", "size=0.001x")
-        assert_matches(r"no policy meets the budget; the nearest one has size \d+ \(0\.\d+x of float\), wanted at most", message)
+        assert_matches(
+            r"no policy meets the budget; the nearest one has size \d+ \(0\.\d+x of float\), wanted at most", message
+        )
     assert contents(run) == before
     done(*filled(SOLVE, run=run))
 
@@ -259,7 +268,10 @@ def test_an_impossible_budget_is_refused_before_anything_is_scored(tmp_path):
         (["simulate"], "simulate has no engine to time; or give a budget on size, avg_bits or bops"),
         (["tensorrt-rtx"], "--device, or use smpq bundle; or give a budget on size"),
         (["tensorrt"], "--device, or use smpq bundle; or give a budget on size"),
-        (["jetson-orin"], "its engines are built on the device .smpq run --device, or smpq bundle.; smpq score, solve and export"),
+        (
+            ["jetson-orin"],
+            "its engines are built on the device .smpq run --device, or smpq bundle.; smpq score, solve and export",
+        ),
         (["ort-cuda", "--formats", "w4a16b8,fp32"], "this onnxruntime is built without CUDAExecutionProvider"),
     ],
 )
@@ -317,5 +329,8 @@ def test_the_real_process(tmp_path, run):
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr == "error: 'second.weight' of the model holds NaN: correct it first, quantisation would spread it\n"
+    assert (
+        result.stderr
+        == "error: 'second.weight' of the model holds NaN: correct it first, quantisation would spread it\n"
+    )
     assert contents(run) == before

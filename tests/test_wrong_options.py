@@ -1,13 +1,33 @@
-"""Absurd values of every option that takes a number or a path, found by asking the commands themselves for their options."""
+"""Absurd values of every option that takes a number or a path, found by asking the commands themselves for their
+options.
+"""
 
 import click
 import pytest
 
 import cli
-from deploy.numbers import Decimal, Place, Whole
+from deploy.commands.numbers import Decimal, Place, Whole
 from tests.commands import TINY, assert_matches, copy_of, done, refused
 
-NO_NUMBERS = ("", " ", "nan", "inf", "-inf", "infinity", "٣", "1٠", "1_0", "0x10", "1,5", "1e", "\t", "９", "x" * 5000, "--", "½")
+NO_NUMBERS = (
+    "",
+    " ",
+    "nan",
+    "inf",
+    "-inf",
+    "infinity",
+    "٣",
+    "1٠",
+    "1_0",
+    "0x10",
+    "1,5",
+    "1e",
+    "\t",
+    "９",
+    "x" * 5000,
+    "--",
+    "½",
+)
 TOO_LARGE = ("1" * 5000, "1e308", "9" * 30, str(10**30))
 NEEDED = {
     "--budget": "size=0.9x", "--task": "tests.tiny_task:task", "--out": "never", "run": "never", "directory": "never",
@@ -104,7 +124,10 @@ def test_values_that_mean_nothing(tmp_path, options, message):
         (["train-supernet", *TINY, "--out", "{run}", "--epochs", "0"], "epochs of the supernet must be at least 1"),
         (["train-supernet", *TINY, "--out", "{run}", "--walks", "1"], "at least 2 walks"),
         (["train-supernet", *TINY, "--out", "{run}", "--gamma", "1"], "from 0 to below 1"),
-        (["train-supernet", *TINY, "--out", "{run}", "--complexity", "-1"], "complexity of the supernet must be 0 or more"),
+        (
+            ["train-supernet", *TINY, "--out", "{run}", "--complexity", "-1"],
+            "complexity of the supernet must be 0 or more",
+        ),
         (["train-supernet", *TINY, "--out", "{run}", "--held-out", "0"], "samples of the supernet must be at least 1"),
     ],
 )
@@ -115,7 +138,18 @@ def test_values_of_later_commands_that_mean_nothing(good_run, tmp_path, command,
 
 def test_limits_and_odd_spellings_that_are_numbers(tmp_path):
     run = tmp_path / "run"
-    options = ["--seed", "4294967295", "--precision", "-0.0", "--evaluations", " 12 ", "--samples", "+16", "--memory-limit", "1e9"]
+    options = [
+        "--seed",
+        "4294967295",
+        "--precision",
+        "-0.0",
+        "--evaluations",
+        " 12 ",
+        "--samples",
+        "+16",
+        "--memory-limit",
+        "1e9",
+    ]
     done("score", *TINY[:2], *options, "--out", run)
     done("solve", run, "--budget", "size=1e30")
     done("solve", run, "--budget", "size=.9x", "--memory-limit", "1.")

@@ -5,8 +5,8 @@ import json
 import onnx
 import pytest
 
-from calib.fingerprint import Fingerprint
-from deploy.onnx_files import sha256
+from calib.network.fingerprint import Fingerprint
+from deploy.lowering.onnx_files import sha256
 from tests.commands import TINY, assert_matches, contents, copy_of, done, filled, refused
 
 SOLVE = ("solve", "{run}", "--budget", "avg_bits=8")
@@ -56,7 +56,9 @@ def test_a_file_that_was_cut_off(run, good_run, name, command, repair):
     done(*filled(command, run=run))
 
 
-@pytest.mark.parametrize("name", ["run.json", "scores.json", "policy.json", "budget.json", "build.json", "measurements.json"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "scores.json", "policy.json", "budget.json", "build.json", "measurements.json"]
+)
 @pytest.mark.parametrize("text", ["[]", "{}"])
 def test_a_file_that_holds_something_else(run, name, text):
     (run / name).write_text(text)
@@ -175,14 +177,18 @@ def test_measuring_what_cannot_be_measured_here(tmp_path):
 
 def with_a_changed_weight(path):
     model = onnx.load(str(path))
-    tensor = next(each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT and len(each.dims) > 1)
+    tensor = next(
+        each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT and len(each.dims) > 1
+    )
     values = onnx.numpy_helper.to_array(tensor).copy()
     values.flat[0] += 0.5
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(model, str(path))
 
 
-@pytest.mark.parametrize("command", [("export", "{run}"), BUILD, ("bundle", "{run}", "{run}/bundle", "--budget", "latency=2x")])
+@pytest.mark.parametrize(
+    "command", [("export", "{run}"), BUILD, ("bundle", "{run}", "{run}/bundle", "--budget", "latency=2x")]
+)
 def test_a_float_model_with_other_numbers_is_not_used(run, command):
     with_a_changed_weight(run / "model.float.onnx")
     message = refused(*filled(command, run=run))

@@ -52,7 +52,13 @@ class Smooth(Net):
         return self.head(F.gelu(self.second(F.gelu(self.first(x)))).flatten(1))
 
 
-MODELS = {"other forward": Smooth, "untraceable": Branching, "no layer": Bare, "infinite output": Overflowing, "no classes": Flat}
+MODELS = {
+    "other forward": Smooth,
+    "untraceable": Branching,
+    "no layer": Bare,
+    "infinite output": Overflowing,
+    "no classes": Flat,
+}
 
 
 def network(make: type[nn.Module] = Net) -> nn.Module:

@@ -1,4 +1,6 @@
-"""Tables that torch makes anew for every trace and export, made once: they are the same each time, and half of the time of a small model."""
+"""Tables that torch makes anew for every trace and export, made once: they are the same each time, and half of the time
+of a small model.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def operators_kept() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Override:
-    """What torch makes of an operator's kernels and of its rule for fake tensors while it decomposes a program: `before`, `after`."""
+    """What torch makes of an operator's kernels and of its rule for fake tensors while it decomposes a program:
+    `before`, `after`.
+    """
 
     before: dict[Any, Any]
     after: dict[Any, Any]
@@ -96,7 +100,9 @@ def overrides_kept() -> Iterator[None]:
 
 
 def _identity(decomposition: Callable[..., Any]) -> tuple[Any, ...]:
-    """What a decomposition computes: torch writes the same function, and a `partial` of it for each operator, anew each time."""
+    """What a decomposition computes: torch writes the same function, and a `partial` of it for each operator, anew each
+    time.
+    """
     if not isinstance(decomposition, functools.partial) or decomposition.func.__closure__:
         return (decomposition,)
     return (decomposition.func.__code__, decomposition.args, *decomposition.keywords.items())

@@ -1,4 +1,6 @@
-"""Traces and float models of the tiny networks, made once in a process: hundreds of commands begin with them, and they are the same."""
+"""Traces and float models of the tiny networks, made once in a process: hundreds of commands begin with them, and they
+are the same.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from calib import fold, graph
-from calib.tracing import Program
-from calib.units import Unit
-from deploy import float_onnx
+from calib.network import fold, graph
+from calib.network.tracing import Program
+from calib.network.units import Unit
+from deploy.run import float_onnx
 from tests import joined_task, tiny_task
 from tests.smpq import tunable
 
@@ -41,7 +43,13 @@ class _Traces:
         self._kept: dict[Any, Program] = {}
 
     def __call__(
-        self, model: nn.Module, example: tuple[Tensor, ...], sizes: Iterable[int] = (), *, free: bool = True, **more: Any
+        self,
+        model: nn.Module,
+        example: tuple[Tensor, ...],
+        sizes: Iterable[int] = (),
+        *,
+        free: bool = True,
+        **more: Any,
     ) -> Program:
         sizes = tuple(sizes)
         if type(model) not in PURE or model.training or more.get("first"):

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from calib.quantizer import QuantizedWeight, weight_limits
+from calib.formats.integers import QuantizedWeight, weight_limits
 
 _CLIP_STEPS = 36
 _SMALLEST_CLIP = 0.3
@@ -22,7 +22,9 @@ _STEP_OF_ZEROS = 2.0**-20
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of a layer's inputs: `[groups, k, k]` float32, k the length of one dot product; the mean over input patches."""
+    """Second moments of a layer's inputs: `[groups, k, k]` float32, k the length of one dot product; the mean over
+    input patches.
+    """
 
     matrix: Tensor
 
@@ -38,15 +40,18 @@ class Moments:
 
     @cached_property
     def scaled(self) -> Tensor:
-        """`[groups, k, k]`: the matrix, each group times a power of two, so that what nearly dead channels give does not vanish."""
+        """`[groups, k, k]`: the matrix, each group times a power of two, so that what nearly dead channels give does
+        not vanish.
+        """
         return scaled_by_powers(self.matrix, -exponents(self.diagonal.mean(dim=1))[:, None, None])
 
     @cached_property
     def inverse_factor(self) -> Tensor:
-        """`[groups, k, k]`: upper Cholesky factor of the inverse in that order, up to a factor for each group; shared by all widths.
+        """`[groups, k, k]`: upper Cholesky factor of the inverse in that order, up to a factor for each group; shared
+        by all widths.
 
-        1 % of the mean diagonal is added. A group whose factor does not exist in float32 is solved in float64, and then with more damping: at last only
-        its diagonal is left, which is rounding to nearest.
+        1 % of the mean diagonal is added. A group whose factor does not exist in float32 is solved in float64, and then
+        with more damping: at last only its diagonal is left, which is rounding to nearest.
         """
         length = self.order.shape[1]
         rows = self.scaled.gather(1, self.order[:, :, None].expand(-1, -1, length))
@@ -88,11 +93,13 @@ def scaled_by_powers(values: Tensor, powers: Tensor) -> Tensor:
 class RoundWeight(Protocol):
     """A rounding method.
 
-    `weight` is `[out, k]`, rows ordered by group; `scale_floor` `[out]` is the smallest step each row may have. Returns integers
-    int8 `[out, k]` and scales `[out]` or `[out, k / block]`.
+    `weight` is `[out, k]`, rows ordered by group; `scale_floor` `[out]` is the smallest step each row may have. Returns
+    integers int8 `[out, k]` and scales `[out]` or `[out, k / block]`.
     """
 
-    def __call__(self, weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor) -> QuantizedWeight:
+    def __call__(
+        self, weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor
+    ) -> QuantizedWeight:
         """Round one layer's weight."""
         ...
 
@@ -103,7 +110,8 @@ ROUNDINGS: dict[str, RoundWeight] = {}
 def rounding(name: str) -> Callable[[RoundWeight], RoundWeight]:
     """Register a method under the name that `--rounding` takes.
 
-    Write a function with the signature of RoundWeight in a file of its own, decorate it, and import it in `calib.rounding`.
+    Write a function with the signature of RoundWeight in a file of its own, decorate it, and import it in
+    `calib.rounding`.
     """
 
     def register(function: RoundWeight) -> RoundWeight:
@@ -114,17 +122,23 @@ def rounding(name: str) -> Callable[[RoundWeight], RoundWeight]:
 
 
 def search_scale(weight: Tensor, importance: Tensor, bits: int, scale_floor: Tensor) -> Tensor:
-    """Return `[rows]`, the step size of each row whose nearest rounding has the least squared error weighted by `importance`.
+    """Return `[rows]`, the step size of each row whose nearest rounding has the least squared error weighted by
+    `importance`.
 
     `weight` and `importance` are `[rows, k]`; 36 clipping points from 0.3 of the largest magnitude upwards. Any step
-    represents a row of zeros; it gets a small one, because an integer bias is counted in units of input step times weight step.
+    represents a row of zeros; it gets a small one, because an integer bias is counted in units of input step times
+    weight step.
     """
     low, high = weight_limits(bits)
     # in units of a power of two, so that the squares of tiny weights do not vanish
     powers = exponents(weight.abs().amax(dim=1))
-    weight, floor = scaled_by_powers(weight, -powers[:, None]), scaled_by_powers(scale_floor, -powers).clamp(max=_LARGEST)
+    weight, floor = (
+        scaled_by_powers(weight, -powers[:, None]),
+        scaled_by_powers(scale_floor, -powers).clamp(max=_LARGEST),
+    )
     largest = weight.abs().amax(dim=1)
-    # the grid reaches one step further down than up, so a range that just holds the positive end may exceed the largest value
+    # the grid reaches one step further down than up, so a range that just holds the positive end may exceed the largest
+    # value
     full = torch.where(largest > 0, largest / high, torch.ones_like(largest))
     best = full.clone()
     best_error = torch.full_like(full, torch.inf)
@@ -151,6 +165,9 @@ def search_scales(weight: Tensor, moments: Moments, bits: int, block: int | None
         return search_scale(weight, importance, bits, scale_floor)
     blocks = length // block
     flat = search_scale(
-        weight.reshape(rows * blocks, block), importance.reshape(rows * blocks, block), bits, scale_floor.repeat_interleave(blocks)
+        weight.reshape(rows * blocks, block),
+        importance.reshape(rows * blocks, block),
+        bits,
+        scale_floor.repeat_interleave(blocks),
     )
     return flat.reshape(rows, blocks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calib.quantizer import QuantizedWeight, weight_limits
+from calib.formats.integers import QuantizedWeight, weight_limits
 from calib.rounding.base import Moments, exponents, rounding, scaled_by_powers, search_scales
 
 _COLUMNS_AT_ONCE = 128
@@ -19,10 +19,11 @@ _NO_SEARCH_FROM = 7
 def round_gptq(weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor) -> QuantizedWeight:
     """Minimise the error of the layer's output, second moments H of the layer's *float* inputs given.
 
-    Frantar et al., arXiv 2210.17323, algorithm 1, with: 1 % diagonal damping; columns in order of falling diag(H); the groups of a
-    grouped convolution solved side by side. Ours: below 7 bits every row is rounded with seven step sizes around the one that a clip
-    search weighted with diag(H) finds, and keeps the one whose output error e H e' is smallest. The columns that absorb an error want
-    another range than rounding to nearest does: at 2 bits that is most of what can be gained.
+    Frantar et al., arXiv 2210.17323, algorithm 1, with: 1 % diagonal damping; columns in order of falling diag(H); the
+    groups of a grouped convolution solved side by side. Ours: below 7 bits every row is rounded with seven step sizes
+    around the one that a clip search weighted with diag(H) finds, and keeps the one whose output error e H e' is
+    smallest. The columns that absorb an error want another range than rounding to nearest does: at 2 bits that is most
+    of what can be gained.
     """
     rows, length = weight.shape
     groups = moments.matrix.shape[0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calib.quantizer import QuantizedWeight, weight_limits
+from calib.formats.integers import QuantizedWeight, weight_limits
 from calib.rounding.base import Moments, rounding, search_scales
 
 
 @rounding("nearest")
-def round_nearest(weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor) -> QuantizedWeight:
+def round_nearest(
+    weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor
+) -> QuantizedWeight:
     """Round to nearest with the clipping range of least plain squared error (the inputs play no part)."""
     ones = Moments(torch.eye(weight.shape[1], device=weight.device).expand(moments.matrix.shape[0], -1, -1))
     scale = search_scales(weight, ones, bits, block, scale_floor)

@@ -28,15 +28,15 @@ def register(name: str) -> Callable[[TaskFactory], TaskFactory]:
 
     A built-in task is one file in this package:
 
-    1. write a class with the members of `calib.task.Task`: `name`, `metric_name`, `model()`, `calibration()`, `evaluation()`,
-       `metric(output, target)` and `loss(output, target)`; `calib.tasks.digits` is a short one to copy;
+    1. write a class with the members of `calib.task.Task`: `name`, `metric_name`, `model()`, `calibration()`,
+       `evaluation()`, `metric(output, target)` and `loss(output, target)`; `calib.tasks.digits` is a short one to copy;
        `training(epoch)` besides (`calib.task.TrainableTask`) lets it be fine-tuned;
-    2. write a function `(data: Path | None, weights: Path | None) -> Task`. It gets the paths of `--data` and `--weights`, and raises
-       `UserError` with a message that says what to do when it cannot work with them;
+    2. write a function `(data: Path | None, weights: Path | None) -> Task`. It gets the paths of `--data` and
+       `--weights`, and raises `UserError` with a message that says what to do when it cannot work with them;
     3. put `@register("my-task")` above that function and add `"my-task": "calib.tasks.my_task"` to `_MODULES`.
 
-    A task of your own needs none of this: leave out step 3 and write `--task package.module:function`. A class that is called with
-    `(data, weights)`, or a finished object, may stand in place of the function.
+    A task of your own needs none of this: leave out step 3 and write `--task package.module:function`. A class that is
+    called with `(data, weights)`, or a finished object, may stand in place of the function.
     """
 
     def add(factory: TaskFactory) -> TaskFactory:
@@ -52,11 +52,13 @@ def task_names() -> tuple[str, ...]:
 
 
 def load_task(name: str, data: Path | None = None, weights: Path | None = None) -> Task:
-    """Return the task called `name`: a built-in name, or `package.module:object` (a Task, or a factory called with both paths).
+    """Return the task called `name`: a built-in name, or `package.module:object` (a Task, or a factory called with both
+    paths).
 
-    The current directory can be imported from, as with `python -m`. What is called is defined in the named module, or inside the named
-    package, whose `__init__` may hand it on: a module that only imports a function does not lend its name to it. An object that is a task
-    already is not called, and may be of any class. Raises UserError for every way in which this can fail.
+    The current directory can be imported from, as with `python -m`. What is called is defined in the named module, or
+    inside the named package, whose `__init__` may hand it on: a module that only imports a function does not lend its
+    name to it. An object that is a task already is not called, and may be of any class. Raises UserError for every way
+    in which this can fail.
     """
     if ":" in name:
         return _from_user(name, data, weights)
@@ -76,7 +78,9 @@ def _from_user(name: str, data: Path | None, weights: Path | None) -> Task:
         found = _import(module_name)
         for part in parts:
             if not hasattr(found, part):
-                raise UserError(f"module {module_name} has no {attribute!r}: name the task, or the function that makes it")
+                raise UserError(
+                    f"module {module_name} has no {attribute!r}: name the task, or the function that makes it"
+                )
             found = getattr(found, part)
             if isinstance(found, ModuleType):
                 raise UserError(f"{name} goes through the module {found.__name__}: write {found.__name__}:object")
@@ -91,7 +95,8 @@ def _check_defined_in(module_name: str, found: object, name: str) -> None:
     defined = str(getattr(found, "__module__", None))
     if defined != module_name and not defined.startswith(f"{module_name}."):
         raise UserError(
-            f"{name} is defined in {defined} and not in {module_name}: name that module, or write a function here that calls it"
+            f"{name} is defined in {defined} and not in {module_name}: name that module, or write a function here that "
+            "calls it"
         )
 
 
@@ -125,7 +130,8 @@ def _checked(task: object, name: str) -> Task:
     missing = _missing(task)
     if missing:
         raise UserError(
-            f"task {name} gave an object of type {type(task).__name__} without {', '.join(missing)}: a task has {', '.join(_TEXTS)} "
+            f"task {name} gave an object of type {type(task).__name__} without {', '.join(missing)}: a task has "
+            f"{', '.join(_TEXTS)} "
             f"and the methods {', '.join(_METHODS)} (see calib.task.Task)"
         )
     # isinstance with a run-time protocol looks at names only, which `_missing` did more closely.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from calib.errors import UserError
-from calib.inert import Call, WrongPickleError
-from calib.plain_pickle import read_pickle
+from calib.files.inert import Call, WrongPickleError
+from calib.files.plain_pickle import read_pickle
 
 FOLDER = "cifar-10-batches-py"
 TRAINING_FILES = tuple(f"data_batch_{index}" for index in range(1, 6))
@@ -29,7 +29,9 @@ _NUMBERS = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248])")
 
 
 def find_cifar10(data: Path) -> Path:
-    """Return the directory that holds the six files: `data` or its `cifar-10-batches-py`. Raises UserError naming a missing file."""
+    """Return the directory that holds the six files: `data` or its `cifar-10-batches-py`. Raises UserError naming a
+    missing file.
+    """
     if not data.is_dir():
         raise UserError(f"there is no directory {data}: give the unpacked {FOLDER} with --data")
     directory = data / FOLDER if (data / FOLDER).is_dir() else data
@@ -104,7 +106,11 @@ def _pixels(value: object) -> Tensor:
     if len(content) != found.shape[0] * found.shape[1]:
         raise _NoArrayError(f"uint8 {list(found.shape)} with {len(content)} values")
     values = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    return values.view(VALUES_PER_IMAGE, -1).T.contiguous() if found.order in (True, "F") else values.view(-1, VALUES_PER_IMAGE)
+    return (
+        values.view(VALUES_PER_IMAGE, -1).T.contiguous()
+        if found.order in (True, "F")
+        else values.view(-1, VALUES_PER_IMAGE)
+    )
 
 
 def _described(value: object) -> _Described:
@@ -112,7 +118,9 @@ def _described(value: object) -> _Described:
         if value.function in _FROM_BUFFER and len(value.arguments) == 4:  # buffer, dtype, shape, order: protocol 5
             content, kind, shape, order = value.arguments
             return _Described(kind, shape, order, content)
-        if value.function in _RECONSTRUCT and isinstance(value.state, tuple) and len(value.state) == 5:  # ndarray.__setstate__
+        if (
+            value.function in _RECONSTRUCT and isinstance(value.state, tuple) and len(value.state) == 5
+        ):  # ndarray.__setstate__
             _, shape, kind, order, content = value.state
             return _Described(kind, shape, order, content)
         raise _NoArrayError(f"made by {_shown(value.function)}, which is refused")

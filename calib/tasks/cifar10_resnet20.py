@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calib.errors import UserError
+from calib.files.weights import load_weights, restore
 from calib.task import Batch, Task
 from calib.tasks import register
 from calib.tasks.cifar10_files import find_cifar10, read_cifar10
-from calib.weights import load_weights, restore
 
 CALIBRATION_SEED = 0
 CALIBRATION_IMAGES = 2048
@@ -31,7 +31,9 @@ STD = (0.229, 0.224, 0.225)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a residual add without parameters on the shortcut (option A of He et al. 2016, section 4.2)."""
+    """Two 3x3 convolutions and a residual add without parameters on the shortcut (option A of He et al. 2016, section
+    4.2).
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -72,7 +74,9 @@ class ResNet20(nn.Module):
 
     @staticmethod
     def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs, 1), BasicBlock(outputs, outputs, 1))
+        return nn.Sequential(
+            BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs, 1), BasicBlock(outputs, outputs, 1)
+        )
 
 
 class Cifar10ResNet20:
@@ -133,7 +137,9 @@ class Cifar10ResNet20:
 def cifar10_resnet20(data: Path | None, weights: Path | None) -> Task:
     """Make the task from the `cifar-10-batches-py` directory (or its parent) and a file of ResNet-20 weights."""
     if data is None:
-        raise UserError("task cifar10-resnet20 needs --data: the directory cifar-10-batches-py, or the one that holds it")
+        raise UserError(
+            "task cifar10-resnet20 needs --data: the directory cifar-10-batches-py, or the one that holds it"
+        )
     if weights is None:
         raise UserError("task cifar10-resnet20 needs --weights: a .safetensors file or a torch checkpoint of ResNet-20")
     return Cifar10ResNet20(data, weights)
@@ -149,7 +155,9 @@ def _normalised(pixels: Tensor) -> Tensor:
 
 
 def _augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to 4 pixels either way over black borders, and mirror every second one: He et al. 2016, section 4.2."""
+    """Shift each image by up to 4 pixels either way over black borders, and mirror every second one: He et al. 2016,
+    section 4.2.
+    """
     count, _, height, width = pixels.shape
     padded = functional.pad(pixels, (PADDING, PADDING, PADDING, PADDING))
     top, left = torch.randint(2 * PADDING + 1, (2, count), generator=generator)

@@ -77,7 +77,11 @@ class Digits(DigitsTask):
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return SGD with Nesterov's momentum."""
         return torch.optim.SGD(
-            model.parameters(), lr=RECIPE["learning_rate"], momentum=0.9, nesterov=True, weight_decay=RECIPE["weight_decay"]
+            model.parameters(),
+            lr=RECIPE["learning_rate"],
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=RECIPE["weight_decay"],
         )
 
 

@@ -10,14 +10,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calib.cache import trained
 from calib.errors import UserError
+from calib.files.cache import trained
 from calib.task import Batch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The data set is ordered by writer: with a cut, not a shuffle, most evaluation images come from writers never seen in training.
+# The data set is ordered by writer: with a cut, not a shuffle, most evaluation images come from writers never seen in
+# training.
 TRAINING_IMAGES = 1200
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 128
@@ -31,8 +32,8 @@ DISTORTION = {"rotation": 0.25, "size": 0.1, "shift": 0.25}
 class DigitsTask:
     """The first 1,200 images train the network, 512 of them calibrate and 688 fine-tune; the other 597 evaluate.
 
-    A task on this data gives its `name`, its `recipe` (seed, epochs, batch, learning_rate, label_smoothing and whatever else decides
-    the weights: any change of it trains anew), its `network()` and its `optimizer(model)`.
+    A task on this data gives its `name`, its `recipe` (seed, epochs, batch, learning_rate, label_smoothing and whatever
+    else decides the weights: any change of it trains anew), its `network()` and its `optimizer(model)`.
     """
 
     name: str
@@ -63,7 +64,9 @@ class DigitsTask:
         return self._batches(_calibrating(), CALIBRATION_BATCH)
 
     def training(self, epoch: int) -> Iterator[Batch]:
-        """Yield the 688 training images that do not calibrate, distorted at random, in batches as large as the recipe's."""
+        """Yield the 688 training images that do not calibrate, distorted at random, in batches as large as the
+        recipe's.
+        """
         generator = torch.Generator().manual_seed(TRAINING_SEED + epoch)
         kept = torch.ones(TRAINING_IMAGES, dtype=torch.bool)
         kept[_calibrating()] = False
@@ -91,14 +94,18 @@ class DigitsTask:
         size, epochs = int(self.recipe["batch"]), int(self.recipe["epochs"])
         steps = TRAINING_IMAGES // size
         optimizer = self.optimizer(model)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.recipe["learning_rate"], total_steps=epochs * steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.recipe["learning_rate"], total_steps=epochs * steps
+        )
         model.train()
         for _ in range(epochs):
             order = torch.randperm(TRAINING_IMAGES)
             for part in order[: steps * size].split(size):
                 optimizer.zero_grad()
                 output = model(_distorted(self._images[part]))
-                functional.cross_entropy(output, self._labels[part], label_smoothing=self.recipe["label_smoothing"]).backward()
+                functional.cross_entropy(
+                    output, self._labels[part], label_smoothing=self.recipe["label_smoothing"]
+                ).backward()
                 optimizer.step()
                 schedule.step()
 

@@ -1,4 +1,6 @@
-"""scikit-learn's digits with a small vision transformer: what a transformer has, in a network that trains in less than a minute."""
+"""scikit-learn's digits with a small vision transformer: what a transformer has, in a network that trains in less than
+a minute.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[n, tokens, width]` to the same shape."""
         n, tokens, width = x.shape
-        query, key, value = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = (
+            self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         mixed = functional.scaled_dot_product_attention(query, key, value)
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(n, tokens, width))
         return projected
@@ -65,9 +69,11 @@ class Block(nn.Module):
 
 
 class DigitsVit(nn.Module):
-    """A vision transformer for 8x8 images: a convolution, 16 overlapping patches of 4x4, `depth` blocks, the mean over the patches.
+    """A vision transformer for 8x8 images: a convolution, 16 overlapping patches of 4x4, `depth` blocks, the mean over
+    the patches.
 
-    The convolution in front of the patches is that of Xiao et al. 2021 (arXiv 2106.14881): on 1,200 images it is worth 3 points.
+    The convolution in front of the patches is that of Xiao et al. 2021 (arXiv 2106.14881): on 1,200 images it is worth
+    3 points.
     """
 
     def __init__(self, width: int, depth: int, heads: int) -> None:

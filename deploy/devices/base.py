@@ -12,7 +12,7 @@ import numpy as np
 
 from deploy.devices.messages import Result
 from deploy.devices.products import ProductFile
-from deploy.on_device.protocol import Protocol
+from deploy.runner.protocol import Protocol
 
 __all__ = ["Announce", "Candidate", "Device", "Experiment", "Result", "silent"]
 
@@ -26,7 +26,9 @@ def silent(_line: str) -> None:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A lowered ONNX file and the runtime's settings for it; `name` is the hash of the file's content, 16 hexadecimal digits."""
+    """A lowered ONNX file and the runtime's settings for it; `name` is the hash of the file's content, 16 hexadecimal
+    digits.
+    """
 
     name: str
     model: Path
@@ -37,9 +39,9 @@ class Candidate:
 class Experiment:
     """Candidates to be built and timed, each interleaved with the float engine.
 
-    `runtime` is "onnxruntime", "tensorrt" or "tensorrt-rtx". `inputs` holds one batch of `batch` samples by the name of the model's input.
-    `fingerprint` names what the engines were made of (model and data): results of another fingerprint are never taken for these.
-    `label` is a line for people.
+    `runtime` is "onnxruntime", "tensorrt" or "tensorrt-rtx". `inputs` holds one batch of `batch` samples by the name of
+    the model's input. `fingerprint` names what the engines were made of (model and data): results of another
+    fingerprint are never taken for these. `label` is a line for people.
     """
 
     runtime: str
@@ -57,20 +59,24 @@ class Device(typing.Protocol):
     """A machine that engines are measured on."""
 
     def describe(self) -> str:
-        """Name the machine: the same text as long as measurements may be compared. UserError when it cannot be reached."""
+        """Name the machine: the same text as long as measurements may be compared. UserError when it cannot be
+        reached.
+        """
 
     def measure(self, experiment: Experiment, announce: Announce = silent) -> list[Result]:
-        """Build and time the candidates; returns one result for each, in their order. What was measured before is not repeated.
+        """Build and time the candidates; returns one result for each, in their order. What was measured before is not
+        repeated.
 
         A result is of a candidate that was timed, or that the runtime there refused. Raises UserError when the device
         cannot be reached, lacks something, or failed for another reason than the candidate; the message says which.
         """
 
     def fetch_engine(self, result: Result, directory: Path) -> ProductFile | None:
-        """Put the plan that a result was measured with, and what belongs to it (`deploy.on_device.product`), in the place of `directory`.
+        """Put the plan that a result was measured with, and what belongs to it (`deploy.runner.product`), in the place
+        of `directory`.
 
-        Returns its description. Returns None, and leaves `directory` as it is, where neither the device nor this machine has that plan any
-        more. UserError when the device cannot be reached, or sends something else.
+        Returns its description. Returns None, and leaves `directory` as it is, where neither the device nor this
+        machine has that plan any more. UserError when the device cannot be reached, or sends something else.
         """
 
     def close(self) -> None:

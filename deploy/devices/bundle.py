@@ -12,14 +12,14 @@ import msgspec
 import numpy as np
 
 from calib.errors import UserError
-from calib.storage import read_record, replacing, write_bytes, write_record, writing
+from calib.files.storage import read_record, replacing, write_bytes, write_record, writing
 from deploy.devices.base import Candidate, Experiment
 from deploy.devices.checks import check_measured, check_results, keys_of
 from deploy.devices.messages import Asked, Bundle, Measurements, Model, Rounds, Runtime, read_message
 from deploy.devices.runner_file import runner_text
-from deploy.on_device.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
-from deploy.on_device.product import ENGINES_DIRECTORY
-from deploy.onnx_files import copy_model, data_path, sha256
+from deploy.lowering.onnx_files import copy_model, data_path, sha256
+from deploy.runner.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
+from deploy.runner.product import ENGINES_DIRECTORY
 
 RUNNER_FILE = "runner.py"
 BUNDLE_FILE = "bundle.json"
@@ -41,8 +41,8 @@ _NEEDS = {
 def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
     """Write models, inputs, `experiment.json`, `runner.py` and `README.txt`; returns all files that the device needs.
 
-    Models and inputs that are there already are not written again, since their names are hashes. Raises UserError when a model is missing, or
-    the directory cannot be written.
+    Models and inputs that are there already are not written again, since their names are hashes. Raises UserError when
+    a model is missing, or the directory cannot be written.
     """
     check_models(experiment)
     models = {candidate.name: f"{candidate.name}.onnx" for candidate in (experiment.float_, *experiment.candidates)}
@@ -53,12 +53,16 @@ def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
                 copy_model(candidate.model, directory / models[candidate.name])
         write_experiment(experiment, directory, models, carried=True)
         write_bytes(directory / RUNNER_FILE, runner_text().encode())
-        write_bytes(directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime], engines=engines).encode())
+        write_bytes(
+            directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime], engines=engines).encode()
+        )
     names = [*models.values(), inputs_name(experiment), RUNNER_FILE, EXPERIMENT_FILE]
     return [file for name in names for file in (directory / name, data_path(directory / name)) if file.is_file()]
 
 
-def write_experiment(experiment: Experiment, directory: Path, models: Mapping[str, str], *, carried: bool = False) -> Asked:
+def write_experiment(
+    experiment: Experiment, directory: Path, models: Mapping[str, str], *, carried: bool = False
+) -> Asked:
     """Write the inputs and `experiment.json`, and return the latter.
 
     `models` holds the path of each model, relative to `directory`. Of models that are carried to a device the hashes
@@ -92,7 +96,9 @@ def asked_of(experiment: Experiment, models: Mapping[str, str] | None = None, di
         label=experiment.label,
         fingerprint=experiment.fingerprint,
         batch=experiment.batch,
-        protocol=Rounds(rounds=protocol.rounds, round_ms=float(protocol.round_ms), calls=protocol.calls, singles=protocol.singles),
+        protocol=Rounds(
+            rounds=protocol.rounds, round_ms=float(protocol.round_ms), calls=protocol.calls, singles=protocol.singles
+        ),
         seed=experiment.seed,
         inputs=inputs_name(experiment),
         float_=model(experiment.float_),
@@ -110,7 +116,10 @@ def keep_asked(experiment: Experiment, directory: Path) -> None:
 
 def _read_bundle(file: Path) -> Bundle:
     return read_record(
-        file, Bundle, missing="write a bundle first with smpq bundle --budget", repair="delete it, and write the bundle again"
+        file,
+        Bundle,
+        missing="write a bundle first with smpq bundle --budget",
+        repair="delete it, and write the bundle again",
     )
 
 

@@ -1,4 +1,6 @@
-"""Whether the results of a device are what it was asked for, and agree with themselves. A contradiction names both sides."""
+"""Whether the results of a device are what it was asked for, and agree with themselves. A contradiction names both
+sides.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,19 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from calib.errors import UserError
-from calib.storage import plain
+from calib.files.storage import plain
 from deploy.devices.messages import Asked, Measurements, Result
-from deploy.on_device.experiment import result_key
-from deploy.on_device.state import throttle_reasons
-from deploy.printable import printable
+from deploy.runner.experiment import result_key
+from deploy.runner.state import throttle_reasons
+from deploy.terminal.printable import printable
 
 _TOLERANCE = 1e-6
 """Relative; figures travel as decimal text of full precision, so the same arithmetic gives the same number."""
 _RESAMPLES = 20_000
 _END_PERCENT = (0.4, 4.6)
-"""Among all resamples the 2.5th percentile of 2,000 lies here: within six standard errors, sqrt(0.025 * 0.975 / 2000) each."""
+"""Among all resamples the 2.5th percentile of 2,000 lies here: within six standard errors, sqrt(0.025 * 0.975 / 2000)
+each.
+"""
 
 
 def check_results(found: Measurements, asked: Asked, earlier: Collection[str] | None = ()) -> dict[str, Result]:
@@ -38,7 +42,8 @@ def check_results(found: Measurements, asked: Asked, earlier: Collection[str] | 
         )
     if found.runtime != asked.runtime:
         raise UserError(
-            f"it was measured with {found.runtime}, and {asked.runtime} was asked for: measure the last bundle of this run"
+            f"it was measured with {found.runtime}, and {asked.runtime} was asked for: measure the last bundle of this "
+            "run"
         )
     wanted = keys_of(asked)
     results: dict[str, Result] = {}
@@ -60,17 +65,22 @@ def keys_of(asked: Asked) -> dict[str, str]:
 
 
 def check_measured(results: Iterable[Result]) -> None:
-    """Raise UserError when one of the results says nothing about its model: memory ran out, say, or the program there has a bug."""
+    """Raise UserError when one of the results says nothing about its model: memory ran out, say, or the program there
+    has a bug.
+    """
     for result in results:
         if result.failed is None or result.cause == "refused":
             continue
         reason = printable(result.failed)
         if result.cause == "transient":
             raise UserError(
-                f"the device failed over the engine {result.name}, for the moment ({reason}): start again when it has memory to "
+                f"the device failed over the engine {result.name}, for the moment ({reason}): start again when it has "
+                "memory to "
                 "spare; what it has measured is kept there"
             )
-        raise UserError(f"the engine {result.name} was not measured ({reason}): please report this; nothing is concluded from it")
+        raise UserError(
+            f"the engine {result.name} was not measured ({reason}): please report this; nothing is concluded from it"
+        )
 
 
 def _not_asked(result: Result, wanted: dict[str, str]) -> str:
@@ -78,7 +88,8 @@ def _not_asked(result: Result, wanted: dict[str, str]) -> str:
         return "it is not in the last bundle of this run: measure that one"
     key = next(key for key, name in wanted.items() if name == result.name)
     return (
-        f"its key is {result.key}, and that of what was asked for is {key}: other inputs, batch size, protocol or settings. "
+        f"its key is {result.key}, and that of what was asked for is {key}: other inputs, batch size, protocol or "
+        "settings. "
         "Measure the last bundle"
     )
 
@@ -133,7 +144,9 @@ def _check_interval(ratio: float, interval: Sequence[float], ratios: np.ndarray,
     for end, percents in ((low, (outer, inner)), (high, (100 - inner, 100 - outer))):
         least, most = np.percentile(medians, percents)
         if not least * (1 - _TOLERANCE) <= end <= most * (1 + _TOLERANCE):
-            raise _contradiction(result, f"{told}, and its rounds put the end {end:.6g} between {least:.6g} and {most:.6g}")
+            raise _contradiction(
+                result, f"{told}, and its rounds put the end {end:.6g} between {least:.6g} and {most:.6g}"
+            )
 
 
 def _check_state(result: Result) -> None:
@@ -143,7 +156,8 @@ def _check_state(result: Result) -> None:
     if list(result.state.throttled) != follows:
         told = ", ".join(result.state.throttled) or "nothing"
         raise _contradiction(
-            result, f"{told} is said to have slowed the machine down, and its clocks say {', '.join(follows) or 'nothing'}"
+            result,
+            f"{told} is said to have slowed the machine down, and its clocks say {', '.join(follows) or 'nothing'}",
         )
 
 

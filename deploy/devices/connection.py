@@ -1,4 +1,6 @@
-"""Commands and files over the system's ssh and scp, with the user's own configuration and keys; a lost connection is told apart."""
+"""Commands and files over the system's ssh and scp, with the user's own configuration and keys; a lost connection is
+told apart.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 from calib.errors import UserError
 from deploy.devices.messages import LARGEST_MESSAGE_BYTES
 from deploy.devices.process import Lines, TooMuchOutput, run_program
-from deploy.printable import printable
+from deploy.terminal.printable import printable
 
 OPTIONS_VARIABLE = "SMPQ_SSH_OPTIONS"
 _LOST = 255
@@ -69,7 +71,13 @@ class Address:
         except ValueError as error:
             raise UserError(f"{text} is no address ({error}): {todo}") from error
         query = parse_qs(parts.query)
-        if parts.scheme != "ssh" or not parts.hostname or parts.path not in ("", "/") or parts.password or set(query) - {"python"}:
+        if (
+            parts.scheme != "ssh"
+            or not parts.hostname
+            or parts.path not in ("", "/")
+            or parts.password
+            or set(query) - {"python"}
+        ):
             raise UserError(f"{text} is no address: {todo}; ?python=/path/python3 may follow")
         if parts.hostname.startswith("-") or (parts.username or "").startswith("-"):
             raise UserError(f"{text} is no address, a name starts with a dash: {todo}")
@@ -77,7 +85,9 @@ class Address:
 
 
 class Connection:
-    """Each call is a connection of its own. Raises Dropped, RemoteFailed, or UserError when another attempt would fail as well."""
+    """Each call is a connection of its own. Raises Dropped, RemoteFailed, or UserError when another attempt would fail
+    as well.
+    """
 
     def __init__(self, address: Address) -> None:
         """`address` says where to; options for ssh and scp may be added in SMPQ_SSH_OPTIONS."""
@@ -96,7 +106,9 @@ class Connection:
         return "\n".join(lines)
 
     def stream(self, script: str, announce: Callable[[str], None]) -> None:
-        """Run a script, and announce each line of its output as it comes, cut and without what a terminal would not print."""
+        """Run a script, and announce each line of its output as it comes, cut and without what a terminal would not
+        print.
+        """
         self._call(self._ssh(script), Lines(lambda line: announce(printable(line)), _LONGEST_BYTES), _MOST_OUTPUT_BYTES)
 
     def send(self, files: Sequence[Path], directory: str) -> None:
@@ -104,7 +116,9 @@ class Connection:
         # An absolute path is never an option, nor a file of another host, whatever characters it has.
         paths = [str(file.absolute()) for file in files]
         self._call(
-            ["scp", "-q", *self._options, "--", *paths, self._remote(directory)], Lines(str, _LONGEST_BYTES), _MOST_OUTPUT_BYTES
+            ["scp", "-q", *self._options, "--", *paths, self._remote(directory)],
+            Lines(str, _LONGEST_BYTES),
+            _MOST_OUTPUT_BYTES,
         )
 
     def fetch(self, path: str, file: Path, most_bytes: int = LARGEST_MESSAGE_BYTES) -> None:

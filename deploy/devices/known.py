@@ -7,16 +7,18 @@ from pathlib import Path
 
 import msgspec
 
-from calib.storage import write_record
+from calib.files.storage import write_record
 from deploy.devices.checks import check_results, keys_of
 from deploy.devices.messages import Asked, Measurements, Result, read_message
-from deploy.on_device.experiment import MEASUREMENTS_FILE
+from deploy.runner.experiment import MEASUREMENTS_FILE
 
 _REPAIR = "delete it to measure again"
 
 
 def read_known(directory: Path, asked: Asked) -> dict[str, Result]:
-    """Return the results of what is asked for, by key, checked; none where other models, data or another runtime were measured."""
+    """Return the results of what is asked for, by key, checked; none where other models, data or another runtime were
+    measured.
+    """
     found = _read(directory, asked)
     return check_results(found, asked, earlier=None) if found is not None else {}
 
@@ -27,7 +29,9 @@ def results_in_order(known: Mapping[str, Result], asked: Asked) -> list[Result]:
 
 
 def keep_results(directory: Path, asked: Asked, arrived: Measurements, results: Mapping[str, Result]) -> None:
-    """Add results to those that are kept. Those of another version of the runtime are dropped: they are not comparable."""
+    """Add results to those that are kept. Those of another version of the runtime are dropped: they are not
+    comparable.
+    """
     before = _read(directory, asked)
     old = before.results if before is not None and before.versions == arrived.versions else ()
     new = [result for result in results.values() if result.cause in (None, "refused")]

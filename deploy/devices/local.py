@@ -6,18 +6,18 @@ import os
 from pathlib import Path
 
 from calib.errors import UserError
-from calib.storage import writing
+from calib.files.storage import writing
 from deploy.devices.base import Announce, Experiment, Result, silent
 from deploy.devices.bundle import check_models, write_experiment
 from deploy.devices.checks import check_measured
 from deploy.devices.known import read_known, results_in_order
 from deploy.devices.places import machine_directory
 from deploy.devices.products import ProductFile, take_product
-from deploy.on_device.errors import DeviceError
-from deploy.on_device.main import run_experiment
-from deploy.on_device.product import ENGINES_DIRECTORY
-from deploy.on_device.state import machine
-from deploy.printable import printable
+from deploy.runner.errors import DeviceError
+from deploy.runner.main import run_experiment
+from deploy.runner.product import ENGINES_DIRECTORY
+from deploy.runner.state import machine
+from deploy.terminal.printable import printable
 
 
 class LocalDevice:

@@ -1,4 +1,6 @@
-"""What is sent to a device and what comes back, as typed records: the experiment, the measurements, and the machine's name."""
+"""What is sent to a device and what comes back, as typed records: the experiment, the measurements, and the machine's
+name.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 
 from calib.errors import UserError
-from calib.storage import Amount, Count, FileRecord, Positive, Record, Sha256, json_text, read_record
-from deploy.on_device.experiment import SCHEMA
+from calib.files.storage import Amount, Count, FileRecord, Positive, Record, Sha256, json_text, read_record
+from deploy.runner.experiment import SCHEMA
 
 LARGEST_MESSAGE_BYTES = 64_000_000
 """The layers of some hundred TensorRT engines come to a few megabytes."""
@@ -30,7 +32,8 @@ MessageType = TypeVar("MessageType", bound=FileRecord)
 
 
 class Model(Record, frozen=True, kw_only=True):
-    """A lowered ONNX file: the hash of its content as its name, its path in the directory, and the runtime's settings for it.
+    """A lowered ONNX file: the hash of its content as its name, its path in the directory, and the runtime's settings
+    for it.
 
     `sha256` is the hash of the file that is carried to a device, which differs from the name where weights are in a
     file of their own; None for a file that is not carried.
@@ -43,7 +46,7 @@ class Model(Record, frozen=True, kw_only=True):
 
 
 class Rounds(Record, frozen=True, kw_only=True):
-    """How to measure; see `deploy.on_device.protocol.Protocol`."""
+    """How to measure; see `deploy.runner.protocol.Protocol`."""
 
     rounds: Positive
     round_ms: Milliseconds
@@ -75,7 +78,7 @@ class Tensor(Record, frozen=True, kw_only=True):
 
 
 class Layer(Record, frozen=True, kw_only=True):
-    """A layer of an engine as its inspector tells of it, with its milliseconds; see `deploy.on_device.trt_layers`."""
+    """A layer of an engine as its inspector tells of it, with its milliseconds; see `deploy.runner.trt_layers`."""
 
     kind: str
     name: str
@@ -87,7 +90,9 @@ class Layer(Record, frozen=True, kw_only=True):
 
 
 class Reading(Record, frozen=True, kw_only=True):
-    """Clocks in MHz, temperatures in degrees Celsius, and what slows a machine down; see `deploy.on_device.state.read_state`."""
+    """Clocks in MHz, temperatures in degrees Celsius, and what slows a machine down; see
+    `deploy.runner.state.read_state`.
+    """
 
     cpu_mhz: Amount | None
     gpu_mhz: Amount | None
@@ -100,8 +105,8 @@ class Reading(Record, frozen=True, kw_only=True):
 class State(Record, frozen=True, kw_only=True):
     """The machine right before and right after the rounds of a result.
 
-    `throttled` names what slowed it down, and follows from the two readings. The engine was then timed again, up to three `timings` in
-    all; these are the readings of the last one.
+    `throttled` names what slowed it down, and follows from the two readings. The engine was then timed again, up to
+    three `timings` in all; these are the readings of the last one.
     """
 
     before: Reading
@@ -116,8 +121,9 @@ class Result(Record, frozen=True, kw_only=True):
     1. Times are milliseconds of one call, intervals 95 %, `throughput` is samples in a second, `build_seconds` the time
        to make the engine.
        `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why.
-    2. Of engines on a GPU: `enqueue_ms` is what the host takes to put a call on the GPU's stream; `hot_ms` and `cold_ms` are single calls
-       behind another one, and behind a write of twice the L2 cache. `notes` say which of these, or of the layers, could not be told.
+    2. Of engines on a GPU: `enqueue_ms` is what the host takes to put a call on the GPU's stream; `hot_ms` and
+       `cold_ms` are single calls behind another one, and behind a write of twice the L2 cache. `notes` say which of
+       these, or of the layers, could not be told.
     3. Of a failed candidate all figures are None, and `nodes` names the ONNX nodes that the runtime blames, if it says
        which.
     4. `cause` is "refused" when the runtime makes no engine of this model, "transient" when another attempt may
@@ -256,7 +262,9 @@ class Used(Record, frozen=True, kw_only=True):
 
 
 class Place(FileRecord, frozen=True, kw_only=True):
-    """A random name of a run's directory, so that two runs never share one on a device, and what it has left on devices."""
+    """A random name of a run's directory, so that two runs never share one on a device, and what it has left on
+    devices.
+    """
 
     name: ShortHash
     used: tuple[Used, ...] = ()
@@ -270,7 +278,9 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def read_message(path: Path, kind: type[MessageType], missing: str, repair: str) -> MessageType:
-    """Read a file that came from a device; UserError when it is missing, too large to be one, damaged, or of another version."""
+    """Read a file that came from a device; UserError when it is missing, too large to be one, damaged, or of another
+    version.
+    """
     try:
         size = path.stat().st_size
     except OSError:

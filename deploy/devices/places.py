@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from calib.storage import read_record, write_record
+from calib.files.storage import read_record, write_record
 from deploy.devices.messages import Place, Used
 
 PLACE_FILE = "place.json"
@@ -17,7 +17,9 @@ _LONGEST_NAME = 40
 
 
 def machine_directory(directory: Path, machine: str) -> Path:
-    """Return the directory below `directory` for what a machine has measured: its name in letters, and the hash of all of it."""
+    """Return the directory below `directory` for what a machine has measured: its name in letters, and the hash of all
+    of it.
+    """
     readable = re.sub(r"[^A-Za-z0-9]+", "-", machine).strip("-")[:_LONGEST_NAME]
     return directory / f"{readable}-{hashlib.sha256(machine.encode()).hexdigest()[:8]}"
 
@@ -32,7 +34,9 @@ def run_name(directory: Path) -> str:
 
 
 def used_directories(directory: Path, address: str) -> list[str]:
-    """Return the directories on a device that commands of this run have made and not removed, as those that were killed."""
+    """Return the directories on a device that commands of this run have made and not removed, as those that were
+    killed.
+    """
     place = _read(directory)
     return [used.directory for used in place.used if used.address == address] if place is not None else []
 

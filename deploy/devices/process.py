@@ -14,7 +14,9 @@ _CHUNK_BYTES = 1 << 16
 _KEPT_ERRORS_BYTES = 1 << 16
 _MOST_ERRORS_BYTES = 64 << 20
 _ERRORS_DELAY_S = 1.0
-"""How long to wait for the end of the errors: a process that ssh leaves behind for later connections keeps them open."""
+"""How long to wait for the end of the errors: a process that ssh leaves behind for later connections keeps them
+open.
+"""
 
 
 class TooMuchOutput(UserError):  # noqa: N818 - the name says what is wrong
@@ -48,7 +50,8 @@ class Lines:
 
 
 def run_program(command: list[str], text: str, take: Callable[[bytes], object], most_bytes: int) -> tuple[int, str]:
-    """Run a program with `text` as its input, hand its output to `take`, and return its exit code and the end of its errors.
+    """Run a program with `text` as its input, hand its output to `take`, and return its exit code and the end of its
+    errors.
 
     Raises UserError when the program is missing, TooMuchOutput when it writes more than `most_bytes`. It does not
     outlive an exception.
@@ -88,7 +91,9 @@ def _too_much(most_bytes: int) -> str:
 
 
 class _Errors:
-    """Reads what a program writes to its standard error, and keeps the end of it. Calls `stop` when that is far too much."""
+    """Reads what a program writes to its standard error, and keeps the end of it. Calls `stop` when that is far too
+    much.
+    """
 
     def __init__(self, source: int, stop: Callable[[], None]) -> None:
         self._source = source

@@ -1,4 +1,6 @@
-"""The plan that a device has measured, with what belongs to it, as it comes from there: read, checked and put into a run."""
+"""The plan that a device has measured, with what belongs to it, as it comes from there: read, checked and put into a
+run.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from calib.errors import UserError
-from calib.storage import Amount, FileRecord, Positive, Record, Sha256, read_record, writing
+from calib.files.storage import Amount, FileRecord, Positive, Record, Sha256, read_record, writing
 from deploy.devices.messages import Line, Milliseconds, Name, Ratio, Result, ShortHash, Size, check_names
-from deploy.on_device.product import (
+from deploy.runner.product import (
     BUILD_LOG,
     ENGINE_JSON,
     ENGINE_PLAN,
@@ -22,7 +24,7 @@ from deploy.on_device.product import (
     link_or_copy,
     replace_directory,
 )
-from deploy.on_device.product_examples import example_programs
+from deploy.runner.product_examples import example_programs
 
 PRODUCT_FILES = (ENGINE_PLAN, BUILD_LOG, TIMING_CACHE, *example_programs("tensorrt"))
 """All that a product may hold besides its description: a device names no other files."""
@@ -33,7 +35,7 @@ FileSize = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_FILE_BYTES)]
 
 
 class GpuRow(Record, frozen=True, kw_only=True):
-    """The GPU that a plan was built on; see `deploy.on_device.gpu`."""
+    """The GPU that a plan was built on; see `deploy.runner.gpu`."""
 
     name: Name
     sm: Annotated[str, msgspec.Meta(pattern="^sm[0-9]{2,4}$")]
@@ -50,7 +52,9 @@ class TensorRow(Record, frozen=True, kw_only=True):
 
 
 class MeasuredRow(Record, frozen=True, kw_only=True):
-    """What the plan was measured to take: milliseconds of one call, and the ratio to the float engine with its 95 % interval."""
+    """What the plan was measured to take: milliseconds of one call, and the ratio to the float engine with its 95 %
+    interval.
+    """
 
     batch: Positive
     clock: Line
@@ -69,10 +73,12 @@ class FileRow(Record, frozen=True, kw_only=True):
 
 
 class ProductFile(FileRecord, frozen=True, kw_only=True):
-    """`engine.json` of a product: what its plan is, what it was built from and with, what it takes and gives, and how fast it was.
+    """`engine.json` of a product: what its plan is, what it was built from and with, what it takes and gives, and how
+    fast it was.
 
-    1. `name` is that of the model: the first 16 digits of its hash with its data file; `onnx_sha256` is that hash where it was built.
-    2. `gpu` is None for a plan that was built without one. Settings are those of `deploy.on_device.trt_build.TrtSettings`.
+    1. `name` is that of the model: the first 16 digits of its hash with its data file; `onnx_sha256` is that hash where
+       it was built.
+    2. `gpu` is None for a plan that was built without one. Settings are those of `deploy.runner.trt_build.TrtSettings`.
     3. `files` are all other files beside it, with their hashes.
     """
 
@@ -114,7 +120,8 @@ def find_product(directory: Path) -> ProductFile | None:
 
 
 def damaged_files(directory: Path, product: ProductFile) -> list[str]:
-    """Return the names of files that are missing or are not what the description says. A timing cache may have grown since.
+    """Return the names of files that are missing or are not what the description says. A timing cache may have grown
+    since.
 
     The programs have to be those of this version of smpq: nobody should run a text that a device has written.
     """
@@ -122,12 +129,15 @@ def damaged_files(directory: Path, product: ProductFile) -> list[str]:
     return [
         name
         for name, row in product.files.items()
-        if name != TIMING_CACHE and (_sha256(directory / name) != row.sha256 or ours.get(name, row.sha256) != row.sha256)
+        if name != TIMING_CACHE
+        and (_sha256(directory / name) != row.sha256 or ours.get(name, row.sha256) != row.sha256)
     ]
 
 
 def take_product(source: Path, result: Result, directory: Path) -> ProductFile | None:
-    """Put the product at `source` in the place of `directory`; None, and nothing done, where it is not the one of the result."""
+    """Put the product at `source` in the place of `directory`; None, and nothing done, where it is not the one of the
+    result.
+    """
     product = find_product(source)
     if product is None or (product.name, product.plan_sha256) != (result.name, result.plan_sha256):
         return None

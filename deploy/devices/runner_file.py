@@ -8,16 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
-_PACKAGE = "deploy.on_device"
+_PACKAGE = "deploy.runner"
 _MODULES = (
-    "errors", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "gpu", "causes", "ort_gpu", "ort_sessions", "ort",
-    "blame", "trt_log", "plan_cache", "trt_timing", "trt_build", "trt_layers", "trt_context", "trt", "product_examples", "product", "bench", "main",
+    "errors", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "gpu", "causes",
+    "ort_gpu", "ort_sessions", "ort",
+    "blame", "trt_log", "plan_cache", "trt_timing", "trt_build", "trt_layers", "trt_context", "trt", "product_examples",
+    "product", "bench", "main",
 )  # fmt: skip
 _DOCTOR_MODULES = ("doctor_gpus", "doctor_probes", "doctor_machine", "doctor")
 """Not in the runner: what looks at a machine."""
 _HEADER = '''"""Build and time the engines of an experiment on this machine: python3 runner.py --help.
 
-Made by smpq from the modules of its package deploy.on_device, in one file so that it can be copied. It needs Python 3.10 or later,
+Made by smpq from the modules of its package deploy.runner, in one file so that it can be copied. It needs Python 3.10 or later,
 numpy, and the runtime that experiment.json names.
 """
 
@@ -39,7 +41,8 @@ def runner_text() -> str:
 
     1. All imports come first, each once; those of the joined modules themselves are left out.
     2. A module's docstring becomes a comment over its code.
-    3. A name stands for one thing in all modules, since they share a namespace: ValueError when it does not, which is a bug in them.
+    3. A name stands for one thing in all modules, since they share a namespace: ValueError when it does not, which is a
+       bug in them.
     """
     standard, others, sections = _joined(_MODULES)
     return "\n".join([_HEADER, *standard, "", _NUMPY, *others, *sections, "", _FOOTER])
@@ -75,7 +78,7 @@ def _needed(module: str) -> list[str]:
 
 
 def _source(module: str) -> str:
-    return (Path(__file__).parent.parent / "on_device" / f"{module}.py").read_text(encoding="utf-8")
+    return (Path(__file__).parent.parent / "runner" / f"{module}.py").read_text(encoding="utf-8")
 
 
 def _import_lines(trees: Iterable[ast.Module]) -> list[str]:
@@ -88,7 +91,10 @@ def _import_lines(trees: Iterable[ast.Module]) -> list[str]:
         else:
             parts[str(node.module)].update(ast.unparse(alias) for alias in node.names)
     whole.discard("import numpy as np")  # has its own place
-    return [*sorted(whole), *(f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(parts.items()))]
+    return [
+        *sorted(whole),
+        *(f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(parts.items())),
+    ]
 
 
 def _imports(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -102,7 +108,9 @@ def _is_ours(node: ast.Import | ast.ImportFrom) -> TypeGuard[ast.ImportFrom]:
 def _section(name: str, source: str, tree: ast.Module) -> str:
     """Return a module's code without its imports, under its docstring as a comment."""
     lines = source.splitlines()
-    dropped = {number for node in (tree.body[0], *_imports(tree)) for number in range(node.lineno, (node.end_lineno or 0) + 1)}
+    dropped = {
+        number for node in (tree.body[0], *_imports(tree)) for number in range(node.lineno, (node.end_lineno or 0) + 1)
+    }
     code = "\n".join(line for number, line in enumerate(lines, start=1) if number not in dropped).strip()
     about = "\n".join(f"# {line}".rstrip() for line in (ast.get_docstring(tree) or "").splitlines())
     return f"\n# ---- {name} " + "-" * (120 - len(name)) + f"\n{about}\n\n\n{code}\n"
@@ -113,7 +121,9 @@ def _check_names(trees: dict[str, ast.Module]) -> None:
     for module, tree in trees.items():
         for name, meaning in _meanings(module, tree):
             if meanings.setdefault(name, meaning) != meaning:
-                raise ValueError(f"{name} is {meanings[name]} and {meaning}: the modules of {_PACKAGE} are joined, so rename one")
+                raise ValueError(
+                    f"{name} is {meanings[name]} and {meaning}: the modules of {_PACKAGE} are joined, so rename one"
+                )
 
 
 def _meanings(module: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -123,7 +133,10 @@ def _meanings(module: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield node.name, f"{module}.{node.name}"
         elif isinstance(node, ast.Assign):
             yield from (
-                (name.id, f"{module}.{name.id}") for t in node.targets for name in ast.walk(t) if isinstance(name, ast.Name)
+                (name.id, f"{module}.{name.id}")
+                for t in node.targets
+                for name in ast.walk(t)
+                if isinstance(name, ast.Name)
             )
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             yield node.target.id, f"{module}.{node.target.id}"

@@ -1,4 +1,6 @@
-"""Another machine as the device, reached over ssh: files are copied there, the runner is started, its results are copied back."""
+"""Another machine as the device, reached over ssh: files are copied there, the runner is started, its results are
+copied back.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from calib.errors import UserError
-from calib.storage import read_record, record_from_text, writing
+from calib.files.storage import read_record, record_from_text, writing
 from deploy.devices.base import Announce, Experiment, Result, silent
 from deploy.devices.bundle import RUNNER_FILE, asked_of, write_bundle
 from deploy.devices.checks import check_measured, check_results, keys_of
@@ -22,10 +24,10 @@ from deploy.devices.messages import Described, Measurements, read_message
 from deploy.devices.places import machine_directory, note_removed, note_used, run_name, used_directories
 from deploy.devices.products import LARGEST_DESCRIPTION_BYTES, ProductFile, damaged_files, take_product
 from deploy.devices.runner_file import source_of
-from deploy.on_device.experiment import MEASUREMENTS_FILE
-from deploy.on_device.product import ENGINE_JSON, ENGINES_DIRECTORY
-from deploy.printable import printable
-from deploy.signals import deferred
+from deploy.runner.experiment import MEASUREMENTS_FILE
+from deploy.runner.product import ENGINE_JSON, ENGINES_DIRECTORY
+from deploy.terminal.printable import printable
+from deploy.terminal.signals import deferred
 
 _DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 _ROOT = ".cache/smpq"
@@ -34,7 +36,9 @@ _OLDEST_PYTHON = (3, 10)
 _PYTHON_MISSING = 127
 _DIED = 128
 _ROUNDS = 3
-"""What is known is measured again when the device turns out to have another version of the runtime; which may happen once."""
+"""What is known is measured again when the device turns out to have another version of the runtime; which may happen
+once.
+"""
 _DESCRIBE = """
 import json
 import sys
@@ -62,8 +66,8 @@ class SshDevice:
     """Measures on another machine, in a directory of its own below ~/.cache/smpq, which `close` removes.
 
     1. Only files that are not there yet are copied, first to another name, so that none is ever used by half.
-    2. The runner goes on when the connection is lost, and two never work at once. The connection is made again, some seconds later
-       each time; what is measured already, there or here, is not measured again.
+    2. The runner goes on when the connection is lost, and two never work at once. The connection is made again, some
+       seconds later each time; what is measured already, there or here, is not measured again.
     3. What another attempt would not change (login, host, Python, a module) is a UserError at once.
     4. What comes from the machine is checked, bounded in size, and printed without control characters.
     """
@@ -111,7 +115,9 @@ class SshDevice:
         raise self._to_change("the version of its runtime changes while it measures: start again")
 
     def fetch_engine(self, result: Result, directory: Path) -> ProductFile | None:
-        """See `Device`. What has come from the device once is kept here, since its directory there is removed at the end."""
+        """See `Device`. What has come from the device once is kept here, since its directory there is removed at the
+        end.
+        """
         kept = machine_directory(self._directory, self.describe()) / ENGINES_DIRECTORY / result.name
         product = take_product(kept, result, directory)
         for there in used_directories(self._directory, self._where) if product is None else ():
@@ -125,7 +131,8 @@ class SshDevice:
         return product
 
     def close(self) -> None:
-        """Stop a runner that is still at work, and remove the directories that were made on the device, by an earlier command too.
+        """Stop a runner that is still at work, and remove the directories that were made on the device, by an earlier
+        command too.
 
         Signals that ask this process to end wait until that is done.
         """
@@ -162,7 +169,9 @@ class SshDevice:
         directory = f"{_ROOT}/{fingerprint[:16]}-{run_name(self._directory)}"
         note_used(self._directory, self._where, directory)
         self._copy(directory, files, announce)
-        self._connection.stream(f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", announce)
+        self._connection.stream(
+            f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", announce
+        )
         self._connection.fetch(f"{directory}/{MEASUREMENTS_FILE}", arrived)
 
     def _fetched(self, there: str, arrived: Path) -> bool:
@@ -173,7 +182,9 @@ class SshDevice:
             return False
         arrived.mkdir()
         file = arrived / ENGINE_JSON
-        self._patiently(lambda: self._connection.fetch(f"{there}/{ENGINE_JSON}", file, LARGEST_DESCRIPTION_BYTES), silent)
+        self._patiently(
+            lambda: self._connection.fetch(f"{there}/{ENGINE_JSON}", file, LARGEST_DESCRIPTION_BYTES), silent
+        )
         try:
             product = read_record(file, ProductFile, "start again")
         except UserError as error:
@@ -192,7 +203,9 @@ class SshDevice:
     def _copy(self, directory: str, files: Mapping[Path, str], announce: Announce) -> None:
         """Make the files be there. They arrive in a directory of their own, and are moved when all are complete."""
         make = f"mkdir -p {shlex.quote(f'{directory}/{_INCOMING}')}"
-        make = f"{{ {make} || {make}; }} && {_cd(directory)} || exit 1"  # another run may remove the empty root meanwhile
+        make = (
+            f"{{ {make} || {make}; }} && {_cd(directory)} || exit 1"  # another run may remove the empty root meanwhile
+        )
         names = " ".join(shlex.quote(name) for file in files for name in (file.name, f"{_INCOMING}/{file.name}"))
         lines = self._connection.run(f"{make}; sha256sum -- {names} 2>/dev/null; exit 0").splitlines()
         there = {line[66:]: line[:64] for line in lines}  # the digest, a blank, a blank or a star, the name
@@ -228,9 +241,13 @@ class SshDevice:
 
     def _failed(self, error: RemoteFailed) -> UserError:
         if error.code == _PYTHON_MISSING:
-            return self._to_change(f"there is no {self._address.python}: install it, or name another with ?python=/path/python3")
+            return self._to_change(
+                f"there is no {self._address.python}: install it, or name another with ?python=/path/python3"
+            )
         if "No module named 'numpy'" in error.errors:
-            return self._to_change(f"its {self._address.python} has no module numpy: install it, as with pip install numpy")
+            return self._to_change(
+                f"its {self._address.python} has no module numpy: install it, as with pip install numpy"
+            )
         return self._to_change(str(error).removeprefix("error: "))
 
     def _to_change(self, what: str) -> UserError:
@@ -238,7 +255,9 @@ class SshDevice:
 
 
 class _Heard:
-    """Passes lines on, and calls `progressed` for the first result of each candidate, which shows that the work goes on."""
+    """Passes lines on, and calls `progressed` for the first result of each candidate, which shows that the work goes
+    on.
+    """
 
     def __init__(self, announce: Announce, experiment: Experiment, progressed: Callable[[], None]) -> None:
         self._announce = announce

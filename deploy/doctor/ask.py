@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 from calib.errors import UserError
-from calib.storage import record_from_text
+from calib.files.storage import record_from_text
 from deploy.devices.connection import OPTIONS_VARIABLE, Address, Connection, Dropped, RemoteFailed
 from deploy.devices.runner_file import source_of
 from deploy.doctor.facts import Answer
-from deploy.printable import printable
+from deploy.terminal.printable import printable
 
 _FOOTER = 'if __name__ == "__main__":\n    sys.exit(doctor_main(sys.argv[1:], SOURCE))\n'
 _OLDEST_READER = (3, 9)
@@ -56,22 +56,28 @@ def ask_here(*arguments: str) -> Answer:
 
 
 def ask_over_ssh(text: str) -> Answer:
-    """Ask the machine at an address such as ssh://user@host; UserError when it cannot be reached, or has no Python, with what to do."""
+    """Ask the machine at an address such as ssh://user@host; UserError when it cannot be reached, or has no Python,
+    with what to do.
+    """
     address = Address.from_text(text)
     script = f"{shlex.quote(address.python)} -; exit $?"
     try:
         answer = Connection(address).run(script, program_text())
     except Dropped as error:
         raise UserError(
-            f"{text}: cannot be reached ({error}): check that ssh {address.host} true works; {OPTIONS_VARIABLE} adds options"
+            f"{text}: cannot be reached ({error}): check that ssh {address.host} true works; {OPTIONS_VARIABLE} adds "
+            "options"
         ) from error
     except RemoteFailed as error:
         if error.code == _PYTHON_MISSING:
             raise UserError(
-                f"{text}: there is no {address.python}: sudo apt install python3, or name another one with ?python=/path/python3"
+                f"{text}: there is no {address.python}: sudo apt install python3, or name another one with "
+                "?python=/path/python3"
             ) from error
         died = f"died with signal {error.code - _DIED}" if error.code > _DIED else f"ended with exit code {error.code}"
-        raise UserError(f"{text}: its {address.python} {died} when it was asked what the machine has: {error}") from error
+        raise UserError(
+            f"{text}: its {address.python} {died} when it was asked what the machine has: {error}"
+        ) from error
     try:
         return _read(answer, "a login there must not print anything")
     except UserError as error:

@@ -21,14 +21,17 @@ from deploy.targets.target import Target, target_from_name
 def examine(device: str = "", target_name: str | None = None) -> DoctorRecord:
     """Ask this machine, or the one at an address such as ssh://user@host, and judge what it answers.
 
-    With the name of a target it is judged by what that target needs. UserError when the machine cannot be asked, or the target is unknown.
+    With the name of a target it is judged by what that target needs. UserError when the machine cannot be asked, or the
+    target is unknown.
     """
     target = target_from_name(target_name) if target_name is not None else None
     address = "" if device == "local" else device
     if not address:
         return judged("", ask_here("--torch"), target, requirements())
     if not address.startswith("ssh://"):
-        raise UserError(f"unknown device {address}: write local, or ssh://user@host, with the port behind it if it is not 22")
+        raise UserError(
+            f"unknown device {address}: write local, or ssh://user@host, with the port behind it if it is not 22"
+        )
     trouble = ssh_options_trouble()
     if trouble is not None:
         raise UserError(f"{trouble}: correct it, or unset it")

@@ -1,4 +1,4 @@
-"""What a machine says about itself when `smpq doctor` asks it, as typed records; see `deploy.on_device.doctor`."""
+"""What a machine says about itself when `smpq doctor` asks it, as typed records; see `deploy.runner.doctor`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from calib.storage import Amount, Count, Record
-from deploy.printable import printable
+from calib.files.storage import Amount, Count, Record
+from deploy.terminal.printable import printable
 
 Text = Annotated[str, msgspec.Meta(max_length=500)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=99_999)]
@@ -27,7 +27,9 @@ class Shown(Record, frozen=True, kw_only=True):
 
 
 class PythonFacts(Shown, frozen=True, kw_only=True):
-    """The Python that was asked. `sees_system`: it imports the system's packages. `managed`: pip refuses to install into it."""
+    """The Python that was asked. `sees_system`: it imports the system's packages. `managed`: pip refuses to install
+    into it.
+    """
 
     executable: Text
     prefix: Text
@@ -68,7 +70,9 @@ class RoomFacts(Shown, frozen=True, kw_only=True):
 
 
 class MachineProbe(Shown, frozen=True, kw_only=True):
-    """How measurements name the machine, and the clocks of its first GPU by the driver's library, with what holds them down."""
+    """How measurements name the machine, and the clocks of its first GPU by the driver's library, with what holds them
+    down.
+    """
 
     name: Text | None = None
     mhz: Amount | None = None
@@ -130,7 +134,9 @@ class TrtProbe(Shown, frozen=True, kw_only=True):
 
 
 class OrtProbe(Shown, frozen=True, kw_only=True):
-    """ONNX Runtime with one provider: whether a session keeps it (`refused`: what its library does not find), and runs on it."""
+    """ONNX Runtime with one provider: whether a session keeps it (`refused`: what its library does not find), and runs
+    on it.
+    """
 
     version: Text | None = None
     available: Annotated[tuple[Text, ...], msgspec.Meta(max_length=40)] = ()
@@ -155,8 +161,8 @@ class TorchProbe(Shown, frozen=True, kw_only=True):
 class Probes(Record, frozen=True, kw_only=True):
     """What the libraries did when they were tried, each in a process of its own.
 
-    1. `version` is None where a module is not there or does not load. `trouble` is why it does not load or work, or how its process ended
-       without an answer: a crash, a time limit.
+    1. `version` is None where a module is not there or does not load. `trouble` is why it does not load or work, or how
+       its process ended without an answer: a crash, a time limit.
     2. `said` is the most telling line that was printed meanwhile.
     """
 
@@ -173,7 +179,9 @@ class Probes(Record, frozen=True, kw_only=True):
 
 
 class Facts(Shown, frozen=True, kw_only=True):
-    """Everything that a machine says about itself. `nvidia_devices` counts PCI devices of NVIDIA, `driver` is the driver's version."""
+    """Everything that a machine says about itself. `nvidia_devices` counts PCI devices of NVIDIA, `driver` is the
+    driver's version.
+    """
 
     system: Text
     architecture: Text

@@ -80,7 +80,9 @@ def _requirements(needed: list[Requirement]) -> Finding:
 def _torch(probe: TorchProbe) -> Finding:
     if probe.version is None:
         text = f"it does not load: {probe.trouble or 'it is not installed'}"
-        return found("PyTorch", "problem", text, f"{shlex.quote(sys.executable)} -m pip install --force-reinstall torch")
+        return found(
+            "PyTorch", "problem", text, f"{shlex.quote(sys.executable)} -m pip install --force-reinstall torch"
+        )
     build = f"built for CUDA {probe.build}" if probe.build is not None else "built for the CPU"
     seen = "it sees a GPU" if probe.cuda else "it sees no GPU, so the search runs on the CPU"
     return found("PyTorch", "ok", f"{probe.version}, {build}; {seen}")

@@ -35,10 +35,14 @@ def gpu_findings(patient: Patient) -> Iterator[Finding]:
         yield _gpu(patient, index, gpu)
     limits = patient.facts.probes.machine.limits
     if limits:
-        yield found("GPU", "note", f"it is slowed down now: {', '.join(limits)}", "nvidia-smi --query --display=PERFORMANCE")
+        yield found(
+            "GPU", "note", f"it is slowed down now: {', '.join(limits)}", "nvidia-smi --query --display=PERFORMANCE"
+        )
     if len(gpus) > 1:
         yield found(
-            "GPU", "note", f"there are {len(gpus)}, and engines are timed on the first: CUDA_VISIBLE_DEVICES chooses another"
+            "GPU",
+            "note",
+            f"there are {len(gpus)}, and engines are timed on the first: CUDA_VISIBLE_DEVICES chooses another",
         )
     yield from _packages(patient)
 
@@ -62,7 +66,9 @@ def _driver(patient: Patient) -> Finding:
     if patient.needs(*GPU_FAMILIES):
         assert patient.target is not None
         mend = f"smpq doctor --device ssh://user@host --target {patient.target.name}"
-        return found("driver", "problem", f"there is no NVIDIA GPU here ({probe.trouble}): name a machine that has one", mend)
+        return found(
+            "driver", "problem", f"there is no NVIDIA GPU here ({probe.trouble}): name a machine that has one", mend
+        )
     return found("driver", "note", f"none, and no NVIDIA GPU ({probe.trouble})")
 
 
@@ -82,7 +88,10 @@ def _gpu(patient: Patient, index: int, gpu: GpuFacts) -> Finding:
         assert patient.target is not None
         mend = f"smpq doctor --target {patient.target.family}"
         return found(
-            "GPU", "problem", f"{text}; {patient.target.name} is for {', '.join(wanted)}: take a target for {gpu.sm}", mend
+            "GPU",
+            "problem",
+            f"{text}; {patient.target.name} is for {', '.join(wanted)}: take a target for {gpu.sm}",
+            mend,
         )
     return found("GPU", "ok", text)
 
@@ -97,13 +106,16 @@ def _packages(patient: Patient) -> Iterator[Finding]:
             and (old or (probe.cuda_version is None and patient.is_jetson))
         ):
             text = (
-                f"{package.version} needs a driver for CUDA 13 (580 or later): programs that use it say that there is no GPU. smpq does not "
+                f"{package.version} needs a driver for CUDA 13 (580 or later): programs that use it say that there is "
+                "no GPU. smpq does not "
                 "use it"
             )
             yield found("cuda-python", "note", text, *patient.install("cuda-python<13"))
     pycuda = patient.facts.probes.pycuda
     if pycuda.trouble is not None:
-        yield found("pycuda", "note", f"it does not load ({pycuda.trouble}); smpq uses the driver's library in its place")
+        yield found(
+            "pycuda", "note", f"it does not load ({pycuda.trouble}); smpq uses the driver's library in its place"
+        )
     libraries = [package for package in patient.facts.packages_named("nvidia-.*") if package.importable]
     if libraries:
         yield found("CUDA by pip", "ok", ", ".join(f"{package.name} {package.version}" for package in libraries))

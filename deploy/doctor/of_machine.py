@@ -27,7 +27,8 @@ def python_finding(version: tuple[int, ...], address: str) -> Finding:
     return found(
         "Python",
         "problem",
-        f"{text}, and 3.10 or later is needed: install one and name it in the address. A Jetson has it from JetPack 6 on",
+        f"{text}, and 3.10 or later is needed: install one and name it in the address. A Jetson has it from JetPack 6 "
+        "on",
         "sudo apt install python3.11 python3.11-venv",
         f"smpq doctor --device '{host}?python=/usr/bin/python3.11'",
     )
@@ -44,7 +45,9 @@ def machine_findings(patient: Patient) -> Iterator[Finding]:
     if probe.name is not None:
         yield found("machine", "ok", probe.name)
     else:
-        yield found("machine", "problem", f"it cannot be named, and no measurement would be kept: {probe.trouble}", "nvidia-smi")
+        yield found(
+            "machine", "problem", f"it cannot be named, and no measurement would be kept: {probe.trouble}", "nvidia-smi"
+        )
     yield from _jetson(patient)
     yield from _room(patient)
 
@@ -52,9 +55,13 @@ def machine_findings(patient: Patient) -> Iterator[Finding]:
 def _numpy(patient: Patient) -> Finding:
     probe = patient.facts.probes.numpy
     if probe.trouble is not None:
-        return found("numpy", "problem", f"it does not load: {probe.trouble}", *patient.install("--force-reinstall", "numpy"))
+        return found(
+            "numpy", "problem", f"it does not load: {probe.trouble}", *patient.install("--force-reinstall", "numpy")
+        )
     if probe.version is None:
-        return found("numpy", "problem", "there is none, and engines are not timed without it", *patient.install("numpy"))
+        return found(
+            "numpy", "problem", "there is none, and engines are not timed without it", *patient.install("numpy")
+        )
     return found("numpy", "ok", probe.version)
 
 
@@ -77,7 +84,9 @@ def _jetson(patient: Patient) -> Iterator[Finding]:
         yield found("power mode", "note", "it is not told: figures of two modes would be mixed", "sudo nvpmodel -q")
     else:
         yield found(
-            "power mode", "ok", f"{jetson.power_mode} (nvpmodel -m NUMBER chooses another; figures of two modes are kept apart)"
+            "power mode",
+            "ok",
+            f"{jetson.power_mode} (nvpmodel -m NUMBER chooses another; figures of two modes are kept apart)",
         )
     yield _clocks(jetson.cur_mhz, jetson.min_mhz, jetson.max_mhz)
 
@@ -85,14 +94,18 @@ def _jetson(patient: Patient) -> Iterator[Finding]:
 def _clocks(now: float | None, least: float | None, most: float | None) -> Finding:
     """Clocks are pinned where the GPU may go no lower than it goes at most, as jetson_clocks sets it."""
     if most is None or (now is None and least is None):
-        return found("clocks", "note", "the GPU does not tell its clocks: pin them before measuring", "sudo jetson_clocks")
+        return found(
+            "clocks", "note", "the GPU does not tell its clocks: pin them before measuring", "sudo jetson_clocks"
+        )
     lowest = least if least is not None else now
     assert lowest is not None
     shown = f"{now if now is not None else lowest:.0f} of {most:.0f} MHz"
     if lowest >= _PINNED * most and (now is None or now >= _PINNED * most):
         return found("clocks", "ok", f"the GPU's are pinned at {shown}")
     range_ = f", and may go down to {least:.0f}" if least is not None else ""
-    return found("clocks", "note", f"the GPU is at {shown}{range_}: pin its clocks before measuring", "sudo jetson_clocks")
+    return found(
+        "clocks", "note", f"the GPU is at {shown}{range_}: pin its clocks before measuring", "sudo jetson_clocks"
+    )
 
 
 def _room(patient: Patient) -> Iterator[Finding]:
@@ -117,7 +130,10 @@ def _room(patient: Patient) -> Iterator[Finding]:
         )
     elif room.disk_free is not None and room.disk_free < _LITTLE_DISK:
         yield found(
-            "disk", "problem", f"{room.disk_free / 1e9:.2f} GB free in {room.disk}: models and plans need more", "du -sh ~/.cache/*"
+            "disk",
+            "problem",
+            f"{room.disk_free / 1e9:.2f} GB free in {room.disk}: models and plans need more",
+            "du -sh ~/.cache/*",
         )
     elif room.disk_free is not None:
         yield found("disk", "ok", f"{room.disk_free / 1e9:.1f} GB free in {room.disk}")

@@ -43,7 +43,9 @@ def _cpu(patient: Patient, probe: OrtProbe, *, installed: bool) -> Finding:
     if not probe.ran:
         text = f"a small model does not run on the CPU ({probe.trouble or probe.said or 'no reason given'})"
         return found(_TITLE, "problem", text, *patient.install("--force-reinstall", "onnxruntime"))
-    return found(_TITLE, "ok", f"{probe.version}: a small model runs on the CPU; providers: {', '.join(probe.available)}")
+    return found(
+        _TITLE, "ok", f"{probe.version}: a small model runs on the CPU; providers: {', '.join(probe.available)}"
+    )
 
 
 def _provider(patient: Patient, family: str, provider: str, probe: OrtProbe) -> Finding:
@@ -71,7 +73,9 @@ def _not_built_in(patient: Patient, provider: str, *, needed: bool) -> Finding:
     if not needed:
         return found(_TITLE, "note", text)
     if patient.facts.architecture not in ("x86_64", "AMD64"):
-        text = f"{text}, and the package index has no {_GPU} for {patient.facts.architecture}: take a target of TensorRT"
+        text = (
+            f"{text}, and the package index has no {_GPU} for {patient.facts.architecture}: take a target of TensorRT"
+        )
         return found(_TITLE, "problem", text, "smpq targets")
     return found(_TITLE, "problem", text, *patient.uninstall("onnxruntime"), *patient.install(_gpu_package(patient)))
 

@@ -32,7 +32,12 @@ class _Module:
 
 _MODULES = (
     _Module(
-        "tensorrt", "TensorRT", "tensorrt", r"tensorrt(-cu\d+)?(-bindings|-libs)?|python3-libnvinfer.*", "trtexec", OLDEST_TENSORRT
+        "tensorrt",
+        "TensorRT",
+        "tensorrt",
+        r"tensorrt(-cu\d+)?(-bindings|-libs)?|python3-libnvinfer.*",
+        "trtexec",
+        OLDEST_TENSORRT,
     ),
     _Module("tensorrt-rtx", "TensorRT-RTX", "tensorrt-rtx", r"tensorrt-rtx.*", "tensorrt_rtx", "1.0"),
 )
@@ -45,7 +50,11 @@ def tensorrt_findings(patient: Patient) -> Iterator[Finding]:
         tool = patient.facts.tools.get(module.tool)
         if tool is not None:
             yield found(module.title, "ok", f"{module.tool} is {tool}")
-    lean = [package.version for package in patient.facts.packages_named(r"tensorrt-(lean|dispatch)(-cu\d+)?") if package.importable]
+    lean = [
+        package.version
+        for package in patient.facts.packages_named(r"tensorrt-(lean|dispatch)(-cu\d+)?")
+        if package.importable
+    ]
     if lean and patient.facts.probes.tensorrt.version is None:
         yield found("TensorRT", "note", f"tensorrt-lean {lean[0]} is there: it runs plans, and builds none")
 
@@ -63,11 +72,13 @@ def _module(patient: Patient, module: _Module, probe: TrtProbe) -> Finding:
         return found(module.title, "problem", f"{where}: {module.oldest} or later is needed", *mends)
     mixed = sorted({package.version.split(".post")[0] for package in seen})
     if len(mixed) > 1:
-        text = (
-            f"its parts have several versions ({', '.join(f'{p.name} {p.version}' for p in seen)}): take them away and install one"
-        )
+        text = f"its parts have several versions ({', '.join(f'{p.name} {p.version}' for p in seen)}): take them away and install one"
         return found(
-            module.title, "problem", text, *patient.uninstall(*(package.name for package in seen)), *_install(patient, module)
+            module.title,
+            "problem",
+            text,
+            *patient.uninstall(*(package.name for package in seen)),
+            *_install(patient, module),
         )
     return _loaded(patient, module, probe, seen, where)
 
@@ -75,11 +86,17 @@ def _module(patient: Patient, module: _Module, probe: TrtProbe) -> Finding:
 def _loaded(patient: Patient, module: _Module, probe: TrtProbe, seen: list[PackageFacts], where: str) -> Finding:
     """Say whether a module that loads can build, with the driver that is there."""
     driver = patient.facts.probes.cuda.cuda_version
-    built_for = probe.cuda_major or next((int(m[1]) for m in map(_CUDA_OF_PACKAGE.search, (p.name for p in seen)) if m), None)
+    built_for = probe.cuda_major or next(
+        (int(m[1]) for m in map(_CUDA_OF_PACKAGE.search, (p.name for p in seen)) if m), None
+    )
     if driver is not None and built_for is not None and built_for > driver[0]:
         text = f"{where} is made for CUDA {built_for}, and the driver is for CUDA {driver[0]}.{driver[1]}: take the one for CUDA {driver[0]}"
         return found(
-            module.title, "problem", text, *patient.uninstall(*(package.name for package in seen)), *_install(patient, module)
+            module.title,
+            "problem",
+            text,
+            *patient.uninstall(*(package.name for package in seen)),
+            *_install(patient, module),
         )
     if probe.builder:
         about = f", for CUDA {built_for}" if built_for is not None else ""
@@ -93,16 +110,22 @@ def _loaded(patient: Patient, module: _Module, probe: TrtProbe, seen: list[Packa
             f"{where} makes no builder without a driver that serves it ({reason})",
             *_for_driver(patient, module),
         )
-    return found(module.title, "problem", f"{where} loads and makes no builder ({reason})", *_again(patient, module, seen))
+    return found(
+        module.title, "problem", f"{where} loads and makes no builder ({reason})", *_again(patient, module, seen)
+    )
 
 
 def _for_driver(patient: Patient, module: _Module) -> tuple[str, ...]:
-    """Return how to install a version that the driver serves; nothing where there is no driver, of which another finding tells."""
+    """Return how to install a version that the driver serves; nothing where there is no driver, of which another
+    finding tells.
+    """
     return _install(patient, module) if patient.facts.probes.cuda.cuda_version is not None else ()
 
 
 def _other_version(patient: Patient, module: _Module, probe: TrtProbe) -> str:
-    """Say that the version is another than the target's: only on this machine it has to be the same, as `works` tells."""
+    """Say that the version is another than the target's: only on this machine it has to be the same, as `works`
+    tells.
+    """
     target = patient.target
     if target is None or target.family != module.family or target.version is None or probe.version is None:
         return ""
@@ -129,7 +152,9 @@ def _missing(patient: Patient, module: _Module, packages: list[PackageFacts]) ->
 
 def _does_not_load(patient: Patient, module: _Module, probe: TrtProbe, seen: list[PackageFacts]) -> Finding:
     names = ", ".join(f"{package.name} {package.version}" for package in seen) or "it"
-    text = f"{names} is installed, and does not load: {probe.trouble or probe.said or 'no module of this name is in it'}"
+    text = (
+        f"{names} is installed, and does not load: {probe.trouble or probe.said or 'no module of this name is in it'}"
+    )
     return found(module.title, "problem", text, *_again(patient, module, seen))
 
 

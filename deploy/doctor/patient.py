@@ -16,7 +16,9 @@ _OWN_ENVIRONMENT = "~/smpq"
 
 @dataclass(frozen=True)
 class Patient:
-    """A machine and its facts. `address` is empty for this machine; `target` is what it has to serve, None for anything."""
+    """A machine and its facts. `address` is empty for this machine; `target` is what it has to serve, None for
+    anything.
+    """
 
     address: str
     facts: Facts
@@ -47,7 +49,9 @@ class Patient:
         return self.target is not None and self.target.family in families
 
     def install(self, *packages: str) -> tuple[str, ...]:
-        """Return the commands that install packages for the Python that was asked, or into an environment where it takes none."""
+        """Return the commands that install packages for the Python that was asked, or into an environment where it
+        takes none.
+        """
         names = " ".join(map(shlex.quote, packages))
         python = self.facts.python
         if python.managed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from calib.storage import FileRecord, Record
+from calib.files.storage import FileRecord, Record
 from deploy.doctor.facts import Facts
 
 State = Literal["ok", "note", "problem"]
@@ -36,8 +36,9 @@ class Works(Record, frozen=True, kw_only=True):
 class DoctorRecord(FileRecord, frozen=True, kw_only=True):
     """The answer of `smpq doctor`.
 
-    `device` is the address that was asked, empty for this machine. `met` says whether `target` works, or without one whether engines of
-    any family can be built and timed. `facts` is None where the Python there is too old to tell more than its version.
+    `device` is the address that was asked, empty for this machine. `met` says whether `target` works, or without one
+    whether engines of any family can be built and timed. `facts` is None where the Python there is too old to tell more
+    than its version.
     """
 
     VERSION: ClassVar[int] = 1

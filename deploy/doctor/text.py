@@ -6,7 +6,7 @@ import shlex
 from itertools import groupby
 
 from deploy.doctor.record import DoctorRecord, Works
-from deploy.printable import printable
+from deploy.terminal.printable import printable
 
 _LONGEST = 1000
 
@@ -43,11 +43,15 @@ def _works_line(row: Works) -> str:
 def _verdict(record: DoctorRecord) -> str:
     if record.met:
         what = (
-            f"what {record.target} needs is there" if record.target is not None else "engines of some target can be built and timed"
+            f"what {record.target} needs is there"
+            if record.target is not None
+            else "engines of some target can be built and timed"
         )
         return f"ready: {what}"
     what = (
-        f"what {record.target} needs is not there" if record.target is not None else "engines of no target can be built and timed"
+        f"what {record.target} needs is not there"
+        if record.target is not None
+        else "engines of no target can be built and timed"
     )
     device = f" --device {shlex.quote(record.device)}" if record.device else ""
     target = f" --target {record.target}" if record.target is not None else ""

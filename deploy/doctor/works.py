@@ -16,7 +16,9 @@ FAMILIES = ("ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx")
 _NO_ENGINE = "simulate has no engine"
 
 
-def works_of(patient: Patient | None, version: tuple[int, ...], search: str | None, target: Target | None) -> tuple[Works, ...]:
+def works_of(
+    patient: Patient | None, version: tuple[int, ...], search: str | None, target: Target | None
+) -> tuple[Works, ...]:
     """Return what works for the family of `target`, or for each without one.
 
     `patient` is None where Python is too old to tell more; `search` is why this machine cannot search.
@@ -29,7 +31,9 @@ def works_of(patient: Patient | None, version: tuple[int, ...], search: str | No
     if target is not None and target.lowering == "simulate":
         reasons = {target.family: (_NO_ENGINE, _NO_ENGINE)}
     wanted = reasons if target is None else (target.family,)
-    return tuple(Works(family=family, search=search, build=reasons[family][0], measure=reasons[family][1]) for family in wanted)
+    return tuple(
+        Works(family=family, search=search, build=reasons[family][0], measure=reasons[family][1]) for family in wanted
+    )
 
 
 def _reasons(patient: Patient) -> Mapping[str, tuple[str | None, str | None]]:
@@ -43,7 +47,10 @@ def _reasons(patient: Patient) -> Mapping[str, tuple[str | None, str | None]]:
         "ort-tensorrt": numpy or _provider(gpu, probes.ort_tensorrt, "TensorrtExecutionProvider"),
     }
     tensorrt = (
-        numpy or _builder(probes.tensorrt, "TensorRT") or _version(patient, probes.tensorrt) or _capability(patient, "tensorrt")
+        numpy
+        or _builder(probes.tensorrt, "TensorRT")
+        or _version(patient, probes.tensorrt)
+        or _capability(patient, "tensorrt")
     )
     rtx = numpy or _builder(probes.tensorrt_rtx, "TensorRT-RTX")
     return {
@@ -58,7 +65,9 @@ def _session(probe: OrtProbe) -> str | None:
     if probe.ran:
         return None
     return (
-        "ONNX Runtime runs no model" if probe.version is not None or probe.trouble is not None else "ONNX Runtime is not installed"
+        "ONNX Runtime runs no model"
+        if probe.version is not None or probe.trouble is not None
+        else "ONNX Runtime is not installed"
     )
 
 

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from calib.errors import UserError
-from calib.storage import writing
+from calib.files.storage import writing
 from deploy.backends.onnxruntime import session_settings
 from deploy.devices.base import Candidate, Experiment, silent
-from deploy.float_onnx import export_float_model
 from deploy.latency.loop import Refusal
 from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import CANDIDATES, Measured, keep_measured
-from deploy.lower import lower
-from deploy.onnx_files import copy_model, data_path, sha256
-from deploy.prepare import Prepared
-from smpq.policy import Policy
+from deploy.lowering.lower import lower
+from deploy.lowering.onnx_files import copy_model, data_path, sha256
+from deploy.run.float_onnx import export_float_model
+from deploy.run.workspace import Prepared
+from smpq.problem.policy import Policy
 
 THOROUGH = Protocol(rounds=41, round_ms=15.0)
 FINAL = replace(THOROUGH, singles=1000)
@@ -32,10 +32,14 @@ _NEAR = 0.03
 
 
 class Bench:
-    """Lowers policies and has them timed, each interleaved with the float engine. Needs `model.float.onnx` in the run."""
+    """Lowers policies and has them timed, each interleaved with the float engine. Needs `model.float.onnx` in the
+    run.
+    """
 
     def __init__(self, prepared: Prepared) -> None:
-        """Candidates are kept in the run under the hash of their content, so an engine that is known is not made again."""
+        """Candidates are kept in the run under the hash of their content, so an engine that is known is not made
+        again.
+        """
         self._prepared = prepared
         self._float: dict[int, Candidate] = {}
 
@@ -45,7 +49,9 @@ class Bench:
         return self._prepared.device.describe()
 
     def observe(self, policy: Policy, limit: float | None = None) -> Observation | Refusal:
-        """Time one policy, thoroughly if its ratio is near `limit`, and add what came of it to the run's measurements."""
+        """Time one policy, thoroughly if its ratio is near `limit`, and add what came of it to the run's
+        measurements.
+        """
         candidate = self.candidate(policy)
         (measured,) = self.measure([(policy, candidate)], Protocol())
         ratio = measured.result.ratio
@@ -53,7 +59,9 @@ class Bench:
             (measured,) = self.measure([(policy, candidate)], THOROUGH)
         return keep_measured(self._prepared, [measured], self.machine)[0]
 
-    def measure(self, chosen: Sequence[tuple[Policy, Candidate]], protocol: Protocol, batch: int | None = None) -> list[Measured]:
+    def measure(
+        self, chosen: Sequence[tuple[Policy, Candidate]], protocol: Protocol, batch: int | None = None
+    ) -> list[Measured]:
         """Time candidates by a protocol of your own, at the run's batch size or another one."""
         experiment = self.experiment([candidate for _, candidate in chosen], protocol, batch)
         announce = silent if self._prepared.times_here else self._prepared.progress.say
@@ -98,7 +106,14 @@ class Bench:
         with tempfile.TemporaryDirectory() as directory:
             model = Path(directory) / "model.onnx"
             source = export_float_model(prepared)
-            lower(source, prepared.plan(policy), prepared.space.units, prepared.target, model, batch or prepared.settings.batch)
+            lower(
+                source,
+                prepared.plan(policy),
+                prepared.space.units,
+                prepared.target,
+                model,
+                batch or prepared.settings.batch,
+            )
             return self.kept(model)
 
     def kept(self, model: Path) -> Candidate:
@@ -116,7 +131,9 @@ class Bench:
         """Return one batch of calibration samples by input name, repeated when there are fewer."""
         tensors = self._calibration
         repeats = math.ceil(batch / len(next(iter(tensors.values()))))
-        return {name: np.ascontiguousarray(np.concatenate([tensor] * repeats)[:batch]) for name, tensor in tensors.items()}
+        return {
+            name: np.ascontiguousarray(np.concatenate([tensor] * repeats)[:batch]) for name, tensor in tensors.items()
+        }
 
     @cached_property
     def _calibration(self) -> dict[str, np.ndarray]:

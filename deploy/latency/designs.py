@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from calib.formats import Format
+from calib.formats.format import Format
 from deploy.latency.model import STRENGTHS, covariance_of
 from deploy.latency.terms import prior_of, row_of, terms_of
-from smpq.joins import Edge
-from smpq.policy import Policy, Space, canonical
+from smpq.problem.joins import Edge
+from smpq.problem.policy import Policy, Space, canonical
 
 _CANDIDATES = 240
 _NOISE = 0.01
@@ -20,10 +20,12 @@ _NOISE = 0.01
 def designed_policies(
     space: Space, edges: Sequence[Edge], count: int, seed: int, doubtful: Collection[tuple[str, Format]] = frozenset()
 ) -> list[Policy]:
-    """Return the policies to measure first: those that tell most without what is `doubtful`, then all that is doubtful at once.
+    """Return the policies to measure first: those that tell most without what is `doubtful`, then all that is doubtful
+    at once.
 
-    Doubtful are formats of groups over which the runtime may refuse the whole engine. A group that is offered nothing else keeps them.
-    Where too few policies are free of doubt, others follow: they are left out when the one with all that is doubtful is refused.
+    Doubtful are formats of groups over which the runtime may refuse the whole engine. A group that is offered nothing
+    else keeps them. Where too few policies are free of doubt, others follow: they are left out when the one with all
+    that is doubtful is refused.
     """
     careful = _without(space, doubtful)
     if careful.formats == space.formats:
@@ -38,7 +40,8 @@ def designed_policies(
 
 def _without(space: Space, left_out: Collection[tuple[str, Format]]) -> Space:
     formats = {
-        name: tuple(chosen for chosen in row if (name, chosen) not in left_out) or row for name, row in space.formats.items()
+        name: tuple(chosen for chosen in row if (name, chosen) not in left_out) or row
+        for name, row in space.formats.items()
     }
     return replace(space, formats=formats)
 
@@ -46,9 +49,10 @@ def _without(space: Space, left_out: Collection[tuple[str, Format]]) -> Space:
 def _telling(space: Space, edges: Sequence[Edge], count: int, seed: int) -> list[Policy]:
     """Return policies whose measurements tell most about all others.
 
-    First every uniform format. Then, one by one, of many random policies the one whose measurement lowers the expected variance of the
-    predictions for all of them most, by the prior of the latency model (an I-optimal design, built greedily; ours). They are all different,
-    and the float engine, whose ratio is known to be 1, is not among them; in a small space there may be fewer than `count`.
+    First every uniform format. Then, one by one, of many random policies the one whose measurement lowers the expected
+    variance of the predictions for all of them most, by the prior of the latency model (an I-optimal design, built
+    greedily; ours). They are all different, and the float engine, whose ratio is known to be 1, is not among them; in a
+    small space there may be fewer than `count`.
     """
     formats = list(dict.fromkeys(chosen for row in space.formats.values() for chosen in row))
     reference = space.uniform(space.reference).key()
@@ -73,7 +77,8 @@ def _telling(space: Space, edges: Sequence[Edge], count: int, seed: int) -> list
 
 
 def random_policies(space: Space, count: int, seed: int) -> list[Policy]:
-    """Return different random policies: runs of one format and scattered layers both occur, and joins in float where there are any.
+    """Return different random policies: runs of one format and scattered layers both occur, and joins in float where
+    there are any.
 
     Fewer than `count` in a small space.
     """
@@ -89,9 +94,13 @@ def random_policies(space: Space, count: int, seed: int) -> list[Policy]:
             if generator.random() < flip:
                 first = int(generator.integers(len(formats)))
             allowed = space.formats[group.name]
-            picks[group.name] = formats[first] if formats[first] in allowed else allowed[int(generator.integers(len(allowed)))]
+            picks[group.name] = (
+                formats[first] if formats[first] in allowed else allowed[int(generator.integers(len(allowed)))]
+            )
         kept = generator.random() * generator.integers(2)
-        policy = canonical(Policy(picks, frozenset(join.name for join in space.joins if generator.random() < kept)), space)
+        policy = canonical(
+            Policy(picks, frozenset(join.name for join in space.joins if generator.random() < kept)), space
+        )
         found.setdefault(policy.key(), policy)
     return list(found.values())
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smpq.evaluate import ValueFunction
-from smpq.policy import Policy
+from smpq.problem.policy import Policy
+from smpq.value.evaluate import ValueFunction
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Finalist:
 def judged(policies: Sequence[Policy], value: ValueFunction, unseen: ValueFunction | None) -> tuple[Finalist, ...]:
     """Return the finalists, the best one first: by `unseen`, or by `value` where that is None.
 
-    The search picks the best of many policies whose values differ by little, so its winner owes something to the samples of the search.
+    The search picks the best of many policies whose values differ by little, so its winner owes something to the
+    samples of the search.
     """
     others = unseen.many(policies) if unseen is not None else [None] * len(policies)
     found = [Finalist(*row) for row in zip(policies, value.many(policies), others, strict=True)]

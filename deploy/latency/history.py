@@ -1,4 +1,6 @@
-"""The searches over measured engines, step by step in `loop.json`: a search that was stopped goes on as if it had not been."""
+"""The searches over measured engines, step by step in `loop.json`: a search that was stopped goes on as if it had not
+been.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +8,21 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from calib.formats import Format
+from calib.formats.format import Format
+from deploy.files.search import FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
 from deploy.latency.loop import MeasurePolicy, Outcome, Refusal, Step
 from deploy.latency.model import Observation
 from deploy.latency.observations import blamed_rows, machine_rows, observations_of, refusals_of
 from deploy.run.directory import Run
-from deploy.run.files.search import FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
 from smpq.files import Interval
-from smpq.policy import Policy, Space
+from smpq.problem.policy import Policy, Space
 
 
 class Search:
     """One search of the run's `loop.json`, the last one there for this budget and machine.
 
-    1. A search that was stopped begins again with what was known at its own start, and its recorded steps are answered from the file: its
-       decisions depend on nothing else, so it makes the same ones and goes on behind them.
+    1. A search that was stopped begins again with what was known at its own start, and its recorded steps are answered
+       from the file: its decisions depend on nothing else, so it makes the same ones and goes on behind them.
     2. A search that came to its end is never changed; another one for the same budget is another entry.
     """
 
@@ -72,7 +74,9 @@ class Search:
             self._write(replace(self._row, steps=tuple(step_row(step, self._space) for step in steps)))
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Write steps that a device took by itself behind those that are there; the ones that the file has from this machine are left out."""
+        """Write steps that a device took by itself behind those that are there; the ones that the file has from this
+        machine are left out.
+        """
         searches = [search for search in (*self._earlier, self._row) if search.machine == self._row.machine]
         known = [row for search in searches for row in search.steps]
         new = [row for row in (step_row(step, self._space) for step in steps) if row not in known]

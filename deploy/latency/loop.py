@@ -1,4 +1,6 @@
-"""The closed loop: measured latency of whole engines prices the formats until prediction, measurement and budget agree."""
+"""The closed loop: measured latency of whole engines prices the formats until prediction, measurement and budget
+agree.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,17 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from calib.formats import Format
+from calib.formats.format import Format
 from deploy.latency.designs import designed_policies, random_policies
 from deploy.latency.finalists import Finalist, judged
 from deploy.latency.model import LatencyModel, Observation, fit
 from deploy.latency.suspects import halved, suspects
-from smpq.allocate import Ceiling, Impossible, Problem, nearest_feasible, place_joins
-from smpq.allocate import Values as Marginals
-from smpq.evaluate import ValueFunction
-from smpq.joins import Edge
-from smpq.policy import Policy, Space, canonical
-from smpq.search import Choice, Effort, choose, is_small
+from smpq.problem.joins import Edge
+from smpq.problem.policy import Policy, Space, canonical
+from smpq.solve.allocate import Ceiling, Impossible, Problem, nearest_feasible, place_joins
+from smpq.solve.allocate import Values as Marginals
+from smpq.solve.search import Choice, Effort, choose, is_small
+from smpq.value.evaluate import ValueFunction
 
 _OPTIMISM = 1.5
 """How many standard errors a proposal may be predicted above the limit before it is taken for too slow."""
@@ -26,7 +28,9 @@ _STEPS_OF_OPTIMISM = (0.0, 0.75, -0.75, 1.5)
 
 @dataclass(frozen=True)
 class Refusal:
-    """A policy whose engine does not build: the runtime's reason, and the (group, format) pairs that it blames, as far as it says."""
+    """A policy whose engine does not build: the runtime's reason, and the (group, format) pairs that it blames, as far
+    as it says.
+    """
 
     policy: Policy
     reason: str
@@ -38,7 +42,9 @@ MeasurePolicy = Callable[[Policy], "Observation | Refusal"]
 
 @dataclass(frozen=True)
 class Goal:
-    """What is searched: a limit on the ratio to the float engine, ceilings on other costs, scores to start from, and the effort."""
+    """What is searched: a limit on the ratio to the float engine, ceilings on other costs, scores to start from, and
+    the effort.
+    """
 
     limit: float
     ceilings: Sequence[Ceiling]
@@ -48,7 +54,8 @@ class Goal:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A policy to be measured next and why, and what the model predicts for it: a ratio to the float engine with its 95 % interval.
+    """A policy to be measured next and why, and what the model predicts for it: a ratio to the float engine with its 95
+    % interval.
 
     `predicted_from` is the number of measured engines that the model was fitted to, the float engine aside.
     """
@@ -62,7 +69,9 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Step:
-    """One whole-engine measurement and what was predicted for it beforehand; `observation` is None where the engine did not build."""
+    """One whole-engine measurement and what was predicted for it beforehand; `observation` is None where the engine did
+    not build.
+    """
 
     proposal: Proposal
     observation: Observation | None
@@ -89,7 +98,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """`measurements` is the most engines that are built and measured, of which `designed` are experiments chosen beforehand."""
+    """`measurements` is the most engines that are built and measured, of which `designed` are experiments chosen
+    beforehand.
+    """
 
     measurements: int = 10
     designed: int = 5
@@ -108,19 +119,23 @@ class _State:
 
 
 class LatencyLoop:
-    """Finds the most valuable policy whose engine is measured to be fast enough. `ask` says what to measure next, `tell` what came of it.
+    """Finds the most valuable policy whose engine is measured to be fast enough. `ask` says what to measure next,
+    `tell` what came of it.
 
-    1. Engines of designed policies are measured and the latency model is fitted. Formats over which the runtime may refuse an engine
-       (`doubtful`) come last, all at once.
-    2. The search proposes the most valuable policy that the model predicts to meet the limit, with joins placed where they are fastest;
-       it is built and measured, and the model is fitted again. A policy that is measured to miss the limit is never proposed again.
-    3. When the proposal is one that is known to meet the limit, the search is repeated with the limit raised by the model's
-       uncertainty: a more valuable policy that might just meet it is measured as well. Nothing is left then that is likely better.
+    1. Engines of designed policies are measured and the latency model is fitted. Formats over which the runtime may
+       refuse an engine (`doubtful`) come last, all at once.
+    2. The search proposes the most valuable policy that the model predicts to meet the limit, with joins placed where
+       they are fastest; it is built and measured, and the model is fitted again. A policy that is measured to miss the
+       limit is never proposed again.
+    3. When the proposal is one that is known to meet the limit, the search is repeated with the limit raised by the
+       model's uncertainty: a more valuable policy that might just meet it is measured as well. Nothing is left then
+       that is likely better.
     4. A policy meets the limit when the upper end of the 95 % interval of its ratio does.
-    5. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those that are doubtful and
-       in no engine that was built; without any, the formats of the policy are searched by halves for the one that is to blame.
-    6. The outcome is the policy, of those that meet the limit, that is best on samples that the search has not used (`unseen`). Only the
-       outcome depends on these samples: what is measured next does not.
+    5. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
+       that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
+       for the one that is to blame.
+    6. The outcome is the policy, of those that meet the limit, that is best on samples that the search has not used
+       (`unseen`). Only the outcome depends on these samples: what is measured next does not.
     7. Where nothing measured is faster than the float engine, the float engine is the outcome.
     """
 
@@ -136,7 +151,9 @@ class LatencyLoop:
         unseen: ValueFunction | None = None,
         doubtful: Collection[tuple[str, Format]] = frozenset(),
     ) -> None:
-        """`known` and `refusals` are what earlier sessions of the same run have found; `unseen` is `value` on other samples."""
+        """`known` and `refusals` are what earlier sessions of the same run have found; `unseen` is `value` on other
+        samples.
+        """
         self._space = space
         self._whole_space = space
         self._edges = edges
@@ -161,12 +178,16 @@ class LatencyLoop:
         announce: Callable[[str], None] = lambda _: None,
         keep: Callable[[Sequence[Step]], None] = lambda _: None,
     ) -> Outcome:
-        """Measure what `ask` proposes until it proposes nothing; `announce` is told about each step, `keep` is given all steps so far."""
+        """Measure what `ask` proposes until it proposes nothing; `announce` is told about each step, `keep` is given
+        all steps so far.
+        """
         while (proposal := self.ask()) is not None:
             found, offered = measure(proposal.policy), self._choices()
             self.tell(proposal, found)
             keep(self._state.steps)
-            result = f"{found.ratio:.3f}x of float" if isinstance(found, Observation) else f"does not build: {found.reason}"
+            result = (
+                f"{found.ratio:.3f}x of float" if isinstance(found, Observation) else f"does not build: {found.reason}"
+            )
             announce(f"{proposal.label} {len(self._state.steps)}: {result}, predicted {proposal.predicted:.3f}")
             if left_out := sorted(f"{chosen} on {group}" for group, chosen in offered - self._choices()):
                 announce(f"not asked for again, since it does not build: {', '.join(left_out)}")
@@ -183,19 +204,27 @@ class LatencyLoop:
         best = self._best()
         for optimism in (0.0, _OPTIMISM):
             found = self._search(optimism)
-            if found is not None and (best is None or found.value > self._value(best.policy)) and self._is_new(found.policy):
+            if (
+                found is not None
+                and (best is None or found.value > self._value(best.policy))
+                and self._is_new(found.policy)
+            ):
                 return self._proposal("optimistic" if optimism else "proposal", found.policy)
         if best is None:
             closest = self._closest()
             if closest is not None:
                 return self._proposal("closest", closest)
         self._state.stop_reason = (
-            "no other policy within the limit is likely to be better" if best is not None else "the limit is out of reach"
+            "no other policy within the limit is likely to be better"
+            if best is not None
+            else "the limit is out of reach"
         )
         return None
 
     def ask_several(self, count: int) -> list[Proposal]:
-        """Return up to `count` policies to measure in one go: the experiments first, then proposals from careful to optimistic ones."""
+        """Return up to `count` policies to measure in one go: the experiments first, then proposals from careful to
+        optimistic ones.
+        """
         following = self._experiments()
         if following:
             return following[:count]
@@ -235,22 +264,30 @@ class LatencyLoop:
             chosen = min([self._reference, *(within or candidates)], key=upper)
         reason = self._state.stop_reason or "stopped early"
         steps = tuple(self._state.steps)
-        return Outcome(chosen.policy, self._value(chosen.policy), chosen, bool(met), reason, steps, self._model, finalists)
+        return Outcome(
+            chosen.policy, self._value(chosen.policy), chosen, bool(met), reason, steps, self._model, finalists
+        )
 
     def _experiments(self) -> list[Proposal]:
-        """Return what is to be measured before anything is proposed: which format a refusal is due to, then the designed policies."""
+        """Return what is to be measured before anything is proposed: which format a refusal is due to, then the
+        designed policies.
+        """
         narrowing = self._narrowing()
         found = [self._proposal("narrowing", narrowing)] if narrowing is not None else []
         return found + [self._proposal("experiment", policy) for policy in self._waiting() if policy != narrowing]
 
     def _waiting(self) -> list[Policy]:
         """Return the designed policies that were not measured yet and may still be built."""
-        missing = [policy for policy in self._designed if policy.key() not in self._state.observed and self._allowed(policy)]
+        missing = [
+            policy for policy in self._designed if policy.key() not in self._state.observed and self._allowed(policy)
+        ]
         refused = {refusal.policy.key() for refusal in self._state.refusals}
         return [policy for policy in missing if policy.key() not in refused]
 
     def _narrowing(self) -> Policy | None:
-        """Return the policy that halves what the refusal with the fewest suspects may be due to; None when there is no use."""
+        """Return the policy that halves what the refusal with the fewest suspects may be due to; None when there is no
+        use.
+        """
         refused = {refusal.policy.key() for refusal in self._state.refusals}
         for accused, refusal in sorted(self._accused(), key=lambda each: len(each[0])):
             policy = halved(refusal.policy, accused, self._space)
@@ -271,7 +308,9 @@ class LatencyLoop:
                 self._leave_out(accused)
 
     def _search(self, optimism: float) -> Choice | None:
-        """Return the best policy that may meet the limit by the model; those that were measured to miss it are left out."""
+        """Return the best policy that may meet the limit by the model; those that were measured to miss it are left
+        out.
+        """
         goal, model, state = self.goal, self._model, self._state
         raised = goal.limit + optimism * self._uncertainty()
         left_out = [o.policy for o in state.observed.values() if upper(o) > goal.limit]
@@ -299,7 +338,9 @@ class LatencyLoop:
 
     def _proposal(self, label: str, policy: Policy) -> Proposal:
         predicted, error = self._model.predict(policy)
-        return Proposal(label, policy, predicted, (predicted - 1.96 * error, predicted + 1.96 * error), len(self._state.observed))
+        return Proposal(
+            label, policy, predicted, (predicted - 1.96 * error, predicted + 1.96 * error), len(self._state.observed)
+        )
 
     def _fit(self) -> LatencyModel:
         """Fit to all there is; the float engine's own ratio is known beforehand."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from deploy.on_device.protocol import (
+from deploy.runner.protocol import (
     Measurement,
     NotComparable,
     Protocol,
@@ -15,7 +15,7 @@ from deploy.on_device.protocol import (
     measure_engines,
     ratio,
 )
-from deploy.on_device.state import machine
+from deploy.runner.state import machine
 
 __all__ = [
     "Call",
@@ -48,10 +48,12 @@ class _Called:
         return (time.thread_time_ns() - start) / repeats / 1e6
 
 
-def measure_interleaved(calls: Mapping[str, Call], baseline: str, protocol: Protocol | None = None, seed: int = 0) -> Measurement:
+def measure_interleaved(
+    calls: Mapping[str, Call], baseline: str, protocol: Protocol | None = None, seed: int = 0
+) -> Measurement:
     """Time callables in turn, round by round, on the CPU clock of this thread.
 
-    They must run on one thread, the calling one: the thread's CPU time then leaves out what other processes take, which makes wall-clock
-    times useless on a busy machine.
+    They must run on one thread, the calling one: the thread's CPU time then leaves out what other processes take, which
+    makes wall-clock times useless on a busy machine.
     """
     return measure_engines({name: _Called(call) for name, call in calls.items()}, baseline, protocol, seed=seed)

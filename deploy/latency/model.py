@@ -1,8 +1,8 @@
 """Price each format of each group by the measured latency of whole engines.
 
-Times of single layers do not add up (a layer turned to integers pays for conversions that vanish when its neighbours turn too), so
-nothing but whole engines is measured, and a linear model with a part for every (group, format), every integer join and every tensor
-that has to be converted is fitted to them.
+Times of single layers do not add up (a layer turned to integers pays for conversions that vanish when its neighbours
+turn too), so nothing but whole engines is measured, and a linear model with a part for every (group, format), every
+integer join and every tensor that has to be converted is fitted to them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy.latency.terms import JOINS, Prior, Term, prior_of, row_of, terms_of
-from smpq.costs import CostModel, JoinCost, Transition
-from smpq.joins import Edge
-from smpq.policy import Policy, Space
+from smpq.problem.costs import CostModel, JoinCost, Transition
+from smpq.problem.joins import Edge
+from smpq.problem.policy import Policy, Space
 
 Matrix = np.ndarray
 
@@ -24,7 +24,9 @@ STRENGTHS = {
     "integers": 0.4, "format": 0.2, "operator": 0.2, "call": 0.1, "shape": 0.2, "shape and format": 0.2, "group": 0.1, "own": 0.1,
     "conversions": 0.3, "place": 0.3, "place and size": 0.3, "edge": 0.3, "joins": 0.2, "join": 0.2,
 }  # fmt: skip
-"""Usual standard deviation of each part of the prior, in shares of the float engine's time; a network's own are learned from these."""
+"""Usual standard deviation of each part of the prior, in shares of the float engine's time; a network's own are learned
+from these.
+"""
 _SCATTER = 0.01
 _SPREAD = 0.7
 """Standard deviation of the logarithm of a strength, from network to network."""
@@ -33,7 +35,9 @@ _SMALLEST_NOISE = 0.003
 
 @dataclass(frozen=True)
 class Observation:
-    """The measured latency of one policy's engine as a ratio to the float engine, and the standard error of the ratio."""
+    """The measured latency of one policy's engine as a ratio to the float engine, and the standard error of the
+    ratio.
+    """
 
     policy: Policy
     ratio: float
@@ -61,24 +65,31 @@ class LatencyModel:
 
     def cost_model(self, float_latency_ms: float) -> CostModel:
         """Return the model as a cost in milliseconds for the solver."""
-        found = {term: value * float_latency_ms for term, value in zip(self.terms, self.coefficients.tolist(), strict=True)}
+        found = {
+            term: value * float_latency_ms for term, value in zip(self.terms, self.coefficients.tolist(), strict=True)
+        }
         parts = {
             group.name: {
-                chosen: found.get(Term("format", group.name, str(chosen)), 0.0) for chosen in self.space.priced(group.name)
+                chosen: found.get(Term("format", group.name, str(chosen)), 0.0)
+                for chosen in self.space.priced(group.name)
             }
             for group in self.space.groups
         }
-        transitions = tuple(Transition(term.first, term.second, value) for term, value in found.items() if term.kind == "edge")
-        joins = tuple(JoinCost(join, *(found.get(Term(kind, join.name), 0.0) for kind in JOINS)) for join in self.space.joins)
+        transitions = tuple(
+            Transition(term.first, term.second, value) for term, value in found.items() if term.kind == "edge"
+        )
+        joins = tuple(
+            JoinCost(join, *(found.get(Term(kind, join.name), 0.0) for kind in JOINS)) for join in self.space.joins
+        )
         return CostModel("latency", float_latency_ms, parts, float_latency_ms, transitions, joins)
 
 
 def fit(space: Space, edges: Sequence[Edge], observations: Sequence[Observation]) -> LatencyModel:
     """Fit the model to whole-engine measurements.
 
-    Bayesian linear regression. The prior's parts (`latency_terms.prior_of`) have strengths that differ from network to network: those
-    with the highest marginal likelihood are taken (empirical Bayes), and the scatter with them. Costs of conversions are kept at zero
-    or above, which the solver relies on. Ours.
+    Bayesian linear regression. The prior's parts (`latency_terms.prior_of`) have strengths that differ from network to
+    network: those with the highest marginal likelihood are taken (empirical Bayes), and the scatter with them. Costs of
+    conversions are kept at zero or above, which the solver relies on. Ours.
     """
     terms = terms_of(space, edges)
     prior = prior_of(space, edges, terms)
@@ -111,7 +122,9 @@ def _strengths(rows: Matrix, measured: Matrix, noise: Matrix, prior: Prior) -> t
         total = np.sum([square * part for square, part in zip(squares[:-1], parts, strict=True)], axis=0)
         root = np.linalg.cholesky(total + np.diag(noise**2 + squares[-1]))
         whitened = np.linalg.solve(root, surprise)
-        return float(0.5 * whitened @ whitened + np.log(np.diag(root)).sum() + 0.5 * (((logs - usual) / _SPREAD) ** 2).sum())
+        return float(
+            0.5 * whitened @ whitened + np.log(np.diag(root)).sum() + 0.5 * (((logs - usual) / _SPREAD) ** 2).sum()
+        )
 
     found = np.exp(minimize(unlikeliness, usual, method="L-BFGS-B").x)
     return dict(zip(names, found.tolist(), strict=False)), float(found[-1])

@@ -9,19 +9,19 @@ from statistics import median
 import msgspec
 
 from calib.errors import UserError
-from calib.formats import Format
+from calib.formats.format import Format
 from deploy.devices.base import Result
 from deploy.devices.checks import check_measured
-from deploy.export import call_name
+from deploy.files.engine import TimedRow
+from deploy.files.search import MachineRows, MeasurementsFile, ObservedRow, RefusedRow
 from deploy.latency.loop import Refusal
 from deploy.latency.model import LatencyModel, Observation, fit
-from deploy.on_device.blame import nodes_named
-from deploy.onnx_files import node_names
-from deploy.prepare import Prepared, rules_of
-from deploy.run.files.engine import TimedRow
-from deploy.run.files.search import MachineRows, MeasurementsFile, ObservedRow, RefusedRow
-from smpq.joins import Edge, find_edges
-from smpq.policy import Policy, Space
+from deploy.lowering.export import call_name
+from deploy.lowering.onnx_files import node_names
+from deploy.run.workspace import Prepared, rules_of
+from deploy.runner.blame import nodes_named
+from smpq.problem.joins import Edge, find_edges
+from smpq.problem.policy import Policy, Space
 
 CANDIDATES = "candidates"
 """Directory of a run: lowered models, named by the hash of their content."""
@@ -43,7 +43,9 @@ class Measured:
 
 
 def timed_row(result: Result) -> TimedRow:
-    """Return the file form of a result; only of an engine that was built. UserError when its figures contradict each other."""
+    """Return the file form of a result; only of an engine that was built. UserError when its figures contradict each
+    other.
+    """
     assert result.state is not None
     figures = ("batch", "ratio", "engine_ms", "float_ms", "p99_ms", "p99_calls", "p99_note", "throughput", "clock")
     on_gpu = ("enqueue_ms", "hot_ms", "cold_ms")
@@ -58,9 +60,13 @@ def latency_model(prepared: Prepared) -> LatencyModel:
     """Fit the latency model to what the last machine to measure has found; UserError when that is nothing."""
     known, machines = read_observations(prepared), known_machines(prepared)
     if not known:
-        raise UserError("this run has measured no engine yet, so latency cannot be predicted: use smpq run, or smpq measure first")
+        raise UserError(
+            "this run has measured no engine yet, so latency cannot be predicted: use smpq run, or smpq measure first"
+        )
     if len(machines) > 1:
-        prepared.progress.say(f"latency as measured on {machines[-1]}; the run also has measurements of {', '.join(machines[:-1])}")
+        prepared.progress.say(
+            f"latency as measured on {machines[-1]}; the run also has measurements of {', '.join(machines[:-1])}"
+        )
     return fitted(prepared, known)
 
 
@@ -76,7 +82,9 @@ def edges(prepared: Prepared) -> tuple[Edge, ...]:
 
 
 def read_observations(prepared: Prepared, machine: str | None = None) -> list[Observation]:
-    """Read the whole-engine measurements of this run, made with the same model, on `machine` or on the last one to measure."""
+    """Read the whole-engine measurements of this run, made with the same model, on `machine` or on the last one to
+    measure.
+    """
     with prepared.run.about(MeasurementsFile):
         return observations_of(_rows(prepared, machine), prepared.space)
 
@@ -98,21 +106,27 @@ def known_machines(prepared: Prepared) -> tuple[str, ...]:
 
 
 def keep_measured(prepared: Prepared, measured: Sequence[Measured], machine: str) -> list[Observation | Refusal]:
-    """Add results of `machine` to `measurements.json`, in place of earlier ones of the same policies; returns what each says.
+    """Add results of `machine` to `measurements.json`, in place of earlier ones of the same policies; returns what each
+    says.
 
-    What other machines have measured stays. UserError, and nothing is kept, when an engine failed for a reason that is not the model's: only
-    a refusal by the runtime lasts.
+    What other machines have measured stays. UserError, and nothing is kept, when an engine failed for a reason that is
+    not the model's: only a refusal by the runtime lasts.
     """
     check_measured(each.result for each in measured)
     verdicts: list[Observation | Refusal] = [
         each.observation()
         if each.result.failed is None
-        else Refusal(each.policy, each.result.failed, blamed_formats(prepared.space, each, _nodes_of(prepared, each.result)))
+        else Refusal(
+            each.policy, each.result.failed, blamed_formats(prepared.space, each, _nodes_of(prepared, each.result))
+        )
         for each in measured
     ]
     file, rows = _file(prepared), _rows(prepared, machine)
     new = {verdict.policy.key() for verdict in verdicts}
-    earlier: tuple[Observation | Refusal, ...] = (*observations_of(rows, prepared.space), *refusals_of(rows, prepared.space))
+    earlier: tuple[Observation | Refusal, ...] = (
+        *observations_of(rows, prepared.space),
+        *refusals_of(rows, prepared.space),
+    )
     everything: list[Observation | Refusal] = [*(old for old in earlier if old.policy.key() not in new), *verdicts]
     times = [each.result.float_ms for each in measured if each.result.float_ms is not None]
     kept = machine_rows(prepared.space, everything, median(times) if times else rows.float_ms)
@@ -145,14 +159,18 @@ def blamed_rows(refusal: Refusal) -> tuple[tuple[str, str], ...]:
 
 def observations_of(rows: MachineRows, space: Space) -> list[Observation]:
     """Read back the measured engines."""
-    return [Observation(Policy.from_file(row.policy, space), row.ratio, row.standard_error) for row in rows.observations]
+    return [
+        Observation(Policy.from_file(row.policy, space), row.ratio, row.standard_error) for row in rows.observations
+    ]
 
 
 def refusals_of(rows: MachineRows, space: Space) -> list[Refusal]:
     """Read back what was refused."""
     return [
         Refusal(
-            Policy.from_file(row.policy, space), row.reason, tuple((group, Format.from_text(text)) for group, text in row.blamed)
+            Policy.from_file(row.policy, space),
+            row.reason,
+            tuple((group, Format.from_text(text)) for group, text in row.blamed),
         )
         for row in rows.refusals
     ]

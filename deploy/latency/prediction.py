@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deploy.files.search import LoopFile
 from deploy.latency.observations import fitted, read_observations
-from deploy.prepare import Prepared
-from deploy.run.files.search import LoopFile
-from smpq.policy import Policy
+from deploy.run.workspace import Prepared
+from smpq.problem.policy import Policy
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A ratio to the float engine with its 95 % interval; `engines` is how many measured engines of other policies it is made from."""
+    """A ratio to the float engine with its 95 % interval; `engines` is how many measured engines of other policies it
+    is made from.
+    """
 
     ratio: float
     interval: tuple[float, float]
@@ -20,9 +22,11 @@ class Prediction:
 
 
 def prediction(prepared: Prepared, policy: Policy, machine: str) -> Prediction | None:
-    """Return what was predicted for a policy on `machine` without any measurement of this policy; None where no other engine is known.
+    """Return what was predicted for a policy on `machine` without any measurement of this policy; None where no other
+    engine is known.
 
-    It is the prediction that the loop made before it measured the policy. Without one, the latency model is fitted to the other policies.
+    It is the prediction that the loop made before it measured the policy. Without one, the latency model is fitted to
+    the other policies.
     """
     step = _step_of(prepared, policy, machine)
     if step is not None:
@@ -36,7 +40,9 @@ def prediction(prepared: Prepared, policy: Policy, machine: str) -> Prediction |
 
 
 def _step_of(prepared: Prepared, policy: Policy, machine: str) -> Prediction | None:
-    """Return the prediction of the first step of the loop that measured the policy on `machine`; None where it was made from no engine."""
+    """Return the prediction of the first step of the loop that measured the policy on `machine`; None where it was made
+    from no engine.
+    """
     file = prepared.run.find(LoopFile)
     wanted = policy.to_file(prepared.space.groups)
     for search in file.searches if file is not None else ():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from calib.formats import Format
-from smpq.policy import Policy, Space, canonical
+from calib.formats.format import Format
+from smpq.problem.policy import Policy, Space, canonical
 
 Choice = tuple[str, Format]
 """A group and its format."""
 
 
-def suspects(refused: Policy, built: Iterable[Policy], space: Space, doubtful: Collection[Choice]) -> tuple[Choice, ...]:
+def suspects(
+    refused: Policy, built: Iterable[Policy], space: Space, doubtful: Collection[Choice]
+) -> tuple[Choice, ...]:
     """Return what a refused policy has that no engine that was built has, float formats aside, in graph order.
 
     Where some of it is `doubtful`, formats over which the runtime is known to refuse engines, only that.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calib.formats import Format
-from smpq.joins import Edge
-from smpq.policy import Policy, Space, domains
+from calib.formats.format import Format
+from smpq.problem.joins import Edge
+from smpq.problem.policy import Policy, Space, domains
 
 Matrix = np.ndarray
 
@@ -82,11 +82,12 @@ def work_shares(space: Space) -> dict[str, float]:
 def prior_of(space: Space, edges: Sequence[Edge], terms: Sequence[Term]) -> Prior:
     """Return what is expected of a network that nobody has measured.
 
-    A format changes a group's time in proportion to its work, by a factor that all groups share in part (`integers`, `format`, per
-    operator `operator`), that groups of the same shape share (`shape` for all of its formats, `shape and format`), and that is its own in
-    part (`group`, `own`); `call` is a cost that does not depend on the work. A conversion costs in proportion to the tensor's size, with a
-    common factor (`conversions`), those of its place, between layers or at a join (`place`, `place and size`), and one of its own (`edge`);
-    a join among integers saves or costs likewise, by what becomes of it (`joins`, `join`).
+    A format changes a group's time in proportion to its work, by a factor that all groups share in part (`integers`,
+    `format`, per operator `operator`), that groups of the same shape share (`shape` for all of its formats, `shape and
+    format`), and that is its own in part (`group`, `own`); `call` is a cost that does not depend on the work. A
+    conversion costs in proportion to the tensor's size, with a common factor (`conversions`), those of its place,
+    between layers or at a join (`place`, `place and size`), and one of its own (`edge`); a join among integers saves or
+    costs likewise, by what becomes of it (`joins`, `join`).
     """
     share, count = work_shares(space), len(space.groups)
     total = sum(edge.elements for edge in edges) or 1
@@ -94,10 +95,13 @@ def prior_of(space: Space, edges: Sequence[Edge], terms: Sequence[Term]) -> Prio
     around = {join.name: sum(part for ends, part in size.items() if join.name in ends) for join in space.joins}
     operator = {group.name: group.units[0].operator for group in space.groups}
     shape = {
-        group.name: tuple(sorted((unit.operator, unit.weight_shape, unit.macs) for unit in group.units)) for group in space.groups
+        group.name: tuple(sorted((unit.operator, unit.weight_shape, unit.macs) for unit in group.units))
+        for group in space.groups
     }
     chosen = [Format.from_text(term.second) if term.kind == "format" else None for term in terms]
-    saves = np.array([found is not None and (found.quantizes_activation or found.weight_block is not None) for found in chosen])
+    saves = np.array(
+        [found is not None and (found.quantizes_activation or found.weight_block is not None) for found in chosen]
+    )
 
     def each(kind: str, amount: Callable[[Term], float]) -> Matrix:
         return np.array([amount(term) if term.kind == kind else 0.0 for term in terms])
@@ -125,7 +129,8 @@ def prior_of(space: Space, edges: Sequence[Edge], terms: Sequence[Term]) -> Prio
         "conversions": np.outer(converted, converted),
         "place": alike(own_edge, [(term.first in around, term.second in around) for term in terms]),
         "place and size": alike(
-            own_edge, [(term.first in around, term.second in around, size.get((term.first, term.second))) for term in terms]
+            own_edge,
+            [(term.first in around, term.second in around, size.get((term.first, term.second))) for term in terms],
         ),
         "edge": np.diag(own_edge**2),
         "joins": alike(joined, [term.kind for term in terms]),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from deploy.files.engine import STAGES, StageName, VerifyFile
+from deploy.files.report import ReportFile
 from deploy.report.answer import Answer, Verdict, bare, capital, sentence, some
 from deploy.report.wording import change, counted, measure, number
-from deploy.run.files.engine import STAGES, StageName, VerifyFile
-from deploy.run.files.report import ReportFile
 
 _NAMES: dict[StageName, str] = {
     "eager": "PyTorch as given",
@@ -48,12 +48,14 @@ def accuracy_steps(report: ReportFile) -> list[str]:
         scored = [(layer.score, layer.path) for layer in report.layers if layer.bits < 16 and layer.score is not None]
         worst = [path for _, path in sorted(scored, key=lambda each: each[0])[:3]]
         steps.append(
-            f"To win accuracy back, allow more budget{f'; the lowest scores are those of {some(worst)}' if worst else ''}."
+            f"To win accuracy back, allow more "
+            f"budget{f'; the lowest scores are those of {some(worst)}' if worst else ''}."
         )
     for name in _MADE_HERE:
         if name in lost:
             steps.append(
-                f"Find the layer that differs at {_NAMES[name]}: set half of policy.json to a float format, `smpq verify`, and halve again."
+                f"Find the layer that differs at {_NAMES[name]}: set half of policy.json to a float format, `smpq "
+                "verify`, and halve again."
             )
     return steps
 
@@ -62,13 +64,17 @@ def _verdict(ran: list[StageName], lost: list[StageName]) -> tuple[Verdict, str]
     made_here = [name for name in _MADE_HERE if name in lost]
     if "float" in lost:
         return "no", (
-            "No: float PyTorch, the traced model, loses accuracy that PyTorch as given has. The trace is not your module: this is a bug or a "
+            "No: float PyTorch, the traced model, loses accuracy that PyTorch as given has. The trace is not your "
+            "module: this is a bug or a "
             "model that is not supported, please report it."
         )
     if made_here:
         return (
             "no",
-            f"No: {' and '.join(_NAMES[name] for name in made_here)} {_lose(made_here)} accuracy that quantised PyTorch still has.",
+            (
+                f"No: {' and '.join(_NAMES[name] for name in made_here)} {_lose(made_here)} accuracy that quantised "
+                "PyTorch still has."
+            ),
         )
     if ran[-1] != "engine":
         return "unknown", f"Not verified on the engine; {_NAMES[ran[-1]]} is the last stage that ran."

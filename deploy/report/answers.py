@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from deploy.files.report import LatencyPart, ReportFile
 from deploy.report.accuracy import accuracy_steps, same_accuracy
 from deploy.report.answer import Answer, Verdict, bare, sentence, some
 from deploy.report.orin import on_orin
 from deploy.report.remarks import timing_remarks
 from deploy.report.wording import amount, counted, magnitude, number, size
-from deploy.run.files.report import LatencyPart, ReportFile
 
 
 def answers(report: ReportFile) -> list[Answer]:
@@ -18,11 +18,11 @@ def answers(report: ReportFile) -> list[Answer]:
 def _faster(report: ReportFile) -> Answer:
     question, latency = "Is it faster?", report.latency
     if latency is None:
-        costs = (
-            f"What is counted instead: {size(report.size_bytes)} against {size(report.float_size_bytes)} of the float engine, and"
-        )
+        costs = f"What is counted instead: {size(report.size_bytes)} against {size(report.float_size_bytes)} of the float engine, and"
         counts = f"{costs} {magnitude(report.bops)} bit operations against {magnitude(report.float_bops)}. Neither is a speed."
-        return Answer(question, "unknown", (f"Not measured: {bare(report.latency_note) or 'the run has no measurement'}.", counts))
+        return Answer(
+            question, "unknown", (f"Not measured: {bare(report.latency_note) or 'the run has no measurement'}.", counts)
+        )
     low, high = latency.interval.low, latency.interval.high
     ratio = f"{number(latency.ratio)} of the float engine's time, 95 % interval {number(low)} to {number(high)}"
     verdict: Verdict = "yes" if high < 1 else "no" if low > 1 else "unknown"
@@ -32,7 +32,8 @@ def _faster(report: ReportFile) -> Answer:
         "unknown": f"No difference can be shown: it takes {ratio}.",
     }[verdict]
     measured = (
-        f"{number(latency.engine_ms)} ms against {number(latency.float_ms)} ms at batch {latency.batch}; {latency.clock}, "
+        f"{number(latency.engine_ms)} ms against {number(latency.float_ms)} ms at batch {latency.batch}; "
+        f"{latency.clock}, "
         f"{latency.rounds} rounds, both engines in turn."
     )
     return Answer(question, verdict, (first, measured, *timing_remarks(latency), *_prediction(latency)))
@@ -64,13 +65,16 @@ def _why_not(report: ReportFile) -> Answer:
         return Answer(question, "note", ("There is nothing to explain before it is measured.", *sentences))
     if latency.interval.high < 1:
         first = (
-            "It is faster." if report.met else "It is faster, but the budget asks for more: the table below has what it reaches."
+            "It is faster."
+            if report.met
+            else "It is faster, but the budget asks for more: the table below has what it reaches."
         )
         return Answer(question, "note", (first, *sentences))
     if not sentences:
         floats = sum(layer.bits >= 16 for layer in report.layers)
         sentences.append(
-            f"The run recorded no reason. {floats} of {counted(len(report.layers), 'layer')} are still floating point; small layers "
+            f"The run recorded no reason. {floats} of {counted(len(report.layers), 'layer')} are still floating point; "
+            "small layers "
             "often lose more to conversions between integers and floats than integers save them."
         )
     return Answer(question, "note", tuple(sentences))
@@ -81,22 +85,28 @@ def _changes(report: ReportFile) -> Answer:
     differing = differing_kernels(report)
     if differing:
         steps.append(
-            f"Give {some(differing)} a format with a kernel on {report.target} (`smpq targets` lists them) in policy.json, "
+            f"Give {some(differing)} a format with a kernel on {report.target} (`smpq targets` lists them) in "
+            "policy.json, "
             "then `smpq export` and `smpq build`."
         )
     scored = [(layer.score, layer) for layer in report.layers if layer.bits < 16 and layer.score is not None]
-    unclear = [layer.path for _, layer in scored if layer.interval is not None and layer.interval.low < 0 < layer.interval.high]
+    unclear = [
+        layer.path for _, layer in scored if layer.interval is not None and layer.interval.low < 0 < layer.interval.high
+    ]
     if unclear:
         steps.append(
-            f"{counted(len(unclear), 'layer')} have a score whose interval includes zero ({some(unclear)}): do not read an order into "
+            f"{counted(len(unclear), 'layer')} have a score whose interval includes zero ({some(unclear)}): do not "
+            "read an order into "
             f"them. More samples than {report.scores.permutations} narrow it."
         )
     stability = report.stability
     if stability is not None and stability.undecided:
         undecided = stability.undecided
         steps.append(
-            f"At this budget the scores cannot tell which format {some(undecided)} should get: drawn again {stability.resamples} times "
-            "from the same samples, they decide otherwise in more than one case of ten. Their accuracy hardly differs either way; "
+            f"At this budget the scores cannot tell which format {some(undecided)} should get: drawn again "
+            f"{stability.resamples} times "
+            "from the same samples, they decide otherwise in more than one case of ten. Their accuracy hardly differs "
+            "either way; "
             "`--effort thorough` samples more."
         )
     if not steps:
@@ -121,7 +131,9 @@ def _budget_steps(report: ReportFile) -> list[str]:
             steps.append(f"Whether {asked} is met is not known: it was not measured.")
             continue
         advice = (
-            "offer other formats" if slower and limit.cost == "latency" else "allow that much, or offer formats with fewer bits"
+            "offer other formats"
+            if slower and limit.cost == "latency"
+            else "allow that much, or offer formats with fewer bits"
         )
         steps.append(f"{asked} is not met, the nearest reached is {amount(limit.reached, limit.unit)}: {advice}.")
     if latency is None:
@@ -131,7 +143,8 @@ def _budget_steps(report: ReportFile) -> list[str]:
         steps.append(f"Do not deploy it for speed: keep the float engine{name}, or offer other formats.")
     elif _predicted_well(latency) is False:
         steps.append(
-            "Predicted and measured latency do not agree: measure again on a quiet machine, or let the loop take more turns."
+            "Predicted and measured latency do not agree: measure again on a quiet machine, or let the loop take more "
+            "turns."
         )
     return steps
 

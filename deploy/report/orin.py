@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from deploy.files.report import LayerRow, ReportFile
 from deploy.report.answer import Answer, bare, some
-from deploy.run.files.report import LayerRow, ReportFile
 
 _BITS = (4, 8, 16, 32)
 
@@ -18,22 +18,27 @@ def on_orin(report: ReportFile) -> Answer:
         more = [timed_on(report)]
         if target == "simulate":
             more.append(
-                "It is for evaluation: integer weights are turned to floats and computed as such, so it is not faster anywhere."
+                "It is for evaluation: integer weights are turned to floats and computed as such, so it is not faster "
+                "anywhere."
             )
         more.append("For its GPU, run again with `--target jetson-orin`, which offers what its TensorRT has.")
     elif target.startswith("ort-"):
         first = f"Where onnxruntime-gpu runs on it, perhaps: {_named(engine)} is an ONNX file, and its providers choose their kernels there."
         more = [
             timed_on(report),
-            "Nothing of it was verified on Orin; run again with `--target jetson-orin` for an engine of TensorRT alone.",
+            (
+                "Nothing of it was verified on Orin; run again with `--target jetson-orin` for an engine of TensorRT "
+                "alone."
+            ),
         ]
     elif target.startswith("jetson-orin"):
-        first = (
-            f"It is made for it: the formats are those of Orin's TensorRT, which builds its engine from model.{target}.onnx itself."
-        )
+        first = f"It is made for it: the formats are those of Orin's TensorRT, which builds its engine from model.{target}.onnx itself."
         more = [
             timed_on(report),
-            "An engine that was built and timed somewhere else says nothing about Orin: use `--device`, or `smpq bundle`.",
+            (
+                "An engine that was built and timed somewhere else says nothing about Orin: use `--device`, or `smpq "
+                "bundle`."
+            ),
         ]
         if engine is not None:
             more.insert(0, f"The plan that was measured is in engine.{target}/, with two programs that run it.")

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from calib.storage import read_record, write_bytes
+from calib.files.storage import read_record, write_bytes
+from deploy.files.report import LayerRow, ObservationRow, ReportFile
 from deploy.report.answer import Answer
 from deploy.report.answers import answers, budget_ratio
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot
 from deploy.report.wording import aligned, amount, counted, fixed, html, magnitude, number, shown, size, span
-from deploy.run.files.report import LayerRow, ObservationRow, ReportFile
 
 _LONG_TABLE = 40
 """Rows from which a table scrolls inside the page."""
@@ -72,7 +72,9 @@ def write_html(run: Path) -> Path:
 
 
 def summary_lines(report: ReportFile) -> list[str]:
-    """Return the five answers as plain text for a terminal, one line each, and a line for every further step to take."""
+    """Return the five answers as plain text for a terminal, one line each, and a line for every further step to
+    take.
+    """
     lines = []
     for answer in answers(report):
         lines.append(f"{answer.question} {answer.sentences[0]}")
@@ -82,10 +84,14 @@ def summary_lines(report: ReportFile) -> list[str]:
 
 
 def render_html(report: ReportFile) -> str:
-    """Return the whole page: the answers first, then budget, plan, plots, what was left out, and where it all came from."""
+    """Return the whole page: the answers first, then budget, plan, plots, what was left out, and where it all came
+    from.
+    """
     name = f"{report.task} on {report.target}"
     met = "Budget met" if report.met else "Budget not met"
-    budget = f'Budget <code>{html(report.budget)}</code>. <span class="{"" if report.met else "warn-text"}">{met}.</span>'
+    budget = (
+        f'Budget <code>{html(report.budget)}</code>. <span class="{"" if report.met else "warn-text"}">{met}.</span>'
+    )
     sections = [
         f'<header><h1>{html(name)}</h1><p class="quiet">{budget}</p></header>',
         '<section class="answers" aria-label="Answers">' + "".join(map(_answer, answers(report))) + "</section>",
@@ -190,7 +196,10 @@ def _latency(report: ReportFile) -> str:
         return f'<section><h2>{title}</h2><p class="quiet">Nothing to draw: {html(reason)}</p></section>'
     rows = [[str(index), html(each.label), *_observed(each)] for index, each in enumerate(seen, start=1)]
     table = _table(
-        ["", "engine", "predicted", "95 % interval", "measured", "95 % interval", ""], rows, numeric={0, 2, 3, 4, 5}, text={6}
+        ["", "engine", "predicted", "95 % interval", "measured", "95 % interval", ""],
+        rows,
+        numeric={0, 2, 3, 4, 5},
+        text={6},
     )
     measured = sum(each.measured is not None for each in seen)
     caption = f"{counted(measured, 'engine')}, measured in turn with the float engine; bars are 95 % intervals."
@@ -199,7 +208,9 @@ def _latency(report: ReportFile) -> str:
 
 
 def _observed(each: ObservationRow) -> list[str]:
-    """Return the cells of an engine: what was predicted and what was measured, or the reason for which the runtime refused it."""
+    """Return the cells of an engine: what was predicted and what was measured, or the reason for which the runtime
+    refused it.
+    """
     predicted = [fixed(each.predicted), span(each.predicted_interval)]
     if each.measured is None:
         return [*predicted, html(f"refused: {each.refused}")]
@@ -210,12 +221,16 @@ def _bits_caption(layers: Sequence[LayerRow]) -> str:
     text = "In the order of the model. Above, the bits of each weight; below, what the layer's format costs."
     if any(layer.bits >= 16 for layer in layers):
         text += " Grey: floating point."
-    return text + (" Orange: the kernel is not the planned one." if any(layer.kernel_agrees is False for layer in layers) else "")
+    return text + (
+        " Orange: the kernel is not the planned one." if any(layer.kernel_agrees is False for layer in layers) else ""
+    )
 
 
 def _figure(title: str, plot: str, caption: str) -> str:
     return (
-        f"<section><h2>{html(title)}</h2><figure>{plot}<figcaption>{html(caption)}</figcaption></figure></section>" if plot else ""
+        f"<section><h2>{html(title)}</h2><figure>{plot}<figcaption>{html(caption)}</figcaption></figure></section>"
+        if plot
+        else ""
     )
 
 
@@ -224,11 +239,14 @@ def _left_out(report: ReportFile) -> str:
     if report.skipped:
         rows = [[_path(row.path), html(row.operator), html(row.reason)] for row in report.skipped]
         parts.append(
-            f"<section><h2>Layers left as they are</h2>{_table(['layer', 'operator', 'reason'], rows, text={0, 2})}</section>"
+            f"<section><h2>Layers left as they "
+            f"are</h2>{_table(['layer', 'operator', 'reason'], rows, text={0, 2})}</section>"
         )
     if report.refused:
         rows = [[f"<code>{html(name)}</code>", html(reason)] for name, reason in report.refused.items()]
-        parts.append(f"<section><h2>Formats refused</h2>{_table(['group: format', 'reason'], rows, text={0, 1})}</section>")
+        parts.append(
+            f"<section><h2>Formats refused</h2>{_table(['group: format', 'reason'], rows, text={0, 1})}</section>"
+        )
     return "".join(parts)
 
 
@@ -258,7 +276,9 @@ def _plain(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Iterable[int] = (), text: Iterable[int] = ()) -> str:
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Iterable[int] = (), text: Iterable[int] = ()
+) -> str:
     """Lay out cells that are HTML already; numbers to the right, texts may wrap, and many rows scroll.
 
     The last cell of a row with too few is a text over the columns that are left.
@@ -273,7 +293,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Iterable
 def _cells(row: Sequence[str], kinds: Mapping[int, str], columns: int) -> str:
     last, over = len(row) - 1, columns - len(row) + 1
     wide = f' class="text" colspan="{over}"'
-    return "".join(f"<td{wide if i == last and over > 1 else kinds.get(i, '')}>{cell}</td>" for i, cell in enumerate(row))
+    return "".join(
+        f"<td{wide if i == last and over > 1 else kinds.get(i, '')}>{cell}</td>" for i, cell in enumerate(row)
+    )
 
 
 def _path(path: str) -> str:

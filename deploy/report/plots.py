@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from deploy.files.report import CurvePoint, LayerRow, ObservationRow
 from deploy.report.wording import html, shown, signed
-from deploy.run.files.report import CurvePoint, LayerRow, ObservationRow
 from smpq.files import Interval
 
 _LETTER = 6.3
@@ -59,12 +59,18 @@ def bits_plot(layers: Sequence[LayerRow]) -> str:
     for index, label in enumerate(labels):
         if index % every == 0:
             x, y = left + step * (index + 0.5) + 4, lower_top + height + 14
-            parts.append(f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="end" transform="rotate(-60 {x:.1f} {y:.1f})">')
+            parts.append(
+                f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="end" transform="rotate(-60 {x:.1f} {y:.1f})">'
+            )
             parts.append(f"{html(label)}</text>")
-    return _svg(width, lower_top + height + depth, "Weight bits of each layer, and its score with the 95 % interval", parts)
+    return _svg(
+        width, lower_top + height + depth, "Weight bits of each layer, and its score with the 95 % interval", parts
+    )
 
 
-def _bit_bars(layers: Sequence[LayerRow], step: float, left: float, top: float, bottom: float, right: float) -> list[str]:
+def _bit_bars(
+    layers: Sequence[LayerRow], step: float, left: float, top: float, bottom: float, right: float
+) -> list[str]:
     bits = [layer.bits for layer in layers]
     wide = max(bits) > 8
     # Next to 16 or 32 bits the steps between 2, 3 and 4 would vanish: then each doubling is one step.
@@ -78,14 +84,18 @@ def _bit_bars(layers: Sequence[LayerRow], step: float, left: float, top: float, 
         x = left + step * (index + 0.5) - bar / 2
         kind = "bar warn" if layer.kernel_agrees is False else "bar float" if count >= _FLOAT_BITS else "bar"
         hint = f"{layer.path}: {layer.format}"
-        parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{bar:.1f}" height="{max(bottom - y, 0.5):.1f}">')
+        parts.append(
+            f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{bar:.1f}" height="{max(bottom - y, 0.5):.1f}">'
+        )
         parts.append(f"<title>{html(hint)}</title></rect>")
         if step >= 16:
             parts.append(_text(left + step * (index + 0.5), y - 4, f"{count:g}", "label", "middle"))
     return parts
 
 
-def _score_points(layers: Sequence[LayerRow], step: float, left: float, top: float, bottom: float, right: float) -> list[str]:
+def _score_points(
+    layers: Sequence[LayerRow], step: float, left: float, top: float, bottom: float, right: float
+) -> list[str]:
     parts = [_text(left, top - 10, "score and 95 % interval (below zero: costs accuracy)", "title")]
     known = [
         (index, layer.path, layer.score, layer.interval)
@@ -110,9 +120,16 @@ def _score_points(layers: Sequence[LayerRow], step: float, left: float, top: flo
 
 
 def latency_plot(observations: Sequence[ObservationRow], budget_ratio: float | None) -> str:
-    """Draw predicted against measured latency with both intervals, the diagonal and the budget; points carry their number."""
+    """Draw predicted against measured latency with both intervals, the diagonal and the budget; points carry their
+    number.
+    """
     points = [
-        (number, seen, (seen.predicted, *_ends(seen.predicted_interval)), (seen.measured, *_ends(seen.measured_interval)))
+        (
+            number,
+            seen,
+            (seen.predicted, *_ends(seen.predicted_interval)),
+            (seen.measured, *_ends(seen.measured_interval)),
+        )
         for number, seen in enumerate(observations, start=1)
         if seen.measured is not None and seen.measured_interval is not None
     ]
@@ -141,7 +158,9 @@ def latency_plot(observations: Sequence[ObservationRow], budget_ratio: float | N
         parts.append(_line(x_scale(across[1]), y, x_scale(across[2]), y, "whisker" + kind))
         parts.append(_line(x, y_scale(up[1]), x, y_scale(up[2]), "whisker" + kind))
         hint = f"{number}. {seen.label}: predicted {across[0]:.3f}, measured {up[0]:.3f}"
-        parts.append(f'<circle class="point{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{html(hint)}</title></circle>')
+        parts.append(
+            f'<circle class="point{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{html(hint)}</title></circle>'
+        )
         place = _free_place(x, y, len(str(number)) * _LETTER, boxes, frame)
         if place is not None:
             parts.append(_text(*place, str(number), "label"))
@@ -171,14 +190,18 @@ def pareto_plot(points: Sequence[CurvePoint], cost: str, chosen: float | None) -
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Leave out the modules that all paths begin with, then the middle of what is still too long: both ends tell layers apart."""
+    """Leave out the modules that all paths begin with, then the middle of what is still too long: both ends tell layers
+    apart.
+    """
     split = [path.split(".") for path in paths]
     common = 0
     while len(paths) > 1 and all(len(parts) > common + 1 and parts[common] == split[0][common] for parts in split):
         common += 1
     names = [".".join(parts[common:]) for parts in split]
     head = _LABEL_LETTERS // 2 - 1
-    return [name if len(name) <= _LABEL_LETTERS else f"{name[:head]}…{name[head + 1 - _LABEL_LETTERS :]}" for name in names]
+    return [
+        name if len(name) <= _LABEL_LETTERS else f"{name[:head]}…{name[head + 1 - _LABEL_LETTERS :]}" for name in names
+    ]
 
 
 def _ends(interval: Interval) -> tuple[float, float]:
@@ -195,12 +218,21 @@ def _range(values: Iterable[float], start: float, stop: float, least: float = 0.
 
 
 def _free_place(
-    x: float, y: float, width: float, boxes: list[tuple[float, float, float, float]], frame: tuple[float, float, float, float]
+    x: float,
+    y: float,
+    width: float,
+    boxes: list[tuple[float, float, float, float]],
+    frame: tuple[float, float, float, float],
 ) -> tuple[float, float] | None:
-    """Find a place for a number near its point that covers nothing; the boxes then hold it. None when it is too crowded."""
+    """Find a place for a number near its point that covers nothing; the boxes then hold it. None when it is too
+    crowded.
+    """
     for distance in (11.0, 18.0, 28.0):
         for turn in (45, -45, 135, -135, 20, -20, 160, -160, 70, -70, 110, -110):
-            middle_x, middle_y = x + distance * math.cos(math.radians(turn)), y - distance * math.sin(math.radians(turn))
+            middle_x, middle_y = (
+                x + distance * math.cos(math.radians(turn)),
+                y - distance * math.sin(math.radians(turn)),
+            )
             right = middle_x if abs(turn) > 90 else middle_x + width
             box = (right - width - 1, middle_y - 5, right + 1, middle_y + 5)
             inside = frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from deploy.files.profile import ProfiledKernel, ProfileFile, Role
 from deploy.report.wording import counted, shown
-from deploy.run.files.profile import ProfiledKernel, ProfileFile, Role
 
 _LONGEST_LAYER, _LONGEST_KERNEL = 36, 80
 _LAUNCH_BOUND = 0.9
@@ -50,12 +50,16 @@ def share_of(profile: ProfileFile, kernel: ProfiledKernel) -> str:
 
 
 def formats_of(profile: ProfileFile, kernel: ProfiledKernel) -> tuple[str, str]:
-    """Return the planned formats of the layers that a kernel computes, and what it computes in; marked where they are not the same."""
+    """Return the planned formats of the layers that a kernel computes, and what it computes in; marked where they are
+    not the same.
+    """
     if kernel.role != "layer":
         return "", " -> ".join(shown("/".join(types)) for types in (kernel.inputs, kernel.outputs) if types)
     units = [profile.units[path] for path in kernel.units]
     found = "/".join(dict.fromkeys(unit.found for unit in units))
-    return "/".join(dict.fromkeys(unit.planned for unit in units)), found if all(unit.agrees for unit in units) else f"{found} (!)"
+    return "/".join(dict.fromkeys(unit.planned for unit in units)), found if all(
+        unit.agrees for unit in units
+    ) else f"{found} (!)"
 
 
 def launch_sentence(profile: ProfileFile) -> str:
@@ -63,7 +67,11 @@ def launch_sentence(profile: ProfileFile) -> str:
     call = f"a call takes {profile.engine_ms:.4g} ms ({profile.engine_ms / profile.float_ms:.3f}x of float)"
     if profile.enqueue_ms is None or profile.launch_share is None:
         return f"{call}; what enqueueing takes was not measured"
-    bound = ": the GPU waits for the host, and a faster kernel changes little" if profile.launch_share >= _LAUNCH_BOUND else ""
+    bound = (
+        ": the GPU waits for the host, and a faster kernel changes little"
+        if profile.launch_share >= _LAUNCH_BOUND
+        else ""
+    )
     return f"{call}; enqueueing it takes the host {profile.enqueue_ms:.4g} ms, {100 * profile.launch_share:.0f} % of that{bound}"
 
 
@@ -72,7 +80,8 @@ def _sums(profile: ProfileFile) -> list[str]:
     for kernel in profile.kernels:
         times[kernel.role].append(kernel.ms or 0.0)
     return [
-        f"{sum(times[role]):>9.4f} {100 * sum(times[role]) / profile.profiled_ms:>4.1f} %  {words} ({counted(len(times[role]), 'kernel')})"
+        f"{sum(times[role]):>9.4f} {100 * sum(times[role]) / profile.profiled_ms:>4.1f} %  {words} "
+        f"({counted(len(times[role]), 'kernel')})"
         for role, words in ROLES.items()
         if times[role]
     ]
@@ -80,7 +89,9 @@ def _sums(profile: ProfileFile) -> list[str]:
 
 def _wrong(profile: ProfileFile) -> list[str]:
     wrong = [
-        f"{shown(path)}: planned {unit.planned}, found {unit.found}" for path, unit in profile.units.items() if not unit.agrees
+        f"{shown(path)}: planned {unit.planned}, found {unit.found}"
+        for path, unit in profile.units.items()
+        if not unit.agrees
     ]
     return [f"not as planned (!): {'; '.join(wrong)}"] if wrong else []
 

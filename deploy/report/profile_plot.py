@@ -1,10 +1,12 @@
-"""The picture of a profile: a bar for each kernel, in the order in which they run; a file of its own, without script."""
+"""The picture of a profile: a bar for each kernel, in the order in which they run; a file of its own, without
+script.
+"""
 
 from __future__ import annotations
 
+from deploy.files.profile import ProfiledKernel, ProfileFile
 from deploy.report.profile_lines import ROLES, formats_of, launch_sentence, share_of, time_of
 from deploy.report.wording import html
-from deploy.run.files.profile import ProfiledKernel, ProfileFile
 
 _MOST_BARS = 120
 _LABEL_LETTERS = 40
@@ -40,7 +42,11 @@ def _bar(profile: ProfileFile, kernel: ProfiledKernel, y: float, most: float) ->
     hint = f"{kernel.kind} {kernel.name}: {time_of(kernel)} ms, {ROLES[kernel.role]}"
     return [
         _text(
-            _LEFT - 8, y + 12, _short(", ".join(kernel.units) if kernel.role == "layer" else kernel.name or kernel.kind), "", "end"
+            _LEFT - 8,
+            y + 12,
+            _short(", ".join(kernel.units) if kernel.role == "layer" else kernel.name or kernel.kind),
+            "",
+            "end",
         ),
         f'<rect class="{kernel.role}" x="{_LEFT:.1f}" y="{y + 2:.1f}" width="{max(length, 0.5):.1f}" height="{_ROW - 4:.1f}">',
         f"<title>{html(hint)}</title></rect>",

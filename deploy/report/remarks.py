@@ -13,7 +13,7 @@ _COLD = 1.1
 
 
 class Remarked(typing.Protocol):
-    """What the remarks are made of; see `deploy.run.files.engine.TimedRow`."""
+    """What the remarks are made of; see `deploy.files.engine.TimedRow`."""
 
     @property
     def engine_ms(self) -> float:
@@ -41,13 +41,21 @@ def timing_remarks(timed: Remarked) -> list[str]:
     remarks = []
     if timed.enqueue_ms is not None and timed.enqueue_ms > _LAUNCH_BOUND * timed.engine_ms:
         remarks.append(
-            f"It is bound by launches: the host takes {number(timed.enqueue_ms)} ms to enqueue a call of {number(timed.engine_ms)} ms, so the "
+            f"It is bound by launches: the host takes {number(timed.enqueue_ms)} ms to enqueue a call of "
+            f"{number(timed.engine_ms)} ms, so the "
             "ratio says little about the kernels. A larger batch, or a CUDA graph where there is none, shows them."
         )
-    if timed.hot_ms is not None and timed.cold_ms is not None and not 1 / _COLD <= timed.cold_ms / timed.hot_ms <= _COLD:
+    if (
+        timed.hot_ms is not None
+        and timed.cold_ms is not None
+        and not 1 / _COLD <= timed.cold_ms / timed.hot_ms <= _COLD
+    ):
         remarks.append(
-            f"With other data in the GPU's L2 cache a call takes {number(timed.cold_ms)} ms, right behind another call {number(timed.hot_ms)} ms."
+            f"With other data in the GPU's L2 cache a call takes {number(timed.cold_ms)} ms, right behind another call "
+            f"{number(timed.hot_ms)} ms."
         )
     if timed.throttled:
-        remarks.append(f"The machine slowed down while it was timed, each time that was tried: {', '.join(timed.throttled)}.")
+        remarks.append(
+            f"The machine slowed down while it was timed, each time that was tried: {', '.join(timed.throttled)}."
+        )
     return remarks

@@ -1,4 +1,6 @@
-"""How the report writes numbers and texts: rounded to what they can carry, with their unit, and without signs that act on a terminal."""
+"""How the report writes numbers and texts: rounded to what they can carry, with their unit, and without signs that act
+on a terminal.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,12 @@ _SHARES = ("top-1", "top-5", "accuracy")
 
 
 def shown(text: object) -> str:
-    """Write a text of a model or a device. What moves a cursor or turns the direction of reading becomes a visible mark."""
+    """Write a text of a model or a device. What moves a cursor or turns the direction of reading becomes a visible
+    mark.
+    """
     return "".join(
-        letter if letter.isprintable() else " " if letter.isspace() else "\N{REPLACEMENT CHARACTER}" for letter in str(text)
+        letter if letter.isprintable() else " " if letter.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for letter in str(text)
     )
 
 
@@ -69,7 +74,11 @@ def amount(value: float, unit: str) -> str:
     """Write what a limit is about, in its unit."""
     if unit in ("B", "bytes"):
         return size(value)
-    return f"{number(value)}{unit}" if unit in ("x", "") else f"{magnitude(value) if value >= 1e4 else number(value)} {unit}"
+    return (
+        f"{number(value)}{unit}"
+        if unit in ("x", "")
+        else f"{magnitude(value) if value >= 1e4 else number(value)} {unit}"
+    )
 
 
 def measure(mean: float, bounds: Interval, metric: str) -> str:

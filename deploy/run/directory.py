@@ -15,24 +15,37 @@ from typing import TypeVar
 import msgspec
 
 from calib.errors import UserError
-from calib.fingerprint import Fingerprint
-from calib.storage import FileRecord, about, cannot_write, read_record, write_record
-from deploy.run.files.run import ResourcesRow, RunFile
+from calib.files.storage import FileRecord, about, cannot_write, read_record, write_record
+from calib.network.fingerprint import Fingerprint
+from deploy.run.record import ResourcesRow, RunFile
 from deploy.run.settings import Settings
 from smpq.files import OfPolicy
-from smpq.workers.resources import Resources
+from smpq.value.workers.resources import Resources
 
 DECISIVE = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript")
 """Packages whose version decides what is computed and exported: a run goes on with the ones that it began with."""
 _LOCK = "run.lock"
-_PACKAGES = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "scipy", "numpy", "tensorrt-rtx", "tensorrt")
+_PACKAGES = (
+    "smpq",
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "scipy",
+    "numpy",
+    "tensorrt-rtx",
+    "tensorrt",
+)
 
 FileType = TypeVar("FileType", bound=FileRecord)
 PolicyFileType = TypeVar("PolicyFileType", bound=OfPolicy)
 
 
 class Run:
-    """One run directory. Its JSON files are typed records (`deploy.run.files`), written in one step, so that a kill never leaves half a file."""
+    """One run directory. Its JSON files are typed records (`deploy.files`), written in one step, so that a kill never
+    leaves half a file.
+    """
 
     def __init__(self, path: Path) -> None:
         """Name a run; nothing is created yet."""
@@ -40,11 +53,15 @@ class Run:
         self._made = False
 
     def check(self, settings: Settings) -> None:
-        """Raise UserError when a run with these settings cannot be here: a file is, other files are, or a run with other settings."""
+        """Raise UserError when a run with these settings cannot be here: a file is, other files are, or a run with
+        other settings.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: give --out a directory")
         if not self.has(RunFile.NAME):
-            others = [entry.name for entry in _entries(self.path) if entry.name != _LOCK and not entry.name.startswith(".")]
+            others = [
+                entry.name for entry in _entries(self.path) if entry.name != _LOCK and not entry.name.startswith(".")
+            ]
             if others:
                 raise UserError(f"{self.path} holds other files ({min(others)}): give --out a new or empty directory")
             return
@@ -53,7 +70,8 @@ class Run:
             then, now = getattr(known, name), getattr(settings, name)
             if then != now:
                 raise UserError(
-                    f"{self.path} holds a run with {name}={then!r}, now {now!r} is asked for: use another --out, or delete it"
+                    f"{self.path} holds a run with {name}={then!r}, now {now!r} is asked for: use another --out, or "
+                    "delete it"
                 )
 
     def lock(self) -> None:
@@ -68,11 +86,15 @@ class Run:
         except OSError as error:
             raise UserError(cannot_write(self.path, error)) from error
         if handle is None:
-            raise UserError(f"another process works on {self.path}: wait until it is done, stop it, or use another --out")
+            raise UserError(
+                f"another process works on {self.path}: wait until it is done, stop it, or use another --out"
+            )
         weakref.finalize(self, os.close, handle)
 
     def discard_if_new(self) -> None:
-        """Remove the directory, if `lock` has made it and it holds nothing else: a wrong input leaves nothing behind."""
+        """Remove the directory, if `lock` has made it and it holds nothing else: a wrong input leaves nothing
+        behind.
+        """
         if [entry.name for entry in _entries(self.path)] != [_LOCK]:
             return
         self.file(_LOCK).unlink(missing_ok=True)
@@ -93,7 +115,8 @@ class Run:
         changed = record.fingerprint.differences(fingerprint)
         if changed:
             raise UserError(
-                f"{', '.join(changed)} changed since {self.file(RunFile.NAME)} was made, and the run is about the old state: use another --out, "
+                f"{', '.join(changed)} changed since {self.file(RunFile.NAME)} was made, and the run is about the old "
+                "state: use another --out, "
                 "or delete it"
             )
         if row is not None and record.resources != row:
@@ -126,7 +149,9 @@ class Run:
         return about(self.file(kind.NAME))
 
     def find_for(self, kind: type[PolicyFileType], policy_key: str) -> PolicyFileType | None:
-        """Read a file that was made for this policy; None when there is none, or one of a policy that policy.json held before."""
+        """Read a file that was made for this policy; None when there is none, or one of a policy that policy.json held
+        before.
+        """
         record = self.find(kind)
         return record if record is not None and record.policy == policy_key else None
 
@@ -161,7 +186,9 @@ def _entries(path: Path) -> list[os.DirEntry[str]]:
 
 
 def _locked(file: Path) -> int | None:
-    """Return a handle that holds the lock of a file, None when another process holds it. The lock ends with its process."""
+    """Return a handle that holds the lock of a file, None when another process holds it. The lock ends with its
+    process.
+    """
     if sys.platform == "win32":  # it has no locks that end with their process
         return os.open(file, os.O_CREAT | os.O_RDWR)
     import fcntl

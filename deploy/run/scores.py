@@ -5,8 +5,8 @@ from __future__ import annotations
 from deploy.run.directory import Run
 from smpq.files import ScoresFile
 from smpq.methods import method_from_name
-from smpq.policy import Space
-from smpq.scores import Scores
+from smpq.problem.policy import Space
+from smpq.scoring.scores import Scores
 
 
 def find_scores(run: Run, space: Space) -> Scores | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from calib.errors import UserError
-from calib.formats import formats_from_text
+from calib.files.storage import Record
+from calib.formats.format import formats_from_text
 from calib.observers import observer_from_name
 from calib.rounding import rounding_from_name
-from calib.storage import Record
-from smpq.search import Effort, effort_from_name
-from smpq.value import VALUES
+from smpq.solve.search import Effort, effort_from_name
+from smpq.value.value import VALUES
 
 _MOST = {"samples": 10**9, "evaluations": 10**9, "batch": 2**20}
 _LARGEST_SEED = 2**32 - 1
@@ -19,9 +19,10 @@ _LARGEST_SEED = 2**32 - 1
 class Settings(Record, frozen=True):
     """What the search was asked to do. A run keeps its settings: other settings need another run.
 
-    `formats` is a comma-separated list, '' for the target's own; `samples` calibration samples evaluate a policy; `effort` says
-    how much the search may spend, and `evaluations`, where given, what of it scoring may; `stable` stops scoring once the decision for the
-    budget no longer changes; `batch` is the batch size that latency is measured at. UserError names a value that cannot be used.
+    `formats` is a comma-separated list, '' for the target's own; `samples` calibration samples evaluate a policy;
+    `effort` says how much the search may spend, and `evaluations`, where given, what of it scoring may; `stable` stops
+    scoring once the decision for the budget no longer changes; `batch` is the batch size that latency is measured at.
+    UserError names a value that cannot be used.
     """
 
     task: str

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from calib.formats import Format
-from calib.units import Skipped, Unit
-from deploy.run.files.search import CostRow, CostsFile, GroupRow, JoinRow, SkippedRow, SpaceFile, UnitRow
-from smpq.costs import CostModel
-from smpq.policy import Group, Join, Space
+from calib.formats.format import Format
+from calib.network.units import Skipped, Unit
+from deploy.files.search import CostRow, CostsFile, GroupRow, JoinRow, SkippedRow, SpaceFile, UnitRow
+from smpq.problem.costs import CostModel
+from smpq.problem.policy import Group, Join, Space
 
 
 def file_from_space(space: Space, skipped: Sequence[Skipped], refused: Mapping[str, str]) -> SpaceFile:
@@ -16,7 +16,8 @@ def file_from_space(space: Space, skipped: Sequence[Skipped], refused: Mapping[s
     return SpaceFile(
         groups={
             group.name: GroupRow(
-                units=tuple(UnitRow(**unit.to_json()) for unit in group.units), formats=tuple(map(str, space.formats[group.name]))
+                units=tuple(UnitRow(**unit.to_json()) for unit in group.units),
+                formats=tuple(map(str, space.formats[group.name])),
             )
             for group in space.groups
         },
@@ -45,7 +46,9 @@ def file_from_costs(costs: Mapping[str, CostModel]) -> CostsFile:
             name: CostRow(
                 fixed=model.fixed,
                 float_total=model.float_total,
-                parts={group: {str(chosen): cost for chosen, cost in row.items()} for group, row in model.parts.items()},
+                parts={
+                    group: {str(chosen): cost for chosen, cost in row.items()} for group, row in model.parts.items()
+                },
             )
             for name, model in costs.items()
         }
@@ -58,7 +61,10 @@ def costs_from_file(record: CostsFile) -> dict[str, CostModel]:
         name: CostModel(
             name,
             row.fixed,
-            {group: {Format.from_text(text): cost for text, cost in parts.items()} for group, parts in row.parts.items()},
+            {
+                group: {Format.from_text(text): cost for text, cost in parts.items()}
+                for group, parts in row.parts.items()
+            },
             row.float_total,
         )
         for name, row in record.costs.items()

@@ -1,7 +1,7 @@
 """Whose code a run may start: `run.json` names a task, and a task is code, so a run directory alone is not believed.
 
-A task of the user's own is loaded when it is given on the command line, or when a record outside of the run says that this user, on this
-machine, made the run at this place with this task. Built-in tasks are part of smpq and need neither.
+A task of the user's own is loaded when it is given on the command line, or when a record outside of the run says that
+this user, on this machine, made the run at this place with this task. Built-in tasks are part of smpq and need neither.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import hashlib
 import os
 from pathlib import Path
 
-from calib.checkpoint import shown
 from calib.errors import UserError
-from calib.storage import FileRecord, cannot_write, read_record, write_record
+from calib.files.checkpoint import shown
+from calib.files.storage import FileRecord, cannot_write, read_record, write_record
 from calib.tasks import task_names
-from deploy.progress import Progress
 from deploy.run.settings import Settings
+from deploy.terminal.progress import Progress
 
 
 class MadeHere(FileRecord, frozen=True, kw_only=True):
@@ -53,7 +53,9 @@ def remember(run: Path, settings: Settings, progress: Progress) -> None:
 
 
 def check_trusted(run: Path, settings: Settings, task: str | None) -> None:
-    """Raise UserError unless the task in `settings`, which come from `run.json`, may be loaded; `task` is that of the command line, if any."""
+    """Raise UserError unless the task in `settings`, which come from `run.json`, may be loaded; `task` is that of the
+    command line, if any.
+    """
     named = shown(settings.task)
     if task is not None:
         if task != settings.task:

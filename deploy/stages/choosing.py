@@ -1,4 +1,6 @@
-"""Choose: the policy for a budget, from the scores and, for a latency, in a loop with measured engines. Writes `policy.json`."""
+"""Choose: the policy for a budget, from the scores and, for a latency, in a loop with measured engines. Writes
+`policy.json`.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,17 @@ from dataclasses import dataclass
 
 from deploy.latency.loop import LoopSettings, Outcome
 from deploy.latency.observations import known_float_ms, latency_model
-from deploy.prepare import Prepared
+from deploy.run.workspace import Prepared
 from deploy.stages.looping import close_loop
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import method_of, score, static_ceilings
-from smpq.allocate import Ceiling, Problem, solve_or_explain
-from smpq.budget import Budget
 from smpq.files import StabilityFile
-from smpq.policy import Policy
-from smpq.scores import Scores
-from smpq.search import Choice, Effort, choose, confirm
-from smpq.stability import decision_stability
+from smpq.problem.budget import Budget
+from smpq.problem.policy import Policy
+from smpq.scoring.scores import Scores
+from smpq.scoring.stability import decision_stability
+from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
+from smpq.solve.search import Choice, Effort, choose, confirm
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Solution:
 def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None, method: str | None = None) -> Solution:
     """Choose the policy for a budget with what the run knows. Writes `policy.json`.
 
-    `method` is where scores come from (`deploy.stages.scoring.score`). Latency is predicted from the engines that this run has measured; UserError when it has measured none.
+    `method` is where scores come from (`deploy.stages.scoring.score`). Latency is predicted from the engines that this
+    run has measured; UserError when it has measured none.
     """
     ceilings = static_ceilings(prepared, budget)
     limit = budget.limit("latency")

@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calib.errors import UserError
-from deploy.prepare import Prepared
-from smpq.estimators import Stopping, estimator_from_name
+from deploy.run.workspace import Prepared
 from smpq.files import ContributionRow, ContributionsFile, Interval
-from smpq.game import PolicyGame
-from smpq.policy import Policy
+from smpq.problem.policy import Policy
+from smpq.scoring.estimators import Stopping, estimator_from_name
+from smpq.scoring.game import PolicyGame
 
 _EVALUATIONS_EACH = 8
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """How contributions are estimated: an estimator by name, the evaluations it may make, and the precision that is enough.
+    """How contributions are estimated: an estimator by name, the evaluations it may make, and the precision that is
+    enough.
 
-    Without a number of evaluations there are half as many as scoring may make, or eight for each player where that is more.
+    Without a number of evaluations there are half as many as scoring may make, or eight for each player where that is
+    more.
     """
 
     estimator: str = "adaptive"
@@ -39,8 +41,8 @@ class Explanation:
 def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None = None) -> ContributionsFile:
     """Estimate what every group's format adds to the value, against the float model. Writes `contributions.json`.
 
-    Efficiency: the contributions sum to the value of the policy minus that of the float model. UserError when the evaluations do not
-    suffice for an interval, or when the policy is the float model.
+    Efficiency: the contributions sum to the value of the policy minus that of the float model. UserError when the
+    evaluations do not suffice for an interval, or when the policy is the float model.
     """
     chosen = explanation or Explanation()
     space = prepared.space
@@ -49,7 +51,9 @@ def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None 
         raise UserError("policy.json leaves every layer in float: there is nothing to explain")
     stopping = chosen.stopping(len(game.players), prepared.settings.spending.scoring)
     with prepared.progress.step("explain the policy"):
-        estimate = estimator_from_name(chosen.estimator).estimate(game, len(game.players), stopping, prepared.settings.seed)
+        estimate = estimator_from_name(chosen.estimator).estimate(
+            game, len(game.players), stopping, prepared.settings.seed
+        )
     low, high = estimate.interval()
     record = ContributionsFile(
         policy=policy.key(),
@@ -79,7 +83,9 @@ def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None 
 def _apart(
     names: Sequence[str], values: Sequence[float], low: Sequence[float], high: Sequence[float]
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the groups in order of what they cost, in classes: neighbours whose intervals overlap stand in one class."""
+    """Return the groups in order of what they cost, in classes: neighbours whose intervals overlap stand in one
+    class.
+    """
     order = sorted(range(len(names)), key=lambda index: values[index])
     classes: list[list[str]] = []
     reach = float("-inf")

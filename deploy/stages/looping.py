@@ -1,4 +1,6 @@
-"""Close the loop: engines are measured until one meets the latency budget, on a device that answers, or by bundles carried to one."""
+"""Close the loop: engines are measured until one meets the latency budget, on a device that answers, or by bundles
+carried to one.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import UserError
-from calib.storage import Record
+from calib.files.storage import Record
 from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
-from deploy.float_onnx import export_float_model
+from deploy.files.search import BundleFile, CandidateRow
 from deploy.latency.bench import Bench
 from deploy.latency.history import Search
 from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Proposal, Refusal, Step, upper
 from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import Measured, edges, keep_measured, known_float_ms, read_observations, read_refusals
-from deploy.on_device.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
-from deploy.on_device.product import ENGINES_DIRECTORY
-from deploy.onnx_files import sha256
-from deploy.prepare import DEVICE, Prepared
-from deploy.run.files.search import BundleFile, CandidateRow
+from deploy.lowering.onnx_files import sha256
+from deploy.run.float_onnx import export_float_model
+from deploy.run.workspace import DEVICE, Prepared
+from deploy.runner.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
+from deploy.runner.product import ENGINES_DIRECTORY
 from deploy.stages.making import export
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import scores_for_loop, static_ceilings
 from deploy.targets.offers import may_fail
-from smpq.budget import Budget
 from smpq.files import Interval
-from smpq.policy import Policy
-from smpq.search import Effort
+from smpq.problem.budget import Budget
+from smpq.problem.policy import Policy
+from smpq.solve.search import Effort
 
 _ROUNDS_IN_LOOP = 1
 _AT_ONCE = 6
@@ -37,10 +39,11 @@ _AT_ONCE = 6
 
 
 class Feedback(Record, frozen=True, kw_only=True):
-    """What the measurements of a bundle come to: the best policy's ratio to the float engine, whether it meets the budget, and its model.
+    """What the measurements of a bundle come to: the best policy's ratio to the float engine, whether it meets the
+    budget, and its model.
 
-    `proposals` counts the engines that should be measured next. `engine` is the directory of the best policy's plan, beside the
-    measurements on the device; None where these do not hold it.
+    `proposals` counts the engines that should be measured next. `engine` is the directory of the best policy's plan,
+    beside the measurements on the device; None where these do not hold it.
     """
 
     ratio: float
@@ -77,10 +80,11 @@ def close_loop(
 
 
 def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Path) -> BundleFile:
-    """Write the engines that should be measured next into `directory`, to be carried to a device that cannot be reached from here.
+    """Write the engines that should be measured next into `directory`, to be carried to a device that cannot be reached
+    from here.
 
-    The budget is that of the last bundle unless one is given. Writes `bundle.json`, which says which model is which policy. UserError when
-    no other engine needs to be measured, or when the directory holds something else.
+    The budget is that of the last bundle unless one is given. Writes `bundle.json`, which says which model is which
+    policy. UserError when no other engine needs to be measured, or when the directory holds something else.
     """
     budget = Budget.from_text(budget_text or _known_bundle(prepared).budget)
     if directory.exists() and (
@@ -121,8 +125,8 @@ def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Pa
 def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
     """Take in what a device has measured of the last bundle. Adds to `measurements.json` and `loop.json`.
 
-    Writes `policy.json`, the best policy so far, and its model. Returns its ratio to the float engine, whether it meets the budget, and
-    how many other engines should be measured. UserError for measurements of something else.
+    Writes `policy.json`, the best policy so far, and its model. Returns its ratio to the float engine, whether it meets
+    the budget, and how many other engines should be measured. UserError for measurements of something else.
     """
     known = _known_bundle(prepared)
     budget = Budget.from_text(known.budget)
@@ -134,10 +138,15 @@ def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
             f"{measurements} has results of {strange[0]}, which is not in the last bundle of this run: measure that one"
         )
     measured = [Measured(proposals[result.name].policy, result) for result in found.results]
-    before: list[Observation | Refusal] = [*read_observations(prepared, found.machine), *read_refusals(prepared, found.machine)]
+    before: list[Observation | Refusal] = [
+        *read_observations(prepared, found.machine),
+        *read_refusals(prepared, found.machine),
+    ]
     verdicts = keep_measured(prepared, measured, found.machine)
     limit = _ratio_limit(prepared, budget, known_float_ms(prepared, found.machine))
-    steps = [_step(proposals[each.result.name], verdict, limit) for each, verdict in zip(measured, verdicts, strict=True)]
+    steps = [
+        _step(proposals[each.result.name], verdict, limit) for each, verdict in zip(measured, verdicts, strict=True)
+    ]
     search = Search(prepared.run, prepared.space, str(budget), found.machine, limit, before)
     looped = _known_loop(prepared, budget, limit, found.machine)
     following = looped.ask_several(_AT_ONCE)
@@ -153,7 +162,9 @@ def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
         proposals=len(following),
         stop_reason=outcome.stop_reason,
         model=str(model),
-        engine=f"{ENGINES_DIRECTORY}/{name}" if any(each.name == name and each.plan_sha256 for each in found.results) else None,
+        engine=f"{ENGINES_DIRECTORY}/{name}"
+        if any(each.name == name and each.plan_sha256 for each in found.results)
+        else None,
     )
 
 
@@ -177,7 +188,9 @@ def _loop(
     settings: LoopSettings | None = None,
 ) -> LatencyLoop:
     # what a round of marginals gains is less than what one more measured engine teaches about the latency
-    effort = replace(effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP))
+    effort = replace(
+        effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP)
+    )
     goal = Goal(limit, static_ceilings(prepared, budget), scores_for_loop(prepared, budget).starts(), effort)
     return LatencyLoop(
         prepared.space,
@@ -193,7 +206,9 @@ def _loop(
 
 
 def _ratio_limit(prepared: Prepared, budget: Budget, float_ms: Any) -> float:
-    """Return the limit as a ratio to the float engine, whose time is a number, a function that measures it, or not known."""
+    """Return the limit as a ratio to the float engine, whose time is a number, a function that measures it, or not
+    known.
+    """
     limit = budget.limit("latency")
     if limit is None:
         raise UserError("the loop needs a latency budget, as in latency=0.7x")
@@ -202,7 +217,8 @@ def _ratio_limit(prepared: Prepared, budget: Budget, float_ms: Any) -> float:
     known = float_ms() if callable(float_ms) else float_ms
     if known is None:
         raise UserError(
-            f"{limit} is in milliseconds, and the float engine's are not known yet: give a share of them, as latency=0.7x"
+            f"{limit} is in milliseconds, and the float engine's are not known yet: give a share of them, as "
+            "latency=0.7x"
         )
     prepared.progress.say(f"the float engine takes {known:.4g} ms: {limit} is {limit.value / known:.3f}x of it")
     return float(limit.value / known)

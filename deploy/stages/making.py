@@ -6,29 +6,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from calib.errors import UserError
-from calib.storage import plain
+from calib.files.storage import plain
 from deploy.backends.tensorrt import Kernel as PlanKernel
 from deploy.devices.base import Candidate, Result
-from deploy.engines import Engines, Kernel, engine_names, plan_kernels
-from deploy.finetuning import tuned, version_key
-from deploy.float_onnx import export_float_model
+from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, VerifyFile
 from deploy.latency.bench import FINAL, Bench
 from deploy.latency.observations import Measured, keep_measured, timed_row
 from deploy.latency.prediction import prediction
-from deploy.lower import lower
-from deploy.onnx_files import sha256
-from deploy.prepare import Prepared
-from deploy.run.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, VerifyFile
+from deploy.lowering.lower import lower
+from deploy.lowering.onnx_files import sha256
+from deploy.run.float_onnx import export_float_model
+from deploy.run.workspace import Prepared
+from deploy.stages.engines import Engines, Kernel, engine_names, plan_kernels
+from deploy.stages.finetuning import tuned, version_key
 from deploy.stages.shipping import discard_other, ship
-from deploy.trtexec import TrtexecExport, export_for_trtexec
-from deploy.verify import verify as verify_stages
+from deploy.stages.trtexec import TrtexecExport, export_for_trtexec
+from deploy.stages.verifying import verify as verify_stages
 from smpq.files import Interval
-from smpq.plan import QuantPlan
-from smpq.policy import Policy
+from smpq.problem.policy import Policy
+from smpq.quantized.plan import QuantPlan
 
 
 def export(prepared: Prepared, policy: Policy) -> Path:
-    """Write `model.<target>.onnx`, the plan of the policy in the form the target wants, with the fine-tuned weights if the run has any."""
+    """Write `model.<target>.onnx`, the plan of the policy in the form the target wants, with the fine-tuned weights if
+    the run has any.
+    """
     source, plan = _source(prepared, policy)
     path = prepared.run.file(engine_names(prepared.target).model)
     with prepared.progress.step("insert quantisers"):
@@ -38,7 +40,8 @@ def export(prepared: Prepared, policy: Policy) -> Path:
 
 
 def export_qdq(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> TrtexecExport:
-    """Write `model.qdq.onnx` for trtexec, or for tensorrt-rtx's own tool. `batches` is one size, or the smallest, usual and largest; the run's own without any.
+    """Write `model.qdq.onnx` for trtexec, or for tensorrt-rtx's own tool. `batches` is one size, or the smallest, usual
+    and largest; the run's own without any.
 
     UserError for a target of another runtime, or for two batch sizes.
     """
@@ -53,7 +56,9 @@ def export_qdq(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) 
 
 
 def _source(prepared: Prepared, policy: Policy) -> tuple[Path, QuantPlan]:
-    """Return the float model that the quantisers are put into, and the plan: fine-tuned where the run has such weights."""
+    """Return the float model that the quantisers are put into, and the plan: fine-tuned where the run has such
+    weights.
+    """
     source, fine_tuned = export_float_model(prepared), tuned(prepared, policy)
     if fine_tuned is None:
         return source, prepared.plan(policy)
@@ -75,7 +80,9 @@ def build(prepared: Prepared, policy: Policy) -> BuildFile:
         return _keep_build(prepared, policy, engines, _rows(kernels))
 
 
-def _keep_build(prepared: Prepared, policy: Policy, engines: Mapping[str, BuiltRow], kernels: Mapping[str, KernelRow]) -> BuildFile:
+def _keep_build(
+    prepared: Prepared, policy: Policy, engines: Mapping[str, BuiltRow], kernels: Mapping[str, KernelRow]
+) -> BuildFile:
     record = BuildFile(
         policy=version_key(prepared, policy),
         built_on=prepared.device.describe() if prepared.builds_on_device else None,
@@ -93,10 +100,11 @@ def _rows(kernels: Sequence[Kernel]) -> dict[str, KernelRow]:
 def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> LatencyFile:
     """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`.
 
-    The plan that was measured, where the runtime has plans, becomes the run's: `engine.<target>/` and the engine beside it.
+    The plan that was measured, where the runtime has plans, becomes the run's: `engine.<target>/` and the engine beside
+    it.
 
-    `batches` are further batch sizes to time it at. The prediction in the record is one that knew no measurement of this policy. UserError
-    when engines of the target cannot be timed, or it does not build on the device.
+    `batches` are further batch sizes to time it at. The prediction in the record is one that knew no measurement of
+    this policy. UserError when engines of the target cannot be timed, or it does not build on the device.
     """
     if prepared.not_measurable is not None:
         raise UserError(prepared.not_measurable)
@@ -126,7 +134,9 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
 
 
 def _keep_shipped(prepared: Prepared, policy: Policy, result: Result) -> None:
-    """Put the plan that was measured into the run, and into `build.json`, with the kernels where only the device can tell them."""
+    """Put the plan that was measured into the run, and into `build.json`, with the kernels where only the device can
+    tell them.
+    """
     shipped = ship(prepared, result)
     known = prepared.run.find_for(BuildFile, version_key(prepared, policy))
     engines, kernels = (known.engines, known.kernels) if known is not None else ({}, {})
@@ -167,5 +177,6 @@ def _needs_export(prepared: Prepared, policy: Policy) -> None:
 def _needs_build(prepared: Prepared, policy: Policy) -> None:
     if prepared.run.find_for(BuildFile, version_key(prepared, policy)) is None:
         raise UserError(
-            "this run has no engine of the policy in policy.json and its fine-tuning: use smpq export and smpq build first"
+            "this run has no engine of the policy in policy.json and its fine-tuning: use smpq export and smpq build "
+            "first"
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from calib.errors import UserError
-from deploy.prepare import Prepared
+from deploy.files.search import BudgetFile
 from deploy.run.directory import Run
-from deploy.run.files.search import BudgetFile
-from smpq.budget import Budget
+from deploy.run.workspace import Prepared
 from smpq.files import PolicyFile
-from smpq.policy import Policy, Space
+from smpq.problem.budget import Budget
+from smpq.problem.policy import Policy, Space
 
 
 def read_policy(prepared: Prepared) -> Policy:
@@ -19,7 +19,9 @@ def read_policy(prepared: Prepared) -> Policy:
 
 
 def policy_of_run(run: Run, space: Space, refused: Mapping[str, str]) -> Policy:
-    """Read `policy.json` for a space; `refused` maps "group: format" to the reason why it is not offered. UserError as `read_policy`."""
+    """Read `policy.json` for a space; `refused` maps "group: format" to the reason why it is not offered. UserError as
+    `read_policy`.
+    """
     record = run.read(PolicyFile)
     with run.about(PolicyFile):
         return _allowed(Policy.from_file(record, space), space, refused)

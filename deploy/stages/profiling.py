@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from calib.errors import UserError
-from calib.formats import Format
-from calib.storage import plain, write_bytes
+from calib.files.storage import plain, write_bytes
+from calib.formats.format import Format
 from deploy.backends.tensorrt import Kernel, check_units
 from deploy.backends.tensorrt.roles import role_of
 from deploy.devices.bundle import asked_of
 from deploy.devices.known import read_known
 from deploy.devices.messages import Layer, Result
 from deploy.devices.places import machine_directory
-from deploy.engines import engine_names
-from deploy.export import call_name
-from deploy.finetuning import version_key
+from deploy.files.engine import ExportFile, LatencyFile
+from deploy.files.profile import ProfiledKernel, ProfiledUnit, ProfileFile
 from deploy.latency.bench import FINAL, Bench
-from deploy.onnx_files import sha256
-from deploy.prepare import DEVICE, Prepared
+from deploy.lowering.export import call_name
+from deploy.lowering.onnx_files import sha256
 from deploy.report.profile_plot import profile_svg
-from deploy.run.files.engine import ExportFile, LatencyFile
-from deploy.run.files.profile import ProfiledKernel, ProfiledUnit, ProfileFile
+from deploy.run.workspace import DEVICE, Prepared
+from deploy.stages.engines import engine_names
+from deploy.stages.finetuning import version_key
 from deploy.targets.target import Target
-from smpq.policy import Policy
+from smpq.problem.policy import Policy
 
 PICTURE = "profile.svg"
 
@@ -31,18 +31,22 @@ PICTURE = "profile.svg"
 def profile(prepared: Prepared, policy: Policy) -> ProfileFile:
     """Read or measure the time of each kernel of the policy's engine. Writes `profile.json` and `profile.svg`.
 
-    An engine that was measured with its layers is not measured again. UserError when the target has no profile, the engine is not exported,
-    cannot be timed here, or its layers were not told.
+    An engine that was measured with its layers is not measured again. UserError when the target has no profile, the
+    engine is not exported, cannot be timed here, or its layers were not told.
     """
     check_profiled(prepared.target)
     model = prepared.run.file(engine_names(prepared.target).model)
     exported = prepared.run.find_for(ExportFile, version_key(prepared, policy))
     if exported is None or not model.is_file() or exported.sha256 != sha256(model):
-        raise UserError(f"{model} is not there, or not of the policy in policy.json and its fine-tuning: use smpq export first")
+        raise UserError(
+            f"{model} is not there, or not of the policy in policy.json and its fine-tuning: use smpq export first"
+        )
     result, machine = _measured(prepared, policy)
     if result.failed is not None:
         raise UserError(f"the engine cannot be timed: {result.failed}")
-    record = profile_of(prepared.target, result, planned_formats(prepared, policy), machine, version_key(prepared, policy))
+    record = profile_of(
+        prepared.target, result, planned_formats(prepared, policy), machine, version_key(prepared, policy)
+    )
     prepared.run.write(record)
     write_bytes(prepared.run.file(PICTURE), profile_svg(record).encode(errors="replace"))
     return record
@@ -61,14 +65,19 @@ def check_profiled(target: Target) -> None:
     if target.lowering == "simulate":
         where, instead = "nowhere: it has no engine", "take a target with an engine (smpq targets)"
     raise UserError(
-        f"smpq profile reads the profiler of TensorRT and TensorRT-RTX, and an engine of {target.name} runs {where}: {instead}"
+        f"smpq profile reads the profiler of TensorRT and TensorRT-RTX, and an engine of {target.name} runs {where}: "
+        f"{instead}"
     )
 
 
 def planned_formats(prepared: Prepared, policy: Policy) -> dict[str, Format]:
     """Return the format of each call of each layer, by the name of its ONNX node."""
     formats = policy.by_unit(prepared.space.groups)
-    return {call_name(unit.path, index): formats[unit.path] for unit in prepared.space.units for index in range(len(unit.calls))}
+    return {
+        call_name(unit.path, index): formats[unit.path]
+        for unit in prepared.space.units
+        for index in range(len(unit.calls))
+    }
 
 
 def profile_of(target: Target, result: Result, planned: Mapping[str, Format], machine: str, policy: str) -> ProfileFile:
@@ -76,7 +85,8 @@ def profile_of(target: Target, result: Result, planned: Mapping[str, Format], ma
     if not result.layers or not any(layer.ms for layer in result.layers):
         why = f" ({'; '.join(result.notes)})" if result.notes else ""
         raise UserError(
-            f"the engine was measured on {machine}, and the times of its layers were not told{why}: measure it again there"
+            f"the engine was measured on {machine}, and the times of its layers were not told{why}: measure it again "
+            "there"
         )
     assert result.clock is not None
     assert result.engine_ms is not None
@@ -93,12 +103,19 @@ def profile_of(target: Target, result: Result, planned: Mapping[str, Format], ma
         float_ms=result.float_ms,
         enqueue_ms=result.enqueue_ms,
         profiled_ms=sum(layer.ms for layer in result.layers if layer.ms is not None),
-        kernels=tuple(_profiled(layer, kernel, planned, computing) for layer, kernel in zip(result.layers, kernels, strict=True)),
-        units={check.path: ProfiledUnit(planned=str(check.planned), found=check.found, agrees=check.agrees) for check in checks},
+        kernels=tuple(
+            _profiled(layer, kernel, planned, computing) for layer, kernel in zip(result.layers, kernels, strict=True)
+        ),
+        units={
+            check.path: ProfiledUnit(planned=str(check.planned), found=check.found, agrees=check.agrees)
+            for check in checks
+        },
     )
 
 
-def _profiled(layer: Layer, kernel: Kernel, planned: Mapping[str, Format], computing: set[tuple[str, str]]) -> ProfiledKernel:
+def _profiled(
+    layer: Layer, kernel: Kernel, planned: Mapping[str, Format], computing: set[tuple[str, str]]
+) -> ProfiledKernel:
     called = f"{kernel.kind} {kernel.name}".strip()
     named = [node for node in dict.fromkeys(kernel.onnx_nodes) if node in planned]
     computed = [node for node in named if (called, node) in computing]

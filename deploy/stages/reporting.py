@@ -12,15 +12,11 @@ from functools import cached_property
 
 from msgspec.structs import asdict
 
-from calib.checkpoint import shown
 from calib.errors import UserError
-from deploy.devices.measurable import why_not_measurable
-from deploy.engines import engine_names
-from deploy.finetuning import read_record, version_of
-from deploy.latency.history import steps_for
-from deploy.run.directory import Run
-from deploy.run.files.engine import STAGES, BuildFile, KernelRow, LatencyFile, VerifyFile
-from deploy.run.files.report import (
+from calib.files.checkpoint import shown
+from deploy.backends.measurable import why_not_measurable
+from deploy.files.engine import STAGES, BuildFile, KernelRow, LatencyFile, VerifyFile
+from deploy.files.report import (
     MOST_SHOWN,
     CurvePoint,
     LatencyPart,
@@ -30,19 +26,23 @@ from deploy.run.files.report import (
     ReportFile,
     ScoresPart,
 )
-from deploy.run.files.run import RunFile
-from deploy.run.files.search import BudgetFile, CostsFile, LoopFile, SpaceFile, StepRow
+from deploy.files.search import BudgetFile, CostsFile, LoopFile, SpaceFile, StepRow
+from deploy.latency.history import steps_for
+from deploy.run.directory import Run
+from deploy.run.record import RunFile
 from deploy.run.scores import find_scores
 from deploy.run.spaces import costs_from_file, space_from_file
+from deploy.stages.engines import engine_names
+from deploy.stages.finetuning import read_record, version_of
 from deploy.stages.policies import policy_of_run
 from deploy.targets.target import Target, target_from_name
-from smpq.allocate import Ceiling, Impossible
-from smpq.budget import Budget
-from smpq.costs import CostModel
 from smpq.files import ContributionsFile, Interval, StabilityFile
 from smpq.methods import method_from_name
-from smpq.policy import Policy, Space
-from smpq.scores import Scores
+from smpq.problem.budget import Budget
+from smpq.problem.costs import CostModel
+from smpq.problem.policy import Policy, Space
+from smpq.scoring.scores import Scores
+from smpq.solve.allocate import Ceiling, Impossible
 
 _CURVE_POINTS = 12
 _UNITS = {"size": "bytes", "avg_bits": "bits", "bops": "bops"}
@@ -72,8 +72,12 @@ class _Read:
         costs = costs_from_file(self.run.read(CostsFile))
         for name in _UNITS:
             for group in self.space.groups:
-                if name not in costs or not costs[name].parts.get(group.name, {}).keys() >= set(self.space.priced(group.name)):
-                    raise UserError(f"{self.run.file(CostsFile.NAME)} does not fit {SpaceFile.NAME}: use {SpaceFile.MADE_BY} again")
+                if name not in costs or not costs[name].parts.get(group.name, {}).keys() >= set(
+                    self.space.priced(group.name)
+                ):
+                    raise UserError(
+                        f"{self.run.file(CostsFile.NAME)} does not fit {SpaceFile.NAME}: use {SpaceFile.MADE_BY} again"
+                    )
         return costs
 
     @cached_property
@@ -112,7 +116,9 @@ class _Read:
         unknown = sorted(kernels.keys() - {unit.path for unit in self.space.units})
         if unknown:
             with self.run.about(BuildFile):
-                raise UserError(f"it has a kernel of {shown(unknown[0])}, which is no layer: use {BuildFile.MADE_BY} again")
+                raise UserError(
+                    f"it has a kernel of {shown(unknown[0])}, which is no layer: use {BuildFile.MADE_BY} again"
+                )
         return kernels
 
     @cached_property
@@ -122,7 +128,9 @@ class _Read:
         if record is None or not record.resamples:
             return None
         if record.frequencies.keys() != self.policy.formats.keys():
-            raise UserError(f"{self.run.file(StabilityFile.NAME)} is about other layers: use {StabilityFile.MADE_BY} again")
+            raise UserError(
+                f"{self.run.file(StabilityFile.NAME)} is about other layers: use {StabilityFile.MADE_BY} again"
+            )
         return record
 
     @cached_property
@@ -133,7 +141,8 @@ class _Read:
             if row.group not in self.policy.formats or str(self.policy[row.group]) != row.format:
                 file = self.run.file(ContributionsFile.NAME)
                 raise UserError(
-                    f"{file} has {shown(row.group)} in {row.format}, which is not in the policy: use {ContributionsFile.MADE_BY} again"
+                    f"{file} has {shown(row.group)} in {row.format}, which is not in the policy: use "
+                    f"{ContributionsFile.MADE_BY} again"
                 )
         return record
 
@@ -245,7 +254,8 @@ def _limits(read: _Read) -> tuple[LimitRow, ...]:
             if limit.relative and not model.float_total:
                 file = read.run.file(CostsFile.NAME)
                 raise UserError(
-                    f"{file} gives the float model no {limit.cost}, of which {limit} is a share: use {CostsFile.MADE_BY} again"
+                    f"{file} gives the float model no {limit.cost}, of which {limit} is a share: use "
+                    f"{CostsFile.MADE_BY} again"
                 )
             reached = total / (model.float_total if limit.relative else 1.0)
             met = total <= limit.absolute(model.float_total) * (1 + 1e-9)
@@ -342,7 +352,8 @@ def _warnings(read: _Read) -> tuple[str, ...]:
         and read.policy.key() != read.space.uniform(read.space.reference).key()
     ):
         found.append(
-            f"the engine is not faster than the float engine ({read.latency.ratio:.3f}x): deploy {read.target.reference} instead"
+            f"the engine is not faster than the float engine ({read.latency.ratio:.3f}x): deploy "
+            f"{read.target.reference} instead"
         )
     disagreeing = [path for path, kernel in read.kernels.items() if not kernel.agrees]
     if disagreeing:

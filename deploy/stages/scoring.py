@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from calib.errors import UserError
-from deploy.prepare import Prepared
 from deploy.run.scores import find_scores
 from deploy.run.spaces import file_from_costs, file_from_space
-from smpq.allocate import Ceiling
-from smpq.budget import Budget
+from deploy.run.workspace import Prepared
 from smpq.files import ScoresFile
 from smpq.methods import DEFAULT_METHOD, Limits, Method, SearchProblem, method_from_name
-from smpq.scores import Scores
+from smpq.problem.budget import Budget
+from smpq.scoring.scores import Scores
+from smpq.solve.allocate import Ceiling
 
 
 def score(prepared: Prepared, budget: Budget | None = None, method: str | None = None) -> Scores:
@@ -72,7 +72,9 @@ def check_scores(prepared: Prepared, method: str) -> None:
     known = prepared.run.find(ScoresFile)
     if known is not None and known.method != method:
         path = prepared.run.file(known.NAME)
-        raise UserError(f"{path} is of method {known.method}, now {method} is asked for: use another --out, or delete it")
+        raise UserError(
+            f"{path} is of method {known.method}, now {method} is asked for: use another --out, or delete it"
+        )
 
 
 def check_task(prepared: Prepared, method: str) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from calib.storage import writing
+from calib.files.storage import writing
 from deploy.devices.messages import Result
 from deploy.devices.products import ProductFile, find_product
-from deploy.engines import engine_names
-from deploy.on_device.product import ENGINE_PLAN, link_or_copy
-from deploy.onnx_files import sha256
-from deploy.prepare import Prepared
-from deploy.run.files.engine import BuiltRow
+from deploy.files.engine import BuiltRow
+from deploy.lowering.onnx_files import sha256
+from deploy.run.workspace import Prepared
+from deploy.runner.product import ENGINE_PLAN, link_or_copy
+from deploy.stages.engines import engine_names
 
 
 def discard_other(prepared: Prepared) -> None:
@@ -43,7 +43,8 @@ def _discard(prepared: Prepared) -> None:
 
 
 def ship(prepared: Prepared, result: Result) -> dict[str, BuiltRow]:
-    """Put the product of a result into `engine.<target>/`, and its plan beside it under the engine's name; returns its row of `build.json`.
+    """Put the product of a result into `engine.<target>/`, and its plan beside it under the engine's name; returns its
+    row of `build.json`.
 
     1. Nothing is done for a runtime without plans.
     2. Where the plan is gone, there is no product, and the last one does not stay: a warning says how to get one.
@@ -59,7 +60,8 @@ def ship(prepared: Prepared, result: Result) -> dict[str, BuiltRow]:
     if product is None:
         _discard(prepared)
         prepared.progress.warn(
-            f"the plan that was measured is neither on the device nor here any more: to have it in {directory}, delete the results of "
+            f"the plan that was measured is neither on the device nor here any more: to have it in {directory}, delete "
+            "the results of "
             "this machine below the run's directory device and measure again"
         )
         return {}
@@ -67,7 +69,8 @@ def ship(prepared: Prepared, result: Result) -> dict[str, BuiltRow]:
     if name is None:
         known = ", ".join(names.engines)
         prepared.progress.warn(
-            f"the plan that was measured is for {_gpu(product)}, and the run's engines are for {known}: it is in {directory}"
+            f"the plan that was measured is for {_gpu(product)}, and the run's engines are for {known}: it is in "
+            f"{directory}"
         )
         return {}
     with writing(run.file(name)):

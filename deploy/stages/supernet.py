@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.prepare import Prepared
+from deploy.run.workspace import Prepared
 from deploy.stages.scoring import search_problem
 from smpq.methods.supernet import train_supernet as train_supernet_of
 from smpq.supernet.network import Supernet

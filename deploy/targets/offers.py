@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from calib.formats import Format
-from calib.units import Unit
+from calib.formats.format import Format
+from calib.network.units import Unit
 from deploy.targets.rules import Capability, LayerKind
 from deploy.targets.target import Target, capability_of
-from smpq.policy import Space
+from smpq.problem.policy import Space
 
 _ONE_ROW_A_SAMPLE = "linear"
 
 
 def offer(target: Target, unit: Unit, chosen: Format, batch: int | None = None) -> Capability:
-    """Return what becomes of a format on a unit of an engine for `batch` samples; None when the number is free or not known."""
+    """Return what becomes of a format on a unit of an engine for `batch` samples; None when the number is free or not
+    known.
+    """
     rows = batch if unit.operator == _ONE_ROW_A_SAMPLE else None
-    return capability_of(target, LayerKind(unit.operator, unit.in_features, unit.out_features, unit.in_channels, rows), chosen)
+    return capability_of(
+        target, LayerKind(unit.operator, unit.in_features, unit.out_features, unit.in_channels, rows), chosen
+    )
 
 
 def refusal(target: Target, unit: Unit, chosen: Format, *, size_only: bool) -> str | None:
@@ -32,7 +36,9 @@ def refusal(target: Target, unit: Unit, chosen: Format, *, size_only: bool) -> s
 
 
 def unknown_offers(target: Target, space: Space, batch: int | None = None) -> list[str]:
-    """Return one sentence for each format, kind of operator and reason where nobody has seen what becomes of what is offered."""
+    """Return one sentence for each format, kind of operator and reason where nobody has seen what becomes of what is
+    offered.
+    """
     found: dict[tuple[str, str], list[str]] = {}
     for group in space.groups:
         for chosen in space.formats[group.name]:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Literal
 
 from calib.errors import UserError
-from calib.formats import Format
+from calib.formats.format import Format
 
 Status = Literal["native", "dequantized", "unknown", "refused"]
 Basis = Literal["built", "docs", "inferred"]
@@ -31,10 +31,11 @@ class Capability:
     1. `native`: there is a kernel that computes in it.
     2. `dequantized`: stored small, computed in float; saves bytes, not time.
     3. `unknown`: the runtime takes it as far as anyone says, and nobody has seen which kernel it becomes.
-    4. `refused`: it does not build, is not what the name says, or there is a better format for the same cost. The note says which.
+    4. `refused`: it does not build, is not what the name says, or there is a better format for the same cost. The note
+       says which.
 
-    `stored_as` is the format whose integer types hold it, where that is another one: `w7a8` is stored and computed as `w8a8`.
-    `may_fail`: on some GPUs the whole engine does not build.
+    `stored_as` is the format whose integer types hold it, where that is another one: `w7a8` is stored and computed as
+    `w8a8`. `may_fail`: on some GPUs the whole engine does not build.
     """
 
     status: Status
@@ -65,9 +66,9 @@ class Capability:
 class LayerKind:
     """What rules ask of a layer besides its format; None is not known, and no rule that asks for it fits then.
 
-    `operator` is one of `OPERATORS`, or another, which stays float. `in_features` is the length of the reduction, `out_features` the
-    number of outputs or output channels, `in_channels` the input channels of a group of a convolution. `rows` is how many rows a linear
-    layer multiplies at once.
+    `operator` is one of `OPERATORS`, or another, which stays float. `in_features` is the length of the reduction,
+    `out_features` the number of outputs or output channels, `in_channels` the input channels of a group of a
+    convolution. `rows` is how many rows a linear layer multiplies at once.
     """
 
     operator: str
@@ -81,18 +82,20 @@ class LayerKind:
 class CapabilityRow:
     """One rule of a capability table; the first rule that fits an operator and a format decides.
 
-    1. `operators` are kinds of operator, `convolutions`, `linears`, or `*` for all of them and for those that are never quantised.
+    1. `operators` are kinds of operator, `convolutions`, `linears`, or `*` for all of them and for those that are never
+       quantised.
     2. `formats` are patterns: `w8a8`, `w{4,8}a16`, `w{2..8}a{4..8}`, `w4a16b*`.
-    3. `basis` is how we know: `built` (the builder's kernels were read), `docs` (it is written in public documents or source),
-       `inferred` (from another runtime or version); `source` says from where.
+    3. `basis` is how we know: `built` (the builder's kernels were read), `docs` (it is written in public documents or
+       source), `inferred` (from another runtime or version); `source` says from where.
     4. `several_blocks`: the rule leaves out a single block as long as the input dimension.
     5. `even_elements`: the weight must have an even number of elements when it has 4 bits.
     6. `odd_outputs`: the rule is only for layers with an odd number of outputs.
-    7. `fewer_channels_than`: only for layers with fewer input channels of a group, or fewer outputs; `outputs_not_divisible_by`: only
-       for layers whose outputs it does not divide; `single_row`: only for linear layers that multiply one row.
+    7. `fewer_channels_than`: only for layers with fewer input channels of a group, or fewer outputs;
+       `outputs_not_divisible_by`: only for layers whose outputs it does not divide; `single_row`: only for linear
+       layers that multiply one row.
     8. `may_fail`: the runtime may refuse the whole engine over such a layer; the status is `unknown`.
-    9. `compute_capabilities` and `versions` (`<10.12`, `>=10.3,<11`): the rule is only for these GPUs and versions of the runtime, so it
-       needs to be known which they are; empty means all.
+    9. `compute_capabilities` and `versions` (`<10.12`, `>=10.3,<11`): the rule is only for these GPUs and versions of
+       the runtime, so it needs to be known which they are; empty means all.
     """
 
     operators: tuple[str, ...]
@@ -128,7 +131,11 @@ class CapabilityRow:
             or data["status"] not in FROM_BEST_TO_WORST
             or data["basis"] not in _BASES
             or (data.get("may_fail", False) and data["status"] != "unknown")
-            or any(not _is_count(data[name]) for name in ("fewer_channels_than", "outputs_not_divisible_by") if name in data)
+            or any(
+                not _is_count(data[name])
+                for name in ("fewer_channels_than", "outputs_not_divisible_by")
+                if name in data
+            )
         )
         if wrong:
             raise ValueError(f"wrong rule in a capability table: {dict(data)!r}")
@@ -162,7 +169,9 @@ class CapabilityRow:
 
 
 def version_fits(version: str, condition: str) -> bool:
-    """Whether a version such as `10.3` or `10.16.0.72` meets all parts of a condition such as `>=10.3,<11`; `<` and `>=` are known."""
+    """Whether a version such as `10.3` or `10.16.0.72` meets all parts of a condition such as `>=10.3,<11`; `<` and
+    `>=` are known.
+    """
     ours = _numbers(version)
     for part in condition.split(","):
         if part.startswith(">="):

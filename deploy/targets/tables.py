@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from calib.formats import Format
+from calib.formats.format import Format
 from deploy.targets.rules import CapabilityRow
 from deploy.targets.target import (
     OPERATORS,
@@ -21,8 +21,10 @@ from deploy.targets.target import (
 )
 
 LEGEND = (
-    "The first rule that fits decides. native: there is a kernel for it; size only: stored small and computed in float, offered with "
-    "--size-only; unknown: offered, but nobody has seen what becomes of it; may fail: the runtime may refuse the whole engine over it, so the first engines that "
+    "The first rule that fits decides. native: there is a kernel for it; size only: stored small and computed in "
+    "float, offered with "
+    "--size-only; unknown: offered, but nobody has seen what becomes of it; may fail: the runtime may refuse the whole "
+    "engine over it, so the first engines that "
     "are measured keep it in float; refused: not offered. "
     "How we know: built (the kernels were read), docs (it is written), inferred (from another runtime or version)."
 )

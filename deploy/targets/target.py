@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any, Literal, cast
 
 from calib.errors import UserError
-from calib.formats import Format
+from calib.formats.format import Format
 from deploy.targets.rules import (
     CONVOLUTIONS,
     FROM_BEST_TO_WORST,
@@ -61,16 +61,18 @@ _OLDEST_TENSORRT = "10.3"
 class Target:
     """A device and runtime.
 
-    1. `family` names the capability table, `runtime` the library that builds and loads the engine, and `lowering` the form of the
-       ONNX file that it wants (`deploy.lower`).
+    1. `family` names the capability table, `runtime` the library that builds and loads the engine, and `lowering` the
+       form of the ONNX file that it wants (`deploy.lowering.lower`).
     2. `providers`: the execution providers of ONNX Runtime, first choice first; empty for other runtimes.
-    3. `reference` is the float format of the engine that everything is compared with, and of what stays float in a mixed engine.
+    3. `reference` is the float format of the engine that everything is compared with, and of what stays float in a
+       mixed engine.
     4. `activation_scheme`: `affine` is uint8 with a zero point, `symmetric` is int8 with zero point 0.
     5. `quantize_outputs`: an integer layer also writes an integer tensor, or its kernel is not used.
-    6. `quantize_skips`: the residual input of an add is quantised, so that the convolution in front of the add writes integers.
+    6. `quantize_skips`: the residual input of an add is quantised, so that the convolution in front of the add writes
+       integers.
     7. `measurable`: an engine can be timed by this version of the tool. Those that need an NVIDIA GPU cannot, yet.
-    8. `compute_capabilities`: GPUs that the engine is for, as in `sm86`: tensorrt-rtx builds a plan for each; tensorrt builds on the
-       GPU itself, so there is one or, for the GPU of this machine, none.
+    8. `compute_capabilities`: GPUs that the engine is for, as in `sm86`: tensorrt-rtx builds a plan for each; tensorrt
+       builds on the GPU itself, so there is one or, for the GPU of this machine, none.
     9. `version`: version of the runtime that the engine is for, None where it does not matter or is not known.
     10. `description`: what it is, for people.
     """
@@ -92,7 +94,11 @@ class Target:
 
     def to_json(self) -> dict[str, Any]:
         """Return what identifies the target; the rest is in the table of its family."""
-        return {"schema_version": SCHEMA_VERSION, "name": self.name, "compute_capabilities": list(self.compute_capabilities)}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "compute_capabilities": list(self.compute_capabilities),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Target:
@@ -104,7 +110,8 @@ class Target:
 
 @dataclass(frozen=True)
 class _Table:
-    """One file of `deploy/targets/capabilities`: the target with its usual compute capabilities, the versions and GPUs it is for, the rules.
+    """One file of `deploy/targets/capabilities`: the target with its usual compute capabilities, the versions and GPUs
+    it is for, the rules.
 
     `compute_capabilities` maps a name to what the GPU is called, `since` a name to the first version that knows it.
     """
@@ -119,8 +126,9 @@ class _Table:
 def target_from_name(name: str, compute_capabilities: Sequence[str] = (), *, look: bool = True) -> Target:
     """Return a target: one of `TARGET_NAMES`, a family with a version (`tensorrt-10.3`), or a device (`jetson-orin`).
 
-    `compute_capabilities` as in `sm86`; without any, the usual ones of the family. `tensorrt` without a version is the one installed on
-    this machine, whose version is unknown if there is none. Without `look` it is not looked for, which may load the library.
+    `compute_capabilities` as in `sm86`; without any, the usual ones of the family. `tensorrt` without a version is the
+    one installed on this machine, whose version is unknown if there is none. Without `look` it is not looked for, which
+    may load the library.
 
     Raises UserError that lists the names, or the compute capabilities that the target knows.
     """
@@ -134,7 +142,8 @@ def target_from_name(name: str, compute_capabilities: Sequence[str] = (), *, loo
             and [text.strip().lower() for text in compute_capabilities] != devices[name]["compute_capabilities"]
         ):
             raise UserError(
-                f"{name} is {', '.join(devices[name]['compute_capabilities'])}: leave out --sm, or use --target {family}"
+                f"{name} is {', '.join(devices[name]['compute_capabilities'])}: leave out --sm, or use --target "
+                f"{family}"
             )
         compute_capabilities = devices[name]["compute_capabilities"]
     found = _table(family)
@@ -159,7 +168,9 @@ def compute_capabilities_of(target: Target) -> Mapping[str, str]:
 
 
 def check_builds_here(target: Target) -> None:
-    """Raise UserError when the engine has to be built on another machine: a plan of TensorRT fits the version that built it."""
+    """Raise UserError when the engine has to be built on another machine: a plan of TensorRT fits the version that
+    built it.
+    """
     if target.runtime != "tensorrt" or target.version is None:
         return
     if not version_fits(target.version, f">={_OLDEST_TENSORRT}"):
@@ -168,7 +179,8 @@ def check_builds_here(target: Target) -> None:
     wanted = target.version.split(".")
     if installed.split(".")[: len(wanted)] != wanted:
         raise UserError(
-            f"{target.name} is TensorRT {target.version}, and {installed} is installed here: its engines are built on the device "
+            f"{target.name} is TensorRT {target.version}, and {installed} is installed here: its engines are built on "
+            "the device "
             "(smpq run --device, or smpq bundle); smpq score, solve and export work here"
         )
 
@@ -176,8 +188,8 @@ def check_builds_here(target: Target) -> None:
 def installed_version(runtime: str) -> str | None:
     """Return the version of a TensorRT that loads on this machine, as its module tells; None when there is none.
 
-    A module that is there and does not load has the version of its package. The packages are called tensorrt, tensorrt-cu12 or -cu13, and
-    those of Jetson leave no record that Python finds, so only the module can be asked.
+    A module that is there and does not load has the version of its package. The packages are called tensorrt,
+    tensorrt-cu12 or -cu13, and those of Jetson leave no record that Python finds, so only the module can be asked.
     """
     try:
         return str(import_module(runtime).__version__)
@@ -197,22 +209,31 @@ def _packaged_version(runtime: str) -> str | None:
     return None
 
 
-def capability(target: Target, operator: str, format_: Format, in_features: int, out_features: int | None = None) -> Capability:
-    """Say what becomes of `format_` on an operator of kind `operator` (one of `OPERATORS`, or another, which stays float).
+def capability(
+    target: Target, operator: str, format_: Format, in_features: int, out_features: int | None = None
+) -> Capability:
+    """Say what becomes of `format_` on an operator of kind `operator` (one of `OPERATORS`, or another, which stays
+    float).
 
-    `in_features` is the length of the reduction: inputs of a linear layer, input channels of a group times kernel elements of a
-    convolution. `out_features` is the number of scales of a per-channel weight; without it, rules about it are left out.
+    `in_features` is the length of the reduction: inputs of a linear layer, input channels of a group times kernel
+    elements of a convolution. `out_features` is the number of scales of a per-channel weight; without it, rules about
+    it are left out.
     """
     return capability_of(target, LayerKind(operator, in_features, out_features), format_)
 
 
 def capability_of(target: Target, layer: LayerKind, format_: Format) -> Capability:
-    """Say what becomes of `format_` on a layer. A block has to divide its inputs. With several compute capabilities the worst answer counts."""
+    """Say what becomes of `format_` on a layer. A block has to divide its inputs. With several compute capabilities the
+    worst answer counts.
+    """
     if layer.operator not in OPERATORS and not format_.is_float:
-        return Capability("refused", f"operators of kind {layer.operator} are not quantised: known are {', '.join(OPERATORS)}")
+        return Capability(
+            "refused", f"operators of kind {layer.operator} are not quantised: known are {', '.join(OPERATORS)}"
+        )
     block = format_.weight_block
     if block is not None and layer.in_features % block:
-        # A runtime that infers the block from the number of scales would read them against the wrong weights, without a word.
+        # A runtime that infers the block from the number of scales would read them against the wrong weights, without a
+        # word.
         return Capability("refused", f"blocks of {block} do not divide the {layer.in_features} inputs")
     gpus: list[tuple[str, ...]] = [(one,) for one in target.compute_capabilities] or [()]
     answers = [_first_fit(target, layer, format_, gpu) for gpu in gpus]

@@ -30,9 +30,15 @@ def _help(name: str) -> str:
     command = smpq.commands[name]
     context = click.Context(command, info_name=name, parent=click.Context(smpq, info_name="smpq"))
     usage = " ".join(["smpq", name, *command.collect_usage_pieces(context)])
-    records = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context)) is not None]
+    records = [
+        record
+        for parameter in command.get_params(context)
+        if (record := parameter.get_help_record(context)) is not None
+    ]
     rows = [f"| `{_line(names)}` | {_literal(_line(meaning))} |" for names, meaning in records]
-    return "\n".join([_prose(command.help or ""), "", "```text", usage, "```", "", "| option | meaning |", "|---|---|", *rows])
+    return "\n".join(
+        [_prose(command.help or ""), "", "```text", usage, "```", "", "| option | meaning |", "|---|---|", *rows]
+    )
 
 
 def _prose(text: str) -> str:

@@ -12,10 +12,10 @@ from calib.errors import UserError
 
 if TYPE_CHECKING:
     from calib.task import Batch, Task
-    from smpq.allocate import Ceiling
     from smpq.methods.problem import Objective, SearchProblem
-    from smpq.policy import Policy, Space
-    from smpq.scores import Scores
+    from smpq.problem.policy import Policy, Space
+    from smpq.scoring.scores import Scores
+    from smpq.solve.allocate import Ceiling
 
     Score = Callable[[SearchProblem], Objective]
     Allocate = Callable[[Space, Scores, Sequence[Ceiling]], Policy]
@@ -34,7 +34,7 @@ class Method:
     """A method that says what every move of the search space is worth.
 
     `cost` is counted in passes over the calibration data. `decides` names what gets a format. `allocate` is the
-    method's own rule from scores to a policy within ceilings; None stands for the knapsack (`smpq.allocate`).
+    method's own rule from scores to a policy within ceilings; None stands for the knapsack (`smpq.solve.allocate`).
     `searched`: the search goes on near that policy, with policies evaluated on calibration data; otherwise the scores
     decide alone. `latency`: a latency budget can be met, in a loop with measured engines, which searches too.
     `finetuned`: its policy is meant to be fine-tuned, so `smpq run` does by default.
@@ -66,7 +66,7 @@ class Method:
         """Return the policy that its scores decide on within ceilings; `Impossible` when there is none."""
         if self.allocate is not None:
             return self.allocate(space, scores, ceilings)
-        from smpq.allocate import Problem, solve_or_explain
+        from smpq.solve.allocate import Problem, solve_or_explain
 
         return solve_or_explain(Problem(space, scores.values(), ceilings))
 
@@ -78,7 +78,8 @@ class Method:
             next(training_batches(task, 0))
         if Need.LABELS in self.needs and any(batch.target is None for batch in batches):
             raise UserError(
-                f"task {task.name} has no labels (calibration() gives targets of None), and the method {self.name} needs them: "
+                f"task {task.name} has no labels (calibration() gives targets of None), and the method {self.name} "
+                "needs them: "
                 f"add them, or use one of {', '.join(name for name, other in METHODS.items() if not other.needs)}"
             )
 
@@ -87,7 +88,8 @@ class Method:
         if not self.latency:
             able = ", ".join(name for name, other in METHODS.items() if other.latency)
             raise UserError(
-                f"--method {self.name} chooses by its scores alone, without engines: give a budget on size, avg_bits or bops, "
+                f"--method {self.name} chooses by its scores alone, without engines: give a budget on size, avg_bits "
+                "or bops, "
                 f"or use one of {able} as --method"
             )
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from smpq.allocate import Ceiling, Impossible
-    from smpq.policy import Policy
+    from smpq.problem.policy import Policy
+    from smpq.solve.allocate import Ceiling, Impossible
 
 _TOLERANCE = 1e-9
 
@@ -19,7 +19,7 @@ def is_within(policy: Policy, ceilings: Iterable[Ceiling]) -> bool:
 
 def nothing_within(what: str, nearest: Policy, ceilings: Sequence[Ceiling]) -> Impossible:
     """Return the error for a rule that finds no policy; `nearest` is the one that exceeds the ceilings least."""
-    from smpq.allocate import Impossible
+    from smpq.solve.allocate import Impossible
 
     reached = ", ".join(f"{c.model.name} {c.model.total(nearest):.6g}, wanted at most {c.limit:.6g}" for c in ceilings)
     return Impossible(

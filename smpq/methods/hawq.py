@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from calib.execution import Edit, Edits
-    from calib.formats import Format
-    from calib.graph import TracedModel
+    from calib.formats.format import Format
+    from calib.network.execution import Edit, Edits
+    from calib.network.graph import TracedModel
+    from calib.network.units import Unit
     from calib.task import Batch, Task
-    from calib.units import Unit
-    from smpq.quantize import FakeQuantizer
+    from smpq.quantized.quantize import FakeQuantizer
 
 PROBES = 32
 """For each layer, at least; spread over the calibration data."""
@@ -46,11 +46,14 @@ def hawq(problem: SearchProblem) -> Objective:
     parts = _parts(problem)
     probes = math.ceil(PROBES / len(parts))
     with problem.progress.bar("Hessian", len({unit.weight for unit in space.units}) * len(parts)) as advance:
-        traces = mean_traces(problem.task, problem.traced, space.units, parts, probes, problem.seed, problem.device, advance)
+        traces = mean_traces(
+            problem.task, problem.traced, space.units, parts, probes, problem.seed, problem.device, advance
+        )
     curved_down = [unit.path for unit in space.units if np.mean(traces[unit.path]) < 0]
     if curved_down:
         problem.progress.warn(
-            f"the loss curves downwards in the weights of {', '.join(curved_down[:5])}: the network is not trained to the end, "
+            f"the loss curves downwards in the weights of {', '.join(curved_down[:5])}: the network is not trained to "
+            "the end, "
             "or --samples are too few, and hawq takes bits away there"
         )
     samples = {
@@ -73,7 +76,7 @@ def hawq(problem: SearchProblem) -> Objective:
 
 def squared_error(fake: FakeQuantizer, unit: Unit, chosen: Format) -> float:
     """Return ||Q(W) - W||^2 of one layer's weight in a format."""
-    from calib.formats import FP16
+    from calib.formats.format import FP16
 
     weight = fake.traced.state[unit.weight].double()
     if chosen == FP16:
@@ -93,7 +96,8 @@ def mean_traces(
     device: str = "cpu",
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return by unit path `[batches * probes]` independent estimates of Tr(H) / n of its weight; their mean is unbiased.
+    """Return by unit path `[batches * probes]` independent estimates of Tr(H) / n of its weight; their mean is
+    unbiased.
 
     H is that of the mean loss over all samples. Hutchinson 1989: E[z' H z] = Tr(H) for random signs z. Each estimate is
     of one batch, so that their spread holds that of the data too. Each layer gets a z of its own: one over all layers
@@ -103,7 +107,7 @@ def mean_traces(
     import numpy as np
     import torch
 
-    from calib.execution import Edits
+    from calib.network.execution import Edits
     from smpq.training.placing import batch_on, graph_on
 
     placed, generator = graph_on(traced, device), torch.Generator().manual_seed(seed)
@@ -125,7 +129,7 @@ def mean_traces(
 
 def _layouts(traced: TracedModel) -> dict[str, Edit]:
     """Edits that give the results of attention the order in memory of the trace: not every kernel gives the same."""
-    from calib.graph import operator_name
+    from calib.network.graph import operator_name
 
     def edit(strides: Sequence[int]) -> Edit:
         order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
@@ -160,7 +164,8 @@ def _product(gradient: Tensor, leaf: Tensor, sign: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(gradient, leaf, sign, retain_graph=True, materialize_grads=True)
     except RuntimeError as error:
         raise UserError(
-            f"the loss cannot be differentiated twice ({str(error).splitlines()[0]}): use a --method that needs no gradients"
+            f"the loss cannot be differentiated twice ({str(error).splitlines()[0]}): use a --method that needs no "
+            "gradients"
         ) from error
     return product
 
@@ -174,6 +179,6 @@ def _signs(like: Tensor, generator: Any) -> Tensor:
 
 def _parts(problem: SearchProblem) -> list[Batch]:
     """The batches that policies are judged on, cut into parts whose activations fit where their gradients are kept."""
-    from smpq.value import split
+    from smpq.value.value import split
 
     return split(problem.judging, _SAMPLES_AT_ONCE) if problem.traced.dynamic_batch else list(problem.judging)

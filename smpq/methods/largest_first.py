@@ -10,10 +10,10 @@ from smpq.methods.ceilings import is_within, nothing_within
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
 
 if TYPE_CHECKING:
-    from calib.formats import Format
-    from smpq.allocate import Ceiling
-    from smpq.policy import Policy, Space
-    from smpq.scores import Scores
+    from calib.formats.format import Format
+    from smpq.problem.policy import Policy, Space
+    from smpq.scoring.scores import Scores
+    from smpq.solve.allocate import Ceiling
 
 
 def fewest_bits_to_the_largest(space: Space, _: Scores, ceilings: Sequence[Ceiling]) -> Policy:
@@ -22,7 +22,7 @@ def fewest_bits_to_the_largest(space: Space, _: Scores, ceilings: Sequence[Ceili
     All start in their most precise format. The last layer that is changed gets the most precise format that still meets
     the ceilings.
     """
-    from smpq.policy import Policy
+    from smpq.problem.policy import Policy
 
     policy = Policy({group.name: _precise_first(space.formats[group.name])[0] for group in space.groups})
     for group in sorted(space.groups, key=lambda group: -group.parameters):
@@ -63,7 +63,9 @@ def largest_first(problem: SearchProblem) -> Objective:
 
 
 def _precise_first(formats: Sequence[Format]) -> list[Format]:
-    return sorted(formats, key=lambda chosen: (-chosen.weight_bits, -chosen.activation_bits, -(chosen.weight_block is not None)))
+    return sorted(
+        formats, key=lambda chosen: (-chosen.weight_bits, -chosen.activation_bits, -(chosen.weight_block is not None))
+    )
 
 
 def _cheapest(space: Space, name: str, ceilings: Sequence[Ceiling]) -> Format:

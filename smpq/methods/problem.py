@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import nn
 
-    from calib.fold import Folded
-    from calib.formats import Format
-    from calib.graph import TracedModel
-    from calib.storage import FileRecord
+    from calib.files.storage import FileRecord
+    from calib.formats.format import Format
+    from calib.network.fold import Folded
+    from calib.network.graph import TracedModel
     from calib.task import Batch, Task
-    from smpq.allocate import Ceiling
-    from smpq.costs import CostModel
-    from smpq.evaluate import Evaluator
-    from smpq.policy import Space
-    from smpq.quantize import FakeQuantizer
-    from smpq.scores import Scores
+    from smpq.problem.costs import CostModel
+    from smpq.problem.policy import Space
+    from smpq.quantized.quantize import FakeQuantizer
+    from smpq.scoring.scores import Scores
+    from smpq.solve.allocate import Ceiling
+    from smpq.value.evaluate import Evaluator
 
 
 class Watcher(Protocol):
@@ -144,7 +144,7 @@ def linear_objective(
     `random`: the samples are draws of an estimator, which give a standard error; otherwise there is one of each move,
     and it is exact. `estimator` and `value_name` say in the report where the values come from, and what they are.
     """
-    from smpq.scores import Score, Scores
+    from smpq.scoring.scores import Score, Scores
 
     def score(group: str, chosen: Format) -> Score:
         seen = samples.get((group, chosen), (0.0,))
@@ -154,6 +154,9 @@ def linear_objective(
         return Score(value, statistics.stdev(seen) / math.sqrt(len(seen)), len(seen), value, tuple(seen))
 
     space = problem.space
-    entries = {group.name: {chosen: score(group.name, chosen) for chosen in space.formats[group.name]} for group in space.groups}
+    entries = {
+        group.name: {chosen: score(group.name, chosen) for chosen in space.formats[group.name]}
+        for group in space.groups
+    }
     walks = max(map(len, samples.values()), default=0) if random else 0
     return Objective(Scores(entries, value_name, estimator, problem.seed, evaluations, walks, stop_reason, 0.0))

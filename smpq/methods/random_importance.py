@@ -8,7 +8,7 @@ from smpq.methods.base import method
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
 
 if TYPE_CHECKING:
-    from calib.formats import Format
+    from calib.formats.format import Format
 
 
 @method("random", paper="a baseline", cost="none", searched=False, latency=False)
@@ -28,7 +28,9 @@ def random(problem: SearchProblem) -> Objective:
         for chosen in space.formats[group.name]:
             if chosen != space.reference:
                 samples[group.name, chosen] = (-importance * _error(chosen),)
-    return linear_objective(problem, samples, estimator="random importance", value_name="random units", stop_reason="drawn once")
+    return linear_objective(
+        problem, samples, estimator="random importance", value_name="random units", stop_reason="drawn once"
+    )
 
 
 def _error(chosen: Format) -> float:

@@ -1,4 +1,4 @@
-"""Shapley values of formats by paired walks (`smpq.shapley`): the method that this project began with."""
+"""Shapley values of formats by paired walks (`smpq.scoring.shapley`): the method that this project began with."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def shapley(problem: SearchProblem) -> Objective:
 
     A budget on the average bits says where contexts are drawn; the scores serve every other budget too.
     """
-    from smpq.shapley import Stopping, estimate
-    from smpq.stability import UntilStable
+    from smpq.scoring.shapley import Stopping, estimate
+    from smpq.scoring.stability import UntilStable
 
     limits = problem.limits
     stable = UntilStable(problem.space, problem.ceilings, problem.seed) if limits.stable else None

@@ -119,8 +119,12 @@ def _record(supernet: Supernet, state: SupernetState) -> SupernetFile:
         history=msgspec.convert(list(state.history), tuple[EpochRow, ...]),
         operations=len(supernet.operations),
         shares={
-            f"{group} {side}": {operation.name: share for operation, share in zip(row, shares[group, side], strict=True)}
+            f"{group} {side}": {
+                operation.name: share for operation, share in zip(row, shares[group, side], strict=True)
+            }
             for (group, side), row in supernet.rows.items()
         },
-        contributions={value: msgspec.convert(found.to_json(), EstimateRow) for value, found in state.contributions.items()},
+        contributions={
+            value: msgspec.convert(found.to_json(), EstimateRow) for value, found in state.contributions.items()
+        },
     )

@@ -10,10 +10,10 @@ from smpq.methods.ceilings import excess, is_within, nothing_within
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
 
 if TYPE_CHECKING:
-    from calib.formats import Format
-    from smpq.allocate import Ceiling
-    from smpq.policy import Policy, Space
-    from smpq.scores import Scores
+    from calib.formats.format import Format
+    from smpq.problem.policy import Policy, Space
+    from smpq.scoring.scores import Scores
+    from smpq.solve.allocate import Ceiling
 
 
 def best_uniform(space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> Policy:
@@ -51,7 +51,9 @@ def uniform(problem: SearchProblem) -> Objective:
     space, evaluator = problem.space, problem.evaluator
     formats = [chosen for chosen in _formats(space) if chosen != space.reference]
     with problem.progress.step("evaluate uniform policies"):
-        start, *values = evaluator.many([space.uniform(space.reference), *(space.uniform(chosen) for chosen in formats)])
+        start, *values = evaluator.many(
+            [space.uniform(space.reference), *(space.uniform(chosen) for chosen in formats)]
+        )
     samples = {}
     for chosen, value in zip(formats, values, strict=True):
         having = [group.name for group in space.groups if chosen in space.formats[group.name]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calib.storage import Count, FileRecord, Fraction
+from calib.files.storage import Count, FileRecord, Fraction
 from smpq.files import EpochRow, EstimateRow
 
 

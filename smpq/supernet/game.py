@@ -13,13 +13,13 @@ from torch import Tensor
 
 from calib.data import per_sample
 from calib.errors import UserError
-from calib.execution import Edit, Edits
+from calib.network.execution import Edit, Edits
 from calib.task import Batch, Task
-from smpq.incremental import outputs_of
 from smpq.supernet.mixtures import SharedRounding, blend
 from smpq.supernet.network import Key, Supernet
 from smpq.training.placing import batch_on
-from smpq.value import VALUES, divergence
+from smpq.value.incremental import outputs_of
+from smpq.value.value import VALUES, divergence
 
 _SAMPLES_AT_ONCE = 32
 _Samples: TypeAlias = Callable[[Any, Any, Batch], Tensor]
@@ -29,9 +29,10 @@ _Samples: TypeAlias = Callable[[Any, Any, Batch], Tensor]
 class GameSettings:
     """What a coalition's value is.
 
-    `values`: "metric" (top-1, as in the paper), "loss", "kl", the latter two with a minus; several are worked out at the cost of one. With
-    `renormalise` the shares of the operations that are left sum to 1; without, they stay as they were and the signal shrinks
-    (Shapley-NAS). `cost_weight` times the complexity, as a fraction of the largest that the space has, is subtracted.
+    `values`: "metric" (top-1, as in the paper), "loss", "kl", the latter two with a minus; several are worked out at
+    the cost of one. With `renormalise` the shares of the operations that are left sum to 1; without, they stay as they
+    were and the signal shrinks (Shapley-NAS). `cost_weight` times the complexity, as a fraction of the largest that the
+    space has, is subtracted.
     """
 
     values: tuple[str, ...] = ("metric",)
@@ -51,10 +52,11 @@ class GameSettings:
 class SupernetGame:
     """Values of coalitions of `supernet.operations`: those outside have share 0.
 
-    1. BatchNorm is folded with its running statistics; nothing is ever updated. The supernet is read once, when the game is made.
-    2. A layer's side of which nothing is left keeps its narrowest width: estimators that ask for such coalitions get a value all the
-       same; the walks of `smpq.supernet.removal` never do.
-    3. Coalitions that are asked for together share what they have in common (`smpq.incremental`).
+    1. BatchNorm is folded with its running statistics; nothing is ever updated. The supernet is read once, when the
+       game is made.
+    2. A layer's side of which nothing is left keeps its narrowest width: estimators that ask for such coalitions get a
+       value all the same; the walks of `smpq.supernet.removal` never do.
+    3. Coalitions that are asked for together share what they have in common (`smpq.value.incremental`).
     """
 
     def __init__(self, supernet: Supernet, batches: Sequence[Batch], settings: GameSettings | None = None) -> None:
@@ -82,7 +84,9 @@ class SupernetGame:
         self._largest = float(supernet.complexity(widest))
 
     def __call__(self, coalitions: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        """Return the `[k]` values of coalitions `[k, players]`, by the first of `settings.values`. UserError when one is not a number."""
+        """Return the `[k]` values of coalitions `[k, players]`, by the first of `settings.values`. UserError when one
+        is not a number.
+        """
         return self.measure(coalitions)[:, 0]
 
     def measure(self, coalitions: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
@@ -152,7 +156,9 @@ class SupernetGame:
 def _measure(task: Task, value: str) -> _Samples:
     if value == "kl":
         function = getattr(task, "divergence", divergence)
-        return lambda output, reference, batch: -per_sample(function, (output, reference), len(batch.inputs[0]), "divergence")
+        return lambda output, reference, batch: (
+            -per_sample(function, (output, reference), len(batch.inputs[0]), "divergence")
+        )
     if value == "loss":
         return lambda output, _, batch: -per_sample(task.loss, (output, batch.target), len(batch.inputs[0]), "loss")
     return lambda output, _, batch: per_sample(task.metric, (output, batch.target), len(batch.inputs[0]), "metric")

@@ -1,4 +1,6 @@
-"""Quantisers of several widths at once: a tensor becomes the sum of what each width makes of it, by shares that are learned."""
+"""Quantisers of several widths at once: a tensor becomes the sum of what each width makes of it, by shares that are
+learned.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calib.quantizer import ActivationQuantizer
+from calib.formats.integers import ActivationQuantizer
 from smpq.training.lsq import LearnedActivation, LearnedWeight, TrainedQuantizer
 
 
@@ -60,7 +62,10 @@ class MixedActivation(TrainedQuantizer):
     def quantizers(self) -> list[ActivationQuantizer | None]:
         """Return the grid of each candidate as it is now, None for the float one."""
         with torch.no_grad():
-            return [candidate.quantizer() if isinstance(candidate, LearnedActivation) else None for candidate in self.candidates]
+            return [
+                candidate.quantizer() if isinstance(candidate, LearnedActivation) else None
+                for candidate in self.candidates
+            ]
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Return the mixture."""
@@ -78,7 +83,9 @@ class MixedActivation(TrainedQuantizer):
 
 
 class SharedRounding:
-    """The mixture of an activation with given shares, for evaluation: rounds to the grids whose share is above 0 only."""
+    """The mixture of an activation with given shares, for evaluation: rounds to the grids whose share is above 0
+    only.
+    """
 
     def __init__(self, quantizers: Sequence[ActivationQuantizer | None], shares: Sequence[float]) -> None:
         self._parts = [(quantizer, share) for quantizer, share in zip(quantizers, shares, strict=True) if share > 0]
@@ -102,7 +109,9 @@ def blend(tensors: Sequence[Tensor], shares: Sequence[float] | Tensor) -> Tensor
 
 
 class _MixRounded(torch.autograd.Function):
-    """The mixture and its gradients in few passes over the tensor; those of tensor and steps are LearnedActivation's."""
+    """The mixture and its gradients in few passes over the tensor; those of tensor and steps are
+    LearnedActivation's.
+    """
 
     @staticmethod
     def forward(

@@ -1,4 +1,6 @@
-"""The supernet: every layer holds all of its weight and activation widths, mixed by parameters that are learned with the weights."""
+"""The supernet: every layer holds all of its weight and activation widths, mixed by parameters that are learned with
+the weights.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ from torch import Tensor, nn
 
 from calib.calibrate import Calibration
 from calib.errors import UserError
-from calib.fold import Folded
-from calib.formats import FP32, Format
-from calib.graph import TracedModel
-from calib.quantizer import Scheme
+from calib.formats.format import FP32, Format
+from calib.formats.integers import Scheme
+from calib.network.fold import Folded
+from calib.network.graph import TracedModel
+from calib.network.units import Unit
 from calib.task import Task
-from calib.units import Unit
-from smpq.policy import Group, Space
+from smpq.problem.policy import Group, Space
 from smpq.supernet.mixtures import Choice, MixedActivation, MixedWeight
 from smpq.training.lsq import LearnedActivation, LearnedWeight, TrainedQuantizer
 from smpq.training.placing import CPU
@@ -30,7 +32,9 @@ Key: TypeAlias = tuple[str, Side]
 
 @dataclass(frozen=True)
 class Operation:
-    """One width of one side of a group: `w3`, `w4b128`, `a8`; `w32` and `a16` are floats. The player of the supernet's game."""
+    """One width of one side of a group: `w3`, `w4b128`, `a8`; `w32` and `a16` are floats. The player of the supernet's
+    game.
+    """
 
     group: str
     side: Side
@@ -43,7 +47,9 @@ class Operation:
 
 @dataclass(frozen=True)
 class SupernetSubject:
-    """What a supernet is made of: the folded trace, the model before folding, the space of formats, and the calibration."""
+    """What a supernet is made of: the folded trace, the model before folding, the space of formats, and the
+    calibration.
+    """
 
     task: Task
     traced: TracedModel
@@ -58,9 +64,11 @@ class SupernetSubject:
 class Supernet:
     """The trainable graph with a mixture on every quantisable weight and on every input of a quantisable layer.
 
-    1. Candidates are what the space's formats use, by group: their weight widths and their activation widths. A float format, or the
-       float activation of a weight-only one, is a candidate too: the tensor as it is. Units of a group share alpha, not steps.
-    2. Every candidate has a learned step of its own, which starts at the calibrated one; the weight starts at the float model's.
+    1. Candidates are what the space's formats use, by group: their weight widths and their activation widths. A float
+       format, or the float activation of a weight-only one, is a candidate too: the tensor as it is. Units of a group
+       share alpha, not steps.
+    2. Every candidate has a learned step of its own, which starts at the calibrated one; the weight starts at the float
+       model's.
     3. Only inputs of layers are mixed, not what some runtimes also quantise (sums, results of convolutions).
     """
 
@@ -71,7 +79,9 @@ class Supernet:
         self.rows: dict[Key, tuple[Operation, ...]] = {}
         for group in self.space.groups:
             self.rows |= _rows(group, self.space.formats[group.name])
-        self.operations: tuple[Operation, ...] = tuple(operation for row in self.rows.values() if len(row) > 1 for operation in row)
+        self.operations: tuple[Operation, ...] = tuple(
+            operation for row in self.rows.values() if len(row) > 1 for operation in row
+        )
         if not self.operations:
             raise UserError(
                 "no layer has more than one format to choose from: a supernet needs some, e.g. --formats w2a8,w3a8,w4a8"
@@ -112,7 +122,8 @@ class Supernet:
     def complexity(self, shares: Mapping[Key, Tensor | Sequence[float]] | None = None) -> Tensor:
         """Return sum_l MACs_l E[weight bits] E[activation bits] / sum_l MACs_l, a scalar in bit operations a MAC.
 
-        EdMIPS, arXiv 2004.05795, eq. 10, normalised by all MACs. `shares` replaces softmax(alpha); otherwise alpha has a gradient.
+        EdMIPS, arXiv 2004.05795, eq. 10, normalised by all MACs. `shares` replaces softmax(alpha); otherwise alpha has
+        a gradient.
         """
         device = self.graph.device
         total, macs = torch.zeros((), device=device), 0

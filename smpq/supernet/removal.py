@@ -1,4 +1,6 @@
-"""Shapley values of alternatives by removal: walks from the grand coalition down, in which the last one of each row stays."""
+"""Shapley values of alternatives by removal: walks from the grand coalition down, in which the last one of each row
+stays.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,25 @@ import numpy as np
 import numpy.typing as npt
 
 from calib.errors import UserError
-from smpq.estimators.base import Coalitions, Floats
-from smpq.estimators.result import Estimate
-from smpq.estimators.sampling import FEWEST
+from smpq.scoring.estimators.base import Coalitions, Floats
+from smpq.scoring.estimators.result import Estimate
+from smpq.scoring.estimators.sampling import FEWEST
 
 Games: TypeAlias = Callable[[Coalitions], Floats]
-"""Called with `[k, players]`; returns `[k, c]`, the values of the coalitions in c games. The first one decides where walks are cut."""
+"""Called with `[k, players]`; returns `[k, c]`, the values of the coalitions in c games. The first one decides where
+walks are cut.
+"""
 _LOOK_AHEAD = 6
-"""Coalitions of a walk that are asked for at once: they share most of their computation, and few are in vain when it is cut."""
+"""Coalitions of a walk that are asked for at once: they share most of their computation, and few are in vain when it is
+cut.
+"""
 
 
 @dataclass(frozen=True)
 class Removals:
-    """What one game's walks found: the `marginals` of each walk `[walks, players]`, 0 for whoever was not reached, and their summary."""
+    """What one game's walks found: the `marginals` of each walk `[walks, players]`, 0 for whoever was not reached, and
+    their summary.
+    """
 
     marginals: Floats
     estimate: Estimate
@@ -32,10 +40,12 @@ class Removals:
 class RemovalWalks:
     """Monte-Carlo walks of Shapley-NAS (CVPR 2022, section 3.3) for players in rows of alternatives.
 
-    1. As `smpq.estimators.truncated.ShapleyNas`, with what its code for ImageNet adds and a function of sets cannot say: whoever is left
-       alone in its row stays, wherever it stands in the order, and its marginal contribution is 0.
-    2. A walk ends below `gamma` times the grand coalition's value; players that are not reached get 0. Both make estimates of players
-       that leave late too small: the intervals are those of this truncated mean. `gamma=0` walks to the end.
+    1. As `smpq.scoring.estimators.truncated.ShapleyNas`, with what its code for ImageNet adds and a function of sets
+       cannot say: whoever is left alone in its row stays, wherever it stands in the order, and its marginal
+       contribution is 0.
+    2. A walk ends below `gamma` times the grand coalition's value; players that are not reached get 0. Both make
+       estimates of players that leave late too small: the intervals are those of this truncated mean. `gamma=0` walks
+       to the end.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -49,7 +59,8 @@ class RemovalWalks:
             raise UserError(f"gamma is a fraction of the grand coalition's value, from 0 to below 1, not {self.gamma}")
 
     def estimate(self, games: Games, seed: Sequence[int]) -> list[Removals]:
-        """Return the marginals of all players of the rows and their means, for each game; all of them see the same walks.
+        """Return the marginals of all players of the rows and their means, for each game; all of them see the same
+        walks.
 
         UserError when walks are cut and the grand coalition is worth nothing in the first game.
         """
@@ -57,7 +68,8 @@ class RemovalWalks:
         grand = _asked(games, np.ones((1, players), bool))[0]
         if self.gamma and grand[0] <= 0:
             raise UserError(
-                f"the grand coalition's value is {grand[0]:g}, and walks are cut at a share of it: use gamma 0, or train for longer"
+                f"the grand coalition's value is {grand[0]:g}, and walks are cut at a share of it: use gamma 0, or "
+                "train for longer"
             )
         generator = np.random.default_rng(seed)
         orders = [self.leaving(generator.permutation(players)) for _ in range(self.walks)]
@@ -78,7 +90,8 @@ class RemovalWalks:
     def _walk(self, games: Games, orders: Sequence[Sequence[int]], grand: Floats) -> tuple[Floats, int, int]:
         """Walk all orders side by side, a few steps at a time.
 
-        Returns the marginals `[walks, players, games]`, how many coalitions were evaluated, and how many walks were cut.
+        Returns the marginals `[walks, players, games]`, how many coalitions were evaluated, and how many walks were
+        cut.
         """
         present = np.ones((len(orders), sum(map(len, self.rows))), bool)
         marginals = np.zeros((*present.shape, len(grand)))
@@ -122,7 +135,8 @@ def _asked(games: Games, coalitions: Coalitions) -> Floats:
     values = np.asarray(games(coalitions), float)
     if values.ndim != 2 or len(values) != len(coalitions):
         raise UserError(
-            f"the games returned {values.shape} for {len(coalitions)} coalitions: return a row for each, a column for each game"
+            f"the games returned {values.shape} for {len(coalitions)} coalitions: return a row for each, a column for "
+            "each game"
         )
     if not np.isfinite(values).all():
         raise UserError("a game returned NaN or infinity: every coalition needs a finite value")

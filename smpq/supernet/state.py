@@ -13,10 +13,10 @@ from msgspec import Meta
 from torch import Tensor
 
 from calib.errors import UserError
-from calib.storage import FileRecord, plain
-from calib.tensor_file import check, read_tensor_file, write_tensor_file
-from smpq.contributions import Contributions
+from calib.files.storage import FileRecord, plain
+from calib.files.tensor_file import check, read_tensor_file, write_tensor_file
 from smpq.files import EpochRow, EstimateRow
+from smpq.supernet.contributions import Contributions
 from smpq.supernet.network import Supernet
 
 _GRAPH, _WEIGHTS, _ALPHAS = "graph/", "optimizer/weights/", "optimizer/alphas/"
@@ -46,7 +46,9 @@ class SupernetStateFile(FileRecord, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class SupernetState:
-    """The graph with its quantisers and alphas, both optimisers, the accumulated Shapley values by value, a row of `history` an epoch."""
+    """The graph with its quantisers and alphas, both optimisers, the accumulated Shapley values by value, a row of
+    `history` an epoch.
+    """
 
     tensors: Mapping[str, Tensor]
     contributions: Mapping[str, Contributions]
@@ -72,10 +74,14 @@ class SupernetState:
     def check(self, supernet: Supernet, settings: Mapping[str, Any]) -> None:
         """Raise UserError unless this is about the same model, data and settings."""
         if self.fingerprint != supernet.subject.fingerprint:
-            raise UserError("the supernet was trained from another model, other data or other formats: delete supernet.safetensors")
+            raise UserError(
+                "the supernet was trained from another model, other data or other formats: delete supernet.safetensors"
+            )
         surplus = sorted(self.settings.keys() - settings.keys())
         if surplus:
-            raise UserError(f"the supernet was trained with {surplus[0][:100]!r}, which is not known: delete supernet.safetensors")
+            raise UserError(
+                f"the supernet was trained with {surplus[0][:100]!r}, which is not known: delete supernet.safetensors"
+            )
         for name, value in settings.items():
             if self.settings.get(name) != value:
                 raise UserError(
@@ -84,7 +90,9 @@ class SupernetState:
                 )
 
         if self.contributions.keys() != set(settings["game"]["values"]):
-            raise UserError("the supernet was scored by other values than its settings say: delete supernet.safetensors")
+            raise UserError(
+                "the supernet was scored by other values than its settings say: delete supernet.safetensors"
+            )
 
     def restore(
         self,
@@ -98,7 +106,8 @@ class SupernetState:
         if own.keys() != expected.keys() or any(not _alike(tensor, expected[name]) for name, tensor in own.items()):
             raise UserError("supernet.safetensors does not fit the model: delete it, and train the supernet again")
         supernet.graph.load_state_dict(own)
-        supernet.graph.project()  # changes nothing that training has made; the limits may differ a little between machines
+        # changes nothing that training has made; the limits may differ a little between machines
+        supernet.graph.project()
         for name, tensor in supernet.graph.state_dict().items():
             if not torch.allclose(tensor.cpu(), own[name], rtol=0.01, atol=0):
                 raise UserError(f"supernet.safetensors is damaged: {name!r} is not above zero: {_REPAIR}")
@@ -110,7 +119,9 @@ class SupernetState:
     def save(self, path: Path) -> None:
         """Write a safetensors file in one step."""
         record = SupernetStateFile(
-            contributions={value: msgspec.convert(found.to_json(), EstimateRow) for value, found in self.contributions.items()},
+            contributions={
+                value: msgspec.convert(found.to_json(), EstimateRow) for value, found in self.contributions.items()
+            },
             history=tuple(msgspec.convert(row, EpochRow) for row in self.history),
             settings=dict(self.settings),
             fingerprint=self.fingerprint,
@@ -119,7 +130,9 @@ class SupernetState:
 
     @classmethod
     def load(cls, path: Path, supernet: Supernet) -> SupernetState:
-        """Read what `save` wrote. UserError when it is missing, damaged, of another version, of other operations, or what no training makes."""
+        """Read what `save` wrote. UserError when it is missing, damaged, of another version, of other operations, or
+        what no training makes.
+        """
         record, tensors = read_tensor_file(path, SupernetStateFile, _REPAIR)
         for name, tensor in tensors.items():
             known = name.startswith((_GRAPH, _WEIGHTS, _ALPHAS))
@@ -127,13 +140,17 @@ class SupernetState:
             positive = not name.endswith(_NEVER_NEGATIVE) or bool((tensor >= 0).all())
             check(positive, path, f"{name[:200]!r} is negative", _REPAIR)
         try:
-            contributions = {value: Contributions.from_row(row, supernet.operations) for value, row in record.contributions.items()}
+            contributions = {
+                value: Contributions.from_row(row, supernet.operations) for value, row in record.contributions.items()
+            }
         except ValueError as error:
             raise UserError(f"{path} is damaged, or of another space ({error}): {_REPAIR}") from error
         return cls(tensors, contributions, [plain(row) for row in record.history], record.settings, record.fingerprint)
 
     def _optimizer(self, prefix: str, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-        """Return what the optimiser kept of each of its parameters, by number; UserError when it is not about all of them."""
+        """Return what the optimiser kept of each of its parameters, by number; UserError when it is not about all of
+        them.
+        """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         found: dict[int, dict[str, Tensor]] = {}
         taken = set()

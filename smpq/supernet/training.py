@@ -17,15 +17,15 @@ from torch.utils import _pytree as pytree
 from calib.data import training_batches
 from calib.errors import UserError
 from calib.task import Batch
-from smpq.contributions import Contributions
-from smpq.estimators.result import Estimate
+from smpq.scoring.estimators.result import Estimate
+from smpq.supernet.contributions import Contributions
 from smpq.supernet.game import GameSettings, SupernetGame
 from smpq.supernet.network import Supernet
 from smpq.supernet.removal import Removals, RemovalWalks
 from smpq.supernet.state import SupernetState
 from smpq.training.finetune import one_cycle
 from smpq.training.placing import batch_on, repeatable_on
-from smpq.value import divergence
+from smpq.value.value import divergence
 
 _MOMENTUM = 0.9
 _ALPHA_BETAS = (0.5, 0.999)
@@ -35,13 +35,16 @@ _ALPHA_BETAS = (0.5, 0.999)
 class SupernetSettings:
     """How to train a supernet, and how to score its operations.
 
-    1. `epochs` passes of `steps` batches each, None for whole passes. Learning rates of weights and steps follow one cycle (see
-       FineTuneSettings); that of alpha is constant, by Adam with the betas of DARTS (EdMIPS' SGD moves alpha too little in few steps).
-       The loss is the task's, plus `distillation` times the divergence from the float model at temperature 2, plus `complexity` (EdMIPS'
-       eta) times `Supernet.complexity`. It is 0 by default: the budget is the allocation's business.
-    2. After every epoch behind the first `warm_up` of them, `walks` walks over `samples` calibration samples, other ones each time,
-       estimate the Shapley values in each of `game.values`. A walk is cut where the metric falls below `gamma` times the supernet's.
-    3. `momentum` accumulates them; `deviation` subtracts the standard deviation over walks first (Shapley-NAS' lower bound).
+    1. `epochs` passes of `steps` batches each, None for whole passes. Learning rates of weights and steps follow one
+       cycle (see FineTuneSettings); that of alpha is constant, by Adam with the betas of DARTS (EdMIPS' SGD moves alpha
+       too little in few steps). The loss is the task's, plus `distillation` times the divergence from the float model
+       at temperature 2, plus `complexity` (EdMIPS' eta) times `Supernet.complexity`. It is 0 by default: the budget is
+       the allocation's business.
+    2. After every epoch behind the first `warm_up` of them, `walks` walks over `samples` calibration samples, other
+       ones each time, estimate the Shapley values in each of `game.values`. A walk is cut where the metric falls below
+       `gamma` times the supernet's.
+    3. `momentum` accumulates them; `deviation` subtracts the standard deviation over walks first (Shapley-NAS' lower
+       bound).
     """
 
     epochs: int = 10
@@ -92,7 +95,8 @@ class SupernetSettings:
             ) from error
         if found.to_json() != record:
             raise UserError(
-                "the settings in supernet.safetensors are not complete, or too many: delete it to train the supernet again"
+                "the settings in supernet.safetensors are not complete, or too many: delete it to train the supernet "
+                "again"
             )
         return found
 
@@ -109,7 +113,9 @@ class SupernetSettings:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Where the training stands: epochs done, epochs in all, mean loss, and the Shapley values by value if they were estimated."""
+    """Where the training stands: epochs done, epochs in all, mean loss, and the Shapley values by value if they were
+    estimated.
+    """
 
     epoch: int
     epochs: int
@@ -125,10 +131,12 @@ def train(
     keep: Callable[[SupernetState], None] = lambda _: None,
     report: Callable[[EpochReport], None] = lambda _: None,
 ) -> SupernetState:
-    """Train `supernet` in place, on its device, on from `state` if there is one; `keep` is given the state after every epoch.
+    """Train `supernet` in place, on its device, on from `state` if there is one; `keep` is given the state after every
+    epoch.
 
-    `held_out` batches are calibration data, which are never trained on. The same arguments give the same result, whether or not the training
-    was stopped between. UserError when the task has no training data, and when the loss is not a number any more.
+    `held_out` batches are calibration data, which are never trained on. The same arguments give the same result,
+    whether or not the training was stopped between. UserError when the task has no training data, and when the loss is
+    not a number any more.
     """
     with repeatable_on(supernet.graph.device):
         return _train(supernet, held_out, settings, state, keep, report)
@@ -157,8 +165,14 @@ def _train(
         found = _shapley_values(supernet, held_out, settings, epoch) if epoch + 1 >= settings.first_update else {}
         estimates = {value: removals.estimate for value, removals in found.items()}
         for value, removals in found.items():
-            contributions[value] = contributions[value].updated(removals, settings.momentum, deviation=settings.deviation)
-        row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "complexity": float(supernet.complexity(supernet.shares()))}
+            contributions[value] = contributions[value].updated(
+                removals, settings.momentum, deviation=settings.deviation
+            )
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "loss": loss,
+            "complexity": float(supernet.complexity(supernet.shares())),
+        }
         row["seconds"] = {"training": trained - started, "shapley": time.monotonic() - trained}
         row["estimates"] = {value: _brief(estimate) for value, estimate in estimates.items()}
         history.append(row)
@@ -185,7 +199,12 @@ def _optimizers(supernet: Supernet, settings: SupernetSettings) -> tuple[torch.o
 
 
 def _train_epoch(
-    supernet: Supernet, settings: SupernetSettings, weights: torch.optim.SGD, alphas: torch.optim.Adam, epoch: int, total: int
+    supernet: Supernet,
+    settings: SupernetSettings,
+    weights: torch.optim.SGD,
+    alphas: torch.optim.Adam,
+    epoch: int,
+    total: int,
 ) -> float:
     graph, losses = supernet.graph, []
     graph.train()
@@ -198,7 +217,8 @@ def _train_epoch(
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise UserError(
-                f"the training of the supernet diverged: the loss is {losses[-1]} in epoch {epoch + 1}. Use a smaller learning rate "
+                f"the training of the supernet diverged: the loss is {losses[-1]} in epoch {epoch + 1}. Use a smaller "
+                "learning rate "
                 f"(now {settings.learning_rate})"
             )
         loss.backward()
@@ -220,11 +240,15 @@ def _loss(supernet: Supernet, batch: Batch, settings: SupernetSettings) -> Tenso
 
 
 def _cooled(output: Any, temperature: float = 2.0) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor / temperature if tensor.is_floating_point() else tensor, output)
+    return pytree.tree_map_only(
+        Tensor, lambda tensor: tensor / temperature if tensor.is_floating_point() else tensor, output
+    )
 
 
 def _batches(supernet: Supernet, settings: SupernetSettings, epoch: int) -> Iterator[Batch]:
-    """The usable batches of one epoch: a batch of one sample has no variance, a trace for one batch size takes no other."""
+    """The usable batches of one epoch: a batch of one sample has no variance, a trace for one batch size takes no
+    other.
+    """
     traced = supernet.subject.traced
     found = (
         batch
@@ -240,11 +264,15 @@ def _epoch_length(supernet: Supernet, settings: SupernetSettings) -> int:
     if not found:
         raise UserError("training() has no batch that the model can be trained on: batches need two samples or more")
     if settings.steps is not None and found < settings.steps:
-        raise UserError(f"a pass over the training data has {found} batches, not {settings.steps}: use fewer steps and more epochs")
+        raise UserError(
+            f"a pass over the training data has {found} batches, not {settings.steps}: use fewer steps and more epochs"
+        )
     return found
 
 
-def _shapley_values(supernet: Supernet, held_out: Sequence[Batch], settings: SupernetSettings, epoch: int) -> dict[str, Removals]:
+def _shapley_values(
+    supernet: Supernet, held_out: Sequence[Batch], settings: SupernetSettings, epoch: int
+) -> dict[str, Removals]:
     rows, start = [], 0
     for row in supernet.rows.values():
         if len(row) > 1:

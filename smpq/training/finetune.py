@@ -15,17 +15,17 @@ from torch.utils import _pytree as pytree
 
 from calib.data import per_sample, training_batches
 from calib.errors import UserError
-from calib.fold import Folded
-from calib.graph import TracedModel
-from calib.quantizer import QuantizedWeight
+from calib.formats.integers import QuantizedWeight
+from calib.network.fold import Folded
+from calib.network.graph import TracedModel
+from calib.network.units import Unit
 from calib.task import Batch, Task
-from calib.units import Unit
-from smpq.plan import QuantPlan
+from smpq.quantized.plan import QuantPlan
 from smpq.training.finetuned import FineTuned, Judged
 from smpq.training.placing import CPU, batch_on, repeatable_on
 from smpq.training.plan import STARTS, attach_plan
 from smpq.training.trainable import TrainableGraph
-from smpq.value import divergence
+from smpq.value.value import divergence
 
 _WARM_UP = 0.3
 _FIRST_SHARE = 1 / 25
@@ -39,13 +39,14 @@ KEEPS = ("end", "better")
 class FineTuneSettings:
     """How to train.
 
-    `epochs` may be fractional; `steps` counts batches and replaces it. The learning rates rise over the first 30 % of the steps and fall
-    in a half cosine. The loss is the task's mean loss times `labels`, plus `distillation` times the KL divergence of the float model at
-    `temperature`. `learn_activations` trains the steps of activations as well; None does so for those of fewer than 8 bits. `start`
-    says where weights begin: "nearby" as close to the float weight as the calibrated integer allows, "rounded" at that integer, "float".
-    `value` judges on calibration data as the search does: kl, loss or metric. `keep` "end" keeps what training ends with; "better"
-    keeps the start where calibration data like it better, which is fair only if the float model has not been trained on them: it knows
-    those by heart, and the start with it. A seed gives another order of the training data.
+    `epochs` may be fractional; `steps` counts batches and replaces it. The learning rates rise over the first 30 % of
+    the steps and fall in a half cosine. The loss is the task's mean loss times `labels`, plus `distillation` times the
+    KL divergence of the float model at `temperature`. `learn_activations` trains the steps of activations as well; None
+    does so for those of fewer than 8 bits. `start` says where weights begin: "nearby" as close to the float weight as
+    the calibrated integer allows, "rounded" at that integer, "float". `value` judges on calibration data as the search
+    does: kl, loss or metric. `keep` "end" keeps what training ends with; "better" keeps the start where calibration
+    data like it better, which is fair only if the float model has not been trained on them: it knows those by heart,
+    and the start with it. A seed gives another order of the training data.
     """
 
     epochs: float = 4.0
@@ -117,14 +118,19 @@ def finetune(
 
     Everything is computed on `device`, as torch names it, and what is returned is on the CPU.
 
-    What training ends with is kept, or with `settings.keep` "better" what it started from where that is better. UserError when the task has no training data, and when the loss is not a number any more.
+    What training ends with is kept, or with `settings.keep` "better" what it started from where that is better.
+    UserError when the task has no training data, and when the loss is not a number any more.
     """
     with repeatable_on(device):
         return _finetune(subject, batches, settings, report, device)
 
 
 def _finetune(
-    subject: Subject, batches: Sequence[Batch], settings: FineTuneSettings, report: Callable[[Progress], None], device: str
+    subject: Subject,
+    batches: Sequence[Batch],
+    settings: FineTuneSettings,
+    report: Callable[[Progress], None],
+    device: str,
 ) -> FineTuned:
     started = time.monotonic()
     graph = TrainableGraph(subject.traced, subject.units, subject.original, subject.folded, device)
@@ -195,7 +201,9 @@ def _train(
 
 
 def one_cycle(done: float) -> float:
-    """Return the share of the peak learning rate after a share `done` of the steps: up in a half cosine from 1/25, down to 0."""
+    """Return the share of the peak learning rate after a share `done` of the steps: up in a half cosine from 1/25, down
+    to 0.
+    """
     if done < _WARM_UP:
         return _FIRST_SHARE + (1 - _FIRST_SHARE) * (1 - math.cos(math.pi * done / _WARM_UP)) / 2
     return (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP))) / 2
@@ -227,13 +235,16 @@ def _task_loss(task: Task, output: Any, batch: Batch) -> Tensor:
         raise UserError(f"the task's loss() must return one value per sample, [{count}], not {found}")
     if not values.requires_grad:
         raise UserError(
-            "the task's loss() has no gradient: compute it with torch operations on the output, without no_grad or detach"
+            "the task's loss() has no gradient: compute it with torch operations on the output, without no_grad or "
+            "detach"
         )
     return values
 
 
 def _cooled(output: Any, temperature: float) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor / temperature if tensor.is_floating_point() else tensor, output)
+    return pytree.tree_map_only(
+        Tensor, lambda tensor: tensor / temperature if tensor.is_floating_point() else tensor, output
+    )
 
 
 def _passes(task: Task, graph: TrainableGraph, seed: int) -> Iterator[Batch]:
@@ -245,11 +256,15 @@ def _passes(task: Task, graph: TrainableGraph, seed: int) -> Iterator[Batch]:
                 usable += 1
                 yield batch_on(batch, graph.device)
         if not usable:
-            raise UserError("training() has no batch that the model can be trained on: batches need two samples or more")
+            raise UserError(
+                "training() has no batch that the model can be trained on: batches need two samples or more"
+            )
 
 
 def _fits(batch: Batch, graph: TrainableGraph) -> bool:
-    """A batch of one sample has no variance; a model traced for one batch size takes no other (the last one of a pass)."""
+    """A batch of one sample has no variance; a model traced for one batch size takes no other (the last one of a
+    pass).
+    """
     size = len(batch.inputs[0])
     return size > 1 and (graph.traced.dynamic_batch or size == len(graph.traced.example[0]))
 
@@ -301,4 +316,7 @@ def _snapshot(graph: TrainableGraph) -> dict[str, Tensor]:
 
 def _weights(graph: TrainableGraph, plan: QuantPlan) -> dict[str, QuantizedWeight]:
     found = {path: graph.quantized(path) for path in plan.weights}
-    return {path: replace(weight, integers=weight.integers.cpu(), scale=weight.scale.cpu()) for path, weight in found.items()}
+    return {
+        path: replace(weight, integers=weight.integers.cpu(), scale=weight.scale.cpu())
+        for path, weight in found.items()
+    }

@@ -1,4 +1,6 @@
-"""What fine-tuning made: the float parameters, integers and grids of one policy, how they came about, and their file."""
+"""What fine-tuning made: the float parameters, integers and grids of one policy, how they came about, and their
+file.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ from torch import Tensor
 
 from calib.calibrate import Calibration
 from calib.errors import UserError
-from calib.formats import ACTIVATION_BITS, WEIGHT_BITS, Format
-from calib.graph import TracedModel
-from calib.quantizer import ActivationQuantizer, QuantizedWeight, Scheme, weight_limits
-from calib.storage import Amount, FileRecord, Positive, Record
-from calib.tensor_file import check, read_tensor_file, read_tensor_record, write_tensor_file
-from calib.units import Unit
+from calib.files.storage import Amount, FileRecord, Positive, Record
+from calib.files.tensor_file import check, read_tensor_file, read_tensor_record, write_tensor_file
+from calib.formats.format import ACTIVATION_BITS, WEIGHT_BITS, Format
+from calib.formats.integers import ActivationQuantizer, QuantizedWeight, Scheme, weight_limits
+from calib.network.graph import TracedModel
+from calib.network.units import Unit
 from smpq.training.trainable import leaf_names
 
 _PARAMETER, _INTEGERS, _SCALE = "parameter/", "integers/", "scale/"
@@ -36,7 +38,7 @@ class WeightRow(Record, frozen=True, kw_only=True):
 
 
 class GridRow(Record, frozen=True, kw_only=True):
-    """The grid of one tensor (`calib.quantizer.ActivationQuantizer`); zero is one of its values."""
+    """The grid of one tensor (`calib.formats.integers.ActivationQuantizer`); zero is one of its values."""
 
     tensor: str
     bits: Annotated[int, Meta(ge=min(ACTIVATION_BITS), le=max(ACTIVATION_BITS))]
@@ -88,7 +90,9 @@ class FineTunedFile(FileRecord, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Judged:
-    """How a model does on the calibration data, which is never trained on: `value` as the search judges it, and the task's metric."""
+    """How a model does on the calibration data, which is never trained on: `value` as the search judges it, and the
+    task's metric.
+    """
 
     value: float
     metric: float
@@ -98,9 +102,10 @@ class Judged:
 class FineTuned:
     """A fine-tuned policy.
 
-    `policy` is the key of the policy and `fingerprint` that of the model and the data it was made from. `parameters` are the folded
-    float parameters by name; `weights` the integers by unit path; `quantizers` the grids by (tensor, bits). `before` and `after` are
-    about the calibration data. `kept` is "end", or "start" when training did not improve the value and changed nothing.
+    `policy` is the key of the policy and `fingerprint` that of the model and the data it was made from. `parameters`
+    are the folded float parameters by name; `weights` the integers by unit path; `quantizers` the grids by (tensor,
+    bits). `before` and `after` are about the calibration data. `kept` is "end", or "start" when training did not
+    improve the value and changed nothing.
     """
 
     policy: str
@@ -125,15 +130,20 @@ class FineTuned:
 
     @classmethod
     def load(cls, path: Path) -> FineTuned:
-        """Read what `save` wrote. UserError when it is missing, damaged, of another version, or holds what no training makes.
+        """Read what `save` wrote. UserError when it is missing, damaged, of another version, or holds what no training
+        makes.
 
         That it fits a model is for `check_fits` to say.
         """
         record, tensors = read_tensor_file(path, FineTunedFile, _REPAIR)
-        parameters = {name.removeprefix(_PARAMETER): tensor for name, tensor in tensors.items() if name.startswith(_PARAMETER)}
+        parameters = {
+            name.removeprefix(_PARAMETER): tensor for name, tensor in tensors.items() if name.startswith(_PARAMETER)
+        }
         parts = {f"{part}{unit}" for unit in record.weights for part in (_INTEGERS, _SCALE)}
         unexpected = sorted(parts.symmetric_difference(name for name in tensors if not name.startswith(_PARAMETER)))
-        check(not unexpected, path, f"{', '.join(unexpected[:1])[:200]!r} is missing, or does not belong there", _REPAIR)
+        check(
+            not unexpected, path, f"{', '.join(unexpected[:1])[:200]!r} is missing, or does not belong there", _REPAIR
+        )
         grids = {(row.tensor, row.bits): row.grid() for row in record.quantizers}
         check(len(grids) == len(record.quantizers), path, "a tensor has two grids of the same bits", _REPAIR)
         weights = {
@@ -159,7 +169,9 @@ class FineTuned:
         )
 
     def check_fits(self, traced: TracedModel, units: Sequence[Unit], path: Path) -> None:
-        """Raise UserError, which names the file by `path`, unless this is about all parameters of the model, and about its units alone."""
+        """Raise UserError, which names the file by `path`, unless this is about all parameters of the model, and about
+        its units alone.
+        """
         shapes = {name: traced.state[node].shape for node, name in leaf_names(traced).items()}
         for name in sorted(shapes.keys() | self.parameters.keys()):
             found, wanted = self.parameters.get(name), shapes.get(name)
@@ -173,7 +185,9 @@ class FineTuned:
             check(tensor in traced.nodes, path, f"the model has no tensor {tensor[:200]!r}", _REPAIR)
 
     def traced(self, traced: TracedModel) -> TracedModel:
-        """Return the folded model with the fine-tuned float parameters, traced again; node names are those of `traced`."""
+        """Return the folded model with the fine-tuned float parameters, traced again; node names are those of
+        `traced`.
+        """
         model = copy.deepcopy(traced.module)
         own = dict(model.named_parameters())
         with torch.no_grad():
@@ -218,9 +232,16 @@ def record_of_file(path: Path) -> FineTunedFile:
 
 
 def _check_weight(weight: QuantizedWeight, path: Path, unit: str) -> None:
-    """Raise UserError unless the integers have the bits that are said, and a positive step for each channel or block."""
+    """Raise UserError unless the integers have the bits that are said, and a positive step for each channel or
+    block.
+    """
     integers, scale, name = weight.integers, weight.scale, repr(unit[:200])
-    check(integers.dtype == torch.int8 and integers.dim() >= 2, path, f"the weight {name} is no int8 [out, in, ...]", _REPAIR)
+    check(
+        integers.dtype == torch.int8 and integers.dim() >= 2,
+        path,
+        f"the weight {name} is no int8 [out, in, ...]",
+        _REPAIR,
+    )
     low, high = weight_limits(weight.bits)
     inside = bool(((integers >= low) & (integers <= high)).all())
     check(inside, path, f"the weight {name} of {weight.bits} bits has integers outside of {low} to {high}", _REPAIR)
@@ -228,7 +249,12 @@ def _check_weight(weight: QuantizedWeight, path: Path, unit: str) -> None:
     wanted = (out,) if weight.block is None else (out, inputs // weight.block)
     fits = tuple(scale.shape) == wanted and (weight.block is None or inputs % weight.block == 0)
     check(fits, path, f"the steps of {name} have shape {list(scale.shape)}, expected {list(wanted)}", _REPAIR)
-    check(scale.dtype == torch.float32 and bool((scale > 0).all()), path, f"the steps of {name} are not all above zero", _REPAIR)
+    check(
+        scale.dtype == torch.float32 and bool((scale > 0).all()),
+        path,
+        f"the steps of {name} are not all above zero",
+        _REPAIR,
+    )
 
 
 class _Tuned(Calibration):
@@ -243,12 +269,15 @@ class _Tuned(Calibration):
         found = self._tuned.quantizers.get((tensor, bits))
         if found is None or found.signed != (scheme == "symmetric"):
             raise UserError(
-                f"{tensor} was not fine-tuned at {bits} bits ({scheme}): fine-tune again, or delete the fine-tuned weights"
+                f"{tensor} was not fine-tuned at {bits} bits ({scheme}): fine-tune again, or delete the fine-tuned "
+                "weights"
             )
         return found
 
     def weight(self, unit: Unit, chosen: Format) -> QuantizedWeight:
         found = self._tuned.weights.get(unit.path)
         if found is None or (found.bits, found.block) != (chosen.weight_bits, chosen.weight_block):
-            raise UserError(f"{unit.path} was not fine-tuned as {chosen}: fine-tune again, or delete the fine-tuned weights")
+            raise UserError(
+                f"{unit.path} was not fine-tuned as {chosen}: fine-tune again, or delete the fine-tuned weights"
+            )
         return found

@@ -1,4 +1,6 @@
-"""Quantisers that are trained: rounding in the forward pass, a gradient for the tensor and for the step size in the backward pass."""
+"""Quantisers that are trained: rounding in the forward pass, a gradient for the tensor and for the step size in the
+backward pass.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calib.quantizer import ActivationQuantizer, QuantizedWeight, weight_limits
+from calib.formats.integers import ActivationQuantizer, QuantizedWeight, weight_limits
 
 _SMALLEST_SHARE = 1e-3
 """A step never gets smaller than this share of where it started: it must stay positive."""
 
 
 class TrainedQuantizer(nn.Module):
-    """A quantiser that a TrainableGraph puts on a weight or on an activation: `forward` returns the tensor rounded, same shape.
+    """A quantiser that a TrainableGraph puts on a weight or on an activation: `forward` returns the tensor rounded,
+    same shape.
 
     Its parameters are trained in a group of their own (`Groups.quantizers`).
     """
@@ -25,9 +28,11 @@ class TrainedQuantizer(nn.Module):
 
 
 class LearnedWeight(TrainedQuantizer):
-    """A weight `[out, in, ...]` on signed integers times a step, one for each output channel or each block of inputs, that is learned.
+    """A weight `[out, in, ...]` on signed integers times a step, one for each output channel or each block of inputs,
+    that is learned.
 
-    Esser et al., arXiv 1902.08153: gradient of the step by eq. 3, scaled by 1 / sqrt(n * largest integer) (section 2.2), n weights a step.
+    Esser et al., arXiv 1902.08153: gradient of the step by eq. 3, scaled by 1 / sqrt(n * largest integer) (section
+    2.2), n weights a step.
     """
 
     _smallest: Tensor
@@ -60,7 +65,9 @@ class LearnedWeight(TrainedQuantizer):
         return rounded
 
     def quantized(self, weight: Tensor, factor: Tensor) -> QuantizedWeight:
-        """Return the integers, and the steps times `factor` `[out]`: what is left when the factor is folded into the weight."""
+        """Return the integers, and the steps times `factor` `[out]`: what is left when the factor is folded into the
+        weight.
+        """
         with torch.no_grad():
             integers = (weight / self.spread(weight)).round().clamp(*self.limits)
             scale = self.step.double() * factor.double().reshape(-1, *[1] * (self.step.dim() - 1))
@@ -112,7 +119,9 @@ class LearnedActivation(TrainedQuantizer):
 
     def quantizer(self) -> ActivationQuantizer:
         """Return the quantiser with the step as it is now."""
-        return ActivationQuantizer(self._start.bits, float(self.step.detach()), self._start.zero_point, self._start.signed)
+        return ActivationQuantizer(
+            self._start.bits, float(self.step.detach()), self._start.zero_point, self._start.signed
+        )
 
     def project(self) -> None:
         """Keep the step positive."""

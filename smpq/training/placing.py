@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from calib.graph import TracedModel
+from calib.network.graph import TracedModel
 from calib.task import Batch
 
 CPU = "cpu"

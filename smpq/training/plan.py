@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from calib.formats import FP16
-from calib.quantizer import ActivationQuantizer, QuantizedWeight
-from calib.units import Unit
-from smpq.plan import QuantPlan
+from calib.formats.format import FP16
+from calib.formats.integers import ActivationQuantizer, QuantizedWeight
+from calib.network.units import Unit
+from smpq.quantized.plan import QuantPlan
 from smpq.training.lsq import FixedActivation, HalfWeight, LearnedActivation, LearnedWeight, TrainedQuantizer
 from smpq.training.trainable import TrainableGraph
 
@@ -21,7 +21,9 @@ Activation = FixedActivation | LearnedActivation
 def attach_plan(
     graph: TrainableGraph, plan: QuantPlan, learn_activations: bool | None = None, start: str = "nearby"
 ) -> dict[tuple[str, int], Activation]:
-    """Put the quantisers of a plan on a graph, and its weights where they start; returns those of activations by (tensor, bits)."""
+    """Put the quantisers of a plan on a graph, and its weights where they start; returns those of activations by
+    (tensor, bits).
+    """
     weights: dict[str, TrainedQuantizer] = {}
     for unit in graph.units:
         if unit.path in plan.weights:
@@ -50,7 +52,9 @@ def attach_plan(
 
 
 def _activation(quantizer: ActivationQuantizer, learn: bool | None) -> Activation:
-    return LearnedActivation(quantizer) if (quantizer.bits < 8 if learn is None else learn) else FixedActivation(quantizer)
+    return (
+        LearnedActivation(quantizer) if (quantizer.bits < 8 if learn is None else learn) else FixedActivation(quantizer)
+    )
 
 
 def _start_weight(graph: TrainableGraph, unit: Unit, calibrated: QuantizedWeight, start: str) -> LearnedWeight:

@@ -1,4 +1,6 @@
-"""The folded graph made trainable: BatchNorm is put back behind the layers that took it in, and quantisers that learn are attached."""
+"""The folded graph made trainable: BatchNorm is put back behind the layers that took it in, and quantisers that learn
+are attached.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from calib.execution import NO_EDITS, Edit, Edits
-from calib.fold import Folded
-from calib.graph import TracedModel
-from calib.quantizer import QuantizedWeight
-from calib.units import Unit
+from calib.formats.integers import QuantizedWeight
+from calib.network.execution import NO_EDITS, Edit, Edits
+from calib.network.fold import Folded
+from calib.network.graph import TracedModel
+from calib.network.units import Unit
 from smpq.training.lsq import LearnedWeight, TrainedQuantizer
 from smpq.training.placing import CPU, graph_on
 
 _SMALLEST_GAMMA = 1e-3
-"""Of the mean magnitude in its layer: a channel that BatchNorm multiplies by less could not be folded without losing its integers."""
+"""Of the mean magnitude in its layer: a channel that BatchNorm multiplies by less could not be folded without losing
+its integers.
+"""
 _DEFAULT_MOMENTUM = 0.1
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The parameters by how they are trained: `weights` have two axes or more; `others` are biases, gains and offsets of norms."""
+    """The parameters by how they are trained: `weights` have two axes or more; `others` are biases, gains and offsets
+    of norms.
+    """
 
     weights: list[nn.Parameter]
     others: list[nn.Parameter]
@@ -36,19 +42,30 @@ class Groups:
 class TrainableGraph(nn.Module):
     """A traced, folded model whose every parameter can be trained, with the BatchNorm of each unit unfolded again.
 
-    1. `weights[unit path]` is the leaf that is trained; behind its BatchNorm a unit's weight is the folded one divided by
-       `factor(path)` `[out]`, which is positive: a channel that BatchNorm multiplied by a negative number has its weight, its mean and
-       that number turned round. Integers of the weight therefore stay the same when BatchNorm is folded.
-    2. Without quantisers, in eval mode, it computes what the folded model does. `attach` puts quantisers on weights and tensors.
-    3. In training mode BatchNorm uses the statistics of the batch and updates its own; `estimate_statistics` measures them afresh.
-    4. Parameters, quantisers and results are on `device`; inputs are taken there. The model and `traced` stay where they are.
+    1. `weights[unit path]` is the leaf that is trained; behind its BatchNorm a unit's weight is the folded one divided
+       by `factor(path)` `[out]`, which is positive: a channel that BatchNorm multiplied by a negative number has its
+       weight, its mean and that number turned round. Integers of the weight therefore stay the same when BatchNorm is
+       folded.
+    2. Without quantisers, in eval mode, it computes what the folded model does. `attach` puts quantisers on weights and
+       tensors.
+    3. In training mode BatchNorm uses the statistics of the batch and updates its own; `estimate_statistics` measures
+       them afresh.
+    4. Parameters, quantisers and results are on `device`; inputs are taken there. The model and `traced` stay where
+       they are.
     5. It works in channels-last order where the graph allows that, which is up to twice as fast on a CPU.
     """
 
     def __init__(
-        self, traced: TracedModel, units: Sequence[Unit], original: nn.Module, folded: Sequence[Folded], device: str = CPU
+        self,
+        traced: TracedModel,
+        units: Sequence[Unit],
+        original: nn.Module,
+        folded: Sequence[Folded],
+        device: str = CPU,
     ) -> None:
-        """`original` is the model before folding and `folded` what `fold_batchnorm` said about it; neither is changed."""
+        """`original` is the model before folding and `folded` what `fold_batchnorm` said about it; neither is
+        changed.
+        """
         super().__init__()
         self.traced = traced
         self.placed = graph_on(traced, device)
@@ -80,7 +97,8 @@ class TrainableGraph(nn.Module):
         sources: Mapping[str, TrainedQuantizer],
         edges: Mapping[tuple[str, str], TrainedQuantizer],
     ) -> None:
-        """Replace all quantisers: by unit path, by tensor for all of its readers, and by (tensor, reader); graph names as in Edits.
+        """Replace all quantisers: by unit path, by tensor for all of its readers, and by (tensor, reader); graph names
+        as in Edits.
 
         A unit's quantiser is given the unfolded weight. One object may stand in several places.
         """
@@ -111,7 +129,9 @@ class TrainableGraph(nn.Module):
     def groups(self) -> Groups:
         """Return all parameters that are trained, each once."""
         own = [*self._leaves.values(), *self._norms.parameters()]
-        return Groups([p for p in own if p.dim() > 1], [p for p in own if p.dim() <= 1], list(self._quantizers.parameters()))
+        return Groups(
+            [p for p in own if p.dim() > 1], [p for p in own if p.dim() <= 1], list(self._quantizers.parameters())
+        )
 
     def project(self) -> None:
         """Keep what must stay positive positive; call it after every step of the optimiser."""
@@ -123,7 +143,9 @@ class TrainableGraph(nn.Module):
             quantizer.project()
 
     def estimate_statistics(self, batches: Iterable[Sequence[Tensor]]) -> None:
-        """Set the mean and variance of every BatchNorm to their averages over `batches` of inputs; nothing else changes."""
+        """Set the mean and variance of every BatchNorm to their averages over `batches` of inputs; nothing else
+        changes.
+        """
         norms = [norm for norm in self._norms.values() if isinstance(norm, _Norm)]
         if not norms:
             return
@@ -139,7 +161,9 @@ class TrainableGraph(nn.Module):
         self.train(was_training)
 
     def factor(self, path: str) -> Tensor:
-        """Return `[out]`, what a unit's weight is multiplied by when its BatchNorm is folded: positive, ones when it has none."""
+        """Return `[out]`, what a unit's weight is multiplied by when its BatchNorm is folded: positive, ones when it
+        has none.
+        """
         weight = next(unit.weight for unit in self.units if unit.path == path)
         if weight not in self._norms:
             return torch.ones(len(self._leaves[weight]), device=self.device)
@@ -155,14 +179,18 @@ class TrainableGraph(nn.Module):
         return quantizer.quantized(self._leaves[weight], self.factor(path))
 
     def fold(self) -> dict[str, Tensor]:
-        """Return parameter name of the folded model -> float tensor with BatchNorm folded in, weights not rounded; all are copies."""
+        """Return parameter name of the folded model -> float tensor with BatchNorm folded in, weights not rounded; all
+        are copies.
+        """
         folded = {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
         for unit in self.units:
             if unit.weight in self._unfolded:
                 norm = self._norms[unit.weight]
                 assert isinstance(norm, _Norm)
                 assert unit.bias is not None
-                folded[unit.weight] = (folded[unit.weight].double() * _spread(norm.factor(), folded[unit.weight])).float()
+                folded[unit.weight] = (
+                    folded[unit.weight].double() * _spread(norm.factor(), folded[unit.weight])
+                ).float()
                 folded[unit.bias] = norm.offset().float()
         return {self.traced.parameter_names[node]: tensor.contiguous() for node, tensor in folded.items()}
 
@@ -189,7 +217,9 @@ def leaf_names(traced: TracedModel) -> dict[str, str]:
 
 
 class _Norm(nn.Module):
-    """BatchNorm with a positive gain, such that it gives the folded layer's result when it follows weight / factor without a bias."""
+    """BatchNorm with a positive gain, such that it gives the folded layer's result when it follows weight / factor
+    without a bias.
+    """
 
     running_mean: Tensor
     running_var: Tensor
@@ -238,7 +268,9 @@ def _spread(factor: Tensor, weight: Tensor) -> Tensor:
 
 
 def _fastest_order(traced: TracedModel) -> Callable[[Tensor], Tensor]:
-    """Channels last, unless the graph fails on it or computes something else (`view` and `as_strided` look at the memory)."""
+    """Channels last, unless the graph fails on it or computes something else (`view` and `as_strided` look at the
+    memory).
+    """
 
     def channels_last(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
@@ -249,5 +281,9 @@ def _fastest_order(traced: TracedModel) -> Callable[[Tensor], Tensor]:
         found = pytree.tree_leaves(traced.run([channels_last(x) for x in traced.example], Edits(parameters=state)))
     except RuntimeError:
         return torch.Tensor.contiguous
-    same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(expected, found, strict=True) if isinstance(a, Tensor))
+    same = all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+        for a, b in zip(expected, found, strict=True)
+        if isinstance(a, Tensor)
+    )
     return channels_last if same else torch.Tensor.contiguous

@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.errors import UserError
-from calib.formats import Format
-from calib.graph import TracedModel
-from calib.quantizer import weight_limits
+from calib.formats.format import Format
+from calib.formats.integers import weight_limits
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from calib.rounding import ROUNDINGS, Moments, round_nearest
 from calib.task import Batch
-from calib.units import find_units
 
 W8A8, W4 = Format.from_text("w8a8"), Format.from_text("w4b4")
 
@@ -52,7 +52,10 @@ def test_moments_of_a_convolution(layer):
     patches = patches_by_hand(x, layer)
     # the patches are right when they give the layer's output
     weight = layer.weight.reshape(layer.groups, -1, patches.shape[2])
-    output = torch.einsum("gnk,gok->ngo", patches, weight).reshape(3, -1, layer.out_channels).transpose(1, 2) + layer.bias[:, None]
+    output = (
+        torch.einsum("gnk,gok->ngo", patches, weight).reshape(3, -1, layer.out_channels).transpose(1, 2)
+        + layer.bias[:, None]
+    )
     torch.testing.assert_close(output, layer(x).flatten(2))
     moments = calibrated(nn.Sequential(layer), x)._moments["0"].matrix
     torch.testing.assert_close(moments, patches.transpose(1, 2) @ patches / patches.shape[1])
@@ -60,7 +63,9 @@ def test_moments_of_a_convolution(layer):
 
 def test_moments_of_a_padding_named_same():
     x = torch.randn(3, 4, 6, 6)
-    named, counted = (calibrated(nn.Sequential(nn.Conv2d(4, 2, 3, padding=p)), x)._moments["0"].matrix for p in ("same", 1))
+    named, counted = (
+        calibrated(nn.Sequential(nn.Conv2d(4, 2, 3, padding=p)), x)._moments["0"].matrix for p in ("same", 1)
+    )
     torch.testing.assert_close(named, counted)
 
 
@@ -142,7 +147,9 @@ def test_weights_come_in_the_layout_of_the_layer_and_once():
     formats = [Format.from_text(text) for text in ("w8a8", "w8a16", "w3a8", "fp32")]
     calibration.prepare(units, {"0": formats, "2": [W8A8, W4]}, lambda: advanced.append(1))
     assert len(advanced) == 6
-    assert sorted(calls) == [3, 4, 8, 8], "formats that differ in the activation share a weight; a float format has none"
+    assert sorted(calls) == [3, 4, 8, 8], (
+        "formats that differ in the activation share a weight; a float format has none"
+    )
     weight = calibration.weight(convolution, W8A8)
     assert weight.integers.shape == (6, 2, 3, 3)
     assert calibration.weight(convolution, W8A8) is weight

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from calib.errors import UserError
+from calib.formats.integers import quantizer_from_range
 from calib.observers import OBSERVERS, Observed, observer_from_name
-from calib.quantizer import quantizer_from_range
 
 
 def seen(*tensors: torch.Tensor) -> Observed:
@@ -64,7 +64,10 @@ def test_a_tensor_of_zeros(name):
 
 
 def test_minmax_covers_everything():
-    assert observer_from_name("minmax")(seen(torch.tensor([-1.0, 5.0]), torch.tensor([-2.0, 3.0])), 8, "affine") == (-2.0, 5.0)
+    assert observer_from_name("minmax")(seen(torch.tensor([-1.0, 5.0]), torch.tensor([-2.0, 3.0])), 8, "affine") == (
+        -2.0,
+        5.0,
+    )
 
 
 @pytest.mark.parametrize("scheme", ["affine", "symmetric"])

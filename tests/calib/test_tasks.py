@@ -198,7 +198,9 @@ def test_only_what_the_module_defines_is_called(here, name, message):
 def test_a_package_may_hand_on_what_is_inside_it(here):
     (here / "own_package").mkdir()
     (here / "own_package" / "inside.py").write_text(GOOD)
-    (here / "own_package" / "__init__.py").write_text("from own_package.inside import Mine, factory\nfrom runpy import run_path\n")
+    (here / "own_package" / "__init__.py").write_text(
+        "from own_package.inside import Mine, factory\nfrom runpy import run_path\n"
+    )
     assert load_task("own_package:factory").name == load_task("own_package:Mine").name == "mine"
     with pytest.raises(UserError, match="defined in runpy"):
         load_task("own_package:run_path")

@@ -75,7 +75,14 @@ def figures(integers: Iterable[str], costs: dict[str, float], refuses: Refuses) 
     }
     interval = [ratio - 0.002, ratio + 0.002]
     rounds = {"rounds_ms": [2 * at for at in (interval[0], ratio, interval[1])] * 5, "float_rounds_ms": [2.0] * 15}
-    empty = {**empty, "state": STATE, "layers": [kernel(layer) for layer in integers], "failed": None, "cause": None, "nodes": []}
+    empty = {
+        **empty,
+        "state": STATE,
+        "layers": [kernel(layer) for layer in integers],
+        "failed": None,
+        "cause": None,
+        "nodes": [],
+    }
     return {**empty, **times, **rounds, "clock": "CUDA events", "ratio": ratio, "ratio_interval": interval}
 
 
@@ -104,9 +111,13 @@ class Board:
             self.asked.append(candidate.name)
             about = {"key": candidate.name, "name": candidate.name, "batch": 1}
             names = {
-                node.name.partition("/")[0] for node in onnx.load(candidate.model).graph.node if node.op_type == "DequantizeLinear"
+                node.name.partition("/")[0]
+                for node in onnx.load(candidate.model).graph.node
+                if node.op_type == "DequantizeLinear"
             }
-            entries.append(msgspec.convert({**about, **figures(names & set(LAYERS), self._costs, self._refuses)}, Result))
+            entries.append(
+                msgspec.convert({**about, **figures(names & set(LAYERS), self._costs, self._refuses)}, Result)
+            )
         return entries
 
     def fetch_engine(self, _result: Result, _directory: object) -> None:

@@ -111,7 +111,12 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.stem(x)), 2)
-        branches = [self.one(x), self.three(x), self.five(F.relu(self.reduce(x))), self.pooled(F.max_pool2d(x, 3, 1, 1))]
+        branches = [
+            self.one(x),
+            self.three(x),
+            self.five(F.relu(self.reduce(x))),
+            self.pooled(F.max_pool2d(x, 3, 1, 1)),
+        ]
         x = F.relu(self.merge(torch.cat([F.relu(branch) for branch in branches], 1)))
         return self.head(F.avg_pool2d(x, 2).mean((2, 3)))
 
@@ -138,7 +143,11 @@ class Pools(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.third = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 1, 1)
+        self.first, self.second, self.third = (
+            nn.Conv2d(3, 16, 3, 1, 1),
+            nn.Conv2d(16, 16, 3, 1, 1),
+            nn.Conv2d(16, 16, 3, 1, 1),
+        )
         self.head = nn.Linear(64, 16)
 
     def forward(self, x: Tensor) -> Tensor:

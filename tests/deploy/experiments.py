@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.devices.base import Candidate, Experiment
 from deploy.latency.measure import Protocol
-from deploy.onnx_files import sha256
+from deploy.lowering.onnx_files import sha256
 
 SETTINGS: dict[str, Any] = {
     "providers": ["CPUExecutionProvider"],

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from deploy.devices.messages import Result
-from deploy.on_device.experiment import CACHE_DIRECTORY
-from deploy.on_device.gpu import Gpu
-from deploy.on_device.plan_cache import BuiltPlan, Origin, PlanTensor, keep_plan, write_bytes
-from deploy.on_device.product import replace_directory, write_product
-from deploy.on_device.trt_log import Message
-from deploy.on_device.trt_timing import timing_cache_file
+from deploy.runner.experiment import CACHE_DIRECTORY
+from deploy.runner.gpu import Gpu
+from deploy.runner.plan_cache import BuiltPlan, Origin, PlanTensor, keep_plan, write_bytes
+from deploy.runner.product import replace_directory, write_product
+from deploy.runner.trt_log import Message
+from deploy.runner.trt_timing import timing_cache_file
 from tests.deploy.board import STATE
 
 ORIN = Gpu("Orin", "sm87", 16, "MAXN")
@@ -25,7 +25,9 @@ FIGURES: dict[str, Any] = {
 def keep_measured_plan(
     place: Path, name: str, runtime: str = "tensorrt", content: bytes = b"plan", gpu: Gpu | None = ORIN
 ) -> dict[str, Any]:
-    """Put a plan into the cache of a directory that is measured in; returns the part of its result that a product needs."""
+    """Put a plan into the cache of a directory that is measured in; returns the part of its result that a product
+    needs.
+    """
     origin = Origin(runtime, "10.3.0", {"batch_sizes": None}, name * 4, gpu)
     built = BuiltPlan(
         content=content,

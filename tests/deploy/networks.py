@@ -1,4 +1,6 @@
-"""Small networks with what real models contain, exported once, and lowered with plans made the way the tool makes them."""
+"""Small networks with what real models contain, exported once, and lowered with plans made the way the tool makes
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +20,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import fold_batchnorm
-from calib.formats import Format
-from calib.graph import TracedModel
-from calib.quantizer import Scheme
+from calib.formats.format import Format
+from calib.formats.integers import Scheme
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import Unit, find_units
 from calib.task import Batch
-from calib.units import Unit, find_units
-from deploy.export import export_float
-from deploy.lower import LoweringReport, lower
+from deploy.lowering.export import export_float
+from deploy.lowering.lower import LoweringReport, lower
 from deploy.targets.target import target_from_name
-from smpq.plan import QuantPlan, Rules
-from smpq.quantize import FakeQuantizer
+from smpq.quantized.plan import QuantPlan, Rules
+from smpq.quantized.quantize import FakeQuantizer
 
 FloatArray = npt.NDArray[np.float32]
 
 
 class Residual(nn.Module):
-    """Adds written with `+`, a strided shortcut of slices and zeros, depthwise, grouped, 1-D and repeated layers, Linear on 3-D."""
+    """Adds written with `+`, a strided shortcut of slices and zeros, depthwise, grouped, 1-D and repeated layers,
+    Linear on 3-D.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +158,9 @@ def run_all_values(path: Path, batch: Tensor) -> dict[str, npt.NDArray[np.generi
     model = onnx.load(str(path))
     outputs = {output.name for output in model.graph.output}
     for node in model.graph.node:
-        model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name not in outputs)
+        model.graph.output.extend(
+            onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name not in outputs
+        )
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options)
@@ -176,6 +182,8 @@ def constants(path: Path) -> dict[str, npt.NDArray[np.generic]]:
 
 
 def quantisers(path: Path) -> set[tuple[str, str]]:
-    """Q/DQ nodes by operator and name. One that several nodes read is written once for each of them, whatever the settings."""
+    """Q/DQ nodes by operator and name. One that several nodes read is written once for each of them, whatever the
+    settings.
+    """
     found = nodes(path).values()
     return {(node.op_type, node.name.removesuffix("/duplicated")) for node in found if node.op_type.endswith("eLinear")}

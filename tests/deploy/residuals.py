@@ -1,4 +1,6 @@
-"""The published residual networks by their blocks, at any width, with random weights: what is asked is where they are quantised."""
+"""The published residual networks by their blocks, at any width, with random weights: what is asked is where they are
+quantised.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,11 @@ class _Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.conv2, self.conv3 = _conv(inputs, width, 1), _conv(width, width, 3, stride), _conv(width, 4 * width, 1)
+        self.conv1, self.conv2, self.conv3 = (
+            _conv(inputs, width, 1),
+            _conv(width, width, 3, stride),
+            _conv(width, 4 * width, 1),
+        )
         self.downsample = _conv(inputs, 4 * width, 1, stride) if stride != 1 or inputs != 4 * width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +70,9 @@ class ResNet(nn.Module):
 
 
 class _Inverted(nn.Module):
-    """An inverted residual block: MobileNetV2's, or EfficientNet's with squeeze-and-excitation; the projection is linear."""
+    """An inverted residual block: MobileNetV2's, or EfficientNet's with squeeze-and-excitation; the projection is
+    linear.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int, expand: int, act: type[nn.Module], squeeze: int
@@ -113,9 +121,13 @@ _EFFICIENT = (
 
 
 class Inverted(nn.Module):
-    """MobileNetV2, or EfficientNet-B0 with squeeze-and-excitation of a quarter and SiLU; `adds` is how many residual adds it has."""
+    """MobileNetV2, or EfficientNet-B0 with squeeze-and-excitation of a quarter and SiLU; `adds` is how many residual
+    adds it has.
+    """
 
-    def __init__(self, stages: tuple[_Stage, ...], act: type[nn.Module], squeeze: int, scale: int, classes: int) -> None:
+    def __init__(
+        self, stages: tuple[_Stage, ...], act: type[nn.Module], squeeze: int, scale: int, classes: int
+    ) -> None:
         super().__init__()
         inputs = max(32 // scale, 8)
         self.stem = nn.Sequential(_conv(3, inputs, 3, 2), act())

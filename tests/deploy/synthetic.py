@@ -8,10 +8,10 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from calib.formats import FP32, Format
-from calib.units import Unit
-from smpq.costs import is_integer
-from smpq.policy import Group, Policy, Space
+from calib.formats.format import FP32, Format
+from calib.network.units import Unit
+from smpq.problem.costs import is_integer
+from smpq.problem.policy import Group, Policy, Space
 
 W8A8 = Format.from_text("w8a8")
 W4 = Format.from_text("w4a16b32")
@@ -23,7 +23,9 @@ def space(groups: int, *formats: Format) -> Space:
     for index in range(groups):
         inputs, outputs = 32 * (1 + index % 3), 64
         path, parameters = f"layer{index}", inputs * outputs
-        unit = Unit(path, "linear", f"{path}.weight", None, (outputs, inputs), parameters, parameters, (path,), (f"x{index}",))
+        unit = Unit(
+            path, "linear", f"{path}.weight", None, (outputs, inputs), parameters, parameters, (path,), (f"x{index}",)
+        )
         members.append(Group(path, (unit,)))
     return Space(tuple(members), {group.name: formats for group in members}, FP32)
 
@@ -50,9 +52,12 @@ class Truth:
     def drawn(cls, of: Space, seed: int, crossing: float = 0.02) -> Truth:
         generator = np.random.default_rng(seed)
         share = 1.0 / len(of.groups)
-        effect = {chosen: -0.6 if is_integer(chosen) else -0.3 for chosen in of.formats[of.groups[0].name] if chosen != FP32}
+        effect = {
+            chosen: -0.6 if is_integer(chosen) else -0.3 for chosen in of.formats[of.groups[0].name] if chosen != FP32
+        }
         parts = {
-            group.name: {FP32: 0.0} | {chosen: share * mean * generator.uniform(0.6, 1.3) for chosen, mean in effect.items()}
+            group.name: {FP32: 0.0}
+            | {chosen: share * mean * generator.uniform(0.6, 1.3) for chosen, mean in effect.items()}
             for group in of.groups
         }
         return cls(parts, {pair: crossing * generator.uniform(0.5, 1.5) for pair in chain(of)})

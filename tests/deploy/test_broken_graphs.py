@@ -20,20 +20,20 @@ from torch import Tensor, nn
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.data import check_batches, check_model
 from calib.errors import UserError
-from calib.fold import fold_batchnorm
-from calib.formats import FP32, Format
-from calib.graph import TracedModel
+from calib.formats.format import FP32, Format
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from calib.task import Batch
-from calib.units import find_units
-from deploy import onnx_files
 from deploy.backends import onnxruntime, tensorrt
-from deploy.export import export_float
-from deploy.half_range import check_half_range
-from deploy.lower import lower
-from deploy.onnx_files import copy_model, data_path, load_model, save_model, sha256
+from deploy.lowering import onnx_files
+from deploy.lowering.export import export_float
+from deploy.lowering.fp16_range import check_half_range
+from deploy.lowering.lower import lower
+from deploy.lowering.onnx_files import copy_model, data_path, load_model, save_model, sha256
 from deploy.targets.target import Target, capability, target_from_name
-from smpq.plan import Rules
-from smpq.quantize import FakeQuantizer
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
 from tests.commands import TINY, refused
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.networks import mlp, residual
@@ -60,7 +60,9 @@ class Case:
         return Calibration(self.traced, self.units, [Batch(self.inputs, None)], settings)
 
     def lower(self, name: str, *chosen: Format):
-        """Give the layers these formats in order, the last one to all that follow; returns the file and the outputs to expect."""
+        """Give the layers these formats in order, the last one to all that follow; returns the file and the outputs to
+        expect.
+        """
         target = target_from_name(name)
         rules = Rules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, name == "ort-cpu")
         quantizer = FakeQuantizer(self.traced, self.units, self.calibration(target), rules)
@@ -81,7 +83,9 @@ def _run(path: Path, inputs: tuple[Tensor, ...]):
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = ort.InferenceSession(str(path), options)
-    return session.run(None, {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), inputs, strict=True)})
+    return session.run(
+        None, {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    )
 
 
 def _assert_equal(results, expected):
@@ -184,7 +188,9 @@ def test_activations_that_are_not_numbers_name_the_layer(value, tmp_path):
 
 @pytest.mark.parametrize(("factor", "message"), [(1e6, r"reaches \d"), (1e-8, "stays below")])
 def test_what_half_precision_does_not_hold(factor, message, tmp_path):
-    model = Network(lambda self, x: self.b(self.a(x) * factor) / factor, a=nn.Linear(8, 8), b=nn.Linear(8, 8, bias=False))
+    model = Network(
+        lambda self, x: self.b(self.a(x) * factor) / factor, a=nn.Linear(8, 8), b=nn.Linear(8, 8, bias=False)
+    )
     case = Case(model, _samples((8,)), tmp_path)
     with pytest.raises(UserError, match=message):
         check_half_range(case.calibration(target_from_name("tensorrt-rtx")), case.units)
@@ -224,7 +230,9 @@ def test_a_damaged_file(tmp_path):
 
 def test_a_shared_initialiser_that_one_layer_quantises(tmp_path):
     torch.manual_seed(0)
-    model = Network(lambda self, x: self.b(F.relu(self.a(x))), a=nn.Linear(8, 8, bias=False), b=nn.Linear(8, 8, bias=False))
+    model = Network(
+        lambda self, x: self.b(F.relu(self.a(x))), a=nn.Linear(8, 8, bias=False), b=nn.Linear(8, 8, bias=False)
+    )
     model.b.weight.data.copy_(model.a.weight.data)
     path, expected = Case(model, _samples((8,)), tmp_path).lower("ort-cpu", INT8, FP32)
     _assert_equal(_run(path, _samples((8,))), expected)
@@ -260,14 +268,21 @@ def test_a_run_directory_that_cannot_be_made(tmp_path):
 
 
 def test_more_than_two_gigabytes_of_weights(tmp_path):
-    if shutil.disk_usage(tmp_path).free < 12 * 2**30 or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 8 * 2**30:
+    if (
+        shutil.disk_usage(tmp_path).free < 12 * 2**30
+        or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 8 * 2**30
+    ):
         pytest.skip("needs 12 GiB of disk and 8 GiB of memory")
     rows = 2**29 + 2**20
     weight = ir.Value(name="w", shape=ir.Shape([rows]), type=ir.TensorType(ir.DataType.FLOAT))
     weight.const_value = ir.tensor(np.zeros(rows, np.float32), name="w")
     index = ir.Value(name="i", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
     node = ir.node("Gather", [weight, index], num_outputs=1)
-    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape([1])
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = (
+        "y",
+        ir.TensorType(ir.DataType.FLOAT),
+        ir.Shape([1]),
+    )
     graph = ir.Graph([index], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 21}, name="large")
     path = tmp_path / "large.onnx"
     save_model(ir.Model(graph, ir_version=10), path)

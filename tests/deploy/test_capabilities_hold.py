@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from calib.formats import FP16, FP32, Format
-from deploy.probe import Finding, cases, disagreement, probe, stated
+from benchmarks.probe import Finding, cases, disagreement, probe, stated
+from calib.formats.format import FP16, FP32, Format
 from deploy.targets.rules import Capability
 from deploy.targets.target import OPERATORS, Target, table, target_from_name
 from tests.deploy.backends.builds import needs_rtx

@@ -1,4 +1,6 @@
-"""Networks as users bring them: exported, lowered for each runtime, built; the numbers and the kernels are those of the plan."""
+"""Networks as users bring them: exported, lowered for each runtime, built; the numbers and the kernels are those of the
+plan.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +20,26 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import fold_batchnorm
-from calib.formats import Format
-from calib.graph import TracedModel
+from calib.formats.format import Format
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import Unit, find_units
 from calib.task import Batch
-from calib.units import Unit, find_units
 from deploy.backends import onnxruntime, tensorrt
-from deploy.export import export_float
-from deploy.lower import lower
+from deploy.lowering.export import export_float
+from deploy.lowering.lower import lower
 from deploy.targets.target import capability, target_from_name
-from smpq.plan import Rules
-from smpq.quantize import FakeQuantizer
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.brought import NETWORKS, VitBlock
 from tests.deploy.networks import relative_error
 
 BATCH = 32
 POLICIES = {"int8": ("w8a8",), "mixed": ("w8a8", "w4a16b16", None)}
-"""Format of one layer after the other; None is the target's float format, which also stands in where a format is not native."""
+"""Format of one layer after the other; None is the target's float format, which also stands in where a format is not
+native.
+"""
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 every_policy = pytest.mark.parametrize("policy", POLICIES)
@@ -165,14 +169,19 @@ def test_int4_blocks_behind_fused_attention_are_not_dequantised_on_every_run(tmp
     network = brought("vit")
     target = target_from_name("tensorrt-rtx")
     calibration = Calibration(
-        network.traced, network.units, [Batch(network.inputs, None)], CalibrationSettings("minmax", "nearest", "symmetric")
+        network.traced,
+        network.units,
+        [Batch(network.inputs, None)],
+        CalibrationSettings("minmax", "nearest", "symmetric"),
     )
     formats = {unit.path: Format.from_text("w4a16b16" if unit.path == "proj" else "fp16") for unit in network.units}
     plan = FakeQuantizer(network.traced, network.units, calibration, Rules("symmetric")).plan(formats)
     lower(network.path, plan, network.units, target, tmp_path / "model.onnx")
     record = built(tmp_path / "model.onnx")
     assert fused_attentions(record) == 1
-    assert {check.path: check.found for check in tensorrt.check_units(record.kernels, formats)}["proj"] == "int4-weight-only"
+    assert {check.path: check.found for check in tensorrt.check_units(record.kernels, formats)}[
+        "proj"
+    ] == "int4-weight-only"
 
 
 @needs_rtx

@@ -1,4 +1,6 @@
-"""Residual networks on TensorRT: each add reads one operand as integers, in the plan, in the file and in the kernels."""
+"""Residual networks on TensorRT: each add reads one operand as integers, in the plan, in the file and in the
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,14 @@ import onnx
 import pytest
 import torch
 
-from calib.formats import FP32
+from calib.formats.format import FP32
 from deploy.backends import tensorrt
-from deploy.lower import lower
-from deploy.prepare import rules_of
+from deploy.lowering.lower import lower
+from deploy.run.workspace import rules_of
 from deploy.targets.target import Target, target_from_name
-from smpq.groups import find_groups
-from smpq.joins import find_joins
-from smpq.quantize import FakeQuantizer
+from smpq.problem.groups import find_groups
+from smpq.problem.joins import find_joins
+from smpq.quantized.quantize import FakeQuantizer
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.networks import Exported, calibration, export, relative_error, run_plain
 from tests.deploy.residuals import NETWORKS
@@ -40,7 +42,9 @@ def exported(name: str) -> tuple[Exported, int]:
 
 
 def quantizer_of(network: Exported, target: Target) -> FakeQuantizer:
-    return FakeQuantizer(network.traced, network.units, calibration(network, target.activation_scheme), rules_of(target))
+    return FakeQuantizer(
+        network.traced, network.units, calibration(network, target.activation_scheme), rules_of(target)
+    )
 
 
 def operands_quantized(path: Path) -> list[int]:
@@ -56,7 +60,11 @@ def operands_quantized(path: Path) -> list[int]:
 def test_each_add_of_integer_layers_has_one_quantised_operand(name, target, tmp_path):
     (network, adds), described = exported(name), target_from_name(target, ["sm89"])
     lower(
-        network.path, quantizer_of(network, described).plan(network.formats("w8a8")), network.units, described, tmp_path / "m.onnx"
+        network.path,
+        quantizer_of(network, described).plan(network.formats("w8a8")),
+        network.units,
+        described,
+        tmp_path / "m.onnx",
     )
     assert operands_quantized(tmp_path / "m.onnx") == [1] * adds
 
@@ -64,7 +72,9 @@ def test_each_add_of_integer_layers_has_one_quantised_operand(name, target, tmp_
 @every_network
 def test_the_file_computes_what_the_fake_quantised_model_does(name, tmp_path):
     network, _ = exported(name)
-    target = replace(target_from_name("tensorrt"), reference=FP32)  # in half precision the two would differ by its rounding
+    target = replace(
+        target_from_name("tensorrt"), reference=FP32
+    )  # in half precision the two would differ by its rounding
     quantizer = quantizer_of(network, target)
     plan = quantizer.plan(network.formats("w8a8"))
     lower(network.path, plan, network.units, target, tmp_path / "m.onnx", BATCH)

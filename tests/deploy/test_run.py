@@ -7,14 +7,14 @@ import pytest
 from msgspec.structs import asdict, replace
 
 from calib.errors import UserError
-from calib.fingerprint import Fingerprint
+from calib.network.fingerprint import Fingerprint
+from deploy.files.engine import BuildFile, BuiltRow
+from deploy.files.search import BudgetFile
 from deploy.run.directory import Run, versions
-from deploy.run.files.engine import BuildFile, BuiltRow
-from deploy.run.files.run import RunFile
-from deploy.run.files.search import BudgetFile
+from deploy.run.record import RunFile
 from deploy.run.settings import Settings
 from smpq.files import PolicyFile
-from smpq.workers.resources import Resources
+from smpq.value.workers.resources import Resources
 from tests.conftest import ROOT
 
 SETTINGS = Settings(task="m:t", formats="w8a8,fp32", compute_capabilities=("sm86", "sm89"), samples=64)
@@ -53,7 +53,9 @@ def test_settings_are_kept(run):
     assert run.file("run.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [{"target": "simulate"}, {"seed": 1}, {"formats": ""}, {"compute_capabilities": ("sm86",)}])
+@pytest.mark.parametrize(
+    "change", [{"target": "simulate"}, {"seed": 1}, {"formats": ""}, {"compute_capabilities": ("sm86",)}]
+)
 def test_other_settings_need_another_run(run, change):
     (name,) = change
     with pytest.raises(UserError, match=f"{name}=.*use another --out"):
@@ -67,7 +69,10 @@ def test_other_settings_need_another_run(run, change):
         ({"weights": "others"}, "the weights changed since"),
         ({"data": "others"}, "the calibration data changed since"),
         ({"versions": {"torch": "2.14.0"}}, "torch 2.13.0 -> 2.14.0 changed since"),
-        ({"weights": "others", "versions": {"torch": "2.13.0", "onnx": "1"}}, "the weights, onnx none -> 1 changed since"),
+        (
+            {"weights": "others", "versions": {"torch": "2.13.0", "onnx": "1"}},
+            "the weights, onnx none -> 1 changed since",
+        ),
     ],
 )
 def test_a_run_of_something_else_is_not_continued(run, change, words):
@@ -242,8 +247,14 @@ def test_a_setting_of_a_later_version_is_not_read_as_nothing(run):
     record = content(run)
     for changed, message in [
         ({**record, "schema": 99}, "run.json has schema 99, this version of smpq reads schema 2"),
-        ({**record, "settings": {**record["settings"], "later": 1}}, r"run.json is damaged: object contains unknown field `later`"),
-        ({**record, "settings": {"target": "ort-cpu"}}, r"run.json is damaged: .*required field `task` - at `\$.settings`"),
+        (
+            {**record, "settings": {**record["settings"], "later": 1}},
+            r"run.json is damaged: object contains unknown field `later`",
+        ),
+        (
+            {**record, "settings": {"target": "ort-cpu"}},
+            r"run.json is damaged: .*required field `task` - at `\$.settings`",
+        ),
         ({**record, "settings": {**record["settings"], "seed": -1}}, r"run.json is damaged: --seed must be 0 or more"),
         ({**record, "settings": {**record["settings"], "rounding": "up"}}, r"run.json is damaged: .*'up'"),
     ]:
@@ -276,7 +287,9 @@ def test_what_is_damaged_is_neither_read_nor_taken_for_missing(run, read):
         ('{"schema": 1}', "required field `policy`"),
     ]:
         run.file("policy.json").write_text(text)
-        with pytest.raises(UserError, match=re.escape(str(run.file("policy.json"))) + f".*{message}.*: correct it, or delete it"):
+        with pytest.raises(
+            UserError, match=re.escape(str(run.file("policy.json"))) + f".*{message}.*: correct it, or delete it"
+        ):
             read(run, PolicyFile)
 
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from deploy.finetuning import FINE_TUNED, finetune
-from deploy.pipeline import open_run
-from deploy.progress import Progress
 from deploy.run.settings import Settings
+from deploy.stages.finetuning import FINE_TUNED, finetune
+from deploy.stages.run_all import open_run
 from deploy.stages.supernet import train_supernet
+from deploy.terminal.progress import Progress
 from smpq.supernet.training import SupernetSettings
 from smpq.training.finetune import FineTuneSettings
 from smpq.training.finetuned import FineTuned
-from smpq.workers.resources import Resources
+from smpq.value.workers.resources import Resources
 from tests.commands import done, refused
 from tests.smpq.training.elsewhere import NAME, Device
 

@@ -22,18 +22,24 @@ PARAMETERS = {
     "context": "IExecutionContext", "runtime": "Runtime",
 }  # fmt: skip
 """What arguments and fields of these names hold wherever their type is not told otherwise."""
-_PYTHON = {name for kind in (str, bytes, dict, list, tuple, set, Path, io.TextIOWrapper, io.BytesIO) for name in dir(kind)}
+_PYTHON = {
+    name for kind in (str, bytes, dict, list, tuple, set, Path, io.TextIOWrapper, io.BytesIO) for name in dir(kind)
+}
 _LONGEST_STARRED = 6
 
 
 def problems(file: Path, bindings: Bindings, elsewhere: set[str]) -> list[str]:
-    """Return what of a source these bindings do not have, or not with such arguments; names in `elsewhere` may be missing.
+    """Return what of a source these bindings do not have, or not with such arguments; names in `elsewhere` may be
+    missing.
 
     So may names that the source asks for first, with `hasattr` or `getattr`.
     """
     tree = _parsed(file)
     ours = {
-        node.name for other in file.parent.glob("*.py") for node in ast.walk(_parsed(other)) if isinstance(node, ast.FunctionDef)
+        node.name
+        for other in file.parent.glob("*.py")
+        for node in ast.walk(_parsed(other))
+        if isinstance(node, ast.FunctionDef)
     }
     asked = {node.args[1].value for node in ast.walk(tree) if _asks(node)}
     found = [text for base in _overridden(tree) for text in _wrong_override(*base, bindings)]
@@ -84,7 +90,9 @@ class _Types:
         """Say what is wrong with an attribute, or with its call."""
         owner, call = self.of(node.value), self._called.get(id(node))
         if owner is None:
-            methods = {name for members in self._bindings.values() for name, signatures in members.items() if signatures}
+            methods = {
+                name for members in self._bindings.values() for name, signatures in members.items() if signatures
+            }
             if call is not None and node.attr in methods - _PYTHON - ours:
                 yield f"{ast.unparse(node)}: of what class is it? Name it as in PARAMETERS"
             return
@@ -155,7 +163,9 @@ def _wrong_override(base: str, method: ast.FunctionDef, bindings: Bindings) -> I
 def _takes(signature: str, call: ast.Call, *, bound: bool) -> bool:
     """Whether a call fits a signature; `bound` means that self is not among the arguments."""
     kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
-    parameters = [inspect.Parameter(name, kind, default=0 if optional else empty) for name, optional in _parameters(signature)]
+    parameters = [
+        inspect.Parameter(name, kind, default=0 if optional else empty) for name, optional in _parameters(signature)
+    ]
     known = [argument for argument in call.args if not isinstance(argument, ast.Starred)]
     for starred in range(_LONGEST_STARRED if len(known) < len(call.args) else 1):
         arguments = [0] * (bound + len(known) + starred)

@@ -1,4 +1,6 @@
-"""Print the classes of TensorRT bindings with the signatures of their methods as JSON: python describe_bindings.py MODULE."""
+"""Print the classes of TensorRT bindings with the signatures of their methods as JSON: python describe_bindings.py
+MODULE.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,15 @@ _SIGNATURE = re.compile(r"^(?:\d+\. )?(\w+)\((self\b.*|)\) -> (.*)$", re.MULTILI
 
 
 def described(module: ModuleType) -> dict[str, dict[str, list[str] | None]]:
-    """Return class -> member -> signatures as the bindings document them, None for a value; the class "" is the module itself."""
+    """Return class -> member -> signatures as the bindings document them, None for a value; the class "" is the module
+    itself.
+    """
     found = {"": {name: _signatures(value) for name, value in vars(module).items()}}
     for name, value in vars(module).items():
         if isinstance(value, type):
-            members = [member for member in dir(value) if not member.startswith("__") or member in ("__init__", "__members__")]
+            members = [
+                member for member in dir(value) if not member.startswith("__") or member in ("__init__", "__members__")
+            ]
             found[name] = {member: _signatures(getattr(value, member)) for member in members}
     return found
 

@@ -1,4 +1,6 @@
-"""Where NVIDIA's packages are that only tests use: below the environment, where `make install` and `make providers` put them."""
+"""Where NVIDIA's packages are that only tests use: below the environment, where `make install` and `make providers` put
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ BINDINGS = ("10.3.0", "10.16.0.72", "11.4.0.106")
 
 def bindings(version: str) -> Path:
     """Return the directory of a version of TensorRT's Python bindings; skips the test without."""
-    return _with_package(_place("bindings") / version, "tensorrt_bindings", "make install, or name a directory in SMPQ_BINDINGS")
+    return _with_package(
+        _place("bindings") / version, "tensorrt_bindings", "make install, or name a directory in SMPQ_BINDINGS"
+    )
 
 
 def providers() -> Path:

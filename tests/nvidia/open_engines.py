@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.on_device import ort as on_device
+from deploy.runner import ort as on_device
 
 
 def launches() -> int:
@@ -29,7 +29,9 @@ def launched(engine: Any) -> int:
 
 def opened(model: Path, settings: dict[str, Any], cache: Path, shape: list[int]) -> dict[str, Any]:
     try:
-        engine: Any = on_device.open_ort_engine(model, settings, {settings.pop("input"): np.ones(shape, np.float32)}, cache)
+        engine: Any = on_device.open_ort_engine(
+            model, settings, {settings.pop("input"): np.ones(shape, np.float32)}, cache
+        )
     except Exception as error:  # noqa: BLE001
         return {"error": type(error).__name__, "text": str(error)}
     session = engine._session

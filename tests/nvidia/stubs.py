@@ -1,4 +1,5 @@
-"""Shared libraries that have the functions of NVIDIA's, so that software which needs those loads without them; made with a C compiler.
+"""Shared libraries that have the functions of NVIDIA's, so that software which needs those loads without them; made
+with a C compiler.
 
 Nothing is computed: a function that is not written out in a `.c` file beside this one returns 0.
 """
@@ -34,7 +35,8 @@ def missing_tools() -> list[str]:
 def make_stubs(readers: Sequence[Path], folder: Path, without: Sequence[str] = ()) -> list[str]:
     """Make every library of NVIDIA's that `readers` link into `folder`, except those `without`; returns their names.
 
-    Functions are what the readers look for, with their symbol versions. A function of a `.c` file here takes the place of an empty one.
+    Functions are what the readers look for, with their symbol versions. A function of a `.c` file here takes the place
+    of an empty one.
     """
     libraries = sorted({name for reader in readers for name in _NEEDED.findall(_told("readelf", "-dW", str(reader)))})
     symbols: dict[str, set[str]] = defaultdict(set)
@@ -66,7 +68,9 @@ def _compile(library: str, symbols: set[str], folder: Path) -> None:
     # without optimisation and with no builtins: an empty function may have the name of one that the compiler knows
     options = ["-shared", "-fPIC", "-O0", "-fno-builtin", "-w", f"-Wl,-soname,{library}"]
     versioned = [] if library.startswith(("libnv", "libcuda.")) else [f"-Wl,--version-script={versions}"]
-    subprocess.run(["cc", *options, *versioned, "-o", str(folder / library), str(code)], check=True, capture_output=True, text=True)
+    subprocess.run(
+        ["cc", *options, *versioned, "-o", str(folder / library), str(code)], check=True, capture_output=True, text=True
+    )
 
 
 def _told(*command: str) -> str:

@@ -1,4 +1,6 @@
-"""What nobody could run here still fits: what we read and call is in the real bindings of each version, with these arguments."""
+"""What nobody could run here still fits: what we read and call is in the real bindings of each version, with these
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ ONLY_RTX = {"ComputeCapability", "num_compute_capabilities", "set_compute_capabi
 
 def sources() -> list[Path]:
     """The files that use a TensorRT module; the others of the back end only call these."""
-    return sorted((ROOT / "deploy/on_device").glob("trt*.py"))
+    return sorted((ROOT / "deploy/runner").glob("trt*.py"))
 
 
 @functools.cache
@@ -94,7 +96,11 @@ def test_nothing_else_uses_a_tensorrt_module():
             continue
         text = file.read_text("utf-8")
         assert not re.search(r"^\s*(import|from) tensorrt", text, re.MULTILINE), file
-        used = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute) and _is_module(node.value)}
+        used = {
+            node.attr
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Attribute) and _is_module(node.value)
+        }
         assert used <= {"__version__"} or "backends/tensorrt" not in file.as_posix(), file
 
 

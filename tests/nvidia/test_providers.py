@@ -1,4 +1,6 @@
-"""The real CUDA and TensorRT providers, over libraries that compute nothing: they take our options and the graphs that we lower."""
+"""The real CUDA and TensorRT providers, over libraries that compute nothing: they take our options and the graphs that
+we lower.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +55,16 @@ def job(folder: Path, target: str, text: str, **changes: Any) -> list[Any]:
     return [str(model), {**settings, "input": entry.name, **changes}, str(folder / "cache"), shape]
 
 
-def opened(jobs: list[list[Any]], packages: Path, *libraries: Path, **environment: str) -> tuple[list[dict[str, Any]], str]:
+def opened(
+    jobs: list[list[Any]], packages: Path, *libraries: Path, **environment: str
+) -> tuple[list[dict[str, Any]], str]:
     """What became of the jobs in a process that finds its packages and libraries there; and what ONNX Runtime wrote."""
-    variables = {**os.environ, "PYTHONPATH": f"{packages}:{ROOT}", "LD_LIBRARY_PATH": ":".join(map(str, libraries)), **environment}
+    variables = {
+        **os.environ,
+        "PYTHONPATH": f"{packages}:{ROOT}",
+        "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+        **environment,
+    }
     command = [sys.executable, str(Path(__file__).with_name("open_engines.py")), json.dumps(jobs)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -72,7 +81,10 @@ def test_sessions_of_our_settings(place, tmp_path):
         assert result["providers"] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
         assert result["outputs"] == {"linear_2": [2, 10]}
         assert (result["clock"], result["launched"]) == ("wall clock, each call synchronised, CUDA graph", 1)
-        assert (result["clock_left"], result["launched_left"]) == ("wall clock, each call synchronised, no CUDA graph", 0)
+        assert (result["clock_left"], result["launched_left"]) == (
+            "wall clock, each call synchronised, no CUDA graph",
+            0,
+        )
         assert (result["clock_again"], result["launched_again"]) == (result["clock"], 1)
     for result in results[2:]:
         assert result["providers"] == ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -128,7 +140,9 @@ def test_a_driver_that_fails_is_no_fault_of_the_model(place, error, tmp_path):
 
 
 def pip_installed(place: Place, folder: Path, tensorrt: str | None = "10.16.1") -> tuple[Path, Path]:
-    """Packages as pip lays them: libraries in folders of their own, on no search path. Returns these, and the folder of the driver."""
+    """Packages as pip lays them: libraries in folders of their own, on no search path. Returns these, and the folder of
+    the driver.
+    """
     packages, driver = folder / "packages", folder / "driver"
     for name in ("nvidia/cu13/lib", "nvidia/cudnn/lib", "tensorrt", "tensorrt_libs"):
         (packages / name).mkdir(parents=True)
@@ -137,16 +151,25 @@ def pip_installed(place: Place, folder: Path, tensorrt: str | None = "10.16.1") 
     for library in place.stubs.glob("lib*.so*"):
         if library.suffix in (".c", ".map"):
             continue
-        kind = "nvidia/cudnn/lib" if "cudnn" in library.name else "tensorrt_libs" if "libnv" in library.name else "nvidia/cu13/lib"
+        kind = (
+            "nvidia/cudnn/lib"
+            if "cudnn" in library.name
+            else "tensorrt_libs"
+            if "libnv" in library.name
+            else "nvidia/cu13/lib"
+        )
         shutil.copy(library, driver if library.name == DRIVER else packages / kind)
     init = packages / "tensorrt" / "__init__.py"
     if tensorrt is None:
         shutil.rmtree(init.parent)
     else:
         loads = "".join(
-            f"ctypes.CDLL({str(library)!r})\n" for library in sorted((packages / "tensorrt_libs").iterdir(), reverse=True)
+            f"ctypes.CDLL({str(library)!r})\n"
+            for library in sorted((packages / "tensorrt_libs").iterdir(), reverse=True)
         )
-        init.write_text(f"import ctypes\n__version__ = {tensorrt!r}\n{loads if tensorrt.startswith('10') else ''}", "utf-8")
+        init.write_text(
+            f"import ctypes\n__version__ = {tensorrt!r}\n{loads if tensorrt.startswith('10') else ''}", "utf-8"
+        )
     return packages, driver
 
 
@@ -154,12 +177,18 @@ def test_libraries_that_pip_installed_are_found(place, tmp_path):
     packages, driver = pip_installed(place, tmp_path)
     jobs = [job(tmp_path, target, "fp16") for target in ("ort-cuda", "ort-tensorrt")]
     results, _ = opened(jobs, packages, driver)
-    assert [result.get("providers", result)[0] for result in results] == ["CUDAExecutionProvider", "TensorrtExecutionProvider"]
+    assert [result.get("providers", result)[0] for result in results] == [
+        "CUDAExecutionProvider",
+        "TensorrtExecutionProvider",
+    ]
 
 
 @pytest.mark.parametrize(
     ("version", "told"),
-    [(None, r"pip install 'tensorrt-cu13<11'"), ("11.4.0", r"tensorrt 11.4.0 is installed.*pip install 'tensorrt-cu13<11'")],
+    [
+        (None, r"pip install 'tensorrt-cu13<11'"),
+        ("11.4.0", r"tensorrt 11.4.0 is installed.*pip install 'tensorrt-cu13<11'"),
+    ],
 )
 def test_without_tensorrt_10_the_message_names_it(place, version, told, tmp_path):
     packages, driver = pip_installed(place, tmp_path, tensorrt=version)

@@ -1,7 +1,9 @@
-"""How far a result may be from another one: measured on the network itself, by noise of the size that the formats explain.
+"""How far a result may be from another one: measured on the network itself, by noise of the size that the formats
+explain.
 
-A fixed bound cannot serve all networks: one in front of a division by a small number makes much of a rounding, another nothing. So the
-traced float model is run again with random errors where roundings happen, and the change of its output is the unit of every bound.
+A fixed bound cannot serve all networks: one in front of a division by a small number makes much of a rounding, another
+nothing. So the traced float model is run again with random errors where roundings happen, and the change of its output
+is the unit of every bound.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from calib.execution import Edits
-from calib.formats import Format
-from calib.graph import TracedModel
-from calib.units import Unit
-from smpq.plan import QuantPlan
+from calib.formats.format import Format
+from calib.network.execution import Edits
+from calib.network.graph import TracedModel
+from calib.network.units import Unit
+from smpq.quantized.plan import QuantPlan
 from tests.promise.oracle import Inputs, tensors
 
 _DRAWS = 4
@@ -28,7 +30,9 @@ _WEIGHT_ONLY_BITS = 8
 
 
 class Noise:
-    """Runs the float model with errors in its tensors; `scales` are the largest absolute values seen of each of its tensors."""
+    """Runs the float model with errors in its tensors; `scales` are the largest absolute values seen of each of its
+    tensors.
+    """
 
     def __init__(self, traced: TracedModel, seen: Sequence[Inputs], seed: int) -> None:
         self._traced = traced
@@ -66,7 +70,8 @@ class Noise:
         return self._largest(batch, lambda: Edits(sources, edges, self._weights(plan, units)), of_all=True, draws=draws)
 
     def of_flips(self, batch: Inputs, plan: QuantPlan) -> list[Tensor]:
-        """The largest root mean square change of each output when one value of every quantised activation is rounded to the next integer.
+        """The largest root mean square change of each output when one value of every quantised activation is rounded to
+        the next integer.
 
         Where a tensor has four values, one of them is a larger share of all than of a tensor with a thousand.
         """
@@ -74,7 +79,9 @@ class Noise:
         for entry in plan.tensors:
             if entry.consumers is None:
                 sources[entry.tensor] = self._flipped(entry.quantizer.scale)
-            edges.update({(entry.tensor, consumer): self._flipped(entry.quantizer.scale) for consumer in entry.consumers or ()})
+            edges.update(
+                {(entry.tensor, consumer): self._flipped(entry.quantizer.scale) for consumer in entry.consumers or ()}
+            )
         return self._largest(batch, lambda: Edits(sources, edges), of_all=True, draws=_MANY_DRAWS)
 
     def _flipped(self, step: float) -> Callable[[Tensor], Tensor]:
@@ -104,7 +111,9 @@ class Noise:
         step = largest / (2 ** (chosen.weight_bits - 1) - 1)
         return (step * self._random(rows)).reshape(weight.shape)
 
-    def _largest(self, batch: Inputs, edits: Callable[[], Edits], *, of_all: bool = False, draws: int = _DRAWS) -> list[Tensor]:
+    def _largest(
+        self, batch: Inputs, edits: Callable[[], Edits], *, of_all: bool = False, draws: int = _DRAWS
+    ) -> list[Tensor]:
         plain = [tensor.double() for tensor in tensors(self._traced.run(batch))]
         found = [torch.zeros(()).double() if of_all else torch.zeros_like(tensor) for tensor in plain]
         for _ in range(draws):
@@ -127,7 +136,9 @@ class Noise:
         return 2 * max(-low, high) / (2**bits - 1)
 
     def _uniform(self, step: float) -> Callable[[Tensor], Tensor]:
-        """Errors of each value for itself, and one of all values together: a constant in front of a rounding shifts them alike."""
+        """Errors of each value for itself, and one of all values together: a constant in front of a rounding shifts
+        them alike.
+        """
         return lambda tensor: tensor + step * (self._random(tensor) + self._random(torch.zeros(())))
 
     def _relative(self, tensor: Tensor) -> Tensor:

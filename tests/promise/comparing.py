@@ -7,19 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from calib.formats import FP32
-from calib.graph import TracedModel
+from calib.formats.format import FP32
+from calib.network.graph import TracedModel
 from deploy.backends import onnxruntime as ort_backend
-from deploy.engines import engine_names
-from deploy.prepare import Prepared
-from smpq.policy import Policy
+from deploy.run.workspace import Prepared
+from deploy.stages.engines import engine_names
+from smpq.problem.policy import Policy
 from tests.promise.bounds import Noise, rms
 from tests.promise.oracle import Inputs, tensors
 
 _FLIPS = 0.25
 _ROUNDINGS = 4.0
-"""Shares of the change by whole steps of error: a few flipped roundings, and all roundings. Half a step each, what clipping adds, and errors
-that go one way where values are alike: networks of 2-bit weights alone reach 2.5."""
+"""Shares of the change by whole steps of error: a few flipped roundings, and all roundings. Half a step each, what
+clipping adds, and errors that go one way where values are alike: networks of 2-bit weights alone reach 2.5.
+"""
 
 
 class WrongError(Exception):
@@ -47,12 +48,16 @@ class Engines:
 
     def run(self, batch: Inputs) -> dict[str, list[Tensor]]:
         arrays = [tensor.numpy() for tensor in batch]
-        return {name: [torch.from_numpy(array) for array in engine.run(arrays)] for name, engine in self._engines.items()}
+        return {
+            name: [torch.from_numpy(array) for array in engine.run(arrays)] for name, engine in self._engines.items()
+        }
 
     def check_flips(self) -> None:
         """Roundings that float errors flip are rare: at least half of the outputs have none."""
         if self.flipped * 2 > self.compared:
-            raise WrongError(f"the lowered file differs from the fake-quantised model in {self.flipped} of {self.compared} outputs")
+            raise WrongError(
+                f"the lowered file differs from the fake-quantised model in {self.flipped} of {self.compared} outputs"
+            )
 
     def fake(self, batch: Inputs) -> list[Tensor]:
         return tensors(self.traced.run(batch, self.edits))
@@ -83,16 +88,26 @@ def compare_engines(engines: Engines, batch: Inputs, expected: list[Tensor], noi
 
 
 def compare_quantised(engines: Engines, batch: Inputs, expected: list[Tensor], noise: Noise) -> None:
-    fake, steps, slack = engines.fake(batch), noise.of_formats(batch, engines.plan, engines.units), noise.of_floats(batch)
+    fake, steps, slack = (
+        engines.fake(batch),
+        noise.of_formats(batch, engines.plan, engines.units),
+        noise.of_floats(batch),
+    )
     for index in _comparable(expected, engines.varying):
         bound = _ROUNDINGS * steps[index] + rms(_allowed(expected[index], slack[index]))
         _check_rms(
-            "the fake-quantised and the eager model", fake[index], expected[index], bound, f"output {index} on calibration data"
+            "the fake-quantised and the eager model",
+            fake[index],
+            expected[index],
+            bound,
+            f"output {index} on calibration data",
         )
 
 
 def _varying(traced: TracedModel) -> set[int]:
-    """The outputs whose length depends on values: a rounding may select another number of them, so only the float engine is compared."""
+    """The outputs whose length depends on values: a rounding may select another number of them, so only the float
+    engine is compared.
+    """
     nodes = [leaf for leaf in traced.output.args[0] if isinstance(leaf, fx.Node)]  # type: ignore[union-attr]
     shapes = [getattr(node.meta.get("val"), "shape", ()) for node in nodes]
     return {index for index, shape in enumerate(shapes) if any(str(size).startswith("u") for size in shape)}
@@ -107,7 +122,9 @@ def _comparable(expected: Sequence[Tensor], varying: set[int]) -> list[int]:
     ]
 
 
-def _check_float(what: str, found: Sequence[Tensor], expected: Sequence[Tensor], slack: Sequence[Tensor], count: int) -> None:
+def _check_float(
+    what: str, found: Sequence[Tensor], expected: Sequence[Tensor], slack: Sequence[Tensor], count: int
+) -> None:
     if len(found) != len(expected):
         raise WrongError(f"{what} has {len(found)} outputs, the eager module {len(expected)}")
     for index, (result, wanted, change) in enumerate(zip(found, expected, slack, strict=True)):
@@ -123,7 +140,8 @@ def _check_float(what: str, found: Sequence[Tensor], expected: Sequence[Tensor],
         if not bool(same.all()):
             worst = (result.double() - wanted.double()).abs()
             raise WrongError(
-                f"{where} is off by {float(worst.max()):.3g} in {int((~same).sum())} of {same.numel()} values (rms of the output {float(rms(wanted.double())):.3g})"
+                f"{where} is off by {float(worst.max()):.3g} in {int((~same).sum())} of {same.numel()} values (rms of "
+                f"the output {float(rms(wanted.double())):.3g})"
             )
 
 
@@ -137,7 +155,9 @@ def _check_rms(what: str, found: Tensor, wanted: Tensor, bound: Tensor, where: s
         raise WrongError(f"{what}: {where} is not finite")
     error = _error(found, wanted)
     if error > bound:
-        raise WrongError(f"{what}: {where} is off by {float(error):.3g}, bound {float(bound):.3g}, rms {float(rms(wanted)):.3g}")
+        raise WrongError(
+            f"{what}: {where} is off by {float(error):.3g}, bound {float(bound):.3g}, rms {float(rms(wanted)):.3g}"
+        )
 
 
 def _error(found: Tensor, wanted: Tensor) -> Tensor:

@@ -47,11 +47,15 @@ class Do(nn.Module):
 
 
 Part = Callable[[Draw, Shape], nn.Module]
-"""Makes a module that takes `[n, *shape]`; the module may change the shape. Raising ValueError says that the shape does not suit it."""
+"""Makes a module that takes `[n, *shape]`; the module may change the shape. Raising ValueError says that the shape does
+not suit it.
+"""
 
 
 def registry() -> tuple[dict[str, tuple[tuple[int, ...], Part]], Callable[..., Callable[[Part], Part]]]:
-    """Return an empty collection of parts, by name with the ranks of samples that suit them, and the decorator that fills it."""
+    """Return an empty collection of parts, by name with the ranks of samples that suit them, and the decorator that
+    fills it.
+    """
     found: dict[str, tuple[tuple[int, ...], Part]] = {}
 
     def part(*ranks: int) -> Callable[[Part], Part]:
@@ -69,7 +73,9 @@ def names_for(parts: dict[str, tuple[tuple[int, ...], Part]], shape: Shape) -> S
 
 
 def shape_after(module: nn.Module, shape: Shape) -> Shape:
-    """The shape of a sample behind a module; ValueError when the module does not take it or gives something unwieldy."""
+    """The shape of a sample behind a module; ValueError when the module does not take it or gives something
+    unwieldy.
+    """
     with torch.no_grad():
         try:
             result = module(torch.rand(2, *shape))

@@ -16,7 +16,9 @@ class Pair(NamedTuple):
     extra: Tensor
 
 
-torch.utils._pytree._register_namedtuple(Pair, serialized_type_name="tests.promise.Pair")  # torch.export wants to know it
+torch.utils._pytree._register_namedtuple(
+    Pair, serialized_type_name="tests.promise.Pair"
+)  # torch.export wants to know it
 
 _IMAGES = ((1, 5, 5), (3, 8, 8), (3, 7, 9), (4, 6, 6), (8, 4, 4), (5, 9, 3), (3, 16, 16), (1, 1, 1), (2, 12, 1))
 _SIGNALS = ((4, 9), (7, 8), (3, 16), (5, 5), (6, 1), (1, 12))
@@ -31,13 +33,17 @@ def floats(shape: Shape, dtype: torch.dtype = torch.float32) -> Sampler:
 
 
 def integers(shape: Shape, below: int, dtype: torch.dtype = torch.int64) -> Sampler:
-    return lambda count, generator: torch.randint(0, below, (count, *shape), generator=generator, dtype=torch.int64).to(dtype)
+    return lambda count, generator: torch.randint(0, below, (count, *shape), generator=generator, dtype=torch.int64).to(
+        dtype
+    )
 
 
 def beginning(draw: Draw) -> tuple[Sampler, nn.Module, Shape]:
     """The first input, what makes floats of it, and their shape."""
     shape = draw(*_IMAGES[:7], *_IMAGES, *_SIGNALS, *_VECTORS)
-    kind = draw(*["plain"] * 8, "words", "bytes", "double", "bool", "half", "strided", "gradient", "embedding bag", "int32")
+    kind = draw(
+        *["plain"] * 8, "words", "bytes", "double", "bool", "half", "strided", "gradient", "embedding bag", "int32"
+    )
     if kind == "words":
         length, width = draw(3, 6, 9), draw(4, 8)
         return integers((length,), 20), nn.Embedding(20, width, padding_idx=draw(None, 0)), (length, width)

@@ -32,7 +32,9 @@ def conv2d(draw: Draw, shape: Shape) -> nn.Module:
     padding = draw(0, 1, 2, "same") if stride == 1 else draw(0, 1)
     mode = draw("zeros", "zeros", "zeros", "reflect", "circular", "replicate")
     outputs = groups * draw(1, 2, 3, 4) if groups > 1 else draw(1, 3, 5, 8, 16)
-    return nn.Conv2d(shape[0], outputs, kernel, stride, padding, draw(1, 1, 2), groups, bias=draw.chance(0.7), padding_mode=mode)
+    return nn.Conv2d(
+        shape[0], outputs, kernel, stride, padding, draw(1, 1, 2), groups, bias=draw.chance(0.7), padding_mode=mode
+    )
 
 
 @layer(2)
@@ -43,7 +45,15 @@ def conv1d(draw: Draw, shape: Shape) -> nn.Module:
     mode = draw("zeros", "zeros", "reflect", "circular")
     outputs = groups * draw(1, 2, 3)
     return nn.Conv1d(
-        shape[0], outputs, draw(1, 2, 3, 5), stride, padding, draw(1, 2), groups, bias=draw.chance(0.7), padding_mode=mode
+        shape[0],
+        outputs,
+        draw(1, 2, 3, 5),
+        stride,
+        padding,
+        draw(1, 2),
+        groups,
+        bias=draw.chance(0.7),
+        padding_mode=mode,
     )
 
 
@@ -57,7 +67,9 @@ def conv_bn_act(draw: Draw, shape: Shape) -> nn.Module:
     width = draw(3, 8, 12)
     norm = nn.BatchNorm2d(width, eps=draw(1e-5, 1e-3), affine=draw.chance(0.8))
     act = draw(nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.SiLU(), nn.Identity(), nn.ReLU(inplace=True))
-    return _settled(nn.Sequential(nn.Conv2d(shape[0], width, draw(1, 3), padding=draw(0, 1), bias=draw.chance(0.3)), norm, act))
+    return _settled(
+        nn.Sequential(nn.Conv2d(shape[0], width, draw(1, 3), padding=draw(0, 1), bias=draw.chance(0.3)), norm, act)
+    )
 
 
 @layer(3)
@@ -94,7 +106,9 @@ def group_norm(draw: Draw, shape: Shape) -> nn.Module:
 def depthwise_block(draw: Draw, shape: Shape) -> nn.Module:
     width = shape[0] * draw(1, 2, 3)
     depthwise = nn.Conv2d(width, width, 3, draw(1, 2), 1, groups=width)
-    return nn.Sequential(nn.Conv2d(shape[0], width, 1), nn.ReLU6(), depthwise, nn.ReLU6(), nn.Conv2d(width, draw(5, 8), 1))
+    return nn.Sequential(
+        nn.Conv2d(shape[0], width, 1), nn.ReLU6(), depthwise, nn.ReLU6(), nn.Conv2d(width, draw(5, 8), 1)
+    )
 
 
 @layer(3)
@@ -144,7 +158,10 @@ def encoder_layer(draw: Draw, shape: Shape) -> nn.Module:
 @layer(2)
 def recurrent(draw: Draw, shape: Shape) -> nn.Module:
     kind = draw(nn.LSTM, nn.GRU)
-    return Do(lambda self, x: self.cell(x)[0], cell=kind(shape[-1], draw(3, 8), batch_first=True, bidirectional=draw.chance(0.3)))
+    return Do(
+        lambda self, x: self.cell(x)[0],
+        cell=kind(shape[-1], draw(3, 8), batch_first=True, bidirectional=draw.chance(0.3)),
+    )
 
 
 @layer()
@@ -209,7 +226,11 @@ def called_twice(draw: Draw, shape: Shape) -> nn.Module:
 
 @layer(1)
 def bilinear(draw: Draw, shape: Shape) -> nn.Module:
-    return Do(lambda self, x: self.both(x, x.flip(1)), both=nn.Bilinear(shape[0], shape[0], 3)) if shape[0] <= 16 else nn.Identity()
+    return (
+        Do(lambda self, x: self.both(x, x.flip(1)), both=nn.Bilinear(shape[0], shape[0], 3))
+        if shape[0] <= 16
+        else nn.Identity()
+    )
 
 
 @layer(1, 2)

@@ -1,4 +1,6 @@
-"""Generated networks: a recipe is plain data, drawn from a seed; parts can be taken out of it and the rest is still a network."""
+"""Generated networks: a recipe is plain data, drawn from a seed; parts can be taken out of it and the rest is still a
+network.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,19 @@ from tests.promise.oddities import ODDITIES
 from tests.promise.operators import OPERATORS
 
 _PARTS = {**LAYERS, **OPERATORS}
-_COMMON = (*["conv2d", "conv1d", "conv_bn_act", "pool2d", "relu", "residual", "branches"] * 3, "linear_bn", "move", "image_moves")
+_COMMON = (
+    *["conv2d", "conv1d", "conv_bn_act", "pool2d", "relu", "residual", "branches"] * 3,
+    "linear_bn",
+    "move",
+    "image_moves",
+)
 _ODD_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a network is made of: name and seed of its parts, in order; a part that does not suit the shape in front of it is left out.
+    """What a network is made of: name and seed of its parts, in order; a part that does not suit the shape in front of
+    it is left out.
 
     `odd` are the adversarial features among them: names of parts, of an output, or `names`.
     """
@@ -72,7 +80,9 @@ def recipe_from_seed(seed: int) -> Recipe:
 class Network(nn.Module):
     """A beginning, parts in a row, a head; the second input scales the result."""
 
-    def __init__(self, begin: nn.Module, parts: Sequence[tuple[str, nn.Module]], second: nn.Module | None, output: str) -> None:
+    def __init__(
+        self, begin: nn.Module, parts: Sequence[tuple[str, nn.Module]], second: nn.Module | None, output: str
+    ) -> None:
         super().__init__()
         self.begin = begin
         self.parts = nn.Sequential()
@@ -119,7 +129,9 @@ def _generated(recipe: Recipe) -> Generated:
         if made is not None:
             parts.append((f"{name}_{len(parts)}", made[0]))
             shape = made[1]
-    if recipe.head or not any(isinstance(each, (nn.Linear, nn.Conv1d, nn.Conv2d)) for _, part in parts for each in part.modules()):
+    if recipe.head or not any(
+        isinstance(each, (nn.Linear, nn.Conv1d, nn.Conv2d)) for _, part in parts for each in part.modules()
+    ):
         parts.append(("head", _head(Draw(recipe.seed + 3), shape)))
     if recipe.layer_name is not None:
         parts = _renamed(parts, recipe.layer_name)

@@ -1,4 +1,6 @@
-"""Parts that break the promise unless they are refused or taken literally: rules on the batch, state, randomness, values as control flow."""
+"""Parts that break the promise unless they are refused or taken literally: rules on the batch, state, randomness,
+values as control flow.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def batch_rule(draw: Draw, shape: Shape) -> nn.Module:
         lambda n: n == 1, lambda n: n > 4, lambda n: n % 2 == 0, lambda n: n < 3, lambda n: n in (3, 5), lambda n: n != 2, lambda n: n >= 2,
         lambda n: n * 3 > 7,
     )  # fmt: skip
-    change = draw(lambda x: x.flip(-1), lambda x: -x, lambda x: x * 0.5 + 1, F.relu, lambda x: x - x.mean(0, keepdim=True))
+    change = draw(
+        lambda x: x.flip(-1), lambda x: -x, lambda x: x * 0.5 + 1, F.relu, lambda x: x - x.mean(0, keepdim=True)
+    )
     if draw.chance(0.3):
         return Do(lambda self, x: x * float(x.shape[0]))
     if draw.chance(0.2):
@@ -123,7 +127,20 @@ class _State(nn.Module):
 
 @odd()
 def state(draw: Draw, shape: Shape) -> nn.Module:
-    hows = ("count", "alternate", "first", "last", "lazy", "grow", "buffer", "average", "copy", "kept", "parameter", "fill")
+    hows = (
+        "count",
+        "alternate",
+        "first",
+        "last",
+        "lazy",
+        "grow",
+        "buffer",
+        "average",
+        "copy",
+        "kept",
+        "parameter",
+        "fill",
+    )
     return _State(draw(*hows), shape)
 
 
@@ -220,7 +237,13 @@ def outside_world(draw: Draw, shape: Shape) -> nn.Module:
 
 @odd()
 def changes_its_input(draw: Draw, shape: Shape) -> nn.Module:
-    how = draw(lambda x: x.add_(1), lambda x: x.mul_(0.5) + 1, F.relu_, lambda x: x[:, :1].zero_() + x, lambda x: x.clamp_(-0.5))
+    how = draw(
+        lambda x: x.add_(1),
+        lambda x: x.mul_(0.5) + 1,
+        F.relu_,
+        lambda x: x[:, :1].zero_() + x,
+        lambda x: x.clamp_(-0.5),
+    )
 
     def run(self: nn.Module, x: Tensor) -> Tensor:
         before = x * 1

@@ -20,7 +20,9 @@ class Offer:
     name = "generated"
     metric_name = "mean output"
 
-    def __init__(self, module: nn.Module, calibration: list[tuple[Tensor, ...]], evaluation: list[tuple[Tensor, ...]]) -> None:
+    def __init__(
+        self, module: nn.Module, calibration: list[tuple[Tensor, ...]], evaluation: list[tuple[Tensor, ...]]
+    ) -> None:
         self._module, self._calibration, self._evaluation = module, calibration, evaluation
 
     def model(self) -> nn.Module:
@@ -57,6 +59,7 @@ def current(data: object, weights: object) -> Offer:
 
 def _batch(inputs: tuple[Tensor, ...]) -> Batch:
     copies = tuple(
-        tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(tensor.requires_grad) for tensor in inputs
+        tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(tensor.requires_grad)
+        for tensor in inputs
     )
     return Batch(copies, torch.arange(len(inputs[0])))

@@ -1,4 +1,6 @@
-"""Parts without layers of their own, or that put other parts together: activations, pooling, shapes, constants, branches."""
+"""Parts without layers of their own, or that put other parts together: activations, pooling, shapes, constants,
+branches.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +170,9 @@ def in_place(draw: Draw, shape: Shape) -> nn.Module:
 
 @operator(1, 2)
 def across_the_batch(draw: Draw, shape: Shape) -> nn.Module:
-    """A sample's result depends on the other samples of its batch: the same function of the batch in eager mode and in the engine."""
+    """A sample's result depends on the other samples of its batch: the same function of the batch in eager mode and in
+    the engine.
+    """
     how = draw(
         lambda x: x - x.mean(0),
         lambda x: F.softmax(x, 0),
@@ -194,7 +198,9 @@ def _any_layer(draw: Draw, shape: Shape) -> nn.Module:
 def _same_shape(draw: Draw, shape: Shape) -> nn.Module:
     act = draw(nn.ReLU(), nn.GELU(), nn.Identity(), nn.Tanh())
     if len(shape) == 3:
-        inside = nn.Conv2d(shape[0], shape[0], draw(1, 3), padding="same", groups=draw(1, shape[0]), bias=draw.chance(0.5))
+        inside = nn.Conv2d(
+            shape[0], shape[0], draw(1, 3), padding="same", groups=draw(1, shape[0]), bias=draw.chance(0.5)
+        )
         return nn.Sequential(inside, act)
     return nn.Sequential(nn.Linear(shape[-1], shape[-1], bias=draw.chance(0.7)), act)
 

@@ -28,7 +28,8 @@ class Oracle:
 def ask(module: nn.Module, batches: Sequence[Inputs]) -> Oracle:
     """Run fresh copies of `module` in evaluation mode, one for each batch, and one copy on all batches, forth and back.
 
-    A module that keeps state or draws numbers gives itself away: its second answer to a batch is another one than that of a fresh copy.
+    A module that keeps state or draws numbers gives itself away: its second answer to a batch is another one than that
+    of a fresh copy.
     """
     fresh = [_answer(copy.deepcopy(module).eval(), batch) for batch in batches]
     used = copy.deepcopy(module).eval()
@@ -61,5 +62,6 @@ def _same(one: list[Tensor] | None, two: list[Tensor] | None) -> bool:
     if one is None or two is None:
         return one is two
     return len(one) == len(two) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in zip(one, two, strict=True)
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+        for a, b in zip(one, two, strict=True)
     )

@@ -1,4 +1,6 @@
-"""The promise, checked: a network becomes an engine that agrees with the user's eager module, or it is refused with one message."""
+"""The promise, checked: a network becomes an engine that agrees with the user's eager module, or it is refused with one
+message.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calib.errors import UserError
-from deploy.pipeline import open_run
-from deploy.prepare import Prepared
-from deploy.progress import Progress
 from deploy.run.settings import Settings
+from deploy.run.workspace import Prepared
 from deploy.stages import build, export, verify
-from smpq.policy import Policy
+from deploy.stages.run_all import open_run
+from deploy.terminal.progress import Progress
+from smpq.problem.policy import Policy
 from tests.promise.bounds import Noise
 from tests.promise.comparing import Engines, WrongError, compare_engines, compare_quantised
 from tests.promise.drawing import Draw
@@ -40,7 +42,8 @@ class Outcome:
     """`agrees`, `refused`, or a failure: `crash` (any other exception), `wrong` (other numbers), `message` (not one
     readable line, or something else printed besides).
 
-    `detail` is the message or what is wrong, `stage` where it happened, `seconds` the CPU time, `printed` what the process printed.
+    `detail` is the message or what is wrong, `stage` where it happened, `seconds` the CPU time, `printed` what the
+    process printed.
     """
 
     kind: str
@@ -56,15 +59,19 @@ class Outcome:
 
 
 def check(network: Generated, directory: Path | None = None) -> Outcome:
-    """Take a network through trace, plan, export, engine and verification, as `smpq run` does without the search, and compare.
+    """Take a network through trace, plan, export, engine and verification, as `smpq run` does without the search, and
+    compare.
 
-    1. The float engine with the eager module: every value within ten times what errors of float32 in every operator change.
-    2. The lowered file, computed as written, with the fake-quantised model: equal but for flipped roundings, which at least half of the
-       outputs do not have.
-    3. Beyond that, root mean squares in units of what a whole step of error in every quantised tensor and weight changes: the lowered
-       file and the fake-quantised model 0.25 (or one flipped rounding in every tensor, where that is more), the engine and the fake-quantised model 1 (its kernels round sums of integers in their own
-       way), the fake-quantised model and the eager one 4 on the calibration data (elsewhere it may clip).
-    4. All of it for each sample alone and for a batch, where the eager module takes it. No value is NaN where the eager one is not.
+    1. The float engine with the eager module: every value within ten times what errors of float32 in every operator
+       change.
+    2. The lowered file, computed as written, with the fake-quantised model: equal but for flipped roundings, which at
+       least half of the outputs do not have.
+    3. Beyond that, root mean squares in units of what a whole step of error in every quantised tensor and weight
+       changes: the lowered file and the fake-quantised model 0.25 (or one flipped rounding in every tensor, where that
+       is more), the engine and the fake-quantised model 1 (its kernels round sums of integers in their own way), the
+       fake-quantised model and the eager one 4 on the calibration data (elsewhere it may clip).
+    4. All of it for each sample alone and for a batch, where the eager module takes it. No value is NaN where the eager
+       one is not.
     5. A module that answers differently to equal inputs agrees with nothing: only a refusal is right.
     """
     start = time.process_time()
@@ -81,7 +88,9 @@ def check(network: Generated, directory: Path | None = None) -> Outcome:
     except WrongError as error:
         kind, detail = "wrong", str(error)
     except Exception as error:  # noqa: BLE001 - any other exception is a failure, whatever its type
-        frames = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)][-6:]
+        frames = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)][
+            -6:
+        ]
         kind, detail = "crash", f"{type(error).__name__}: {str(error)[:500]} ({' > '.join(frames)})"
     return Outcome(kind, stage.name, detail, time.process_time() - start, tuple(printed))
 
@@ -143,12 +152,17 @@ def _keep_promise(network: Generated, scratch: Path, stage: _Stage) -> None:
 def _policy(prepared: Prepared, draw: Draw) -> Policy:
     space = prepared.space
     uniform = draw.chance(0.3)
-    formats = {group.name: space.formats[group.name][0] if uniform else draw(*space.formats[group.name]) for group in space.groups}
+    formats = {
+        group.name: space.formats[group.name][0] if uniform else draw(*space.formats[group.name])
+        for group in space.groups
+    }
     return Policy(formats, frozenset(join.name for join in space.joins if draw.chance(0.3)))
 
 
 _OPERATOR_WARNS = re.compile(r"\[W\S* \S+ \w+\.cpp:\d+\] Warning: ")
-"""A warning of an operator of the user's own module, as of a deviation of one value: torch tells it in eager mode as well."""
+"""A warning of an operator of the user's own module, as of a deviation of one value: torch tells it in eager mode as
+well.
+"""
 
 
 @contextmanager

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.formats import Format
-from calib.graph import TracedModel
+from calib.formats.format import Format
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from calib.task import Batch
-from calib.units import find_units
-from smpq.plan import Rules
-from smpq.quantize import FakeQuantizer
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
 from tests.promise.bounds import Noise, rms
 from tests.promise.comparing import WrongError, _check_float, _check_rms
 from tests.promise.networks import generated, recipe_from_seed
@@ -39,12 +39,15 @@ def test_state_that_no_result_depends_on_is_none(how):
 
 def test_randomness_is_seen():
     assert ask(
-        nn.Sequential(nn.Linear(4, 4), type("Stuck", (nn.Dropout,), {"train": lambda self, mode=True: self})()), batches()
+        nn.Sequential(nn.Linear(4, 4), type("Stuck", (nn.Dropout,), {"train": lambda self, mode=True: self})()),
+        batches(),
     ).unstable
 
 
 def test_a_size_that_the_module_does_not_take_has_no_answer():
-    outputs = ask(nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False)), [*batches(), (torch.randn(5, 4),)]).outputs
+    outputs = ask(
+        nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False)), [*batches(), (torch.randn(5, 4),)]
+    ).outputs
     assert [output is None for output in outputs] == [True, True, False, False]
 
 
@@ -68,7 +71,9 @@ def test_the_bounds_are_a_few_percent_for_eight_bits_and_less_than_a_millionth_f
     traced = TracedModel(model, batch)
     units, _ = find_units(traced)
     calibration = Calibration(traced, units, [Batch(batch, None)], CalibrationSettings("minmax", "nearest", "affine"))
-    plan = FakeQuantizer(traced, units, calibration, Rules("affine")).plan({unit.path: Format.from_text("w8a8") for unit in units})
+    plan = FakeQuantizer(traced, units, calibration, Rules("affine")).plan(
+        {unit.path: Format.from_text("w8a8") for unit in units}
+    )
     noise = Noise(traced, [batch], seed=0)
     size = rms(model(*batch))
     (steps,) = noise.of_formats(batch, plan, units)

@@ -1,4 +1,6 @@
-"""300 generated networks: each becomes an engine that agrees with the user's eager module, or is refused with one message."""
+"""300 generated networks: each becomes an engine that agrees with the user's eager module, or is refused with one
+message.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ CHUNKS, NETWORKS = 30, 10
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_network_agrees_or_is_refused(chunk):
-    """Seeds and not an engine of random examples: what that draws depends on the modules that other tests have imported."""
+    """Seeds and not an engine of random examples: what that draws depends on the modules that other tests have
+    imported.
+    """
     seeds = range(chunk * NETWORKS, (chunk + 1) * NETWORKS)
     recipes = [recipe_from_seed(seed) for seed in seeds]
     outcomes = [check(generated(recipe)) for recipe in recipes]

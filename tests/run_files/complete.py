@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.devices.base import Result
-from deploy.finetuning import finetune
+from deploy.files.search import BundleFile
 from deploy.latency.history import Search
 from deploy.latency.loop import LoopSettings, Refusal, Step
 from deploy.latency.observations import Measured, keep_measured
-from deploy.pipeline import open_run, write_reports
-from deploy.prepare import Prepared
-from deploy.progress import Progress
-from deploy.run.files.search import BundleFile
 from deploy.run.settings import Settings
+from deploy.run.workspace import Prepared
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
+from deploy.stages.finetuning import finetune
 from deploy.stages.looping import _proposals, write_next_bundle
+from deploy.stages.run_all import open_run, write_reports
 from deploy.stages.supernet import train_supernet
-from smpq.budget import Budget
+from deploy.terminal.progress import Progress
+from smpq.problem.budget import Budget
 from smpq.supernet.training import SupernetSettings
 from smpq.training.finetune import FineTuneSettings
 from tests.deploy.report.profile_sample import TENSORRT_10, profile
@@ -48,7 +48,9 @@ def make_run(path: Path) -> Prepared:
 
 
 def _refuse_one(prepared: Prepared) -> None:
-    """Write down that another board refused the first engine of the bundle, and that a search there began with it and ended."""
+    """Write down that another board refused the first engine of the bundle, and that a search there began with it and
+    ended.
+    """
     first = next(iter(_proposals(prepared, prepared.run.read(BundleFile)).values()))
     unknown = dict.fromkeys(Result.__struct_fields__)
     result = Result(**{**unknown, "key": "0" * 16, "name": "0" * 16, "failed": "no kernel for deep", "cause": "refused", "nodes": (),

@@ -9,29 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from calib.storage import plain
+from calib.files.storage import plain
 from deploy.backends.onnxruntime import load_engine
-from deploy.engines import engine_names
-from deploy.float_onnx import export_float_model
+from deploy.files.profile import ProfileFile
+from deploy.files.report import ReportFile
+from deploy.files.search import BundleFile, LoopFile
 from deploy.latency.history import Search
 from deploy.latency.observations import known_float_ms, known_machines, read_observations, read_refusals
 from deploy.latency.prediction import prediction
-from deploy.prepare import Prepared
-from deploy.progress import Progress
 from deploy.report.page import render_html, summary_lines, write_html
 from deploy.report.profile_lines import profile_lines
 from deploy.report.profile_plot import profile_svg
 from deploy.run.directory import Run
-from deploy.run.files.profile import ProfileFile
-from deploy.run.files.report import ReportFile
-from deploy.run.files.search import BundleFile, LoopFile
+from deploy.run.float_onnx import export_float_model
+from deploy.run.workspace import Prepared
 from deploy.stages import read_policy
+from deploy.stages.engines import engine_names
 from deploy.stages.looping import _proposals
 from deploy.stages.making import _needs_build, _needs_export
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import score
-from smpq.budget import Budget
-from smpq.policy import Policy
+from deploy.terminal.progress import Progress
+from smpq.problem.budget import Budget
+from smpq.problem.policy import Policy
 from smpq.supernet.files import SupernetFile
 from tests.run_files.complete import BOARD
 

@@ -57,7 +57,9 @@ class _Spot:
 
 
 def mutations(file: str, content: bytes, schema: Mapping[str, Any]) -> Iterator[Mutation]:
-    """Yield every mutation of a file, always the same ones in the same order; of fields that repeat, the first and the last."""
+    """Yield every mutation of a file, always the same ones in the same order; of fields that repeat, the first and the
+    last.
+    """
     value = json.loads(content)
     yield from _of_bytes(file, content, value)
     spots = list(_spots(value, schema, schema["$defs"]))
@@ -98,7 +100,10 @@ def _of_bytes(file: str, content: bytes, value: Any) -> Iterator[Mutation]:
         "line ends of Windows": content.replace(b"\n", b"\r\n"),
         "escaped texts": json.dumps(value, ensure_ascii=True, indent=3).encode(),
     }
-    tops = {f"{text} alone": text.encode() for text in ("[]", "{}", '"x"', "7", "null", "true", "NaN", "[1]", '{"schema": 1}')}
+    tops = {
+        f"{text} alone": text.encode()
+        for text in ("[]", "{}", '"x"', "7", "null", "true", "NaN", "[1]", '{"schema": 1}')
+    }
     for kind, raw in {**cuts, **others, **tops}.items():
         yield Mutation(file, kind, "", (), partial(bytes, raw))
 
@@ -121,7 +126,9 @@ def _below(spot: _Spot, value: Any, types: Mapping[str, Any]) -> Iterator[_Spot]
         fixed = schema.get("prefixItems", ())
         for index in _some(list(range(len(value)))):
             inner = fixed[index] if index < len(fixed) else schema.get("items", {})
-            yield from _below(_Spot((*spot.place, index), f"{spot.field}[]", inner or {}, required=True), value[index], types)
+            yield from _below(
+                _Spot((*spot.place, index), f"{spot.field}[]", inner or {}, required=True), value[index], types
+            )
 
 
 def _variant(schema: Mapping[str, Any], value: Any, types: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -137,7 +144,15 @@ def _variant(schema: Mapping[str, Any], value: Any, types: Mapping[str, Any]) ->
 
 
 def _fits(schema: Mapping[str, Any], value: Any) -> bool:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+    names = {
+        dict: "object",
+        list: "array",
+        str: "string",
+        bool: "boolean",
+        int: "integer",
+        float: "number",
+        type(None): "null",
+    }
     name = names[type(value)]
     return schema.get("type") in (name, "number" if name == "integer" else name)
 
@@ -195,7 +210,12 @@ def _numbers(old: float, schema: Mapping[str, Any]) -> Iterator[tuple[str, float
             for step in (-1, 0, 1):
                 yield f"{name} {step:+d}", schema[name] + step
     yield from (("the opposite sign", -old), ("one more", old + 1), ("one less", old - 1), ("doubled", old * 2))
-    yield from (("a little more", old * 1.001 + 1e-9), ("the largest", 1.7e308), ("the smallest", 5e-324), ("whole, 2**63", 2**63))
+    yield from (
+        ("a little more", old * 1.001 + 1e-9),
+        ("the largest", 1.7e308),
+        ("the smallest", 5e-324),
+        ("whole, 2**63", 2**63),
+    )
 
 
 def _lists(old: list[Any]) -> Iterator[tuple[str, Any]]:

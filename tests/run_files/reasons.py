@@ -12,9 +12,7 @@ TEXT = "a text that is shown as it is, on one line, with signs that act on a ter
 FIGURE = "the run's own figure: any number within its limits that fits the figures beside it may have been measured"
 PREDICTED = "what was predicted before a measurement: any number inside its interval may have been"
 ENTRIES = "a run with fewer or with more such entries is a run as good"
-ABOUT_ANOTHER = (
-    "the file is then about another policy, model or machine, and counts as absent: the page says that it has to be made"
-)
+ABOUT_ANOTHER = "the file is then about another policy, model or machine, and counts as absent: the page says that it has to be made"
 BY_HAND = "a person may write this file"
 ANEW = "every command that opens the run writes the file anew from the model; smpq report alone shows what stands there"
 ORDER = "the order is that of the rows of a table, or says which machine measured last"
@@ -70,7 +68,11 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ("supernet.json", r".+", SUPERNET),
     ("report.json", r".+", PAGE),
     ("profile.json", r".+", PROFILE),
-    ("engine.json", r"engines\.\*\.(graph_optimization_level|disabled_optimizers.*|session_config.*|in.*_op_num_threads)", LOADING),
+    (
+        "engine.json",
+        r"engines\.\*\.(graph_optimization_level|disabled_optimizers.*|session_config.*|in.*_op_num_threads)",
+        LOADING,
+    ),
 )
 
 

@@ -1,4 +1,6 @@
-"""A damaged file of a run is one message, or does what the file did before, or what is known why: never a traceback, never silence."""
+"""A damaged file of a run is one message, or does what the file did before, or what is known why: never a traceback,
+never silence.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run.files.schemas import schema_files, schemas
+from deploy.run.schemas import schema_files, schemas
 from tests.commands import smpq
 from tests.conftest import ROOT
 from tests.run_files.complete import make_run
@@ -16,7 +18,16 @@ from tests.run_files.mutations import mutations, share
 from tests.run_files.trial import ACCEPTED, EQUAL, FAILED, REFUSED, Trials, wrong_with
 
 EACH = 20
-READ_BY_REPORT = ("run.json", "space.json", "costs.json", "scores.json", "policy.json", "loop.json", "latency.json", "verify.json")
+READ_BY_REPORT = (
+    "run.json",
+    "space.json",
+    "costs.json",
+    "scores.json",
+    "policy.json",
+    "loop.json",
+    "latency.json",
+    "verify.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +57,11 @@ def test_keys_in_another_order_change_nothing(trials: Trials, file: str) -> None
 def test_the_command_says_it_in_one_line(trials: Trials, file: str, tmp_path: Path) -> None:
     run = shutil.copytree(trials.run, tmp_path / "run", ignore=shutil.ignore_patterns("candidates", "device"))
     kinds = {"cut at 50 %", "nested objects", "not UTF-8 in a key", "another key", "emptied"}
-    chosen = [each for each in mutations(file, (run / file).read_bytes(), schemas()[file]) if each.kind in kinds and not each.place]
+    chosen = [
+        each
+        for each in mutations(file, (run / file).read_bytes(), schemas()[file])
+        if each.kind in kinds and not each.place
+    ]
     assert len(chosen) == len(kinds)
     for mutation in chosen:
         (run / file).write_bytes(mutation.content())
@@ -59,4 +74,4 @@ def test_the_command_says_it_in_one_line(trials: Trials, file: str, tmp_path: Pa
 
 def test_the_documentation_has_the_schemas() -> None:
     documented = {path.name: path.read_text() for path in (ROOT / "docs" / "schemas").iterdir()}
-    assert documented == schema_files(), "python -m deploy.run.files.schemas docs/schemas"
+    assert documented == schema_files(), "python -m deploy.run.schemas docs/schemas"

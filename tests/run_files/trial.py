@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import UserError
-from deploy.prepare import Prepared
+from deploy.run.workspace import Prepared
 from tests.run_files.effects import effect
 from tests.run_files.mutations import Mutation
 from tests.run_files.reasons import reason
@@ -20,7 +20,9 @@ from tests.run_files.reasons import reason
 LONGEST_SECONDS = 10
 LONGEST_MESSAGE = 800
 _NAMED = re.compile(r"\w+\.(json|safetensors|onnx)\b|has changed|have changed since")
-"""Two files that contradict each other: the message names either. What run.json is about may have changed, or run.json."""
+"""Two files that contradict each other: the message names either. What run.json is about may have changed, or
+run.json.
+"""
 REFUSED, EQUAL, ACCEPTED, FAILED = "refused", "equal", "accepted", "failed"
 
 
@@ -65,7 +67,9 @@ class Trials:
         if found == usual:
             return Verdict(mutation, EQUAL, "")
         why = reason(mutation)
-        return Verdict(mutation, ACCEPTED if why else FAILED, why or f"accepted for no reason: {difference(usual, found)}")
+        return Verdict(
+            mutation, ACCEPTED if why else FAILED, why or f"accepted for no reason: {difference(usual, found)}"
+        )
 
     def _usual(self, file: str) -> Any:
         if file not in self._effects:

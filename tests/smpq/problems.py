@@ -11,23 +11,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.formats import FP32, Format
-from calib.graph import TracedModel
-from calib.quantizer import Scheme
+from calib.formats.format import FP32, Format
+from calib.formats.integers import Scheme
+from calib.network.graph import TracedModel
+from calib.network.units import Unit, find_units
 from calib.task import Batch
-from calib.units import Unit, find_units
-from smpq.allocate import Problem, Values
-from smpq.costs import CostModel, Transition
-from smpq.policy import Group, Policy, Space
+from smpq.problem.costs import CostModel, Transition
+from smpq.problem.policy import Group, Policy, Space
+from smpq.solve.allocate import Problem, Values
 
 W8A8, W4A16, W2A8 = (Format.from_text(text) for text in ("w8a8", "w4a16", "w2a8"))
 
 
 def unit(path: str, parameters: int = 64) -> Unit:
-    return Unit(path, "linear", f"p_{path}", None, (8, parameters // 8), parameters, parameters, (f"call_{path}",), (f"in_{path}",))
+    return Unit(
+        path,
+        "linear",
+        f"p_{path}",
+        None,
+        (8, parameters // 8),
+        parameters,
+        parameters,
+        (f"call_{path}",),
+        (f"in_{path}",),
+    )
 
 
-def space_of(count: int, formats: Sequence[Format] = (W8A8, W4A16, FP32), parameters: Sequence[int] | None = None) -> Space:
+def space_of(
+    count: int, formats: Sequence[Format] = (W8A8, W4A16, FP32), parameters: Sequence[int] | None = None
+) -> Space:
     sizes = parameters or [64] * count
     groups = tuple(Group(f"g{i}", (unit(f"g{i}", size),)) for i, size in zip(range(count), sizes, strict=True))
     return Space(groups, {group.name: tuple(formats) for group in groups}, FP32)
@@ -43,7 +55,9 @@ def random_values(space: Space, generator: np.random.Generator, scale: float = 1
     return {name: {f: float(generator.normal() * scale) for f in formats} for name, formats in space.formats.items()}
 
 
-def random_cost(space: Space, generator: np.random.Generator, name: str = "latency", *, transitions: bool = False) -> CostModel:
+def random_cost(
+    space: Space, generator: np.random.Generator, name: str = "latency", *, transitions: bool = False
+) -> CostModel:
     parts = {group: {f: float(generator.uniform(0.1, 2)) for f in formats} for group, formats in space.formats.items()}
     names = list(space.formats)
     pairs = itertools.pairwise(names) if transitions else ()

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import Folded, fold_batchnorm
-from calib.formats import FP32, formats_from_text
-from calib.graph import TracedModel
+from calib.formats.format import FP32, formats_from_text
+from calib.network.fold import Folded, fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import Unit, find_units
 from calib.task import Batch
-from calib.units import Unit, find_units
-from smpq.groups import find_groups
-from smpq.policy import Space
+from smpq.problem.groups import find_groups
+from smpq.problem.policy import Space
 from smpq.supernet.network import Supernet, SupernetSubject
 
 FORMATS = "w2a4,w4a4,w2a8,w4a8"
@@ -92,7 +92,9 @@ def calibrated(rounding: str) -> tuple[Net, tuple[Folded, ...], TracedModel, tup
     return model, folded, traced, units, Calibration(traced, units, batches, CalibrationSettings(rounding=rounding))
 
 
-def subject(formats: str = FORMATS, task: object = None, rounding: str = "nearest", fingerprint: str = "net") -> SupernetSubject:
+def subject(
+    formats: str = FORMATS, task: object = None, rounding: str = "nearest", fingerprint: str = "net"
+) -> SupernetSubject:
     task = task or Task()
     model, folded, traced, units, calibration = calibrated(rounding)
     groups = find_groups(traced, units)

@@ -1,13 +1,15 @@
-"""The plans that HAWQ-V3 publishes, from its own sensitivities and costs: a reference solved by others with another solver."""
+"""The plans that HAWQ-V3 publishes, from its own sensitivities and costs: a reference solved by others with another
+solver.
+"""
 
 import json
 
 import pytest
 
-from calib.formats import Format
-from smpq.allocate import Ceiling, Problem, allocate
-from smpq.costs import CostModel
-from smpq.policy import Group, Policy, Space
+from calib.formats.format import Format
+from smpq.problem.costs import CostModel
+from smpq.problem.policy import Group, Policy, Space
+from smpq.solve.allocate import Ceiling, Problem, allocate
 from tests.smpq.problems import total, unit
 
 W4, W8 = Format.from_text("w4a4"), Format.from_text("w8a8")

@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 
 from calib.errors import UserError
-from calib.formats import FP32
-from smpq.allocate import Ceiling, Problem, allocate, place_joins
-from smpq.costs import CostModel, JoinCost, Transition
-from smpq.evaluate import OneByOne
-from smpq.exchange import Exchanges
-from smpq.policy import Group, Join, Policy, Space, canonical, domains, every_policy
-from smpq.search import EXHAUSTIVE, Effort, choose, feasible, is_small
+from calib.formats.format import FP32
+from smpq.problem.costs import CostModel, JoinCost, Transition
+from smpq.problem.policy import Group, Join, Policy, Space, canonical, domains, every_policy
+from smpq.solve.allocate import Ceiling, Problem, allocate, place_joins
+from smpq.solve.exchange import Exchanges
+from smpq.solve.search import EXHAUSTIVE, Effort, choose, feasible, is_small
+from smpq.value.evaluate import OneByOne
 from tests.smpq.problems import W4A16, W8A8, random_values, total, unit
 
-JOINS = (Join("first", ("a", "b"), ("c",)), Join("second", ("first", "c"), ("d",)), Join("third", ("second",), ("e", "a")))
+JOINS = (
+    Join("first", ("a", "b"), ("c",)),
+    Join("second", ("first", "c"), ("d",)),
+    Join("third", ("second",), ("e", "a")),
+)
 
 
 def space_of_joins(names="abcde", formats=(W8A8, W4A16, FP32), joins=JOINS) -> Space:
@@ -110,7 +114,9 @@ def test_only_a_policy_with_a_join_in_float_is_within_the_ceiling():
     game = Game(space, 0)
     choice = choose(game.function, space, {"any": game.values}, [Ceiling(model, 0.7)], Effort())
     assert choice.policy == Policy(space.uniform(W8A8).formats, frozenset({"first"}))
-    with pytest.raises(UserError, match=r"no policy meets the budget; the nearest one has latency 0\.6 .*wanted at most 0\.5"):
+    with pytest.raises(
+        UserError, match=r"no policy meets the budget; the nearest one has latency 0\.6 .*wanted at most 0\.5"
+    ):
         choose(game.function, space, {"any": game.values}, [Ceiling(model, 0.5)], Effort())
     with pytest.raises(UserError, match="no policy meets the budget; the nearest one has latency 1"):
         choose(game.function, space, {"any": game.values}, [Ceiling(model, 0.7)], Effort(), [choice.policy])
@@ -121,7 +127,10 @@ def test_a_policy_is_excluded_however_its_joins_are_written(seed):
     space = space_of_joins(formats=(W8A8, FP32))
     model = latency_of(space, seed)
     integers = space.uniform(W8A8)
-    same = [Policy(integers.formats, frozenset(kept)) for kept in ({"first"}, {"first", "second"}, {"first", "second", "third"})]
+    same = [
+        Policy(integers.formats, frozenset(kept))
+        for kept in ({"first"}, {"first", "second"}, {"first", "second", "third"})
+    ]
     assert len({canonical(policy, space).key() for policy in same}) == 1
     ceilings = [Ceiling(model, 100.0)]
     for written in same[1:]:

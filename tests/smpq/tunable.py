@@ -12,19 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.fold import Folded, fold_batchnorm
-from calib.formats import Format
-from calib.graph import TracedModel
+from calib.formats.format import Format
+from calib.network.fold import Folded, fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import Unit, find_units
 from calib.task import Batch
-from calib.units import Unit, find_units
-from smpq.plan import Rules
-from smpq.quantize import FakeQuantizer
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
 from smpq.training.finetune import Subject
 from smpq.training.trainable import TrainableGraph
 
 
 class Normed(nn.Module):
-    """BatchNorm behind convolutions with and without bias, negative gains, one of zero, a repeated layer, and a norm that stays."""
+    """BatchNorm behind convolutions with and without bias, negative gains, one of zero, a repeated layer, and a norm
+    that stays.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +133,9 @@ class Tunable:
 
     def subject(self, default: str, task: object = None, **others: str) -> Subject:
         plan = self.fake.plan(self.formats(default, **others))
-        return Subject(task or Task(), self.traced, self.units, self.original, self.folded, plan, "the policy", "the fingerprint")  # type: ignore[arg-type]
+        return Subject(
+            task or Task(), self.traced, self.units, self.original, self.folded, plan, "the policy", "the fingerprint"
+        )  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -13,14 +13,14 @@ import onnxruntime as ort
 from msgspec.structs import replace
 
 from calib.errors import UserError
-from calib.storage import plain
+from calib.files.storage import plain
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import OrtEngineRecord, TensorRow, keep_record
 from deploy.backends.tensorrt.build import BuildFailed
-from deploy.on_device.errors import DeviceError
-from deploy.on_device.ort import NO_OVERFLOW, SESSION_SETTINGS, integer_sums_overflow
-from deploy.on_device.ort_gpu import ORT_CPU, ORT_TENSORRT, why_missing
-from deploy.onnx_files import copy_model, load_model, sha256, size_bytes
+from deploy.lowering.onnx_files import copy_model, load_model, sha256, size_bytes
+from deploy.runner.errors import DeviceError
+from deploy.runner.ort import NO_OVERFLOW, SESSION_SETTINGS, integer_sums_overflow
+from deploy.runner.ort_gpu import ORT_CPU, ORT_TENSORRT, why_missing
 
 _NBITS_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
 _NO_INTEGER_KERNELS = "session.disable_quant_qdq"
@@ -34,20 +34,23 @@ def build_engine(
 ) -> OrtEngineRecord | BuildFailed:
     """Copy the ONNX file `model` to `engine` and write how to load it into `engine.json` beside it.
 
-    1. One thread and all graph optimisations, except those that change the plan: `WeightBiasQuantization` makes integer layers of float
-       layers between two integer ones; `MatMulAddFusion` keeps linear layers with integer weights from their kernel, and a
-       weight-only layer then takes 20 times as long.
-    2. Integer kernels for x86 without VNNI sum pairs of products in 16 bits, which overflow with 8-bit weights (7 bits never do):
-       `session.x64quantprecision` makes ONNX Runtime use a slower exact kernel for those weights, and is set on such a CPU alone: elsewhere
-       the kernels are exact anyway, and as slow with it.
-    3. Weight-only layers quantise their input block by block to 8 bits inside the kernel (accuracy level 4): the fast kernels do.
-    4. `exact`: no integer kernels at all; the file is computed as it is written, in float. For `simulate` and for comparison.
-    5. `providers` other than the CPU take what concerns them of this. TensorRT gets the file as it is, without any optimisation: those
-       that come before it is asked move Q/DQ nodes to where the plan has none, quantise biases, and with integer kernels switched off
-       fold INT8 weights to float. Only a DequantizeLinear that several nodes read is written once for each, which changes nothing.
+    1. One thread and all graph optimisations, except those that change the plan: `WeightBiasQuantization` makes integer
+       layers of float layers between two integer ones; `MatMulAddFusion` keeps linear layers with integer weights from
+       their kernel, and a weight-only layer then takes 20 times as long.
+    2. Integer kernels for x86 without VNNI sum pairs of products in 16 bits, which overflow with 8-bit weights (7 bits
+       never do): `session.x64quantprecision` makes ONNX Runtime use a slower exact kernel for those weights, and is set
+       on such a CPU alone: elsewhere the kernels are exact anyway, and as slow with it.
+    3. Weight-only layers quantise their input block by block to 8 bits inside the kernel (accuracy level 4): the fast
+       kernels do.
+    4. `exact`: no integer kernels at all; the file is computed as it is written, in float. For `simulate` and for
+       comparison.
+    5. `providers` other than the CPU take what concerns them of this. TensorRT gets the file as it is, without any
+       optimisation: those that come before it is asked move Q/DQ nodes to where the plan has none, quantise biases, and
+       with integer kernels switched off fold INT8 weights to float. Only a DequantizeLinear that several nodes read is
+       written once for each, which changes nothing.
 
-    A file that onnxruntime refuses is a `BuildFailed`, and nothing is written. Raises UserError when `model` is missing or is not ONNX,
-    an `engine.json` is there that cannot be read, or this machine lacks a provider.
+    A file that onnxruntime refuses is a `BuildFailed`, and nothing is written. Raises UserError when `model` is missing
+    or is not ONNX, an `engine.json` is there that cannot be read, or this machine lacks a provider.
     """
     check_providers(providers)
     record = _settings(load_model(model), exact=exact, providers=providers)
@@ -75,7 +78,7 @@ def build_engine(
 
 
 def session_settings(model: Path, providers: Sequence[str] = CPU) -> dict[str, Any]:
-    """Return how a session of an ONNX file is to be made: the fields of its record that `deploy.on_device.ort` wants."""
+    """Return how a session of an ONNX file is to be made: the fields of its record that `deploy.runner.ort` wants."""
     record = plain(_settings(load_model(model), exact=False, providers=providers))
     return {name: record[name] for name in SESSION_SETTINGS}
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from calib.errors import UserError
-from calib.storage import in_a_line, plain
+from calib.files.storage import in_a_line, plain
 from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, TensorRow, find_record
-from deploy.on_device import ort as on_device
-from deploy.onnx_files import sha256
+from deploy.lowering.onnx_files import sha256
+from deploy.runner import ort as on_device
 
 
 class OrtEngine:
@@ -29,13 +29,15 @@ class OrtEngine:
         self.output_names = tuple(entry.name for entry in session.get_outputs())
 
     def run(self, inputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """Run one batch: arrays in the order of the model's inputs, the shapes and types of the record; returns all outputs.
+        """Run one batch: arrays in the order of the model's inputs, the shapes and types of the record; returns all
+        outputs.
 
         Raises UserError when an array does not fit the engine.
         """
         if len(inputs) != len(self.input_names):
             raise UserError(
-                f"{self.path.name} takes {len(self.input_names)} inputs ({', '.join(self.input_names)}), not {len(inputs)}"
+                f"{self.path.name} takes {len(self.input_names)} inputs ({', '.join(self.input_names)}), not "
+                f"{len(inputs)}"
             )
         feeds = {name: np.ascontiguousarray(array) for name, array in zip(self.input_names, inputs, strict=True)}
         try:
@@ -48,13 +50,16 @@ class OrtEngine:
 
 
 def load_engine(engine: Path, threads: int | None = None) -> OrtEngine:
-    """Load an engine with the settings of its `engine.json`; `threads` replaces the number of threads, as for a quick evaluation.
+    """Load an engine with the settings of its `engine.json`; `threads` replaces the number of threads, as for a quick
+    evaluation.
 
     Raises UserError when a file is missing, damaged, or not the one that was built.
     """
     record = find_record(engine)
     if sha256(engine) != record.sha256:
-        raise UserError(f"{engine} is not the file that engine.json describes (truncated or replaced?): build the engine again")
+        raise UserError(
+            f"{engine} is not the file that engine.json describes (truncated or replaced?): build the engine again"
+        )
     try:
         session = open_session(engine, record, threads=threads)
     except Exception as error:  # no common base class
@@ -64,7 +69,9 @@ def load_engine(engine: Path, threads: int | None = None) -> OrtEngine:
         ) from error
     found = {"inputs": _tensors(session.get_inputs()), "outputs": _tensors(session.get_outputs())}
     if found != {"inputs": record.inputs, "outputs": record.outputs}:
-        raise UserError(f"{engine} has other inputs or outputs than {engine.with_name(ENGINE_FILE)} says: build the engine again")
+        raise UserError(
+            f"{engine} has other inputs or outputs than {engine.with_name(ENGINE_FILE)} says: build the engine again"
+        )
     return OrtEngine(engine, record, session)
 
 

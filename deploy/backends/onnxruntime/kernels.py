@@ -11,11 +11,11 @@ from typing import Any
 
 import onnx
 
-from calib.formats import Format
-from calib.units import Unit
+from calib.formats.format import Format
+from calib.network.units import Unit
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import find_record
-from deploy.export import call_name
+from deploy.lowering.export import call_name
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 _INTEGER = {
@@ -32,7 +32,20 @@ _PRODUCTS = _FLOAT | _INTEGER | _WEIGHT_ONLY
 _DEQUANTIZED = " + DequantizeLinear"
 _STORED_SMALL = {"Conv" + _DEQUANTIZED, "FusedConv" + _DEQUANTIZED}
 """The best there is for a weight-only convolution."""
-_ELEMENTWISE = {"Relu", "Clip", "Add", "Sum", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "LeakyRelu", "Tanh", "Softplus", "Gelu"}
+_ELEMENTWISE = {
+    "Relu",
+    "Clip",
+    "Add",
+    "Sum",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Mul",
+    "LeakyRelu",
+    "Tanh",
+    "Softplus",
+    "Gelu",
+}
 _ADDED = re.compile(
     r"(?:^fused )|(?:_token_\d+$)|(?:/MatMulAddFusion/?$)|(?:/MatmulTransposeFusion/?$)|(?:_nchwc$)|(?:/duplicated$)"
 )
@@ -90,14 +103,18 @@ def unit_kernels(engine: Path, units: Sequence[Unit]) -> dict[str, str]:
 def check_units(kernels: Mapping[str, str], formats: Mapping[str, Format]) -> list[UnitKernel]:
     """Compare the kernels with the plan, both by unit path.
 
-    1. Integer activations need an integer kernel. 2. Weight-only formats need `MatMulNBits`, or a convolution that dequantises its weight.
-    3. Float formats need a float kernel with a float weight: a float layer that the runtime quantised on its own is a disagreement too.
+    1. Integer activations need an integer kernel. 2. Weight-only formats need `MatMulNBits`, or a convolution that
+       dequantises its weight.
+    3. Float formats need a float kernel with a float weight: a float layer that the runtime quantised on its own is a
+       disagreement too.
     4. Not for an engine built with `exact`: it has no integer kernels on purpose.
     """
     checks = []
     for path, planned in formats.items():
         kernel = kernels.get(path, NOT_FOUND)
-        wanted = _FLOAT if planned.is_float else _INTEGER if planned.quantizes_activation else _WEIGHT_ONLY | _STORED_SMALL
+        wanted = (
+            _FLOAT if planned.is_float else _INTEGER if planned.quantizes_activation else _WEIGHT_ONLY | _STORED_SMALL
+        )
         checks.append(UnitKernel(path, planned, kernel, all(part in wanted for part in kernel.split(", "))))
     return checks
 
@@ -108,7 +125,9 @@ def _products_by_name(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 
 def _products_by_tensor(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     """Products by the tensor they make. Convolutions in blocked layout have no other name: `<tensor>_nchwc`."""
-    named = {_plain(node.name): node for node in graph.node if node.op_type in _PRODUCTS and node.name.endswith("_nchwc")}
+    named = {
+        _plain(node.name): node for node in graph.node if node.op_type in _PRODUCTS and node.name.endswith("_nchwc")
+    }
     return {output: node for node in graph.node if node.op_type in _PRODUCTS for output in node.output} | named
 
 
@@ -119,7 +138,9 @@ def _plain(name: str) -> str:
 
 
 def _behind(graph: onnx.GraphProto, node: onnx.NodeProto) -> Iterator[str]:
-    """The tensor that a node makes, and those behind it that only element-wise operators separate: a fusion takes the last one's name."""
+    """The tensor that a node makes, and those behind it that only element-wise operators separate: a fusion takes the
+    last one's name.
+    """
     readers: dict[str, list[onnx.NodeProto]] = {}
     for other in graph.node:
         for name in other.input:

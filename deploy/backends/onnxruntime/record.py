@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from calib.errors import UserError
-from calib.storage import Amount, Count, FileRecord, Record, read_record, write_record
+from calib.files.storage import Amount, Count, FileRecord, Record, read_record, write_record
 
 ENGINE_FILE = "engine.json"
-_SESSION_KEYS = frozenset({"session.disable_quant_qdq", "session.qdq_matmulnbits_accuracy_level", "session.x64quantprecision"})
+_SESSION_KEYS = frozenset(
+    {"session.disable_quant_qdq", "session.qdq_matmulnbits_accuracy_level", "session.x64quantprecision"}
+)
 _OPTIMIZERS = frozenset({"WeightBiasQuantization", "MatMulAddFusion"})
 _PROVIDER_OPTIONS: Mapping[str, frozenset[str]] = {
     "CPUExecutionProvider": frozenset(),
@@ -26,7 +28,9 @@ Threads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 
 class TensorRow(Record, frozen=True, kw_only=True):
-    """An input or output: its shape in numbers or names of free dimensions, its dtype as ONNX Runtime writes it (`tensor(float)`)."""
+    """An input or output: its shape in numbers or names of free dimensions, its dtype as ONNX Runtime writes it
+    (`tensor(float)`).
+    """
 
     name: str
     shape: tuple[int | str | None, ...]
@@ -36,8 +40,8 @@ class TensorRow(Record, frozen=True, kw_only=True):
 class OrtEngineRecord(Record, frozen=True, kw_only=True):
     """One engine: session settings, what it was built from and with, inputs and outputs.
 
-    `providers` are names of execution providers, or pairs of a name and its options. `build_seconds` is the time to optimise the graph and
-    to create the session, which every load takes again.
+    `providers` are names of execution providers, or pairs of a name and its options. `build_seconds` is the time to
+    optimise the graph and to create the session, which every load takes again.
     """
 
     sha256: str
@@ -57,7 +61,8 @@ class OrtEngineRecord(Record, frozen=True, kw_only=True):
         # a file from somebody else must not make ONNX Runtime load or write other files
         if not _SESSION_KEYS.issuperset(self.session_config):
             raise ValueError(
-                f"session_config has keys that no engine of smpq has: {sorted(set(self.session_config) - _SESSION_KEYS)}"
+                f"session_config has keys that no engine of smpq has: "
+                f"{sorted(set(self.session_config) - _SESSION_KEYS)}"
             )
         if not _OPTIMIZERS.issuperset(self.disabled_optimizers):
             raise ValueError("disabled_optimizers names one that no engine of smpq leaves out")
@@ -85,7 +90,9 @@ def find_record(engine: Path) -> OrtEngineRecord:
         raise UserError(f"there is no engine {engine}: build it first")
     file = engine.with_name(ENGINE_FILE)
     if not file.is_file():
-        raise UserError(f"{file} is missing: without it nobody knows how {engine.name} has to be loaded; build the engine again")
+        raise UserError(
+            f"{file} is missing: without it nobody knows how {engine.name} has to be loaded; build the engine again"
+        )
     engines = read_record(file, EnginesFile, _REPAIR).engines
     if engine.name not in engines:
         raise UserError(f"{file} has no entry for {engine.name}: build the engine again")

@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX: build a plan from an ONNX file, read back its kernels, check them against the policy.
 
-One code path serves both runtimes. Networks are strongly typed and no precision is ever set: the types written in the ONNX file are
-the types of the engine.
+One code path serves both runtimes. Networks are strongly typed and no precision is ever set: the types written in the
+ONNX file are the types of the engine.
 """
 
 from deploy.backends.tensorrt.build import BuildFailed, BuildRecord, build_plan

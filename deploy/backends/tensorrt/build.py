@@ -12,13 +12,13 @@ from typing import Any
 from calib.errors import UserError
 from deploy.backends.tensorrt.kernels import Kernel, kernels_from_log
 from deploy.backends.tensorrt.runtime import load
-from deploy.on_device import errors as on_device
-from deploy.on_device.cuda import open_cuda
-from deploy.on_device.gpu import Gpu, gpu_of
-from deploy.on_device.plan_cache import BuiltPlan, write_bytes
-from deploy.on_device.trt import layers_of_plan
-from deploy.on_device.trt_build import TrtSettings, build
-from deploy.on_device.trt_log import Message
+from deploy.runner import errors as on_device
+from deploy.runner.cuda import open_cuda
+from deploy.runner.gpu import Gpu, gpu_of
+from deploy.runner.plan_cache import BuiltPlan, write_bytes
+from deploy.runner.trt import layers_of_plan
+from deploy.runner.trt_build import TrtSettings, build
+from deploy.runner.trt_log import Message
 
 SCHEMA_VERSION = 2
 
@@ -29,13 +29,16 @@ _WEIGHTS_MEMORY = re.compile(r"Total Weights Memory: (\d+) bytes")
 class BuildRecord:
     """What a plan was built from, with what, and what came out.
 
-    1. `compute_capability` is None when none was asked for: TensorRT builds for the GPU of the machine, TensorRT-RTX for all.
-    2. `device` is the GPU that it was built on and its compute capability, None where there was none or Python could not reach it.
-    3. `weights_memory_bytes` is the builder's own figure and the one to compare sizes by: the code of the kernels can be most of
-       `plan_bytes` of a small network. It is None when the builder did not say.
-    4. `kernels` come from the engine inspector where there is a GPU, else from the builder's log. They are empty when that held no
-       list of kernels that could be read; a warning then says so.
-    5. `timing_cache_sha256` is the hash of the timing cache after the build, None without one: TensorRT-RTX times no kernels.
+    1. `compute_capability` is None when none was asked for: TensorRT builds for the GPU of the machine, TensorRT-RTX
+       for all.
+    2. `device` is the GPU that it was built on and its compute capability, None where there was none or Python could
+       not reach it.
+    3. `weights_memory_bytes` is the builder's own figure and the one to compare sizes by: the code of the kernels can
+       be most of `plan_bytes` of a small network. It is None when the builder did not say.
+    4. `kernels` come from the engine inspector where there is a GPU, else from the builder's log. They are empty when
+       that held no list of kernels that could be read; a warning then says so.
+    5. `timing_cache_sha256` is the hash of the timing cache after the build, None without one: TensorRT-RTX times no
+       kernels.
     6. `from_cache`: the same had been built before, and `seconds` is what it took then.
     """
 
@@ -68,18 +71,23 @@ class BuildRecord:
     def from_json(cls, data: Mapping[str, Any]) -> BuildRecord:
         """Read back `to_json`; raises UserError when a field is missing or the schema version is another."""
         if data.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"build record of schema version {data.get('schema_version')!r}, not {SCHEMA_VERSION}: build again")
+            raise UserError(
+                f"build record of schema version {data.get('schema_version')!r}, not {SCHEMA_VERSION}: build again"
+            )
         try:
             fields = {name: data[name] for name in cls.__dataclass_fields__}
             kernels = tuple(Kernel.from_json(kernel) for kernel in fields["kernels"])
         except (KeyError, TypeError) as error:
             raise UserError(f"damaged build record ({error!r}): build again") from error
-        return cls(**{**fields, "flags": tuple(fields["flags"]), "warnings": tuple(fields["warnings"]), "kernels": kernels})
+        return cls(
+            **{**fields, "flags": tuple(fields["flags"]), "warnings": tuple(fields["warnings"]), "kernels": kernels}
+        )
 
 
 @dataclass(frozen=True)
 class BuildFailed:
-    """The runtime refused the file: the reason in its own words, everything it had to say, and the ONNX nodes that it blames, if any.
+    """The runtime refused the file: the reason in its own words, everything it had to say, and the ONNX nodes that it
+    blames, if any.
 
     A node is named after its unit, with a part behind a slash where it is not the product itself: `layer1.0.conv1`,
     `layer1.0.conv1/DQw`. So the units to avoid can be told.
@@ -112,10 +120,11 @@ def build_plan(
 ) -> BuildRecord | BuildFailed:
     """Build `onnx` into `plan` with `runtime`, one of `RUNTIMES`, and return the record of it.
 
-    `compute_capability` (as in `sm86`) is for tensorrt-rtx, which needs no GPU to build. `batch_sizes` are the smallest, the usual and
-    the largest batch, for inputs whose first dimension is free. `cache` is a directory that keeps plans and measured kernel times, so that
-    nothing is built twice. A file that does not parse or build is a `BuildFailed`, and then `plan` is left as it was. Raises UserError when
-    `onnx` is missing, the runtime is not installed or does not know the compute capability.
+    `compute_capability` (as in `sm86`) is for tensorrt-rtx, which needs no GPU to build. `batch_sizes` are the
+    smallest, the usual and the largest batch, for inputs whose first dimension is free. `cache` is a directory that
+    keeps plans and measured kernel times, so that nothing is built twice. A file that does not parse or build is a
+    `BuildFailed`, and then `plan` is left as it was. Raises UserError when `onnx` is missing, the runtime is not
+    installed or does not know the compute capability.
     """
     module = load(runtime)
     if not onnx.is_file():
@@ -167,10 +176,13 @@ def _weights_memory_bytes(messages: Sequence[Message]) -> int | None:
     return int(found[-1][1]) if found else None
 
 
-def _kernels_and_warnings(module: ModuleType, built: BuiltPlan, device: str | None) -> tuple[tuple[Kernel, ...], tuple[str, ...]]:
+def _kernels_and_warnings(
+    module: ModuleType, built: BuiltPlan, device: str | None
+) -> tuple[tuple[Kernel, ...], tuple[str, ...]]:
     warnings = [message.text.strip() for message in built.messages if message.severity == "WARNING"]
     kernels: tuple[Kernel, ...] = ()
-    # The plan is good even where it cannot be described, as one for another GPU; only the check against the policy has to do without.
+    # The plan is good even where it cannot be described, as one for another GPU; only the check against the policy has
+    # to do without.
     if device is not None:
         try:
             kernels = tuple(Kernel.from_json(layer) for layer in layers_of_plan(module, built.content))
@@ -182,5 +194,7 @@ def _kernels_and_warnings(module: ModuleType, built: BuiltPlan, device: str | No
         except ValueError as error:
             warnings.append(str(error))
     if not kernels:
-        warnings.append("neither inspector nor log holds a list of kernels: the plan cannot be checked against the policy")
+        warnings.append(
+            "neither inspector nor log holds a list of kernels: the plan cannot be checked against the policy"
+        )
     return kernels, tuple(dict.fromkeys(warnings))

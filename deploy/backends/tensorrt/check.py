@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calib.formats import FP16, FP32, Format
+from calib.formats.format import FP16, FP32, Format
 from deploy.backends.tensorrt.kernels import Kernel
 
 SCHEMA_VERSION = 1
 
 _PRODUCTS = ("correlation", "gemm", "runtime_fusion")
-# TensorRT 10's inspector: CaskConvolution, CaskGemmConvolution, CaskGemmMatrixMultiply, ...; as published by its users, not seen here.
+# TensorRT 10's inspector: CaskConvolution, CaskGemmConvolution, CaskGemmMatrixMultiply, ...; as published by its users,
+# not seen here.
 _PRODUCT_PREFIX = "Cask"
 _FLOAT_NAMES = {"Half": "fp16", "Float": "fp32", "TF32": "tf32", "BFloat16": "bf16"}
 _INTEGERS = {"Int4": 4, "Int8": 8}
@@ -20,12 +21,14 @@ _INTEGERS = {"Int4": 4, "Int8": 8}
 
 @dataclass(frozen=True)
 class UnitCheck:
-    """One unit: its path (with `#k` for a repeat), what was planned, what its kernel computes in, whether that is the same.
+    """One unit: its path (with `#k` for a repeat), what was planned, what its kernel computes in, whether that is the
+    same.
 
     `found` is one of
 
     1. `int8`: integer weight and integer input;
-    2. `int4-weight-only`, `int8-weight-only`: the integers are a constant of the kernel that multiplies, the input is float;
+    2. `int4-weight-only`, `int8-weight-only`: the integers are a constant of the kernel that multiplies, the input is
+       float;
     3. `dequantized`: a kernel of its own turns the weight into floats on every run, then a float kernel multiplies;
     4. `fp16`, `fp32`, `tf32`, `bf16`: nothing is quantised;
     5. `missing`: no kernel names the unit; `kernel` is empty.
@@ -63,8 +66,8 @@ def check_units(kernels: Sequence[Kernel], planned: Mapping[str, Format]) -> lis
 
     1. `w8a8` with `int8`;
     2. `w4a16b128` with `int4-weight-only` alone, because blocks are there to be fused;
-    3. `w4a16` and `w8a16`, with or without a block for the latter, with the fused kernel or with `dequantized` from the same bits,
-       since which of the two it is depends on the operator (the capability table knows);
+    3. `w4a16` and `w8a16`, with or without a block for the latter, with the fused kernel or with `dequantized` from the
+       same bits, since which of the two it is depends on the operator (the capability table knows);
     4. `fp16` with itself; `fp32` also with `tf32`.
     """
     dequantized = _dequantized_bits(kernels)
@@ -76,7 +79,8 @@ def _check(path: str, planned: Format, kernels: Sequence[Kernel], dequantized: M
     if kernel is None:
         return UnitCheck(path, planned, "missing", agrees=False, kernel="")
     stored = min(
-        (_INTEGERS[tensor.dtype] for tensor in kernel.constants if _is_integer_weight(tensor.dtype, tensor.shape)), default=0
+        (_INTEGERS[tensor.dtype] for tensor in kernel.constants if _is_integer_weight(tensor.dtype, tensor.shape)),
+        default=0,
     )
     unpacked = min((dequantized[tensor.name] for tensor in kernel.inputs if tensor.name in dequantized), default=0)
     if stored:
@@ -105,12 +109,15 @@ def _expected(planned: Format) -> tuple[str, ...]:
 
 
 def _product_kernel(path: str, kernels: Sequence[Kernel]) -> Kernel | None:
-    """Find the kernel that multiplies. The unit's name also stands on what was fused around it: padding, scales, the epilogue."""
+    """Find the kernel that multiplies. The unit's name also stands on what was fused around it: padding, scales, the
+    epilogue.
+    """
     own = [kernel for kernel in kernels if path in kernel.onnx_nodes]
     for kernel in own:
         if kernel.kind in _PRODUCTS or kernel.kind.startswith(_PRODUCT_PREFIX):
             return kernel
-    # With a single row of input the product is generated code, and holds its weight as a constant or reads it dequantised.
+    # With a single row of input the product is generated code, and holds its weight as a constant or reads it
+    # dequantised.
     for kernel in own:
         if kernel.inputs and any(tensor.is_matrix for tensor in kernel.constants):
             return kernel
@@ -125,7 +132,9 @@ def _dequantized_bits(kernels: Iterable[Kernel]) -> dict[str, int]:
         if not kernel.outputs or any(tensor.name not in from_constants for tensor in kernel.inputs):
             continue
         from_constants.update(tensor.name for tensor in kernel.outputs)
-        widths = [_INTEGERS[tensor.dtype] for tensor in kernel.constants if _is_integer_weight(tensor.dtype, tensor.shape)]
+        widths = [
+            _INTEGERS[tensor.dtype] for tensor in kernel.constants if _is_integer_weight(tensor.dtype, tensor.shape)
+        ]
         widths += [bits[tensor.name] for tensor in kernel.inputs if tensor.name in bits]
         if widths:
             bits.update((tensor.name, min(widths)) for tensor in kernel.outputs)

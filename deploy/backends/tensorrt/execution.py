@@ -11,13 +11,15 @@ import numpy.typing as npt
 
 from calib.errors import UserError
 from deploy.backends.tensorrt.runtime import load
-from deploy.on_device.cuda import Cuda, open_cuda
-from deploy.on_device.errors import BuildFailed, DeviceError, MissingModule
-from deploy.on_device.trt import TrtEngine
+from deploy.runner.cuda import Cuda, open_cuda
+from deploy.runner.errors import BuildFailed, DeviceError, MissingModule
+from deploy.runner.trt import TrtEngine
 
 
 def gpu_compute_capability() -> str:
-    """Return the compute capability of this machine's GPU, as in `sm86`; UserError with what is needed when there is none."""
+    """Return the compute capability of this machine's GPU, as in `sm86`; UserError with what is needed when there is
+    none.
+    """
     cuda = _opened()
     major, minor = cuda.compute_capability()
     cuda.close()
@@ -27,7 +29,8 @@ def gpu_compute_capability() -> str:
 def open_plan(plan: Path, runtime: str, inputs: Mapping[str, npt.NDArray[Any]]) -> TrtEngine:
     """Load a plan with one batch of inputs by name; the engine is run, timed and closed by its methods.
 
-    Raises UserError when the plan or a GPU is missing, when the plan is for another GPU or version, or does not take the inputs.
+    Raises UserError when the plan or a GPU is missing, when the plan is for another GPU or version, or does not take
+    the inputs.
     """
     if not plan.is_file():
         raise UserError(f"{plan} is missing: build it with smpq build")

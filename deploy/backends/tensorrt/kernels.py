@@ -1,4 +1,6 @@
-"""Which kernels a plan consists of, as the builder's verbose log tells; the engine inspector tells the same where there is a GPU."""
+"""Which kernels a plan consists of, as the builder's verbose log tells; the engine inspector tells the same where there
+is a GPU.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.on_device.trt_layers import nodes_from_metadata, trt_type_name
+from deploy.runner.trt_layers import nodes_from_metadata, trt_type_name
 
-# One line per kernel. A name is free text and may hold commas and brackets, so the line is split at its keys, not at its commas.
+# One line per kernel. A name is free text and may hold commas and brackets, so the line is split at its keys, not at
+# its commas.
 _LINE = re.compile(
     r"Name: (?P<name>.*), LayerType: (?P<kind>\S+), Inputs: \[(?P<inputs>.*)\], Constants: \[(?P<constants>.*)\]"
     r", Outputs: \[(?P<outputs>.*)\], TacticName: .*, Metadata: (?P<metadata>.*)"
@@ -19,7 +22,9 @@ _TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d, ]*)
 
 @dataclass(frozen=True)
 class KernelTensor:
-    """A tensor of a kernel: its name in the engine, its type in the builder's words (Half, Float, Int8, Int4, ...), its shape."""
+    """A tensor of a kernel: its name in the engine, its type in the builder's words (Half, Float, Int8, Int4, ...), its
+    shape.
+    """
 
     name: str
     dtype: str
@@ -27,7 +32,9 @@ class KernelTensor:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether at least two dimensions are longer than 1, as in a weight and unlike in a scale or bias per channel."""
+        """Whether at least two dimensions are longer than 1, as in a weight and unlike in a scale or bias per
+        channel.
+        """
         return sum(size > 1 for size in self.shape) > 1
 
     def to_json(self) -> dict[str, Any]:
@@ -44,8 +51,8 @@ class KernelTensor:
 class Kernel:
     """One kernel of the engine, fused from any number of ONNX nodes.
 
-    1. `kind` in the builder's words: `correlation` is a convolution, `gemm` and `runtime_fusion` are matrix products, `kgen` is
-       generated code: pointwise work and, for a single row of input, matrix-vector products too.
+    1. `kind` in the builder's words: `correlation` is a convolution, `gemm` and `runtime_fusion` are matrix products,
+       `kgen` is generated code: pointwise work and, for a single row of input, matrix-vector products too.
     2. `onnx_nodes` are the names of the nodes it came from. One node may come back in several kernels.
     """
 
@@ -70,14 +77,18 @@ class Kernel:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Kernel:
         """Read back `to_json`."""
-        tensors = {key: tuple(KernelTensor.from_json(item) for item in data[key]) for key in ("inputs", "constants", "outputs")}
+        tensors = {
+            key: tuple(KernelTensor.from_json(item) for item in data[key]) for key in ("inputs", "constants", "outputs")
+        }
         return cls(kind=data["kind"], name=data["name"], onnx_nodes=tuple(data["onnx_nodes"]), **tensors)
 
 
 def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
-    """Return the kernels in the order they run, from the texts of a verbose log of a build with detailed profiling verbosity.
+    """Return the kernels in the order they run, from the texts of a verbose log of a build with detailed profiling
+    verbosity.
 
-    Returns an empty tuple when the log holds no list of kernels. Raises ValueError when it holds one that this code cannot read.
+    Returns an empty tuple when the log holds no list of kernels. Raises ValueError when it holds one that this code
+    cannot read.
     """
     lists = (message for message in messages if message.startswith("Layers:\n"))
     return tuple(_kernel_from_line(line) for message in lists for line in _lines(message))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 from deploy.backends.tensorrt.kernels import Kernel
-from deploy.run.files.profile import Role
+from deploy.files.profile import Role
 
 _GENERATED = re.compile(r"^__my[le]n?_(?P<words>[A-Za-z]+?)_myl")
-"""Names of generated kernels of TensorRT-RTX 1.7 and of the same compiler in TensorRT 10 and 11, as in `__myl_MulMinMaxRounCast_myl0_0`."""
+"""Names of generated kernels of TensorRT-RTX 1.7 and of the same compiler in TensorRT 10 and 11, as in
+`__myl_MulMinMaxRounCast_myl0_0`.
+"""
 _WORD = re.compile(r"[A-Z][a-z0-9]*")
 _COPIES = {"Move", "Copy"}
 _REFORMATS = _COPIES | {"Tran", "Resh", "Cast", "Slic", "Conc", "Repl", "Pad", "Sque", "Unsq"}

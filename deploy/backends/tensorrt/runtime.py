@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 
 from calib.errors import UserError
-from deploy.on_device.errors import DeviceError, MissingModule
-from deploy.on_device.trt_log import load_module
+from deploy.runner.errors import DeviceError, MissingModule
+from deploy.runner.trt_log import load_module
 
 RUNTIMES = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
 """Name of each runtime, as in the target's name, and the extra of this package that installs it."""

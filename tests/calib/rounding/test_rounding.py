@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from calib.errors import UserError
-from calib.quantizer import QuantizedWeight, weight_limits
+from calib.formats.integers import QuantizedWeight, weight_limits
 from calib.rounding import ROUNDINGS, Moments, gptq, round_gptq, round_nearest, rounding_from_name
 from calib.rounding.base import search_scale
 
@@ -167,7 +167,9 @@ def test_searching_the_step_with_gptq_itself_beats_the_step_for_nearest_rounding
 
 
 def dead_and_huge(groups_of: int = 9) -> Moments:
-    """Depthwise channels: usual ones, nearly dead, dead, equal taps, one huge column, and rounding errors below zero."""
+    """Depthwise channels: usual ones, nearly dead, dead, equal taps, one huge column, and rounding errors below
+    zero.
+    """
     x = torch.randn(500, groups_of, generator=torch.Generator().manual_seed(2))
     found = [(x * scale).T @ (x * scale) / 500 for scale in (1.0, 1e-4, 1e-10, 1e-20, 1e-25, 0.0, 1e10, 1e15)]
     equal = x[:, :1].expand(-1, groups_of)

@@ -114,7 +114,8 @@ def test_a_file_of_python_2(cifar10_like):
     assert labels.tolist() == [7]
 
 
-# an array of objects is made from bytes, and one of them is replaced: the old one, which is no object, would be released
+# an array of objects is made from bytes, and one of them is replaced: the old one, which is no object, would be
+# released
 CORRUPTING = b"\x80\x05cnumpy\nndarray\n(K\x01\x85VO\n\x96" + struct.pack("<Q", 8) + b"AAAAAAAAtRK\x00Ns."
 BOMBS = {
     "values that are announced": b"\x8e" + struct.pack("<Q", 2**33),

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from calib.formats import FP32, Format
+from calib.formats.format import FP32, Format
 from deploy.backends.tensorrt import BuildFailed, BuildRecord, UnitCheck, build_plan, check_units
 from tests.deploy.backends.graphs import Layer, one_layer
 
@@ -17,13 +17,17 @@ W8A8, W8, W4, W4B32 = (Format.from_text(text) for text in ("w8a8", "w8a16", "w4a
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 
 
-def build(model: onnx.ModelProto, folder: Path, compute_capability: str | None = "sm86", **options) -> BuildRecord | BuildFailed:
+def build(
+    model: onnx.ModelProto, folder: Path, compute_capability: str | None = "sm86", **options
+) -> BuildRecord | BuildFailed:
     source = folder / "model.onnx"
     onnx.save(model, source)
     return build_plan(source, folder / "model.plan", "tensorrt-rtx", compute_capability, **options)
 
 
-def build_layer(layer: Layer, folder: Path, compute_capability: str | None = "sm86", opset: int = 21) -> BuildRecord | BuildFailed:
+def build_layer(
+    layer: Layer, folder: Path, compute_capability: str | None = "sm86", opset: int = 21
+) -> BuildRecord | BuildFailed:
     return build(one_layer(layer, half=layer.format != FP32, opset=opset), folder, compute_capability)
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from calib.formats import Format
+from calib.formats.format import Format
 from deploy.targets.target import CONVOLUTIONS
 
 Array = npt.NDArray[np.generic]
@@ -23,7 +23,9 @@ ROWS = 5
 
 @dataclass
 class Graph:
-    """Collects nodes and constants. 1. A constant is named by its place in the graph. 2. A node's only output carries its name."""
+    """Collects nodes and constants. 1. A constant is named by its place in the graph. 2. A node's only output carries
+    its name.
+    """
 
     float_type: int = TensorProto.FLOAT
     opset: int = 21
@@ -132,7 +134,9 @@ def add_weight(graph: Graph, layer: Layer) -> str:
     names = [
         graph.constant(f"{layer.name}.weight", integers),
         graph.scale(f"{layer.name}.weight.scale", scales),
-        graph.constant(f"{layer.name}.weight.zero_point", np.full(scales.shape, layer.weight_zero_point, integers.dtype)),
+        graph.constant(
+            f"{layer.name}.weight.zero_point", np.full(scales.shape, layer.weight_zero_point, integers.dtype)
+        ),
     ]
     return graph.node("DequantizeLinear", f"{layer.name}/DQw", names, **attributes)
 

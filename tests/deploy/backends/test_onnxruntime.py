@@ -24,7 +24,7 @@ from deploy.backends.onnxruntime import (
     unit_kernels,
 )
 from deploy.backends.tensorrt.build import BuildFailed
-from deploy.lower import lower
+from deploy.lowering.lower import lower
 from deploy.targets.target import target_from_name
 from tests.deploy.networks import mlp, relative_error, residual
 
@@ -84,7 +84,9 @@ def test_a_float_layer_between_integers_is_not_quantised_behind_our_back(tmp_pat
     assert "WeightBiasQuantization" in record.disabled_optimizers
     assert unit_kernels(engine, exported.units)["a"] == "Conv"
     # what would happen otherwise
-    assert "QLinearConv" in {kind for name, kind in _operators(lowered.path, tmp_path).items() if name.startswith("a_token")}
+    assert "QLinearConv" in {
+        kind for name, kind in _operators(lowered.path, tmp_path).items() if name.startswith("a_token")
+    }
     stolen = check_units({"a": "QLinearConv"}, {"a": lowered.plan.formats["a"]})
     assert not stolen[0].agrees
 
@@ -118,10 +120,13 @@ def test_activations_are_uint8_because_int8_does_not_absorb_the_relu(tmp_path):
 
 
 def test_eight_bit_weights_do_not_overflow(tmp_path):
-    # CPUs without VNNI sum two products in 16 bits, and 255 * 127 * 2 does not fit. A layer of the largest weights shows it.
+    # CPUs without VNNI sum two products in 16 bits, and 255 * 127 * 2 does not fit. A layer of the largest weights
+    # shows it.
     exported = mlp()
     plan, _ = exported.plan(exported.formats("w8a8"), "ort-cpu")
-    largest = {path: replace(weight, integers=torch.full_like(weight.integers, 127)) for path, weight in plan.weights.items()}
+    largest = {
+        path: replace(weight, integers=torch.full_like(weight.integers, 127)) for path, weight in plan.weights.items()
+    }
     model, inputs = tmp_path / "model.onnx", (exported.batch.numpy() + 2,)
     lower(exported.path, replace(plan, weights=largest), exported.units, target_from_name("ort-cpu"), model)
     results = {}
@@ -136,7 +141,8 @@ def test_eight_bit_weights_do_not_overflow(tmp_path):
 
 
 def test_a_weight_of_eight_bits_used_twice_builds(tmp_path):
-    # With one stored copy ONNX Runtime fails where it has to rewrite the weight: "Attempt to replace the existing tensor".
+    # With one stored copy ONNX Runtime fails where it has to rewrite the weight: "Attempt to replace the existing
+    # tensor".
     exported = residual()
     engine, _, _ = _engine(exported, tmp_path, "w8a8")
     assert unit_kernels(engine, exported.units)["twice"] == "QLinearConv"
@@ -196,11 +202,19 @@ def test_a_file_that_onnxruntime_refuses_is_a_value_and_leaves_nothing(tmp_path)
         (lambda engine, file: file.unlink(), "is missing"),
         (lambda engine, file: file.write_text(file.read_text()[:50]), "is not valid JSON"),
         (lambda engine, file: file.write_text("[]"), "expected `object`, got `array`"),
-        (lambda engine, file: file.write_text('{"schema": 99, "engines": {}}'), "schema 99, this version of smpq reads schema 1"),
-        (lambda engine, file: file.write_text('{"schema": 1, "engines": {}}'), "has no entry for"),
-        (lambda engine, file: file.write_text(json.dumps({"schema": 1, "engines": {engine.name: {}}})), "missing required field"),
         (
-            lambda engine, file: file.write_text(file.read_text().replace('"build_seconds": ', '"build_seconds": "a", "b": ')),
+            lambda engine, file: file.write_text('{"schema": 99, "engines": {}}'),
+            "schema 99, this version of smpq reads schema 1",
+        ),
+        (lambda engine, file: file.write_text('{"schema": 1, "engines": {}}'), "has no entry for"),
+        (
+            lambda engine, file: file.write_text(json.dumps({"schema": 1, "engines": {engine.name: {}}})),
+            "missing required field",
+        ),
+        (
+            lambda engine, file: file.write_text(
+                file.read_text().replace('"build_seconds": ', '"build_seconds": "a", "b": ')
+            ),
             "damaged",
         ),
         (
@@ -211,10 +225,15 @@ def test_a_file_that_onnxruntime_refuses_is_a_value_and_leaves_nothing(tmp_path)
             "session_config has keys that no engine of smpq has",
         ),
         (
-            lambda engine, file: file.write_text(file.read_text().replace("CPUExecutionProvider", "ShellExecutionProvider")),
+            lambda engine, file: file.write_text(
+                file.read_text().replace("CPUExecutionProvider", "ShellExecutionProvider")
+            ),
             "providers names 'ShellExecutionProvider'",
         ),
-        (lambda engine, file: engine.write_bytes(engine.read_bytes()[:2000]), "is not the file that engine.json describes"),
+        (
+            lambda engine, file: engine.write_bytes(engine.read_bytes()[:2000]),
+            "is not the file that engine.json describes",
+        ),
     ],
 )
 def test_missing_and_damaged_files_are_user_errors(tmp_path, damage, message):

@@ -9,9 +9,9 @@ import onnxruntime
 import pytest
 
 from calib.errors import UserError
-from calib.storage import plain, record_from_text
+from calib.files.storage import plain, record_from_text
 from deploy.backends.onnxruntime import OrtEngineRecord, build_engine, load_engine, session_settings
-from deploy.on_device.ort import open_session
+from deploy.runner.ort import open_session
 from deploy.targets.target import target_from_name
 from tests.deploy.networks import constants, mlp, nodes, quantisers, relative_error, residual
 
@@ -44,7 +44,9 @@ def test_tensorrt_gets_its_options_and_no_optimiser_before_it(tmp_path):
 
 @pytest.mark.parametrize("network", [mlp, residual])
 def test_integer_weights_and_qdq_nodes_reach_the_providers_as_they_were_lowered(network, tmp_path):
-    """ONNX Runtime's optimisers are the same in its build for the CPU, where the graph that a provider gets can be written to a file."""
+    """ONNX Runtime's optimisers are the same in its build for the CPU, where the graph that a provider gets can be
+    written to a file.
+    """
     exported = network()
     lowered = exported.lower(exported.formats("w8a8"), "ort-tensorrt", tmp_path)
     settings = session_settings(lowered.path, target_from_name("ort-tensorrt").providers)
@@ -72,7 +74,10 @@ def test_a_record_with_options_round_trips(tmp_path):
     exported = mlp()
     record = build_engine(exported.lower(exported.formats("fp32"), "ort-cpu", tmp_path).path, tmp_path / "engine.onnx")
     assert isinstance(record, OrtEngineRecord)
-    data = {**plain(record), "providers": [["TensorrtExecutionProvider", {"trt_int8_enable": "True"}], "CPUExecutionProvider"]}
+    data = {
+        **plain(record),
+        "providers": [["TensorrtExecutionProvider", {"trt_int8_enable": "True"}], "CPUExecutionProvider"],
+    }
     assert plain(record_from_text(json.dumps(data), OrtEngineRecord, "engine.json", "")) == data
 
 
@@ -95,5 +100,7 @@ def test_cuda_gets_blocks_in_half_precision_and_a_free_batch(texts, tmp_path):
 
 def test_the_tensorrt_provider_gets_what_tensorrt_gets(tmp_path):
     exported = residual()
-    ours, theirs = (exported.lower(exported.formats("w8a8", "fp16"), name, tmp_path) for name in ("ort-tensorrt", "tensorrt"))
+    ours, theirs = (
+        exported.lower(exported.formats("w8a8", "fp16"), name, tmp_path) for name in ("ort-tensorrt", "tensorrt")
+    )
     assert ours.path.read_bytes() == theirs.path.read_bytes()

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto
 
 from calib.errors import UserError
-from calib.formats import FP16, Format
+from calib.formats.format import FP16, Format
 from deploy.backends.tensorrt import (
     RUNTIMES,
     BuildFailed,
@@ -27,7 +27,7 @@ from deploy.backends.tensorrt import (
     load,
     open_plan,
 )
-from deploy.on_device import cuda_driver
+from deploy.runner import cuda_driver
 from deploy.targets.target import capability, target_from_name
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, check_layer, needs_rtx, reason_of
 from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer, one_layer
@@ -37,7 +37,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @needs_rtx
 def test_four_bits_stay_four_bits_in_the_plan(tmp_path):
-    size = {str(format_): build_layer(Layer("linear", format_), tmp_path).weights_memory_bytes for format_ in (FP16, W8, W4B32)}
+    size = {
+        str(format_): build_layer(Layer("linear", format_), tmp_path).weights_memory_bytes
+        for format_ in (FP16, W8, W4B32)
+    }
     elements = 256 * 256
     assert size["fp16"] >= 2 * elements
     assert elements <= size["w8a16"] < 1.1 * elements
@@ -60,7 +63,9 @@ def test_a_convolution_with_block_scales_does_not_parse(tmp_path):
 
 @needs_rtx
 def test_unsigned_activations_are_refused(tmp_path):
-    """With zero point 0 the parser warns and reads them as INT8; a plan that cuts off at 127 is not what the file says."""
+    """With zero point 0 the parser warns and reads them as INT8; a plan that cuts off at 127 is not what the file
+    says.
+    """
     unsigned = Layer("conv2d", W8A8, zero_point=np.asarray(0, np.uint8))
     assert "UINT8" in reason_of(build_layer(unsigned, tmp_path))
     assert "zero point" in reason_of(build_layer(Layer("conv2d", W8A8, affine=True), tmp_path))
@@ -83,8 +88,12 @@ def test_an_integer_bias_does_not_parse(operator, tmp_path):
 
 @needs_rtx
 def test_blocks_that_do_not_divide_the_inputs(tmp_path):
-    """The parser goes by the number of scales, so a wrong block size passes unseen: the capability table must stand before it."""
-    assert "whole blocks" in reason_of(build_layer(Layer("linear", Format.from_text("w4a16b48"), block_rows=5), tmp_path))
+    """The parser goes by the number of scales, so a wrong block size passes unseen: the capability table must stand
+    before it.
+    """
+    assert "whole blocks" in reason_of(
+        build_layer(Layer("linear", Format.from_text("w4a16b48"), block_rows=5), tmp_path)
+    )
     unseen = Layer("linear", Format.from_text("w4a16b128"), in_features=250, block_rows=2)
     assert isinstance(build_layer(unseen, tmp_path), BuildRecord)
     assert capability(target_from_name("tensorrt-rtx"), "linear", unseen.format, 250).status == "refused"
@@ -238,7 +247,7 @@ def test_a_failed_build_names_the_nodes(tmp_path):
 STAND_IN_BUILD = """
 import hashlib, json, sys
 from pathlib import Path
-from calib.formats import Format
+from calib.formats.format import Format
 from deploy.backends.tensorrt import build_plan, check_units, load
 folder = Path(sys.argv[1])
 assert load("tensorrt").__name__ == "tensorrt"
@@ -285,7 +294,9 @@ def test_the_tensorrt_module_takes_the_same_path(tmp_path):
     onnx.save(one_layer(Layer("linear", W4B32), half=True), tmp_path / "linear.onnx")
     onnx.save(one_layer(Layer("conv2d", W4B32), half=True), tmp_path / "refused.onnx")
     free = Graph(TensorProto.FLOAT16)
-    onnx.save(free.model({"x": ("n", CHANNELS, 8, 8)}, [add_layer(free, Layer("conv2d", W8A8), "x")]), tmp_path / "free.onnx")
+    onnx.save(
+        free.model({"x": ("n", CHANNELS, 8, 8)}, [add_layer(free, Layer("conv2d", W8A8), "x")]), tmp_path / "free.onnx"
+    )
     result = subprocess.run(
         ["bash", "-c", 'source "$1" && exec "$2" -c "$3" "$4"', "bash",
          str(tmp_path / "stand-in/env.sh"), sys.executable, STAND_IN_BUILD, str(tmp_path)],

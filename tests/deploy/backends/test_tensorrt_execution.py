@@ -9,7 +9,7 @@ from calib.errors import UserError
 from deploy.backends.tensorrt import PlanRunner, build, execution, gpu_compute_capability, open_plan
 from tests.deploy.backends.builds import W8A8, build_layer, needs_rtx
 from tests.deploy.backends.graphs import Layer
-from tests.deploy.on_device.fake_gpu import FakeCuda, fake_tensorrt
+from tests.deploy.runner.fake_gpu import FakeCuda, fake_tensorrt
 
 X = np.ones((2, 3), np.float32)
 
@@ -57,7 +57,9 @@ def test_what_does_not_run_is_said_in_one_message(gpu, plan):
     with pytest.raises(UserError, match=r"engine\.plan: .* takes the inputs x"):
         open_plan(plan, "tensorrt", {"y": X})
     plan.write_bytes(b"other")
-    with pytest.raises(UserError, match=r"engine\.plan does not run here .*another version\): build it on this machine"):
+    with pytest.raises(
+        UserError, match=r"engine\.plan does not run here .*another version\): build it on this machine"
+    ):
         open_plan(plan, "tensorrt", {"x": X})
     assert gpu.calls[-1] == "close"
     assert gpu.memory == {}

@@ -10,14 +10,16 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from calib.formats import FP16, Format
+from calib.formats.format import FP16, Format
 from deploy.backends.tensorrt import BuildRecord, Kernel, KernelTensor, UnitCheck, check_units, kernels_from_log
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, needs_rtx
 from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer
 
 
 def mixed_network(*, half: bool = True) -> onnx.ModelProto:
-    """Two residual blocks with names that need care: a repeat, a comma, brackets; the skip input of the first add is quantised."""
+    """Two residual blocks with names that need care: a repeat, a comma, brackets; the skip input of the first add is
+    quantised.
+    """
     graph = Graph(TensorProto.FLOAT16 if half else TensorProto.FLOAT)
     first = add_layer(graph, Layer("conv2d", W8A8, name="block.0.conv1", relu=True), "x")
     second = add_layer(graph, Layer("conv2d", W8A8, name="block.0.conv2"), first)
@@ -58,7 +60,9 @@ def test_a_policy_that_the_engine_does_not_follow_is_found_out(tmp_path):
 def linear_network(formats: dict[str, Format], rows: int, size: int = 256) -> onnx.ModelProto:
     graph, tensor = Graph(TensorProto.FLOAT16), "x"
     for name, format_ in formats.items():
-        tensor = add_layer(graph, Layer("linear", format_, name=name, in_features=size, out_features=size, relu=True), tensor)
+        tensor = add_layer(
+            graph, Layer("linear", format_, name=name, in_features=size, out_features=size, relu=True), tensor
+        )
     return graph.model({"x": (rows, size)}, [tensor])
 
 
@@ -89,7 +93,9 @@ def test_one_row_of_input_dequantises_eight_bit_weights(tmp_path):
 def test_products_that_share_their_input_may_become_one_kernel(formats, found, tmp_path):
     graph = Graph(TensorProto.FLOAT16)
     paths = dict(zip(("q", "k", "v"), formats, strict=True))
-    query, key, value = (add_layer(graph, Layer("linear_nd", format_, name=name), "x") for name, format_ in paths.items())
+    query, key, value = (
+        add_layer(graph, Layer("linear_nd", format_, name=name), "x") for name, format_ in paths.items()
+    )
     output = graph.node("Add", "second", [graph.node("Add", "first", [query, key]), value])
     checks = check_units(build(graph.model({"x": (2, 8, 256)}, [output]), tmp_path).kernels, paths)
     assert [check.found for check in checks] == found
@@ -134,7 +140,8 @@ def test_check_without_a_builder():
 def test_kernels_are_read_from_the_log():
     tensor = "{ Name: a, [b] {c}, Dimensions: [2,-1], Strides: [4,1], Datatype: Half, Format: (Linear) Row major linear format }"
     line = (
-        f"Name: x, y_myl0, LayerType: gemm, Inputs: [ {tensor}, {tensor}], Constants: [], Outputs: [ {tensor}], TacticName: t, "
+        f"Name: x, y_myl0, LayerType: gemm, Inputs: [ {tensor}, {tensor}], Constants: [], Outputs: [ {tensor}], "
+        "TacticName: t, "
         "StreamId: 0, Metadata: [ONNX Layer: one, [two]]\x1f[ONNX Layer: three]\x1e[ONNX Layer: four]"
     )
     wait = "Name: w, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, EventId: 1, Metadata: "

@@ -1,4 +1,6 @@
-"""An ssh server of asyncssh in a process of its own, with a home directory of its own: python asyncsshd.py DIRECTORY."""
+"""An ssh server of asyncssh in a process of its own, with a home directory of its own: python asyncsshd.py
+DIRECTORY.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,9 @@ async def _serve(directory: Path) -> None:
 
 
 async def _execute(process: asyncssh.SSHServerProcess[bytes], home: Path) -> None:
-    """Run a command in the home directory, as a login shell does. It goes on when the connection ends, and notices when it writes."""
+    """Run a command in the home directory, as a login shell does. It goes on when the connection ends, and notices when
+    it writes.
+    """
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "USER": getpass.getuser(), "LANG": "C.UTF-8"}
     child = subprocess.Popen(  # noqa: ASYNC220 - it only starts here, and one of asyncio would be ended with the connection
         ["sh", "-c", process.command or "exit"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -134,7 +138,9 @@ async def _execute(process: asyncssh.SSHServerProcess[bytes], home: Path) -> Non
 async def _pump(source: BinaryIO, sink: asyncssh.SSHWriter[bytes]) -> None:
     """Send what a pipe gives until it ends. When the connection has, the pipe is closed, and its writer notices."""
     reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), source)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), source
+    )
     try:
         while data := await reader.read(1 << 16):
             sink.write(data)

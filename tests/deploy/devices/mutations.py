@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from calib.errors import UserError
-from calib.storage import record_from_text
+from calib.files.storage import record_from_text
 from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
 from deploy.devices.messages import Described, Measurements
-from deploy.on_device.errors import DeviceError
-from deploy.on_device.experiment import read_experiment, read_measurements_file
-from deploy.on_device.main import run_experiment
+from deploy.runner.errors import DeviceError
+from deploy.runner.experiment import read_experiment, read_measurements_file
+from deploy.runner.main import run_experiment
 from tests.deploy.board import kernel
 from tests.deploy.experiments import broken_candidate, experiment
 
@@ -61,7 +61,9 @@ class Mutation(NamedTuple):
 
 
 def messages(directory: Path) -> list[Message]:
-    """Return the messages of an experiment with three candidates, of which one is refused, and one tells of its layers."""
+    """Return the messages of an experiment with three candidates, of which one is refused, and one tells of its
+    layers.
+    """
     wanted = experiment(directory / "models", (4, 32))
     wanted = replace(wanted, candidates=(*wanted.candidates, broken_candidate(directory)))
     bundle = directory / "bundle"
@@ -96,7 +98,9 @@ def messages(directory: Path) -> list[Message]:
 
 
 def mutations(content: bytes) -> Iterator[Mutation]:
-    """Yield changes of a message: every value replaced and deleted, fields added, lists turned round, and changes of the text."""
+    """Yield changes of a message: every value replaced and deleted, fields added, lists turned round, and changes of
+    the text.
+    """
     data = json.loads(content)
     for path in _paths(data):
         place = _shown(path)
@@ -119,7 +123,9 @@ def mutations(content: bytes) -> Iterator[Mutation]:
 
 
 def outcome(message: Message, mutation: Mutation, good: Any) -> str:
-    """Return what comes of a changed message: "refused", "equal in effect", or "accepted: " and the reason. Raises whatever else happens."""
+    """Return what comes of a changed message: "refused", "equal in effect", or "accepted: " and the reason. Raises
+    whatever else happens.
+    """
     try:
         found = message.read(mutation.content)
     except (UserError, DeviceError) as refused:
@@ -137,7 +143,8 @@ def outcome(message: Message, mutation: Mutation, good: Any) -> str:
 def _effect(found: Measurements) -> Any:
     """What the search concludes from measurements."""
     return [
-        (r.key, r.failed, r.nodes, r.ratio, r.ratio_interval, r.engine_ms, r.float_ms, r.p99_ms, r.layers) for r in found.results
+        (r.key, r.failed, r.nodes, r.ratio, r.ratio_interval, r.engine_ms, r.float_ms, r.p99_ms, r.layers)
+        for r in found.results
     ], found.machine
 
 

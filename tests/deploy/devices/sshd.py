@@ -53,7 +53,9 @@ class OpenSshServer:
         return f"-i {self.directory}/user_key -o IdentitiesOnly=yes -F none -o UserKnownHostsFile={self.directory}/known_hosts"
 
     def cut_connections(self) -> int:
-        """Kill the processes that serve the connections, as when a network fails; returns how many. What they started goes on."""
+        """Kill the processes that serve the connections, as when a network fails; returns how many. What they started
+        goes on.
+        """
         serving = [pid for pid in _descendants(self.process.pid) if _command(pid).startswith("sshd")]
         for pid in serving:
             os.kill(pid, signal.SIGKILL)

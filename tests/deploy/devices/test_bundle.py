@@ -11,9 +11,9 @@ import pytest
 from calib.errors import UserError
 from deploy.devices.bundle import asked_of, check_models, inputs_name, keep_asked, read_measurements, write_bundle
 from deploy.devices.checks import keys_of
-from deploy.on_device.errors import DeviceError
-from deploy.on_device.main import run_experiment
-from deploy.onnx_files import load_model, save_model, sha256
+from deploy.lowering.onnx_files import load_model, save_model, sha256
+from deploy.runner.errors import DeviceError
+from deploy.runner.main import run_experiment
 from tests.deploy.board import NO_FIGURES
 from tests.deploy.experiments import candidate, experiment
 
@@ -35,7 +35,9 @@ def test_what_is_written(wanted, tmp_path):
     files = write_bundle(wanted, tmp_path / "bundle")
     names = [f"{c.name}.onnx" for c in (wanted.float_, *wanted.candidates)]
     assert [file.name for file in files] == [*names, inputs_name(wanted), "runner.py", "experiment.json"]
-    assert sorted(file.name for file in (tmp_path / "bundle").iterdir()) == sorted([*(f.name for f in files), "README.txt"])
+    assert sorted(file.name for file in (tmp_path / "bundle").iterdir()) == sorted(
+        [*(f.name for f in files), "README.txt"]
+    )
     for c in (wanted.float_, *wanted.candidates):
         assert (tmp_path / "bundle" / f"{c.name}.onnx").read_bytes() == c.model.read_bytes()
     with np.load(tmp_path / "bundle" / inputs_name(wanted)) as arrays:
@@ -167,10 +169,15 @@ def test_contradictions_name_themselves(measured, tmp_path, change, message):
 
 @pytest.mark.parametrize(
     ("cause", "message"),
-    [("transient", r"failed over the engine \w+, for the moment \(out of memory\)"), ("internal", "please report this")],
+    [
+        ("transient", r"failed over the engine \w+, for the moment \(out of memory\)"),
+        ("internal", "please report this"),
+    ],
 )
 def test_a_failure_that_is_not_the_models_is_no_result(measured, tmp_path, cause, message):
-    changed(measured, first(**NO_FIGURES, rounds_ms=[], float_rounds_ms=[], notes=[], failed="out of memory", cause=cause))
+    changed(
+        measured, first(**NO_FIGURES, rounds_ms=[], float_rounds_ms=[], notes=[], failed="out of memory", cause=cause)
+    )
     with pytest.raises(UserError, match=message):
         read_measurements(measured, tmp_path)
 

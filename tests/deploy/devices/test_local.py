@@ -9,7 +9,7 @@ import pytest
 from calib.errors import UserError
 from deploy.devices.local import LocalDevice
 from deploy.latency.measure import machine
-from deploy.on_device import bench
+from deploy.runner import bench
 from tests.deploy.experiments import broken_candidate, experiment
 
 
@@ -57,7 +57,7 @@ def test_each_machine_has_a_directory_of_its_own(tmp_path, monkeypatch):
     here = LocalDevice(tmp_path / "run").measure(wanted)
     for name in ("board (MAXN), Linux aarch64", "board (30W), Linux aarch64"):
         monkeypatch.setattr("deploy.devices.local.machine", lambda name=name: name)
-        monkeypatch.setattr("deploy.on_device.main.machine", lambda name=name: name)
+        monkeypatch.setattr("deploy.runner.main.machine", lambda name=name: name)
         LocalDevice(tmp_path / "run").measure(wanted)
     monkeypatch.undo()
     lines = []

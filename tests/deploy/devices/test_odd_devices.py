@@ -32,7 +32,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def measure(server, tmp_path, monkeypatch):
-    """Measure on a device whose runner is a shell script; returns the message of what is wrong with it, and the lines that were told."""
+    """Measure on a device whose runner is a shell script; returns the message of what is wrong with it, and the lines
+    that were told.
+    """
     monkeypatch.setenv("SMPQ_SSH_OPTIONS", server.options)
 
     def measured(does: str) -> tuple[str, list[str]]:
@@ -40,7 +42,9 @@ def measure(server, tmp_path, monkeypatch):
         python.write_text(PYTHON.format(python=sys.executable, does=does))
         python.chmod(0o755)
         wanted = experiment(tmp_path / "models", (4,), fingerprint=uuid.uuid4().hex * 2)
-        device = SshDevice(f"{server.address.partition('?')[0]}?python={python}", tmp_path / "here", delays_s=(0.01, 0.01))
+        device = SshDevice(
+            f"{server.address.partition('?')[0]}?python={python}", tmp_path / "here", delays_s=(0.01, 0.01)
+        )
         start = time.monotonic()
         with pytest.raises(UserError) as refused:
             device.measure(wanted, lines.append)
@@ -93,7 +97,10 @@ def test_no_file_at_all(measure):
     ("change", "message"),
     [
         ("found['results'][0]['ratio'] = -1", r"\$.results\[0\].ratio"),
-        ("found['results'][0]['ratio'] = found['results'][0]['ratio'] / 2", "is the median of the ratios of its rounds"),
+        (
+            "found['results'][0]['ratio'] = found['results'][0]['ratio'] / 2",
+            "is the median of the ratios of its rounds",
+        ),
         ("found['results'] = []", "it sent no result for some candidates"),
         ("found['results'] *= 2", "it comes twice"),
         ("found['machine'] = 'another'", "it called itself .*, and now another"),
@@ -102,9 +109,7 @@ def test_no_file_at_all(measure):
     ],
 )
 def test_results_that_contradict_themselves(measure, change, message):
-    program = (
-        f"import json; found = json.load(open('measurements.json')); {change}; json.dump(found, open('measurements.json', 'w'))"
-    )
+    program = f"import json; found = json.load(open('measurements.json')); {change}; json.dump(found, open('measurements.json', 'w'))"
     told, _ = measure(f'{sys.executable} runner.py && {sys.executable} -c "{program}"')
     assert re.search(message, told), told
 

@@ -14,8 +14,8 @@ from deploy.devices.places import machine_directory, note_used
 from deploy.devices.products import find_product, take_product
 from deploy.devices.ssh import SshDevice
 from deploy.latency.measure import machine
-from deploy.on_device import bench
-from deploy.on_device.ort import open_ort_engine
+from deploy.runner import bench
+from deploy.runner.ort import open_ort_engine
 from tests.deploy.devices.servers import serving
 from tests.deploy.experiments import experiment
 from tests.deploy.measured_plans import keep_measured_plan, result_of, write_product_of
@@ -84,7 +84,9 @@ def test_this_machine_keeps_the_plan_of_each_engine_that_it_has_timed(tmp_path, 
 
     def opener(model, settings, inputs, cache):
         engine = open_ort_engine(model, settings, inputs, cache)
-        engine.plan_sha256 = keep_measured_plan(cache.parent, names[model.name], content=model.name.encode())["plan_sha256"]
+        engine.plan_sha256 = keep_measured_plan(cache.parent, names[model.name], content=model.name.encode())[
+            "plan_sha256"
+        ]
         return engine
 
     monkeypatch.setattr(bench, "OPENERS", {"onnxruntime": opener})

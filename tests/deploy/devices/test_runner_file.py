@@ -24,7 +24,9 @@ ONLY = ("numpy", "onnxruntime")
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory) -> Path:
-    """A virtual environment with numpy and onnxruntime: from the package index, or else of the files that are installed here."""
+    """A virtual environment with numpy and onnxruntime: from the package index, or else of the files that are installed
+    here.
+    """
     directory = tmp_path_factory.mktemp("bare")
     venv.create(directory, with_pip=True, symlinks=True)
     python = directory / "bin" / "python"
@@ -38,7 +40,9 @@ def bare_python(tmp_path_factory) -> Path:
         link_packages(directory)
     works = subprocess.run([python, "-c", "import numpy, onnxruntime"], capture_output=True, text=True, check=False)
     if works.returncode != 0:
-        pytest.skip(f"no environment with only numpy and onnxruntime can be made here: {works.stderr.strip().splitlines()[-1]}")
+        pytest.skip(
+            f"no environment with only numpy and onnxruntime can be made here: {works.stderr.strip().splitlines()[-1]}"
+        )
     return python
 
 
@@ -96,15 +100,17 @@ def test_its_text_is_readable():
     text = runner_text()
     tree = ast.parse(text, feature_version=(3, 10))
     lines = text.splitlines()
-    assert "deploy.on_device" in (ast.get_docstring(tree) or "")
+    assert "deploy.runner" in (ast.get_docstring(tree) or "")
     assert [line for line in lines if line.startswith("from __future__")] == ["from __future__ import annotations"]
     imports = [line for line in lines if line.startswith(("import ", "from "))]
     assert len(set(imports)) == len(imports)
     assert not [line for line in imports if "deploy" in line]
     sections = [line.split()[2] for line in lines if line.startswith("# ---- ")]
     assert sections == list(runner_file._MODULES)
-    here = {file.stem for file in (Path(runner_file.__file__).parent.parent / "on_device").glob("*.py")} - {"__init__"}
-    assert {*sections, *runner_file._DOCTOR_MODULES} == here, "every module is joined, to the runner or to what looks at a machine"
+    here = {file.stem for file in (Path(runner_file.__file__).parent.parent / "runner").glob("*.py")} - {"__init__"}
+    assert {*sections, *runner_file._DOCTOR_MODULES} == here, (
+        "every module is joined, to the runner or to what looks at a machine"
+    )
     assert text.endswith("sys.exit(main())\n")
     assert max(len(line) for line in lines) <= 140
 
@@ -114,7 +120,7 @@ def test_the_text_is_the_same_program(tmp_path):
     wanted = experiment(tmp_path / "models", (4,))
     write_bundle(wanted, tmp_path / "bundle")
     assert run(Path(sys.executable), tmp_path / "bundle").returncode == 0
-    from deploy.on_device.main import run_experiment
+    from deploy.runner.main import run_experiment
 
     lines: list[str] = []
     run_experiment(tmp_path / "bundle", lines.append)
@@ -123,10 +129,13 @@ def test_the_text_is_the_same_program(tmp_path):
 
 
 def test_a_name_with_two_meanings_is_a_bug():
-    trees = {"one": ast.parse("def open_engine(): ..."), "two": ast.parse("from typing import Any\nopen_engine: Any = 1")}
+    trees = {
+        "one": ast.parse("def open_engine(): ..."),
+        "two": ast.parse("from typing import Any\nopen_engine: Any = 1"),
+    }
     with pytest.raises(ValueError, match=r"open_engine is one\.open_engine and two\.open_engine"):
         runner_file._check_names(trees)
-    runner_file._check_names({"one": trees["one"], "user": ast.parse("from deploy.on_device.one import open_engine")})
+    runner_file._check_names({"one": trees["one"], "user": ast.parse("from deploy.runner.one import open_engine")})
 
 
 def test_one_module_with_those_that_it_imports_runs_alone(tmp_path):
@@ -134,5 +143,7 @@ def test_one_module_with_those_that_it_imports_runs_alone(tmp_path):
     text = runner_file.source_of("state") + "\nprint(machine())\n"
     sections = [line.split()[2] for line in text.splitlines() if line.startswith("# ---- ")]
     assert sections == ["errors", "cuda_driver", "nvml", "state"]
-    done = subprocess.run([sys.executable, "-I", "-"], input=text, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-"], input=text, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip()

@@ -101,7 +101,9 @@ def test_three_cut_connections(connect, server, there, tmp_path):
     results = device.measure(wanted, announce)
     assert sum(cuts) == 3
     assert sum("trying again" in line for line in lines) >= 3
-    assert any(line.startswith("measured") for line in lines[lines.index(WAITING) :]), "what the first runner does is told"
+    assert any(line.startswith("measured") for line in lines[lines.index(WAITING) :]), (
+        "what the first runner does is told"
+    )
     assert [result.name for result in results] == [candidate.name for candidate in wanted.candidates]
     assert all(result.failed is None for result in results)
     assert measured_in(directory / "runner.log") == [candidate.name for candidate in wanted.candidates], "each once"
@@ -260,7 +262,11 @@ def test_a_connection_that_somebody_has_to_change(connect, server, tmp_path, mon
 
 @pytest.mark.parametrize(
     ("python", "message"),
-    [("/nowhere/python3", "there is no /nowhere/python3"), ("{directory}/bare", "no module numpy"), ("{directory}/old", "3.8")],
+    [
+        ("/nowhere/python3", "there is no /nowhere/python3"),
+        ("{directory}/bare", "no module numpy"),
+        ("{directory}/old", "3.8"),
+    ],
 )
 def test_a_python_that_does_not_do(connect, server, tmp_path, python, message):
     (tmp_path / "bare").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2\nexit 1\n")

@@ -1,4 +1,6 @@
-"""The whole job with another machine as the device, over a real ssh server: connections are cut, and commands are stopped."""
+"""The whole job with another machine as the device, over a real ssh server: connections are cut, and commands are
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,13 @@ from tests.processes import hearing_signals, ignoring_interrupts
 
 CUTS = 3
 JOB = [
-    "run", "--task", "tests.trainable_task:task", "--target", "ort-cpu", "--budget", "latency=0.8x", "--formats", "w8a8,fp32", "--effort", "fast",
+    "run", "--task", "tests.trainable_task:task", "--target", "ort-cpu", "--budget", "latency=0.8x", "--formats",
+    "w8a8,fp32", "--effort", "fast",
     "--evaluations", "20", "--samples", "64", "--rounding", "nearest",
 ]  # fmt: skip
 SMALL_JOB = [
-    "run", "--task", "tests.tiny_task:task", "--evaluations", "12", "--samples", "16", "--budget", "latency=0.8x", "--formats", "w8a8,fp32",
+    "run", "--task", "tests.tiny_task:task", "--evaluations", "12", "--samples", "16", "--budget", "latency=0.8x",
+    "--formats", "w8a8,fp32",
     "--effort", "fast",
 ]  # fmt: skip
 MOST_SECONDS = 300
@@ -65,7 +69,9 @@ def test_the_whole_job_goes_on_after_three_cuts_and_measures_nothing_twice(serve
                 time.sleep(0.02)
                 ours = [directory for directory in left_on(server) if directory not in before]
                 if log is None:
-                    log = next((directory / "runner.log" for directory in ours if (directory / "runner.log").is_file()), None)
+                    log = next(
+                        (directory / "runner.log" for directory in ours if (directory / "runner.log").is_file()), None
+                    )
                     log = log and log.open()  # what is written to it can be read even when it has been removed
                     continue
                 log.seek(0)
@@ -94,7 +100,9 @@ def test_the_whole_job_goes_on_after_three_cuts_and_measures_nothing_twice(serve
 
 
 def cut_while_at_work(server: Server, directories: list[Path]) -> list[int]:
-    """Cut the connections while a runner is at work: it is stopped meanwhile, so that it does not end before they are cut."""
+    """Cut the connections while a runner is at work: it is stopped meanwhile, so that it does not end before they are
+    cut.
+    """
     pids = [pid for directory in directories for pid in runners(directory)]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -133,5 +141,7 @@ def test_a_command_that_is_stopped_leaves_nothing_on_the_device(server, tmp_path
     assert set(left_on(server)) == before, "nothing is left on the device"
     time.sleep(0.2)
     assert not [
-        pid for pid in at_work if Path(f"/proc/{pid}/stat").is_file() and "(python" in Path(f"/proc/{pid}/stat").read_text()
+        pid
+        for pid in at_work
+        if Path(f"/proc/{pid}/stat").is_file() and "(python" in Path(f"/proc/{pid}/stat").read_text()
     ]

@@ -40,14 +40,21 @@ FACTS = Facts(
     system="Linux",
     architecture="x86_64",
     python=PythonFacts(
-        executable="/home/me/venv/bin/python3", prefix="/home/me/venv", venv=True, sees_system=False, managed=False, pip=True
+        executable="/home/me/venv/bin/python3",
+        prefix="/home/me/venv",
+        venv=True,
+        sees_system=False,
+        managed=False,
+        pip=True,
     ),
     jetson=None,
     nvidia_devices=1,
     driver="580.65",
     packages=(),
     tools={},
-    room=RoomFacts(memory_free=8 << 30, memory_total=16 << 30, disk_free=8 << 30, disk="/home/me/.cache", writable=True),
+    room=RoomFacts(
+        memory_free=8 << 30, memory_total=16 << 30, disk_free=8 << 30, disk="/home/me/.cache", writable=True
+    ),
     probes=Probes(
         machine=MachineProbe(name="EPYC, RTX 4090, Linux x86_64", mhz=2520.0, max_mhz=3105.0),
         numpy=NumpyProbe(version="2.4.6"),
@@ -77,13 +84,21 @@ def with_probes(facts: Facts = FACTS, **probes: Any) -> Facts:
 
 def packages(*names: str, place: str = SITE, importable: bool = True) -> tuple[PackageFacts, ...]:
     """Packages from texts such as "tensorrt 10.3.0"."""
-    return tuple(PackageFacts(name=n, version=v, place=place, importable=importable) for n, v in (text.split() for text in names))
+    return tuple(
+        PackageFacts(name=n, version=v, place=place, importable=importable) for n, v in (text.split() for text in names)
+    )
 
 
 def examined(
-    facts: Facts | None = FACTS, target: str | None = None, *, address: str = "", python: tuple[int, int, int] = (3, 11, 7)
+    facts: Facts | None = FACTS,
+    target: str | None = None,
+    *,
+    address: str = "",
+    python: tuple[int, int, int] = (3, 11, 7),
 ) -> DoctorRecord:
-    return judged(address, Answer(python=python, facts=facts), target_from_name(target) if target is not None else None, NEEDED)
+    return judged(
+        address, Answer(python=python, facts=facts), target_from_name(target) if target is not None else None, NEEDED
+    )
 
 
 def problems(record: DoctorRecord) -> list[Finding]:

@@ -9,11 +9,11 @@ import venv
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calib.storage import record_from_text
+from calib.files.storage import record_from_text
 from deploy.doctor.ask import program_text
 from deploy.doctor.facts import Answer
-from tests.deploy.on_device.c_library import compiled
-from tests.deploy.on_device.test_state import JETSON, tree
+from tests.deploy.runner.c_library import compiled
+from tests.deploy.runner.test_state import JETSON, tree
 
 ORIN = {
     **JETSON,
@@ -70,7 +70,9 @@ class Machine:
 
     def wrapper(self, file: Path) -> Path:
         """Write a program that is this Python, for the address of a device."""
-        variables = " ".join(f"{name}='{value}'" for name, value in self.environment.items() if name not in ("PATH", "HOME"))
+        variables = " ".join(
+            f"{name}='{value}'" for name, value in self.environment.items() if name not in ("PATH", "HOME")
+        )
         file.write_text(f'#!/bin/sh\nexec env {variables} {self.python} "$@" --root {self.root}\n')
         file.chmod(0o755)
         return file

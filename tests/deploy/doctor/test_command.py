@@ -42,8 +42,8 @@ def test_over_ssh_to_a_python_without_packages(address, server, tmp_path):
     result = smpq("doctor", "--device", address(python), "--target", "ort-cpu")
     assert result.code == 2
     assert (
-        f"\nto mend on the device:\n  {python} -m ensurepip\n  {python} -m pip install numpy\n  {python} -m pip install onnxruntime\n"
-        in result.out
+        f"\nto mend on the device:\n  {python} -m ensurepip\n  {python} -m pip install numpy\n  {python} -m pip "
+        "install onnxruntime\n" in result.out
     )
     assert "  ort-cpu       yes     no     no       numpy is missing" in result.out
     assert "numpy         problem" in result.out

@@ -35,7 +35,9 @@ def test_a_machine_on_which_everything_works():
     assert problems(record) == []
     assert (record.mends, record.choices) == ((), ())
     assert set(works(record).values()) == {ALL}
-    assert [examined(target=target).met for target in ("ort-cuda", "tensorrt-10.16", "ort-cpu", "simulate")] == [True] * 4
+    assert [examined(target=target).met for target in ("ort-cuda", "tensorrt-10.16", "ort-cpu", "simulate")] == [
+        True
+    ] * 4
 
 
 @pytest.mark.parametrize(
@@ -127,8 +129,12 @@ def test_a_problem_and_its_mend(facts, target, text, mends):
 
 
 def test_onnxruntime_for_a_newer_cuda_than_the_driver():
-    older = with_probes(cuda=changed(FACTS.probes.cuda, cuda_version=(12, 6)), ort_cuda=changed(ORT, kept=False, ran=False))
-    (problem,) = [each for each in problems(examined(older, "ort-cuda", address=THERE)) if "CUDAExecutionProvider" in each.text]
+    older = with_probes(
+        cuda=changed(FACTS.probes.cuda, cuda_version=(12, 6)), ort_cuda=changed(ORT, kept=False, ran=False)
+    )
+    (problem,) = [
+        each for each in problems(examined(older, "ort-cuda", address=THERE)) if "CUDAExecutionProvider" in each.text
+    ]
     assert "is made for CUDA 13.0, and the driver is for CUDA 12.6" in problem.text
     assert problem.mends == (f"{PIP} install 'onnxruntime-gpu[cuda,cudnn]<1.27'",)
 
@@ -138,8 +144,12 @@ def test_what_a_jetpack_6_board_has_too_much_of():
     facts = with_probes(
         JETSON, cuda=changed(FACTS.probes.cuda, cuda_version=(12, 6), gpus=(changed(GPU, compute_capability=(8, 7)),))
     )
-    facts = with_probes(facts, tensorrt=changed(FACTS.probes.tensorrt, version="10.3.0", cuda_major=12), tensorrt_rtx=TrtProbe())
-    record = examined(changed(facts, packages=packages("cuda-python 13.0.3")), "jetson-orin", address=THERE, python=(3, 10, 12))
+    facts = with_probes(
+        facts, tensorrt=changed(FACTS.probes.tensorrt, version="10.3.0", cuda_major=12), tensorrt_rtx=TrtProbe()
+    )
+    record = examined(
+        changed(facts, packages=packages("cuda-python 13.0.3")), "jetson-orin", address=THERE, python=(3, 10, 12)
+    )
     assert record.met
     assert record.mends == ()
     assert record.choices == (f"{PIP} install 'cuda-python<13'",)
@@ -173,7 +183,12 @@ def test_clocks():
 
 def test_what_does_not_work_says_why():
     record = examined(
-        with_probes(cuda=NO_DRIVER, tensorrt=NO_TRT, ort_cuda=OrtProbe(version="1", available=()), pycuda=PycudaProbe(trouble="x"))
+        with_probes(
+            cuda=NO_DRIVER,
+            tensorrt=NO_TRT,
+            ort_cuda=OrtProbe(version="1", available=()),
+            pycuda=PycudaProbe(trouble="x"),
+        )
     )
     assert works(record) == {
         "ort-cpu": ALL,
@@ -191,7 +206,12 @@ def test_what_does_not_work_says_why():
 
 def test_a_machine_that_times_nothing():
     nothing = with_probes(
-        cuda=NO_DRIVER, tensorrt=NO_TRT, tensorrt_rtx=NO_TRT, ort_cpu=OrtProbe(), ort_cuda=OrtProbe(), ort_tensorrt=OrtProbe()
+        cuda=NO_DRIVER,
+        tensorrt=NO_TRT,
+        tensorrt_rtx=NO_TRT,
+        ort_cpu=OrtProbe(),
+        ort_cuda=OrtProbe(),
+        ort_tensorrt=OrtProbe(),
     )
     record = examined(changed(nothing, nvidia_devices=0), address=THERE)
     assert not record.met
@@ -205,7 +225,11 @@ def test_a_plan_is_built_here_only_by_the_version_of_the_target():
 
 
 def test_what_this_machine_needs():
-    old = [Requirement("numpy", "1.26", "1.20"), Requirement("torch", None, None), Requirement("rich", "13.7", "13.7.1")]
+    old = [
+        Requirement("numpy", "1.26", "1.20"),
+        Requirement("torch", None, None),
+        Requirement("rich", "13.7", "13.7.1"),
+    ]
     first, *_ = here_findings(old, None, over_ssh=False)
     assert (first.state, first.text) == ("problem", "numpy 1.20 (>=1.26 is needed), torch is missing")
     assert first.mends[0].endswith("-m pip install --upgrade 'numpy>=1.26' torch")

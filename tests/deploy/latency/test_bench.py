@@ -7,14 +7,14 @@ import pytest
 from rich.console import Console
 
 from calib.errors import UserError
-from calib.formats import FP32, Format
-from deploy.float_onnx import export_float_model
+from calib.formats.format import FP32, Format
 from deploy.latency.bench import CANDIDATES, Bench
 from deploy.latency.measure import Protocol
-from deploy.onnx_files import sha256
-from deploy.pipeline import open_run
-from deploy.progress import Progress
+from deploy.lowering.onnx_files import sha256
+from deploy.run.float_onnx import export_float_model
 from deploy.run.settings import Settings
+from deploy.stages.run_all import open_run
+from deploy.terminal.progress import Progress
 
 W8A8 = Format.from_text("w8a8")
 

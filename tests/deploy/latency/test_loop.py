@@ -3,15 +3,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calib.formats import FP32
+from calib.formats.format import FP32
 from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Refusal, upper
 from deploy.latency.model import Observation
-from smpq.allocate import Ceiling
-from smpq.costs import CostModel
-from smpq.evaluate import OneByOne
-from smpq.joins import Edge
-from smpq.policy import Join, canonical, domains
-from smpq.search import EXHAUSTIVE, Effort
+from smpq.problem.costs import CostModel
+from smpq.problem.joins import Edge
+from smpq.problem.policy import Join, canonical, domains
+from smpq.solve.allocate import Ceiling
+from smpq.solve.search import EXHAUSTIVE, Effort
+from smpq.value.evaluate import OneByOne
 from tests.deploy.synthetic import W4, W8A8, Truth, chain, policies, space
 
 NOISE = 0.002
@@ -26,7 +26,9 @@ class Bench:
         self.noise = noise
         generator = np.random.default_rng(seed)
         names = [group.name for group in self.space.groups]
-        self.loss = {(n, f): generator.uniform(0.2, 1.0) * (f != FP32) for n in names for f in self.space.formats[names[0]]}
+        self.loss = {
+            (n, f): generator.uniform(0.2, 1.0) * (f != FP32) for n in names for f in self.space.formats[names[0]]
+        }
         self.joint = {pair: generator.uniform(0.0, 0.5) for pair in chain(self.space)}
         self.measured = []
         self.steps = []
@@ -45,10 +47,14 @@ class Bench:
         return self.observation(policy)
 
     def run(self, limit, ceilings=(), known=(), measurements=40, unseen=None):
-        starts = {"alone": {g.name: {f: -self.loss[g.name, f] for f in self.space.formats[g.name]} for g in self.space.groups}}
+        starts = {
+            "alone": {g.name: {f: -self.loss[g.name, f] for f in self.space.formats[g.name]} for g in self.space.groups}
+        }
         edges = [Edge(first, second, 64) for first, second in chain(self.space)]
         goal = Goal(limit, ceilings, starts, Effort())
-        loop = LatencyLoop(self.space, edges, OneByOne(self.value), goal, known, LoopSettings(measurements), unseen=unseen)
+        loop = LatencyLoop(
+            self.space, edges, OneByOne(self.value), goal, known, LoopSettings(measurements), unseen=unseen
+        )
         return loop.run(self.measure, self.steps.append)
 
     def refusing(self, culprit, limit=0.6, doubtful=(), measurements=14, *, named=False):
@@ -60,9 +66,13 @@ class Bench:
             self.measured.append(policy.key())
             return Refusal(policy, "no implementation", (culprit,) if named else ())
 
-        starts = {"alone": {g.name: {f: -self.loss[g.name, f] for f in self.space.formats[g.name]} for g in self.space.groups}}
+        starts = {
+            "alone": {g.name: {f: -self.loss[g.name, f] for f in self.space.formats[g.name]} for g in self.space.groups}
+        }
         goal = Goal(limit, (), starts, Effort())
-        loop = LatencyLoop(self.space, [], OneByOne(self.value), goal, (), LoopSettings(measurements), doubtful=doubtful)
+        loop = LatencyLoop(
+            self.space, [], OneByOne(self.value), goal, (), LoopSettings(measurements), doubtful=doubtful
+        )
         return loop.run(measure)
 
     def feasible(self, limit):
@@ -79,7 +89,11 @@ def test_the_limit_is_met_and_nothing_better_is_expected_to_meet_it(seed, limit)
     assert outcome.value == bench.value(outcome.policy)
     assert outcome.stop_reason.startswith("no other policy")
     measured = set(bench.measured)
-    better = [policy for policy in policies(bench.space) if bench.value(policy) > outcome.value and policy.key() not in measured]
+    better = [
+        policy
+        for policy in policies(bench.space)
+        if bench.value(policy) > outcome.value and policy.key() not in measured
+    ]
     assert all(outcome.model.predict(policy)[0] > limit for policy in better)
 
 
@@ -131,7 +145,10 @@ def test_out_of_reach_returns_the_closest(seed):
 
 def test_other_budgets_hold_as_well():
     bench = Bench(2)
-    parts = {g.name: {f: f.weight_bits / len(bench.space.groups) for f in bench.space.formats[g.name]} for g in bench.space.groups}
+    parts = {
+        g.name: {f: f.weight_bits / len(bench.space.groups) for f in bench.space.formats[g.name]}
+        for g in bench.space.groups
+    }
     bits = CostModel("avg_bits", 0.0, parts, 32.0)
     outcome = bench.run(0.9, [Ceiling(bits, 8.0)])
     assert outcome.met
@@ -198,7 +215,9 @@ def test_the_finalists_are_judged_on_unseen_samples_and_what_is_measured_does_no
     assert after.policy == after.finalists[0].policy == max((each.policy for each in met), key=unseen)
     assert after.value == judged.value(after.policy)
     assert upper(after.observation) <= limit
-    assert [each.unseen for each in after.finalists] == sorted((unseen(each.policy) for each in after.finalists), reverse=True)
+    assert [each.unseen for each in after.finalists] == sorted(
+        (unseen(each.policy) for each in after.finalists), reverse=True
+    )
     assert [each.unseen for each in before.finalists] == [None] * len(met)
     assert before.policy == max((each.policy for each in met), key=plain.value)
 
@@ -250,9 +269,14 @@ def tried(outcome):
 
 def test_what_may_not_build_is_tried_once_behind_the_other_experiments():
     bench, doubtful = Bench(1), frozenset({("layer0", W8A8), ("layer3", W8A8)})
-    for outcome in (bench.refusing(("layer3", W8A8), doubtful=doubtful), Bench(1).refusing(("layer0", W4), doubtful=doubtful)):
+    for outcome in (
+        bench.refusing(("layer3", W8A8), doubtful=doubtful),
+        Bench(1).refusing(("layer0", W4), doubtful=doubtful),
+    ):
         experiments = [
-            each for each, step in zip(tried(outcome), outcome.steps, strict=True) if step.proposal.label == "experiment"
+            each
+            for each, step in zip(tried(outcome), outcome.steps, strict=True)
+            if step.proposal.label == "experiment"
         ]
         assert not any(doubtful & each for each in experiments[:-1])
         assert doubtful <= experiments[-1]

@@ -9,7 +9,9 @@ from deploy.latency.measure import Protocol, bootstrap_median, machine, measure_
 
 
 class Clock:
-    """Nanoseconds of CPU time; calls advance it by what they cost, with noise and a drift that slows everything down."""
+    """Nanoseconds of CPU time; calls advance it by what they cost, with noise and a drift that slows everything
+    down.
+    """
 
     def __init__(self, noise=0.02, drift=0.0):
         self.now = 0.0

@@ -3,13 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from calib.formats import FP32
+from calib.formats.format import FP32
 from deploy.latency.designs import designed_policies, random_policies
 from deploy.latency.model import Observation, fit
 from deploy.latency.terms import work_shares
-from smpq.allocate import Ceiling, Problem, allocate
-from smpq.joins import Edge
-from smpq.policy import Join, Policy
+from smpq.problem.joins import Edge
+from smpq.problem.policy import Join, Policy
+from smpq.solve.allocate import Ceiling, Problem, allocate
 from tests.deploy.synthetic import W4, W8A8, Truth, chain, policies, space
 
 NOISE = 0.004
@@ -67,7 +67,9 @@ def test_a_crossing_never_pays(crossing):
     of = space(5, W8A8, FP32)
     model = fit(of, edges(of), observed(of, Truth.drawn(of, 1, crossing), 16, 1))
     found = {
-        (term.first, term.second): value for term, value in zip(model.terms, model.coefficients, strict=True) if term.kind == "edge"
+        (term.first, term.second): value
+        for term, value in zip(model.terms, model.coefficients, strict=True)
+        if term.kind == "edge"
     }
     assert set(found) == set(chain(of))
     assert min(found.values()) >= 0.0

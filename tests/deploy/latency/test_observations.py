@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from rich.console import Console
 
 from calib.errors import UserError
-from calib.formats import FP32, Format
+from calib.formats.format import FP32, Format
 from deploy.devices.base import Result
 from deploy.latency.loop import Refusal
 from deploy.latency.observations import (
@@ -26,9 +26,9 @@ from deploy.latency.observations import (
     read_observations,
     read_refusals,
 )
-from deploy.pipeline import open_run
-from deploy.progress import Progress
 from deploy.run.settings import Settings
+from deploy.stages.run_all import open_run
+from deploy.terminal.progress import Progress
 from tests.deploy.board import FASTER, figures
 
 W8A8 = Format.from_text("w8a8")
@@ -60,7 +60,9 @@ def measured(prepared, *integers, refused=None, **changes):
     for name in integers:
         policy = policy.with_format(name, W8A8)
     about = {"key": "0" * 16, "name": lowered(prepared), "batch": 1}
-    return Measured(policy, msgspec.convert({**about, **figures(integers, FASTER, lambda _: refused), **changes}, Result))
+    return Measured(
+        policy, msgspec.convert({**about, **figures(integers, FASTER, lambda _: refused), **changes}, Result)
+    )
 
 
 def lowered(prepared) -> str:
@@ -146,7 +148,9 @@ def test_a_damaged_file(prepared, change):
     record = json.loads(file.read_text())
     change(record["machines"]["a board"])
     file.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"measurements\.json is damaged: .*a board.*: correct it, or delete it to make it again"):
+    with pytest.raises(
+        UserError, match=r"measurements\.json is damaged: .*a board.*: correct it, or delete it to make it again"
+    ):
         read_observations(prepared)
 
 

@@ -8,17 +8,17 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from calib.formats import FP32
+from calib.formats.format import FP32
+from deploy.files.engine import LatencyFile
+from deploy.files.search import LoopFile
 from deploy.latency.observations import keep_measured, latency_model
 from deploy.latency.prediction import Prediction, prediction
-from deploy.pipeline import open_run
-from deploy.progress import Progress
 from deploy.run.directory import Run
-from deploy.run.files.engine import LatencyFile
-from deploy.run.files.search import LoopFile
 from deploy.run.settings import Settings
 from deploy.stages import build, export, measure, search
-from smpq.budget import Budget
+from deploy.stages.run_all import open_run
+from deploy.terminal.progress import Progress
+from smpq.problem.budget import Budget
 from tests.deploy.board import FASTER, Board
 from tests.deploy.latency.test_observations import W8A8, measured
 
@@ -87,7 +87,9 @@ def test_the_loops_own_prediction_is_kept(prepared):
             interval = (kept.predicted_interval.low, kept.predicted_interval.high)
             assert found == Prediction(kept.predicted, interval, kept.predicted_from)
         else:
-            assert found.engines == len(row.steps) - 1, "the first engine was predicted from nothing, so the others are asked"
+            assert found.engines == len(row.steps) - 1, (
+                "the first engine was predicted from nothing, so the others are asked"
+            )
         assert prediction(prepared, step.proposal.policy, "another board") is None
 
 

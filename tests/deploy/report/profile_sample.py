@@ -1,4 +1,6 @@
-"""Layers as TensorRT 10.3 and TensorRT-RTX 1.7 name them, made up after published examples and builds, and the result that holds them."""
+"""Layers as TensorRT 10.3 and TensorRT-RTX 1.7 name them, made up after published examples and builds, and the result
+that holds them.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from calib.formats import Format
+from calib.formats.format import Format
 from deploy.devices.messages import Layer, Result
-from deploy.run.files.profile import ProfileFile
+from deploy.files.profile import ProfileFile
 from deploy.stages.profiling import profile_of
 from deploy.targets.target import target_from_name
 from tests.deploy.board import NO_FIGURES, STATE
@@ -28,7 +30,10 @@ def layer(
     """A layer with one tensor of each type that is named."""
 
     def tensors(types: str, prefix: str) -> list[dict[str, Any]]:
-        return [{"name": f"{name}.{prefix}{index}", "dtype": dtype, "shape": [8, 8]} for index, dtype in enumerate(types.split())]
+        return [
+            {"name": f"{name}.{prefix}{index}", "dtype": dtype, "shape": [8, 8]}
+            for index, dtype in enumerate(types.split())
+        ]
 
     return msgspec.convert(
         {
@@ -64,7 +69,14 @@ RTX = (
 
 def result(layers: tuple[Layer, ...] | None, enqueue_ms: float | None = 0.25, rounds: int = 41, **about: Any) -> Result:
     """An engine of 1 ms beside a float engine of 2 ms."""
-    times = {"engine_ms": 1.0, "float_ms": 2.0, "p99_note": "few", "p99_calls": 0, "throughput": 1000.0, "build_seconds": 1.0}
+    times = {
+        "engine_ms": 1.0,
+        "float_ms": 2.0,
+        "p99_note": "few",
+        "p99_calls": 0,
+        "throughput": 1000.0,
+        "build_seconds": 1.0,
+    }
     known = {
         "key": "0" * 16,
         "name": "1" * 16,
@@ -76,7 +88,12 @@ def result(layers: tuple[Layer, ...] | None, enqueue_ms: float | None = 0.25, ro
         "state": STATE,
         **about,
     }
-    measured = {"ratio": 0.5, "ratio_interval": [0.5, 0.5], "rounds_ms": [1.0] * rounds, "float_rounds_ms": [2.0] * rounds}
+    measured = {
+        "ratio": 0.5,
+        "ratio_interval": [0.5, 0.5],
+        "rounds_ms": [1.0] * rounds,
+        "float_rounds_ms": [2.0] * rounds,
+    }
     plain = {**NO_FIGURES, **known, **times, **measured, "clock": "CUDA events, CUDA graph", "enqueue_ms": enqueue_ms}
     made = msgspec.convert(plain, Result)
     return msgspec.structs.replace(made, layers=layers)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from deploy.run.files.report import LayerRow, ObservationRow, ReportFile
+from deploy.files.report import LayerRow, ObservationRow, ReportFile
 
 LATENCY: dict[str, Any] = {
     "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "p99_calls": 1000, "p99_note": None, "p99_ms": 2.41, "throughput": 530.8,
@@ -137,7 +137,10 @@ def observation_rows(*observations: dict[str, Any]) -> tuple[ObservationRow, ...
 
 def unmeasured(**other: Any) -> ReportFile:
     """Plans for GPUs that are not here."""
-    verification = {**VERIFICATION, "stages": {**VERIFICATION["stages"], "engine": stage(None, not_run="an NVIDIA GPU is needed")}}
+    verification = {
+        **VERIFICATION,
+        "stages": {**VERIFICATION["stages"], "engine": stage(None, not_run="an NVIDIA GPU is needed")},
+    }
     content = {
         "target": "tensorrt-rtx",
         "engine": {"sm86": "engine.tensorrt-rtx.sm86.plan", "sm120": "engine.tensorrt-rtx.sm120.plan"},
@@ -185,11 +188,18 @@ def long(count: int = 140) -> ReportFile:
         ],
         "met": False,
         "budget": "latency=0.65x,size=500000 bytes",
-        "verification": {**VERIFICATION, "lost_at": "engine", "explanation": "The engine disagrees with the ONNX graph"},
+        "verification": {
+            **VERIFICATION,
+            "lost_at": "engine",
+            "explanation": "The engine disagrees with the ONNX graph",
+        },
         "observations": [
-            observation(f"turn {i}", 0.9 + 0.02 * generator.random(), 1.1 + 0.03 * generator.random(), met=False) for i in range(14)
+            observation(f"turn {i}", 0.9 + 0.02 * generator.random(), 1.1 + 0.03 * generator.random(), met=False)
+            for i in range(14)
         ],
-        "pareto": [{"cost": "avg_bits", "reached": bits, "value": -0.5 / bits**2} for bits in (2, 2.5, 3, 4, 5, 6, 8, 8.5)],
+        "pareto": [
+            {"cost": "avg_bits", "reached": bits, "value": -0.5 / bits**2} for bits in (2, 2.5, 3, 4, 5, 6, 8, 8.5)
+        ],
         "skipped": [{"path": "embedding", "operator": "Embedding", "reason": "no quantised kernel for this operator"}],
         "refused": {"head: w4a16b128": "its input dimension 100 is not a multiple of 128"},
         "warnings": ["14 conversions between integers and floats remain in the graph"],

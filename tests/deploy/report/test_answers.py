@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from deploy.files.report import ReportFile
 from deploy.report.answer import Answer
 from deploy.report.answers import answers
-from deploy.run.files.report import ReportFile
 from tests.deploy.report.report_sample import LATENCY, VERIFICATION, layer, long, report, stage, unmeasured
 
 
@@ -41,7 +41,9 @@ def test_a_prediction_says_what_it_was_made_from_and_whether_it_agrees(changes: 
 def test_without_a_prediction_nothing_is_said_about_one() -> None:
     content = report(latency={**LATENCY, "predicted_ratio": None, "predicted_interval": None, "predicted_from": 0})
     assert len(answer(content, 0).sentences) == 2
-    assert not any("redicted was" in line or "do not agree" in line for each in answers(content) for line in each.sentences)
+    assert not any(
+        "redicted was" in line or "do not agree" in line for each in answers(content) for line in each.sentences
+    )
 
 
 def test_slower_names_kernels_and_warnings_and_says_not_to_deploy() -> None:
@@ -65,7 +67,9 @@ def test_an_interval_around_one_is_no_answer() -> None:
 
 def test_without_measurement_the_reason_stands_in_its_place() -> None:
     content = unmeasured()
-    assert answer(content, 0).sentences[0] == "Not measured: timing a plan needs an NVIDIA GPU of its compute capability."
+    assert (
+        answer(content, 0).sentences[0] == "Not measured: timing a plan needs an NVIDIA GPU of its compute capability."
+    )
     assert "301 kB against 1.09 MB" in answer(content, 0).sentences[1]
     accuracy = answer(content, 2)
     assert accuracy.verdict == "unknown"
@@ -98,14 +102,21 @@ def test_a_loss_at_the_trace_is_a_bug_to_report() -> None:
     content = report(verification={**stages(float=stage(0.8, -0.085, 0.9)), "lost_at": "float"})
     found = answer(content, 2)
     assert found.verdict == "no"
-    assert found.sentences[0].startswith("No: float PyTorch, the traced model, loses accuracy that PyTorch as given has.")
+    assert found.sentences[0].startswith(
+        "No: float PyTorch, the traced model, loses accuracy that PyTorch as given has."
+    )
     assert "please report it" in found.sentences[0]
-    assert answer(content, 3).sentences == ("Report it, and use no engine of this run: its float model is not your module.",)
+    assert answer(content, 3).sentences == (
+        "Report it, and use no engine of this run: its float model is not your module.",
+    )
 
 
 def test_the_first_stage_is_the_module_as_given_where_it_was_run() -> None:
     assert answer(report(), 2).sentences[0].startswith("Yes: no stage from PyTorch as given to the engine loses")
-    assert "10,000 samples: PyTorch as given 88.50 % (87.90 to 89.10); float PyTorch 88.50 %" in answer(report(), 2).sentences[1]
+    assert (
+        "10,000 samples: PyTorch as given 88.50 % (87.90 to 89.10); float PyTorch 88.50 %"
+        in answer(report(), 2).sentences[1]
+    )
     assert answer(report(), 2).sentences[2].startswith("Step to float PyTorch: +0.00 ")
     without = {**VERIFICATION, "stages": {name: row for name, row in VERIFICATION["stages"].items() if name != "eager"}}
     without["stages"]["float"] = stage(0.885)
@@ -125,10 +136,15 @@ def test_a_smaller_loss_behind_a_larger_one_is_not_left_out() -> None:
 
 
 def test_what_was_not_verified_is_not_the_same() -> None:
-    for content in (report(verification=None), report(verification={**VERIFICATION, "stages": {"engine": stage(0.885)}})):
+    for content in (
+        report(verification=None),
+        report(verification={**VERIFICATION, "stages": {"engine": stage(0.885)}}),
+    ):
         assert answer(content, 2).verdict == "unknown"
         assert answer(content, 2).sentences[0].startswith("Not ")
-    assert answer(report(verification=None), 3).sentences == ("Verify it before relying on its accuracy: `smpq verify`.",)
+    assert answer(report(verification=None), 3).sentences == (
+        "Verify it before relying on its accuracy: `smpq verify`.",
+    )
 
 
 def test_another_metric_is_not_written_in_percent() -> None:
@@ -160,8 +176,12 @@ def test_next_steps_follow_from_the_data() -> None:
     }
     (undecided,) = answer(report(stability=stability), 3).sentences
     assert undecided.startswith("At this budget the scores cannot tell which format fc should get")
-    assert answer(report(stability={**stability, "undecided": [], "frequencies": {"fc": {"w8a8": 1.0}}}), 3).sentences == (nothing,)
-    unknown = answer(unmeasured(limits=[{"cost": "latency", "limit": 0.6, "reached": None, "unit": "x", "met": None}]), 3).sentences
+    assert answer(
+        report(stability={**stability, "undecided": [], "frequencies": {"fc": {"w8a8": 1.0}}}), 3
+    ).sentences == (nothing,)
+    unknown = answer(
+        unmeasured(limits=[{"cost": "latency", "limit": 0.6, "reached": None, "unit": "x", "met": None}]), 3
+    ).sentences
     assert unknown[0] == "Whether latency ≤ 0.6x is met is not known: it was not measured."
 
 
@@ -181,7 +201,10 @@ def test_next_steps_follow_from_the_data() -> None:
         (unmeasured(), "Not this engine (sm120, sm86)"),
         (unmeasured(), "Carry model.tensorrt-rtx.onnx of this run to the device and build it there"),
         (unmeasured(target="tensorrt", engine="engine.plan"), "Not this engine: a plan runs"),
-        (report(layers=[layer("a", bits=3), layer("b"), layer("c", bits=4, format="w4a16b128")]), "no kernels for w3a8:"),
+        (
+            report(layers=[layer("a", bits=3), layer("b"), layer("c", bits=4, format="w4a16b128")]),
+            "no kernels for w3a8:",
+        ),
     ],
 )
 def test_orin(content: ReportFile, expected: str) -> None:

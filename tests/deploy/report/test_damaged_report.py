@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from calib.errors import UserError
-from calib.storage import json_text, plain
+from calib.files.storage import json_text, plain
 from deploy.report.page import write_html
 from tests.deploy.report.report_sample import VERIFICATION, observation, plain_report, report, stage
 
@@ -94,7 +94,10 @@ def refusal(page: Path, content: str | bytes | None) -> str:
         ("", "is not valid JSON"),
         (b'{"schema": 4, "task": "\xff"}', "is not valid JSON"),
         ("[1]", "is damaged: expected `object`, got `array`: make it again with smpq report"),
-        (json.dumps({**plain_report(), "schema": 1}), "has schema 1, this version of smpq reads schema 4: make it again"),
+        (
+            json.dumps({**plain_report(), "schema": 1}),
+            "has schema 1, this version of smpq reads schema 4: make it again",
+        ),
         (json.dumps({**plain_report(), "metrics": 1}), "unknown field `metrics`"),
         (json.dumps(plain_report(limits=7)), "expected `array`, got `int` - at `$.limits`"),
         (json.dumps(plain_report(seconds={"a": 1.0, "score": -1})), 'at `$.seconds["score"]`'),

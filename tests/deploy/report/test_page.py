@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from calib.storage import json_text
+from calib.files.storage import json_text
+from deploy.files.report import ReportFile
 from deploy.report.page import render_html, summary_lines, write_html
 from deploy.report.wording import aligned, amount, change, fixed, magnitude, measure, number, size
-from deploy.run.files.report import ReportFile
 from smpq.files import Interval
 from tests.deploy.report.report_sample import (
     LATENCY,
@@ -166,7 +166,12 @@ def test_numbers_are_written_to_what_they_carry() -> None:
     assert [number(value) for value in (0.64214, 1234.56, None, -0.5)] == ["0.642", "1235", "–", "−0.5"]
     assert [size(value) for value in (12, 301_000, 1_093_000)] == ["12 B", "301 kB", "1.09 MB"]
     assert [magnitude(value) for value in (3.1e9, 950, 2.5e13)] == ["3.1 G", "950", "25 T"]
-    assert [amount(0.65, "x"), amount(1.5, "ms"), amount(2e9, "bops"), amount(9, "")] == ["0.65x", "1.5 ms", "2 G bops", "9"]
+    assert [amount(0.65, "x"), amount(1.5, "ms"), amount(2e9, "bops"), amount(9, "")] == [
+        "0.65x",
+        "1.5 ms",
+        "2 G bops",
+        "9",
+    ]
     assert measure(0.885, Interval(0.88, 0.89), "top-1") == "88.50 % (88.00 to 89.00)"
     assert change(0.001, "top-1", unit=True) == "+0.10 points"
     assert [fixed(value, aligned([-0.01, -0.0004])) for value in (-0.01, -0.0004, None)] == ["−0.0100", "−0.0004", "–"]
@@ -183,9 +188,7 @@ def test_the_file_is_written_whole_beside_its_data(tmp_path: Path) -> None:
 
 
 def test_no_model_library_is_loaded() -> None:
-    code = (
-        "import sys, deploy.report.page; sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy'} & set(sys.modules)))"
-    )
+    code = "import sys, deploy.report.page; sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[3]).returncode == 0
 
 

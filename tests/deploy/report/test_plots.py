@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 from msgspec.structs import replace
 
+from deploy.files.report import LayerRow
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot, short_names
-from deploy.run.files.report import LayerRow
 from tests.deploy.report.report_sample import layer, layer_rows, long, observation, observation_rows
 
 LETTER = 5.5  # px of a digit or letter at 11 px
@@ -84,13 +84,17 @@ def test_every_layer_has_a_bar_and_a_point_inside_the_picture(layers: tuple[Laye
 def test_bars_and_points_of_a_layer_share_the_axis() -> None:
     svg = bits_plot(layer_rows(*(layer(f"l{i}", i) for i in range(7))))
     for bar, point in zip(of_class(svg, "rect", "bar"), of_class(svg, "circle", "point"), strict=True):
-        assert float(bar.attrib["x"]) + float(bar.attrib["width"]) / 2 == pytest.approx(float(point.attrib["cx"]), abs=0.15)
+        assert float(bar.attrib["x"]) + float(bar.attrib["width"]) / 2 == pytest.approx(
+            float(point.attrib["cx"]), abs=0.15
+        )
 
 
 def test_integer_bars_stand_in_proportion_and_doublings_are_equal_steps_beside_floats() -> None:
     heights = [
         float(bar.attrib["height"])
-        for bar in of_class(bits_plot(layer_rows(layer("a", bits=2), layer("b", bits=4), layer("c", bits=8))), "rect", "bar")
+        for bar in of_class(
+            bits_plot(layer_rows(layer("a", bits=2), layer("b", bits=4), layer("c", bits=8))), "rect", "bar"
+        )
     ]
     assert heights[1] == pytest.approx(2 * heights[0], abs=0.2)
     assert heights[2] == pytest.approx(4 * heights[0], abs=0.2)
@@ -171,9 +175,15 @@ def test_numbers_of_crowded_points_do_not_cover_each_other() -> None:
     assert_inside(svg)
     assert len(of_class(svg, "circle", "point")) == 14
     labels = of_class(svg, "text", "label")
-    numbers = [element for element in labels if (element.text or "").isdigit() and element.attrib["text-anchor"] == "start"]
+    numbers = [
+        element for element in labels if (element.text or "").isdigit() and element.attrib["text-anchor"] == "start"
+    ]
     assert len(numbers) >= 7
-    boxes = [(x, y - 9, x + LETTER * len(element.text or ""), y - 1) for element in numbers for x, y in [text_corners(element)[0]]]
+    boxes = [
+        (x, y - 9, x + LETTER * len(element.text or ""), y - 1)
+        for element in numbers
+        for x, y in [text_corners(element)[0]]
+    ]
     for index, one in enumerate(boxes):
         for other in boxes[:index]:
             assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
@@ -196,7 +206,10 @@ def test_pareto_runs_from_cheap_to_dear_and_marks_the_engine() -> None:
 
 def test_names_are_escaped_and_the_picture_stays_well_formed() -> None:
     hostile = '"><script>alert(1)</script>&'
-    for svg in (bits_plot(layer_rows(layer(hostile))), latency_plot(observation_rows(observation(hostile, 0.5, 0.5)), 0.6)):
+    for svg in (
+        bits_plot(layer_rows(layer(hostile))),
+        latency_plot(observation_rows(observation(hostile, 0.5, 0.5)), 0.6),
+    ):
         assert "<script" not in svg
         assert any(hostile in (title.text or "") for title in parse(svg).iter("title"))
     acting = bits_plot(layer_rows(layer("a\x1b[2J\x00\u202eb")))

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from calib.errors import UserError
-from calib.storage import json_text
+from calib.files.storage import json_text
+from deploy.files.profile import ProfileFile
 from deploy.report.profile_lines import profile_lines
 from deploy.report.profile_plot import profile_svg
-from deploy.run.files.profile import ProfileFile
 from deploy.stages.profiling import check_profiled, profile_of
 from deploy.targets.target import target_from_name
 from tests.deploy.report.profile_sample import PLANNED, RTX, TENSORRT_10, layer, profile, result
@@ -65,7 +65,9 @@ def test_the_table_has_the_longest_first_and_the_sums():
     assert "a call takes 1 ms (0.500x of float); enqueueing it takes the host 0.25 ms, 25 % of that\n" in text
 
 
-@pytest.mark.parametrize(("enqueue_ms", "words"), [(0.95, "95 % of that: the GPU waits for the host"), (None, "was not measured")])
+@pytest.mark.parametrize(
+    ("enqueue_ms", "words"), [(0.95, "95 % of that: the GPU waits for the host"), (None, "was not measured")]
+)
 def test_the_share_of_the_launch(enqueue_ms, words):
     assert any(words in line for line in profile_lines(profile(RTX, enqueue_ms)))
 
@@ -85,7 +87,9 @@ def test_the_picture_is_a_file_of_its_own_with_a_bar_for_each_kernel():
 
 
 def test_many_kernels_are_cut_to_the_longest():
-    many = tuple(layer("kgen", f"__myl_Add_myl0_{index}", "Half", "Half", ms=0.001 * (1 + index)) for index in range(200))
+    many = tuple(
+        layer("kgen", f"__myl_Add_myl0_{index}", "Half", "Half", ms=0.001 * (1 + index)) for index in range(200)
+    )
     svg = profile_svg(profile(many))
     assert svg.count("<title>") == 120
     assert "80 shorter ones are left out" in svg
@@ -98,7 +102,9 @@ def test_layers_without_times_are_no_profile():
     untimed = tuple(msgspec.structs.replace(each, ms=None) for each in RTX)
     for layers in (None, (), untimed):
         failed = result(layers, notes=["the profiler failed: RuntimeError"])
-        with pytest.raises(UserError, match=r"layers were not told \(the profiler failed: RuntimeError\): measure it again"):
+        with pytest.raises(
+            UserError, match=r"layers were not told \(the profiler failed: RuntimeError\): measure it again"
+        ):
             profile_of(target, failed, PLANNED, "a board", "a policy")
 
 

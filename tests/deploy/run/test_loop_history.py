@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from calib.formats import FP32
+from calib.formats.format import FP32
+from deploy.files.search import LoopFile
 from deploy.latency.history import Search, steps_for
 from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Proposal, Refusal, Step
 from deploy.latency.model import Observation
 from deploy.run.directory import Run
-from deploy.run.files.search import LoopFile
-from smpq.evaluate import OneByOne
-from smpq.joins import Edge
-from smpq.policy import Policy
-from smpq.search import Effort
+from smpq.problem.joins import Edge
+from smpq.problem.policy import Policy
+from smpq.solve.search import Effort
+from smpq.value.evaluate import OneByOne
 from tests.deploy.latency.test_loop import Bench
 from tests.deploy.synthetic import W4, W8A8, chain, policies, space
 
@@ -78,7 +78,15 @@ def search(
 
 def said(outcome: Outcome) -> tuple[object, ...]:
     """Return what an outcome says, the latency model aside."""
-    return outcome.policy, outcome.value, outcome.observation, outcome.met, outcome.stop_reason, outcome.steps, outcome.finalists
+    return (
+        outcome.policy,
+        outcome.value,
+        outcome.observation,
+        outcome.met,
+        outcome.stop_reason,
+        outcome.steps,
+        outcome.finalists,
+    )
 
 
 def read(run: Run) -> LoopFile:
@@ -112,14 +120,20 @@ def test_every_step_is_in_the_file(undisturbed: tuple[Run, Outcome, Device]) -> 
     ]
     assert row.outcome is not None
     assert Policy.from_file(row.outcome.policy, SPACE) == outcome.policy
-    assert (row.outcome.met, row.outcome.value, row.outcome.stop_reason) == (outcome.met, outcome.value, outcome.stop_reason)
+    assert (row.outcome.met, row.outcome.value, row.outcome.stop_reason) == (
+        outcome.met,
+        outcome.value,
+        outcome.stop_reason,
+    )
     assert len(row.outcome.finalists) == len(outcome.finalists)
 
 
 def test_a_search_that_was_stopped_after_any_step_goes_on_to_the_same_end(
     tmp_path: Path, undisturbed: tuple[Run, Outcome, Device]
 ) -> None:
-    """What was measured before the stop is known by then, and the float engine takes another time: neither changes the search."""
+    """What was measured before the stop is known by then, and the float engine takes another time: neither changes the
+    search.
+    """
     whole, outcome, everything = undisturbed
     count = len(everything.found)
     assert count >= 6

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deploy.run.files.engine import StageRow, lost_stages
+from deploy.files.engine import StageRow, lost_stages
 from smpq.files import Interval
 
 SAMPLES = 100
@@ -31,8 +31,14 @@ def stages(**changes):
         ({"onnx": (-1e-8, (-2e-8, -1e-9), None)}, []),  # certain, and a rounding
         ({"onnx": (-1e-2, (-2e-2, 1e-3), None)}, []),  # may be chance
         ({"onnx": (-1e-2, (-2e-2, -1e-3), None)}, ["onnx"]),
-        ({"fake_quant": (-1e-2, (-2e-2, -1e-3), None), "engine": (-3e-2, (-4e-2, -1e-3), None)}, ["engine", "fake_quant"]),
-        ({"fake_quant": (-1e-2, (-2e-2, -1e-3), None), "engine": (0.0, (0.0, 0.0), "other outputs")}, ["engine", "fake_quant"]),
+        (
+            {"fake_quant": (-1e-2, (-2e-2, -1e-3), None), "engine": (-3e-2, (-4e-2, -1e-3), None)},
+            ["engine", "fake_quant"],
+        ),
+        (
+            {"fake_quant": (-1e-2, (-2e-2, -1e-3), None), "engine": (0.0, (0.0, 0.0), "other outputs")},
+            ["engine", "fake_quant"],
+        ),
     ],
 )
 def test_a_stage_lost_accuracy(found, lost):

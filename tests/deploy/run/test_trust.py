@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from calib.errors import UserError
-from deploy.progress import Progress
 from deploy.run.settings import Settings
 from deploy.run.trust import check_trusted, remember, state_directory
+from deploy.terminal.progress import Progress
 from tests.commands import TINY, contents, done, refused, smpq
 
 TASK = TINY[1]

@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 
 from calib.errors import UserError
-from calib.formats import FP32, Format
-from deploy.pipeline import open_run
-from deploy.progress import Progress
+from calib.formats.format import FP32, Format
 from deploy.run.settings import Settings
 from deploy.stages.explaining import Explanation, explain
+from deploy.stages.run_all import open_run
+from deploy.terminal.progress import Progress
 from tests.commands import TINY, done, refused
 
 

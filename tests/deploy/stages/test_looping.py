@@ -1,4 +1,6 @@
-"""The loop with a device that answers, and with bundles that are carried to one; small networks with layers of known cost."""
+"""The loop with a device that answers, and with bundles that are carried to one; small networks with layers of known
+cost.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +15,22 @@ import pytest
 from rich.console import Console
 
 from calib.errors import UserError
-from calib.formats import FP32
+from calib.formats.format import FP32
 from deploy.devices.bundle import RUNNER_FILE
 from deploy.devices.local import LocalDevice
+from deploy.files.search import LoopFile, StepRow
 from deploy.latency.history import steps_for
 from deploy.latency.observations import read_observations, read_refusals
-from deploy.on_device.experiment import read_experiment, result_key
-from deploy.pipeline import open_run
-from deploy.progress import Progress
 from deploy.run.directory import Run
-from deploy.run.files.search import LoopFile, StepRow
 from deploy.run.settings import Settings
+from deploy.runner.experiment import read_experiment, result_key
 from deploy.stages.choosing import search
 from deploy.stages.looping import take_feedback, write_next_bundle
 from deploy.stages.policies import read_policy
+from deploy.stages.run_all import open_run
 from deploy.stages.scoring import score
-from smpq.budget import Budget
+from deploy.terminal.progress import Progress
+from smpq.problem.budget import Budget
 from tests.commands import contents
 from tests.deploy.board import FASTER, NO_FIGURES, SLOWER, Board, Refuses, figures, nothing
 from tests.deploy.synthetic import policies
@@ -84,7 +86,9 @@ def asked(prepared) -> list[dict[str, str]]:
     return [entry["policy"]["policy"] for entry in read(prepared.run.file("bundle.json"))["candidates"].values()]
 
 
-def answered(prepared, directory: Path, costs: dict[str, float] = FASTER, refuses: Refuses = nothing, **changes) -> Path:
+def answered(
+    prepared, directory: Path, costs: dict[str, float] = FASTER, refuses: Refuses = nothing, **changes
+) -> Path:
     """Write what a device would send back."""
     experiment, known = read_experiment(directory), read(prepared.run.file("bundle.json"))["candidates"]
     results = []
@@ -93,7 +97,13 @@ def answered(prepared, directory: Path, costs: dict[str, float] = FASTER, refuse
         policy = known[candidate["name"]]["policy"]["policy"]
         integers = [layer for layer, chosen in policy.items() if chosen != "fp32"]
         results.append({**about, **figures(integers, costs, refuses)})
-    record = {"schema": 3, "fingerprint": experiment["fingerprint"], "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
+    record = {
+        "schema": 3,
+        "fingerprint": experiment["fingerprint"],
+        "runtime": "onnxruntime",
+        "versions": {},
+        "machine": "a board",
+    }
     file = directory / "measurements.json"
     file.write_text(json.dumps({**record, "hardware": HARDWARE, "results": results, **changes}))
     return file
@@ -112,7 +122,9 @@ def until_nothing_is_left(prepared, directory, budget, answer) -> tuple[dict, li
 
 
 def test_bundles_until_nothing_is_left(prepared, directory):
-    record, everything = until_nothing_is_left(prepared, directory, "latency=0.75x", lambda: answered(prepared, directory))
+    record, everything = until_nothing_is_left(
+        prepared, directory, "latency=0.75x", lambda: answered(prepared, directory)
+    )
     assert record.met
     assert record.stop_reason == "no other policy within the limit is likely to be better"
     assert len(everything) == len({str(policy) for policy in everything}), "nothing is asked for twice"
@@ -172,7 +184,9 @@ def test_formats_that_the_runtime_blames_are_not_asked_for_again(prepared, direc
     write_next_bundle(prepared, "latency=0.5x", directory)
     assert any(policy["second"] == "w8a8" for policy in asked(prepared))
     record = take_feedback(prepared, answered(prepared, directory, refuses=refuses))
-    assert read(prepared.run.file("measurements.json"))["machines"]["a board"]["refusals"][0]["blamed"] == [["second", "w8a8"]]
+    assert read(prepared.run.file("measurements.json"))["machines"]["a board"]["refusals"][0]["blamed"] == [
+        ["second", "w8a8"]
+    ]
     while record.proposals:
         write_next_bundle(prepared, None, directory)
         assert all(policy["second"] == "fp32" for policy in asked(prepared))
@@ -183,13 +197,17 @@ def test_formats_that_the_runtime_blames_are_not_asked_for_again(prepared, direc
 
 
 def test_a_float_engine_that_nothing_beats_is_kept(prepared, directory):
-    record, _ = until_nothing_is_left(prepared, directory, "latency=0.9x", lambda: answered(prepared, directory, SLOWER))
+    record, _ = until_nothing_is_left(
+        prepared, directory, "latency=0.9x", lambda: answered(prepared, directory, SLOWER)
+    )
     assert (record.met, record.ratio) == (False, 1.0)
     assert set(read_policy(prepared).formats.values()) == {FP32}
 
 
 def test_a_budget_in_milliseconds_needs_the_float_engines(prepared, directory):
-    with pytest.raises(UserError, match=r"latency=1\.5ms is in milliseconds, .* are not known yet: give a share of them"):
+    with pytest.raises(
+        UserError, match=r"latency=1\.5ms is in milliseconds, .* are not known yet: give a share of them"
+    ):
         write_next_bundle(prepared, "latency=1.5ms", directory)
     write_next_bundle(prepared, "latency=0.9x", directory)
     take_feedback(prepared, answered(prepared, directory))
@@ -210,18 +228,36 @@ def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, director
     results = read(file)["results"]
     for changes, message in (
         ({"fingerprint": "f" * 64}, "measured with other models or data"),
-        ({"results": [{**results[0], "ratio": "fast"}]}, r"expected `float.*`, got `str` - at `\$\.results\[0\]\.ratio`"),
-        ({"results": [{**results[0], "name": "0123456789abcdef"}]}, "0123456789abcdef contradicts .* its key is that of the model"),
-        ({"results": [{**results[0], "key": "0123456789abcdef", "name": "0123456789abcdef"}]}, "is not in the last bundle"),
+        (
+            {"results": [{**results[0], "ratio": "fast"}]},
+            r"expected `float.*`, got `str` - at `\$\.results\[0\]\.ratio`",
+        ),
+        (
+            {"results": [{**results[0], "name": "0123456789abcdef"}]},
+            "0123456789abcdef contradicts .* its key is that of the model",
+        ),
+        (
+            {"results": [{**results[0], "key": "0123456789abcdef", "name": "0123456789abcdef"}]},
+            "is not in the last bundle",
+        ),
         ({"schema": 7}, "schema 7"),
         ({"results": [{**results[0], "ratio": -1}]}, r"at `\$\.results\[0\]\.ratio`"),
-        ({"results": [{**results[0], "ratio_interval": [2.6, 0.4]}]}, "the interval of its ratio is 2.6 to 0.4, and the ratio is"),
+        (
+            {"results": [{**results[0], "ratio_interval": [2.6, 0.4]}]},
+            "the interval of its ratio is 2.6 to 0.4, and the ratio is",
+        ),
         ({"results": [results[0], results[0]]}, "it comes twice"),
         ({"results": [{**results[0], "batch": 2}]}, "its batch size is 2, and 1 was asked for"),
         ({"results": [{**results[0], "key": "0" * 16}]}, "its key is 0000000000000000"),
         ({"runtime": "tensorrt"}, "measured with tensorrt, and onnxruntime was asked for"),
-        ({"results": [results[0], failure(results[1], "transient")]}, "failed over the engine .*, for the moment .out of memory"),
-        ({"results": [results[0], failure(results[1], "internal")]}, "was not measured .out of memory.: please report this"),
+        (
+            {"results": [results[0], failure(results[1], "transient")]},
+            "failed over the engine .*, for the moment .out of memory",
+        ),
+        (
+            {"results": [results[0], failure(results[1], "internal")]},
+            "was not measured .out of memory.: please report this",
+        ),
     ):
         answered(prepared, directory, **changes)
         with pytest.raises(UserError, match=message):
@@ -231,9 +267,12 @@ def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, director
         take_feedback(prepared, file)
     assert contents(prepared.run.path) == before
     name = "0" * 16
-    prepared.run.file("bundle.json").write_text(json.dumps({"schema": 1, "budget": "latency=0.75x", "candidates": {name: {}}}))
+    prepared.run.file("bundle.json").write_text(
+        json.dumps({"schema": 1, "budget": "latency=0.75x", "candidates": {name: {}}})
+    )
     with pytest.raises(
-        UserError, match=rf'bundle\.json is damaged: object missing required field `label` - at `\$\.candidates\["{name}"\]`'
+        UserError,
+        match=rf'bundle\.json is damaged: object missing required field `label` - at `\$\.candidates\["{name}"\]`',
     ):
         take_feedback(prepared, answered_file(file, results, prepared))
 
@@ -244,7 +283,13 @@ def failure(result: dict, cause: str) -> dict:
 
 
 def answered_file(file: Path, results: list, prepared) -> Path:
-    record = {"schema": 3, "fingerprint": prepared.fingerprint, "runtime": "onnxruntime", "versions": {}, "machine": "a board"}
+    record = {
+        "schema": 3,
+        "fingerprint": prepared.fingerprint,
+        "runtime": "onnxruntime",
+        "versions": {},
+        "machine": "a board",
+    }
     file.write_text(json.dumps({**record, "hardware": HARDWARE, "results": results}))
     return file
 

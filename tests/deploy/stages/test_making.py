@@ -13,21 +13,21 @@ import pytest
 from rich.console import Console
 
 from calib.errors import UserError
-from calib.formats import Format
+from calib.formats.format import Format
 from deploy.devices.base import Experiment, Result
 from deploy.devices.products import ProductFile, find_product
-from deploy.on_device.gpu import Gpu
-from deploy.onnx_files import sha256 as model_sha256
-from deploy.pipeline import open_run, run_all
-from deploy.progress import Progress
-from deploy.run.files.engine import BuildFile
+from deploy.files.engine import BuildFile
+from deploy.lowering.onnx_files import sha256 as model_sha256
 from deploy.run.settings import Settings
+from deploy.runner.gpu import Gpu
 from deploy.stages import build, export, measure, read_policy, verify
 from deploy.stages.making import export_qdq
+from deploy.stages.run_all import open_run, run_all
+from deploy.terminal.progress import Progress
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.board import FASTER, Board
 from tests.deploy.measured_plans import write_product_of
-from tests.deploy.on_device.fake_gpu import FakeCuda
+from tests.deploy.runner.fake_gpu import FakeCuda
 
 ORIN = "ssh://me@orin"
 QUIET = Progress(Console(quiet=True))
@@ -44,7 +44,7 @@ def read(file):
 @pytest.fixture
 def board(monkeypatch):
     made = Board(FASTER)
-    monkeypatch.setattr("deploy.prepare.device_from_address", lambda address, directory: made)
+    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda address, directory: made)
     return made
 
 
@@ -60,7 +60,9 @@ def test_tensorrt_builds_on_the_device_and_the_job_goes_on_to_its_end(tmp_path, 
     assert (built["built_on"], built["engines"]) == ("a board", {})
     planned = read(run / "policy.json")["policy"]
     assert planned["second"] == "w8a8"
-    assert {path: kernel["kernel"] for path, kernel in built["kernels"].items() if planned[path] == "w8a8"} == {"second": "int8"}
+    assert {path: kernel["kernel"] for path, kernel in built["kernels"].items() if planned[path] == "w8a8"} == {
+        "second": "int8"
+    }
     engine = read(run / "verify.json")["stages"]["engine"]
     assert engine["not_run"] == "it was built on a board, which does not have the evaluation data"
     assert read(run / "latency.json")["measurement"]["ratio"] == pytest.approx(0.7)
@@ -76,7 +78,9 @@ class Keeping(Board):
 
     def measure(self, experiment: Experiment, announce: object = None) -> list[Result]:
         results = super().measure(experiment, announce)
-        return [msgspec.structs.replace(result, plan_sha256=sha256(plan_of(result.name)).hexdigest()) for result in results]
+        return [
+            msgspec.structs.replace(result, plan_sha256=sha256(plan_of(result.name)).hexdigest()) for result in results
+        ]
 
     def fetch_engine(self, result: Result, directory: Path) -> ProductFile | None:
         write_product_of(directory, result.name, content=plan_of(result.name))
@@ -89,7 +93,7 @@ def plan_of(name: str) -> bytes:
 
 def test_the_plan_that_was_measured_comes_into_the_run_and_goes_with_its_policy(tmp_path, monkeypatch):
     board = Keeping(FASTER)
-    monkeypatch.setattr("deploy.prepare.device_from_address", lambda _address, _directory: board)
+    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda _address, _directory: board)
     run = tmp_path / "run"
     product, plan = run / "engine.jetson-orin", run / "engine.jetson-orin.sm87.plan"
     with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as prepared:
@@ -129,10 +133,10 @@ def test_the_plan_that_is_built_here_is_the_one_that_is_timed_here(tmp_path, mon
     """TensorRT-RTX builds; the GPU is none, and the engine only tells the time."""
     gpu = FakeCuda()
     gpu.compute_capability = lambda: (8, 6)
-    for place in ("backends.tensorrt.build", "on_device.trt", "devices.measurable"):
+    for place in ("backends.tensorrt.build", "runner.trt", "backends.measurable"):
         monkeypatch.setattr(f"deploy.{place}.open_cuda", lambda: gpu)
     monkeypatch.setattr("deploy.backends.tensorrt.build.layers_of_plan", lambda _module, _plan: [])
-    monkeypatch.setattr("deploy.on_device.trt.TrtEngine", lambda *_arguments: Clock())
+    monkeypatch.setattr("deploy.runner.trt.TrtEngine", lambda *_arguments: Clock())
     run = tmp_path / "run"
     chosen = msgspec.structs.replace(settings("tensorrt-rtx", "w8a8,fp16"), compute_capabilities=("sm86",))
     with open_run(run, QUIET, chosen) as prepared:
@@ -183,7 +187,7 @@ def test_a_plan_for_another_gpu_than_the_target_gets_no_engines_name(tmp_path, m
         return find_product(directory)
 
     board.fetch_engine = fetch
-    monkeypatch.setattr("deploy.prepare.device_from_address", lambda _address, _directory: board)
+    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda _address, _directory: board)
     monkeypatch.setattr(Progress, "warn", lambda _self, line: said.append(line))
     run = tmp_path / "run"
     with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as prepared:
@@ -197,7 +201,9 @@ def test_a_plan_for_another_gpu_than_the_target_gets_no_engines_name(tmp_path, m
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """What a device needs: the runtime builds with its usual settings, for its own GPU, graphs of the run's batch size."""
+    """What a device needs: the runtime builds with its usual settings, for its own GPU, graphs of the run's batch
+    size.
+    """
     assert experiment.runtime == "tensorrt"
     for candidate in (experiment.float_, *experiment.candidates):
         assert candidate.settings == {}
@@ -223,7 +229,9 @@ def test_a_build_that_was_stopped_repeats_no_plan(tmp_path):
     run_all(run, target, "size=0.6x", QUIET)
     names = ["engine.tensorrt-rtx.sm86.plan", "engine.float.sm86.plan"]
     plans = {name: (run / name).read_bytes() for name in names}
-    assert not any(engine["from_cache"] for name, engine in read(run / "build.json")["engines"].items() if name == names[0])
+    assert not any(
+        engine["from_cache"] for name, engine in read(run / "build.json")["engines"].items() if name == names[0]
+    )
     for name in names:
         (run / name).unlink()
     with open_run(run, QUIET) as prepared:

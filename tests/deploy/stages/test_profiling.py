@@ -14,17 +14,17 @@ from deploy.devices.checks import keys_of
 from deploy.devices.known import keep_results
 from deploy.devices.messages import Hardware, Measurements
 from deploy.devices.places import machine_directory
-from deploy.engines import engine_names
 from deploy.latency.bench import FINAL, Bench
-from deploy.pipeline import open_run
-from deploy.prepare import DEVICE
-from deploy.progress import Progress
 from deploy.run.directory import Run
 from deploy.run.settings import Settings
 from deploy.run.trust import remember
+from deploy.run.workspace import DEVICE
 from deploy.stages import build, export, measure, read_policy, score, solve
+from deploy.stages.engines import engine_names
 from deploy.stages.profiling import profile
-from smpq.budget import Budget
+from deploy.stages.run_all import open_run
+from deploy.terminal.progress import Progress
+from smpq.problem.budget import Budget
 from tests.commands import done, refused
 from tests.deploy.board import FASTER, Board
 from tests.deploy.report.profile_sample import layer, result
@@ -39,8 +39,10 @@ def run(tmp_path_factory):
     """A run for an Orin, measured on a board that is none, which keeps nothing here."""
     path = tmp_path_factory.mktemp("profiled") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deploy.prepare.device_from_address", lambda address, directory: Board(FASTER))
-        settings = Settings("tests.tiny_task:task", "jetson-orin", formats="w8a8,fp16", samples=16, evaluations=12, effort="fast")
+        patch.setattr("deploy.run.workspace.device_from_address", lambda address, directory: Board(FASTER))
+        settings = Settings(
+            "tests.tiny_task:task", "jetson-orin", formats="w8a8,fp16", samples=16, evaluations=12, effort="fast"
+        )
         with open_run(path, QUIET, settings, device=ORIN) as prepared:
             score(prepared)
             policy = solve(prepared, Budget.from_text("size=0.3x")).policy
@@ -52,7 +54,7 @@ def run(tmp_path_factory):
 
 def test_a_device_is_asked_for_what_is_not_known(run, monkeypatch):
     board = Board(FASTER)
-    monkeypatch.setattr("deploy.prepare.device_from_address", lambda address, directory: board)
+    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda address, directory: board)
     remember(run, Run(run).settings(), QUIET)
     record = json.loads(done("profile", run, "--device", ORIN, "--json").out)
     assert len(board.asked) == 1
@@ -79,7 +81,9 @@ def test_what_was_measured_with_layers_is_read(run):
             "machine": "a board",
             "hardware": UNKNOWN,
         }
-        keep_results(machine_directory(run / DEVICE, "a board"), asked, Measurements(**about, results=(known,)), {key: known})
+        keep_results(
+            machine_directory(run / DEVICE, "a board"), asked, Measurements(**about, results=(known,)), {key: known}
+        )
         record = profile(prepared, policy)
     assert (record.profiled_ms, record.enqueue_ms, record.launch_share) == (0.5, 0.25, 0.25)
     assert record.kernels[0].kind == "CaskConvolution"

@@ -1,12 +1,14 @@
-"""The paper's method as a stage: a supernet is trained once, chooses for any budget, and nothing of another method is taken for it."""
+"""The paper's method as a stage: a supernet is trained once, chooses for any budget, and nothing of another method is
+taken for it.
+"""
 
 import json
 
 import pytest
 
-from deploy.pipeline import open_run
-from deploy.progress import Progress
+from deploy.stages.run_all import open_run
 from deploy.stages.supernet import SUPERNET, train_supernet
+from deploy.terminal.progress import Progress
 from smpq.supernet.training import SupernetSettings
 from tests.commands import assert_matches, contents, copy_of, done, refused
 

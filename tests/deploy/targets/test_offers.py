@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from calib.formats import Format, formats_from_text
+from calib.formats.format import Format, formats_from_text
 from deploy.targets.offers import may_fail, refusal, unknown_offers
 from deploy.targets.target import target_from_name
-from smpq.groups import space_from_formats
-from smpq.policy import Group
+from smpq.problem.groups import space_from_formats
+from smpq.problem.policy import Group
 from tests.deploy.networks import mlp, residual
 
 W4, BLOCKS, W8A8 = (Format.from_text(text) for text in ("w4a16", "w4a16b16", "w8a8"))
 
 
 def unit_of(operator):
-    return next(unit for unit in (*residual().units, *mlp().units) if unit.operator == operator and unit.in_features > 16)
+    return next(
+        unit for unit in (*residual().units, *mlp().units) if unit.operator == operator and unit.in_features > 16
+    )
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt-rtx"])
@@ -57,7 +59,9 @@ def test_layers_that_may_fail_are_named_with_the_reason():
     target = target_from_name("tensorrt")
     space, _ = space_from_formats(groups, (W8A8, target.reference), target.reference, lambda *_: None)
     assert {group for group, _ in may_fail(target, space)} == {"stem", "a", "b", "twice"}, "8 channels"
-    assert {group for group, _ in may_fail(target, space, batch=1)} == {"stem", "a", "b", "twice", "head", "last"}, "one row"
+    assert {group for group, _ in may_fail(target, space, batch=1)} == {"stem", "a", "b", "twice", "head", "last"}, (
+        "one row"
+    )
     assert may_fail(target_from_name("tensorrt-rtx"), space, batch=1) == frozenset()
     sentences = unknown_offers(target, space, batch=1)
     assert len(sentences) == 2

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from calib.errors import UserError
-from calib.formats import FP16, FP32, Format
+from calib.formats.format import FP16, FP32, Format
 from deploy.targets.rules import LayerKind, version_fits
 from deploy.targets.tables import overview
 from deploy.targets.target import (
@@ -96,7 +96,10 @@ def test_what_nobody_has_seen_is_unknown_and_not_native():
     assert capability(target_from_name("jetson-thor"), "linear", blocks, 256).status == "unknown"
     assert capability(target_from_name("tensorrt-10.3", ["sm86"]), "linear", blocks, 256).status == "unknown"
     assert capability(target_from_name("tensorrt-10.16", ["sm86"]), "linear", blocks, 256).status == "native"
-    assert capability(target_from_name("tensorrt-11.4", ["sm87"]), "conv2d", Format.from_text("w4a16"), 576).status == "unknown"
+    assert (
+        capability(target_from_name("tensorrt-11.4", ["sm87"]), "conv2d", Format.from_text("w4a16"), 576).status
+        == "unknown"
+    )
     # Rules for one version or GPU count only where these are known.
     assert capability(target_from_name("tensorrt-10.16"), "linear", blocks, 256).status == "native"
 
@@ -106,7 +109,9 @@ def test_devices_are_a_runtime_and_a_gpu():
     assert (orin.family, orin.version, orin.compute_capabilities) == ("tensorrt", "10.3", ("sm87",))
     assert (thor.family, thor.version, thor.compute_capabilities) == ("tensorrt", "11.4", ("sm110",))
     assert "JetPack" in orin.description
-    versions = {name: (target_from_name(name).version, target_from_name(name).compute_capabilities) for name in device_names()}
+    versions = {
+        name: (target_from_name(name).version, target_from_name(name).compute_capabilities) for name in device_names()
+    }
     assert versions["jetson-thor-7.0"] == ("10.13", ("sm110",))
     assert versions["jetson-thor-7.2"] == ("10.16", ("sm110",))
     assert versions["jetson-orin-7.2"] == ("10.16", ("sm87",))
@@ -121,7 +126,9 @@ def test_devices_are_a_runtime_and_a_gpu():
 def test_versions():
     target = target_from_name("tensorrt-10.3", ["sm87"])
     assert (target.name, target.version, target.runtime) == ("tensorrt-10.3", "10.3", "tensorrt")
-    with pytest.raises(UserError, match=r"tensorrt-10\.3, tensorrt-10\.13, tensorrt-10\.16, tensorrt-11\.4, jetson-orin, "):
+    with pytest.raises(
+        UserError, match=r"tensorrt-10\.3, tensorrt-10\.13, tensorrt-10\.16, tensorrt-11\.4, jetson-orin, "
+    ):
         target_from_name("tensorrt-9.1")
     with pytest.raises(UserError, match=r"TensorRT 10\.3 does not know sm120: it came with TensorRT 10.8"):
         target_from_name("tensorrt-10.3", ["sm120"])
@@ -149,7 +156,9 @@ def test_a_wrong_version_condition_is_a_bug():
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Install a TensorRT: the packages with their versions, and that of the module, None for one that does not load, or for none."""
+    """Install a TensorRT: the packages with their versions, and that of the module, None for one that does not load, or
+    for none.
+    """
 
     def install(packages: dict[str, str], module: str | None, *, loads: bool = True) -> list[str]:
         asked: list[str] = []
@@ -224,7 +233,9 @@ def test_names_are_listed_without_loading_tensorrt(installed):
 def test_without_tensorrt_a_device_builds_its_own_engines(installed):
     installed({}, None)
     check_builds_here(target_from_name("tensorrt"))  # the back end says how to install it
-    with pytest.raises(UserError, match=r"TensorRT 10\.3, and none is installed here: its engines are built on the device"):
+    with pytest.raises(
+        UserError, match=r"TensorRT 10\.3, and none is installed here: its engines are built on the device"
+    ):
         check_builds_here(target_from_name("jetson-orin"))
 
 
@@ -414,7 +425,14 @@ def test_layers_over_which_tensorrt_may_refuse_an_engine(layer, status):
     ids=str,
 )  # fmt: skip
 def test_wrong_conditions_of_a_rule_are_a_bug(wrong):
-    row = {"operators": ["linear"], "formats": ["w8a8"], "status": "native", "note": "", "basis": "docs", "source": "a page"}
+    row = {
+        "operators": ["linear"],
+        "formats": ["w8a8"],
+        "status": "native",
+        "note": "",
+        "basis": "docs",
+        "source": "a page",
+    }
     assert CapabilityRow.from_json({**row, "fewer_channels_than": 16}).fewer_channels_than == 16
     with pytest.raises(ValueError, match="wrong rule"):
         CapabilityRow.from_json({**row, **wrong})

@@ -5,18 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deploy.pipeline import open_run
-from deploy.progress import Progress
 from deploy.run.settings import Settings
 from deploy.stages import search
+from deploy.stages.run_all import open_run
 from deploy.stages.scoring import check_method, score
-from smpq.budget import Budget
+from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD, METHODS, Need, method_from_name
+from smpq.problem.budget import Budget
 from tests import tiny_task
 from tests.commands import assert_matches, refused
 
 BUDGET = Budget.from_text("avg_bits=6")
-TINY = Settings("tests.tiny_task:task", target="simulate", formats="w4a8,w8a8,fp32", rounding="nearest", samples=16, evaluations=9)
+TINY = Settings(
+    "tests.tiny_task:task", target="simulate", formats="w4a8,w8a8,fp32", rounding="nearest", samples=16, evaluations=9
+)
 TRAINABLE = "tests.smpq.supernets:Task"
 
 
@@ -38,7 +40,9 @@ def opened(tmp_path, monkeypatch):
     number = iter(range(99))
 
     def make(name: str, **others):
-        return open_run(tmp_path / f"run{next(number)}", Progress(), Settings(**{**_fields(settings_for(name)), **others}))
+        return open_run(
+            tmp_path / f"run{next(number)}", Progress(), Settings(**{**_fields(settings_for(name)), **others})
+        )
 
     return make
 
@@ -83,7 +87,9 @@ def test_what_a_method_declares(name):
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if Need.TRAINING_DATA in method.needs])
 def test_no_training_data(name, tmp_path):
     arguments = ("--task", "tests.tiny_task:task", "--budget", "avg_bits=6", "--method", name, "--finetune", "0")
-    assert_matches("task tiny has no training data", refused("run", *arguments, "--target", "simulate", "--out", tmp_path / "run"))
+    assert_matches(
+        "task tiny has no training data", refused("run", *arguments, "--target", "simulate", "--out", tmp_path / "run")
+    )
     assert not (tmp_path / "run" / "scores.json").exists()
 
 

@@ -10,13 +10,13 @@ from torch import nn
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.errors import UserError
-from calib.formats import FP16, Format
-from calib.graph import TracedModel
+from calib.formats.format import FP16, Format
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from calib.task import Batch
-from calib.units import find_units
 from smpq.methods.hawq import mean_traces, squared_error
-from smpq.plan import Rules
-from smpq.quantize import FakeQuantizer
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
 
 
 class Net(nn.Module):
@@ -104,7 +104,9 @@ def test_squared_errors(net):
     assert by_bits[-1] == 0
     integers = fake.calibration.weight(unit, Format.from_text("w4a8"))
     assert by_bits[1] == pytest.approx(float((integers.dequantize() - weight).square().sum()), rel=1e-5)
-    assert squared_error(fake, unit, FP16) == pytest.approx(float((weight.half().float() - weight).square().sum()), rel=1e-5)
+    assert squared_error(fake, unit, FP16) == pytest.approx(
+        float((weight.half().float() - weight).square().sum()), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from calib.formats import FP32, Format
-from smpq.allocate import Ceiling, Impossible
-from smpq.costs import CostModel
-from smpq.evaluate import OneByOne
+from calib.formats.format import FP32, Format
 from smpq.methods import METHODS, linear_objective
-from smpq.search import feasible
+from smpq.problem.costs import CostModel
+from smpq.solve.allocate import Ceiling, Impossible
+from smpq.solve.search import feasible
+from smpq.value.evaluate import OneByOne
 from tests.smpq.problems import space_of
 
 W2, W4, W8 = (Format.from_text(text) for text in ("w2a8", "w4a8", "w8a8"))
@@ -32,7 +32,9 @@ def problem(space, value=None, seed=0):
 
 def bits_of(space):
     """The weight bits of all layers together."""
-    parts = {group.name: {chosen: group.parameters * chosen.weight_bits for chosen in FORMATS} for group in space.groups}
+    parts = {
+        group.name: {chosen: group.parameters * chosen.weight_bits for chosen in FORMATS} for group in space.groups
+    }
     return CostModel("bits", 0.0, parts, sum(row[FP32] for row in parts.values()))
 
 
@@ -60,7 +62,9 @@ def test_uniform_goes_by_the_value_and_not_by_the_bits():
     space = space_of(3, FORMATS)
     assert policy_of("uniform", space, 9, lambda policy: -total_bits(policy)) == space.uniform(W2)
     scores = METHODS["uniform"].score(problem(space, total_bits)).linear
-    assert {group: row[W4].value for group, row in scores.entries.items()} == dict.fromkeys(space.formats, pytest.approx(4 - 32))
+    assert {group: row[W4].value for group, row in scores.entries.items()} == dict.fromkeys(
+        space.formats, pytest.approx(4 - 32)
+    )
 
 
 def test_uniform_that_does_not_fit_says_what_comes_closest():
@@ -104,7 +108,9 @@ def test_random_is_by_seed_and_uses_the_budget():
 def test_samples_become_means_with_standard_errors():
     space = space_of(2, FORMATS)
     name = space.groups[0].name
-    scores = linear_objective(problem(space), {(name, W4): (1.0, 2.0, 6.0)}, estimator="e", value_name="v", random=True).linear
+    scores = linear_objective(
+        problem(space), {(name, W4): (1.0, 2.0, 6.0)}, estimator="e", value_name="v", random=True
+    ).linear
     cell = scores.entries[name][W4]
     assert (cell.value, cell.samples, cell.marginals) == (3.0, 3, (1.0, 2.0, 6.0))
     assert cell.standard_error == pytest.approx((7 / 3) ** 0.5)

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from calib.errors import UserError
-from smpq.plan import Rules
-from smpq.quantize import FakeQuantizer
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
 from smpq.supernet.game import GameSettings, SupernetGame
 from tests.smpq.supernets import Task, supernet
 
@@ -50,9 +50,9 @@ def test_masked_operations_do_not_influence_the_output(net):
     before = output(SupernetGame(net, Task().calibration()), row)
     with torch.no_grad():
         net.weights["deep"].candidates[0].step.mul_(3)
-        next(mixed for tensor, mixed in net.inputs.items() if net.space.groups[2].units[0].inputs[0] == tensor).candidates[
-            0
-        ].step.mul_(3)
+        next(
+            mixed for tensor, mixed in net.inputs.items() if net.space.groups[2].units[0].inputs[0] == tensor
+        ).candidates[0].step.mul_(3)
     game = SupernetGame(net, Task().calibration())
     assert torch.equal(output(game, row), before)
     assert not torch.equal(output(game, members(net)), before)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calib.quantizer import ActivationQuantizer
+from calib.formats.integers import ActivationQuantizer
 from smpq.supernet.mixtures import Choice, MixedActivation, MixedWeight, SharedRounding, blend
 from smpq.training.lsq import LearnedActivation, LearnedWeight
 

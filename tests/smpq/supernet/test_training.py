@@ -150,7 +150,10 @@ FORGERIES = {
     "alpha is infinite": (filled("graph/_quantizers.0.choice.alpha", float("inf")), "not finite"),
     "momentum of another shape": (cut("optimizer/weights/3/momentum_buffer"), "does not fit the training"),
     "alpha of another shape": (cut("graph/_quantizers.0.choice.alpha"), "does not fit the model"),
-    "no such optimiser": (lambda _, tensors: tensors.update({"optimizer/more": torch.ones(1)}), "does not belong there"),
+    "no such optimiser": (
+        lambda _, tensors: tensors.update({"optimizer/more": torch.ones(1)}),
+        "does not belong there",
+    ),
     "no such parameter": (
         lambda _, t: t.update({"optimizer/weights/99/momentum_buffer": torch.ones(1)}),
         "does not fit the training",
@@ -162,8 +165,14 @@ FORGERIES = {
     "no epoch": (lambda record, _: record["history"].clear(), "history"),
     "a loss is NaN": (lambda record, _: record["history"][0].update(loss=float("nan")), "not valid JSON"),
     "seconds are negative": (lambda record, _: record["history"][0]["seconds"].update(training=-1), "training"),
-    "more walks than there are": (lambda record, _: record["contributions"]["loss"].update(walks=60), "number of walks"),
-    "walks that no update made": (lambda record, _: record["contributions"]["loss"].update(updates=0), "0 updates with 6 walks"),
+    "more walks than there are": (
+        lambda record, _: record["contributions"]["loss"].update(walks=60),
+        "number of walks",
+    ),
+    "walks that no update made": (
+        lambda record, _: record["contributions"]["loss"].update(updates=0),
+        "0 updates with 6 walks",
+    ),
     "other operations": (lambda record, _: record["contributions"]["loss"]["operations"].pop(), "of another space"),
     "another version": (lambda record, _: record.update(schema=2), "schema 2, this version of smpq reads schema 1"),
     "an unknown field": (lambda record, _: record.update(more=1), "unknown field `more`"),
@@ -187,7 +196,9 @@ def test_what_no_training_makes_is_refused(whole, tmp_path, name):
     assert "supernet.safetensors" in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": "4"}, {"epochs": -1}, {"more": 1}, {"game": {}}, {"game": 3}, {"samples": 2.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": "4"}, {"epochs": -1}, {"more": 1}, {"game": {}}, {"game": 3}, {"samples": 2.5}]
+)
 def test_settings_of_a_file_that_cannot_be(wrong):
     with pytest.raises(UserError):
         SupernetSettings.from_json({**SETTINGS.to_json(), **wrong})
@@ -236,7 +247,9 @@ def test_scores_of_formats_are_sums_of_operations(whole):
     net, state, _ = whole
     shapley, softmax = shapley_scores(net, state), softmax_scores(net, state)
     found = state.contributions["metric"]
-    score = {(operation.group, operation.name): value for operation, value in zip(found.operations, found.score, strict=True)}
+    score = {
+        (operation.group, operation.name): value for operation, value in zip(found.operations, found.score, strict=True)
+    }
     chosen = net.space.formats["deep"][2]
     entry = shapley.entries["deep"][chosen]
     assert str(chosen) == "w2a8"
@@ -249,7 +262,9 @@ def test_scores_of_formats_are_sums_of_operations(whole):
     assert softmax.entries["deep"][chosen].standard_error == 0
     assert shapley_scores(net, state, "loss").values() != shapley.values()
     plain = shapley_scores(net, state, standardised=False).entries["deep"][chosen]
-    mean = {(operation.group, operation.name): value for operation, value in zip(found.operations, found.mean, strict=True)}
+    mean = {
+        (operation.group, operation.name): value for operation, value in zip(found.operations, found.mean, strict=True)
+    }
     assert plain.value == pytest.approx(mean["deep", "w2"] + mean["deep", "a8"])
     with pytest.raises(UserError, match="no Shapley values by kl"):
         shapley_scores(net, state, "kl")

@@ -1,7 +1,8 @@
-"""A device that is none: tensors that say they are on `meta`, computed on the CPU, and that do not mix with those of the CPU.
+"""A device that is none: tensors that say they are on `meta`, computed on the CPU, and that do not mix with those of
+the CPU.
 
-It has the rules of a GPU: operators want all of their tensors on one device (numbers without axes from the CPU are allowed), copies and
-`.to()` go between devices, and what the device has does not go into the run's files.
+It has the rules of a GPU: operators want all of their tensors on one device (numbers without axes from the CPU are
+allowed), copies and `.to()` go between devices, and what the device has does not go into the run's files.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ class Elsewhere(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> Self:
         made = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, device=_THERE
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=_THERE,
         )
         made.inner = inner
         return made

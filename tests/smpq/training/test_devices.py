@@ -107,6 +107,8 @@ def test_a_graph_and_a_batch_move_as_a_whole(given):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_finetuning_on_a_gpu(given):
     subject = given.subject("w4a8")
-    here, there, again = (finetune(subject, given.batches, SETTINGS, device=device) for device in ("cpu", "cuda", "cuda"))
+    here, there, again = (
+        finetune(subject, given.batches, SETTINGS, device=device) for device in ("cpu", "cuda", "cuda")
+    )
     assert there.after.value == pytest.approx(here.after.value, rel=0.05, abs=1e-3)
     assert there.history == again.history

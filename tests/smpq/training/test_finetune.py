@@ -8,13 +8,13 @@ from torch import nn
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.errors import UserError
-from calib.fold import fold_batchnorm
-from calib.formats import Format
-from calib.graph import TracedModel
+from calib.formats.format import Format
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from calib.task import Batch
-from calib.units import find_units
-from smpq.plan import Rules
-from smpq.quantize import FakeQuantizer
+from smpq.quantized.plan import Rules
+from smpq.quantized.quantize import FakeQuantizer
 from smpq.training.finetune import FineTuneSettings, Progress, Subject, finetune, one_cycle
 from tests.smpq.tunable import Task, batch_of, tunable
 
@@ -93,8 +93,12 @@ def test_epochs_may_be_parts_of_one(given, subject):
 def test_learned_activations_have_other_steps_and_fixed_ones_do_not(given, subject):
     calibrated = {(entry.tensor, entry.quantizer.bits): entry.quantizer for entry in subject.plan.tensors}
     for learn, expected in ((True, {4, 8}), (None, {4}), (False, set())):
-        tuned = finetune(subject, given.batches, FineTuneSettings(steps=12, learn_activations=learn, step_learning_rate=0.01))
-        moved = {bits for (tensor, bits), grid in tuned.quantizers.items() if grid.scale != calibrated[tensor, bits].scale}
+        tuned = finetune(
+            subject, given.batches, FineTuneSettings(steps=12, learn_activations=learn, step_learning_rate=0.01)
+        )
+        moved = {
+            bits for (tensor, bits), grid in tuned.quantizers.items() if grid.scale != calibrated[tensor, bits].scale
+        }
         assert tuned.kept == "end"
         assert moved == expected
         assert all(grid.zero_point == calibrated[name].zero_point for name, grid in tuned.quantizers.items())

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from calib.errors import UserError
-from calib.formats import Format
+from calib.formats.format import Format
 from smpq.training.finetune import FineTuneSettings, finetune
 from smpq.training.finetuned import FineTuned, policy_of_file
 from tests.limited import mutated, read_within_limits
@@ -23,7 +23,9 @@ def given():
 
 @pytest.fixture(scope="module")
 def result(given):
-    return finetune(given.subject("w4a4", stem="w3a8", head="w4a16b2", plain="fp32"), given.batches, FineTuneSettings(steps=2))
+    return finetune(
+        given.subject("w4a4", stem="w3a8", head="w4a16b2", plain="fp32"), given.batches, FineTuneSettings(steps=2)
+    )
 
 
 def test_a_file_gives_back_what_was_saved(result, tmp_path):
@@ -124,13 +126,19 @@ FORGERIES = {
         tensor_at("integers/stem", filled(100, 0, 0, 0, 0)),
         "'stem' of 3 bits has integers outside of -4 to 3",
     ),
-    "integers below": (tensor_at("integers/head", filled(-9, 0, 0)), "'head' of 4 bits has integers outside of -8 to 7"),
+    "integers below": (
+        tensor_at("integers/head", filled(-9, 0, 0)),
+        "'head' of 4 bits has integers outside of -8 to 7",
+    ),
     "float integers": (tensor_at("integers/stem", lambda t: t.float()), "'stem' is no int8"),
     "flat integers": (tensor_at("integers/stem", lambda t: t.flatten()), "'stem' is no int8"),
     "negative step": (tensor_at("scale/stem", filled(-0.1, 0)), "steps of 'stem' are not all above zero"),
     "step of zero": (tensor_at("scale/stem", filled(0.0, 0)), "steps of 'stem' are not all above zero"),
     "step is NaN": (tensor_at("scale/stem", filled(float("nan"), 0)), "'scale/stem' holds a value that is not finite"),
-    "step is infinite": (tensor_at("scale/stem", filled(float("inf"), 0)), "'scale/stem' holds a value that is not finite"),
+    "step is infinite": (
+        tensor_at("scale/stem", filled(float("inf"), 0)),
+        "'scale/stem' holds a value that is not finite",
+    ),
     "steps are double": (tensor_at("scale/stem", lambda t: t.double()), "steps of 'stem'"),
     "one step too many": (
         tensor_at("scale/stem", lambda t: torch.cat([t, t[:1]])),
@@ -143,10 +151,16 @@ FORGERIES = {
     "1 bit": (set_at(1, "weights", "stem", "bits"), "expected `int` >= 2"),
     "bits as text": (set_at("3", "weights", "stem", "bits"), "expected `int`, got `str`"),
     "unknown unit": (set_at({"bits": 8, "block": None}, "weights", "other"), "'integers/other' is missing"),
-    "no such part": (lambda _, tensors: tensors.update(extra=torch.zeros(1)), "'extra' is missing, or does not belong there"),
+    "no such part": (
+        lambda _, tensors: tensors.update(extra=torch.zeros(1)),
+        "'extra' is missing, or does not belong there",
+    ),
     "no integers": (lambda _, tensors: tensors.pop("integers/stem"), "'integers/stem' is missing"),
     "parameter is NaN": (tensor_at("parameter/head.weight", filled(float("nan"), 0, 0)), "not finite"),
-    "parameter in half precision": (tensor_at("parameter/head.weight", lambda t: t.half()), "'head.weight' is torch.float16"),
+    "parameter in half precision": (
+        tensor_at("parameter/head.weight", lambda t: t.half()),
+        "'head.weight' is torch.float16",
+    ),
     "grid step of zero": (set_at(0.0, "quantizers", 0, "scale"), "quantizers"),
     "negative grid step": (set_at(-1.0, "quantizers", 0, "scale"), "quantizers"),
     "grid step too large": (set_at(1e39, "quantizers", 0, "scale"), "quantizers"),
@@ -189,14 +203,23 @@ def without(result, name):
 
 MISFITS = {
     "a parameter is missing": (lambda r: {"parameters": without(r, "head.bias")}, "'head.bias' does not fit"),
-    "an unknown parameter": (lambda r: {"parameters": {**r.parameters, "other": torch.ones(1)}}, "'other' does not fit"),
+    "an unknown parameter": (
+        lambda r: {"parameters": {**r.parameters, "other": torch.ones(1)}},
+        "'other' does not fit",
+    ),
     "a parameter of another shape": (
         lambda r: {"parameters": {**r.parameters, "head.bias": torch.ones(1)}},
         "'head.bias' does not fit",
     ),
     "an unknown unit": (lambda r: {"weights": {**r.weights, "other": r.weights["head"]}}, "'other' does not fit"),
-    "a weight of another shape": (lambda r: {"weights": {**r.weights, "stem": r.weights["head"]}}, "'stem' does not fit"),
-    "an unknown tensor": (lambda r: {"quantizers": {("other", 8): next(iter(r.quantizers.values()))}}, "no tensor 'other'"),
+    "a weight of another shape": (
+        lambda r: {"weights": {**r.weights, "stem": r.weights["head"]}},
+        "'stem' does not fit",
+    ),
+    "an unknown tensor": (
+        lambda r: {"quantizers": {("other", 8): next(iter(r.quantizers.values()))}},
+        "no tensor 'other'",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calib.quantizer import ActivationQuantizer, QuantizedWeight
+from calib.formats.integers import ActivationQuantizer, QuantizedWeight
 from smpq.training.lsq import FixedActivation, HalfWeight, LearnedActivation, LearnedWeight
 
 
@@ -69,7 +69,9 @@ def test_activations_are_rounded_as_the_engine_does(quantizer):
     smallest, largest = (limit - quantizer.zero_point for limit in quantizer.limits)
     inside = (x > low - half) & (x < high + half)
     scaled = x / step
-    expected = torch.where(inside, scaled + (scaled.round() - scaled).detach(), scaled.detach().clamp(smallest, largest).round())
+    expected = torch.where(
+        inside, scaled + (scaled.round() - scaled).detach(), scaled.detach().clamp(smallest, largest).round()
+    )
     (expected.clamp(smallest, largest) * step).backward(output)
     n = x.numel() * max(abs(smallest), abs(largest))
     torch.testing.assert_close(module.step.grad, step.grad / n**0.5, rtol=1e-3, atol=1e-4)

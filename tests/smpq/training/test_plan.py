@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from smpq.plan import Rules
+from smpq.quantized.plan import Rules
 from smpq.training.plan import STARTS, attach_plan
 from tests.smpq.tunable import batch_of, tunable
 

@@ -3,9 +3,9 @@ import copy
 import torch
 from torch import nn
 
-from calib.fold import fold_batchnorm
-from calib.graph import TracedModel
-from calib.units import find_units
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
 from smpq.training.lsq import LearnedActivation, LearnedWeight
 from smpq.training.plan import attach_plan
 from smpq.training.trainable import TrainableGraph

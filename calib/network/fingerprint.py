@@ -1,0 +1,141 @@
+"""What a run's results depend on, as hashes by part, so that a change is found and can be named."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from calib.files.storage import Record
+from calib.network.graph import TracedModel
+from calib.task import Batch
+
+
+class Fingerprint(Record, frozen=True):
+    """Hashes (sha256, hex) of all that decides a run's results; equal exactly for equal work.
+
+    `graph` covers the traced graph: operators, their arguments and constants, shapes, types, and the names of
+    parameters. `weights` covers the values of parameters and buffers, `data` the calibration batches as the task gives
+    them, `versions` the packages.
+    """
+
+    graph: str
+    weights: str
+    data: str
+    versions: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """One hash (sha256, hex) over all parts."""
+        parts = [
+            self.graph,
+            self.weights,
+            self.data,
+            *(f"{name} {version}" for name, version in sorted(self.versions.items())),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def differences(self, other: Fingerprint) -> tuple[str, ...]:
+        """Return in words what changed from here to `other`."""
+        parts = {"the model's forward()": "graph", "the weights": "weights", "the calibration data": "data"}
+        found = [words for words, name in parts.items() if getattr(self, name) != getattr(other, name)]
+        for package in sorted({*self.versions, *other.versions}):
+            before, after = self.versions.get(package, "none"), other.versions.get(package, "none")
+            if before != after:
+                found.append(f"{package} {before} -> {after}")
+        return tuple(found)
+
+
+def fingerprint(traced: TracedModel, batches: Iterable[Batch], versions: Mapping[str, str]) -> Fingerprint:
+    """Return the fingerprint of a traced model with its calibration batches; the same in every process.
+
+    A target that is neither a tensor, an array, a plain value nor a list, tuple or dictionary of such counts by its
+    type alone.
+    """
+    data = hashlib.sha256()
+    for batch in batches:
+        for part in (*batch.inputs, batch.target):
+            _update(data, part)
+    return Fingerprint(_graph_hash(traced), _weights_hash(traced), data.hexdigest(), dict(versions))
+
+
+def _graph_hash(traced: TracedModel) -> str:
+    """Hash the nodes in order, each by its place; a free size is called by the order in which it first appears."""
+    digest = hashlib.sha256()
+    places: dict[str, str] = {}
+    symbols: dict[str, str] = {}
+
+    def written(argument: Any) -> Any:
+        return _Text(places[argument.name]) if isinstance(argument, fx.Node) else argument
+
+    for node in traced.graph.nodes:
+        places[node.name] = f"%{len(places)}"
+        what: object = str(node.target)
+        if node.op == "placeholder":
+            what = traced.parameter_names.get(node.name, "input" if node.name in traced.inputs else "constant")
+        args = fx.node.map_aggregate(fx.node.map_arg(node.args, lambda found: found), written)
+        kwargs = fx.node.map_aggregate(dict(sorted(node.kwargs.items())), written)
+        digest.update(f"{node.op} {what} {args!r} {kwargs!r} {_described(node.meta.get('val'), symbols)}\n".encode())
+        if node.op == "placeholder" and node.name in traced.state and node.name not in traced.parameter_names:
+            _update(digest, traced.state[node.name])
+    digest.update(f"{traced.out_spec} {traced.dynamic_batch}".encode())
+    return digest.hexdigest()
+
+
+class _Text(str):
+    """A text that is written without quotation marks."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _described(value: Any, symbols: dict[str, str]) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(_described(part, symbols) for part in value)})"
+    if isinstance(value, Tensor):
+        return f"{value.dtype} [{', '.join(_size(size, symbols) for size in value.shape)}]"
+    return _size(value, symbols) if isinstance(value, torch.SymInt) else type(value).__name__
+
+
+def _size(size: int | torch.SymInt, symbols: dict[str, str]) -> str:
+    if not isinstance(size, torch.SymInt):
+        return str(size)
+    expression = size.node.expr
+    for symbol in sorted(expression.free_symbols, key=str):
+        symbols.setdefault(str(symbol), f"n{len(symbols)}")
+    return str(expression.subs({symbol: symbols[str(symbol)] for symbol in expression.free_symbols}, simultaneous=True))
+
+
+def _weights_hash(traced: TracedModel) -> str:
+    digest = hashlib.sha256()
+    used = {node.name for node in traced.graph.find_nodes(op="placeholder") if node.users}
+    for node, name in sorted(traced.parameter_names.items(), key=lambda item: item[1]):
+        if node in used:  # not the batches that a norm has counted
+            digest.update(name.encode())
+            _update(digest, traced.state[node])
+    return digest.hexdigest()
+
+
+def _update(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        if value.numel():
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
+        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    elif isinstance(value, Mapping):
+        _update(digest, [part for key in value for part in (key, value[key])])
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{type(value).__name__} of {len(value)}".encode())
+        for part in value:
+            _update(digest, part)
+    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        digest.update(f"{type(value).__name__} {value!r}\n".encode())
+    else:
+        digest.update(f"{type(value).__qualname__}\n".encode())

@@ -1,0 +1,220 @@
+"""The model as a graph of tensors: one trace that calibration, the search and the export all share."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from calib.network.equal import merge_equal
+from calib.network.execution import NO_EDITS, Edits, Execution, Observe
+from calib.network.tracing import Program, export_program
+
+
+class TracedModel:
+    """A float model as a functional graph of ATen operators, with the module paths it came from.
+
+    1. Traced by `torch.export`, so that whatever runs here can also be exported to ONNX, node by node.
+    2. The graph holds no in-place operator: `out += skip` has become an add with a name of its own.
+    3. The batch dimension is dynamic; where the model does not allow it, the batch size of the example is fixed and
+       `dynamic_batch` is False.
+    4. A change of a buffer or of an input that `forward` makes in passing is left out.
+    5. Parameters that share their memory are one tensor, read from one node.
+
+    A pickled copy runs, and can be planned for, like the original. It has no `module`, `example` or `program`, and its
+    nodes have no `meta`: another process may not be able to import the classes of the model. A copy whose tensors were
+    loaded onto another device makes its constants there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Sequence[Tensor],
+        sizes: Iterable[int] = (),
+        *,
+        free: bool = True,
+        first: Program | None = None,
+    ) -> None:
+        """Trace `model` on `example`, the positional inputs of one batch: of two samples or more, unless its size is
+        the only one.
+
+        `sizes` are the numbers of samples that will run at once; a trace that does not hold for all of them is made
+        again for the size of the example alone, as without `free`. `first` is what `trace_program` gave for all this,
+        if it was called already.
+        """
+        self.module = model
+        self.example = tuple(example)
+        self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free, first=first)
+        self.graph: fx.Graph = self.program.graph
+        signature = self.program.graph_signature
+        self.parameter_names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        constants = {**signature.inputs_to_lifted_tensor_constants}
+        self.state: dict[str, Tensor] = {}
+        for node, name in {**self.parameter_names, **constants}.items():
+            stored = self.program.state_dict.get(name, self.program.constants.get(name))
+            self.state[node] = stored.detach()
+        _merge_shared(self.graph, self.state)
+        merge_equal(self.program)
+        self.inputs: tuple[str, ...] = tuple(name for name in signature.user_inputs if isinstance(name, str))
+        self.out_spec: pytree.TreeSpec = self.program.call_spec.out_spec
+        self._index()
+
+    def _index(self) -> None:
+        self.nodes: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
+        self.steps: list[fx.Node] = [node for node in self.graph.nodes if node.op == "call_function"]
+        self.output: fx.Node = next(node for node in self.graph.nodes if node.op == "output")
+        self.last_uses = self._find_last_uses()
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("dynamic_batch", "parameter_names", "state", "inputs", "out_spec")
+        return {
+            **{name: getattr(self, name) for name in kept},
+            "graph": [_Written.of(node) for node in self.graph.nodes],
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.graph = fx.Graph()
+        nodes: dict[str, fx.Node] = {}
+        device = next((tensor.device for tensor in self.state.values()), torch.device("cpu"))
+        for written in state["graph"]:
+            nodes[written.name] = written.node(self.graph, nodes, device)
+        self._index()
+
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        edits: Edits = NO_EDITS,
+        observe: Observe | None = None,
+        *,
+        gradient: bool = False,
+    ) -> Any:
+        """Run the graph on one batch and return what the model's `forward` would return.
+
+        `observe(name, tensor)` sees every tensor that a node makes, and the inputs. With `gradient` the run is recorded
+        for backpropagation to whatever in the edits asks for it.
+        """
+        with torch.set_grad_enabled(gradient):
+            return Execution(self, inputs, edits, observe).advance(edits, observe=observe).output()
+
+    def producer(self, tensor: str) -> fx.Node:
+        """Return the node that makes a tensor."""
+        return self.nodes[tensor]
+
+    def consumers(self, tensor: str) -> tuple[fx.Node, ...]:
+        """Return the nodes that read a tensor, in graph order."""
+        return tuple(self.nodes[tensor].users)
+
+    def module_path(self, node: fx.Node) -> str:
+        """Return the path of the module whose `forward` ran the node, '' for the model itself."""
+        return module_path(node)
+
+    def _find_last_uses(self) -> dict[str, list[str]]:
+        last: dict[str, str] = {}
+        for node in self.steps:
+            for argument in node.all_input_nodes:
+                last[argument.name] = node.name
+        for argument in self.output.all_input_nodes:
+            last.pop(argument.name, None)
+        dead: dict[str, list[str]] = {}
+        for tensor, node_name in last.items():
+            if tensor not in self.state:
+                dead.setdefault(node_name, []).append(tensor)
+        return dead
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What takes the place of a node of the graph, or of an operator of torch, which pickle does not know."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One node as plain values."""
+
+    name: str
+    op: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+    @classmethod
+    def of(cls, node: fx.Node) -> _Written:
+        target = _Named(str(node.target)) if isinstance(node.target, torch._ops.OpOverload) else node.target  # noqa: SLF001 - see operator_name
+        args, kwargs = (
+            fx.node.map_arg(part, lambda argument: _Named(argument.name)) for part in (node.args, node.kwargs)
+        )  # type: ignore[arg-type,return-value]
+        return cls(node.name, node.op, target, args, kwargs)
+
+    def node(self, graph: fx.Graph, nodes: Mapping[str, fx.Node], device: torch.device) -> fx.Node:
+        """Add the node to a graph that holds those before it; what it makes, it makes on `device`."""
+
+        def read(argument: Any) -> Any:
+            if isinstance(argument, torch.device):
+                return device
+            return nodes[argument.name] if isinstance(argument, _Named) else argument
+
+        target = _operator(self.target.name) if isinstance(self.target, _Named) else self.target
+        args, kwargs = fx.node.map_aggregate(self.args, read), fx.node.map_aggregate(self.kwargs, read)
+        node = graph.create_node(self.op, target, args, kwargs, name=self.name)
+        assert node.name == self.name, "names are unique in the graph they come from"
+        return node
+
+
+def _operator(name: str) -> Any:
+    found: Any = torch.ops
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def operator_name(node: fx.Node) -> str:
+    """Return the ATen name of a node, as `conv2d` or `add`; '' for what is not a call."""
+    if node.op != "call_function":
+        return ""
+    if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the only name torch gives the class
+        return str(node.target.overloadpacket.__name__)
+    return "getitem" if node.target is operator.getitem else str(node.target)
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the module whose `forward` ran a node, '' for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]).split("@", 1)[0] if stack else ""
+
+
+def elements_of_one(value: Tensor) -> int:
+    """Return how many elements one sample of a traced tensor has: all but the leading dimension where no size is free.
+
+    Use this instead of `int(size)` on a size that is free: torch then fixes that size to the example's, in the traced
+    model and in whatever is exported from it.
+    """
+    if not any(isinstance(size, torch.SymInt) for size in value.shape):
+        return math.prod(value.shape[1:])
+    return math.prod(_of_one(size) for size in value.shape)
+
+
+def _of_one(size: int | torch.SymInt) -> int:
+    """A size for a batch of one sample."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
+def _merge_shared(graph: fx.Graph, state: Mapping[str, Tensor]) -> None:
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], fx.Node] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        tensor = state.get(node.name)
+        if tensor is not None and tensor.numel():
+            kept = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), node)
+            if kept is not node:
+                node.replace_all_uses_with(kept)

@@ -1,0 +1,26 @@
+"""Operators that only move values, so that what was on a quantiser's grid stays on it."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from calib.network.graph import operator_name
+
+MOVES = {
+    "max_pool2d", "max_pool1d", "view", "_unsafe_view", "reshape", "flatten", "transpose", "permute", "squeeze",
+    "unsqueeze", "slice", "pad",
+    "constant_pad_nd", "alias", "clone", "contiguous",
+}  # fmt: skip
+"""Operators that only move values (or take the largest), so that a quantised tensor stays on its grid."""
+
+
+def keeps_grid(node: fx.Node) -> bool:
+    """Whether a node only moves values of its first input; padding with anything but zero adds a value of its own."""
+    name = operator_name(node)
+    if name not in MOVES:
+        return False
+    if name in {"pad", "constant_pad_nd"}:
+        mode = node.args[2] if name == "pad" and len(node.args) > 2 else "constant"
+        value = node.args[-1] if len(node.args) > (3 if name == "pad" else 2) else 0
+        return mode != "constant" or not value
+    return True

@@ -1,0 +1,303 @@
+"""Trace a module with `torch.export`, and refuse what no single graph can stand for."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import keyword
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
+
+from calib.errors import UserError
+
+_NO_LIMIT = 1 << 31
+_OFF_WITHOUT_TRAINING = {"train", "training"}
+_OFF_AT_ZERO = {"p", "dropout_p", "dropout"}
+_UNWRITABLE = '"\\\n\r'
+
+
+Program = tuple[ExportedProgram, bool]
+"""A traced program, and whether its batch dimension is free."""
+
+
+def export_program(
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    sizes: Iterable[int] = (),
+    *,
+    free: bool = True,
+    first: Program | None = None,
+) -> Program:
+    """Return the traced program, in-place operators removed, and whether its batch dimension is free; see
+    `trace_program`.
+
+    `first` is what that gave, if it was called already. Raises UserError when the model cannot be traced, branches on
+    values, draws random numbers, or takes the statistics of the batch.
+    """
+    program, is_free = first or trace_program(model, example, sizes, free=free)
+    try:
+        with _quiet():
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise _untraceable(error) from error
+    _check_straight(program.graph)
+    _drop_side_effects(program)
+    _check_output(program)
+    return program, is_free
+
+
+def trace_program(
+    model: nn.Module, example: tuple[Tensor, ...], sizes: Iterable[int] = (), *, free: bool = True
+) -> Program:
+    """Return the program as torch traces it, in-place operators included, which takes half of the time of
+    `export_program`.
+
+    With `free` the leading dimension is tried as a free one. It is kept when every size in `sizes`, the numbers of
+    samples that will run at once, lies inside the range that the trace holds for. Otherwise the size of the example is
+    fixed.
+    """
+    if model.training:
+        raise UserError("the model is in training mode: call model.eval() before handing it over")
+    _check_names(model)
+    program, is_free = _traced(model, example, tuple(sizes), free)
+    for module in program.graph_module.modules():  # the parts under autocast or no_grad are modules of their own
+        if isinstance(module, fx.GraphModule):
+            check_deterministic(module.graph)
+            _check_norms(module.graph)
+    return program, is_free
+
+
+def _traced(
+    model: nn.Module, example: tuple[Tensor, ...], sizes: Sequence[int], free: bool
+) -> tuple[ExportedProgram, bool]:
+    with _quiet():
+        if free:
+            try:
+                program = torch.export.export(model, _fresh(example), dynamic_shapes=_free_batch(model, len(example)))
+                if _holds_for(program, example, sizes):
+                    return program, True
+            except Exception:  # noqa: BLE001, S110 - torch raises many types; a fixed batch is tried before giving up
+                pass
+        try:
+            return torch.export.export(model, _fresh(example)), False
+        except Exception as error:
+            raise _untraceable(error) from error
+
+
+def _untraceable(error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return UserError(
+        f"the model cannot be traced by torch.export, which ONNX export needs too: {type(error).__name__}: {reason}"
+    )
+
+
+def _fresh(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return copies: torch marks the tensors themselves as dynamic, and a second attempt on the same ones would fail
+    like the first.
+    """
+    return tuple(tensor.detach().clone() for tensor in example)
+
+
+def _free_batch(model: nn.Module, count: int) -> tuple[Any, ...]:
+    """Mark the leading dimension of `count` inputs as free; torch.export wants those that `*args` takes in one
+    tuple.
+    """
+    free: list[Any] = [{0: torch.export.Dim.DYNAMIC} for _ in range(count)]
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(free)
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*free[:first], tuple(free[first:]))
+
+
+def _holds_for(program: ExportedProgram, example: tuple[Tensor, ...], sizes: Sequence[int]) -> bool:
+    """Whether the trace holds for batches of `sizes`: torch's ranges and guards, as `size <= 8` or `size % 2 == 0`,
+    allow them.
+
+    A lower bound of 2 is torch's own: it traces as if no size were 0 or 1. What a model does with one sample is for
+    `calib.network.faithful` to compare.
+    """
+    if not all(_in_range(program, size) for size in sizes):
+        return False
+    guards = getattr(program.module(), "_guards_fn", None) if sizes else None
+    if guards is None:  # there are none
+        return True
+    try:
+        for size in sizes:
+            guards(*(tensor[:1].expand(size, *tensor.shape[1:]) for tensor in example))
+    except AssertionError:
+        return False
+    return True
+
+
+def _in_range(program: ExportedProgram, size: int) -> bool:
+    for leading in _leading_sizes(program):
+        if not isinstance(leading, torch.SymInt):
+            if leading != size:
+                return False
+            continue
+        for symbol in leading.node.expr.free_symbols:
+            found = program.range_constraints.get(symbol)
+            if found is not None and (size > found.upper or (size < found.lower and found.lower > 2)):
+                return False
+    return True
+
+
+def largest_batch(program: ExportedProgram) -> int | None:
+    """Return how many samples at once the trace holds for; None when there is no limit."""
+    symbols = [
+        symbol
+        for size in _leading_sizes(program)
+        if isinstance(size, torch.SymInt)
+        for symbol in size.node.expr.free_symbols
+    ]
+    limits = [program.range_constraints[symbol].upper for symbol in symbols if symbol in program.range_constraints]
+    finite = [int(limit) for limit in limits if limit < _NO_LIMIT]
+    return min(finite, default=None)
+
+
+def _leading_sizes(program: ExportedProgram) -> list[int | torch.SymInt]:
+    placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    return [placeholders[name].meta["val"].shape[0] for name in names]
+
+
+def check_deterministic(graph: fx.Graph) -> None:
+    """Raise UserError, which names the operator and its module, when the graph draws random numbers.
+
+    Torch tags the operators that do (`nondeterministic_seeded`). One that is told not to draw, as a dropout outside
+    training, is fine.
+    """
+    for node in graph.nodes:
+        if draws(node):
+            raise UserError(
+                f"the model draws random numbers ({_name(node)}{_where(node)}): make them an input, or leave them out "
+                "in eval mode"
+            )
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether an operator's result is another one each time."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:  # noqa: SLF001 - see graph
+        return False
+    arguments = target._schema.arguments  # noqa: SLF001 - no other way
+    given = dict(zip((argument.name for argument in arguments), node.args, strict=False))
+    values = {argument.name: argument.default_value for argument in arguments} | given | dict(node.kwargs)
+    off = [values[name] is False for name in _OFF_WITHOUT_TRAINING & set(values)]
+    off += [isinstance(values[name], (int, float)) and values[name] == 0 for name in _OFF_AT_ZERO & set(values)]
+    return not any(off)
+
+
+def _check_norms(graph: fx.Graph) -> None:
+    """Refuse a BatchNorm that takes the statistics of the batch: what a sample gives would depend on the samples beside
+    it.
+    """
+    for node in graph.nodes:
+        if _name(node) not in ("batch_norm", "cudnn_batch_norm", "native_batch_norm"):
+            continue
+        names = [argument.name for argument in node.target._schema.arguments]  # noqa: SLF001 - no other way to the names
+        values = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        if values.get("training"):
+            raise UserError(
+                f"the BatchNorm{_where(node)} normalises with the statistics of each batch, as in training: put it "
+                "into eval mode "
+                "with running statistics, so that a sample's result does not depend on the samples beside it"
+            )
+
+
+def _check_straight(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            raise UserError(
+                f"the model branches on values ({next(iter(node.users)).target}): quantise the parts apart, or write "
+                "it with torch.where"
+            )
+
+
+def _drop_side_effects(program: ExportedProgram) -> None:
+    """Remove the results that only change a buffer or an input, so that the graph returns what `forward` returns.
+
+    A counter that nothing reads is gone with that. Raises UserError when the output depends on a buffer that `forward`
+    changes: the next call would give something else.
+    """
+    graph, signature = program.graph, program.graph_signature
+    kept = [spec.kind == OutputKind.USER_OUTPUT for spec in signature.output_specs]
+    if all(kept):
+        return
+    changed = {spec.target: spec for spec in signature.output_specs if spec.kind == OutputKind.BUFFER_MUTATION}
+    (output,) = graph.find_nodes(op="output")
+    output.args = (tuple(value for value, keep in zip(output.args[0], kept, strict=True) if keep),)
+    signature.output_specs[:] = [spec for spec, keep in zip(signature.output_specs, kept, strict=True) if keep]
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    placeholders = {node.name: node for node in graph.find_nodes(op="placeholder")}
+    for name, buffer in signature.inputs_to_buffers.items():
+        if buffer in changed and placeholders[name].users:
+            raise UserError(
+                f"forward() changes the buffer {buffer!r}, and the output depends on it: an engine has no memory "
+                "between calls, "
+                "so make it an input and an output, or a constant"
+            )
+
+
+def _name(node: fx.Node) -> str:
+    target = node.target
+    return str(target.overloadpacket.__name__) if isinstance(target, torch._ops.OpOverload) else ""  # noqa: SLF001 - see graph
+
+
+def _where(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    path = str(list(stack.values())[-1][0]).split("@", 1)[0] if stack else ""
+    return f" in {path!r}" if path else ""
+
+
+def _check_names(model: nn.Module) -> None:
+    for path, _ in model.named_modules():
+        if any(character in path for character in _UNWRITABLE) or any(map(keyword.iskeyword, path.split("."))):
+            raise UserError(
+                f"torch.export cannot write the module name {path!r}, which holds a quotation mark, a backslash, a "
+                "line break, or is a word of "
+                "Python itself: rename it"
+            )
+
+
+def _check_output(program: ExportedProgram) -> None:
+    """Refuse numbers and texts beside the tensors of the output; None may be there."""
+    (output,) = program.graph.find_nodes(op="output")
+    leaves = [leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf for leaf in output.args[0]]
+    for leaf in leaves:
+        if leaf is not None and not isinstance(leaf, Tensor):
+            kind = "int" if isinstance(leaf, torch.SymInt) else type(leaf).__name__
+            raise UserError(
+                f"forward() returns a value of type {kind} beside tensors: an engine gives tensors only, so return "
+                "those alone"
+            )
+        if isinstance(leaf, Tensor) and leaf.is_complex():
+            raise UserError(
+                "forward() returns complex numbers, which ONNX does not have: return torch.view_as_real of them"
+            )
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        raise UserError("forward() returns no tensor: there is nothing that an engine could give")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Trace without gradients, warnings of torch about itself, and its log: the message that counts is ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        nowhere = io.StringIO()  # torch prints the graph of what it cannot trace
+        with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(nowhere), redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

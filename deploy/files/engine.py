@@ -1,0 +1,264 @@
+"""Files about one policy's engine: how it was exported, built, measured, verified and fine-tuned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+
+from calib.files.storage import AboveZero, Amount, Count, FileRecord, Fraction, Positive, Record, Sha256
+from smpq.files import Interval, OfPolicy
+
+StageName = Literal["eager", "float", "fake_quant", "onnx", "engine"]
+
+EngineName = Annotated[str, msgspec.Meta(pattern=r"^engine\.[^/\\\x00-\x1f]+$")]
+
+STAGES: tuple[StageName, ...] = ("eager", "float", "fake_quant", "onnx", "engine")
+"""What the evaluation data goes through, in this order."""
+
+
+_ROUNDING = 1e-6
+_MEANS_ROUNDING = 1e-4
+"""Means are sums of single precision."""
+_METRIC_ROUNDING = 1e-4
+"""A change of a metric by this share of its spread over samples may be rounding, however surely the data tell it from
+zero.
+"""
+NORMAL_95 = 1.96
+"""Half the width of a 95 % interval of a normal distribution, in standard errors."""
+
+
+class FloatModelFile(FileRecord, frozen=True, kw_only=True):
+    """`model.float.json`: which file `model.float.onnx` is, and the fingerprint of what it was exported from."""
+
+    NAME = "model.float.json"
+    MADE_BY = "smpq export"
+
+    fingerprint: Sha256
+    sha256: Sha256
+
+
+class ExportFile(OfPolicy, frozen=True, kw_only=True):
+    """`export.json`: the lowered model of a policy; `changes` counts what each pass changed."""
+
+    NAME = "export.json"
+    MADE_BY = "smpq export"
+
+    target: str
+    changes: dict[str, Count]
+    merged_tensors: tuple[str, ...]
+    size_bytes: Positive
+    sha256: Sha256
+
+
+class BuiltRow(Record, frozen=True, kw_only=True):
+    """An engine file: what it is made of, with which runtime, whether it was built before, and what the builder warned
+    of.
+    """
+
+    sha256: Sha256
+    size_bytes: Positive
+    build_seconds: Amount
+    versions: dict[str, str]
+    from_cache: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+class KernelRow(Record, frozen=True, kw_only=True):
+    """What a layer became in the engine, and whether that is its planned format."""
+
+    kernel: str
+    agrees: bool
+
+
+class BuildFile(OfPolicy, frozen=True, kw_only=True):
+    """`build.json`: the engines by file name, and the kernels by layer. `built_on` names another machine that builds
+    them.
+    """
+
+    NAME = "build.json"
+    MADE_BY = "smpq build"
+    VERSION = 2
+
+    built_on: str | None
+    engines: dict[EngineName, BuiltRow]
+    kernels: dict[str, KernelRow]
+
+
+class TimedRow(Record, frozen=True, kw_only=True):
+    """An engine timed against the float engine: milliseconds of one call, the ratio with its 95 % interval, samples in
+    a second.
+
+    1. `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why.
+    2. Of an engine on a GPU: `enqueue_ms` is what the host takes to enqueue a call; `hot_ms` and `cold_ms` are single
+       calls behind another one, and behind a write of twice the L2 cache.
+    3. `throttled` says what slowed the machine down, each time that the engine was timed.
+    """
+
+    batch: Positive
+    ratio: AboveZero
+    ratio_interval: Interval
+    engine_ms: AboveZero
+    float_ms: AboveZero
+    p99_ms: AboveZero | None
+    p99_calls: Count
+    p99_note: str | None
+    throughput: AboveZero
+    enqueue_ms: AboveZero | None
+    hot_ms: AboveZero | None
+    cold_ms: AboveZero | None
+    throttled: tuple[str, ...]
+    clock: str
+
+    def __post_init__(self) -> None:
+        if not self.ratio_interval.low <= self.ratio <= self.ratio_interval.high:
+            raise ValueError(f"the ratio {self.ratio:.6g} is outside of its interval")
+        if self.ratio_interval.low <= 0:
+            raise ValueError("a ratio of two times is above zero, and so is its interval")
+        if (self.p99_ms is None) == (self.p99_note is None) or (self.p99_ms is not None and not self.p99_calls):
+            raise ValueError("there is a p99 of some calls, or a note that says why there is none")
+        if abs(self.throughput * self.engine_ms / (1000 * self.batch) - 1) > _ROUNDING:
+            raise ValueError("the throughput is not that of the batch and its time")
+        if (self.hot_ms is None) != (self.cold_ms is None):
+            raise ValueError("hot and cold times are measured together")
+
+
+class LatencyFile(OfPolicy, frozen=True, kw_only=True):
+    """`latency.json`: the measured engine, at the run's batch size and at others.
+
+    `predicted_ratio` was made without this engine's measurements, from `predicted_from` other engines; None where there
+    were none.
+    """
+
+    NAME = "latency.json"
+    MADE_BY = "smpq measure"
+    VERSION = 4
+
+    machine: str
+    rounds: Positive
+    predicted_ratio: float | None
+    predicted_interval: Interval | None
+    predicted_from: Count
+    measurement: TimedRow
+    batches: tuple[TimedRow, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ratio, ends = self.predicted_ratio, self.predicted_interval
+        if not (ratio is None) == (ends is None) == (self.predicted_from == 0):
+            raise ValueError("a prediction has an interval, and engines that it is made from")
+        if ratio is not None and ends is not None and ratio not in ends:
+            raise ValueError("a prediction lies in its interval")
+
+
+class StageRow(Record, frozen=True, kw_only=True):
+    """The metric of one stage, in the metric's unit.
+
+    `mean` with its 95 % interval over samples; `change` is the paired difference to the stage before, with its
+    interval; `agreement` the share of samples with the same top class as the stage before. `problem` says how its
+    outputs differ from what they were compared with. `not_run` says why there are no numbers.
+    """
+
+    mean: float | None
+    interval: Interval | None
+    change: float | None
+    change_interval: Interval | None
+    agreement: Fraction | None
+    problem: str | None = None
+    not_run: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) == (self.not_run is None):
+            raise ValueError("a stage has a mean, or a reason why it was not run")
+        if (self.mean is None) != (self.interval is None) or (self.change is None) != (self.change_interval is None):
+            raise ValueError("a figure comes with its interval")
+        for value, ends in ((self.mean, self.interval), (self.change, self.change_interval)):
+            if value is not None and ends is not None and value not in ends:
+                raise ValueError("a figure lies in its interval")
+
+
+def lost_stages(stages: Mapping[StageName, StageRow], samples: int) -> list[StageName]:
+    """Return the stages that lost accuracy, the worst first.
+
+    1. Those with a problem come first, in their order.
+    2. The others have a drop that the data tell from zero and that is more than the rounding of float32; the largest
+       drop comes first.
+    """
+    first = stages.get(STAGES[0])
+    spread = 0.0
+    if first is not None and first.interval is not None and first.mean is not None:
+        spread = (first.interval.high - first.interval.low) / (2 * NORMAL_95) * math.sqrt(samples) or abs(first.mean)
+    wrong = [name for name in STAGES if name in stages and stages[name].problem is not None]
+    drops = {
+        name: row.change
+        for name, row in stages.items()
+        if name not in wrong
+        and row.change is not None
+        and row.change_interval is not None
+        and row.change_interval.high < 0
+        if row.change < -_METRIC_ROUNDING * spread
+    }
+    return [*wrong, *sorted(drops, key=lambda name: drops[name])]
+
+
+class VerifyFile(OfPolicy, frozen=True, kw_only=True):
+    """`verify.json`: the evaluation data through every stage; `lost_at` is the worst of the stages that lost
+    accuracy.
+    """
+
+    NAME = "verify.json"
+    MADE_BY = "smpq verify"
+    VERSION = 3
+
+    metric: str
+    samples: Positive
+    stages: dict[StageName, StageRow]
+    lost_at: StageName | None
+    explanation: str
+
+    @property
+    def lost(self) -> list[StageName]:
+        """See `lost_stages`."""
+        return lost_stages(self.stages, self.samples)
+
+    def contradiction(self) -> str | None:
+        """Say which of its figures contradict each other; None where none do."""
+        before: float | None = None
+        for name in STAGES:
+            row = self.stages.get(name)
+            if row is None or row.mean is None:
+                continue
+            if before is not None and row.change is not None:
+                if abs(row.mean - before - row.change) > _MEANS_ROUNDING * max(1, abs(row.mean), abs(before)):
+                    return f"the change of the stage {name} is not the difference of the means"
+            elif (before is None) != (row.change is None):
+                return f"the stage {name} has no change against the stage before, or there is none before"
+            before = row.mean
+        if self.lost_at != next(iter(self.lost), None):
+            return "lost_at is not the stage with the largest drop that can be told from zero"
+        return None
+
+
+class JudgedRow(Record, frozen=True, kw_only=True):
+    """How a model does on the calibration data."""
+
+    value: float
+    metric: float
+
+
+class FinetuneFile(OfPolicy, frozen=True, kw_only=True):
+    """`finetune.json`: what fine-tuning did, on calibration data, and the hash of the weights that it made."""
+
+    NAME = "finetune.json"
+    MADE_BY = "smpq finetune"
+
+    sha256: Sha256
+    kept: Literal["start", "end"]
+    before: JudgedRow
+    after: JudgedRow
+    samples: str
+    seconds: Amount
+    settings: dict[str, str | int | float | bool | None]
+    history: tuple[dict[str, float], ...]

@@ -1,0 +1,154 @@
+"""`report.json`: everything that the page of a run shows. It is made of the other files, which check what can
+contradict itself.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from calib.files.storage import AboveZero, Amount, Count, FileRecord, Positive, Record
+from deploy.files.engine import FinetuneFile, StageName, VerifyFile
+from deploy.files.search import SkippedRow
+from smpq.files import ContributionsFile, FormatText, Interval, StabilityFile
+
+MOST_SHOWN = 1_000
+"""Measured engines, the last ones: more make no picture."""
+
+
+class LatencyPart(Record, frozen=True, kw_only=True):
+    """The measured engine, see `LatencyFile`."""
+
+    ratio: AboveZero
+    interval: Interval
+    engine_ms: AboveZero
+    float_ms: AboveZero
+    p99_ms: AboveZero | None
+    p99_calls: Count
+    p99_note: str | None
+    throughput: AboveZero
+    enqueue_ms: AboveZero | None
+    hot_ms: AboveZero | None
+    cold_ms: AboveZero | None
+    throttled: tuple[str, ...]
+    clock: str
+    batch: Positive
+    rounds: Positive
+    machine: str
+    predicted_ratio: float | None
+    predicted_interval: Interval | None
+    predicted_from: Count
+
+
+class LimitRow(Record, frozen=True, kw_only=True):
+    """One limit of the budget and what the engine reaches, in `unit`; None where that was not measured."""
+
+    cost: str
+    limit: AboveZero
+    reached: Amount | None
+    unit: str
+    met: bool | None
+
+
+class LayerRow(Record, frozen=True, kw_only=True):
+    """A layer with its format, its score where it has one, and the kernel that it became."""
+
+    path: str
+    operator: str
+    parameters: Positive
+    macs: Count
+    format: FormatText
+    bits: Positive
+    score: float | None
+    standard_error: Amount | None
+    interval: Interval | None
+    samples: Count | None
+    alone: float | None
+    kernel: str | None
+    kernel_agrees: bool | None
+
+    def __post_init__(self) -> None:
+        if (self.score is None) != (self.interval is None):
+            raise ValueError("a score comes with its interval")
+
+
+class ObservationRow(Record, frozen=True, kw_only=True):
+    """An engine of the loop; `measured` is None when the runtime refused it, for `refused`."""
+
+    label: str
+    predicted: float
+    predicted_interval: Interval
+    measured: AboveZero | None
+    measured_interval: Interval | None
+    refused: str | None = None
+    met: bool
+
+    def __post_init__(self) -> None:
+        if (self.measured is None) != (self.measured_interval is None) or (self.measured is None) != (
+            self.refused is not None
+        ):
+            raise ValueError("an engine is either measured, with its interval, or refused")
+
+
+class CurvePoint(Record, frozen=True, kw_only=True):
+    """The best plan by the scores for one budget on `cost`, and the value that they predict."""
+
+    cost: str
+    reached: float
+    value: float
+
+
+class ScoresPart(Record, frozen=True, kw_only=True):
+    """Where the scores came from."""
+
+    method: str
+    value: str
+    estimator: str
+    evaluations: Count
+    permutations: Count
+    seed: Count
+    stop_reason: str
+
+
+class ReportFile(FileRecord, frozen=True, kw_only=True):
+    """The plan, the proof, and where every number came from; what a stage has not made yet is None or empty.
+
+    `machine` is the one that timed the engine, None before that.
+    """
+
+    NAME = "report.json"
+    MADE_BY = "smpq report"
+    VERSION = 4
+
+    task: str
+    target: str
+    engine: str | dict[str, str] | None
+    float_engine: str | dict[str, str] | None
+    policy: dict[str, FormatText]
+    accuracy: dict[StageName, float | None]
+    verification: VerifyFile | None
+    latency: LatencyPart | None
+    latency_note: str | None
+    size_bytes: Amount
+    float_size_bytes: Amount
+    avg_bits: Amount
+    bops: Amount
+    float_bops: Amount
+    budget: str
+    limits: tuple[LimitRow, ...]
+    met: bool
+    layers: tuple[LayerRow, ...]
+    stability: StabilityFile | None
+    contributions: ContributionsFile | None
+    observations: Annotated[tuple[ObservationRow, ...], msgspec.Meta(max_length=MOST_SHOWN)]
+    pareto: tuple[CurvePoint, ...]
+    scores: ScoresPart
+    skipped: tuple[SkippedRow, ...]
+    refused: dict[str, str]
+    warnings: tuple[str, ...]
+    finetuning: FinetuneFile | None
+    settings: dict[str, str | int | float | bool | tuple[str, ...] | None]
+    versions: dict[str, str]
+    machine: str | None
+    seconds: dict[str, Amount]

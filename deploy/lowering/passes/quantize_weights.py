@@ -1,0 +1,86 @@
+"""Store weights as integers behind a DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from calib.formats.integers import QuantizedWeight
+from calib.network.units import Unit
+from deploy.lowering.passes.editing import Array, constant, free_name, new_node, remove_unused_constants, unit_nodes
+from smpq.quantized.plan import QuantPlan
+
+_INT4_BITS = 4
+
+
+def quantize_weights(model: ir.Model, plan: QuantPlan, units: Sequence[Unit], copy_from_bits: int | None = None) -> int:
+    """Replace the float weight of every unit of the plan; returns the number of integer weights stored.
+
+    1. The integers are an initialiser `path/weight`, INT4 up to 4 bits and INT8 above, behind a node `path/weight/DQ`.
+    2. One scale for each output channel: axis 0 of Conv and Gemm with transB, axis 1 of MatMul and Gemm without (`[K,
+       N]`).
+    3. Block scales need MatMul: `[K, N]` integers, axis 0, scale `[K / block, N]`. Anything else is a ValueError (a
+       pass is missing).
+    4. Zero points are written out, all zero: runtimes misread a DequantizeLinear without one.
+    5. A weight that several calls use is stored once and has one DequantizeLinear; except weights of `copy_from_bits`
+       bits or more, which are stored for each call (see `deploy.lowering.lower`).
+    6. Units without an entry in `plan.weights` are left alone, even where the exporter gave them the same initialiser.
+    """
+    changed = 0
+    for unit in units:
+        if unit.path not in plan.weights:
+            continue
+        weight = plan.weights[unit.path]
+        copies = copy_from_bits is not None and weight.bits >= copy_from_bits
+        made: dict[bool, ir.Value] = {}
+        for node in unit_nodes(model, unit).values():
+            inputs_first = _inputs_first(node)
+            if copies or inputs_first not in made:
+                made[inputs_first] = _dequantized(model, node, unit, weight, inputs_first=inputs_first)
+                changed += 1
+            node.replace_input_with(1, made[inputs_first])
+    remove_unused_constants(model)
+    return changed
+
+
+def _inputs_first(node: ir.Node) -> bool:
+    """Whether the weight is stored as `[K, N]`, inputs before outputs."""
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
+
+
+def _dequantized(
+    model: ir.Model, node: ir.Node, unit: Unit, weight: QuantizedWeight, *, inputs_first: bool
+) -> ir.Value:
+    integers = weight.integers.detach().cpu().numpy()
+    scale = weight.scale.detach().cpu().numpy().astype(np.float32)
+    if weight.block is not None:
+        if node.op_type != "MatMul" or integers.shape[1] != weight.block * scale.shape[1]:
+            raise ValueError(
+                f"{unit.path}: blocks of {weight.block} need a MatMul whose inputs they divide, not {node.op_type}"
+            )
+        scale = scale.T
+    if inputs_first:
+        integers = integers.T
+    axis = 1 if inputs_first and weight.block is None else 0
+    attributes = {"axis": axis} if weight.block is None else {"axis": axis, "block_size": weight.block}
+    stored = ml_dtypes.int4 if weight.bits <= _INT4_BITS else np.int8
+    value = constant(model, f"{unit.path}/weight", _contiguous(integers).astype(stored))
+    scales = constant(model, f"{value.name}/scale", _contiguous(scale))
+    zero_points = constant(model, f"{value.name}/zero_point", np.zeros(scale.shape, stored))
+    dequantize = new_node(
+        "DequantizeLinear",
+        [value, scales, zero_points],
+        free_name(model, f"{value.name}/DQ"),
+        ir.DataType.FLOAT,
+        ir.Shape(integers.shape),
+        attributes,
+    )
+    model.graph.insert_before(node, dequantize)
+    return dequantize.outputs[0]
+
+
+def _contiguous(array: Array) -> Array:
+    return np.ascontiguousarray(array)

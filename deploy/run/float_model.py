@@ -1,0 +1,137 @@
+"""From the user's module to the traced float model that everything is made of, and the proof that it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from calib.data import check_finite, per_sample
+from calib.errors import UserError
+from calib.network.faithful import UnfaithfulError, check_faithful, run_eager
+from calib.network.fold import Folded, copy_model, trace_folded
+from calib.network.graph import TracedModel
+from calib.network.tracing import largest_batch
+from calib.task import Batch, Task
+from deploy.run.settings import Settings
+from deploy.targets.target import Target
+from deploy.terminal.progress import Progress
+from smpq.value.value import divergence
+
+
+def trace_float_model(
+    model: nn.Module, batches: Sequence[Batch], settings: Settings, target: Target, progress: Progress
+) -> tuple[TracedModel, tuple[Folded, ...]]:
+    """Return the trace of `model`, BatchNorm folded, which computes what the module itself does; see `check_faithful`.
+
+    1. The batch is free where the trace holds for one sample, the run's batch, and every size that calibration has.
+    2. Otherwise it is fixed, which is possible where calibration has batches of one size and the engine's is the same.
+
+    Raises UserError when neither can be.
+    """
+    counts = {len(batch.inputs[0]) for batch in batches}
+    given = copy_model(model)  # running the model may change what it remembers in Python
+    try:
+        traced, folded = trace_folded(given, _example(max(batches, key=_count), 2), {1, settings.batch, *counts})
+    except UserError:
+        _check_runs(model, batches[0])  # where it fails as well, that is the message
+        if 2 in counts or len(counts) > 1:
+            raise
+        fixed = trace_folded(given, _plain(batches[0]), free=False)
+        if not _fits(counts, settings, target):
+            raise UserError(_only_fixed(sorted(counts), settings.batch)) from None
+        check_faithful(model, fixed[0], batches)
+        return fixed
+    if traced.dynamic_batch:
+        try:
+            check_faithful(model, traced, batches, {1, settings.batch, *counts})
+        except UnfaithfulError as error:
+            if error.samples in counts or not _fits(counts, settings, target):
+                raise
+            progress.warn(f"the engine takes batches of {min(counts)} only, because of other sizes: {error}")
+        else:
+            most = largest_batch(traced.program)
+            if most is not None:
+                progress.warn(
+                    f"the engine holds for at most {most} samples at once: with more of them, forward() does something "
+                    "else"
+                )
+            return traced, folded
+    if not _fits(counts, settings, target):
+        raise UserError(_only_fixed(sorted(counts), settings.batch))
+    return _fixed(given, model, batches)
+
+
+def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
+    """Whether one fixed batch size would do: calibration has one size, and the engine's, where there is one, is the
+    same.
+    """
+    return len(counts) == 1 and (target.lowering == "simulate" or settings.batch in counts)
+
+
+def _fixed(given: nn.Module, model: nn.Module, batches: Sequence[Batch]) -> tuple[TracedModel, tuple[Folded, ...]]:
+    traced, folded = trace_folded(given, _plain(batches[0]), free=False)
+    check_faithful(model, traced, batches)
+    return traced, folded
+
+
+def _check_runs(model: nn.Module, batch: Batch) -> None:
+    try:
+        run_eager(model, batch.inputs, f"calibration batch 0 ({_count(batch)} samples)")
+    except UserError as error:
+        try:
+            run_eager(model, [tensor[:1] for tensor in batch.inputs], "one sample")
+        except UserError:
+            raise error from None
+        raise UserError(
+            f"{error}. It runs with one sample: let calibration() and evaluation() give batches of one sample, and "
+            "write --batch 1"
+        ) from error
+
+
+def _count(batch: Batch) -> int:
+    return len(batch.inputs[0])
+
+
+def try_task(task: Task, traced: TracedModel, batches: Sequence[Batch], value: str) -> None:
+    """Use what the search and the verification will call once, so that a mistake shows before hours of work and not
+    after.
+    """
+    batch = batches[0]
+    output, count = traced.run(batch.inputs), len(batch.inputs[0])
+    for tensor in pytree.tree_leaves(output):
+        if isinstance(tensor, Tensor):
+            check_finite(tensor, "the model's output on calibration batch 0")
+    if value == "loss":
+        per_sample(task.loss, (output, batch.target), count, "loss")
+    if value == "kl":
+        per_sample(getattr(task, "divergence", divergence), (output, output), count, "divergence")
+    per_sample(task.metric, (output, batch.target), count, "metric")
+
+
+def _example(batch: Batch, count: int) -> tuple[Tensor, ...]:
+    """Return the first samples of a batch, repeated where it has fewer: one sample would make the batch dimension a
+    constant.
+    """
+    samples = tuple(tensor[:count].contiguous() for tensor in batch.inputs)
+    return tuple(tensor.repeat(-(-count // len(tensor)), *[1] * (tensor.dim() - 1))[:count] for tensor in samples)
+
+
+def _plain(batch: Batch) -> tuple[Tensor, ...]:
+    """Return the inputs in the layout that an engine knows."""
+    return tuple(tensor.contiguous() for tensor in batch.inputs)
+
+
+def _only_fixed(counts: Sequence[int], batch: int) -> str:
+    sizes = ", ".join(map(str, counts))
+    advice = (
+        f"write --batch {sizes}"
+        if len(counts) == 1
+        else "let calibration() give batches of one size, and give it with --batch"
+    )
+    return (
+        f"the model can only be traced for one number of samples, calibration() has batches of {sizes}, and the engine "
+        "is asked to take "
+        f"{batch}: {advice}, or take the batch size from x.shape[0] in forward()"
+    )

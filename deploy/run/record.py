@@ -1,0 +1,29 @@
+"""`run.json`: what a run was asked to do, and with what."""
+
+from __future__ import annotations
+
+from calib.files.storage import AboveZero, FileRecord, Positive, Record
+from calib.network.fingerprint import Fingerprint
+from deploy.run.settings import Settings
+
+
+class ResourcesRow(Record, frozen=True, kw_only=True):
+    """`smpq.value.workers.resources.Resources` of the last command, as information."""
+
+    workers: Positive | None
+    ray: str | None
+    memory_limit_mb: AboveZero | None
+    device: str
+
+
+class RunFile(FileRecord, frozen=True, kw_only=True):
+    """`run.json`: the settings of a run, what it is about (`fingerprint`), and the versions that made it."""
+
+    NAME = "run.json"
+    MADE_BY = "smpq run or smpq score"
+    VERSION = 2
+
+    settings: Settings
+    fingerprint: Fingerprint
+    versions: dict[str, str]
+    resources: ResourcesRow | None = None

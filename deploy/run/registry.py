@@ -1,0 +1,35 @@
+"""Every JSON file of a run, as a typed record: what it holds, its version, and the limits of its values."""
+
+from __future__ import annotations
+
+from calib.files.storage import FileRecord
+from deploy.files.engine import BuildFile, ExportFile, FinetuneFile, FloatModelFile, LatencyFile, VerifyFile
+from deploy.files.profile import ProfileFile
+from deploy.files.report import ReportFile
+from deploy.files.search import (
+    BudgetFile,
+    BundleFile,
+    CalibrationFile,
+    CostsFile,
+    LoopFile,
+    MeasurementsFile,
+    SpaceFile,
+)
+from deploy.run.record import RunFile
+from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
+from smpq.supernet.files import SupernetFile
+
+RUN_FILES: tuple[type[FileRecord], ...] = (
+    RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, StabilityFile, ContributionsFile, MeasurementsFile,
+    LoopFile, BundleFile, FloatModelFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
+    ProfileFile,
+)  # fmt: skip
+"""In the order in which a run writes them."""
+
+__all__ = [
+    "RUN_FILES", "BudgetFile", "BuildFile", "BundleFile", "CalibrationFile", "ContributionsFile", "CostsFile",
+    "ExportFile", "FinetuneFile", "FloatModelFile",
+    "LatencyFile", "LoopFile", "MeasurementsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile", "ScoresFile",
+    "SpaceFile", "StabilityFile",
+    "SupernetFile", "VerifyFile",
+]  # fmt: skip

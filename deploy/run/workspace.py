@@ -1,0 +1,278 @@
+"""From the settings of a run to everything that its stages share."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from calib.calibrate import Calibration, CalibrationSettings
+from calib.data import check_batches, check_model, materialize
+from calib.errors import UserError
+from calib.formats.format import FP16, Format, formats_from_text
+from calib.network.fingerprint import Fingerprint, fingerprint
+from calib.network.fold import Folded
+from calib.network.graph import TracedModel
+from calib.network.units import Skipped, Unit, find_units
+from calib.task import Batch, Task
+from calib.tasks import load_task
+from deploy.backends import onnxruntime as ort_backend
+from deploy.backends.measurable import why_not_measurable
+from deploy.devices.address import device_from_address
+from deploy.devices.base import Device
+from deploy.files.search import CalibrationFile
+from deploy.lowering.fp16_range import check_half_range
+from deploy.run.directory import DECISIVE, Run, versions
+from deploy.run.float_model import trace_float_model, try_task
+from deploy.run.settings import Settings
+from deploy.targets.offers import offer, refusal, unknown_offers
+from deploy.targets.target import Target, target_from_name
+from deploy.terminal.progress import Progress
+from smpq.problem.costs import CostModel, cost_models
+from smpq.problem.groups import find_groups, space_from_formats
+from smpq.problem.joins import find_joins
+from smpq.problem.policy import Policy, Space
+from smpq.quantized.plan import QuantPlan, Rules
+from smpq.quantized.quantize import FakeQuantizer
+from smpq.value.evaluate import Evaluator
+from smpq.value.journal import Journal
+from smpq.value.value import PolicyValue, check_memory_limit
+from smpq.value.workers.crew import Crew
+from smpq.value.workers.resources import Resources
+from smpq.value.workers.station import check_portable, placed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DEVICE = "device"
+"""Directory of a run: what the device was given, and what it has measured."""
+
+
+@dataclass
+class Prepared:
+    """A loaded task: float model traced, units found, space restricted to the target. Calibration happens on first use.
+
+    `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `crew` are the
+    workers that evaluate, None when this process does. `address` is that of the machine that engines are timed on,
+    `device` (`deploy.devices.address`). `compared` holds the exported files that this process has compared with the
+    module.
+    """
+
+    run: Run
+    settings: Settings
+    task: Task
+    target: Target
+    traced: TracedModel
+    space: Space
+    skipped: tuple[Skipped, ...]
+    refused: dict[str, str]
+    batches: list[Batch]
+    progress: Progress
+    original: nn.Module
+    folded: tuple[Folded, ...]
+    resources: Resources
+    crew: Crew | None
+    address: str
+    device: Device
+    compared: set[Path] = field(default_factory=set)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, if there are any, and take away what is on the device."""
+        if self.crew is not None:
+            self.crew.close()
+        self.device.close()
+
+    @property
+    def times_here(self) -> bool:
+        """Whether engines are timed on this machine."""
+        return self.address in ("", "local")
+
+    @cached_property
+    def builds_on_device(self) -> bool:
+        """Whether the device builds the engine too: TensorRT builds for its own GPU, and a provider of ONNX Runtime may
+        be missing here.
+        """
+        return not self.times_here and (
+            self.target.runtime == "tensorrt" or not ort_backend.has_providers(self.target.providers)
+        )
+
+    @cached_property
+    def not_measurable(self) -> str | None:
+        """Why engines of the target cannot be timed; None when they can."""
+        if not self.times_here and self.target.lowering != "simulate":
+            return None
+        return why_not_measurable(self.target)
+
+    @cached_property
+    def identity(self) -> Fingerprint:
+        """What the results of the run depend on: graph, weights, calibration data and versions."""
+        found = versions()
+        return fingerprint(self.traced, self.batches, {name: found[name] for name in DECISIVE if name in found})
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity as one hash."""
+        return self.identity.key
+
+    @cached_property
+    def fake_quantizer(self) -> FakeQuantizer:
+        """Calibrate, and round every weight that the space may need."""
+        settings = CalibrationSettings(self.settings.observer, self.settings.rounding, self.target.activation_scheme)
+        units = self.space.units
+        with self.progress.step("calibrate"):
+            calibration = Calibration(self.traced, units, self.batches, settings)
+        if self.target.reference == FP16:
+            check_half_range(calibration, units)
+        formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
+        with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
+            calibration.prepare(units, formats, advance)
+        self._keep_digest(calibration)
+        return FakeQuantizer(self.traced, units, calibration, rules_of(self.target))
+
+    def _keep_digest(self, calibration: Calibration) -> None:
+        """Note what calibration gave, and say so when it is not what this run began with."""
+        record = CalibrationFile(digest=calibration.digest(), threads=torch.get_num_threads(), versions=versions())
+        before = self.run.find(CalibrationFile)
+        if before is None:
+            self.run.write(record)
+        elif before.digest != record.digest:
+            self.progress.warn(
+                "the rounded weights or the ranges differ from those that this run began with (another processor, "
+                "number of threads, "
+                f"{before.threads} then and {record.threads} now, or version of torch): policies are evaluated anew"
+            )
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Evaluate policies on the first `samples` calibration samples, through the run's journal."""
+        return self._evaluator(self.judging, self.fingerprint)
+
+    @property
+    def judging(self) -> list[Batch]:
+        """The batches that policies are judged on: the first `samples` calibration samples."""
+        return self.batches[: self._searched]
+
+    @cached_property
+    def unseen(self) -> Evaluator | None:
+        """Evaluate policies on the calibration samples that the search does not use; None when they are fewer than
+        those it does.
+        """
+        rest = self.batches[self._searched :]
+        if sum(len(batch.inputs[0]) for batch in rest) < self.settings.samples:
+            return None
+        return self._evaluator(rest, f"{self.fingerprint}|unseen")
+
+    @cached_property
+    def _searched(self) -> int:
+        """How many batches hold the samples that the search uses."""
+        counts = itertools.accumulate(len(batch.inputs[0]) for batch in self.batches)
+        return 1 + sum(count < self.settings.samples for count in counts)
+
+    def _evaluator(self, batches: list[Batch], fingerprint: str) -> Evaluator:
+        here = PolicyValue(
+            self.fake_quantizer,
+            self.space,
+            self.task,
+            batches,
+            self.settings.value,
+            self.resources.memory_limit_mb,
+            self.resources.evaluates_on,
+        )
+        compute = placed(here) if self.crew is None else self.crew.compute(here)
+        digest = self.fake_quantizer.calibration.digest()
+        return Evaluator(compute, Journal(self.run.file("journal.sqlite")), f"{fingerprint}|{digest}")
+
+    @cached_property
+    def costs(self) -> dict[str, CostModel]:
+        """The costs that need no measurement."""
+
+        def stored(unit: Unit, chosen: Format) -> Format:
+            return offer(self.target, unit, chosen).stored_as or chosen
+
+        return cost_models(self.space, self.traced, stored)
+
+    def plan(self, policy: Policy) -> QuantPlan:
+        """Return the quantisation plan of a policy."""
+        return self.fake_quantizer.plan(policy.by_unit(self.space.groups), policy.float_joins)
+
+
+def prepare(run: Run, settings: Settings, progress: Progress, resources: Resources, address: str = "") -> Prepared:
+    """Load the task, fold and trace its model, and restrict the formats to what the target runs. Writes nothing."""
+    device = device_from_address(address, run.file(DEVICE))
+    crew = resources.crew()
+    target = target_from_name(settings.target, settings.compute_capabilities)
+    formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
+    with progress.step("load the task"):
+        task = load_task(settings.task, _path(settings.data), _path(settings.weights))
+        model = check_model(call_task(task, "model"))
+        loader = call_task(task, "calibration")
+        check_batches(loader)
+        batches = materialize(loader)
+    with progress.step("trace the model"):
+        traced, folded = trace_float_model(model.eval(), batches, settings, target, progress)
+        try_task(task, traced, batches, settings.value)
+    units, skipped = find_units(traced)
+    if crew is not None:
+        check_portable(task, settings.value)
+    if resources.memory_limit_mb is not None:
+        check_memory_limit(traced, units, resources.memory_limit_mb)
+    groups = find_groups(traced, units)
+    space, refused = space_from_formats(
+        groups,
+        formats,
+        target.reference,
+        lambda unit, chosen: refusal(target, unit, chosen, size_only=settings.size_only),
+        find_joins(traced, groups, rules_of(target)),
+    )
+    for sentence in unknown_offers(target, space, settings.batch):
+        progress.warn(sentence)
+    return Prepared(
+        run,
+        settings,
+        task,
+        target,
+        traced,
+        space,
+        skipped,
+        refused,
+        batches,
+        progress,
+        model,
+        folded,
+        resources,
+        crew,
+        address,
+        device,
+    )
+
+
+def rules_of(target: Target) -> Rules:
+    """Return what a target's runtime wants quantised besides the inputs of integer layers."""
+    return Rules(
+        target.activation_scheme, target.quantize_outputs, target.quantize_skips, target.lowering == "onnxruntime"
+    )
+
+
+def call_task(task: Task, method: str) -> Any:
+    """Call a method of the user's task; whatever it raises is the user's to see."""
+    try:
+        return getattr(task, method)()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the task's {method}() failed: {type(error).__name__}: {error}") from error
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text is not None else None

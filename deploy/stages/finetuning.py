@@ -1,0 +1,226 @@
+"""Fine-tuning as a stage of a run: the policy's weights are trained once, and every later stage uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from calib.data import training_batches
+from calib.errors import UserError
+from calib.files.storage import plain
+from calib.network.execution import Edits
+from calib.network.graph import TracedModel
+from deploy.files.engine import FinetuneFile
+from deploy.lowering.export import export_float
+from deploy.lowering.onnx_files import sha256
+from deploy.run.directory import Run
+from deploy.run.workspace import Prepared
+from smpq.problem.policy import Policy
+from smpq.quantized.plan import QuantPlan
+from smpq.quantized.quantize import FakeQuantizer
+from smpq.training.finetune import FineTuneSettings, Progress, Subject
+from smpq.training.finetune import finetune as train
+from smpq.training.finetuned import FineTuned, FineTunedFile, policy_of_file, record_of_file
+
+FINE_TUNED = FineTunedFile.NAME
+MODEL = "model.finetuned.onnx"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The fine-tuned weights of a run, ready to be simulated and exported; the float model with them is only the source
+    of the export.
+    """
+
+    prepared: Prepared
+    policy: Policy
+    weights: FineTuned
+
+    @cached_property
+    def traced(self) -> TracedModel:
+        """The folded model with the fine-tuned float parameters."""
+        return self.weights.traced(self.prepared.traced)
+
+    @cached_property
+    def fake_quantizer(self) -> FakeQuantizer:
+        """Simulates the fine-tuned policy."""
+        original = self.prepared.fake_quantizer
+        return FakeQuantizer(
+            self.traced, original.units, self.weights.calibration(original.calibration), original.rules
+        )
+
+    @cached_property
+    def plan(self) -> QuantPlan:
+        """The plan of the policy, with the fine-tuned integers and grids."""
+        return self.fake_quantizer.plan(self.policy.by_unit(self.prepared.space.groups), self.policy.float_joins)
+
+    def edits(self) -> Edits:
+        """What simulates the policy on `traced`."""
+        return self.fake_quantizer.edits(self.plan)
+
+    def export_source(self) -> Path:
+        """Write `model.finetuned.onnx`, the float model that the quantisers are put into."""
+        path = self.prepared.run.file(MODEL)
+        with self.prepared.progress.step("export to ONNX"):
+            export_float(self.traced, self.prepared.space.units, path, self.prepared.fingerprint)
+        return path
+
+
+def finetune(prepared: Prepared, policy: Policy, settings: FineTuneSettings) -> FinetuneFile:
+    """Fine-tune the policy on the task's training data. Writes `finetuned.safetensors` and `finetune.json`, or nothing.
+
+    The run's settings say by what a model is judged on the calibration data (`--value`), and the seed. UserError when
+    the policy quantises nothing.
+    """
+    plan = prepared.plan(policy)
+    if not plan.weights and not plan.tensors:
+        raise UserError("the policy in policy.json keeps every layer in floating point: there is nothing to fine-tune")
+    settings = _for_run(settings, prepared)
+    subject = Subject(
+        prepared.task,
+        prepared.traced,
+        prepared.space.units,
+        prepared.original,
+        prepared.folded,
+        plan,
+        policy.key(),
+        prepared.fingerprint,
+    )
+    with prepared.progress.step("fine-tune"):
+        found = train(subject, prepared.batches, settings, _reporter(prepared), prepared.resources.evaluates_on)
+    if found.kept == "start":
+        prepared.progress.warn(
+            "fine-tuning did not improve the policy on the calibration data, and changed nothing: "
+            "try a smaller learning rate (--lr) or more epochs"
+        )
+    elif found.after.value < found.before.value:
+        prepared.progress.warn(
+            f"on the calibration data the fine-tuned policy has a value of {found.after.value:.4g}, "
+            f"{found.before.value:.4g} before. That is "
+            "no verdict when the float model was trained on these data; smpq verify tells. Otherwise use --keep better"
+        )
+    found.save(prepared.run.file(FINE_TUNED))
+    record = _record(record_of_file(prepared.run.file(FINE_TUNED)), sha256(prepared.run.file(FINE_TUNED)))
+    prepared.run.write(record)
+    return record
+
+
+def check_trainable(prepared: Prepared) -> None:
+    """Raise UserError unless the task has training data whose first batch is as it should be: before hours of search,
+    not after.
+    """
+    next(training_batches(prepared.task, 0))
+
+
+def finetune_unless_done(prepared: Prepared, policy: Policy, settings: FineTuneSettings) -> None:
+    """Fine-tune the policy unless the run holds it, trained with the same settings."""
+    settings = _for_run(settings, prepared)
+    if prepared.run.has(FINE_TUNED) and policy_of_file(prepared.run.file(FINE_TUNED)) == policy.key():
+        found = FineTuned.load(prepared.run.file(FINE_TUNED))
+        if found.fingerprint == prepared.fingerprint and dict(found.settings) == asdict(settings):
+            prepared.progress.say(f"fine-tuned already: {prepared.run.file(FINE_TUNED)}")
+            return
+    finetune(prepared, policy, settings)
+
+
+def discard_other(prepared: Prepared, policy: Policy) -> None:
+    """Remove fine-tuned weights of another policy, and say so: they are about to be made again."""
+    path = prepared.run.file(FINE_TUNED)
+    if path.is_file() and policy_of_file(path) != policy.key():
+        prepared.progress.say(f"{path} is of another policy: removed, it will be made again")
+        path.unlink()
+
+
+def tuned(prepared: Prepared, policy: Policy) -> Tuned | None:
+    """Return the fine-tuned weights of the run; None when it was not fine-tuned.
+
+    UserError when they are of another policy than this one, or of another model or other data.
+    """
+    path = prepared.run.file(FINE_TUNED)
+    if not path.is_file():
+        return None
+    _check_policy(path, policy)
+    weights = FineTuned.load(path)
+    if weights.fingerprint != prepared.fingerprint:
+        raise UserError(
+            f"{path} was made from another model or other calibration data: use smpq finetune again, or delete it"
+        )
+    weights.check_fits(prepared.traced, prepared.space.units, path)
+    return Tuned(prepared, policy, weights)
+
+
+def version_key(prepared: Prepared, policy: Policy) -> str:
+    """Return `version_of` the run's policy."""
+    return version_of(prepared.run, policy)
+
+
+def version_of(run: Run, policy: Policy) -> str:
+    """Return what the files of later stages were made for: the policy, and the fine-tuned weights if there are any.
+
+    UserError when these are of another policy.
+    """
+    path = run.file(FINE_TUNED)
+    if not path.is_file():
+        return policy.key()
+    _check_policy(path, policy)
+    return f"{policy.key()} fine-tuned {sha256(path)}"
+
+
+def read_record(run: Run) -> FinetuneFile | None:
+    """Return `finetune.json` when the run was fine-tuned, else None."""
+    if not run.has(FINE_TUNED):
+        return None
+    record = run.read(FinetuneFile)
+    if record.sha256 != sha256(run.file(FINE_TUNED)):
+        raise UserError(f"{run.file(record.NAME)} is not about {run.file(FINE_TUNED)}: use smpq finetune again")
+    if plain(record) != plain(_record(record_of_file(run.file(FINE_TUNED)), record.sha256)):
+        raise UserError(
+            f"{run.file(record.NAME)} does not say what {run.file(FINE_TUNED)} says: use smpq finetune again"
+        )
+    return record
+
+
+def _for_run(settings: FineTuneSettings, prepared: Prepared) -> FineTuneSettings:
+    return replace(settings, value=prepared.settings.value, seed=prepared.settings.seed)
+
+
+def _check_policy(path: Path, policy: Policy) -> None:
+    if policy_of_file(path) != policy.key():
+        raise UserError(
+            f"{path} was fine-tuned for another policy than the one in policy.json: use smpq finetune again, or delete "
+            f"{path.name} "
+            "to go on without fine-tuning"
+        )
+
+
+def _record(found: FineTunedFile, digest: str) -> FinetuneFile:
+    values = {
+        "schema": FinetuneFile.VERSION,
+        "policy": found.policy,
+        "sha256": digest,
+        "kept": found.kept,
+        "before": plain(found.before),
+        "after": plain(found.after),
+        "samples": "calibration",
+        "seconds": found.seconds,
+        "settings": dict(found.settings),
+        "history": plain(found.history),
+    }
+    return msgspec.convert(values, FinetuneFile)
+
+
+def _reporter(prepared: Prepared) -> Callable[[Progress], None]:
+    told = 0
+
+    def report(progress: Progress) -> None:
+        nonlocal told
+        tenth = 10 * progress.step // progress.steps
+        if tenth > told:
+            told = tenth
+            prepared.progress.say(f"fine-tuning: step {progress.step} of {progress.steps}, loss {progress.loss:.4f}")
+
+    return report

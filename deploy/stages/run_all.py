@@ -1,0 +1,158 @@
+"""The whole job, stage by stage; a run that was stopped goes on with the first stage that is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.files.engine import TimedRow
+from deploy.files.report import ReportFile
+from deploy.report.page import write_html
+from deploy.run.directory import Run
+from deploy.run.settings import Settings
+from deploy.run.trust import check_trusted, remember
+from deploy.run.workspace import Prepared, prepare
+from deploy.stages import build, export, measure, search, verify
+from deploy.stages.explaining import explain
+from deploy.stages.finetuning import check_trainable, discard_other, finetune_unless_done, version_key
+from deploy.stages.reporting import write_report
+from deploy.stages.scoring import check_method, check_scores, check_task, write_space
+from deploy.targets.target import check_builds_here
+from deploy.terminal.progress import Progress
+from smpq.methods import DEFAULT_METHOD
+from smpq.problem.budget import Budget
+from smpq.problem.policy import Policy
+from smpq.training.finetune import FineTuneSettings
+from smpq.value.workers.resources import Resources
+
+_PROPOSALS = 4
+"""How often an engine that turns out too slow in the thorough measurement sends the search back."""
+
+
+def open_run(
+    path: Path,
+    progress: Progress,
+    settings: Settings | None = None,
+    resources: Resources | None = None,
+    device: str = "",
+    task: str | None = None,
+) -> Prepared:
+    """Prepare the run at `path`; with `settings` it is created if it is not there, or must have the same ones.
+
+    The run is locked before anything else. A wrong input leaves nothing behind: the corrected command finds no settings
+    in its way. `resources`: workers, devices and memory limit; workers, if any, end with `Prepared.close`. `device`:
+    the machine that times engines. `task`: the task that the command line names for a run that is there
+    (`deploy.run.trust`). UserError when another process works on it.
+    """
+    run = Run(path)
+    known = run.settings() if settings is None else settings
+    if settings is not None:
+        run.check(settings)
+    else:
+        check_trusted(path, known, task)
+    run.lock()
+    try:
+        run.check(known)  # once more: another process may have made it before the lock was ours
+        prepared = prepare(run, known, progress, resources or Resources(), device)
+        if settings is not None:
+            remember(path, known, progress)
+        run.keep(known, prepared.identity, resources)
+        write_space(prepared)
+    except BaseException:
+        run.discard_if_new()
+        raise
+    return prepared
+
+
+def run_all(
+    path: Path,
+    settings: Settings,
+    budget_text: str,
+    progress: Progress,
+    tuning: FineTuneSettings | None = None,
+    method: str = DEFAULT_METHOD,
+    resources: Resources | None = None,
+    device: str = "",
+) -> ReportFile:
+    """Search, fine-tune if `tuning` says how, export, build, measure, verify and report; returns the contents of
+    `report.json`.
+
+    `method` is where scores come from (`smpq.methods`).
+    """
+    budget = Budget.from_text(budget_text)
+    check_method(method, budget)
+    with open_run(path, progress, settings, resources, device) as prepared:
+        return _run_stages(prepared, budget, tuning, method)
+
+
+def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | None, method: str) -> ReportFile:
+    settings, progress = prepared.settings, prepared.progress
+    limit = budget.limit("latency")
+    check_scores(prepared, method)
+    # what cannot be built or reached is told before the work and not behind it
+    if prepared.times_here:
+        check_builds_here(prepared.target)
+    if prepared.not_measurable is None:
+        prepared.device.describe()
+    if tuning is not None:
+        check_trainable(prepared)
+    check_task(prepared, method)
+    for _ in range(_PROPOSALS):
+        solution = search(prepared, budget, method=method)
+        policy = solution.policy
+        if tuning is not None:
+            discard_other(prepared, policy)
+        timed = _make(prepared, policy)
+        if timed is None:
+            break
+        out_of_reach = solution.outcome is not None and not solution.outcome.met
+        if (
+            limit is None
+            or out_of_reach
+            or timed.ratio_interval.high <= limit.absolute(timed.float_ms) / timed.float_ms
+        ):
+            break
+        # the thorough measurement overrules the quick one of the loop, which now looks for another policy
+        progress.say(
+            f"measured thoroughly the engine takes {timed.ratio:.3f}x of float, more than the budget: searching on"
+        )
+    if tuning is not None:
+        _finetune(prepared, policy, tuning)
+    if settings.effort != "fast" and policy != prepared.space.uniform(prepared.space.reference):
+        explain(prepared, policy)
+    verify(prepared, policy)
+    return write_reports(prepared.run, prepared.progress)
+
+
+def _make(prepared: Prepared, policy: Policy) -> TimedRow | None:
+    """Export, build and measure; None where the target cannot be measured."""
+    export(prepared, policy)
+    build(prepared, policy)
+    return measure(prepared, policy).measurement if prepared.not_measurable is None else None
+
+
+def _finetune(prepared: Prepared, policy: Policy, tuning: FineTuneSettings) -> None:
+    """Fine-tune the policy that was chosen, and make its engine with the new weights, which changes no latency."""
+    if policy == prepared.space.uniform(prepared.space.reference):
+        prepared.progress.say("the policy keeps every layer in floating point: there is nothing to fine-tune")
+        return
+    before = version_key(prepared, policy)
+    finetune_unless_done(prepared, policy, tuning)
+    if version_key(prepared, policy) != before:
+        _make(prepared, policy)
+
+
+def report_on(path: Path, progress: Progress) -> ReportFile:
+    """Write the reports of the run at `path`; UserError when there is none, or when another process works on it."""
+    run = Run(path)
+    run.settings()
+    run.lock()
+    return write_reports(run, progress)
+
+
+def write_reports(run: Run, progress: Progress) -> ReportFile:
+    """Write `report.json` and `report.html` from the other files of a run. No task is imported, and no model loaded."""
+    report = write_report(run, progress.seconds)
+    write_html(run.path)
+    for warning in report.warnings:
+        progress.warn(warning)
+    return report

@@ -1,0 +1,152 @@
+"""How each stage from PyTorch to the engine computes one batch, in whatever batch sizes it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from calib.errors import UserError
+from calib.network.faithful import run_eager
+from calib.task import Batch
+from deploy.backends import onnxruntime as ort_backend
+from deploy.backends import tensorrt as tensorrt_backend
+from deploy.backends.onnxruntime import OrtEngine
+from deploy.files.engine import BuildFile, StageName
+from deploy.run.workspace import Prepared
+from deploy.stages.engines import BuildFailed, engine_names
+from deploy.stages.finetuning import tuned
+from smpq.problem.policy import Policy
+
+Runner = Callable[[Batch], Any]
+Array = npt.NDArray[Any]
+
+
+def stage_runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[StageName, Runner | str]:
+    """Return how each stage computes a batch's output, or why it cannot; `directory` is for files that only loading
+    needs.
+
+    The stages: the user's own module; its trace; the trace with fake quantisers; the ONNX file computed as written; the
+    engine as built.
+    """
+    traced, run = prepared.traced, prepared.run
+    fine_tuned = tuned(prepared, policy)
+    simulated = traced if fine_tuned is None else fine_tuned.traced
+    edits = prepared.fake_quantizer.edits(prepared.plan(policy)) if fine_tuned is None else fine_tuned.edits()
+    fixed = None if traced.dynamic_batch else len(traced.example[0])
+    names = engine_names(prepared.target)
+    runners: dict[StageName, Runner | str] = {
+        "eager": _eager_runner(prepared, fixed),
+        "float": _in_batches(prepared, traced.run, fixed),
+        "fake_quant": _in_batches(prepared, lambda inputs: simulated.run(inputs, edits), fixed),
+    }
+    model = run.file(names.model)
+    reference = directory / model.name
+    record = ort_backend.build_engine(model, reference, exact=True)
+    if isinstance(record, BuildFailed):
+        runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
+    else:
+        runners["onnx"] = _session_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
+    build = run.find(BuildFile)
+    built_on = build.built_on if build is not None else None
+    if built_on is not None:
+        runners["engine"] = f"it was built on {built_on}, which does not have the evaluation data"
+    elif prepared.target.runtime != "onnxruntime":
+        runners["engine"] = _plan_runner(prepared)
+    else:
+        engine = run.file(names.engines[""])
+        if not engine.is_file():
+            raise UserError(f"{engine} is missing: build it with smpq build")
+        runners["engine"] = _session_runner(prepared, ort_backend.load_engine(engine, threads=torch.get_num_threads()))
+    return runners
+
+
+def _eager_runner(prepared: Prepared, fixed: int | None) -> Runner:
+    """Return how the user's module computes a batch; one that takes a single size gets batches that were filled up to
+    it.
+    """
+    filled = _in_batches(prepared, lambda inputs: run_eager(prepared.original, inputs, "the evaluation data"), fixed)
+
+    def run(batch: Batch) -> Any:
+        if fixed is None or len(batch.inputs[0]) == fixed:
+            return run_eager(prepared.original, batch.inputs, "the evaluation data")
+        return filled(batch)
+
+    return run
+
+
+def _session_runner(prepared: Prepared, engine: OrtEngine) -> Runner:
+    fixed = engine.record.inputs[0].shape[0]
+    return _in_batches(prepared, _on_arrays(prepared, engine.run), fixed if isinstance(fixed, int) else None)
+
+
+def _plan_runner(prepared: Prepared) -> Runner | str:
+    """Return how the plan for the GPU of this machine computes a batch, or why nothing here can."""
+    try:
+        capability = tensorrt_backend.gpu_compute_capability()
+    except UserError as error:
+        return str(error)
+    plans = engine_names(prepared.target).engines
+    name = plans.get(capability, plans.get(""))
+    if name is None:
+        return f"the run has plans for {', '.join(plans)}, and the GPU of this machine is {capability}: build for it with --sm {capability}"
+    plan = tensorrt_backend.PlanRunner(prepared.run.file(name), prepared.target.runtime, prepared.traced.inputs)
+    return _in_batches(prepared, _on_arrays(prepared, plan.run), prepared.settings.batch)
+
+
+def _on_arrays(prepared: Prepared, compute: Callable[[list[Array]], list[Array]]) -> Callable[[Sequence[Tensor]], Any]:
+    """Return how an engine, which knows arrays only, gives what `forward` returns: None where the model gives None."""
+    leaves: Any = prepared.traced.output.args[0]
+
+    def run(inputs: Sequence[Tensor]) -> Any:
+        arrays = iter(compute([tensor.numpy() for tensor in inputs]))
+        flat = [None if leaf is None else torch.from_numpy(np.asarray(next(arrays))) for leaf in leaves]
+        return pytree.tree_unflatten(flat, prepared.traced.out_spec)
+
+    return run
+
+
+def _in_batches(prepared: Prepared, compute: Callable[[Sequence[Tensor]], Any], size: int | None) -> Runner:
+    """Return how a stage that takes batches of `size`, or of any size, computes a batch."""
+    spec = prepared.traced.out_spec
+
+    def run(batch: Batch) -> Any:
+        count = len(batch.inputs[0])
+        step = size or count
+        if step == count:
+            return compute(batch.inputs)
+        parts = []
+        for start in range(0, count, step):
+            parts.append(compute([_padded(tensor[start : start + step], step) for tensor in batch.inputs]))
+        columns = zip(*(spec.flatten_up_to(part) for part in parts), strict=True)
+        return pytree.tree_unflatten([_joined(column, step, count) for column in columns], spec)
+
+    return run
+
+
+def _joined(parts: Sequence[Any], step: int, count: int) -> Any:
+    first = parts[0]
+    if not isinstance(first, Tensor):
+        return first
+    if all(part.dim() > 0 and len(part) == step for part in parts):
+        return torch.cat(list(parts))[:count]
+    if all(torch.equal(part, first) for part in parts):
+        return first
+    raise UserError(
+        f"the engine takes batches of {step}, a batch of the evaluation data has {count} samples, and an output of "
+        "shape "
+        f"{list(first.shape)} does not count samples, so that its parts cannot be joined: let evaluation() give "
+        f"batches of {step}"
+    )
+
+
+def _padded(tensor: Tensor, size: int) -> Tensor:
+    """Fill up the last, smaller batch of a stage with a fixed batch size; the extra results are cut off."""
+    missing = size - len(tensor)
+    return tensor if missing == 0 else torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])

@@ -1,0 +1,132 @@
+"""The quantised model as plain ONNX with Q/DQ nodes, and the commands of NVIDIA's own tools that build and time its
+engine.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from calib.errors import UserError
+from calib.network.units import Unit
+from deploy.devices.products import ProductFile, find_product
+from deploy.lowering.lower import LoweringReport, lower
+from deploy.lowering.onnx_files import load_model, sha256
+from deploy.runner.product import ENGINE_PLAN, TIMING_CACHE
+from deploy.runner.trt_build import AVERAGED_TIMINGS
+from deploy.targets.target import Target
+from smpq.quantized.plan import QuantPlan
+
+QDQ_MODEL = "model.qdq.onnx"
+_TRTEXEC, _RTX_TOOL = "trtexec", "tensorrt_rtx"
+
+
+@dataclass(frozen=True)
+class TrtexecExport:
+    """The file, what the lowering did, and commands for the machine that has the GPU.
+
+    1. `build` builds and times the file's engine with the settings that engines are measured with here: one command, or
+       for tensorrt-rtx one for each compute capability.
+    2. `measured` times the very plan that was measured; None where the run has none of this file.
+    """
+
+    path: Path
+    build: tuple[str, ...]
+    measured: str | None
+    report: LoweringReport
+
+
+def export_for_trtexec(
+    float_model: Path,
+    plan: QuantPlan,
+    units: Sequence[Unit],
+    target: Target,
+    directory: Path,
+    batch_sizes: tuple[int, int, int] = (1, 1, 1),
+    product: Path | None = None,
+) -> TrtexecExport:
+    """Write `model.qdq.onnx` into `directory`: what TensorRT's own parser reads, with nothing of ours to install.
+
+    1. `batch_sizes` are the smallest, the usual and the largest batch. When they differ the batch stays free, and the
+       command has the shapes of an optimisation profile.
+    2. trtexec gets `--stronglyTyped`: TensorRT 10 would choose types of its own without it, TensorRT 11 accepts and
+       ignores it. It times each kernel as often as we do. The kernels can still be others, since the fastest is chosen
+       by the clock.
+    3. `product` is where the plan that was measured may be. If it is of this file, trtexec is also handed its kernel
+       times, and then chooses the same kernels.
+
+    Raises UserError when the plan is of another kind of target (TensorRT reads no uint8 activations), when the batch
+    sizes are not in order, and when the model cannot run with them.
+    """
+    if target.lowering != "tensorrt":
+        raise UserError(
+            f"trtexec reads plans for tensorrt or tensorrt-rtx, and this run is for {target.name}: search for one of "
+            "these"
+        )
+    if not 1 <= batch_sizes[0] <= batch_sizes[1] <= batch_sizes[2]:
+        raise UserError(f"batch sizes are the smallest, the usual and the largest, from 1 up, not {batch_sizes}")
+    path = directory / QDQ_MODEL
+    fixed = batch_sizes[0] == batch_sizes[2]
+    if not fixed:
+        _check_free(float_model)
+    report = lower(float_model, plan, units, target, path, batch_sizes[0] if fixed else None)
+    known = find_product(product) if product is not None else None
+    if known is None or known.name != sha256(path)[: len(known.name)]:
+        product = known = None
+    return TrtexecExport(path, _builds(path, batch_sizes, target, product), _measured(product, known, target), report)
+
+
+def _check_free(float_model: Path) -> None:
+    for value in load_model(float_model).graph.inputs:
+        batch, *others = value.shape or (1,)
+        if isinstance(batch, int):
+            raise UserError(
+                f"the model only runs with batches of {batch} (it does not trace with a dynamic batch): give that batch"
+            )
+        if not all(isinstance(size, int) for size in others):
+            raise UserError(f"input {value.name} has a free dimension besides the batch: trace the model with one size")
+
+
+def _builds(path: Path, batch_sizes: tuple[int, int, int], target: Target, product: Path | None) -> tuple[str, ...]:
+    common = ["--profilingVerbosity=detailed"]
+    if batch_sizes[0] != batch_sizes[2]:
+        inputs = list(load_model(path).graph.inputs)
+        for option, batch in zip(("minShapes", "optShapes", "maxShapes"), batch_sizes, strict=True):
+            common.append(f"--{option}=" + ",".join(_shape(value, batch) for value in inputs))
+    if target.runtime == "tensorrt-rtx":
+        return tuple(_rtx_build(path, capability, common) for capability in target.compute_capabilities)
+    times = (
+        [f"--timingCacheFile={product / TIMING_CACHE}"]
+        if product is not None and (product / TIMING_CACHE).is_file()
+        else []
+    )
+    options = ["--stronglyTyped", f"--avgTiming={AVERAGED_TIMINGS}", *common, *times]
+    return (shlex.join([_TRTEXEC, f"--onnx={path}", f"--saveEngine={path.with_suffix('.engine')}", *options]),)
+
+
+def _rtx_build(path: Path, capability: str, common: Sequence[str]) -> str:
+    """TensorRT-RTX has a tool of its own, builds without timing, and knows no other networks than strongly typed
+    ones.
+    """
+    engine = path.with_suffix(f".{capability}.engine")
+    number = capability.removeprefix("sm")
+    return shlex.join(
+        [_RTX_TOOL, f"--onnx={path}", f"--saveEngine={engine}", f"--computeCapabilities={number}", *common]
+    )
+
+
+def _measured(product: Path | None, known: ProductFile | None, target: Target) -> str | None:
+    if product is None or known is None:
+        return None
+    return shlex.join(
+        [_RTX_TOOL if target.runtime == "tensorrt-rtx" else _TRTEXEC, f"--loadEngine={product / ENGINE_PLAN}"]
+    )
+
+
+def _shape(value: ir.Value, batch: int) -> str:
+    """`name:1x3x224x224`, as trtexec reads it."""
+    return f"{value.name}:" + "x".join(map(str, (batch, *list(value.shape or ())[1:])))

@@ -1,0 +1,79 @@
+"""Tell the person at the terminal what is going on; silent when nobody watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
+)
+
+from deploy.terminal.printable import printable
+
+_LONGEST = 4000
+
+
+class Progress:
+    """Steps and bars on standard error; also keeps how long each took, in seconds."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Write to `console`, or to nothing."""
+        self._console = console or Console(quiet=True)
+        self.seconds: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(printable(text, _LONGEST), highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Print one line that should not be missed."""
+        self._console.print(
+            f"warning: {printable(text, _LONGEST)}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Show a spinner while something of unknown length runs."""
+        start = time.monotonic()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with RichProgress(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        ) as bar:
+            bar.add_task(name, total=None)
+            yield
+        self._finished(name, start)
+
+    @contextmanager
+    def bar(self, name: str, total: int) -> Iterator[Callable[[], None]]:
+        """Show a bar of `total` steps; the function that is handed out advances it by one."""
+        start = time.monotonic()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with RichProgress(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        ) as bar:
+            task = bar.add_task(name, total=total)
+            yield lambda: bar.advance(task)
+        self._finished(name, start)
+
+    def _finished(self, name: str, start: float) -> None:
+        elapsed = time.monotonic() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+        if elapsed > 1:
+            self.say(f"{name}: {elapsed:.1f} s")

@@ -1,0 +1,99 @@
+"""What the engine may cost, as a person writes it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from calib.errors import UserError
+
+_UNITS: dict[str, dict[str, float]] = {
+    "latency": {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3},
+    "size": {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    "avg_bits": {"": 1.0},
+    "bops": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+}
+"""Cost -> suffix -> factor to the unit that the cost is counted in: milliseconds, bytes, bits, bit operations."""
+
+_NUMBER = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)(?P<suffix>[A-Za-z]*)")
+_EXAMPLE = "write for example latency=0.65x, latency=1.5ms, size=0.2x, size=200kB, avg_bits=3.5, bops=2G"
+_SMALLEST, _LARGEST = 1e-9, 1e30
+"""Of a limit in the unit of its cost, or as a fraction: nothing real is beyond, and the solver's numbers stay within
+reach.
+"""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most that one cost may be: in the unit of the cost (ms, bytes, bits, bit operations), or a fraction of the
+    float model.
+    """
+
+    cost: str
+    value: float
+    relative: bool
+
+    def absolute(self, float_cost: float) -> float:
+        """Return the limit in the unit of the cost, given what the float model costs."""
+        return self.value * float_cost if self.relative else self.value
+
+    def __str__(self) -> str:
+        unit = "x" if self.relative else {"latency": "ms", "size": "B", "avg_bits": "", "bops": ""}[self.cost]
+        return f"{self.cost}={self.value:.12g}{unit}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One or several limits that hold at once."""
+
+    limits: tuple[Limit, ...]
+
+    @classmethod
+    def from_text(cls, text: str) -> Budget:
+        """Parse `size=0.2x,latency=1.5ms,...`; UserError says which part is wrong and how to write it."""
+        limits: dict[str, Limit] = {}
+        for part in filter(None, (piece.strip() for piece in text.split(","))):
+            limit = _limit_from_text(part)
+            if limit.cost in limits:
+                raise UserError(f"the budget names {limit.cost} twice: {text!r}")
+            limits[limit.cost] = limit
+        if not limits:
+            raise UserError(f"the budget is empty: {_EXAMPLE}")
+        return cls(tuple(limits.values()))
+
+    def limit(self, cost: str) -> Limit | None:
+        """Return the limit on one cost, or None."""
+        return next((limit for limit in self.limits if limit.cost == cost), None)
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.limits))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return plain values for a run's files."""
+        return [asdict(limit) for limit in self.limits]
+
+
+def _limit_from_text(part: str) -> Limit:
+    cost, separator, amount = (piece.strip() for piece in part.partition("="))
+    if not separator or cost not in _UNITS:
+        raise UserError(f"budget {part!r} not understood: the costs are {', '.join(_UNITS)}; {_EXAMPLE}")
+    match = _NUMBER.fullmatch(amount)
+    if match is None:
+        raise UserError(f"budget {part!r}: {amount!r} is not a number; {_EXAMPLE}")
+    number, suffix = float(match["number"]), match["suffix"]
+    if not 0 < number < math.inf:
+        raise UserError(f"budget {part!r}: the limit must be above zero and finite")
+    units: Mapping[str, float] = _UNITS[cost]
+    if suffix not in units and suffix != "x" and not (suffix == "" and cost == "size"):
+        known = ", ".join(filter(None, units)) or "no unit"
+        raise UserError(
+            f"budget {part!r}: unit {suffix!r} is not known for {cost}; use {known}, or x for a fraction of the float "
+            "model"
+        )
+    value = number * units.get(suffix, 1.0)
+    if not _SMALLEST <= value <= _LARGEST:
+        raise UserError(f"budget {part!r}: the limit must be between {_SMALLEST:g} and {_LARGEST:g}")
+    return Limit(cost, value, relative=suffix == "x")

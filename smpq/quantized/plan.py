@@ -1,0 +1,162 @@
+"""The abstract quantisation plan: which tensors and weights become integers under a policy.
+
+The fake-quantised PyTorch model and every ONNX lowering carry out the same plan, so that they agree by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from torch import fx
+
+from calib.calibrate import Calibration
+from calib.formats.format import Format
+from calib.formats.integers import ActivationQuantizer, QuantizedWeight, Scheme
+from calib.network.graph import TracedModel, operator_name
+from calib.network.moves import keeps_grid
+from calib.network.residual import ResidualAdd, residual_adds
+from calib.network.units import Unit
+
+JOINS = {"add", "cat"}
+"""Operators that merge tensors, in integers when all of them are."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a runtime wants quantised besides the inputs of integer layers.
+
+    `outputs`: an integer convolution also writes integers, and whatever only adds or moves integer tensors does too
+    (ONNX Runtime has no integer convolution with a float result). `skips`: an add that an integer layer computes reads
+    its other operand as integers when an integer layer makes or reads that one too (TensorRT then has one integer
+    kernel for convolution and add). `integer_bias`: the bias of an integer convolution is an integer too, in units of
+    input step times weight step (ONNX Runtime).
+    """
+
+    scheme: Scheme
+    outputs: bool = False
+    skips: bool = False
+    integer_bias: bool = False
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One quantise-dequantise pair: on a tensor for every consumer, or for the named consumers only.
+
+    `tensor` and `consumers` are graph nodes; `consumers` is None at the source.
+    """
+
+    tensor: str
+    quantizer: ActivationQuantizer
+    consumers: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """Everything that is quantised under one policy; unit path -> format, tensors, unit path -> weight."""
+
+    formats: Mapping[str, Format]
+    tensors: tuple[QuantizedTensor, ...]
+    weights: Mapping[str, QuantizedWeight]
+
+    def input_quantizer(self, unit: Unit, call: int) -> ActivationQuantizer | None:
+        """Return the quantiser of the tensor that one call of a unit reads, or None when it reads floats."""
+        for entry in self.tensors:
+            if entry.tensor == unit.inputs[call] and (entry.consumers is None or unit.calls[call] in entry.consumers):
+                return entry.quantizer
+        return None
+
+
+def plan_from_policy(
+    formats: Mapping[str, Format],
+    units: tuple[Unit, ...],
+    traced: TracedModel,
+    calibration: Calibration,
+    rules: Rules,
+    float_joins: AbstractSet[str] = frozenset(),
+    adds: Iterable[ResidualAdd] | None = None,
+) -> QuantPlan:
+    """Decide every quantised tensor and weight for one policy given by unit path, and the joins that it keeps in float.
+
+    `adds` are the residual adds of the trace, which a pickled copy has to be given.
+
+    1. The input of every unit with integer activations is quantised, for that unit alone.
+    2. With `rules.outputs`, the result of an integer convolution (after its ReLU) is quantised at the source; so is
+       every tensor that only adds, concatenates or moves tensors quantised at the source, if an integer unit reads it
+       or it keeps its grid.
+    3. With `rules.skips`, the skip of a residual add is quantised for the add alone, as it is for the integer units
+       that read it, else with the bits of the layer that computes the add. 4. A tensor that is quantised at the source
+       needs no pair of its own at a consumer.
+    """
+    integer_calls = {
+        call: (unit, formats[unit.path].activation_bits)
+        for unit in units
+        if formats[unit.path].quantizes_activation
+        for call in unit.calls
+    }
+    sources: dict[str, ActivationQuantizer] = {}
+    if rules.outputs:
+        for node in traced.graph.nodes:
+            if node.name not in float_joins:
+                _quantize_at_source(node, integer_calls, calibration, rules, sources)
+    edges: dict[tuple[str, ActivationQuantizer], list[str]] = {}
+    for call, (unit, bits) in integer_calls.items():
+        tensor = unit.inputs[unit.calls.index(call)]
+        if tensor not in sources:
+            edges.setdefault((tensor, calibration.quantizer(tensor, bits, rules.scheme)), []).append(call)
+    if rules.skips:
+        for add in residual_adds(traced, units) if adds is None else adds:
+            if add.name not in float_joins and add.skip not in sources:
+                _quantize_skip(add, integer_calls, calibration, rules, edges)
+    tensors = [QuantizedTensor(tensor, quantizer) for tensor, quantizer in sources.items()]
+    tensors += [QuantizedTensor(tensor, quantizer, tuple(calls)) for (tensor, quantizer), calls in edges.items()]
+    weights = {
+        unit.path: calibration.weight(unit, formats[unit.path]) for unit in units if not formats[unit.path].is_float
+    }
+    return QuantPlan(dict(formats), tuple(tensors), weights)
+
+
+def result_after_relu(node: fx.Node) -> fx.Node:
+    """Return the ReLU behind a node when that is all that reads it, else the node itself."""
+    users = list(node.users)
+    if len(users) == 1 and operator_name(users[0]) == "relu":
+        return users[0]
+    return node
+
+
+def _quantize_at_source(
+    node: fx.Node,
+    integer_calls: Mapping[str, tuple[Unit, int]],
+    calibration: Calibration,
+    rules: Rules,
+    sources: dict[str, ActivationQuantizer],
+) -> None:
+    name = operator_name(node)
+    if node.name in integer_calls and "conv" in integer_calls[node.name][0].operator:
+        result = result_after_relu(node)
+        sources[result.name] = calibration.quantizer(result.name, integer_calls[node.name][1], rules.scheme)
+    elif (
+        name in JOINS
+        and len(node.all_input_nodes) > 1
+        and all(tensor.name in sources for tensor in node.all_input_nodes)
+    ):
+        result = result_after_relu(node)
+        bits = [integer_calls[user.name][1] for user in result.users if user.name in integer_calls]
+        if bits:
+            sources[result.name] = calibration.quantizer(result.name, max(bits), rules.scheme)
+    elif node.all_input_nodes and node.all_input_nodes[0].name in sources and keeps_grid(node):
+        sources[node.name] = sources[node.all_input_nodes[0].name]
+
+
+def _quantize_skip(
+    add: ResidualAdd,
+    integer_calls: Mapping[str, tuple[Unit, int]],
+    calibration: Calibration,
+    rules: Rules,
+    edges: dict[tuple[str, ActivationQuantizer], list[str]],
+) -> None:
+    readers = [integer_calls[call][1] for call in add.readers if call in integer_calls]
+    if add.layer in integer_calls and (readers or add.writer in integer_calls):
+        bits = max(readers, default=integer_calls[add.layer][1])
+        edges.setdefault((add.skip, calibration.quantizer(add.grid, bits, rules.scheme)), []).append(add.name)

@@ -1,0 +1,233 @@
+"""Shapley values of (group, format) by permutation sampling."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calib.errors import UserError
+from calib.formats.format import Format
+from smpq.problem.policy import Group, Policy, Space
+from smpq.scoring.scores import Score, Scores
+from smpq.solve.allocate import Values
+from smpq.value.evaluate import ValueFunction
+
+_FEWEST_FOR_AN_INTERVAL = 2
+_JITTER = 0.5
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When enough has been sampled.
+
+    `evaluations`: how many new policies may be evaluated (the first pass and one permutation are always made); 0 asks
+    for the first pass alone, the one-at-a-time scores. `precision`: the largest standard error, as a fraction of the
+    spread of the scores, that is precise enough; 0 asks for all evaluations.
+    """
+
+    evaluations: int = 600
+    precision: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.evaluations < 0:
+            raise UserError("the number of evaluations cannot be negative")
+        if not 0 <= self.precision < 1:
+            raise UserError("the precision is a fraction of the spread of the scores, from 0 to below 1")
+
+
+def estimate(
+    value: ValueFunction,
+    space: Space,
+    stopping: Stopping,
+    seed: int = 0,
+    bits: tuple[float, float] | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+    value_name: str = "kl",
+    stable: Callable[[Scores], bool] | None = None,
+) -> Scores:
+    """Estimate what each (group, format) contributes to the value.
+
+    A player is a group; its move is a format. Castro et al. 2009 sample orders of the players; as a group has several
+    moves, each sample also draws the policy that the walk ends at. The walk starts at the float model and moves one
+    group after the other:
+
+    1. At each step *every* format of the group is tried in the same context, so that formats are compared in pairs.
+    2. The marginals along a walk sum to the value of its policy minus the value of the float model (efficiency); the
+       scores thus predict the value of policies like those that are drawn.
+    3. Policies are drawn near the efficient frontier of value against weight bits, over the whole range of bits or over
+       `bits`: in contexts far from any plan that could be chosen, small differences drown in noise.
+    4. The first pass tries every move alone; it costs one evaluation each and places the frontier.
+
+    `value` is called with policies, `advance` with the number of policies evaluated after each, `stable` with the
+    scores after each walk: it stops the sampling when it is true (`smpq.scoring.stability`). Ours, after 1.2 and 1.4 of
+    the method (Kang et al., IJCAI 2025; Shapley-NAS, CVPR 2022).
+    """
+    sampler = _Sampler(value, space, np.random.default_rng(seed), advance)
+    baseline = value(space.uniform(space.reference))
+    alone = sampler.alone(baseline)
+    low, high = bits if bits is not None else _bit_range(space)
+    samples: dict[tuple[str, Format], list[float]] = {}
+    ends: list[Policy] = []
+    per_walk = sum(len(sampler.moves(group)) for group in space.groups)
+
+    def scores(stop_reason: str) -> Scores:
+        entries = {
+            group.name: {chosen: _score(space, group, chosen, samples, alone) for chosen in space.formats[group.name]}
+            for group in space.groups
+        }
+        predicted = [sum(entries[name][chosen].value for name, chosen in end.formats.items()) for end in ends]
+        gaps = [abs(found - baseline - sums) for found, sums in zip(value.many(ends), predicted, strict=True)]
+        estimator = "permutation" if samples else "one at a time"
+        return Scores(
+            entries,
+            value_name,
+            estimator,
+            seed,
+            sampler.count,
+            len(ends) if samples else 0,
+            stop_reason,
+            statistics.fmean(gaps),
+        )
+
+    if not stopping.evaluations:
+        ends.append(sampler.draw_policy(alone, low, high))
+        return scores("evaluations")
+    while True:
+        end = sampler.draw_policy(alone, low, high)
+        for key, marginal in sampler.walk(end, baseline).items():
+            samples.setdefault(key, []).append(marginal)
+        ends.append(end)
+        if (
+            stopping.precision
+            and len(ends) >= _FEWEST_FOR_AN_INTERVAL
+            and _relative_error(samples) <= stopping.precision
+        ):
+            return scores("precision")
+        if stable is not None and stable(scores("stable")):
+            return scores("stable")
+        if sampler.count + per_walk > stopping.evaluations:
+            return scores("evaluations")
+
+
+class _Sampler:
+    def __init__(
+        self, value: ValueFunction, space: Space, generator: np.random.Generator, advance: Callable[[int], None]
+    ) -> None:
+        self._value = value
+        self._space = space
+        self._generator = generator
+        self._advance = advance
+        self.count = 0
+
+    def moves(self, group: Group) -> list[Format]:
+        return [chosen for chosen in self._space.formats[group.name] if chosen != self._space.reference]
+
+    def evaluate(self, policies: Sequence[Policy]) -> list[float]:
+        values = self._value.many(policies)
+        for _ in policies:
+            self.count += 1
+            self._advance(self.count)
+        return values
+
+    def alone(self, baseline: float) -> dict[str, dict[Format, float]]:
+        start = self._space.uniform(self._space.reference)
+        moves = [(group.name, chosen) for group in self._space.groups for chosen in self.moves(group)]
+        values = self.evaluate([start.with_format(*move) for move in moves])
+        found: dict[str, dict[Format, float]] = {group.name: {} for group in self._space.groups}
+        for (name, chosen), value in zip(moves, values, strict=True):
+            found[name][chosen] = value - baseline
+        return found
+
+    def walk(self, end: Policy, baseline: float) -> dict[tuple[str, Format], float]:
+        """All policies of a walk are known beforehand, so they are evaluated together."""
+        context = self._space.uniform(self._space.reference)
+        steps: list[tuple[str, Format]] = []
+        tried: list[Policy] = []
+        for index in self._generator.permutation(len(self._space.groups)):
+            group = self._space.groups[index]
+            steps += [(group.name, chosen) for chosen in self.moves(group)]
+            tried += [context.with_format(group.name, chosen) for chosen in self.moves(group)]
+            context = context.with_format(group.name, end[group.name])
+        marginals: dict[tuple[str, Format], float] = {}
+        before = after = baseline
+        current = None
+        for (name, chosen), value in zip(steps, self.evaluate(tried), strict=True):
+            if name != current:
+                before, current = after, name
+            marginals[name, chosen] = value - before
+            after = value if chosen == end[name] else after
+        return marginals
+
+    def draw_policy(self, alone: Values, low: float, high: float) -> Policy:
+        """Return the policy of a random average number of weight bits that is best for jittered one-at-a-time
+        scores.
+        """
+        wanted = self._generator.uniform(low, high)
+        total = sum(group.parameters for group in self._space.groups)
+        jitter = {
+            (group.name, chosen): self._generator.lognormal(0.0, _JITTER)
+            for group in self._space.groups
+            for chosen in self._space.formats[group.name]
+        }
+
+        def best(price: float) -> Policy:
+            return Policy(
+                {
+                    group.name: max(
+                        self._space.formats[group.name],
+                        key=lambda chosen, group=group: (  # type: ignore[misc]
+                            alone[group.name].get(chosen, 0.0) * jitter[group.name, chosen]
+                            - price * chosen.weight_bits * group.parameters / total
+                        ),
+                    )
+                    for group in self._space.groups
+                }
+            )
+
+        cheap, dear = -12.0, 6.0  # powers of ten that bracket any price of a bit, in units of the value
+        for _ in range(_BISECTIONS):
+            middle = (cheap + dear) / 2
+            bits = sum(best(10**middle)[g.name].weight_bits * g.parameters for g in self._space.groups) / total
+            cheap, dear = (middle, dear) if bits > wanted else (cheap, middle)
+        return best(10**dear)
+
+
+def _bit_range(space: Space) -> tuple[float, float]:
+    total = sum(group.parameters for group in space.groups)
+    low, high = (
+        sum(
+            pick(chosen.weight_bits for chosen in space.formats[group.name]) * group.parameters
+            for group in space.groups
+        )
+        / total
+        for pick in (min, max)
+    )
+    return low, high
+
+
+def _score(
+    space: Space, group: Group, chosen: Format, samples: dict[tuple[str, Format], list[float]], alone: Values
+) -> Score:
+    if chosen == space.reference:
+        return Score(0.0, 0.0, 0, 0.0)
+    seen = samples.get((group.name, chosen))
+    if seen is None:  # one context says nothing about the others: as uncertain as it is large
+        return Score(alone[group.name][chosen], abs(alone[group.name][chosen]), 1, alone[group.name][chosen])
+    error = (
+        statistics.stdev(seen) / math.sqrt(len(seen))
+        if len(seen) >= _FEWEST_FOR_AN_INTERVAL
+        else abs(seen[0] - alone[group.name][chosen])
+    )
+    return Score(statistics.fmean(seen), error, len(seen), alone[group.name][chosen], tuple(seen))
+
+
+def _relative_error(samples: dict[tuple[str, Format], list[float]]) -> float:
+    means = [statistics.fmean(seen) for seen in samples.values()]
+    errors = [statistics.stdev(seen) / math.sqrt(len(seen)) for seen in samples.values()]
+    spread = statistics.pstdev(means)
+    return max(errors) / spread if spread else 0.0

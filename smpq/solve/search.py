@@ -1,0 +1,229 @@
+"""From scores to a policy: solve, then improve on the value itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from calib.errors import UserError
+from calib.formats.format import Format
+from smpq.problem.policy import Policy, Space, canonical, every_policy
+from smpq.solve.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, explanation, solve_or_explain
+from smpq.solve.exchange import Exchanges
+from smpq.value.evaluate import ValueFunction
+
+EXHAUSTIVE = 512
+"""Up to so many policies, joins in float counted, are all evaluated."""
+_DAMPING = 0.5
+_EXCHANGES_AT_ONCE = 16
+_PATIENCE = 2
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much the search may spend: evaluations on scores, and after that on rounds near the solution and exchanges.
+
+    `scoring` evaluations, the first pass included; with 0 the one-at-a-time scores of the first pass are all there is.
+    `rounds` of marginals, `exchanges` batches of exchanges after each, `evaluations` in all. `finalists` plans are
+    judged on other samples, besides the starts.
+    """
+
+    scoring: int = 400
+    rounds: int = 4
+    exchanges: int = 6
+    evaluations: int = 400
+    finalists: int = 6
+
+
+EFFORTS = {
+    "fast": Effort(scoring=0, rounds=0, exchanges=1, evaluations=8, finalists=1),
+    "normal": Effort(),
+    "thorough": Effort(scoring=1200, rounds=10, exchanges=12, evaluations=2000),
+}
+
+
+def effort_from_name(name: str) -> Effort:
+    """Return how much `--effort` NAME may spend; UserError lists the names."""
+    if name not in EFFORTS:
+        raise UserError(f"unknown effort {name!r}: choose one of {', '.join(EFFORTS)}")
+    return EFFORTS[name]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A policy and its value on the calibration data.
+
+    `path` names each step that led to it with the value it had; `marginals` are the scores as they were refined on the
+    way, from which a search under slightly different ceilings can start. `finalists` are the plans of all starts and
+    the best others seen.
+    """
+
+    policy: Policy
+    value: float
+    path: tuple[tuple[str, float], ...]
+    marginals: Values
+    finalists: tuple[Policy, ...] = ()
+
+
+def choose(
+    value: ValueFunction,
+    space: Space,
+    starts: Mapping[str, Values],
+    ceilings: Sequence[Ceiling],
+    effort: Effort,
+    excluded: Sequence[Policy] = (),
+    advance: Callable[[str], None] = lambda _: None,
+) -> Choice:
+    """Return the most valuable policy found within the ceilings.
+
+    1. A space of at most 512 policies, joins in float counted, is searched completely: the result is the best there is.
+    2. Otherwise the plan of each set of scores in `starts` is evaluated; the best one is the start.
+    3. Rounds: measure what every single change does to the current plan, solve again within fewer and fewer changes
+       (the marginals of the rounds are averaged, so that the rounds do not oscillate), evaluate all of these, keep the
+       best seen.
+    4. After each round, batches of exchanges: pairs of changes that promise most. Each batch starts at the best seen.
+    5. Never returns a plan whose measured value is worse than the best seen. Impossible when no policy is within the
+       ceilings.
+    """
+    problems = {name: Problem(space, values, ceilings, excluded) for name, values in starts.items()}
+    if is_small(space):
+        every = list(feasible(space, ceilings, excluded))
+        if not every:
+            raise explanation(next(iter(problems.values())))
+        ranked = sorted(zip(value.many(every), every, strict=True), key=lambda pair: -pair[0])
+        best, finalists = ranked[0][1], tuple(policy for _, policy in ranked[: effort.finalists])
+        return Choice(best, value(best), (("all policies", value(best)),), next(iter(starts.values())), finalists)
+    plans = {name: solve_or_explain(problem) for name, problem in problems.items()}
+    values = value.many(plans.values())
+    path = list(zip(plans, values, strict=True))
+    winner = max(path, key=lambda step: step[1])[0]
+    search = _Search(value, space, ceilings, excluded, plans[winner], starts[winner], effort.evaluations)
+    singles = sum(len(space.formats[group.name]) - 1 for group in space.groups)
+    for number in range(effort.rounds):
+        if search.left < singles:
+            break
+        advance(f"round {number + 1}")
+        before = search.best
+        search.measure_singles(damping=_DAMPING if number else 0.0)
+        search.solve_near(max(2, len(space.groups) // (2 + number)))
+        path.append((f"round {number + 1}", value(search.best)))
+        moved = search.exchange(effort.exchanges)
+        path += [(f"exchanges {number + 1}", value(search.best))] if moved else []
+        if search.best == before:
+            break
+    if not effort.rounds and search.exchange(effort.exchanges):
+        path.append(("exchanges", value(search.best)))
+    last = {policy.key(): policy for policy in (*search.ranked()[: effort.finalists], *plans.values())}
+    return Choice(search.best, value(search.best), tuple(path), search.marginals, tuple(last.values()))
+
+
+def confirm(choice: Choice, value: ValueFunction, unseen: ValueFunction) -> Choice:
+    """Return the finalist that is best by `unseen`, the same value on samples that the search has not used.
+
+    The search picks the best of many policies whose values differ by little, so its winner owes something to the
+    samples it was judged on; a plan that only looked better loses here.
+    """
+    values = unseen.many(choice.finalists)
+    best = max(zip(values, choice.finalists, strict=True), key=lambda pair: pair[0])[1]
+    return replace(
+        choice, policy=best, value=value(best), path=(*choice.path, ("best finalist on other samples", value(best)))
+    )
+
+
+class _Search:
+    """The best policy seen, what is known about the moves around it, and what may still be spent."""
+
+    def __init__(
+        self,
+        value: ValueFunction,
+        space: Space,
+        ceilings: Sequence[Ceiling],
+        excluded: Sequence[Policy],
+        start: Policy,
+        marginals: Values,
+        evaluations: int,
+    ) -> None:
+        self.best = start
+        self.marginals: dict[str, dict[Format, float]] = {group: dict(row) for group, row in marginals.items()}
+        self.left = evaluations
+        self._value = value
+        self._space = space
+        self._ceilings = ceilings
+        self._excluded = excluded
+        self._exchanges = Exchanges(space, ceilings, excluded)
+        self._seen: dict[str, Policy] = {start.key(): start}
+
+    def measure_singles(self, damping: float) -> None:
+        """Measure every single change of the best policy; `damping` is the weight of what was known before."""
+        moves = [
+            (group.name, chosen)
+            for group in self._space.groups
+            for chosen in self._space.formats[group.name]
+            if chosen != self.best[group.name]
+        ]
+        start = self._value(self.best)
+        values = self._value.many([self.best.with_format(*move) for move in moves])
+        self.left -= len(moves)
+        for group, row in self.marginals.items():
+            anchor = row[self.best[group]]
+            self.marginals[group] = {chosen: known - anchor for chosen, known in row.items()}
+        for (group, chosen), changed in zip(moves, values, strict=True):
+            self.marginals[group][chosen] = damping * self.marginals[group][chosen] + (1 - damping) * (changed - start)
+
+    def solve_near(self, changes: int) -> None:
+        """Evaluate the plans that the marginals promise most of, within fewer and fewer changes."""
+        candidates: list[Policy] = []
+        while changes >= 1:
+            near = Neighbourhood(self.best, changes)
+            candidate = allocate(Problem(self._space, self.marginals, self._ceilings, self._excluded, near))
+            if candidate is not None and candidate != self.best and candidate not in candidates:
+                candidates.append(candidate)
+            changes = min(changes - 1, changes * 2 // 3)
+        self._keep_best(candidates)
+
+    def exchange(self, batches: int) -> bool:
+        """Try batches of exchanges, each from the best policy, until two bring nothing; return whether the policy
+        changed.
+        """
+        start = self.best
+        patience = _PATIENCE
+        for _ in range(batches):
+            count = min(_EXCHANGES_AT_ONCE, self.left)
+            candidates = self._exchanges.propose(self.best, self.marginals, count, set(self._seen))
+            patience = _PATIENCE if candidates and self._keep_best(candidates) else patience - 1
+            if not candidates or not patience:
+                break
+        return self.best != start
+
+    def ranked(self) -> list[Policy]:
+        """Return the plans that were evaluated, the best one first."""
+        seen = list(self._seen.values())
+        return [
+            policy for _, policy in sorted(zip(self._value.many(seen), seen, strict=True), key=lambda pair: -pair[0])
+        ]
+
+    def _keep_best(self, candidates: Sequence[Policy]) -> bool:
+        start = self._value(self.best)
+        centre = self.best
+        values = self._value.many(candidates)
+        self.left -= len(candidates)
+        self._seen |= {candidate.key(): candidate for candidate in candidates}
+        for candidate, found in zip(candidates, values, strict=True):
+            self._exchanges.learn(centre, candidate, self.marginals, found - start)
+            if found > self._value(self.best):
+                self.best = candidate
+        return self.best != centre
+
+
+def is_small(space: Space) -> bool:
+    """Whether all policies of a space are evaluated."""
+    return sum(1 for _ in islice(every_policy(space), EXHAUSTIVE + 1)) <= EXHAUSTIVE
+
+
+def feasible(space: Space, ceilings: Sequence[Ceiling], excluded: Sequence[Policy] = ()) -> Iterator[Policy]:
+    """Yield every policy within the ceilings, in its canonical form."""
+    without = {canonical(policy, space).key() for policy in excluded}
+    for policy in every_policy(space):
+        if policy.key() not in without and all(c.model.total(policy) <= c.limit * (1 + 1e-9) for c in ceilings):
+            yield policy

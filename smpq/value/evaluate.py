@@ -1,0 +1,75 @@
+"""Evaluate policies, each at most once, and write every value down."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from smpq.problem.policy import Policy
+from smpq.value.journal import Journal
+from smpq.value.value import Compute
+
+
+class ValueFunction(Protocol):
+    """The value of a policy, higher is better; asking for several at once may be much cheaper than one by one."""
+
+    def __call__(self, policy: Policy) -> float:
+        """Return the value of one policy."""
+        ...
+
+    def many(self, policies: Iterable[Policy]) -> list[float]:
+        """Return the values of several policies, in their order."""
+        ...
+
+
+class OneByOne:
+    """A value function made of a plain function of one policy."""
+
+    def __init__(self, function: Callable[[Policy], float]) -> None:
+        """Keep the function."""
+        self._function = function
+
+    def __call__(self, policy: Policy) -> float:
+        """Return the value of one policy."""
+        return self._function(policy)
+
+    def many(self, policies: Iterable[Policy]) -> list[float]:
+        """Return the values of several policies, in their order."""
+        return [self._function(policy) for policy in policies]
+
+
+class Evaluator:
+    """A value function that remembers, in memory and in the run's journal; `evaluations` counts what was really
+    computed.
+    """
+
+    def __init__(self, compute: Compute, journal: Journal | None = None, fingerprint: str = "") -> None:
+        """`fingerprint` stands for the model's weights and the data. What the journal holds is not computed again."""
+        self.evaluations = 0
+        self._compute = compute
+        self._journal = journal
+        self._fingerprint = hashlib.sha256(f"{fingerprint}|{compute.identity}".encode()).hexdigest()
+        self._known: dict[str, float] = journal.read(self._fingerprint) if journal is not None else {}
+
+    def __call__(self, policy: Policy) -> float:
+        """Return the value of a policy."""
+        return self.many([policy])[0]
+
+    def many(self, policies: Iterable[Policy]) -> list[float]:
+        """Return the values of several policies, in their order."""
+        wanted = [(policy.key(), policy) for policy in policies]
+        missing = {key: policy for key, policy in wanted if key not in self._known}
+        keys = list(missing)
+        batches = math.ceil(len(keys) / self._compute.together)
+        for number in range(batches):  # of nearly the same size: a small one at the end would keep few workers busy
+            self._evaluate(keys[number * len(keys) // batches : (number + 1) * len(keys) // batches], missing)
+        return [self._known[key] for key, _ in wanted]
+
+    def _evaluate(self, keys: Sequence[str], policies: dict[str, Policy]) -> None:
+        for index, value in self._compute([policies[key] for key in keys]):
+            self._known[keys[index]] = value
+            self.evaluations += 1
+            if self._journal is not None:
+                self._journal.add(self._fingerprint, keys[index], value)

@@ -1,0 +1,236 @@
+"""The value of policies: how well the quantised model does on calibration data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from calib.data import per_sample
+from calib.errors import UserError
+from calib.network.graph import TracedModel, elements_of_one
+from calib.network.units import Unit
+from calib.task import Batch, Task
+from smpq.problem.policy import Policy, Space
+from smpq.quantized.quantize import FakeQuantizer
+from smpq.value.incremental import bytes_per_sample, outputs_of
+
+VALUES = ("kl", "loss", "metric")
+_TOKENS = 3
+_SAMPLES_AT_ONCE = 32
+"""At least; few enough that the activations of a small network stay in the cache: a third faster than batches of 128 on
+a CPU.
+"""
+_SAMPLES_ON_A_GPU = 512
+_DEFAULT_MEMORY_MB = 1024
+TOGETHER = 32
+"""Policies that are evaluated at once: enough to share most of their computations, few enough that a kill loses
+little.
+"""
+
+
+class Compute(Protocol):
+    """Works out values of policies, remembering nothing: in this process or in others."""
+
+    identity: str
+    """Says what the values depend on besides model, data and policy."""
+
+    together: int
+    """How many policies it likes to be given at once."""
+
+    def __call__(self, policies: Sequence[Policy]) -> Iterable[tuple[int, float]]:
+        """Yield (index, value) of every policy, in the order in which they are finished."""
+        ...
+
+
+def divergence(output: Any, float_output: Any) -> Tensor:
+    """Return `[n]`, the KL divergence of each sample's class distribution from the float model's.
+
+    Every floating-point tensor of the output counts; classes are on axis 1, or on the last axis of `[n, tokens,
+    classes]`; further positions are averaged. A task whose output holds no class scores defines a `divergence` of its
+    own.
+    """
+    parts = []
+    for ours, reference in zip(pytree.tree_leaves(output), pytree.tree_leaves(float_output), strict=True):
+        if not isinstance(ours, Tensor) or not ours.is_floating_point() or ours.dim() < 2:
+            continue
+        axis = -1 if ours.dim() == _TOKENS else 1
+        log_p, log_q = F.log_softmax(reference, axis), F.log_softmax(ours, axis)
+        positions = (log_p.exp() * (log_p - log_q)).sum(axis)
+        parts.append(positions.reshape(positions.shape[0], -1).mean(1))
+    if not parts:
+        raise UserError(
+            "the model's output holds no class scores [n, classes, ...]: give the task a divergence(output, "
+            "float_output)"
+        )
+    return torch.stack(parts).sum(0)
+
+
+class PolicyValue:
+    """Values of policies by running the fake-quantised model; higher is better.
+
+    `kl`: minus the mean KL divergence to the float model's output (needs no labels). `loss`: minus the task's mean
+    loss. `metric`: the task's mean metric. Policies that are asked for together share their computations, batch by
+    batch (`smpq.value.incremental`); `memory_mb` bounds what their activations take. A pickled copy gives the same
+    values for policies of the space. `device` is where a copy is to be loaded (`smpq.value.workers.station.placed`);
+    the object that is made here computes where its tensors are.
+    """
+
+    together = TOGETHER
+
+    def __init__(
+        self,
+        fake_quantizer: FakeQuantizer,
+        space: Space,
+        task: Task,
+        batches: Sequence[Batch],
+        value: str = "kl",
+        memory_mb: float | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Keep everything; the float model runs on first use. UserError for an unknown value, or a limit too small for
+        one sample.
+        """
+        if value not in VALUES:
+            raise UserError(f"unknown value {value!r}: choose one of {', '.join(VALUES)}")
+        self.space = space
+        self.value_name = value
+        self._fake_quantizer = fake_quantizer
+        traced = fake_quantizer.traced
+        self._batches = (
+            split(batches, samples_at_once(fake_quantizer, memory_mb, device))
+            if traced.dynamic_batch
+            else list(batches)
+        )
+        self._samples = measure_of(task, value)
+        count = sum(len(batch.inputs[0]) for batch in batches)
+        # the last digits of a value depend on how large the parts are
+        largest = max(len(batch.inputs[0]) for batch in self._batches)
+        self.identity = f"{value}|{fake_quantizer.rules}|{fake_quantizer.calibration.settings}|{count}|{largest}"
+        self.device = device
+        if device != "cpu":  # the last digits are others there
+            self.identity += "|gpu"
+
+    @cached_property
+    def _float_outputs(self) -> list[Any]:
+        run = self._fake_quantizer.traced.run
+        return [run(batch.inputs) if self.value_name == "kl" else None for batch in self._batches]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy in another process needs: nothing of the calibration data that is not evaluated on, and no more
+        of the task.
+        """
+        self._fake_quantizer.prepare(
+            {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
+        )
+        state = {name: part for name, part in self.__dict__.items() if name != "_float_outputs"}
+        if self.value_name == "kl":
+            state["_batches"] = [Batch(batch.inputs, None) for batch in self._batches]
+        return state
+
+    @property
+    def steps(self) -> int:
+        """How many steps the network has."""
+        return len(self._fake_quantizer.traced.steps)
+
+    def steps_behind(self) -> dict[str, int]:
+        """Return for each group how many steps run anew when its format changes."""
+        position = {node.name: number for number, node in enumerate(self._fake_quantizer.traced.steps)}
+        firsts = {
+            group.name: min(position[call] for unit in group.units for call in unit.calls)
+            for group in self.space.groups
+        }
+        return {name: self.steps - first for name, first in firsts.items()}
+
+    def __call__(self, policies: Sequence[Policy]) -> list[tuple[int, float]]:
+        """Return (index, value) of every policy. UserError when a value is not a number."""
+        if self.device == "cpu":
+            return self._values(policies)
+        # TF32 has ten bits of mantissa: its convolutions would differ in the third digit from those of a CPU
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self._values(policies)
+
+    def _values(self, policies: Sequence[Policy]) -> list[tuple[int, float]]:
+        fake = self._fake_quantizer
+        edits = [fake.edits(fake.plan(policy.by_unit(self.space.groups), policy.float_joins)) for policy in policies]
+        totals, count = [0.0] * len(policies), 0
+        for batch, float_output in zip(self._batches, self._float_outputs, strict=True):
+            for index, output in outputs_of(fake.traced, batch.inputs, edits):
+                totals[index] += float(self._samples(output, float_output, batch).sum())
+            count += len(batch.inputs[0])
+        for policy, total in zip(policies, totals, strict=True):
+            if not math.isfinite(total):
+                raise UserError(
+                    f"the value of the policy {policy.key()[:200]} is not a number: the model's output has NaN or "
+                    "infinity on the calibration data"
+                )
+        return [(index, total / count) for index, total in enumerate(totals)]
+
+
+def samples_at_once(fake_quantizer: FakeQuantizer, memory_mb: float | None, device: str = "cpu") -> int:
+    """Return the size of the parts that batches are cut into: quick on this network, and within the memory limit.
+
+    As many as make the activations outweigh the parameters, which are read anew for every part. UserError when not even
+    one sample fits.
+    """
+    traced = fake_quantizer.traced
+    activations = sum(
+        elements_of_one(node.meta["val"]) for node in traced.steps if isinstance(node.meta.get("val"), Tensor)
+    )
+    parameters = sum(tensor.numel() for tensor in traced.state.values())
+    wanted = max(_SAMPLES_AT_ONCE if device == "cpu" else _SAMPLES_ON_A_GPU, parameters // max(activations, 1))
+    if memory_mb is not None:
+        check_memory_limit(traced, fake_quantizer.units, memory_mb)
+    fitting = int((memory_mb or _DEFAULT_MEMORY_MB) * 2**20 / max(bytes_per_sample(traced, fake_quantizer.units), 1))
+    return max(min(wanted, fitting), 1)
+
+
+def check_memory_limit(traced: TracedModel, units: Sequence[Unit], memory_mb: float) -> None:
+    """Raise UserError when not even the activations of one sample stay within the limit."""
+    needed = bytes_per_sample(traced, units) / 2**20
+    if needed > memory_mb:
+        raise UserError(
+            f"one sample's activations take {needed:.3g} MB, more than the memory limit of {memory_mb:g} MB: raise it"
+        )
+
+
+class _Measure:
+    """One value per sample, higher is better; a class, so that it can be sent to another process with its task."""
+
+    def __init__(self, name: str, function: Callable[[Any, Any], Tensor]) -> None:
+        self._name = name
+        self._function = function
+
+    def __call__(self, output: Any, float_output: Any, batch: Batch) -> Tensor:
+        size = len(batch.inputs[0])
+        if self._name == "divergence":
+            return -per_sample(self._function, (output, float_output), size, self._name)
+        values = per_sample(self._function, (output, batch.target), size, self._name)
+        return -values if self._name == "loss" else values
+
+
+def measure_of(task: Task, value: str) -> _Measure:
+    """Return what is computed of each sample: all that a value function needs of its task."""
+    if value == "kl":
+        return _Measure("divergence", getattr(task, "divergence", divergence))
+    return _Measure("loss", task.loss) if value == "loss" else _Measure("metric", task.metric)
+
+
+def split(batches: Sequence[Batch], at_once: int) -> list[Batch]:
+    """Cut batches into smaller ones where the target can be cut along with the inputs."""
+    parts = []
+    for batch in batches:
+        size = len(batch.inputs[0])
+        if not isinstance(batch.target, Tensor) or batch.target.dim() == 0 or len(batch.target) != size:
+            parts.append(batch)
+            continue
+        for start in range(0, size, at_once):
+            stop = start + at_once
+            parts.append(Batch(tuple(tensor[start:stop] for tensor in batch.inputs), batch.target[start:stop]))
+    return parts

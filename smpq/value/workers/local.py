@@ -1,0 +1,132 @@
+"""Workers that are processes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smpq.value.workers.station import Answer, Died, Ready, Station, Work
+
+if TYPE_CHECKING:
+    from smpq.value.workers.crew import Worker
+
+_SPAWN = multiprocessing.get_context("spawn")
+"""A forked process could use neither CUDA nor the threads of OpenMP."""
+_PATIENCE_S = 10
+
+
+class LocalWorker:
+    """A process and the pipe to it."""
+
+    def __init__(self) -> None:
+        """Start the process."""
+        self.connection, theirs = _SPAWN.Pipe()
+        self.process: SpawnProcess = _SPAWN.Process(target=_serve, args=(theirs,), daemon=True)
+        with _interrupts_held():
+            self.process.start()
+        theirs.close()
+
+    def give(self, work: Work) -> None:
+        """Send the work."""
+        with contextlib.suppress(OSError):  # it is gone, which is heard in `hear`
+            self.connection.send(work)
+
+    def hear(self) -> Ready | Answer | Died:
+        """Return what it has sent, or that it is gone."""
+        try:
+            said: Ready | Answer = self.connection.recv()
+            return said
+        except (EOFError, OSError):
+            self.process.join(_PATIENCE_S)
+            code = self.process.exitcode
+            _end(self)
+            return Died(f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}")
+
+
+class LocalHands:
+    """Starts processes; they end with `close`, when this is forgotten, and when this process ends in whatever way."""
+
+    def __init__(self, count: int) -> None:
+        """Prepare to start `count` processes."""
+        self.count = count
+        self._started: list[LocalWorker] = []
+        self._finalizer = weakref.finalize(self, _end_all, self._started)
+
+    def start(self) -> LocalWorker:
+        """Start a process."""
+        worker = LocalWorker()
+        self._started.append(worker)
+        return worker
+
+    def wait(self, workers: Sequence[Worker]) -> list[tuple[Worker, Ready | Answer | Died]]:
+        """Wait until at least one of the workers has said something, or died: its end of the pipe is closed then."""
+        by_connection = {worker.connection: worker for worker in workers if isinstance(worker, LocalWorker)}
+        heard: list[tuple[Worker, Ready | Answer | Died]] = []
+        for connection in wait(list(by_connection)):
+            assert isinstance(connection, Connection)
+            worker = by_connection[connection]
+            said = worker.hear()
+            if isinstance(said, Died):
+                self._started.remove(worker)
+            heard.append((worker, said))
+        return heard
+
+    def close(self) -> None:
+        """End all processes."""
+        _end_all(self._started)
+
+
+def _end_all(workers: list[LocalWorker]) -> None:
+    while workers:
+        _end(workers.pop())
+
+
+def _end(worker: LocalWorker) -> None:
+    worker.process.kill()
+    worker.process.join(_PATIENCE_S)
+    worker.connection.close()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C goes to all processes of a terminal; a worker inherits that it does not hear it, and is ended by its
+    parent.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(connection: Connection) -> None:
+    """Answer until the parent closes the pipe; a parent that was killed ends its workers at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    station = Station()
+    with contextlib.suppress(EOFError, OSError):
+        connection.send(station.ready())
+        while True:
+            connection.send(station.answer(connection.recv()))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

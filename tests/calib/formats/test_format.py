@@ -1,0 +1,81 @@
+import pytest
+
+from calib.errors import UserError
+from calib.formats.format import FP16, FP32, Format, formats_from_text
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical", "weight", "activation", "block"),
+    [
+        ("fp32", "fp32", 32, 32, None),
+        ("FP16", "fp16", 16, 16, None),
+        ("w8a8", "w8a8", 8, 8, None),
+        (" w2a4 ", "w2a4", 2, 4, None),
+        ("w8", "w8a16", 8, 16, None),
+        ("w4", "w4a16", 4, 16, None),
+        ("w4b32", "w4a16b32", 4, 16, 32),
+        ("w4a16b128", "w4a16b128", 4, 16, 128),
+    ],
+)
+def test_text_and_back(text, canonical, weight, activation, block):
+    parsed = Format.from_text(text)
+    assert (parsed.weight_bits, parsed.activation_bits, parsed.weight_block) == (weight, activation, block)
+    assert str(parsed) == canonical
+    assert Format.from_text(str(parsed)) == parsed
+
+
+def test_every_width_survives_its_text():
+    for weight in range(2, 9):
+        for activation in (*range(4, 9), 16):
+            given = Format(weight, activation)
+            assert Format.from_text(str(given)) == given
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "int8",
+        "w8a8b",
+        "w1a8",
+        "w9a8",
+        "w8a3",
+        "w8a9",
+        "w8a16b1",
+        "w8a8b32",
+        "w4a16b",
+        "fp8",
+        "w16a16b32",
+        "a8",
+        "w-4",
+        "w4a16b0",
+        "w8a32",
+    ],
+)
+def test_wrong_text_is_a_user_error(text):
+    with pytest.raises(UserError):
+        Format.from_text(text)
+
+
+def test_what_a_format_says_of_itself():
+    assert FP32.is_float
+    assert FP16.is_float
+    assert not Format.from_text("w8a8").is_float
+    assert Format.from_text("w8a8").quantizes_activation
+    assert not Format.from_text("w4").quantizes_activation
+    assert not FP16.quantizes_activation
+
+
+def test_formats_with_the_same_weights_share_a_key():
+    assert Format.from_text("w4a8").weight_key == Format.from_text("w4a4").weight_key == "w4"
+    assert Format.from_text("w4b32").weight_key != Format.from_text("w4b128").weight_key
+
+
+def test_a_list_keeps_its_order():
+    assert formats_from_text("w8a8, fp32,w4b128") == (Format(8, 8), FP32, Format(4, 16, 128))
+
+
+@pytest.mark.parametrize("text", ["", ",", "w8a8,w8a8", "w4,w4a16", "w8a8;fp32"])
+def test_a_wrong_list_is_a_user_error(text):
+    with pytest.raises(UserError):
+        formats_from_text(text)

@@ -1,0 +1,195 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calib.network import graph
+from calib.network.fold import Folded, fold_batchnorm
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Give every norm something to fold: fresh statistics would make a wrong fold nearly right."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 2.0)
+                nn.init.normal_(module.bias)
+            if module.running_mean is not None:
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 4.0)
+    return model.eval()
+
+
+def what_folds(model: nn.Module, *shape: int) -> tuple[Folded, ...]:
+    """Fold, check that nothing changed, and return what was folded."""
+    model = with_statistics(model)
+    x = torch.randn(2, *shape)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folded, pairs = fold_batchnorm(model, (x,))
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), (
+        "the given model was changed"
+    )
+    assert all(isinstance(folded.get_submodule(path), nn.Identity) for path in (pair.norm for pair in pairs))
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm", "shape"),
+    [
+        (nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), (2, 6, 6)),
+        (nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), (2, 6, 6)),
+        (nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), (4, 6, 6)),
+        (nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4), (2, 6)),
+        (nn.Linear(5, 4), nn.BatchNorm1d(4), (5,)),
+        (nn.Linear(5, 4), nn.BatchNorm1d(4, affine=False), (5,)),
+        (nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, affine=False), (2, 6, 6)),
+    ],
+    ids=["conv2d", "no bias", "depthwise", "conv1d", "linear", "linear, not affine", "conv2d, not affine"],
+)
+def test_folds(layer, norm, shape):
+    assert what_folds(nn.Sequential(layer, norm, nn.ReLU()), *shape) == (Folded(norm="1", layer="0"),)
+
+
+def test_folds_a_chain_and_frees_the_parameters_of_gradients():
+    model = with_statistics(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)))
+    folded, pairs = fold_batchnorm(model, (torch.randn(2, 2, 6, 6),))
+    assert pairs == (Folded("1", "0"), Folded("3", "2"))
+    assert not folded.training
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+class CalledUnderAutocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.layer(x))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+            return y + self.norm(x)
+
+
+def test_a_norm_that_is_called_again_in_a_part_of_its_own_is_left_alone():
+    assert what_folds(CalledUnderAutocast(), 2, 4, 4) == ()
+
+
+@pytest.mark.parametrize("folds", [True, False])
+def test_one_trace_is_written_out_whether_a_norm_folds_or_not(monkeypatch, folds):
+    calls = []
+    whole = graph.export_program
+    monkeypatch.setattr(
+        graph, "export_program", lambda *arguments, **named: calls.append(named) or whole(*arguments, **named)
+    )
+    parts = (nn.Conv2d(2, 4, 3), *(() if folds else (nn.ReLU(),)), nn.BatchNorm2d(4))
+    assert len(what_folds(nn.Sequential(*parts), 2, 6, 6)) == folds
+    (call,) = calls
+    assert (call["first"] is None) == folds, "the first half of the trace is used again"
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.norm = nn.BatchNorm2d(2)
+        self.other = nn.Conv2d(2, 2, 3, padding=1)
+
+
+class SharedConvolution(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.conv(x + 1)
+
+
+class ReadTwice(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
+class SharedNorm(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.norm(self.other(x))
+
+
+class TiedWeight(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other.weight = self.conv.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.other(x)
+
+
+class WeightReadElsewhere(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + F.conv2d(x, self.conv.weight, padding=1)
+
+
+class BiasReadElsewhere(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + self.conv.bias[:, None, None]
+
+
+class NormFirst(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x))
+
+
+class ReluBetween(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.relu(self.conv(x)))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias, padding=1)
+
+
+class StandardisedWeight(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = Standardised(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class WeightNorm(StandardisedWeight):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3))
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+class NormThatDoesMore(StandardisedWeight):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+        self.norm = NormAndActivation(2)
+
+
+class Transposed(NormThatDoesMore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(2, 2, 3)
+        self.norm = nn.BatchNorm2d(2)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        SharedConvolution, ReadTwice, SharedNorm, TiedWeight, WeightReadElsewhere, BiasReadElsewhere, NormFirst, ReluBetween,
+        StandardisedWeight, WeightNorm, NormThatDoesMore, Transposed,
+    ],
+)  # fmt: skip
+def test_leaves_alone(network):
+    assert what_folds(network(), 2, 5, 5) == ()
+
+
+def test_leaves_a_norm_over_tokens_alone():
+    assert what_folds(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(6)), 6, 4) == ()

@@ -1,0 +1,234 @@
+"""Points that are lost on purpose, at one stage at a time."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from calib.errors import UserError
+from calib.task import Batch
+from deploy.backends import onnxruntime as ort_backend
+from deploy.files.engine import STAGES
+from deploy.stages import read_policy, stage_runners
+from deploy.stages.run_all import open_run
+from deploy.stages.verifying import verify
+from deploy.terminal.progress import Progress
+from tests.commands import TINY, copy_of, done
+from tests.tiny_task import batches, network
+
+
+@pytest.fixture
+def run(good_run, tmp_path):
+    return copy_of(good_run, tmp_path / "run")
+
+
+def verified(run):
+    prepared = open_run(run, Progress())
+    return checked(prepared)
+
+
+def checked(prepared):
+    record = verify(prepared, read_policy(prepared), "policy")
+    assert record.contradiction() is None, record
+    return record
+
+
+def turn_around(path):
+    """Give the last layer the opposite weights: a legal file that computes something else."""
+    model = onnx.load(str(path))
+    (node,) = [node for node in model.graph.node if node.name == "head"]
+    makers = {output: maker for maker in model.graph.node for output in maker.output}
+    name = node.input[1]
+    while name in makers:
+        name = makers[name].input[0]
+    (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    values = onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array((-values.astype(np.int32)).clip(-127, 127).astype(values.dtype), name))
+    onnx.save(model, str(path))
+
+
+def test_a_good_engine_loses_nothing(run):
+    record = verified(run)
+    assert tuple(record.stages) == STAGES
+    assert record.metric == "accuracy"
+    assert record.samples == 16
+    assert record.stages["eager"].mean == 1.0
+    assert record.stages["eager"].change is None
+    assert (record.stages["float"].change, record.stages["float"].agreement) == (0.0, 1.0)
+    assert record.lost_at is None
+    assert "no stage lost points" in record.explanation
+    for name in STAGES[1:]:
+        assert record.stages[name].agreement >= 0.9
+    assert record.stages["onnx"].agreement == 1.0
+
+
+def test_a_damaged_onnx_file(run):
+    turn_around(run / "model.ort-cpu.onnx")
+    record = verified(run)
+    assert record.lost_at == "onnx"
+    assert "export" in record.explanation
+    assert record.stages["onnx"].change < -0.3
+    assert record.stages["engine"].change > 0.3, "the engine was built before the damage"
+
+
+def test_a_damaged_engine(run, tmp_path):
+    wrong = copy_of(run, tmp_path / "wrong") / "model.ort-cpu.onnx"
+    turn_around(wrong)
+    ort_backend.build_engine(wrong, run / "engine.ort-cpu.onnx")
+    record = verified(run)
+    assert record.lost_at == "engine"
+    assert "runtime" in record.explanation
+    assert record.stages["onnx"].agreement == 1.0
+    assert record.stages["engine"].agreement < 0.7
+
+
+def test_an_engine_that_was_replaced_is_not_run(run):
+    turn_around(run / "engine.ort-cpu.onnx")
+    with pytest.raises(UserError, match=r"is not the file that engine\.json describes"):
+        verified(run)
+
+
+def test_quantisation_itself(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    search = ["--target", "simulate", "--formats", "w2a4", "--rounding", "nearest"]
+    done("run", *TINY, *search, "--budget", "avg_bits=2", "--out", out)
+    prepared = open_run(out, Progress())
+    inputs = torch.randn(400, 1, 6, 6, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        held_out = [Batch((inputs,), network()(inputs).argmax(1))]
+    monkeypatch.setattr(prepared.task, "evaluation", lambda: held_out)
+    record = checked(prepared)
+    assert record.lost_at == "fake_quant"
+    assert "more bits" in record.explanation
+    assert record.stages["engine"].agreement == 1.0
+
+
+def test_the_intervals_are_those_of_paired_samples(run, monkeypatch):
+    prepared = open_run(run, Progress())
+    targets = torch.cat([target for _, target in batches(2)])
+    wrong = [0, 5, 9]
+
+    def metric(output, target):
+        # every sample is worth something else, and three of them change behind the float stage, which is the second
+        start = 0 if torch.equal(target, targets[:8]) else 8
+        values = torch.arange(8) * 10.0
+        if metric.stage > 4:
+            values = values - torch.tensor([float(start + index in wrong) for index in range(8)])
+        metric.stage += 1
+        return values
+
+    metric.stage = 1
+    monkeypatch.setattr(prepared.task, "metric", metric)
+    record = checked(prepared)
+    change = record.stages["fake_quant"]
+    assert change.change == pytest.approx(-3 / 16)
+    differences = np.array([-float(index in wrong) for index in range(16)])
+    half = 1.96 * differences.std(ddof=1) / 4
+    assert (change.change_interval.low, change.change_interval.high) == pytest.approx((-3 / 16 - half, -3 / 16 + half))
+    samples = record.stages["float"].interval
+    assert samples.high - samples.low > 10, "the spread of the samples themselves"
+
+
+def test_batches_of_other_sizes_than_the_engine_takes(run, monkeypatch):
+    prepared = open_run(run, Progress())
+    inputs, targets = (torch.cat(column) for column in zip(*batches(2), strict=True))
+    uneven = [Batch((inputs[a:b],), targets[a:b]) for a, b in ((0, 1), (1, 6), (6, 16))]
+    monkeypatch.setattr(prepared.task, "evaluation", lambda: uneven)
+    record = checked(prepared)
+    assert record.samples == 16
+    assert record.stages["engine"] == verified(run).stages["engine"]
+
+
+def test_a_module_that_changed_behind_the_trace(run):
+    prepared = open_run(run, Progress())
+    with torch.no_grad():
+        prepared.original.head.weight.neg_()
+    record = checked(prepared)
+    assert record.lost_at == "float"
+    assert "does not compute what the PyTorch module does" in record.explanation
+    assert "output differs by up to" in record.explanation
+
+
+@pytest.mark.parametrize("stage", ["eager", "engine"])
+def test_outputs_that_are_not_finite_are_counted(run, monkeypatch, stage):
+    prepared = open_run(run, Progress())
+    data = [Batch((inputs.clone(),), target) for inputs, target in batches(2)]
+    if stage == "eager":
+        data[1].inputs[0][3:5] = 3e38
+        prepared.original.head.weight.data.mul_(1e6)
+    else:
+        compute = ort_backend.OrtEngine.run
+
+        def broken(self, inputs):
+            outputs = compute(self, inputs)
+            if self.path.name.startswith("engine."):
+                outputs[0][3:5] = np.nan
+            return outputs
+
+        monkeypatch.setattr(ort_backend.OrtEngine, "run", broken)
+        data = data[:1]
+    monkeypatch.setattr(prepared.task, "evaluation", lambda: data)
+    with pytest.raises(
+        UserError, match=rf"output of stage {stage} holds NaN or infinity for 2 of {8 * len(data)} samples"
+    ):
+        checked(prepared)
+
+
+def test_an_engine_that_computes_something_else_for_one_sample(run, monkeypatch):
+    compute = ort_backend.OrtEngine.run
+
+    def by_size(self, inputs):
+        outputs = compute(self, inputs)
+        return [output[:, ::-1].copy() if len(output) == 1 else output for output in outputs]
+
+    prepared = open_run(run, Progress())
+    monkeypatch.setattr(ort_backend.OrtEngine, "run", by_size)
+    record = checked(prepared)
+    assert record.lost_at == "engine"
+    assert "with a batch of 1 output 0 of the engine is" in record.explanation
+
+
+@pytest.fixture
+def plan_run(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    out = tmp_path / "run"
+    done("run", *TINY, "--target", "tensorrt-rtx", "--sm", "sm86", "--budget", "size=0.9x", "--out", out, "--quiet")
+    return out
+
+
+class OrtInsteadOfPlan:
+    """Computes what the plan was built from, where there is no GPU for the plan."""
+
+    def __init__(self, plan, runtime, input_names):
+        assert (plan.name, runtime) == ("engine.tensorrt-rtx.sm86.plan", "tensorrt-rtx")
+        assert plan.is_file()
+        record = ort_backend.build_engine(
+            plan.with_name("model.tensorrt-rtx.onnx"), plan.with_name("exact.onnx"), exact=True
+        )
+        self._engine = ort_backend.load_engine(plan.with_name("exact.onnx"))
+        self._shape = list(record.inputs[0].shape)
+        assert self._engine.input_names == tuple(input_names)
+
+    def run(self, inputs):
+        assert list(inputs[0].shape) == self._shape
+        return self._engine.run(inputs)
+
+
+def test_a_plan_is_run_where_there_is_its_gpu(plan_run, monkeypatch):
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_compute_capability", lambda: "sm86")
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "PlanRunner", OrtInsteadOfPlan)
+    record = verified(plan_run)
+    assert record.stages["engine"].agreement == 1.0
+    assert record.stages["engine"].change == 0.0
+    assert record.stages["engine"].not_run is None
+
+
+def test_a_plan_is_not_run_on_another_gpu_or_without_one(plan_run, monkeypatch):
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_compute_capability", lambda: "sm89")
+    assert "build for it with --sm sm89" in verified(plan_run).stages["engine"].not_run
+
+    def no_gpu():
+        raise UserError("running an engine needs an NVIDIA GPU")
+
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_compute_capability", no_gpu)
+    assert verified(plan_run).stages["engine"].not_run == "running an engine needs an NVIDIA GPU"

@@ -1,0 +1,92 @@
+import pytest
+
+from calib.errors import UserError
+from smpq.problem.budget import Budget, Limit
+
+
+@pytest.mark.parametrize(
+    ("text", "cost", "value", "relative"),
+    [
+        ("latency=0.65x", "latency", 0.65, True),
+        ("latency=1.5ms", "latency", 1.5, False),
+        ("latency=1500us", "latency", 1.5, False),
+        ("latency=2s", "latency", 2000.0, False),
+        ("latency=2.5e5ns", "latency", 0.25, False),
+        ("size=0.2x", "size", 0.2, True),
+        ("size=200kB", "size", 200e3, False),
+        ("size=200KB", "size", 200e3, False),
+        ("size=3MiB", "size", 3 * 2**20, False),
+        ("size=1.5MB", "size", 1.5e6, False),
+        ("size=1GB", "size", 1e9, False),
+        ("size=1GiB", "size", 2**30, False),
+        ("size=512", "size", 512.0, False),
+        ("size=512B", "size", 512.0, False),
+        ("avg_bits=3.5", "avg_bits", 3.5, False),
+        ("avg_bits=.5x", "avg_bits", 0.5, True),
+        ("bops=2G", "bops", 2e9, False),
+        ("bops=2e9", "bops", 2e9, False),
+        ("bops=1.T", "bops", 1e12, False),
+        ("  bops = 7k ", "bops", 7e3, False),
+        ("size=1e-3x", "size", 1e-3, True),
+    ],
+)
+def test_one_limit(text, cost, value, relative):
+    (limit,) = Budget.from_text(text).limits
+    assert (limit.cost, limit.relative) == (cost, relative)
+    assert limit.value == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        (" , ", "empty"),
+        ("size", "not understood"),
+        ("0.5x", "not understood"),
+        ("Size=0.5x", "not understood"),
+        ("energy=3", "the costs are latency, size, avg_bits, bops"),
+        ("size:0.5x", "not understood"),
+        ("size=", "not a number"),
+        ("size=x", "not a number"),
+        ("size=half", "not a number"),
+        ("size=-1MB", "not a number"),
+        ("size=1,5MB", "not understood"),
+        ("size=nan", "not a number"),
+        ("size=inf", "not a number"),
+        ("size=1 MB", "not a number"),
+        ("size=0.5x x", "not a number"),
+        ("size=0", "above zero"),
+        ("latency=0x", "above zero"),
+        ("latency=0.0ms", "above zero"),
+        ("latency=5", "unit '' is not known for latency; use ns, us, ms, s"),
+        ("latency=5MB", "use ns, us, ms, s"),
+        ("size=5ms", "use B, kB"),
+        ("size=5mb", "'mb' is not known"),
+        ("avg_bits=4bit", "use no unit"),
+        ("bops=2g", "'g' is not known"),
+        ("size=0.5x,size=1MB", "size twice"),
+        ("size=0.5x latency=1ms", "not a number"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(text, message):
+    with pytest.raises(UserError, match=message):
+        Budget.from_text(text)
+
+
+def test_several_limits_hold_at_once():
+    budget = Budget.from_text("size=0.2x, latency=1.5ms,")
+    assert [limit.cost for limit in budget.limits] == ["size", "latency"]
+    assert budget.limit("latency") == Limit("latency", 1.5, relative=False)
+    assert budget.limit("bops") is None
+    assert str(budget) == "size=0.2x,latency=1.5ms"
+    assert budget.to_json()[0] == {"cost": "size", "value": 0.2, "relative": True}
+
+
+def test_a_fraction_is_of_the_float_model():
+    assert Limit("size", 0.25, relative=True).absolute(400.0) == 100.0
+    assert Limit("size", 300.0, relative=False).absolute(400.0) == 300.0
+
+
+def test_a_number_too_large_to_count_is_a_user_error():
+    with pytest.raises(UserError, match="size=1e999"):
+        Budget.from_text("size=1e999")

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from calib.files.storage import json_text, record_from_text
+from smpq.files import StabilityFile
+from smpq.problem.costs import CostModel
+from smpq.scoring.scores import Score, Scores
+from smpq.scoring.shapley import Stopping, estimate
+from smpq.scoring.stability import RESAMPLES, UntilStable, decision_stability
+from smpq.solve.allocate import Ceiling
+from tests.smpq.problems import FP32, W2A8, W4A16, W8A8, Additive, space_of
+
+SPACE = space_of(4, (W8A8, W2A8))
+BITS = CostModel(
+    "avg_bits", 0.0, {name: {f: float(f.weight_bits) for f in (*row, FP32)} for name, row in SPACE.formats.items()}, 1.0
+)
+
+
+def scores_of(marginals: dict[str, list[float]]) -> Scores:
+    """Two bits cost each group what is given, walk by walk; eight bits cost nothing."""
+    entries = {
+        name: {
+            W2A8: Score(float(np.mean(row)), 0.1, len(row), 0.0, tuple(row)),
+            W8A8: Score(0.0, 0.0, len(row), 0.0, (0.0,) * len(row)),
+        }
+        for name, row in marginals.items()
+    }
+    return Scores(entries, "kl", "permutation", 0, 10, len(next(iter(marginals.values()))), "evaluations", 0.0)
+
+
+def test_clear_scores_decide_always_and_equal_ones_do_not():
+    """Two groups may have eight bits: one needs them clearly, of the other three nobody knows."""
+    noise = np.random.default_rng(0).normal(0.0, 0.5, (3, 6))
+    noise -= noise.mean(axis=1, keepdims=True) + 1.0  # equal on average
+    scores = scores_of({"g0": [-9.0] * 6, "g1": list(noise[0]), "g2": list(noise[1]), "g3": list(noise[2])})
+    stability = decision_stability(scores, SPACE, [Ceiling(BITS, 8 + 8 + 2 + 2)])
+    assert stability.frequencies["g0"] == {W8A8: 1.0}
+    assert set(stability.undecided()) <= {"g1", "g2", "g3"}
+    assert len(stability.undecided()) >= 2
+    for row in stability.frequencies.values():
+        assert sum(row.values()) == pytest.approx(1.0)
+    record = stability.to_file("a policy")
+    assert (record.policy, record.resamples, record.undecided) == ("a policy", RESAMPLES, stability.undecided())
+    assert record.frequencies["g0"] == {"w8a8": 1.0}
+    assert record_from_text(json_text(record), StabilityFile, "it", "") == record
+
+
+def test_fewer_than_three_walks_say_nothing_about_stability():
+    assert decision_stability(scores_of({name: [-1.0, -2.0] for name in SPACE.formats}), SPACE, ()) is None
+
+
+def test_the_change_of_frequencies_is_a_distance():
+    decided = decision_stability(scores_of({f"g{i}": [-1.0 - i] * 4 for i in range(4)}), SPACE, [Ceiling(BITS, 20.0)])
+    other = decision_stability(scores_of({f"g{i}": [-9.0 + i] * 4 for i in range(4)}), SPACE, [Ceiling(BITS, 20.0)])
+    assert decided.change(decided) == 0.0
+    assert decided.change(other) == other.change(decided) == 1.0, "the two groups with eight bits are the other two"
+
+
+def test_sampling_stops_once_the_decision_is_stable():
+    space = space_of(5, (W8A8, W4A16, W2A8, FP32))
+    values = {
+        name: {f: 0.0 if f.is_float else -(i + 1.0) / f.weight_bits for f in row}
+        for i, (name, row) in enumerate(space.formats.items())
+    }
+    bits = CostModel(
+        "avg_bits", 0.0, {name: {f: float(f.weight_bits) for f in row} for name, row in space.formats.items()}, 1.0
+    )
+    rule = UntilStable(space, [Ceiling(bits, 20.0)])
+    scores = estimate(Additive(values), space, Stopping(5000), stable=rule)
+    assert scores.stop_reason == "stable"
+    assert scores.permutations == 5, "three walks for the first answer, two more that confirm it"
+    assert scores.evaluations < 200

@@ -1,0 +1,187 @@
+import contextlib
+import multiprocessing.spawn
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from calib.errors import UserError
+from calib.formats.format import Format
+from smpq.quantized.plan import Rules
+from smpq.value.evaluate import Evaluator
+from smpq.value.journal import Journal
+from smpq.value.workers.crew import Crew, WorkerError
+from smpq.value.workers.local import LocalHands
+from tests.conftest import ROOT
+from tests.processes import hearing_signals
+from tests.smpq.value.workers.evaluated import OUTPUTS, Deadly, Refusing, Task, compute, drawn
+
+
+@pytest.fixture(scope="module")
+def crew():
+    made = Crew(LocalHands(2))
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def gone(pids, seconds=10):
+    deadline = time.monotonic() + seconds
+    while any(map(alive, pids)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("value", ["kl", "loss", "metric"])
+@pytest.mark.parametrize("rules", [Rules("affine"), OUTPUTS])
+def test_workers_give_the_same_numbers_to_the_last_bit(crew, value, rules):
+    here = compute(value=value, rules=rules)
+    asked = drawn(here.space, 40)
+    found = list(crew.compute(here)(asked))
+    assert len(found) == 40
+    with one_thread():
+        assert dict(found) == dict(here(asked))
+    assert crew.count == 2
+    assert os.getpid() not in crew.pids()
+
+
+def test_the_journal_and_the_batches_suit_the_workers(crew, tmp_path):
+    here = compute()
+    shared = crew.compute(here)
+    assert shared.together == 2 * here.together
+    assert shared.identity == here.identity
+    asked = drawn(here.space, 70)
+    first = Evaluator(shared, Journal(tmp_path / "journal.sqlite"), "weights")
+    with one_thread():
+        values = Evaluator(here).many(asked)
+    assert first.many(asked) == values
+    alone = Evaluator(here, Journal(tmp_path / "journal.sqlite"), "weights")
+    assert alone.many(asked) == values
+    assert alone.evaluations == 0, "who computed a value does not matter"
+
+
+def test_a_killed_worker_costs_its_own_piece_only(crew):
+    here = compute(samples=400)
+    shared, asked = crew.compute(here), drawn(here.space, 60)
+    with one_thread():
+        expected = dict(here(asked))
+    list(shared(asked[:2]))
+    for delay in (0.0, 0.05):
+        victim = crew.pids()[0]
+        timer = threading.Timer(delay, os.kill, (victim, signal.SIGKILL))
+        timer.start()
+        found = list(shared(asked))
+        timer.join()
+        assert len(found) == 60
+        assert dict(found) == expected
+        assert gone([victim])
+    deadline = time.monotonic() + 60
+    while len(crew.pids()) < 2:  # the new one is still starting
+        assert time.monotonic() < deadline
+        list(shared(asked))
+
+
+def test_an_abandoned_call_does_not_disturb_the_next(crew):
+    here = compute(samples=400)
+    shared = crew.compute(here)
+    first = iter(shared(drawn(here.space, 60)))
+    next(first)
+    first.close()
+    asked = drawn(here.space, 60, seed=1)
+    with one_thread():
+        assert dict(shared(asked)) == dict(here(asked))
+
+
+def test_what_the_user_has_to_change_and_what_is_a_bug(crew):
+    with pytest.raises(UserError, match="the labels are missing: download them"):
+        list(crew.compute(compute(Refusing(), "loss"))(drawn(compute().space, 5)))
+    here = compute()
+    foreign = here.space.uniform(Format.from_text("w5a8")).with_format("stem", Format.from_text("w5a8"))
+    with pytest.raises(WorkerError, match=r"(?s)Traceback.*calibrate\.py.*AttributeError"):
+        list(crew.compute(here)([foreign]))
+    assert len(list(crew.compute(here)(drawn(here.space, 5)))) == 5, "the workers are still there"
+
+
+def test_a_policy_that_ends_every_worker_is_named():
+    crew, deadly = Crew(LocalHands(1)), compute(Deadly(), "loss")
+    asked = drawn(deadly.space, 3)
+    with pytest.raises(
+        UserError, match=r"3 workers ended while they evaluated the policy .*killed by signal 9.*--memory-limit"
+    ) as raised:
+        list(crew.compute(deadly)(asked))
+    assert any(policy.key() in str(raised.value) for policy in asked)
+    crew.close()
+
+
+def test_a_task_that_cannot_be_sent_is_refused_with_what_to_do(crew):
+    class Local(Task):
+        pass
+
+    here = compute(Local(), "metric")
+    with pytest.raises(UserError, match=r"cannot be sent .*Local.*top level of a module.*--value kl.*--workers 1"):
+        list(crew.compute(here)(drawn(here.space, 2)))
+    with_kl = compute(Local())
+    assert len(list(crew.compute(with_kl)(drawn(here.space, 2)))) == 2, "no task is needed"
+
+
+def test_workers_that_cannot_start(monkeypatch):
+    before = multiprocessing.spawn.get_executable()
+    multiprocessing.spawn.set_executable("/bin/false")
+    try:
+        crew, here = Crew(LocalHands(2)), compute()
+        with pytest.raises(UserError, match=r"end before they have started \(exit code 1\)"):
+            list(crew.compute(here)(drawn(here.space, 2)))
+        crew.close()
+    finally:
+        multiprocessing.spawn.set_executable(before)
+
+
+def test_workers_end_with_close_and_when_forgotten():
+    for end in (Crew.close, lambda crew: None):
+        crew, here = Crew(LocalHands(1)), compute()
+        list(crew.compute(here)(drawn(here.space, 2)))
+        pids = crew.pids()
+        assert all(map(alive, pids))
+        end(crew)
+        del crew
+        assert gone(pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_the_process_that_started_them(number):
+    process = subprocess.Popen(
+        hearing_signals(sys.executable, "-m", "tests.smpq.value.workers.evaluated"), cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    pids = []
+    while not pids:
+        pids = [int(text) for text in process.stdout.readline().split()]
+    # Ctrl-C goes to every process of the terminal
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert gone(pids)
+    assert errors.count("Traceback") == (1 if number == signal.SIGINT else 0), errors
