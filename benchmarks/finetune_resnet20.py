@@ -28,11 +28,11 @@ from calib.tasks import load_task
 from smpq.problem.costs import cost_models
 from smpq.problem.groups import find_groups
 from smpq.problem.policy import Policy, Space
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling
 from smpq.solve.search import Effort, choose
-from smpq.training.finetune import FineTuneSettings, Progress, Subject, finetune
+from smpq.training.finetune import FineTuneSettings, Subject, TrainingProgress, finetune
 from smpq.value.evaluate import Evaluator
 from smpq.value.value import PolicyValue
 
@@ -59,7 +59,7 @@ class Bench:
             self.traced,
             self.units,
             Calibration(self.traced, self.units, self.batches, CalibrationSettings()),
-            Rules("affine"),
+            QdqRules("affine"),
         )
         self.evaluation = list(self.task.evaluation())
 
@@ -113,7 +113,7 @@ def row(bench: Bench, name: str, settings: FineTuneSettings, directory: Path | N
         flush=True,
     )
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingProgress) -> None:
         print(f"{name}: step {progress.step}/{progress.steps} loss {progress.loss:.4f}", file=sys.stderr, flush=True)
 
     subject = Subject(
@@ -124,7 +124,7 @@ def row(bench: Bench, name: str, settings: FineTuneSettings, directory: Path | N
         directory.mkdir(parents=True, exist_ok=True)
         tuned.save(directory / f"{name}.safetensors")
     fake = FakeQuantizer(
-        tuned.traced(bench.traced), bench.units, tuned.calibration(bench.fake.calibration), Rules("affine")
+        tuned.traced(bench.traced), bench.units, tuned.calibration(bench.fake.calibration), QdqRules("affine")
     )
     after = bench.top1(fake, policy)
     print(f"{name}: {after:.2f} % after, {tuned.seconds:.0f} s", file=sys.stderr, flush=True)

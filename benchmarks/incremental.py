@@ -27,7 +27,7 @@ from calib.network.units import find_units
 from calib.tasks import load_task
 from smpq.problem.groups import find_groups
 from smpq.problem.policy import Space
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.incremental import bytes_per_sample, outputs_of
 from smpq.value.value import divergence
@@ -60,7 +60,7 @@ class Bench:
         formats = formats_from_text("w2a8,w3a8,w4a8,w8a8")
         self.space = Space(groups, {group.name: (*formats, FP32) for group in groups}, FP32)
         self.fake = FakeQuantizer(
-            self.traced, units, Calibration(self.traced, units, batches, CalibrationSettings()), Rules("affine")
+            self.traced, units, Calibration(self.traced, units, batches, CalibrationSettings()), QdqRules("affine")
         )
         self.batches = batches[: IMAGES // BATCH]
         self.float_outputs = [self.traced.run(batch.inputs) for batch in self.batches]

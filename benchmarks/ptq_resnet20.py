@@ -28,9 +28,9 @@ from calib.tasks import load_task
 from smpq.problem.costs import cost_models
 from smpq.problem.groups import find_groups
 from smpq.problem.policy import Policy, Space
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.scoring.shapley import Stopping, estimate
+from smpq.scoring.shapley import ScoringLimits, estimate
 from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
 from smpq.solve.search import choose, confirm, effort_from_name
 from smpq.value.evaluate import Evaluator
@@ -67,7 +67,7 @@ class Bench:
         self.space = Space(groups, {group.name: tuple(formats) for group in groups}, FP32)
         calibration = Calibration(traced, units, batches, CalibrationSettings(rounding=rounding))
         calibration.prepare(units, {unit.path: formats for unit in units}, lambda: None)
-        self.fake = FakeQuantizer(traced, units, calibration, Rules("affine"))
+        self.fake = FakeQuantizer(traced, units, calibration, QdqRules("affine"))
         self.bits = cost_models(self.space, traced)["avg_bits"]
         seen, unseen = batches[: SAMPLES // 128], batches[SAMPLES // 128 :]
         self.value = Evaluator(PolicyValue(self.fake, self.space, task, seen), Journal(journal), rounding)
@@ -106,7 +106,7 @@ def search(bench: Bench, rounding: str, seed: int, effort_name: str) -> list[dic
     clock, known = Clock(), bench.value.evaluations
     budgets = BUDGETS[rounding]
     low, high = min(budgets) * 0.95, max(budgets) * 1.15
-    scores = estimate(bench.value, bench.space, Stopping(effort.scoring), seed, (low, high))
+    scores = estimate(bench.value, bench.space, ScoringLimits(effort.scoring), seed, (low, high))
     scored, scoring = clock.spent(), bench.value.evaluations - known
     for budget in budgets:
         ceilings = [Ceiling(bench.bits, budget)]

@@ -35,7 +35,7 @@ from calib.tasks import load_task
 from smpq.problem.costs import cost_models
 from smpq.problem.groups import find_groups
 from smpq.problem.policy import Policy, Space
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
 from smpq.supernet.game import GameSettings, SupernetGame
@@ -70,7 +70,7 @@ class Bench:
         formats = formats_from_text(FORMATS)
         self.space = Space(groups, {group.name: formats for group in groups}, FP32)
         calibration = Calibration(self.traced, self.units, self.batches, CalibrationSettings())
-        self.fake = FakeQuantizer(self.traced, self.units, calibration, Rules("affine"))
+        self.fake = FakeQuantizer(self.traced, self.units, calibration, QdqRules("affine"))
         self.costs = cost_models(self.space, self.traced)
         self.evaluation = list(self.task.evaluation())
         self.subject = SupernetSubject(
@@ -95,7 +95,7 @@ class Bench:
         subject = Subject(self.task, self.traced, self.units, self.model, self.folded, plan, policy.key(), "benchmark")
         tuned = finetune(subject, self.batches[:4], settings)
         fake = FakeQuantizer(
-            tuned.traced(self.traced), self.units, tuned.calibration(self.fake.calibration), Rules("affine")
+            tuned.traced(self.traced), self.units, tuned.calibration(self.fake.calibration), QdqRules("affine")
         )
         return before, self.top1(fake, by_unit)
 

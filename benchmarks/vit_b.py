@@ -33,7 +33,7 @@ from deploy.backends import onnxruntime, tensorrt
 from deploy.lowering.export import export_float
 from deploy.lowering.lower import lower
 from deploy.targets.target import target_from_name
-from smpq.quantized.plan import Rules, plan_from_policy
+from smpq.quantized.plan import QdqRules, plan_from_policy
 
 COMPUTE_CAPABILITY = "sm89"
 IMAGES = 4
@@ -105,7 +105,7 @@ class Model:
         settings = CalibrationSettings("minmax", "nearest", target.activation_scheme)
         calibration = Calibration(self.traced, self.units, [self.batch], settings)
         self.steps.done(f"{name}: calibrate")
-        rules = Rules(target.activation_scheme, target.quantize_outputs, target.quantize_skips)
+        rules = QdqRules(target.activation_scheme, target.quantize_outputs, target.quantize_skips)
         plan = plan_from_policy(formats, self.units, self.traced, calibration, rules)
         path = self.directory / f"model.{name}.onnx"
         lower(self.directory / "model.float.onnx", plan, self.units, target, path)

@@ -36,14 +36,14 @@ from calib.task import Batch
 from calib.tasks import load_task
 from smpq.problem.groups import find_groups
 from smpq.problem.policy import Space
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.scoring.shapley import Stopping, estimate
+from smpq.scoring.shapley import ScoringLimits, estimate
 from smpq.value.evaluate import Evaluator
 from smpq.value.value import Compute, PolicyValue
-from smpq.value.workers.crew import Crew
-from smpq.value.workers.local import LocalHands
-from smpq.value.workers.ray import RayHands
+from smpq.value.workers.local import LocalWorkerSource
+from smpq.value.workers.pool import WorkerPool
+from smpq.value.workers.ray import RayWorkerSource
 
 IMAGES, BATCH, IMAGES_OF_KILLS = 512, 128, 64
 SEED = 0
@@ -74,28 +74,28 @@ def timed(computes: dict, space: Space, rounds: int) -> list[dict]:
     return rows
 
 
-def killed(crews: dict, value: PolicyValue, space: Space, kills: int) -> list[dict]:
+def killed(pools: dict, value: PolicyValue, space: Space, kills: int) -> list[dict]:
     def scores(compute: Compute) -> dict:
-        return estimate(Evaluator(compute), space, Stopping(evaluations=1), SEED).to_json()
+        return estimate(Evaluator(compute), space, ScoringLimits(evaluations=1), SEED).to_json()
 
     expected = scores(value)
     moments, rows = random.Random(SEED), []
-    for name, crew in crews.items():
-        compute = crew.compute(value)
+    for name, pool in pools.items():
+        compute = pool.compute(value)
         start = time.monotonic()
         undisturbed = scores(compute) == expected
         seconds = time.monotonic() - start
         for number in range(kills):
-            while len(crew.pids()) < crew.count:  # the one that takes the last victim's place is still starting
+            while len(pool.pids()) < pool.count:  # the one that takes the last victim's place is still starting
                 list(compute([space.uniform(FP32)]))
-            victim, delay = moments.choice(crew.pids()), moments.uniform(0, seconds)
+            victim, delay = moments.choice(pool.pids()), moments.uniform(0, seconds)
             timer = threading.Timer(delay, os.kill, (victim, signal.SIGKILL))
             timer.start()
             found = scores(compute)
             timer.join()
             list(compute([space.uniform(FP32)]))  # a kill at the very end is noticed by the next evaluation only
             rows.append({"workers": name, "kill": number, "after_s": delay, "undisturbed_s": seconds, "undisturbed_equal": undisturbed,
-                         "replaced": victim not in crew.pids(), "scores_equal": found == expected})  # fmt: skip
+                         "replaced": victim not in pool.pids(), "scores_equal": found == expected})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -119,25 +119,25 @@ def main() -> None:
     groups = find_groups(traced, units)
     formats = formats_from_text("w2a8,w3a8,w4a8,w8a8")
     space = Space(groups, {group.name: (*formats, FP32) for group in groups}, FP32)
-    fake = FakeQuantizer(traced, units, Calibration(traced, units, batches, CalibrationSettings()), Rules("affine"))
+    fake = FakeQuantizer(traced, units, Calibration(traced, units, batches, CalibrationSettings()), QdqRules("affine"))
     fake.prepare({unit.path: formats for unit in units})
     here = PolicyValue(fake, space, task, batches)
-    cluster = Crew(RayHands("local", 3))  # three places, for the crews of one and of two
-    crews = {"local_1": Crew(LocalHands(1)), "local_2": Crew(LocalHands(2)), "ray_1": Crew(RayHands("local", 1)), "ray_2": Crew(RayHands("local", 2))}  # fmt: skip
-    computes = {"here": here, **{name: crew.compute(here) for name, crew in crews.items()}}
+    cluster = WorkerPool(RayWorkerSource("local", 3))  # three places, for the pools of one and of two
+    pools = {"local_1": WorkerPool(LocalWorkerSource(1)), "local_2": WorkerPool(LocalWorkerSource(2)), "ray_1": WorkerPool(RayWorkerSource("local", 1)), "ray_2": WorkerPool(RayWorkerSource("local", 2))}  # fmt: skip
+    computes = {"here": here, **{name: pool.compute(here) for name, pool in pools.items()}}
     first = [space.uniform(formats[0]), *walk(space, np.random.default_rng(SEED + 1))[:12]]
     for name, compute in computes.items():  # start the workers, and let each dequantise its weights
         while True:
             list(compute(first))
-            if name == "here" or len(crews[name].pids()) == crews[name].count:
+            if name == "here" or len(pools[name].pids()) == pools[name].count:
                 break
         list(compute(first))
     print("started", file=sys.stderr, flush=True)
     rows = timed(computes, space, options.rounds)
     small = PolicyValue(fake, space, task, [part(batches[0], IMAGES_OF_KILLS)])
-    kills = killed({name: crews[name] for name in ("local_2", "ray_2")}, small, space, options.kills)
-    for crew in (*crews.values(), cluster):
-        crew.close()
+    kills = killed({name: pools[name] for name in ("local_2", "ray_2")}, small, space, options.kills)
+    for pool in (*pools.values(), cluster):
+        pool.close()
     rate = {name: sum(row["policies"] for row in rows) / sum(row[f"{name}_s"] for row in rows) for name in computes}
     ratios = {kind: statistics.median(row[f"{kind}_ratio"] for row in rows) for kind in ("local", "ray")}
     if options.images != IMAGES:

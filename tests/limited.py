@@ -15,7 +15,7 @@ MEMORY = 1024 * 2**20
 READERS = {
     "cifar10": "from calib.tasks.cifar10_files import read_cifar10\nread = lambda path: read_cifar10(path.parent, train=False)",
     "weights": "from calib.files.weights import load_weights\nread = load_weights",
-    "finetuned": "from smpq.training.finetuned import FineTuned\nread = FineTuned.load",
+    "finetuned": "from smpq.training.finetuned import FineTunedWeights\nread = FineTunedWeights.load",
 }
 _CODE = """
 import json, resource, sys

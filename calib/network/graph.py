@@ -16,6 +16,8 @@ from calib.network.equal import merge_equal
 from calib.network.execution import NO_EDITS, Edits, Execution, Observe
 from calib.network.tracing import Program, export_program
 
+_OPERATOR = torch._ops.OpOverload  # noqa: SLF001 - the only name torch gives the class
+
 
 class TracedModel:
     """A float model as a functional graph of ATen operators, with the module paths it came from.
@@ -136,6 +138,10 @@ class _Named:
     name: str
 
 
+def _named(argument: fx.Node) -> Any:
+    return _Named(argument.name)
+
+
 @dataclass(frozen=True)
 class _Written:
     """One node as plain values."""
@@ -148,10 +154,8 @@ class _Written:
 
     @classmethod
     def of(cls, node: fx.Node) -> _Written:
-        target = _Named(str(node.target)) if isinstance(node.target, torch._ops.OpOverload) else node.target  # noqa: SLF001 - see operator_name
-        args, kwargs = (
-            fx.node.map_arg(part, lambda argument: _Named(argument.name)) for part in (node.args, node.kwargs)
-        )  # type: ignore[arg-type,return-value]
+        target = _Named(str(node.target)) if isinstance(node.target, _OPERATOR) else node.target
+        args, kwargs = (fx.node.map_arg(part, _named) for part in (node.args, node.kwargs))
         return cls(node.name, node.op, target, args, kwargs)
 
     def node(self, graph: fx.Graph, nodes: Mapping[str, fx.Node], device: torch.device) -> fx.Node:
@@ -180,7 +184,7 @@ def operator_name(node: fx.Node) -> str:
     """Return the ATen name of a node, as `conv2d` or `add`; '' for what is not a call."""
     if node.op != "call_function":
         return ""
-    if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the only name torch gives the class
+    if isinstance(node.target, _OPERATOR):
         return str(node.target.overloadpacket.__name__)
     return "getitem" if node.target is operator.getitem else str(node.target)
 

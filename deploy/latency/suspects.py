@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable, Sequence
 from calib.formats.format import Format
 from smpq.problem.policy import Policy, Space, canonical
 
-Choice = tuple[str, Format]
+FormatOfGroup = tuple[str, Format]
 """A group and its format."""
 
 
 def suspects(
-    refused: Policy, built: Iterable[Policy], space: Space, doubtful: Collection[Choice]
-) -> tuple[Choice, ...]:
+    refused: Policy, built: Iterable[Policy], space: Space, doubtful: Collection[FormatOfGroup]
+) -> tuple[FormatOfGroup, ...]:
     """Return what a refused policy has that no engine that was built has, float formats aside, in graph order.
 
     Where some of it is `doubtful`, formats over which the runtime is known to refuse engines, only that.
@@ -24,7 +24,7 @@ def suspects(
     return tuple(choice for choice in left if choice in doubtful) or tuple(left)
 
 
-def halved(refused: Policy, accused: Sequence[Choice], space: Space) -> Policy | None:
+def halved(refused: Policy, accused: Sequence[FormatOfGroup], space: Space) -> Policy | None:
     """Return the refused policy with the second half of what is accused in float; None where that is not offered.
 
     If its engine is built, the fault is in the second half, else in the first.

@@ -9,7 +9,7 @@ import numpy as np
 
 from calib.formats.format import Format
 from smpq.problem.joins import Edge
-from smpq.problem.policy import Policy, Space, domains
+from smpq.problem.policy import Policy, Space, integer_regions
 
 Matrix = np.ndarray
 
@@ -60,7 +60,7 @@ def terms_of(space: Space, edges: Sequence[Edge]) -> tuple[Term, ...]:
 
 def row_of(policy: Policy, space: Space, terms: Sequence[Term]) -> Matrix:
     """Return which terms a policy has, `[terms]` of zeros and ones."""
-    integers, among, _ = domains(policy, space.joins)
+    integers, among, _ = integer_regions(policy, space.joins)
 
     def has(term: Term) -> bool:
         if term.kind == "format":

@@ -13,7 +13,7 @@ SMALLEST = 127 * 2.0**-24
 """Below this the step of 8-bit integers is below the smallest half."""
 
 
-def check_half_range(calibration: Calibration, units: Sequence[Unit]) -> None:
+def check_fp16_range(calibration: Calibration, units: Sequence[Unit]) -> None:
     """Raise UserError when the input or the result of a layer does not fit half precision on the calibration data.
 
     Larger numbers become infinite in an engine whose float type is fp16, whatever format the layers have, and smaller

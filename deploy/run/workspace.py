@@ -26,7 +26,7 @@ from deploy.backends.measurable import why_not_measurable
 from deploy.devices.address import device_from_address
 from deploy.devices.base import Device
 from deploy.files.search import CalibrationFile
-from deploy.lowering.fp16_range import check_half_range
+from deploy.lowering.fp16_range import check_fp16_range
 from deploy.run.directory import DECISIVE, Run, versions
 from deploy.run.float_model import trace_float_model, try_task
 from deploy.run.settings import Settings
@@ -37,14 +37,14 @@ from smpq.problem.costs import CostModel, cost_models
 from smpq.problem.groups import find_groups, space_from_formats
 from smpq.problem.joins import find_joins
 from smpq.problem.policy import Policy, Space
-from smpq.quantized.plan import QuantPlan, Rules
+from smpq.quantized.plan import QdqRules, QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.evaluate import Evaluator
 from smpq.value.journal import Journal
 from smpq.value.value import PolicyValue, check_memory_limit
-from smpq.value.workers.crew import Crew
+from smpq.value.workers.pool import WorkerPool
+from smpq.value.workers.process import check_portable, placed
 from smpq.value.workers.resources import Resources
-from smpq.value.workers.station import check_portable, placed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +57,7 @@ DEVICE = "device"
 class Prepared:
     """A loaded task: float model traced, units found, space restricted to the target. Calibration happens on first use.
 
-    `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `crew` are the
+    `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `pool` are the
     workers that evaluate, None when this process does. `address` is that of the machine that engines are timed on,
     `device` (`deploy.devices.address`). `compared` holds the exported files that this process has compared with the
     module.
@@ -76,7 +76,7 @@ class Prepared:
     original: nn.Module
     folded: tuple[Folded, ...]
     resources: Resources
-    crew: Crew | None
+    pool: WorkerPool | None
     address: str
     device: Device
     compared: set[Path] = field(default_factory=set)
@@ -89,8 +89,8 @@ class Prepared:
 
     def close(self) -> None:
         """End the workers, if there are any, and take away what is on the device."""
-        if self.crew is not None:
-            self.crew.close()
+        if self.pool is not None:
+            self.pool.close()
         self.device.close()
 
     @property
@@ -133,7 +133,7 @@ class Prepared:
         with self.progress.step("calibrate"):
             calibration = Calibration(self.traced, units, self.batches, settings)
         if self.target.reference == FP16:
-            check_half_range(calibration, units)
+            check_fp16_range(calibration, units)
         formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
         with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
             calibration.prepare(units, formats, advance)
@@ -189,7 +189,7 @@ class Prepared:
             self.resources.memory_limit_mb,
             self.resources.evaluates_on,
         )
-        compute = placed(here) if self.crew is None else self.crew.compute(here)
+        compute = placed(here) if self.pool is None else self.pool.compute(here)
         digest = self.fake_quantizer.calibration.digest()
         return Evaluator(compute, Journal(self.run.file("journal.sqlite")), f"{fingerprint}|{digest}")
 
@@ -210,7 +210,7 @@ class Prepared:
 def prepare(run: Run, settings: Settings, progress: Progress, resources: Resources, address: str = "") -> Prepared:
     """Load the task, fold and trace its model, and restrict the formats to what the target runs. Writes nothing."""
     device = device_from_address(address, run.file(DEVICE))
-    crew = resources.crew()
+    pool = resources.pool()
     target = target_from_name(settings.target, settings.compute_capabilities)
     formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
     with progress.step("load the task"):
@@ -223,7 +223,7 @@ def prepare(run: Run, settings: Settings, progress: Progress, resources: Resourc
         traced, folded = trace_float_model(model.eval(), batches, settings, target, progress)
         try_task(task, traced, batches, settings.value)
     units, skipped = find_units(traced)
-    if crew is not None:
+    if pool is not None:
         check_portable(task, settings.value)
     if resources.memory_limit_mb is not None:
         check_memory_limit(traced, units, resources.memory_limit_mb)
@@ -251,15 +251,15 @@ def prepare(run: Run, settings: Settings, progress: Progress, resources: Resourc
         model,
         folded,
         resources,
-        crew,
+        pool,
         address,
         device,
     )
 
 
-def rules_of(target: Target) -> Rules:
+def rules_of(target: Target) -> QdqRules:
     """Return what a target's runtime wants quantised besides the inputs of integer layers."""
-    return Rules(
+    return QdqRules(
         target.activation_scheme, target.quantize_outputs, target.quantize_skips, target.lowering == "onnxruntime"
     )
 

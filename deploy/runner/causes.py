@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.runner.errors import BuildFailed, CudaError
+from deploy.runner.errors import BuildError, CudaError
 
 REFUSED = "refused"
 """The runtime makes no engine of this model, or none that runs: another attempt would end in the same way."""
@@ -43,16 +43,16 @@ def failure_of(error: Exception) -> Failure:
     """Tell the cause of an exception.
 
     1. Phrases such as "out of memory" are transient, whatever the exception.
-    2. BuildFailed, what the runtimes' own packages raise, and a plain RuntimeError, to which their bindings turn any
+    2. BuildError, what the runtimes' own packages raise, and a plain RuntimeError, to which their bindings turn any
        C++ exception, are refusals.
     3. Everything else is a bug: TypeError, say, or NotComparable, since engines of one experiment are timed in one way.
     """
     lines = str(error).strip().splitlines() or ["no reason given"]
-    reason = lines[0] if isinstance(error, BuildFailed) else f"{type(error).__name__}: {lines[0]}"
-    nodes = error.nodes[:_MOST_NODES] if isinstance(error, BuildFailed) else ()
+    reason = lines[0] if isinstance(error, BuildError) else f"{type(error).__name__}: {lines[0]}"
+    nodes = error.nodes[:_MOST_NODES] if isinstance(error, BuildError) else ()
     if isinstance(error, MemoryError) or _TRANSIENT_TEXT.search(f"{type(error).__name__}: {error}"):
         return Failure(_cut(reason), TRANSIENT, nodes)
-    if isinstance(error, BuildFailed):
+    if isinstance(error, BuildError):
         return Failure(_cut(reason), REFUSED, nodes)
     if isinstance(error, CudaError) or type(error) is RuntimeError or _is_of_a_runtime(error):
         return Failure(_cut(f"the runtime failed: {reason}"), REFUSED, nodes)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_ubyte, c_uint, c_ulonglong, c_void_p
 from typing import TYPE_CHECKING, Any
 
-from deploy.runner.errors import BuildFailed, CudaError, MissingModule
+from deploy.runner.errors import BuildError, CudaError, MissingModule
 
 if TYPE_CHECKING:  # the program that looks at a machine holds this module too, and numpy may be missing there
     import numpy.typing as npt
@@ -194,7 +194,7 @@ class DriverCuda:
         refused = True
         try:
             with suppress(
-                BuildFailed, RuntimeError
+                BuildError, RuntimeError
             ):  # of TensorRT, of its binding, or of this adapter: not to be captured
                 work()
                 refused = False

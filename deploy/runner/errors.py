@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class BuildFailed(Exception):  # noqa: N818 - it is a result that the measuring goes on from, not an error of the program
+class BuildError(Exception):
     """A model of which the runtime makes no engine here, or none that runs.
 
     `reason` in one line, what the runtime wrote about it as `log`, and the names of the ONNX nodes that it blames, if

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deploy.runner.causes import REFUSED, failure_of
-from deploy.runner.errors import BuildFailed, DeviceError
+from deploy.runner.errors import BuildError, DeviceError
 from deploy.runner.ort_gpu import (
     ORT_CPU,
     ORT_TENSORRT,
@@ -117,7 +117,7 @@ def open_ort_engine(
     """Open an ONNX file, and run it once. The TensorRT provider keeps its engines and the times of its kernels below
     `cache`.
 
-    Raises BuildFailed when ONNX Runtime refuses the model, DeviceError when it lacks a provider, or when the inputs do
+    Raises BuildError when ONNX Runtime refuses the model, DeviceError when it lacks a provider, or when the inputs do
     not fit.
     """
     names = [_name(provider) for provider in settings.get("providers", ())]
@@ -140,7 +140,7 @@ def open_ort_engine(
         if failure_of(error).cause != REFUSED:
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BuildFailed(lines[0], str(error)) from error
+        raise BuildError(lines[0], str(error)) from error
 
 
 def _open_bound(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.runner.cuda import Cuda, open_cuda
-from deploy.runner.errors import BuildFailed, CudaError, DeviceError, MissingModule
+from deploy.runner.errors import BuildError, CudaError, DeviceError, MissingModule
 from deploy.runner.gpu import gpu_of
 from deploy.runner.trt_build import TrtSettings, build, for_gpu
 from deploy.runner.trt_context import deserialized, inspected, is_capturable, lends_memory, new_context, new_profiler
@@ -36,7 +36,7 @@ def open_trt_engine(
     """Build an ONNX file for this GPU, or take its plan from the directory `cache`, and load it with one batch of
     inputs by name.
 
-    `settings` are those of `TrtSettings` without the runtime. Raises BuildFailed when the runtime makes no engine of
+    `settings` are those of `TrtSettings` without the runtime. Raises BuildError when the runtime makes no engine of
     the file, DeviceError when a module or the GPU is missing, the driver is too old for the runtime, a setting is
     unknown, or the inputs do not fit.
     """
@@ -46,7 +46,7 @@ def open_trt_engine(
         gpu = gpu_of(cuda)
         built = build(module, model, for_gpu(module, TrtSettings.from_json(runtime, settings), gpu), cache, gpu)
         engine = TrtEngine(module, cuda, built.content, inputs)
-    except BuildFailed as failed:
+    except BuildError as failed:
         cuda.close()
         if _OLD_DRIVER.search(failed.reason):
             raise _driver_too_old(module, runtime, cuda) from failed
@@ -73,7 +73,7 @@ def _driver_too_old(module: ModuleType, runtime: str, cuda: Cuda) -> MissingModu
 def layers_of_plan(module: ModuleType, plan: bytes) -> list[dict[str, Any]]:
     """Return the layers of a plan as the engine inspector tells them; takes a GPU.
 
-    Raises BuildFailed when the plan does not load, ValueError when the inspector's answer is unknown.
+    Raises BuildError when the plan does not load, ValueError when the inspector's answer is unknown.
     """
     with trt_logged(module) as log:
         _runtime, engine = deserialized(module, log, plan)
@@ -95,7 +95,7 @@ class TrtEngine:
     def __init__(self, module: ModuleType, cuda: Cuda, plan: bytes, inputs: Mapping[str, np.ndarray]) -> None:
         """Load the plan, run it once, and capture it; `cuda` is closed with the engine.
 
-        Raises BuildFailed when the plan does not load or run, DeviceError when the inputs do not fit.
+        Raises BuildError when the plan does not load or run, DeviceError when the inputs do not fit.
         """
         self._module = module
         self._cuda = cuda
@@ -119,7 +119,7 @@ class TrtEngine:
                 graph = cuda.capture(self._enqueue) if is_capturable(self._context, cuda.stream) else None
         except CudaError as error:
             self._free()
-            raise BuildFailed(f"the engine does not run on this GPU: {error}") from error
+            raise BuildError(f"the engine does not run on this GPU: {error}") from error
         except BaseException:
             self._free()
             raise
@@ -293,14 +293,14 @@ class TrtEngine:
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._cuda.stream):
-            raise BuildFailed("TensorRT did not take the engine's work")
+            raise BuildError("TensorRT did not take the engine's work")
 
     def _profiled(self) -> dict[str, float]:
         """Return the median milliseconds of each layer over some runs in a context of their own."""
         profiler = new_profiler(self._module)
         context = new_context(self._module, self._engine)
         if context is None:
-            raise BuildFailed("the runtime makes no second context, as where memory is short")
+            raise BuildError("the runtime makes no second context, as where memory is short")
         for name, (address, array) in self._buffers.items():
             if name in self._input_names:
                 context.set_input_shape(name, array.shape)
@@ -309,7 +309,7 @@ class TrtEngine:
         context.profiler = profiler
         for _ in range(_PROFILED_RUNS):
             if not context.execute_async_v3(self._cuda.stream):
-                raise BuildFailed("TensorRT did not take the engine's work")
+                raise BuildError("TensorRT did not take the engine's work")
             self._cuda.synchronize()
         return {name: statistics.median(times) for name, times in profiler.times.items()}
 

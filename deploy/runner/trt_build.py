@@ -70,7 +70,7 @@ def build(
     """Build an ONNX file, or take the plan from the directory `cache` if the same was built before.
 
     The same means: file, settings, runtime, its version and `gpu`, None where there is none. The measured times of
-    kernels are kept in `cache` as well, except by TensorRT-RTX, which measures none. Raises BuildFailed when the file
+    kernels are kept in `cache` as well, except by TensorRT-RTX, which measures none. Raises BuildError when the file
     does not parse or build, DeviceError when the runtime does not know the compute capability.
     """
     origin = _origin(module, onnx, settings, gpu)
@@ -125,7 +125,7 @@ def for_gpu(module: ModuleType, settings: TrtSettings, gpu: Gpu) -> TrtSettings:
 def make_network(module: ModuleType, builder: Any, onnx: Path, log: TrtLog) -> tuple[Any, Any]:
     """Parse an ONNX file into a strongly typed network; returns it and its parser, which has to live as long.
 
-    Raises BuildFailed with the parser's errors and the nodes they are about.
+    Raises BuildError with the parser's errors and the nodes they are about.
     """
     # The flag of TensorRT 10; TensorRT 11 and TensorRT-RTX accept it and know no other kind of network.
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -143,7 +143,7 @@ def make_config(module: ModuleType, builder: Any, network: Any, settings: TrtSet
     """Return the builder's configuration: layer information in full, and no flag for types, since the network's are the
     engine's.
 
-    Raises BuildFailed when the shape of an input is free and the batch sizes do not settle it, DeviceError for a
+    Raises BuildError when the shape of an input is free and the batch sizes do not settle it, DeviceError for a
     compute capability that the runtime does not know.
     """
     config = builder.create_builder_config()
@@ -156,9 +156,9 @@ def make_config(module: ModuleType, builder: Any, network: Any, settings: TrtSet
     if settings.workspace_mb is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_mb << 20)
     if settings.compute_capability is not None:
-        capability = compute_capability(module, settings.runtime, settings.compute_capability)
+        sm = compute_capability(module, settings.runtime, settings.compute_capability)
         config.num_compute_capabilities = 1
-        config.set_compute_capability(capability, 0)
+        config.set_compute_capability(sm, 0)
     free = _set_free_dimensions(builder, network, config, settings.batch_sizes)
     if free:
         raise log.failed([f"the shape of input {free!r} is free: export it with a fixed shape or give the batch sizes"])

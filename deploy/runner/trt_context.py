@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from deploy.runner.errors import BuildFailed
+from deploy.runner.errors import BuildError
 from deploy.runner.trt_log import TrtLog
 
 
@@ -15,7 +15,7 @@ def deserialized(module: ModuleType, log: TrtLog, plan: bytes) -> tuple[Any, Any
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         failed = log.failed()
-        raise BuildFailed(f"the plan does not load on this machine: {failed.reason}", failed.log)
+        raise BuildError(f"the plan does not load on this machine: {failed.reason}", failed.log)
     return runtime, engine
 
 

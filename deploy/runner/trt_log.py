@@ -11,7 +11,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from deploy.runner.errors import BuildFailed, DeviceError, MissingModule
+from deploy.runner.errors import BuildError, DeviceError, MissingModule
 
 TRT_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """The Python module of each runtime."""
@@ -37,7 +37,7 @@ class TrtLog(NamedTuple):
     logger: Any
     messages: list[Message]
 
-    def failed(self, errors: Iterable[str] = (), nodes: Iterable[str] = ()) -> BuildFailed:
+    def failed(self, errors: Iterable[str] = (), nodes: Iterable[str] = ()) -> BuildError:
         """Return the error for a model that does not build: `errors`, or without any the errors of the log, as one
         line.
         """
@@ -48,7 +48,7 @@ class TrtLog(NamedTuple):
         important = [message for message in self.messages if message.severity not in ("VERBOSE", "INFO")]
         log = "\n".join(f"{message.severity}: {message.text}" for message in important)
         reason = " | ".join(dict.fromkeys(telling)) or "the runtime gave no reason"
-        return BuildFailed(reason, log, tuple(dict.fromkeys(nodes)))
+        return BuildError(reason, log, tuple(dict.fromkeys(nodes)))
 
 
 # The libraries keep the first logger that a process hands them and ignore all later ones, even across the two modules.
@@ -75,7 +75,7 @@ def load_module(runtime: str) -> ModuleType:
 
 @contextmanager
 def trt_logged(module: ModuleType) -> Iterator[TrtLog]:
-    """Open the process's log, to be read while the context is open. Raises BuildFailed where the library makes no
+    """Open the process's log, to be read while the context is open. Raises BuildError where the library makes no
     builder or runtime.
     """
     with _one_log:

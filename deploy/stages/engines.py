@@ -42,7 +42,7 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class UnitKernel:
     """What one unit became in the engine, and whether that is its planned format."""
 
     path: str
@@ -55,11 +55,11 @@ def engine_names(target: Target) -> Names:
     model, product = f"model.{target.name}.onnx", f"engine.{target.name}"
     if target.runtime != "onnxruntime":
         capabilities = target.compute_capabilities or ("",)
-        middle = {capability: f".{capability}" if capability else "" for capability in capabilities}
+        middle = {sm: f".{sm}" if sm else "" for sm in capabilities}
         return Names(
             model,
-            {capability: f"engine.{target.name}{part}.plan" for capability, part in middle.items()},
-            {capability: f"engine.float{part}.plan" for capability, part in middle.items()},
+            {sm: f"engine.{target.name}{part}.plan" for sm, part in middle.items()},
+            {sm: f"engine.float{part}.plan" for sm, part in middle.items()},
             product,
         )
     return Names(model, {"": f"engine.{target.name}.onnx"}, {"": "engine.float.onnx"}, product)
@@ -73,7 +73,7 @@ class Engines:
         self._prepared = prepared
         self._names = engine_names(prepared.target)
 
-    def build(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[Kernel]]:
+    def build(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[UnitKernel]]:
         """Build the engine(s) of `model.<target>.onnx` and the float engine(s).
 
         Returns the build records by file name, and what each unit became. UserError when the runtime refuses a model,
@@ -100,7 +100,7 @@ class Engines:
         lower(self._float_model, plan, prepared.space.units, prepared.target, model, prepared.settings.batch)
         return model
 
-    def _build_sessions(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[Kernel]]:
+    def _build_sessions(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[UnitKernel]]:
         prepared, run = self._prepared, self._prepared.run
         target, exact = prepared.target, prepared.target.lowering == "simulate"
         engine, float_engine = run.file(self._names.engines[""]), run.file(self._names.float_engines[""])
@@ -114,9 +114,9 @@ class Engines:
             return records, []
         kernels = ort_backend.unit_kernels(engine, prepared.space.units)
         checks = ort_backend.check_units(kernels, policy.by_unit(prepared.space.groups))
-        return records, [Kernel(c.path, c.kernel, c.agrees) for c in checks]
+        return records, [UnitKernel(c.path, c.kernel, c.agrees) for c in checks]
 
-    def _build_plans(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[Kernel]]:
+    def _build_plans(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[UnitKernel]]:
         prepared, run = self._prepared, self._prepared.run
         check_builds_here(prepared.target)
         runtime = prepared.target.runtime
@@ -124,26 +124,24 @@ class Engines:
         # where this machine keeps the plans that it times, so that the plan that is built here is the one that is timed
         cache = machine_directory(run.file(DEVICE), machine()) / CACHE_DIRECTORY
         records: dict[str, BuiltRow] = {}
-        found: list[Kernel] = []
-        for capability, name in self._names.engines.items():
-            jobs = {name: run.file(self._names.model), self._names.float_engines[capability]: float_model}
+        found: list[UnitKernel] = []
+        for sm, name in self._names.engines.items():
+            jobs = {name: run.file(self._names.model), self._names.float_engines[sm]: float_model}
             for plan, model in jobs.items():
                 with prepared.progress.step(f"build {plan}"):
-                    asked = (
-                        capability if runtime == "tensorrt-rtx" and capability else None
-                    )  # tensorrt builds for its own GPU
+                    asked = sm if runtime == "tensorrt-rtx" and sm else None  # tensorrt builds for its own GPU
                     record = _built(
                         tensorrt_backend.build_plan(model, run.file(plan), runtime, asked, cache=cache), plan
                     )
                 records[plan] = _plan_row(record)
                 if plan == name:
-                    found += plan_kernels(prepared, policy, record.kernels, f" ({capability})" if capability else "")
+                    found += plan_kernels(prepared, policy, record.kernels, f" ({sm})" if sm else "")
         return records, _worst(found)
 
 
 def plan_kernels(
-    prepared: Prepared, policy: Policy, kernels: Sequence[tensorrt_backend.Kernel], where: str = ""
-) -> list[Kernel]:
+    prepared: Prepared, policy: Policy, kernels: Sequence[tensorrt_backend.PlanKernel], where: str = ""
+) -> list[UnitKernel]:
     """Return what each unit became in a plan of TensorRT that consists of `kernels`; `where` is added to what is not as
     planned.
     """
@@ -155,14 +153,14 @@ def plan_kernels(
     }
     checks = tensorrt_backend.check_units(kernels, planned)
     return _worst(
-        Kernel(check.path.partition("#")[0], check.found if check.agrees else f"{check.found}{where}", check.agrees)
+        UnitKernel(check.path.partition("#")[0], check.found if check.agrees else f"{check.found}{where}", check.agrees)
         for check in checks
     )
 
 
-def _worst(kernels: Iterable[Kernel]) -> list[Kernel]:
+def _worst(kernels: Iterable[UnitKernel]) -> list[UnitKernel]:
     """Return one kernel for each unit: one that is not as planned, where there is such a one."""
-    found: dict[str, Kernel] = {}
+    found: dict[str, UnitKernel] = {}
     for kernel in kernels:
         if kernel.path not in found or (found[kernel.path].agrees and not kernel.agrees):
             found[kernel.path] = kernel

@@ -22,23 +22,23 @@ from deploy.run.workspace import Prepared
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.training.finetune import FineTuneSettings, Progress, Subject
+from smpq.training.finetune import FineTuneSettings, Subject, TrainingProgress
 from smpq.training.finetune import finetune as train
-from smpq.training.finetuned import FineTuned, FineTunedFile, policy_of_file, record_of_file
+from smpq.training.finetuned import FineTunedFile, FineTunedWeights, policy_of_file, record_of_file
 
 FINE_TUNED = FineTunedFile.NAME
 MODEL = "model.finetuned.onnx"
 
 
 @dataclass(frozen=True)
-class Tuned:
+class FineTunedModel:
     """The fine-tuned weights of a run, ready to be simulated and exported; the float model with them is only the source
     of the export.
     """
 
     prepared: Prepared
     policy: Policy
-    weights: FineTuned
+    weights: FineTunedWeights
 
     @cached_property
     def traced(self) -> TracedModel:
@@ -120,7 +120,7 @@ def finetune_unless_done(prepared: Prepared, policy: Policy, settings: FineTuneS
     """Fine-tune the policy unless the run holds it, trained with the same settings."""
     settings = _for_run(settings, prepared)
     if prepared.run.has(FINE_TUNED) and policy_of_file(prepared.run.file(FINE_TUNED)) == policy.key():
-        found = FineTuned.load(prepared.run.file(FINE_TUNED))
+        found = FineTunedWeights.load(prepared.run.file(FINE_TUNED))
         if found.fingerprint == prepared.fingerprint and dict(found.settings) == asdict(settings):
             prepared.progress.say(f"fine-tuned already: {prepared.run.file(FINE_TUNED)}")
             return
@@ -135,7 +135,7 @@ def discard_other(prepared: Prepared, policy: Policy) -> None:
         path.unlink()
 
 
-def tuned(prepared: Prepared, policy: Policy) -> Tuned | None:
+def tuned(prepared: Prepared, policy: Policy) -> FineTunedModel | None:
     """Return the fine-tuned weights of the run; None when it was not fine-tuned.
 
     UserError when they are of another policy than this one, or of another model or other data.
@@ -144,13 +144,13 @@ def tuned(prepared: Prepared, policy: Policy) -> Tuned | None:
     if not path.is_file():
         return None
     _check_policy(path, policy)
-    weights = FineTuned.load(path)
+    weights = FineTunedWeights.load(path)
     if weights.fingerprint != prepared.fingerprint:
         raise UserError(
             f"{path} was made from another model or other calibration data: use smpq finetune again, or delete it"
         )
     weights.check_fits(prepared.traced, prepared.space.units, path)
-    return Tuned(prepared, policy, weights)
+    return FineTunedModel(prepared, policy, weights)
 
 
 def version_key(prepared: Prepared, policy: Policy) -> str:
@@ -213,10 +213,10 @@ def _record(found: FineTunedFile, digest: str) -> FinetuneFile:
     return msgspec.convert(values, FinetuneFile)
 
 
-def _reporter(prepared: Prepared) -> Callable[[Progress], None]:
+def _reporter(prepared: Prepared) -> Callable[[TrainingProgress], None]:
     told = 0
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingProgress) -> None:
         nonlocal told
         tenth = 10 * progress.step // progress.steps
         if tenth > told:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calib.errors import UserError
 from calib.files.storage import plain
-from deploy.backends.tensorrt import Kernel as PlanKernel
+from deploy.backends.tensorrt import PlanKernel
 from deploy.devices.base import Candidate, Result
 from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, VerifyFile
 from deploy.latency.bench import FINAL, Bench
@@ -17,7 +17,7 @@ from deploy.lowering.lower import lower
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Prepared
-from deploy.stages.engines import Engines, Kernel, engine_names, plan_kernels
+from deploy.stages.engines import Engines, UnitKernel, engine_names, plan_kernels
 from deploy.stages.finetuning import tuned, version_key
 from deploy.stages.shipping import discard_other, ship
 from deploy.stages.trtexec import TrtexecExport, export_for_trtexec
@@ -93,7 +93,7 @@ def _keep_build(
     return record
 
 
-def _rows(kernels: Sequence[Kernel]) -> dict[str, KernelRow]:
+def _rows(kernels: Sequence[UnitKernel]) -> dict[str, KernelRow]:
     return {kernel.path: KernelRow(kernel=kernel.kernel, agrees=kernel.agrees) for kernel in kernels}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from calib.errors import UserError
 from calib.files.storage import plain, write_bytes
 from calib.formats.format import Format
-from deploy.backends.tensorrt import Kernel, check_units
+from deploy.backends.tensorrt import PlanKernel, check_units
 from deploy.backends.tensorrt.roles import role_of
 from deploy.devices.bundle import asked_of
 from deploy.devices.known import read_known
@@ -91,7 +91,7 @@ def profile_of(target: Target, result: Result, planned: Mapping[str, Format], ma
     assert result.clock is not None
     assert result.engine_ms is not None
     assert result.float_ms is not None
-    kernels = [Kernel.from_json(plain(layer)) for layer in result.layers]
+    kernels = [PlanKernel.from_json(plain(layer)) for layer in result.layers]
     checks = check_units(kernels, planned)
     computing = {(check.kernel, check.path) for check in checks}
     return ProfileFile(
@@ -114,7 +114,7 @@ def profile_of(target: Target, result: Result, planned: Mapping[str, Format], ma
 
 
 def _profiled(
-    layer: Layer, kernel: Kernel, planned: Mapping[str, Format], computing: set[tuple[str, str]]
+    layer: Layer, kernel: PlanKernel, planned: Mapping[str, Format], computing: set[tuple[str, str]]
 ) -> ProfiledKernel:
     called = f"{kernel.kind} {kernel.name}".strip()
     named = [node for node in dict.fromkeys(kernel.onnx_nodes) if node in planned]

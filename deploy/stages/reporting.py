@@ -204,7 +204,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
 
 
 def _existing(run: Run, names: Mapping[str, str]) -> str | dict[str, str] | None:
-    there = {capability: name for capability, name in names.items() if run.has(name)}
+    there = {sm: name for sm, name in names.items() if run.has(name)}
     return there.get("", there) or None
 
 

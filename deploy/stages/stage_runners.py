@@ -89,13 +89,13 @@ def _session_runner(prepared: Prepared, engine: OrtEngine) -> Runner:
 def _plan_runner(prepared: Prepared) -> Runner | str:
     """Return how the plan for the GPU of this machine computes a batch, or why nothing here can."""
     try:
-        capability = tensorrt_backend.gpu_compute_capability()
+        sm = tensorrt_backend.gpu_sm()
     except UserError as error:
         return str(error)
     plans = engine_names(prepared.target).engines
-    name = plans.get(capability, plans.get(""))
+    name = plans.get(sm, plans.get(""))
     if name is None:
-        return f"the run has plans for {', '.join(plans)}, and the GPU of this machine is {capability}: build for it with --sm {capability}"
+        return f"the run has plans for {', '.join(plans)}, and the GPU of this machine is {sm}: build for it with --sm {sm}"
     plan = tensorrt_backend.PlanRunner(prepared.run.file(name), prepared.target.runtime, prepared.traced.inputs)
     return _in_batches(prepared, _on_arrays(prepared, plan.run), prepared.settings.batch)
 

@@ -98,7 +98,7 @@ def _builds(path: Path, batch_sizes: tuple[int, int, int], target: Target, produ
         for option, batch in zip(("minShapes", "optShapes", "maxShapes"), batch_sizes, strict=True):
             common.append(f"--{option}=" + ",".join(_shape(value, batch) for value in inputs))
     if target.runtime == "tensorrt-rtx":
-        return tuple(_rtx_build(path, capability, common) for capability in target.compute_capabilities)
+        return tuple(_rtx_build(path, sm, common) for sm in target.compute_capabilities)
     times = (
         [f"--timingCacheFile={product / TIMING_CACHE}"]
         if product is not None and (product / TIMING_CACHE).is_file()
@@ -108,12 +108,12 @@ def _builds(path: Path, batch_sizes: tuple[int, int, int], target: Target, produ
     return (shlex.join([_TRTEXEC, f"--onnx={path}", f"--saveEngine={path.with_suffix('.engine')}", *options]),)
 
 
-def _rtx_build(path: Path, capability: str, common: Sequence[str]) -> str:
+def _rtx_build(path: Path, sm: str, common: Sequence[str]) -> str:
     """TensorRT-RTX has a tool of its own, builds without timing, and knows no other networks than strongly typed
     ones.
     """
-    engine = path.with_suffix(f".{capability}.engine")
-    number = capability.removeprefix("sm")
+    engine = path.with_suffix(f".{sm}.engine")
+    number = sm.removeprefix("sm")
     return shlex.join(
         [_RTX_TOOL, f"--onnx={path}", f"--saveEngine={engine}", f"--computeCapabilities={number}", *common]
     )

@@ -18,7 +18,7 @@ def shapley(problem: SearchProblem) -> Objective:
 
     A budget on the average bits says where contexts are drawn; the scores serve every other budget too.
     """
-    from smpq.scoring.shapley import Stopping, estimate
+    from smpq.scoring.shapley import ScoringLimits, estimate
     from smpq.scoring.stability import UntilStable
 
     limits = problem.limits
@@ -28,7 +28,7 @@ def shapley(problem: SearchProblem) -> Objective:
         scores = estimate(
             evaluator,
             problem.space,
-            Stopping(limits.evaluations, limits.precision),
+            ScoringLimits(limits.evaluations, limits.precision),
             problem.seed,
             _context_bits(problem),
             lambda _: advance(),

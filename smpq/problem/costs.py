@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from calib.formats.format import FLOAT_ACTIVATION_BITS, FP32, Format
 from calib.network.graph import TracedModel
 from calib.network.units import Unit
-from smpq.problem.policy import Group, Join, Policy, Space, domains
+from smpq.problem.policy import Group, Join, Policy, Space, integer_regions
 
 _SCALE_BYTES = 4
 _FLOAT_BITS = 32
@@ -18,7 +18,7 @@ _FLOAT_BITS = 32
 @dataclass(frozen=True)
 class Transition:
     """What it costs when of two neighbours, groups or joins, one stands among integers and the other does not
-    (`smpq.problem.policy.domains`).
+    (`smpq.problem.policy.integer_regions`).
     """
 
     first: str
@@ -56,7 +56,7 @@ class CostModel:
         total = self.fixed + sum(self.parts[group][chosen] for group, chosen in policy.formats.items())
         if not self.joins and not self.transitions:
             return total
-        integers, among, _ = domains(policy, (cost.join for cost in self.joins))
+        integers, among, _ = integer_regions(policy, (cost.join for cost in self.joins))
         total += sum(
             cost.integer if cost.join.name in integers else cost.kept for cost in self.joins if cost.join.name in among
         )

@@ -11,7 +11,7 @@ from calib.network.graph import TracedModel, elements_of_one, operator_name
 from calib.network.moves import MOVES
 from calib.network.residual import ResidualAdd, residual_adds
 from smpq.problem.policy import Group, Join
-from smpq.quantized.plan import JOINS, Rules, result_after_relu
+from smpq.quantized.plan import JOINS, QdqRules, result_after_relu
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Edge:
     elements: int
 
 
-def find_joins(traced: TracedModel, groups: Sequence[Group], rules: Rules) -> tuple[Join, ...]:
+def find_joins(traced: TracedModel, groups: Sequence[Group], rules: QdqRules) -> tuple[Join, ...]:
     """Return the sums and concatenations that may be computed or read as integers, in graph order.
 
     1. With `rules.outputs`: every operand comes from a convolution, or from another join, and a unit reads the result.
@@ -37,7 +37,7 @@ def find_joins(traced: TracedModel, groups: Sequence[Group], rules: Rules) -> tu
     return tuple(join for join, _ in _skips(traced, groups)) if rules.skips else ()
 
 
-def find_edges(traced: TracedModel, groups: Sequence[Group], rules: Rules) -> tuple[Edge, ...]:
+def find_edges(traced: TracedModel, groups: Sequence[Group], rules: QdqRules) -> tuple[Edge, ...]:
     """Return the tensors between convolutions or joins and what reads them: where only one of the two works on
     integers, it is converted.
 

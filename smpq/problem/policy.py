@@ -144,7 +144,7 @@ def _float_joins(record: PolicyFile, space: Space) -> frozenset[str]:
 
 def canonical(policy: Policy, space: Space) -> Policy:
     """Leave out the joins that could not work on integers anyway, so that equal plans are equal policies."""
-    _, _, kept = domains(policy, space.joins)
+    _, _, kept = integer_regions(policy, space.joins)
     return replace(policy, float_joins=frozenset(kept))
 
 
@@ -174,10 +174,10 @@ def _placements(formats: Mapping[str, Format], joins: Sequence[Join]) -> Iterato
 
 def integer_names(policy: Policy, joins: Iterable[Join]) -> set[str]:
     """Return the names of the groups and joins that work on integers under a policy; `joins` in graph order."""
-    return domains(policy, joins)[0]
+    return integer_regions(policy, joins)[0]
 
 
-def domains(policy: Policy, joins: Iterable[Join]) -> tuple[set[str], set[str], set[str]]:
+def integer_regions(policy: Policy, joins: Iterable[Join]) -> tuple[set[str], set[str], set[str]]:
     """Return the names of groups and joins that work on integers, those that stand among integers, and the joins kept
     in float.
 

@@ -24,7 +24,7 @@ JOINS = {"add", "cat"}
 
 
 @dataclass(frozen=True)
-class Rules:
+class QdqRules:
     """What a runtime wants quantised besides the inputs of integer layers.
 
     `outputs`: an integer convolution also writes integers, and whatever only adds or moves integer tensors does too
@@ -73,7 +73,7 @@ def plan_from_policy(
     units: tuple[Unit, ...],
     traced: TracedModel,
     calibration: Calibration,
-    rules: Rules,
+    rules: QdqRules,
     float_joins: AbstractSet[str] = frozenset(),
     adds: Iterable[ResidualAdd] | None = None,
 ) -> QuantPlan:
@@ -129,7 +129,7 @@ def _quantize_at_source(
     node: fx.Node,
     integer_calls: Mapping[str, tuple[Unit, int]],
     calibration: Calibration,
-    rules: Rules,
+    rules: QdqRules,
     sources: dict[str, ActivationQuantizer],
 ) -> None:
     name = operator_name(node)
@@ -153,7 +153,7 @@ def _quantize_skip(
     add: ResidualAdd,
     integer_calls: Mapping[str, tuple[Unit, int]],
     calibration: Calibration,
-    rules: Rules,
+    rules: QdqRules,
     edges: dict[tuple[str, ActivationQuantizer], list[str]],
 ) -> None:
     readers = [integer_calls[call][1] for call in add.readers if call in integer_calls]

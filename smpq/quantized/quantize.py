@@ -17,7 +17,7 @@ from calib.network.execution import Edit, Edits
 from calib.network.graph import TracedModel
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
-from smpq.quantized.plan import QuantPlan, Rules, plan_from_policy
+from smpq.quantized.plan import QdqRules, QuantPlan, plan_from_policy
 
 _LARGEST_BIAS = 2**31 - 1
 
@@ -42,7 +42,7 @@ class FakeQuantizer:
     Equal edits are the same object, by which incremental evaluation sees what two policies share.
     """
 
-    def __init__(self, traced: TracedModel, units: tuple[Unit, ...], calibration: Calibration, rules: Rules) -> None:
+    def __init__(self, traced: TracedModel, units: tuple[Unit, ...], calibration: Calibration, rules: QdqRules) -> None:
         """Keep what every policy shares."""
         self.traced = traced
         self.units = units

@@ -22,7 +22,7 @@ _BISECTIONS = 40
 
 
 @dataclass(frozen=True)
-class Stopping:
+class ScoringLimits:
     """When enough has been sampled.
 
     `evaluations`: how many new policies may be evaluated (the first pass and one permutation are always made); 0 asks
@@ -43,7 +43,7 @@ class Stopping:
 def estimate(
     value: ValueFunction,
     space: Space,
-    stopping: Stopping,
+    stopping: ScoringLimits,
     seed: int = 0,
     bits: tuple[float, float] | None = None,
     advance: Callable[[int], None] = lambda _: None,

@@ -15,7 +15,7 @@ from calib.formats.integers import ActivationQuantizer
 from smpq.training.lsq import LearnedActivation, LearnedWeight, TrainedQuantizer
 
 
-class Choice(nn.Module):
+class FormatMixture(nn.Module):
     """The parameters alpha `[k]` of k candidates, of which every layer of a group shares one; they start equal."""
 
     def __init__(self, candidates: int) -> None:
@@ -33,7 +33,7 @@ class MixedWeight(TrainedQuantizer):
     EdMIPS, arXiv 2004.05795, section 3.2; LSQ in place of its fixed steps is ours.
     """
 
-    def __init__(self, candidates: Sequence[LearnedWeight | None], choice: Choice) -> None:
+    def __init__(self, candidates: Sequence[LearnedWeight | None], choice: FormatMixture) -> None:
         super().__init__()
         self.choice = choice
         self.candidates = nn.ModuleList(nn.Identity() if candidate is None else candidate for candidate in candidates)
@@ -54,7 +54,7 @@ class MixedWeight(TrainedQuantizer):
 class MixedActivation(TrainedQuantizer):
     """sum_b share_b Q_b(X), as MixedWeight."""
 
-    def __init__(self, candidates: Sequence[LearnedActivation | None], choice: Choice) -> None:
+    def __init__(self, candidates: Sequence[LearnedActivation | None], choice: FormatMixture) -> None:
         super().__init__()
         self.choice = choice
         self.candidates = nn.ModuleList(nn.Identity() if candidate is None else candidate for candidate in candidates)

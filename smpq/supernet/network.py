@@ -20,7 +20,7 @@ from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from calib.task import Task
 from smpq.problem.policy import Group, Space
-from smpq.supernet.mixtures import Choice, MixedActivation, MixedWeight
+from smpq.supernet.mixtures import FormatMixture, MixedActivation, MixedWeight
 from smpq.training.lsq import LearnedActivation, LearnedWeight, TrainedQuantizer
 from smpq.training.placing import CPU
 from smpq.training.trainable import TrainableGraph
@@ -86,7 +86,7 @@ class Supernet:
             raise UserError(
                 "no layer has more than one format to choose from: a supernet needs some, e.g. --formats w2a8,w3a8,w4a8"
             )
-        self.choices = {key: Choice(len(row)).to(device) for key, row in self.rows.items()}
+        self.choices = {key: FormatMixture(len(row)).to(device) for key, row in self.rows.items()}
         self.graph = TrainableGraph(subject.traced, self.space.units, subject.original, subject.folded, device)
         self.weights: dict[str, MixedWeight] = {}
         self.inputs: dict[str, MixedActivation] = {}

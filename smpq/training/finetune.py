@@ -21,7 +21,7 @@ from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from calib.task import Batch, Task
 from smpq.quantized.plan import QuantPlan
-from smpq.training.finetuned import FineTuned, Judged
+from smpq.training.finetuned import FineTunedWeights, Judged
 from smpq.training.placing import CPU, batch_on, repeatable_on
 from smpq.training.plan import STARTS, attach_plan
 from smpq.training.trainable import TrainableGraph
@@ -85,7 +85,7 @@ class FineTuneSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where the training stands: steps done, steps in all, mean loss since the last report."""
 
     step: int
@@ -111,9 +111,9 @@ def finetune(
     subject: Subject,
     batches: Sequence[Batch],
     settings: FineTuneSettings,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Callable[[TrainingProgress], None] = lambda _: None,
     device: str = CPU,
-) -> FineTuned:
+) -> FineTunedWeights:
     """Train the plan's weights on the task's training data; `batches` are calibration data, which judge start and end.
 
     Everything is computed on `device`, as torch names it, and what is returned is on the CPU.
@@ -129,9 +129,9 @@ def _finetune(
     subject: Subject,
     batches: Sequence[Batch],
     settings: FineTuneSettings,
-    report: Callable[[Progress], None],
+    report: Callable[[TrainingProgress], None],
     device: str,
-) -> FineTuned:
+) -> FineTunedWeights:
     started = time.monotonic()
     graph = TrainableGraph(subject.traced, subject.units, subject.original, subject.folded, device)
     quantizers = attach_plan(graph, subject.plan, settings.learn_activations, settings.start)
@@ -145,7 +145,7 @@ def _finetune(
     if settings.keep == "better" and not after.value >= before.value:
         graph.load_state_dict(start)
         after, kept = before, "start"
-    return FineTuned(
+    return FineTunedWeights(
         subject.key,
         subject.fingerprint,
         {name: tensor.cpu() for name, tensor in graph.fold().items()},
@@ -161,7 +161,7 @@ def _finetune(
 
 
 def _train(
-    graph: TrainableGraph, task: Task, settings: FineTuneSettings, report: Callable[[Progress], None]
+    graph: TrainableGraph, task: Task, settings: FineTuneSettings, report: Callable[[TrainingProgress], None]
 ) -> list[dict[str, float]]:
     total = settings.steps or max(round(settings.epochs * _epoch_length(task, graph, settings.seed)), 1)
     groups = graph.groups()
@@ -194,7 +194,7 @@ def _train(
         graph.project()
         if (step + 1) % _REPORT_EVERY == 0 or step + 1 == total:
             history.append({"step": step + 1, "loss": sum(since) / len(since)})
-            report(Progress(step + 1, total, history[-1]["loss"]))
+            report(TrainingProgress(step + 1, total, history[-1]["loss"]))
             since.clear()
     graph.eval()
     return history

@@ -99,7 +99,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class FineTuned:
+class FineTunedWeights:
     """A fine-tuned policy.
 
     `policy` is the key of the policy and `fingerprint` that of the model and the data it was made from. `parameters`
@@ -129,7 +129,7 @@ class FineTuned:
         write_tensor_file(path, self._record(), tensors)
 
     @classmethod
-    def load(cls, path: Path) -> FineTuned:
+    def load(cls, path: Path) -> FineTunedWeights:
         """Read what `save` wrote. UserError when it is missing, damaged, of another version, or holds what no training
         makes.
 
@@ -201,7 +201,7 @@ class FineTuned:
 
     def calibration(self, original: Calibration) -> Calibration:
         """Return a calibration that answers with the fine-tuned integers and grids, for this policy alone."""
-        return _Tuned(self, original)
+        return _FineTunedCalibration(self, original)
 
     def _record(self) -> FineTunedFile:
         return FineTunedFile(
@@ -222,12 +222,12 @@ class FineTuned:
 
 
 def policy_of_file(path: Path) -> str:
-    """Return the key of the policy that a file is about, without reading its tensors; UserError as `FineTuned.load`."""
+    """Return the key of the policy that a file is about, without reading its tensors; UserError as `FineTunedWeights.load`."""
     return record_of_file(path).policy
 
 
 def record_of_file(path: Path) -> FineTunedFile:
-    """Return what a file says about its tensors, without reading them; UserError as `FineTuned.load`."""
+    """Return what a file says about its tensors, without reading them; UserError as `FineTunedWeights.load`."""
     return read_tensor_record(path, FineTunedFile, _REPAIR)
 
 
@@ -257,10 +257,10 @@ def _check_weight(weight: QuantizedWeight, path: Path, unit: str) -> None:
     )
 
 
-class _Tuned(Calibration):
+class _FineTunedCalibration(Calibration):
     """Has nothing observed: only what was trained can be asked for."""
 
-    def __init__(self, tuned: FineTuned, original: Calibration) -> None:
+    def __init__(self, tuned: FineTunedWeights, original: Calibration) -> None:
         self.traced = original.traced
         self.settings = original.settings
         self._tuned = tuned

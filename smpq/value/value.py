@@ -78,7 +78,7 @@ class PolicyValue:
     `kl`: minus the mean KL divergence to the float model's output (needs no labels). `loss`: minus the task's mean
     loss. `metric`: the task's mean metric. Policies that are asked for together share their computations, batch by
     batch (`smpq.value.incremental`); `memory_mb` bounds what their activations take. A pickled copy gives the same
-    values for policies of the space. `device` is where a copy is to be loaded (`smpq.value.workers.station.placed`);
+    values for policies of the space. `device` is where a copy is to be loaded (`smpq.value.workers.process.placed`);
     the object that is made here computes where its tensors are.
     """
 

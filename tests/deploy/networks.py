@@ -29,7 +29,7 @@ from calib.task import Batch
 from deploy.lowering.export import export_float
 from deploy.lowering.lower import LoweringReport, lower
 from deploy.targets.target import target_from_name
-from smpq.quantized.plan import QuantPlan, Rules
+from smpq.quantized.plan import QdqRules, QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
 
 FloatArray = npt.NDArray[np.float32]
@@ -95,7 +95,7 @@ class Exported:
 
     def plan(self, formats: Mapping[str, Format], target: str) -> tuple[QuantPlan, FakeQuantizer]:
         described = target_from_name(target)
-        rules = Rules(described.activation_scheme, described.quantize_outputs, described.quantize_skips)
+        rules = QdqRules(described.activation_scheme, described.quantize_outputs, described.quantize_skips)
         quantizer = FakeQuantizer(self.traced, self.units, calibration(self, described.activation_scheme), rules)
         return quantizer.plan(formats), quantizer
 

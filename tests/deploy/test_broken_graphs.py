@@ -28,11 +28,11 @@ from calib.task import Batch
 from deploy.backends import onnxruntime, tensorrt
 from deploy.lowering import onnx_files
 from deploy.lowering.export import export_float
-from deploy.lowering.fp16_range import check_half_range
+from deploy.lowering.fp16_range import check_fp16_range
 from deploy.lowering.lower import lower
 from deploy.lowering.onnx_files import copy_model, data_path, load_model, save_model, sha256
 from deploy.targets.target import Target, capability, target_from_name
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from tests.commands import TINY, refused
 from tests.deploy.backends.builds import needs_rtx
@@ -64,7 +64,7 @@ class Case:
         expect.
         """
         target = target_from_name(name)
-        rules = Rules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, name == "ort-cpu")
+        rules = QdqRules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, name == "ort-cpu")
         quantizer = FakeQuantizer(self.traced, self.units, self.calibration(target), rules)
         plan = quantizer.plan({unit.path: chosen[min(index, len(chosen) - 1)] for index, unit in enumerate(self.units)})
         path = self.float_model.with_name(f"model.{name}.onnx")
@@ -193,13 +193,13 @@ def test_what_half_precision_does_not_hold(factor, message, tmp_path):
     )
     case = Case(model, _samples((8,)), tmp_path)
     with pytest.raises(UserError, match=message):
-        check_half_range(case.calibration(target_from_name("tensorrt-rtx")), case.units)
+        check_fp16_range(case.calibration(target_from_name("tensorrt-rtx")), case.units)
 
 
 def test_what_half_precision_holds(tmp_path):
     make, shape = SOUND["activations of zero"]
     case = Case(make(), _samples(shape), tmp_path)
-    check_half_range(case.calibration(target_from_name("tensorrt-rtx")), case.units)
+    check_fp16_range(case.calibration(target_from_name("tensorrt-rtx")), case.units)
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt-rtx"])

@@ -29,7 +29,7 @@ from deploy.backends import onnxruntime, tensorrt
 from deploy.lowering.export import export_float
 from deploy.lowering.lower import lower
 from deploy.targets.target import capability, target_from_name
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.brought import NETWORKS, VitBlock
@@ -84,7 +84,7 @@ def made(network: Brought, policy: str, name: str, directory: Path, batch: int |
     target = target_from_name(name)
     settings = CalibrationSettings("minmax", "nearest", target.activation_scheme)
     calibration = Calibration(network.traced, network.units, [Batch(network.inputs, None)], settings)
-    rules = Rules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, name == "ort-cpu")
+    rules = QdqRules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, name == "ort-cpu")
     quantizer = FakeQuantizer(network.traced, network.units, calibration, rules)
     formats = {}
     for index, unit in enumerate(network.units):
@@ -175,7 +175,7 @@ def test_int4_blocks_behind_fused_attention_are_not_dequantised_on_every_run(tmp
         CalibrationSettings("minmax", "nearest", "symmetric"),
     )
     formats = {unit.path: Format.from_text("w4a16b16" if unit.path == "proj" else "fp16") for unit in network.units}
-    plan = FakeQuantizer(network.traced, network.units, calibration, Rules("symmetric")).plan(formats)
+    plan = FakeQuantizer(network.traced, network.units, calibration, QdqRules("symmetric")).plan(formats)
     lower(network.path, plan, network.units, target, tmp_path / "model.onnx")
     record = built(tmp_path / "model.onnx")
     assert fused_attentions(record) == 1

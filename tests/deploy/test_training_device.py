@@ -15,7 +15,7 @@ from deploy.stages.supernet import train_supernet
 from deploy.terminal.progress import Progress
 from smpq.supernet.training import SupernetSettings
 from smpq.training.finetune import FineTuneSettings
-from smpq.training.finetuned import FineTuned
+from smpq.training.finetuned import FineTunedWeights
 from smpq.value.workers.resources import Resources
 from tests.commands import done, refused
 from tests.smpq.training.elsewhere import NAME, Device
@@ -45,9 +45,9 @@ def test_finetuning_uses_the_device(prepared):
     with Device() as device:
         finetune(prepared, policy, QUICK)
     assert device.calls > 500
-    there = FineTuned.load(prepared.run.file(FINE_TUNED))
+    there = FineTunedWeights.load(prepared.run.file(FINE_TUNED))
     finetune(replace(prepared, resources=Resources(device="cpu")), policy, QUICK)
-    here = FineTuned.load(prepared.run.file(FINE_TUNED))
+    here = FineTunedWeights.load(prepared.run.file(FINE_TUNED))
     assert here.history == there.history
     assert here.weights.keys() == there.weights.keys()
     assert all(weight.integers.equal(there.weights[path].integers) for path, weight in here.weights.items())

@@ -11,7 +11,7 @@ from calib.formats.format import Format
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
 from calib.task import Batch
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from tests.promise.bounds import Noise, rms
 from tests.promise.comparing import WrongError, _check_float, _check_rms
@@ -71,7 +71,7 @@ def test_the_bounds_are_a_few_percent_for_eight_bits_and_less_than_a_millionth_f
     traced = TracedModel(model, batch)
     units, _ = find_units(traced)
     calibration = Calibration(traced, units, [Batch(batch, None)], CalibrationSettings("minmax", "nearest", "affine"))
-    plan = FakeQuantizer(traced, units, calibration, Rules("affine")).plan(
+    plan = FakeQuantizer(traced, units, calibration, QdqRules("affine")).plan(
         {unit.path: Format.from_text("w8a8") for unit in units}
     )
     noise = Noise(traced, [batch], seed=0)

@@ -8,7 +8,7 @@ import pytest
 from calib.errors import UserError
 from calib.formats.format import FP32
 from smpq.problem.costs import CostModel, JoinCost, Transition
-from smpq.problem.policy import Group, Join, Policy, Space, canonical, domains, every_policy
+from smpq.problem.policy import Group, Join, Policy, Space, canonical, every_policy, integer_regions
 from smpq.solve.allocate import Ceiling, Problem, allocate, place_joins
 from smpq.solve.exchange import Exchanges
 from smpq.solve.search import EXHAUSTIVE, Effort, choose, feasible, is_small
@@ -37,7 +37,7 @@ class Game:
         self.joint = float(generator.normal())
 
     def __call__(self, policy):
-        _, _, kept = domains(policy, self.space.joins)
+        _, _, kept = integer_regions(policy, self.space.joins)
         return total(self.values, policy) + sum(self.joins[name] for name in kept) + self.joint * (len(kept) > 1)
 
     @property

@@ -17,7 +17,7 @@ from calib.network.fold import Folded, fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.training.finetune import Subject
 from smpq.training.trainable import TrainableGraph
@@ -139,13 +139,13 @@ class Tunable:
 
 
 @functools.cache
-def tunable(rules: Rules | None = None, rounding: str = "gptq") -> Tunable:
+def tunable(rules: QdqRules | None = None, rounding: str = "gptq") -> Tunable:
     batches = Task().calibration()
     model = network()
     example = (batches[0].inputs[0][:2],)
     folded_model, folded = fold_batchnorm(model, example)
     traced = TracedModel(folded_model, example)
     units, _ = find_units(traced)
-    rules = rules or Rules("affine")
+    rules = rules or QdqRules("affine")
     calibration = Calibration(traced, units, batches, CalibrationSettings("mse", rounding, rules.scheme))
     return Tunable(model, folded, traced, units, batches, FakeQuantizer(traced, units, calibration, rules))

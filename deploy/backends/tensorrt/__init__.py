@@ -6,21 +6,21 @@ ONNX file are the types of the engine.
 
 from deploy.backends.tensorrt.build import BuildFailed, BuildRecord, build_plan
 from deploy.backends.tensorrt.check import UnitCheck, check_units
-from deploy.backends.tensorrt.execution import PlanRunner, gpu_compute_capability, open_plan
-from deploy.backends.tensorrt.kernels import Kernel, KernelTensor, kernels_from_log
+from deploy.backends.tensorrt.execution import PlanRunner, gpu_sm, open_plan
+from deploy.backends.tensorrt.kernels import KernelTensor, PlanKernel, kernels_from_log
 from deploy.backends.tensorrt.runtime import RUNTIMES, load
 
 __all__ = [
     "RUNTIMES",
     "BuildFailed",
     "BuildRecord",
-    "Kernel",
     "KernelTensor",
+    "PlanKernel",
     "PlanRunner",
     "UnitCheck",
     "build_plan",
     "check_units",
-    "gpu_compute_capability",
+    "gpu_sm",
     "kernels_from_log",
     "load",
     "open_plan",

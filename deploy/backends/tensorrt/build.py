@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from calib.errors import UserError
-from deploy.backends.tensorrt.kernels import Kernel, kernels_from_log
+from deploy.backends.tensorrt.kernels import PlanKernel, kernels_from_log
 from deploy.backends.tensorrt.runtime import load
 from deploy.runner import errors as on_device
 from deploy.runner.cuda import open_cuda
@@ -55,7 +55,7 @@ class BuildRecord:
     timing_cache_sha256: str | None
     from_cache: bool
     warnings: tuple[str, ...]
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[PlanKernel, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain mapping with a schema version."""
@@ -76,7 +76,7 @@ class BuildRecord:
             )
         try:
             fields = {name: data[name] for name in cls.__dataclass_fields__}
-            kernels = tuple(Kernel.from_json(kernel) for kernel in fields["kernels"])
+            kernels = tuple(PlanKernel.from_json(kernel) for kernel in fields["kernels"])
         except (KeyError, TypeError) as error:
             raise UserError(f"damaged build record ({error!r}): build again") from error
         return cls(
@@ -129,13 +129,13 @@ def build_plan(
     module = load(runtime)
     if not onnx.is_file():
         raise UserError(f"no such ONNX file: {onnx}")
-    capability = compute_capability.lower() if compute_capability is not None else None
+    sm = compute_capability.lower() if compute_capability is not None else None
     gpu = _gpu()
     device = str(gpu) if gpu is not None else None
     try:
-        settings = TrtSettings(runtime, batch_sizes=batch_sizes, compute_capability=capability)
+        settings = TrtSettings(runtime, batch_sizes=batch_sizes, compute_capability=sm)
         built = build(module, onnx, settings, cache, gpu)
-    except on_device.BuildFailed as failed:
+    except on_device.BuildError as failed:
         return BuildFailed(failed.reason, failed.log, failed.nodes)
     except on_device.DeviceError as error:
         raise UserError(str(error)) from error
@@ -144,7 +144,7 @@ def build_plan(
     return BuildRecord(
         runtime=runtime,
         runtime_version=module.__version__,
-        compute_capability=capability,
+        compute_capability=sm,
         device=device,
         flags=built.flags,
         seconds=built.seconds,
@@ -178,15 +178,15 @@ def _weights_memory_bytes(messages: Sequence[Message]) -> int | None:
 
 def _kernels_and_warnings(
     module: ModuleType, built: BuiltPlan, device: str | None
-) -> tuple[tuple[Kernel, ...], tuple[str, ...]]:
+) -> tuple[tuple[PlanKernel, ...], tuple[str, ...]]:
     warnings = [message.text.strip() for message in built.messages if message.severity == "WARNING"]
-    kernels: tuple[Kernel, ...] = ()
+    kernels: tuple[PlanKernel, ...] = ()
     # The plan is good even where it cannot be described, as one for another GPU; only the check against the policy has
     # to do without.
     if device is not None:
         try:
-            kernels = tuple(Kernel.from_json(layer) for layer in layers_of_plan(module, built.content))
-        except (ValueError, on_device.BuildFailed) as error:
+            kernels = tuple(PlanKernel.from_json(layer) for layer in layers_of_plan(module, built.content))
+        except (ValueError, on_device.BuildError) as error:
             warnings.append(str(error))
     if not kernels:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calib.formats.format import FP16, FP32, Format
-from deploy.backends.tensorrt.kernels import Kernel
+from deploy.backends.tensorrt.kernels import PlanKernel
 
 SCHEMA_VERSION = 1
 
@@ -59,7 +59,7 @@ class UnitCheck:
         return cls(data["path"], Format.from_text(data["planned"]), data["found"], data["agrees"], data["kernel"])
 
 
-def check_units(kernels: Sequence[Kernel], planned: Mapping[str, Format]) -> list[UnitCheck]:
+def check_units(kernels: Sequence[PlanKernel], planned: Mapping[str, Format]) -> list[UnitCheck]:
     """Compare every unit's planned format with the kernel it became, in the order of `planned`.
 
     The keys of `planned` are the names of the ONNX nodes that multiply (Conv, MatMul, Gemm). What agrees:
@@ -74,7 +74,7 @@ def check_units(kernels: Sequence[Kernel], planned: Mapping[str, Format]) -> lis
     return [_check(path, format_, kernels, dequantized) for path, format_ in planned.items()]
 
 
-def _check(path: str, planned: Format, kernels: Sequence[Kernel], dequantized: Mapping[str, int]) -> UnitCheck:
+def _check(path: str, planned: Format, kernels: Sequence[PlanKernel], dequantized: Mapping[str, int]) -> UnitCheck:
     kernel = _product_kernel(path, kernels)
     if kernel is None:
         return UnitCheck(path, planned, "missing", agrees=False, kernel="")
@@ -108,7 +108,7 @@ def _expected(planned: Format) -> tuple[str, ...]:
     return (fused,) if blocks_of_four_bits else (fused, "dequantized")
 
 
-def _product_kernel(path: str, kernels: Sequence[Kernel]) -> Kernel | None:
+def _product_kernel(path: str, kernels: Sequence[PlanKernel]) -> PlanKernel | None:
     """Find the kernel that multiplies. The unit's name also stands on what was fused around it: padding, scales, the
     epilogue.
     """
@@ -124,7 +124,7 @@ def _product_kernel(path: str, kernels: Sequence[Kernel]) -> Kernel | None:
     return next((kernel for kernel in own if kernel.inputs), None)
 
 
-def _dequantized_bits(kernels: Iterable[Kernel]) -> dict[str, int]:
+def _dequantized_bits(kernels: Iterable[PlanKernel]) -> dict[str, int]:
     """Return the tensors that are computed from integer constants alone, with the bits of the narrowest of these."""
     bits: dict[str, int] = {}
     from_constants: set[str] = set()
@@ -145,7 +145,7 @@ def _is_integer_weight(dtype: str, shape: Sequence[int]) -> bool:
     return dtype in _INTEGERS and any(size > 1 for size in shape)
 
 
-def _float_name(kernel: Kernel) -> str:
+def _float_name(kernel: PlanKernel) -> str:
     weights = [tensor for tensor in kernel.constants if tensor.is_matrix] or [*kernel.inputs]
     names = {_FLOAT_NAMES.get(tensor.dtype, tensor.dtype.lower()) for tensor in weights}
     return "/".join(sorted(names))

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from calib.errors import UserError
 from deploy.backends.tensorrt.runtime import load
 from deploy.runner.cuda import Cuda, open_cuda
-from deploy.runner.errors import BuildFailed, DeviceError, MissingModule
+from deploy.runner.errors import BuildError, DeviceError, MissingModule
 from deploy.runner.trt import TrtEngine
 
 
-def gpu_compute_capability() -> str:
+def gpu_sm() -> str:
     """Return the compute capability of this machine's GPU, as in `sm86`; UserError with what is needed when there is
     none.
     """
@@ -37,7 +37,7 @@ def open_plan(plan: Path, runtime: str, inputs: Mapping[str, npt.NDArray[Any]]) 
     module, cuda = load(runtime), _opened()
     try:
         return TrtEngine(module, cuda, plan.read_bytes(), inputs)
-    except BuildFailed as failed:
+    except BuildError as failed:
         cuda.close()
         raise UserError(f"{plan.name} does not run here ({failed.reason}): build it on this machine") from failed
     except DeviceError as error:

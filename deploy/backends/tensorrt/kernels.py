@@ -48,7 +48,7 @@ class KernelTensor:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class PlanKernel:
     """One kernel of the engine, fused from any number of ONNX nodes.
 
     1. `kind` in the builder's words: `correlation` is a convolution, `gemm` and `runtime_fusion` are matrix products,
@@ -75,7 +75,7 @@ class Kernel:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Kernel:
+    def from_json(cls, data: Mapping[str, Any]) -> PlanKernel:
         """Read back `to_json`."""
         tensors = {
             key: tuple(KernelTensor.from_json(item) for item in data[key]) for key in ("inputs", "constants", "outputs")
@@ -83,7 +83,7 @@ class Kernel:
         return cls(kind=data["kind"], name=data["name"], onnx_nodes=tuple(data["onnx_nodes"]), **tensors)
 
 
-def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
+def kernels_from_log(messages: Iterable[str]) -> tuple[PlanKernel, ...]:
     """Return the kernels in the order they run, from the texts of a verbose log of a build with detailed profiling
     verbosity.
 
@@ -100,11 +100,11 @@ def _lines(message: str) -> list[str]:
     return [line for line in body.split("\n") if line.strip()]
 
 
-def _kernel_from_line(line: str) -> Kernel:
+def _kernel_from_line(line: str) -> PlanKernel:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError(f"unknown kernel description in the builder's log: {line!r}")
-    return Kernel(
+    return PlanKernel(
         kind=match["kind"],
         name=match["name"],
         inputs=_tensors(match["inputs"]),

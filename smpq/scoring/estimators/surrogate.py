@@ -21,7 +21,7 @@ _BOUNDS = ((-7.0, 1.0), (-7.0, 6.0), (-12.0, 6.0), (-14.0, 0.0))
 
 
 @dataclass(frozen=True)
-class Kernel:
+class PairKernel:
     """The covariance of half differences y(x) = (V(S) - V(complement of S)) / 2, with x_i = 1 for members and -1 for
     the others.
 
@@ -59,7 +59,7 @@ class Kernel:
         return 2 * self.linear * signs + self.products * result
 
 
-def fit_kernel(signs: Floats, targets: Floats, generator: np.random.Generator) -> Kernel:
+def fit_kernel(signs: Floats, targets: Floats, generator: np.random.Generator) -> PairKernel:
     """Return the kernel of greatest marginal likelihood of `targets [a]`, scaled to mean square 1, at `signs [a, n]`.
 
     At most 300 of them are used. A priori the log widths scatter by 0.5 around their mean (ours).
@@ -78,7 +78,7 @@ def fit_kernel(signs: Floats, targets: Floats, generator: np.random.Generator) -
         _surprise, start, (signs, targets), jac=True, method="L-BFGS-B", bounds=bounds, options=options
     )
     linear, products, noise = np.exp(found.x[players:]).tolist()
-    return Kernel(np.exp(found.x[:players]), linear, products, noise)
+    return PairKernel(np.exp(found.x[:players]), linear, products, noise)
 
 
 @dataclass(frozen=True)

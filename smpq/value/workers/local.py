@@ -15,10 +15,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smpq.value.workers.station import Answer, Died, Ready, Station, Work
+from smpq.value.workers.process import Answer, Died, Ready, Work, WorkerProcess
 
 if TYPE_CHECKING:
-    from smpq.value.workers.crew import Worker
+    from smpq.value.workers.pool import Worker
 
 _SPAWN = multiprocessing.get_context("spawn")
 """A forked process could use neither CUDA nor the threads of OpenMP."""
@@ -53,7 +53,7 @@ class LocalWorker:
             return Died(f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}")
 
 
-class LocalHands:
+class LocalWorkerSource:
     """Starts processes; they end with `close`, when this is forgotten, and when this process ends in whatever way."""
 
     def __init__(self, count: int) -> None:
@@ -118,7 +118,7 @@ def _serve(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    station = Station()
+    station = WorkerProcess()
     with contextlib.suppress(EOFError, OSError):
         connection.send(station.ready())
         while True:

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from calib.errors import UserError
-from smpq.value.workers.station import Answer, Died, Ready, Station, Work
+from smpq.value.workers.process import Answer, Died, Ready, Work, WorkerProcess
 
 if TYPE_CHECKING:
-    from smpq.value.workers.crew import Worker
+    from smpq.value.workers.pool import Worker
 
 LOCAL = "local"
 _STORE_BYTES = 200 * 2**20
@@ -32,7 +32,7 @@ _QUIET = {
 class RayWorker:
     """An actor, and the reference of what it says next (None when it has nothing to do)."""
 
-    def __init__(self, hands: RayHands, actor: Any) -> None:
+    def __init__(self, hands: RayWorkerSource, actor: Any) -> None:
         """Ask the actor whether it is there."""
         self.actor = actor
         self.pending: Any = actor.ready.remote()
@@ -43,7 +43,7 @@ class RayWorker:
         self.pending = self.actor.answer.remote(Work(work.game, work.policies), self._hands.stored(work))
 
 
-class RayHands:
+class RayWorkerSource:
     """Starts actors, each with one CPU and `gpus` GPUs; they end with `close`, and with this process."""
 
     def __init__(self, address: str, count: int | None = None, gpus: float = 0.0) -> None:
@@ -106,7 +106,7 @@ class RayHands:
             return Died(" ".join(str(error).split())[-200:])
 
 
-class _Actor(Station):
+class _Actor(WorkerProcess):
     """A station whose payloads come out of the object store."""
 
     def answer(self, work: Work, payload: bytes | None = None) -> Answer:

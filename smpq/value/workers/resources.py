@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from calib.errors import UserError
-from smpq.value.workers.crew import Crew
-from smpq.value.workers.local import LocalHands
-from smpq.value.workers.ray import RayHands
+from smpq.value.workers.local import LocalWorkerSource
+from smpq.value.workers.pool import WorkerPool
+from smpq.value.workers.ray import RayWorkerSource
 
 _MOST_MB = 1e9
 """A petabyte."""
@@ -57,16 +57,16 @@ class Resources:
         """Whether other processes evaluate."""
         return self.ray is not None or (self.workers or 1) > 1
 
-    def crew(self) -> Crew | None:
+    def pool(self) -> WorkerPool | None:
         """Return workers that have not started yet, None when this process evaluates. UserError for a cluster that does
         not answer.
         """
         if not self.elsewhere:
             return None
-        return Crew(
-            RayHands(self.ray, self.workers, gpus=float(self.evaluates_on != "cpu"))
+        return WorkerPool(
+            RayWorkerSource(self.ray, self.workers, gpus=float(self.evaluates_on != "cpu"))
             if self.ray is not None
-            else LocalHands(self.workers or 1)
+            else LocalWorkerSource(self.workers or 1)
         )
 
     def to_json(self) -> dict[str, Any]:

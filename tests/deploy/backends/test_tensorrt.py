@@ -23,7 +23,7 @@ from deploy.backends.tensorrt import (
     BuildRecord,
     build_plan,
     check_units,
-    gpu_compute_capability,
+    gpu_sm,
     load,
     open_plan,
 )
@@ -211,7 +211,7 @@ def test_running_needs_a_gpu_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_driver, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(UserError, match="install the driver"):
-        gpu_compute_capability()
+        gpu_sm()
     plan = tmp_path / "model.plan"
     with pytest.raises(UserError, match="build it with smpq build"):
         open_plan(plan, "tensorrt-rtx", {})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calib.errors import UserError
-from deploy.backends.tensorrt import PlanRunner, build, execution, gpu_compute_capability, open_plan
+from deploy.backends.tensorrt import PlanRunner, build, execution, gpu_sm, open_plan
 from tests.deploy.backends.builds import W8A8, build_layer, needs_rtx
 from tests.deploy.backends.graphs import Layer
 from tests.deploy.runner.fake_gpu import FakeCuda, fake_tensorrt
@@ -31,7 +31,7 @@ def plan(tmp_path):
 
 
 def test_the_gpu_is_named_as_in_the_target(gpu):
-    assert gpu_compute_capability() == "sm87"
+    assert gpu_sm() == "sm87"
     assert gpu.calls == ["close"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto
 
 from calib.formats.format import FP16, Format
-from deploy.backends.tensorrt import BuildRecord, Kernel, KernelTensor, UnitCheck, check_units, kernels_from_log
+from deploy.backends.tensorrt import BuildRecord, KernelTensor, PlanKernel, UnitCheck, check_units, kernels_from_log
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, needs_rtx
 from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer
 
@@ -117,12 +117,14 @@ def test_check_without_a_builder():
     """The rules of the check, on kernels written down by hand."""
     weight = KernelTensor("w", "Int4", (64, 64))
     kernels = [
-        Kernel("kgen", (), (half("s", 1, 64), weight), (half("unpacked", 64, 64),), ("a/DQw",)),
-        Kernel("kgen", (half("unpacked", 64, 64),), (), (half("turned", 64, 64),), ()),
-        Kernel("gemm", (half("x", 8, 64), half("turned", 64, 64)), (), (half("y", 8, 64),), ("a",), "product"),
-        Kernel("runtime_fusion", (half("y", 8, 64),), (weight, half("s", 2, 64)), (half("z", 8, 64),), ("b", "b/DQw")),
-        Kernel("kgen", (half("z", 8, 64),), (half("s", 1, 64),), (half("out", 8, 64),), ("b", "a")),
-        Kernel("gemm", (KernelTensor("f", "Float", (8, 64)),), (KernelTensor("g", "Float", (64, 64)),), (), ("c",)),
+        PlanKernel("kgen", (), (half("s", 1, 64), weight), (half("unpacked", 64, 64),), ("a/DQw",)),
+        PlanKernel("kgen", (half("unpacked", 64, 64),), (), (half("turned", 64, 64),), ()),
+        PlanKernel("gemm", (half("x", 8, 64), half("turned", 64, 64)), (), (half("y", 8, 64),), ("a",), "product"),
+        PlanKernel(
+            "runtime_fusion", (half("y", 8, 64),), (weight, half("s", 2, 64)), (half("z", 8, 64),), ("b", "b/DQw")
+        ),
+        PlanKernel("kgen", (half("z", 8, 64),), (half("s", 1, 64),), (half("out", 8, 64),), ("b", "a")),
+        PlanKernel("gemm", (KernelTensor("f", "Float", (8, 64)),), (KernelTensor("g", "Float", (64, 64)),), (), ("c",)),
     ]
     cases = {
         ("a", "w4a16"): ("dequantized", True), ("a", "w4a16b32"): ("dequantized", False), ("a", "w8a16"): ("dequantized", False),
@@ -151,7 +153,7 @@ def test_kernels_are_read_from_the_log():
     assert product.inputs == (half("a, [b] {c}", 2, -1),) * 2
     assert product.constants == ()
     assert pause.kind == "wait"
-    assert Kernel.from_json(json.loads(json.dumps(product.to_json()))) == product
+    assert PlanKernel.from_json(json.loads(json.dumps(product.to_json()))) == product
     assert kernels_from_log(["nothing here"]) == ()
     with pytest.raises(ValueError, match="unknown kernel description"):
         kernels_from_log(["Layers:\nsomething new"])

@@ -8,7 +8,7 @@ from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Refusal, upper
 from deploy.latency.model import Observation
 from smpq.problem.costs import CostModel
 from smpq.problem.joins import Edge
-from smpq.problem.policy import Join, canonical, domains
+from smpq.problem.policy import Join, canonical, integer_regions
 from smpq.solve.allocate import Ceiling
 from smpq.solve.search import EXHAUSTIVE, Effort
 from smpq.value.evaluate import OneByOne
@@ -248,7 +248,7 @@ def test_a_join_that_is_worth_more_in_float_stays_there(layers):
     alone = bench.value
 
     def value(policy):
-        _, _, kept = domains(policy, joins)
+        _, _, kept = integer_regions(policy, joins)
         integers = all(policy[name] == W8A8 for name in ("layer0", "layer1", "layer2"))
         return alone(policy) + 5.0 * integers + 0.5 * len(kept)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.runner.errors import BuildFailed, CudaError
+from deploy.runner.errors import BuildError, CudaError
 
 LARGEST_BATCH = 4
 LAYERS = {
@@ -117,7 +117,7 @@ class FakeCuda:
         self.recorded, self._invalid = [], False
         try:
             work()
-        except (BuildFailed, RuntimeError):
+        except (BuildError, RuntimeError):
             self._invalid = True
         graph, self.recorded = self.recorded, None
         if self._invalid:

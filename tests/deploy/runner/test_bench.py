@@ -12,7 +12,7 @@ import pytest
 from calib.errors import UserError
 from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
 from deploy.runner import bench, main
-from deploy.runner.errors import BuildFailed
+from deploy.runner.errors import BuildError
 from deploy.runner.main import run_experiment
 from deploy.runner.trt import TrtEngine
 from tests.deploy.experiments import experiment
@@ -142,7 +142,7 @@ def test_after_a_description_that_failed_the_float_engine_shows_that_cuda_still_
     class Broken(TrtEngine):
         def layers(self):
             self._cuda.runtime_error = True
-            raise BuildFailed("the profiler ended all work of this process")
+            raise BuildError("the profiler ended all work of this process")
 
     monkeypatch.setattr("tests.deploy.runner.test_bench.TrtEngine", Broken)
     shared = FakeCuda(graphs=False)

@@ -12,7 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from deploy.devices.bundle import write_bundle
 from deploy.runner import bench
 from deploy.runner.causes import failure_of
-from deploy.runner.errors import BuildFailed, CudaError, DeviceError
+from deploy.runner.errors import BuildError, CudaError, DeviceError
 from deploy.runner.main import main, run_experiment
 from deploy.runner.protocol import NotComparable
 from tests.deploy.experiments import experiment
@@ -21,11 +21,11 @@ from tests.deploy.experiments import experiment
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (BuildFailed("no implementation for node conv1"), "refused"),
-        (BuildFailed("no kernel for [memory] and 'timeout'"), "refused"),
-        (BuildFailed("Error Code 1: Cuda Runtime (out of memory)"), "transient"),
-        (BuildFailed("Error Code 2: OutOfMemory (Requested size was 4096 bytes.)"), "transient"),
-        (BuildFailed("the engine does not run on this GPU: cudaErrorMemoryAllocation"), "transient"),
+        (BuildError("no implementation for node conv1"), "refused"),
+        (BuildError("no kernel for [memory] and 'timeout'"), "refused"),
+        (BuildError("Error Code 1: Cuda Runtime (out of memory)"), "transient"),
+        (BuildError("Error Code 2: OutOfMemory (Requested size was 4096 bytes.)"), "transient"),
+        (BuildError("the engine does not run on this GPU: cudaErrorMemoryAllocation"), "transient"),
         (NotComparable("engines with different clocks cannot be compared"), "internal"),
         (ort_errors.NotImplemented("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED"), "refused"),
         (ort_errors.RuntimeException("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : bad allocation"), "transient"),
@@ -40,7 +40,7 @@ from tests.deploy.experiments import experiment
         (CudaError("CUDA_ERROR_DEVICE_UNAVAILABLE (code 46) in cuDevicePrimaryCtxRetain"), "transient"),
         (CudaError("CUDA_ERROR_LAUNCH_TIMEOUT (code 702) in cuEventSynchronize"), "transient"),
         (CudaError("CUDA_ERROR_ECC_UNCORRECTABLE (code 214) in cuEventSynchronize"), "transient"),
-        (BuildFailed("Error Code 1: Cuda Runtime (cudaErrorDevicesUnavailable)"), "transient"),
+        (BuildError("Error Code 1: Cuda Runtime (cudaErrorDevicesUnavailable)"), "transient"),
         (OSError(12, "Cannot allocate memory"), "transient"),
         (TypeError("unsupported operand"), "internal"),
         (AttributeError("no attribute 'memory'"), "internal"),
@@ -55,7 +55,7 @@ def test_causes(error, cause):
 
 
 def test_reasons_are_short_and_bugs_say_where():
-    assert len(failure_of(BuildFailed("x" * 10_000)).reason) < 2010
+    assert len(failure_of(BuildError("x" * 10_000)).reason) < 2010
     with pytest.raises(KeyError) as raised:
         _ = {}["ratio"]
     assert failure_of(raised.value).reason.startswith("KeyError: 'ratio' (test_causes.py, line ")
@@ -105,7 +105,7 @@ def test_what_is_no_refusal_is_measured_again_the_next_time(directory, monkeypat
 
 
 def test_a_refusal_lasts(directory, monkeypatch):
-    opening(monkeypatch, directory, [BuildFailed("no kernel")])
+    opening(monkeypatch, directory, [BuildError("no kernel")])
     assert failures(directory)[0] == ("refused", "no kernel")
     assert failures(directory)[0] == ("refused", "no kernel")
 

@@ -14,7 +14,7 @@ import pytest
 from deploy.runner import cuda_driver
 from deploy.runner.cuda import open_cuda
 from deploy.runner.cuda_driver import DriverCuda, first_gpu_uuid
-from deploy.runner.errors import BuildFailed, CudaError, MissingModule
+from deploy.runner.errors import BuildError, CudaError, MissingModule
 from tests.deploy.runner.c_library import compiled, folder_of_header
 
 X = np.arange(6, dtype=np.float32)
@@ -112,7 +112,7 @@ def test_a_graph_is_captured_launched_and_given_back(cuda, driver):
 
 
 def refuses():
-    raise BuildFailed("the runtime does not take the work")
+    raise BuildError("the runtime does not take the work")
 
 
 @pytest.mark.parametrize("what", ["waits", "allocates", "refuses", "goes on"])

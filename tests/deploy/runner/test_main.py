@@ -18,7 +18,7 @@ from deploy.devices.base import Result
 from deploy.devices.bundle import write_bundle
 from deploy.latency.measure import Protocol, machine
 from deploy.runner import bench as module
-from deploy.runner.errors import BuildFailed, CudaError, DeviceError
+from deploy.runner.errors import BuildError, CudaError, DeviceError
 from deploy.runner.main import list_candidates, main, run_experiment
 from tests.deploy.experiments import broken_candidate, candidate, experiment, model_file
 
@@ -200,14 +200,14 @@ def failing(monkeypatch, error, good, models):
     [
         (CudaError("cudaErrorIllegalAddress"), "the runtime failed: CudaError: cudaErrorIllegalAddress"),
         (RuntimeError("first line\nsecond line"), "the runtime failed: RuntimeError: first line"),
-        (BuildFailed("layer block.double refused", "log", ("block.double/Q",)), "layer block.double refused"),
+        (BuildError("layer block.double refused", "log", ("block.double/Q",)), "layer block.double refused"),
     ],
 )
 def test_an_engine_that_fails_while_it_is_timed_is_one_failure(directory, wanted, monkeypatch, error, reason):
     failing(monkeypatch, error, 2, [wanted.candidates[0].name])
     first, second = run_experiment(directory, str)["results"]
     assert first["failed"] == reason
-    assert first["nodes"] == (["block.double/Q"] if isinstance(error, BuildFailed) else [])
+    assert first["nodes"] == (["block.double/Q"] if isinstance(error, BuildError) else [])
     assert first["ratio"] is None
     assert (second["failed"], second["nodes"]) == (None, [])
     assert msgspec.convert(first, Result).nodes == tuple(first["nodes"])

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from deploy.runner.errors import BuildFailed, DeviceError
+from deploy.runner.errors import BuildError, DeviceError
 from deploy.runner.ort import open_ort_engine, open_session
 from deploy.runner.ort_sessions import BoundSession
 from tests.deploy.experiments import SETTINGS, WIDTH, broken_candidate, model_file
@@ -58,7 +58,7 @@ def test_the_settings_are_used(tmp_path):
 
 
 def test_a_file_that_is_no_model(tmp_path):
-    with pytest.raises(BuildFailed, match="Protobuf parsing failed"):
+    with pytest.raises(BuildError, match="Protobuf parsing failed"):
         open_ort_engine(broken_candidate(tmp_path).model, SETTINGS, INPUTS, tmp_path)
 
 

@@ -14,7 +14,7 @@ import pytest
 from calib.formats.format import FP16
 from deploy.backends.tensorrt import build, build_plan
 from deploy.runner import cuda_driver, trt
-from deploy.runner.errors import BuildFailed, CudaError, DeviceError, MissingModule
+from deploy.runner.errors import BuildError, CudaError, DeviceError, MissingModule
 from deploy.runner.gpu import gpu_of
 from deploy.runner.main import run_experiment
 from deploy.runner.protocol import Protocol, measure_engines
@@ -187,10 +187,10 @@ def test_what_cannot_be_opened_says_why_and_leaves_nothing_on_the_device():
         engine_on(cuda, X.astype(np.float64))
     with pytest.raises(DeviceError, match="'y' depends on the values"):
         engine_on(cuda, output_rows=-1)
-    with pytest.raises(BuildFailed, match="does not load on this machine: the plan is of another version"):
+    with pytest.raises(BuildError, match="does not load on this machine: the plan is of another version"):
         engine_on(cuda, plan=b"other")
     small = FakeCuda(memory_bytes=30)
-    with pytest.raises(BuildFailed, match="CUDA_ERROR_OUT_OF_MEMORY"):
+    with pytest.raises(BuildError, match="CUDA_ERROR_OUT_OF_MEMORY"):
         engine_on(small)
     assert cuda.memory == small.memory == {}
 
@@ -224,7 +224,7 @@ def test_layers_carry_the_nodes_they_came_from_and_their_time_from_a_pass_of_its
 def test_layers_of_a_plan():
     cuda = FakeCuda()
     assert [layer["name"] for layer in layers_of_plan(fake_tensorrt(cuda), b"plan")] == ["double_myl0_1", "unnoticed"]
-    with pytest.raises(BuildFailed, match="another version"):
+    with pytest.raises(BuildError, match="another version"):
         layers_of_plan(fake_tensorrt(cuda), b"other")
 
 
@@ -253,7 +253,7 @@ def test_a_plan_is_built_for_the_gpu_and_kept(monkeypatch, tmp_path):
     with pytest.raises(DeviceError, match="no setting precision: use batch_sizes, workspace_mb, compute_capability"):
         open_trt_engine("tensorrt-rtx", model, {"precision": "int8"}, {}, cache)
     onnx.save(one_layer(Layer("conv2d", W4B32), half=True), model)
-    with pytest.raises(BuildFailed, match="blocking dimension") as failed:
+    with pytest.raises(BuildError, match="blocking dimension") as failed:
         open_trt_engine("tensorrt-rtx", model, {}, {}, cache)
     assert failed.value.nodes == ("unit/DQw",)
     assert cuda.calls == ["close", "close"]
@@ -285,7 +285,7 @@ def test_the_real_modules_own_objects_are_used_rightly():
     profiler = trt.new_profiler(module)
     profiler.report_layer_time("a", 0.5)
     assert profiler.times == {"a": [0.5]}
-    with pytest.raises(BuildFailed, match=r"does not load on this machine: .*Serialization"):
+    with pytest.raises(BuildError, match=r"does not load on this machine: .*Serialization"):
         layers_of_plan(module, b"no plan" * 100)
 
 

@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from deploy.runner.blame import nodes_named
-from deploy.runner.errors import BuildFailed, DeviceError
+from deploy.runner.errors import BuildError, DeviceError
 from deploy.runner.gpu import Gpu
 from deploy.runner.plan_cache import PlanTensor, find_plan_by_hash, write_bytes
 from deploy.runner.trt_build import TrtSettings, build, for_gpu
@@ -220,7 +220,7 @@ def test_a_rejected_timing_cache_is_not_the_reason_why_a_build_fails(tmp_path, m
 
     monkeypatch.setattr(FakeConfig, "set_timing_cache", set_timing_cache)
     monkeypatch.setattr(FakeGpu, "build_serialized_network", no_kernel)
-    with pytest.raises(BuildFailed) as failed:
+    with pytest.raises(BuildError) as failed:
         build(module, models[1], TENSORRT, cache, ORIN)
     assert failed.value.reason == "no implementation for node conv1"
     assert "another device" in failed.value.log

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from calib.formats.format import Format
-from deploy.backends.tensorrt import Kernel, check_units
+from deploy.backends.tensorrt import check_units
 from deploy.runner.trt_layers import layers_from_inspector, nodes_from_metadata, trt_type_name
 
 TENSORRT_10 = {
@@ -105,10 +105,10 @@ def test_tensorrt_11_writes_them_apart():
 def test_the_policy_is_checked_against_the_inspectors_layers_too():
     layers = [*layers_from_inspector(json.dumps(TENSORRT_10)), *layers_from_inspector(json.dumps(TENSORRT_11))]
     planned = {"layer1.0.conv1": Format(8, 8), "conv2": Format.from_text("fp16"), "fc": Format.from_text("w4a16b32")}
-    checks = check_units([Kernel.from_json(layer) for layer in layers], planned)
+    checks = check_units([PlanKernel.from_json(layer) for layer in layers], planned)
     assert [check.found for check in checks] == ["int8", "fp16", "int4-weight-only"]
     assert all(check.agrees for check in checks)
-    (wrong,) = check_units([Kernel.from_json(layer) for layer in layers], {"conv2": Format(8, 8)})
+    (wrong,) = check_units([PlanKernel.from_json(layer) for layer in layers], {"conv2": Format(8, 8)})
     assert not wrong.agrees
 
 
@@ -124,7 +124,7 @@ def convolution(read: str, written: str, weights: str) -> dict:
         "Inputs": tensors[:1],
         "Outputs": tensors[1:],
         "ParameterType": "Convolution",
-        "Kernel": [3, 3],
+        "PlanKernel": [3, 3],
         "Groups": 1,
         "Weights": {"Type": weights, "Count": 165888},
         "Bias": {"Type": "Float", "Count": 144},
@@ -147,7 +147,9 @@ INT8_LAYOUTS = (
 @pytest.mark.parametrize("weights", ["Int8", "INT8"])
 def test_int8_is_read_in_every_layout(layout, weights):
     text = json.dumps({"Layers": [convolution(layout, "Channel major FP16 format where channel % 8 == 0", weights)]})
-    (check,) = check_units([Kernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format(8, 8)})
+    (check,) = check_units(
+        [PlanKernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format(8, 8)}
+    )
     assert (check.found, check.agrees) == ("int8", True)
 
 
@@ -158,7 +160,9 @@ def test_int8_is_read_in_every_layout(layout, weights):
 ])  # fmt: skip
 def test_other_types_in_both_spellings(layout, weights, found):
     text = json.dumps({"Layers": [convolution(layout, layout, weights)]})
-    (check,) = check_units([Kernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format(8, 8)})
+    (check,) = check_units(
+        [PlanKernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format(8, 8)}
+    )
     assert (check.found, check.agrees) == (found, False)
 
 

@@ -215,7 +215,7 @@ class OrtInsteadOfPlan:
 
 
 def test_a_plan_is_run_where_there_is_its_gpu(plan_run, monkeypatch):
-    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_compute_capability", lambda: "sm86")
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_sm", lambda: "sm86")
     monkeypatch.setattr(stage_runners.tensorrt_backend, "PlanRunner", OrtInsteadOfPlan)
     record = verified(plan_run)
     assert record.stages["engine"].agreement == 1.0
@@ -224,11 +224,11 @@ def test_a_plan_is_run_where_there_is_its_gpu(plan_run, monkeypatch):
 
 
 def test_a_plan_is_not_run_on_another_gpu_or_without_one(plan_run, monkeypatch):
-    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_compute_capability", lambda: "sm89")
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_sm", lambda: "sm89")
     assert "build for it with --sm sm89" in verified(plan_run).stages["engine"].not_run
 
     def no_gpu():
         raise UserError("running an engine needs an NVIDIA GPU")
 
-    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_compute_capability", no_gpu)
+    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_sm", no_gpu)
     assert verified(plan_run).stages["engine"].not_run == "running an engine needs an NVIDIA GPU"

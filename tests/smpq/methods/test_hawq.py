@@ -15,7 +15,7 @@ from calib.network.graph import TracedModel
 from calib.network.units import find_units
 from calib.task import Batch
 from smpq.methods.hawq import mean_traces, squared_error
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 
 
@@ -95,7 +95,7 @@ def test_squared_errors(net):
         traced,
         units,
         Calibration(traced, units, batches, CalibrationSettings("minmax", "nearest", "affine")),
-        Rules("affine"),
+        QdqRules("affine"),
     )
     unit = units[0]
     weight = traced.state[unit.weight]

@@ -8,13 +8,13 @@ from calib.formats.format import FP32, Format
 from smpq.problem.costs import CostModel, JoinCost, Transition
 from smpq.problem.groups import find_groups
 from smpq.problem.joins import find_edges, find_joins
-from smpq.problem.policy import Group, Join, Policy, Space, domains, integer_names
-from smpq.quantized.plan import Rules, result_after_relu
+from smpq.problem.policy import Group, Join, Policy, Space, integer_names, integer_regions
+from smpq.quantized.plan import QdqRules, result_after_relu
 from smpq.solve.allocate import Ceiling, Problem, allocate
 from tests.deploy import networks
 from tests.smpq.problems import unit
 
-OUTPUTS, SKIPS = Rules("affine", outputs=True), Rules("symmetric", skips=True)
+OUTPUTS, SKIPS = QdqRules("affine", outputs=True), QdqRules("symmetric", skips=True)
 W8A8 = Format.from_text("w8a8")
 
 
@@ -64,7 +64,7 @@ def test_the_skip_of_a_join_is_an_edge_so_that_the_latency_model_has_a_price_for
 
 
 def test_rule_3_without_such_rules_there_is_no_choice():
-    assert found(Rules("affine"))[2] == ()
+    assert found(QdqRules("affine"))[2] == ()
 
 
 def test_edges_start_at_convolutions_and_joins_only():
@@ -170,7 +170,7 @@ def test_formats_and_joins_are_chosen_together_as_well_as_by_brute_force(seed):
 def test_a_join_behind_one_kept_in_float_stands_among_integers_but_cannot_work_on_them():
     joins = (Join("first", ("a", "b"), ("c",)), Join("second", ("first", "c"), ("d",)))
     every = dict.fromkeys("abcd", W8A8)
-    integers, among, kept = domains(Policy(every, frozenset({"first", "second"})), joins)
+    integers, among, kept = integer_regions(Policy(every, frozenset({"first", "second"})), joins)
     assert integers == {*"abcd"}
     assert among == {*"abcd", "first", "second"}
     assert kept == {"first"}

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smpq.quantized.plan import QuantPlan, Rules, plan_from_policy, result_after_relu
+from smpq.quantized.plan import QdqRules, QuantPlan, plan_from_policy, result_after_relu
 from tests.smpq.problems import Traced, residual
 
 
@@ -12,7 +12,7 @@ def network() -> Traced:
     return residual()
 
 
-def plan_of(network: Traced, rules: Rules, default: str = "w8a8", **others: str) -> QuantPlan:
+def plan_of(network: Traced, rules: QdqRules, default: str = "w8a8", **others: str) -> QuantPlan:
     return plan_from_policy(
         network.formats(default, **others), network.units, network.traced, network.calibration, rules
     )
@@ -41,7 +41,7 @@ def named(network: Traced, operator: str) -> list[str]:
 
 
 def test_rule_1_quantises_the_input_of_integer_units_for_them_alone(network):
-    plan = plan_of(network, Rules("affine"), a="w4a16", d="fp32")
+    plan = plan_of(network, QdqRules("affine"), a="w4a16", d="fp32")
     assert not sources(plan)
     expected: dict[str, set[str]] = {}
     for path in ("stem", "b", "skip", "c", "head"):
@@ -53,9 +53,9 @@ def test_rule_1_quantises_the_input_of_integer_units_for_them_alone(network):
 
 
 def test_units_that_read_one_tensor_share_its_pair(network):
-    plan = plan_of(network, Rules("affine"))
+    plan = plan_of(network, QdqRules("affine"))
     assert edges(plan)[network.by_path["a"].inputs[0]] == {call(network, "a"), call(network, "skip")}
-    split = plan_of(network, Rules("affine"), skip="w8a4")
+    split = plan_of(network, QdqRules("affine"), skip="w8a4")
     pairs = [entry for entry in split.tensors if entry.tensor == network.by_path["a"].inputs[0]]
     assert {(entry.quantizer.bits, entry.consumers) for entry in pairs} == {
         (8, (call(network, "a"),)),
@@ -64,14 +64,14 @@ def test_units_that_read_one_tensor_share_its_pair(network):
 
 
 def test_a_float_policy_has_nothing_to_quantise(network):
-    for rules in (Rules("affine"), Rules("affine", outputs=True), Rules("symmetric", skips=True)):
+    for rules in (QdqRules("affine"), QdqRules("affine", outputs=True), QdqRules("symmetric", skips=True)):
         plan = plan_of(network, rules, "fp32")
         assert plan.tensors == ()
         assert not plan.weights
 
 
 def test_rules_2_and_4_with_outputs_integers_stay_integers(network):
-    plan = plan_of(network, Rules("affine", outputs=True))
+    plan = plan_of(network, QdqRules("affine", outputs=True))
     (pool,) = named(network, "max_pool2d")
     first, second = named(network, "add.Tensor")
     expected = {
@@ -89,7 +89,7 @@ def test_rules_2_and_4_with_outputs_integers_stay_integers(network):
 
 
 def test_a_move_keeps_the_grid_of_its_source(network):
-    plan = plan_of(network, Rules("affine", outputs=True))
+    plan = plan_of(network, QdqRules("affine", outputs=True))
     quantizers = {entry.tensor: entry.quantizer for entry in plan.tensors}
     (pool,) = named(network, "max_pool2d")
     assert quantizers[pool] is quantizers[relu(network, "stem")]
@@ -97,7 +97,7 @@ def test_a_move_keeps_the_grid_of_its_source(network):
 
 
 def test_an_add_with_a_float_operand_stays_float(network):
-    plan = plan_of(network, Rules("affine", outputs=True), skip="fp32")
+    plan = plan_of(network, QdqRules("affine", outputs=True), skip="fp32")
     first, _ = named(network, "add.Tensor")
     assert call(network, "skip") not in sources(plan)
     assert network.after(first) not in sources(plan)
@@ -105,7 +105,7 @@ def test_an_add_with_a_float_operand_stays_float(network):
 
 
 def test_a_weight_only_or_linear_layer_writes_floats(network):
-    plan = plan_of(network, Rules("affine", outputs=True), c="w4a16")
+    plan = plan_of(network, QdqRules("affine", outputs=True), c="w4a16")
     assert relu(network, "c") not in sources(plan)
     assert call(network, "head") not in sources(plan)
     assert edges(plan)[relu(network, "c")] == {call(network, "d")}
@@ -121,13 +121,13 @@ def test_an_add_that_no_integer_unit_reads_stays_float():
             return self.a(x) + self.b(x)
 
     network = Traced(Sum(), torch.randn(4, 2, 3, 3))
-    assert sources(plan_of(network, Rules("affine", outputs=True))) == {call(network, "a"), call(network, "b")}
+    assert sources(plan_of(network, QdqRules("affine", outputs=True))) == {call(network, "a"), call(network, "b")}
 
 
 def test_rule_3_the_skip_is_read_as_integers_where_it_is_integer_anyway(network):
     first, second = named(network, "add.Tensor")
     identity = network.after(first)
-    plan = plan_of(network, Rules("affine", skips=True))
+    plan = plan_of(network, QdqRules("affine", skips=True))
     assert not sources(plan)
     assert edges(plan)[identity] == {call(network, "c"), second}
     assert edges(plan)[call(network, "skip")] == {first}, "of two integer branches the shorter one, for the add alone"
@@ -146,17 +146,17 @@ def test_rule_3_the_skip_is_read_as_integers_where_it_is_integer_anyway(network)
     block = Traced(Block(), torch.randn(4, 2, 3, 3), "symmetric")
     (add,) = named(block, "add.Tensor")
     tensor = block.by_path["a"].inputs[0]
-    assert edges(plan_of(block, Rules("symmetric", skips=True)))[tensor] == {call(block, "a"), add}
-    assert edges(plan_of(block, Rules("symmetric")))[tensor] == {call(block, "a")}
+    assert edges(plan_of(block, QdqRules("symmetric", skips=True)))[tensor] == {call(block, "a"), add}
+    assert edges(plan_of(block, QdqRules("symmetric")))[tensor] == {call(block, "a")}
     # without an integer convolution in front of the add, or without an integer layer on the skip, there is nothing to
     # fuse
-    assert edges(plan_of(block, Rules("symmetric", skips=True), b="w4a16"))[tensor] == {call(block, "a")}
-    assert tensor not in edges(plan_of(block, Rules("symmetric", skips=True), a="w4a16"))
+    assert edges(plan_of(block, QdqRules("symmetric", skips=True), b="w4a16"))[tensor] == {call(block, "a")}
+    assert tensor not in edges(plan_of(block, QdqRules("symmetric", skips=True), a="w4a16"))
 
 
 def test_rule_3_a_skip_that_only_the_add_reads_has_the_bits_of_the_layer_that_adds(network):
     first, _ = named(network, "add.Tensor")
-    rules = Rules("affine", skips=True)
+    rules = QdqRules("affine", skips=True)
     (entry,) = (entry for entry in plan_of(network, rules, b="w4a4").tensors if entry.tensor == call(network, "skip"))
     assert entry.consumers == (first,)
     assert entry.quantizer.bits == 4
@@ -171,7 +171,7 @@ def test_rule_3_a_skip_that_only_the_add_reads_has_the_bits_of_the_layer_that_ad
 def test_rule_3_a_join_in_float_reads_floats(network):
     first, second = named(network, "add.Tensor")
     formats = network.formats("w8a8")
-    rules = Rules("affine", skips=True)
+    rules = QdqRules("affine", skips=True)
     kept = plan_from_policy(formats, network.units, network.traced, network.calibration, rules, frozenset({first}))
     assert call(network, "skip") not in edges(kept)
     assert second in edges(kept)[network.after(first)]
@@ -191,7 +191,7 @@ def test_rule_3_a_moved_skip_is_on_the_grid_of_what_the_layer_reads():
 
     torch.manual_seed(0)
     network = Traced(Strided(), torch.randn(4, 2, 6, 6), "symmetric")
-    plan = plan_of(network, Rules("symmetric", skips=True))
+    plan = plan_of(network, QdqRules("symmetric", skips=True))
     (add,) = named(network, "add.Tensor")
     (pad,) = named(network, "pad")
     quantizers = {entry.tensor: entry.quantizer for entry in plan.tensors}
@@ -223,7 +223,7 @@ def test_what_keeps_the_grid(pad, kept):
 
     torch.manual_seed(0)
     network = Traced(Padded(), torch.randn(4, 2, 6, 6))
-    plan = plan_of(network, Rules("affine", outputs=True))
+    plan = plan_of(network, QdqRules("affine", outputs=True))
     tensor = network.by_path["b"].inputs[0]
     assert (tensor in sources(plan)) is kept
     assert (tensor in edges(plan)) is not kept
@@ -255,6 +255,6 @@ def test_a_relu_counts_as_the_result_only_when_nothing_else_reads_the_sum(networ
 
 def test_the_scheme_reaches_every_quantiser():
     network = residual("symmetric")
-    plan = plan_of(network, Rules("symmetric"))
+    plan = plan_of(network, QdqRules("symmetric"))
     assert plan.tensors
     assert all(entry.quantizer.signed and entry.quantizer.zero_point == 0 for entry in plan.tensors)

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from calib.formats.format import Format
 from calib.formats.integers import ActivationQuantizer
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from tests.smpq.problems import Traced, residual
 
 
-def fake(network: Traced, rules: Rules | None = None) -> FakeQuantizer:
-    return FakeQuantizer(network.traced, network.units, network.calibration, rules or Rules("affine"))
+def fake(network: Traced, rules: QdqRules | None = None) -> FakeQuantizer:
+    return FakeQuantizer(network.traced, network.units, network.calibration, rules or QdqRules("affine"))
 
 
 def single(*, bias: float = 1.0) -> Traced:
@@ -38,7 +38,7 @@ def integer_convolution(
 
 def test_a_float_policy_changes_nothing():
     network = residual()
-    for rules in (Rules("affine"), Rules("affine", outputs=True, integer_bias=True)):
+    for rules in (QdqRules("affine"), QdqRules("affine", outputs=True, integer_bias=True)):
         output = fake(network, rules).run(network.formats("fp32"), (network.x,))
         assert torch.equal(output, network.traced.run((network.x,)))
 
@@ -80,7 +80,7 @@ def test_an_integer_bias_gives_what_the_integer_kernel_gives():
     network = single()
     (unit,) = network.units
     formats = network.formats("w8a8")
-    quantizer = fake(network, Rules("affine", integer_bias=True))
+    quantizer = fake(network, QdqRules("affine", integer_bias=True))
     plan = quantizer.plan(formats)
     weight = plan.weights[unit.path]
     bias = network.traced.state[unit.bias]
@@ -91,7 +91,7 @@ def test_an_integer_bias_gives_what_the_integer_kernel_gives():
 
 def test_only_convolutions_that_read_integers_get_an_integer_bias():
     network = residual()
-    quantizer = fake(network, Rules("affine", outputs=True, integer_bias=True))
+    quantizer = fake(network, QdqRules("affine", outputs=True, integer_bias=True))
     formats = network.formats("w8a8", stem="w4a16", c="fp32")
     biases = {unit.bias: unit.path for unit in network.units}
     edges = quantizer.edits(quantizer.plan(formats)).edges
@@ -111,7 +111,7 @@ def test_each_call_of_a_layer_rounds_the_bias_to_its_own_step():
     torch.manual_seed(0)
     network = Traced(Twice(), 5 * torch.randn(8, 2, 4, 4))
     (unit,) = network.units
-    quantizer = fake(network, Rules("affine", integer_bias=True))
+    quantizer = fake(network, QdqRules("affine", integer_bias=True))
     formats = network.formats("w8a8")
     plan = quantizer.plan(formats)
     first, second = (plan.input_quantizer(unit, index) for index in (0, 1))
@@ -128,7 +128,7 @@ def test_a_bias_that_does_not_fit_32_bits_stays_float():
     plan = fake(network).plan(network.formats("w8a8"))
     weight = dataclasses.replace(plan.weights["0"], scale=torch.full((3,), 1e-12))
     plan = dataclasses.replace(plan, weights={"0": weight})
-    edit = fake(network, Rules("affine", integer_bias=True)).edits(plan).edges[unit.bias, unit.calls[0]]
+    edit = fake(network, QdqRules("affine", integer_bias=True)).edits(plan).edges[unit.bias, unit.calls[0]]
     bias = network.traced.state[unit.bias]
     assert torch.equal(edit(bias), bias)
 
@@ -147,6 +147,6 @@ def test_the_weights_are_restored_once_for_all_policies():
 def test_eight_bits_agree_with_float_within_their_steps(scheme):
     network = residual(scheme)
     reference = network.traced.run((network.x,))
-    rules = Rules(scheme, outputs=scheme == "affine", skips=scheme == "symmetric", integer_bias=scheme == "affine")
+    rules = QdqRules(scheme, outputs=scheme == "affine", skips=scheme == "symmetric", integer_bias=scheme == "affine")
     output = fake(network, rules).run(network.formats("w8a8"), (network.x,))
     assert float((output - reference).norm() / reference.norm()) < 0.05

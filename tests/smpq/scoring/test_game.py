@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from smpq.problem.policy import Policy, domains
+from smpq.problem.policy import Policy, integer_regions
 from smpq.scoring.estimators import Stopping, estimator_from_name
 from smpq.scoring.game import PolicyGame
 from smpq.value.evaluate import OneByOne
@@ -52,7 +52,7 @@ def test_the_contributions_of_a_policy_with_joins_in_float_sum_to_what_it_loses(
     assert estimate.values.sum() == pytest.approx(value(end) - value(space.uniform(FP32)))
     assert end in asked
     for policy in asked:
-        assert policy.float_joins == domains(replace(policy, float_joins=end.float_joins), space.joins)[2]
+        assert policy.float_joins == integer_regions(replace(policy, float_joins=end.float_joins), space.joins)[2]
 
 
 def test_policies_that_differ_in_joins_only_by_their_start_are_no_game():

@@ -11,7 +11,7 @@ from calib.formats.format import FP32, Format
 from smpq.files import ScoresFile
 from smpq.problem.policy import Policy, Space
 from smpq.scoring.scores import Scores
-from smpq.scoring.shapley import Stopping, _Sampler, estimate
+from smpq.scoring.shapley import ScoringLimits, _Sampler, estimate
 from tests.smpq.problems import W2A8, W4A16, W8A8, Additive, policies, random_values, space_of
 
 
@@ -66,7 +66,7 @@ def test_the_marginals_of_a_walk_sum_to_what_it_changes(seed):
 def test_an_additive_game_is_recovered_exactly():
     space = space_of(6)
     values = losses(space)
-    scores = estimate(Additive(values, constant=5.0), space, Stopping(evaluations=60))
+    scores = estimate(Additive(values, constant=5.0), space, ScoringLimits(evaluations=60))
     for name, row in scores.entries.items():
         for chosen, score in row.items():
             assert score.value == pytest.approx(values[name][chosen], abs=1e-12)
@@ -78,7 +78,7 @@ def test_an_additive_game_is_recovered_exactly():
 def test_positive_scores_are_allowed():
     space = space_of(4)
     values = {name: {f: 0.0 if f.is_float else 0.1 for f in row} for name, row in space.formats.items()}
-    scores = estimate(Additive(values), space, Stopping(evaluations=40))
+    scores = estimate(Additive(values), space, ScoringLimits(evaluations=40))
     assert scores.values()["g0"][W8A8] == pytest.approx(0.1)
 
 
@@ -86,7 +86,7 @@ def test_a_null_player_scores_zero():
     space = space_of(5)
     values = losses(space)
     values["g2"] = dict.fromkeys(values["g2"], 0.0)
-    scores = estimate(Interacting(values), space, Stopping(evaluations=200))
+    scores = estimate(Interacting(values), space, ScoringLimits(evaluations=200))
     for score in scores.entries["g2"].values():
         assert score.value == pytest.approx(0, abs=1e-12)
     assert scores.entries["g1"][W4A16].value < 0
@@ -95,7 +95,7 @@ def test_a_null_player_scores_zero():
 def test_twins_score_alike():
     space = space_of(4)
     values = {name: dict(losses(space)["g0"]) for name in space.formats}
-    scores = estimate(Interacting(values), space, Stopping(evaluations=2000))
+    scores = estimate(Interacting(values), space, ScoringLimits(evaluations=2000))
     first, last = (scores.entries[name][W4A16] for name in ("g0", "g3"))
     assert abs(first.value - last.value) < 4 * math.hypot(first.standard_error, last.standard_error)
 
@@ -105,7 +105,7 @@ def test_an_interacting_game_against_all_orders(seed):
     # one format and a range of bits that ends every walk at the same policy, so that enumeration is exact
     space = space_of(5, (W4A16, FP32))
     game = Interacting(losses(space))
-    scores = estimate(game, space, Stopping(evaluations=600), seed, bits=(4.0, 4.0))
+    scores = estimate(game, space, ScoringLimits(evaluations=600), seed, bits=(4.0, 4.0))
     end = space.uniform(W4A16)
     for (name, chosen), value in exact(game, space, end).items():
         score = scores.entries[name][chosen]
@@ -122,7 +122,7 @@ def test_an_interacting_game_against_all_orders(seed):
 def test_the_formats_of_a_group_are_compared_in_the_same_contexts():
     space = space_of(4, (W8A8, W4A16, W2A8, FP32))
     game = Interacting(losses(space))
-    estimate(game, space, Stopping(evaluations=1))
+    estimate(game, space, ScoringLimits(evaluations=1))
     walk = [dict(pair.split("=") for pair in key.split(",")) for key in game.asked[1 + 12 :]]
     for step in range(4):
         tried = walk[3 * step : 3 * step + 3]
@@ -133,7 +133,7 @@ def test_the_formats_of_a_group_are_compared_in_the_same_contexts():
 def test_the_same_seed_gives_the_same_scores_and_another_seed_others():
     space = space_of(5)
     first, again, other = (
-        estimate(Interacting(losses(space)), space, Stopping(evaluations=80), seed=seed) for seed in (3, 3, 4)
+        estimate(Interacting(losses(space)), space, ScoringLimits(evaluations=80), seed=seed) for seed in (3, 3, 4)
     )
     assert first == again
     assert first.entries != other.entries
@@ -154,7 +154,7 @@ def test_contexts_lie_in_the_range_of_bits_that_is_asked_for():
 def test_stops_before_more_evaluations_than_allowed(evaluations):
     space = space_of(5)
     seen: list[int] = []
-    scores = estimate(Interacting(losses(space)), space, Stopping(evaluations), advance=seen.append)
+    scores = estimate(Interacting(losses(space)), space, ScoringLimits(evaluations), advance=seen.append)
     assert scores.stop_reason == "evaluations"
     assert scores.evaluations == len(seen) == 10 + 10 * scores.permutations
     assert scores.evaluations <= max(evaluations, 20)
@@ -166,7 +166,7 @@ def test_stops_before_more_evaluations_than_allowed(evaluations):
 
 def test_stops_when_the_scores_are_precise_enough():
     space = space_of(5)
-    scores = estimate(Interacting(losses(space)), space, Stopping(evaluations=20_000, precision=0.05))
+    scores = estimate(Interacting(losses(space)), space, ScoringLimits(evaluations=20_000, precision=0.05))
     assert scores.stop_reason == "precision"
     assert scores.evaluations < 20_000
     cells = [score for row in scores.entries.values() for f, score in row.items() if f != FP32]
@@ -176,12 +176,12 @@ def test_stops_when_the_scores_are_precise_enough():
 @pytest.mark.parametrize("arguments", [{"evaluations": -1}, {"precision": -0.1}, {"precision": 1.0}])
 def test_stopping_rules_that_make_no_sense_are_user_errors(arguments):
     with pytest.raises(UserError):
-        Stopping(**arguments)
+        ScoringLimits(**arguments)
 
 
 def test_one_sample_has_an_interval_all_the_same():
     space = space_of(3)
-    scores = estimate(Interacting(losses(space)), space, Stopping(evaluations=1))
+    scores = estimate(Interacting(losses(space)), space, ScoringLimits(evaluations=1))
     assert scores.permutations == 1
     score = scores.entries["g1"][W4A16]
     assert score.standard_error == pytest.approx(abs(score.value - score.alone))
@@ -190,7 +190,7 @@ def test_one_sample_has_an_interval_all_the_same():
 
 def test_scores_come_back_from_their_file_and_wrong_files_are_user_errors(tmp_path):
     space, file = space_of(3), tmp_path / ScoresFile.NAME
-    scores = estimate(Interacting(losses(space)), space, Stopping(evaluations=30))
+    scores = estimate(Interacting(losses(space)), space, ScoringLimits(evaluations=30))
     record = scores.to_file()
     write_record(file, record)
     assert Scores.from_file(read_record(file, ScoresFile), space) == scores
@@ -220,14 +220,14 @@ def test_values_of_any_sign_and_size_do_not_disturb_the_sampler():
     for scale in (1e-9, 1e6):
         values = random_values(space, np.random.default_rng(0), scale)
         values = {name: {**row, FP32: 0.0} for name, row in values.items()}
-        scores = estimate(Additive(values), space, Stopping(evaluations=60))
+        scores = estimate(Additive(values), space, ScoringLimits(evaluations=60))
         assert scores.values()["g1"][W8A8] == pytest.approx(values["g1"][W8A8], abs=1e-9 * scale)
 
 
 def test_without_walks_the_scores_are_those_of_one_change_at_a_time():
     space = space_of(4)
     game = Interacting(losses(space))
-    scores = estimate(game, space, Stopping(evaluations=0))
+    scores = estimate(game, space, ScoringLimits(evaluations=0))
     assert scores.estimator == "one at a time"
     assert scores.permutations == 0
     assert scores.evaluations == 8

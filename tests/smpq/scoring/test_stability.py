@@ -5,7 +5,7 @@ from calib.files.storage import json_text, record_from_text
 from smpq.files import StabilityFile
 from smpq.problem.costs import CostModel
 from smpq.scoring.scores import Score, Scores
-from smpq.scoring.shapley import Stopping, estimate
+from smpq.scoring.shapley import ScoringLimits, estimate
 from smpq.scoring.stability import RESAMPLES, UntilStable, decision_stability
 from smpq.solve.allocate import Ceiling
 from tests.smpq.problems import FP32, W2A8, W4A16, W8A8, Additive, space_of
@@ -66,7 +66,7 @@ def test_sampling_stops_once_the_decision_is_stable():
         "avg_bits", 0.0, {name: {f: float(f.weight_bits) for f in row} for name, row in space.formats.items()}, 1.0
     )
     rule = UntilStable(space, [Ceiling(bits, 20.0)])
-    scores = estimate(Additive(values), space, Stopping(5000), stable=rule)
+    scores = estimate(Additive(values), space, ScoringLimits(5000), stable=rule)
     assert scores.stop_reason == "stable"
     assert scores.permutations == 5, "three walks for the first answer, two more that confirm it"
     assert scores.evaluations < 200

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from calib.errors import UserError
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.supernet.game import GameSettings, SupernetGame
 from tests.smpq.supernets import Task, supernet
@@ -39,7 +39,7 @@ def test_the_grand_coalition_is_the_supernet(net):
 def test_one_survivor_a_row_is_that_quantised_format(net):
     game = SupernetGame(net, Task().calibration())
     row = np.array([operation.name in {"w4", "a8"} for operation in net.operations])
-    fake = FakeQuantizer(net.subject.traced, net.space.units, net.subject.calibration, Rules("affine"))
+    fake = FakeQuantizer(net.subject.traced, net.space.units, net.subject.calibration, QdqRules("affine"))
     formats = net.space.uniform(net.space.formats["stem"][-1]).by_unit(net.space.groups)
     batch = Task().calibration()[0]
     assert torch.allclose(output(game, row), fake.run(formats, batch.inputs), atol=1e-3)

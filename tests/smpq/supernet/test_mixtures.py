@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from calib.formats.integers import ActivationQuantizer
-from smpq.supernet.mixtures import Choice, MixedActivation, MixedWeight, SharedRounding, blend
+from smpq.supernet.mixtures import FormatMixture, MixedActivation, MixedWeight, SharedRounding, blend
 from smpq.training.lsq import LearnedActivation, LearnedWeight
 
 GRIDS = [ActivationQuantizer(4, 0.2, 3, signed=False), ActivationQuantizer(8, 0.013, 40, signed=False)]
@@ -11,7 +11,7 @@ GRIDS = [ActivationQuantizer(4, 0.2, 3, signed=False), ActivationQuantizer(8, 0.
 def mixture(grids=GRIDS, *, with_float=False):
     torch.manual_seed(0)
     candidates = [*map(LearnedActivation, grids), *([None] if with_float else [])]
-    choice = Choice(len(candidates))
+    choice = FormatMixture(len(candidates))
     with torch.no_grad():
         choice.alpha.copy_(torch.randn(len(candidates)))
     return MixedActivation(candidates, choice)
@@ -49,13 +49,13 @@ def test_a_float_candidate_is_the_tensor_itself():
     x = torch.randn(2, 3)
     assert torch.equal(SharedRounding([GRIDS[0], None], [0.0, 1.0])(x), x)
     weight = torch.randn(2, 3)
-    assert torch.equal(MixedWeight([None], Choice(1))(weight), weight)
+    assert torch.equal(MixedWeight([None], FormatMixture(1))(weight), weight)
 
 
 def test_a_mixed_weight_is_the_sum_of_its_candidates():
     weight, step = torch.randn(3, 4), torch.full((3,), 0.3)
     candidates = [LearnedWeight(step, 2), LearnedWeight(step / 4, 4), None]
-    choice = Choice(3)
+    choice = FormatMixture(3)
     with torch.no_grad():
         choice.alpha.copy_(torch.tensor([0.0, 1.0, -1.0]))
     shares = choice.shares().detach()

@@ -13,9 +13,9 @@ from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
 from calib.task import Batch
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.training.finetune import FineTuneSettings, Progress, Subject, finetune, one_cycle
+from smpq.training.finetune import FineTuneSettings, Subject, TrainingProgress, finetune, one_cycle
 from tests.smpq.tunable import Task, batch_of, tunable
 
 QUICK = FineTuneSettings(steps=24, learning_rate=0.01, step_learning_rate=0.001)
@@ -36,7 +36,7 @@ def tuned(given, subject):
     reports = []
     result = finetune(subject, given.batches, QUICK, reports.append)
     assert [report.step for report in reports] == [20, 24]
-    assert all(isinstance(report, Progress) and report.steps == 24 for report in reports)
+    assert all(isinstance(report, TrainingProgress) and report.steps == 24 for report in reports)
     return result
 
 
@@ -48,7 +48,7 @@ def test_it_gets_better_on_data_it_was_not_trained_on(tuned):
     assert tuned.seconds > 0
 
 
-@pytest.mark.parametrize("rules", [Rules("affine"), Rules("affine", outputs=True, integer_bias=True)])
+@pytest.mark.parametrize("rules", [QdqRules("affine"), QdqRules("affine", outputs=True, integer_bias=True)])
 def test_the_search_sees_exactly_what_was_trained(rules):
     given = tunable(rules, rounding="nearest")
     subject = given.subject("w2a8", plain="fp32", head="w4a8")
@@ -233,7 +233,7 @@ def test_a_model_for_one_batch_size_trains_on_batches_of_that_size():
     traced = TracedModel(model, x.inputs)
     assert not traced.dynamic_batch
     units, _ = find_units(traced)
-    fake = FakeQuantizer(traced, units, Calibration(traced, units, [x], CalibrationSettings()), Rules("affine"))
+    fake = FakeQuantizer(traced, units, Calibration(traced, units, [x], CalibrationSettings()), QdqRules("affine"))
     plan = fake.plan({unit.path: Format.from_text("w2a8") for unit in units})
     tuned = finetune(Subject(Uneven(), traced, units, model, folded, plan, "", ""), [x], FineTuneSettings(epochs=2))
     assert tuned.history[-1]["step"] == 4

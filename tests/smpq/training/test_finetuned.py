@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from calib.errors import UserError
 from calib.formats.format import Format
 from smpq.training.finetune import FineTuneSettings, finetune
-from smpq.training.finetuned import FineTuned, policy_of_file
+from smpq.training.finetuned import FineTunedWeights, policy_of_file
 from tests.limited import mutated, read_within_limits
 from tests.smpq.tunable import tunable
 
@@ -31,8 +31,8 @@ def result(given):
 def test_a_file_gives_back_what_was_saved(result, tmp_path):
     path = tmp_path / "finetuned.safetensors"
     result.save(path)
-    loaded = FineTuned.load(path)
-    for field in dataclasses.fields(FineTuned):
+    loaded = FineTunedWeights.load(path)
+    for field in dataclasses.fields(FineTunedWeights):
         saved, found = getattr(result, field.name), getattr(loaded, field.name)
         if field.name == "parameters":
             assert saved.keys() == found.keys()
@@ -82,7 +82,7 @@ def test_parameters_of_another_model(given, result):
 
 
 def test_a_missing_file(tmp_path):
-    for read in (FineTuned.load, policy_of_file):
+    for read in (FineTunedWeights.load, policy_of_file):
         with pytest.raises(UserError, match="missing: make it with smpq finetune"):
             read(tmp_path / "finetuned.safetensors")
 
@@ -192,7 +192,7 @@ def test_what_no_training_makes_is_refused(result, tmp_path, name):
     change(record, tensors)
     save_file(tensors, path, {"smpq": json.dumps(record)})
     with pytest.raises(UserError, match=message) as caught:
-        FineTuned.load(path)
+        FineTunedWeights.load(path)
     assert str(path) in str(caught.value)
     assert "fine-tune again" in str(caught.value)
 

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.training.plan import STARTS, attach_plan
 from tests.smpq.tunable import batch_of, tunable
 
 RULES = [
-    Rules("affine"),
-    Rules("affine", outputs=True),
-    Rules("symmetric", skips=True),
+    QdqRules("affine"),
+    QdqRules("affine", outputs=True),
+    QdqRules("symmetric", skips=True),
 ]
 
 
@@ -52,7 +52,7 @@ def test_nearby_weights_are_nearer_to_the_float_ones():
 
 
 def test_a_grid_that_moves_along_with_its_tensor_is_one_step():
-    given = tunable(Rules("affine", outputs=True))
+    given = tunable(QdqRules("affine", outputs=True))
     plan = given.fake.plan(given.formats("w8a8"))
     graph = given.graph()
     named = attach_plan(graph, plan, learn_activations=True)

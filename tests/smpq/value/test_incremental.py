@@ -5,7 +5,7 @@ import torch
 from calib.formats.format import Format
 from calib.network.execution import Edits
 from calib.network.graph import TracedModel
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.incremental import outputs_of
 from tests.smpq.problems import Residual, Traced, residual
@@ -22,7 +22,7 @@ def formats_of(network: Traced, texts: list[str]) -> dict[str, Format]:
     return {unit.path: Format.from_text(text) for unit, text in zip(network.units, texts, strict=True)}
 
 
-def drawn_edits(network: Traced, count: int, rules: Rules) -> list[Edits]:
+def drawn_edits(network: Traced, count: int, rules: QdqRules) -> list[Edits]:
     fake = FakeQuantizer(network.traced, network.units, network.calibration, rules)
     choices = np.random.default_rng(1).integers(len(FORMATS), size=(count, len(network.units)))
     choices[1:] = np.where(np.random.default_rng(2).random(choices[1:].shape) < 0.7, choices[0], choices[1:])
@@ -32,7 +32,7 @@ def drawn_edits(network: Traced, count: int, rules: Rules) -> list[Edits]:
 
 @pytest.mark.parametrize(
     "rules",
-    [Rules("affine"), Rules("symmetric", skips=True), Rules("affine", outputs=True, integer_bias=True)],
+    [QdqRules("affine"), QdqRules("symmetric", skips=True), QdqRules("affine", outputs=True, integer_bias=True)],
     ids=["plain", "tensorrt", "onnxruntime"],
 )
 def test_equal_to_whole_runs_bit_by_bit(network, rules):
@@ -44,7 +44,7 @@ def test_equal_to_whole_runs_bit_by_bit(network, rules):
 
 
 def test_a_change_costs_the_steps_behind_it_only(network, monkeypatch):
-    rules = Rules("affine")
+    rules = QdqRules("affine")
     fake = FakeQuantizer(network.traced, network.units, network.calibration, rules)
     texts = [["w8a8"] * len(network.units) for _ in network.units]
     for index, row in enumerate(texts):

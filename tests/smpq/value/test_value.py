@@ -13,7 +13,7 @@ from calib.network.execution import signatures
 from calib.task import Batch
 from smpq.problem.groups import find_groups
 from smpq.problem.policy import Policy, Space
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.evaluate import Evaluator
 from smpq.value.incremental import bytes_per_sample
@@ -56,9 +56,9 @@ def batches_of(*sizes: int) -> list[Batch]:
 
 
 def evaluator(
-    network: Traced, sizes: tuple[int, ...] = (40, 7), task: object = None, rules: Rules | None = None, **options
+    network: Traced, sizes: tuple[int, ...] = (40, 7), task: object = None, rules: QdqRules | None = None, **options
 ) -> Evaluator:
-    quantizer = FakeQuantizer(network.traced, network.units, network.calibration, rules or Rules("affine"))
+    quantizer = FakeQuantizer(network.traced, network.units, network.calibration, rules or QdqRules("affine"))
     return Evaluator(PolicyValue(quantizer, space_for(network), task or Task(), batches_of(*sizes), **options))
 
 
@@ -73,7 +73,7 @@ def test_the_float_policy_has_no_divergence_and_others_have(network):
 def test_values_are_means_over_samples_of_batches_of_any_size(network, name):
     value = evaluator(network, value=name)
     policy = space_for(network).uniform(W4A16)
-    quantizer = FakeQuantizer(network.traced, network.units, network.calibration, Rules("affine"))
+    quantizer = FakeQuantizer(network.traced, network.units, network.calibration, QdqRules("affine"))
     x, target = (torch.cat(parts) for parts in zip(*((b.inputs[0], b.target) for b in batches_of(40, 7)), strict=True))
     output = quantizer.run(policy.by_unit(space_for(network).groups), (x,))
     expected = {
@@ -107,7 +107,7 @@ def test_a_model_of_one_batch_size_is_evaluated_at_that_size():
     torch.manual_seed(0)
     network = Traced(Unrolled(), torch.randn(2, 4))
     assert not network.traced.dynamic_batch
-    quantizer = FakeQuantizer(network.traced, network.units, network.calibration, Rules("affine"))
+    quantizer = FakeQuantizer(network.traced, network.units, network.calibration, QdqRules("affine"))
     batches = [Batch((torch.randn(2, 4),), torch.zeros(2, dtype=torch.long))] * 2
     value = Evaluator(PolicyValue(quantizer, space_for(network), Task(), batches))
     assert value(space_for(network).uniform(W8A8)) < 0
@@ -154,7 +154,7 @@ def test_an_output_without_class_scores_is_a_user_error():
 def test_together_gives_the_same_numbers_as_one_by_one(network, name):
     space = space_for(network)
     quantizer = FakeQuantizer(
-        network.traced, network.units, network.calibration, Rules("affine", outputs=True, integer_bias=True)
+        network.traced, network.units, network.calibration, QdqRules("affine", outputs=True, integer_bias=True)
     )
     compute = PolicyValue(quantizer, space, Task(), batches_of(40, 7), name)
     drawn = [
@@ -167,8 +167,8 @@ def test_together_gives_the_same_numbers_as_one_by_one(network, name):
 
 def test_what_the_values_depend_on_is_told(network):
     space = space_for(network)
-    fake = FakeQuantizer(network.traced, network.units, network.calibration, Rules("affine"))
-    outputs = FakeQuantizer(network.traced, network.units, network.calibration, Rules("affine", outputs=True))
+    fake = FakeQuantizer(network.traced, network.units, network.calibration, QdqRules("affine"))
+    outputs = FakeQuantizer(network.traced, network.units, network.calibration, QdqRules("affine", outputs=True))
     identities = {
         PolicyValue(fake, space, Task(), batches_of(40, 7)).identity,
         PolicyValue(fake, space, Task(), batches_of(40, 7), "loss").identity,
@@ -180,7 +180,7 @@ def test_what_the_values_depend_on_is_told(network):
 
 def test_a_memory_limit_makes_the_parts_smaller_and_changes_no_value(network):
     space = space_for(network)
-    fake = FakeQuantizer(network.traced, network.units, network.calibration, Rules("affine"))
+    fake = FakeQuantizer(network.traced, network.units, network.calibration, QdqRules("affine"))
     free, limited = samples_at_once(fake, None), samples_at_once(fake, 0.1)
     assert 1 <= limited < free
     assert limited * bytes_per_sample(network.traced, network.units) <= 0.1 * 2**20
@@ -193,13 +193,13 @@ def test_a_memory_limit_makes_the_parts_smaller_and_changes_no_value(network):
 
 def test_a_limit_below_one_sample_is_a_user_error():
     big = Traced(nn.Sequential(nn.Conv2d(1, 40, 3), nn.Conv2d(40, 1, 3)), torch.randn(2, 1, 160, 160))
-    fake = FakeQuantizer(big.traced, big.units, big.calibration, Rules("affine"))
+    fake = FakeQuantizer(big.traced, big.units, big.calibration, QdqRules("affine"))
     with pytest.raises(UserError, match="memory limit of 1 MB"):
         samples_at_once(fake, 1)
 
 
 @pytest.mark.parametrize("name", ["kl", "loss", "metric"])
-@pytest.mark.parametrize("rules", [Rules("affine"), Rules("affine", outputs=True, skips=True, integer_bias=True)])
+@pytest.mark.parametrize("rules", [QdqRules("affine"), QdqRules("affine", outputs=True, skips=True, integer_bias=True)])
 def test_a_pickled_copy_gives_the_same_values_without_calibration_data(network, name, rules):
     space = space_for(network)
     fresh = residual()  # nothing is worked out yet when the copy is made
@@ -229,7 +229,7 @@ def test_a_copy_takes_along_no_task_that_it_does_not_use(network):
         """Cannot be pickled."""
 
     space = space_for(network)
-    quantizer = FakeQuantizer(network.traced, network.units, network.calibration, Rules("affine"))
+    quantizer = FakeQuantizer(network.traced, network.units, network.calibration, QdqRules("affine"))
     batches = [Batch(batch.inputs, lambda: None) for batch in batches_of(8)]
     copy = pickled(PolicyValue(quantizer, space, Local(), batches))
     assert copy([space.uniform(W8A8)])[0][1] < 0

@@ -3,14 +3,14 @@ import pytest
 from scipy import optimize
 
 from smpq.scoring.estimators.exact import all_coalitions, values_of_table
-from smpq.scoring.estimators.surrogate import Kernel, _surprise, fit_kernel, fit_surrogate
+from smpq.scoring.estimators.surrogate import PairKernel, _surprise, fit_kernel, fit_surrogate
 from tests.smpq.scoring.estimators.games import saturating
 
 
 @pytest.mark.parametrize("players", [1, 2, 5, 8])
 def test_the_shapley_values_of_a_kernel_are_those_of_its_table(players):
     generator = np.random.default_rng(players)
-    kernel = Kernel(generator.uniform(0.02, 1.5, players), 0.3, 2.0, 0.0)
+    kernel = PairKernel(generator.uniform(0.02, 1.5, players), 0.3, 2.0, 0.0)
     signs = 2.0 * all_coalitions(players) - 1
     point = signs[[generator.integers(2**players)]]
     # half differences of the game V = k are k, which is odd
@@ -20,7 +20,7 @@ def test_the_shapley_values_of_a_kernel_are_those_of_its_table(players):
 
 def test_many_players_do_not_overflow():
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (5, 600))
-    kernel = Kernel(np.full(600, 2.5), 1.0, 1.0, 0.0)
+    kernel = PairKernel(np.full(600, 2.5), 1.0, 1.0, 0.0)
     assert np.isfinite(kernel.shapley_values(signs)).all()
     assert kernel(signs, signs).diagonal() == pytest.approx(601.0)
 

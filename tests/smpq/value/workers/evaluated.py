@@ -17,12 +17,12 @@ from calib.formats.format import FP32
 from calib.task import Batch
 from smpq.problem.groups import find_groups
 from smpq.problem.policy import Policy, Space
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.value import PolicyValue
 from tests.smpq.problems import W2A8, W4A16, W8A8, residual
 
-OUTPUTS = Rules("affine", outputs=True, integer_bias=True)
+OUTPUTS = QdqRules("affine", outputs=True, integer_bias=True)
 
 
 class Task:
@@ -52,7 +52,7 @@ class Deadly(Task):
         return super().loss(output, target)
 
 
-def compute(task: object = None, value: str = "kl", rules: Rules = OUTPUTS, samples: int = 40) -> PolicyValue:
+def compute(task: object = None, value: str = "kl", rules: QdqRules = OUTPUTS, samples: int = 40) -> PolicyValue:
     network = residual()
     groups = find_groups(network.traced, network.units)
     space = Space(groups, {group.name: (W8A8, W4A16, W2A8, FP32) for group in groups}, FP32)
@@ -75,17 +75,17 @@ def drawn(space: Space, count: int, seed: int = 0) -> list[Policy]:
 
 def main() -> None:
     """Start a worker, say who it is, and keep it busy, until somebody ends this process."""
-    from smpq.value.workers.crew import Crew
-    from smpq.value.workers.local import LocalHands
+    from smpq.value.workers.local import LocalWorkerSource
+    from smpq.value.workers.pool import WorkerPool
     from tests.torch_kept import torch_kept
 
     torch.set_num_threads(1)
     with torch_kept():
-        crew, value = Crew(LocalHands(1)), compute(samples=200)
-    shared = crew.compute(value)
+        pool, value = WorkerPool(LocalWorkerSource(1)), compute(samples=200)
+    shared = pool.compute(value)
     for number in range(100_000):
         for _ in shared(drawn(value.space, 60, number)):
-            sys.stdout.write(" ".join(map(str, crew.pids())) + "\n")
+            sys.stdout.write(" ".join(map(str, pool.pids())) + "\n")
             sys.stdout.flush()
         time.sleep(0)
 

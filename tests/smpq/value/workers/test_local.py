@@ -12,19 +12,19 @@ import torch
 
 from calib.errors import UserError
 from calib.formats.format import Format
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.value.evaluate import Evaluator
 from smpq.value.journal import Journal
-from smpq.value.workers.crew import Crew, WorkerError
-from smpq.value.workers.local import LocalHands
+from smpq.value.workers.local import LocalWorkerSource
+from smpq.value.workers.pool import WorkerError, WorkerPool
 from tests.conftest import ROOT
 from tests.processes import hearing_signals
 from tests.smpq.value.workers.evaluated import OUTPUTS, Deadly, Refusing, Task, compute, drawn
 
 
 @pytest.fixture(scope="module")
-def crew():
-    made = Crew(LocalHands(2))
+def pool():
+    made = WorkerPool(LocalWorkerSource(2))
     yield made
     made.close()
 
@@ -55,21 +55,21 @@ def gone(pids, seconds=10):
 
 
 @pytest.mark.parametrize("value", ["kl", "loss", "metric"])
-@pytest.mark.parametrize("rules", [Rules("affine"), OUTPUTS])
-def test_workers_give_the_same_numbers_to_the_last_bit(crew, value, rules):
+@pytest.mark.parametrize("rules", [QdqRules("affine"), OUTPUTS])
+def test_workers_give_the_same_numbers_to_the_last_bit(pool, value, rules):
     here = compute(value=value, rules=rules)
     asked = drawn(here.space, 40)
-    found = list(crew.compute(here)(asked))
+    found = list(pool.compute(here)(asked))
     assert len(found) == 40
     with one_thread():
         assert dict(found) == dict(here(asked))
-    assert crew.count == 2
-    assert os.getpid() not in crew.pids()
+    assert pool.count == 2
+    assert os.getpid() not in pool.pids()
 
 
-def test_the_journal_and_the_batches_suit_the_workers(crew, tmp_path):
+def test_the_journal_and_the_batches_suit_the_workers(pool, tmp_path):
     here = compute()
-    shared = crew.compute(here)
+    shared = pool.compute(here)
     assert shared.together == 2 * here.together
     assert shared.identity == here.identity
     asked = drawn(here.space, 70)
@@ -82,14 +82,14 @@ def test_the_journal_and_the_batches_suit_the_workers(crew, tmp_path):
     assert alone.evaluations == 0, "who computed a value does not matter"
 
 
-def test_a_killed_worker_costs_its_own_piece_only(crew):
+def test_a_killed_worker_costs_its_own_piece_only(pool):
     here = compute(samples=400)
-    shared, asked = crew.compute(here), drawn(here.space, 60)
+    shared, asked = pool.compute(here), drawn(here.space, 60)
     with one_thread():
         expected = dict(here(asked))
     list(shared(asked[:2]))
     for delay in (0.0, 0.05):
-        victim = crew.pids()[0]
+        victim = pool.pids()[0]
         timer = threading.Timer(delay, os.kill, (victim, signal.SIGKILL))
         timer.start()
         found = list(shared(asked))
@@ -98,14 +98,14 @@ def test_a_killed_worker_costs_its_own_piece_only(crew):
         assert dict(found) == expected
         assert gone([victim])
     deadline = time.monotonic() + 60
-    while len(crew.pids()) < 2:  # the new one is still starting
+    while len(pool.pids()) < 2:  # the new one is still starting
         assert time.monotonic() < deadline
         list(shared(asked))
 
 
-def test_an_abandoned_call_does_not_disturb_the_next(crew):
+def test_an_abandoned_call_does_not_disturb_the_next(pool):
     here = compute(samples=400)
-    shared = crew.compute(here)
+    shared = pool.compute(here)
     first = iter(shared(drawn(here.space, 60)))
     next(first)
     first.close()
@@ -114,58 +114,58 @@ def test_an_abandoned_call_does_not_disturb_the_next(crew):
         assert dict(shared(asked)) == dict(here(asked))
 
 
-def test_what_the_user_has_to_change_and_what_is_a_bug(crew):
+def test_what_the_user_has_to_change_and_what_is_a_bug(pool):
     with pytest.raises(UserError, match="the labels are missing: download them"):
-        list(crew.compute(compute(Refusing(), "loss"))(drawn(compute().space, 5)))
+        list(pool.compute(compute(Refusing(), "loss"))(drawn(compute().space, 5)))
     here = compute()
     foreign = here.space.uniform(Format.from_text("w5a8")).with_format("stem", Format.from_text("w5a8"))
     with pytest.raises(WorkerError, match=r"(?s)Traceback.*calibrate\.py.*AttributeError"):
-        list(crew.compute(here)([foreign]))
-    assert len(list(crew.compute(here)(drawn(here.space, 5)))) == 5, "the workers are still there"
+        list(pool.compute(here)([foreign]))
+    assert len(list(pool.compute(here)(drawn(here.space, 5)))) == 5, "the workers are still there"
 
 
 def test_a_policy_that_ends_every_worker_is_named():
-    crew, deadly = Crew(LocalHands(1)), compute(Deadly(), "loss")
+    pool, deadly = WorkerPool(LocalWorkerSource(1)), compute(Deadly(), "loss")
     asked = drawn(deadly.space, 3)
     with pytest.raises(
         UserError, match=r"3 workers ended while they evaluated the policy .*killed by signal 9.*--memory-limit"
     ) as raised:
-        list(crew.compute(deadly)(asked))
+        list(pool.compute(deadly)(asked))
     assert any(policy.key() in str(raised.value) for policy in asked)
-    crew.close()
+    pool.close()
 
 
-def test_a_task_that_cannot_be_sent_is_refused_with_what_to_do(crew):
+def test_a_task_that_cannot_be_sent_is_refused_with_what_to_do(pool):
     class Local(Task):
         pass
 
     here = compute(Local(), "metric")
     with pytest.raises(UserError, match=r"cannot be sent .*Local.*top level of a module.*--value kl.*--workers 1"):
-        list(crew.compute(here)(drawn(here.space, 2)))
+        list(pool.compute(here)(drawn(here.space, 2)))
     with_kl = compute(Local())
-    assert len(list(crew.compute(with_kl)(drawn(here.space, 2)))) == 2, "no task is needed"
+    assert len(list(pool.compute(with_kl)(drawn(here.space, 2)))) == 2, "no task is needed"
 
 
 def test_workers_that_cannot_start(monkeypatch):
     before = multiprocessing.spawn.get_executable()
     multiprocessing.spawn.set_executable("/bin/false")
     try:
-        crew, here = Crew(LocalHands(2)), compute()
+        pool, here = WorkerPool(LocalWorkerSource(2)), compute()
         with pytest.raises(UserError, match=r"end before they have started \(exit code 1\)"):
-            list(crew.compute(here)(drawn(here.space, 2)))
-        crew.close()
+            list(pool.compute(here)(drawn(here.space, 2)))
+        pool.close()
     finally:
         multiprocessing.spawn.set_executable(before)
 
 
 def test_workers_end_with_close_and_when_forgotten():
-    for end in (Crew.close, lambda crew: None):
-        crew, here = Crew(LocalHands(1)), compute()
-        list(crew.compute(here)(drawn(here.space, 2)))
-        pids = crew.pids()
+    for end in (WorkerPool.close, lambda pool: None):
+        pool, here = WorkerPool(LocalWorkerSource(1)), compute()
+        list(pool.compute(here)(drawn(here.space, 2)))
+        pids = pool.pids()
         assert all(map(alive, pids))
-        end(crew)
-        del crew
+        end(pool)
+        del pool
         assert gone(pids)
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from calib.errors import UserError
-from smpq.value.workers.crew import Crew
-from smpq.value.workers.ray import RayHands, _import_ray
+from smpq.value.workers.pool import WorkerPool
+from smpq.value.workers.ray import RayWorkerSource, _import_ray
 from tests.smpq.value.workers.evaluated import Refusing, compute, drawn
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the package ray: pip install 'smpq[ray]'")
@@ -23,8 +23,8 @@ def ray():
 
 
 @pytest.fixture(scope="module")
-def crew(ray):
-    made = Crew(RayHands("local", 2))
+def pool(ray):
+    made = WorkerPool(RayWorkerSource("local", 2))
     yield made
     made.close()
     assert not ray.is_initialized()
@@ -51,27 +51,27 @@ def test_an_address_where_nothing_answers(ray, address, message):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening
         with pytest.raises(UserError, match=message):
-            RayHands(address.format(port=taken.getsockname()[1]), 1)
+            RayWorkerSource(address.format(port=taken.getsockname()[1]), 1)
     assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize("value", ["kl", "metric"])
-def test_actors_give_the_same_numbers_to_the_last_bit(crew, value):
+def test_actors_give_the_same_numbers_to_the_last_bit(pool, value):
     here = compute(value=value)
     asked = drawn(here.space, 40)
-    found = list(crew.compute(here)(asked))
+    found = list(pool.compute(here)(asked))
     assert len(found) == 40
     assert dict(found) == dict(here(asked))
-    assert len(set(crew.pids()) - {os.getpid()}) == len(crew.pids())
+    assert len(set(pool.pids()) - {os.getpid()}) == len(pool.pids())
 
 
-def test_a_killed_actor_costs_its_own_piece_only_and_nothing_is_printed(crew, capfd):
+def test_a_killed_actor_costs_its_own_piece_only_and_nothing_is_printed(pool, capfd):
     here = compute(samples=400)
-    shared, asked = crew.compute(here), drawn(here.space, 60)
+    shared, asked = pool.compute(here), drawn(here.space, 60)
     expected = dict(here(asked))
     list(shared(asked[:2]))
     for delay in (0.0, 0.05):
-        timer = threading.Timer(delay, os.kill, (crew.pids()[0], signal.SIGKILL))
+        timer = threading.Timer(delay, os.kill, (pool.pids()[0], signal.SIGKILL))
         timer.start()
         found = list(shared(asked))
         timer.join()
@@ -80,22 +80,22 @@ def test_a_killed_actor_costs_its_own_piece_only_and_nothing_is_printed(crew, ca
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_the_user_has_to_change_comes_back(crew):
+def test_what_the_user_has_to_change_comes_back(pool):
     with pytest.raises(UserError, match="the labels are missing: download them"):
-        list(crew.compute(compute(Refusing(), "loss"))(drawn(compute().space, 5)))
+        list(pool.compute(compute(Refusing(), "loss"))(drawn(compute().space, 5)))
 
 
-def test_more_workers_than_the_cluster_has_room_for(crew, ray):
+def test_more_workers_than_the_cluster_has_room_for(pool, ray):
     with pytest.raises(UserError, match=r"has room for 2 workers of one CPU each, not for 3: use fewer --workers"):
-        RayHands("local", 3)
-    assert RayHands("local").count == 2, "without a number, as many as there is room for"
+        RayWorkerSource("local", 3)
+    assert RayWorkerSource("local").count == 2, "without a number, as many as there is room for"
     assert ray.is_initialized(), "a cluster that was there already stays"
 
 
 @pytest.mark.slow
-def test_nobody_else_gets_in(crew, ray):
+def test_nobody_else_gets_in(pool, ray):
     """The ports of the local cluster ask for a token."""
-    assert crew.count == 2
+    assert pool.count == 2
     address = ray.get_runtime_context().gcs_address
     code = f"import ray; ray.init({address!r}); print('in', ray.cluster_resources()['CPU'])"
     stranger = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH")}

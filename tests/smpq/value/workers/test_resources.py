@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from calib.errors import UserError
-from smpq.quantized.plan import Rules
+from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.value import PolicyValue
+from smpq.value.workers.process import pack, placed, unpack
 from smpq.value.workers.resources import Resources
-from smpq.value.workers.station import pack, placed, unpack
 from tests.smpq.problems import W8A8, residual
 from tests.smpq.value.test_value import Task, batches_of, space_for
 
@@ -37,7 +37,7 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_a_user_error():
 
 def value_on(device: str) -> PolicyValue:
     network = residual()
-    fake = FakeQuantizer(network.traced, network.units, network.calibration, Rules("affine"))
+    fake = FakeQuantizer(network.traced, network.units, network.calibration, QdqRules("affine"))
     return PolicyValue(fake, space_for(network), Task(), batches_of(40, 7), device=device)
 
 

@@ -11,7 +11,7 @@ from calib.errors import UserError
 from smpq.problem.policy import Policy
 from smpq.value.value import TOGETHER, PolicyValue
 from smpq.value.workers.items import cut
-from smpq.value.workers.station import Answer, Died, Ready, Work, pack
+from smpq.value.workers.process import Answer, Died, Ready, Work, pack
 
 _ITEMS_PER_WORKER = 3
 """Few, as each piece starts the network anew; enough that workers finish at about the same time."""
@@ -22,11 +22,11 @@ class Worker(Hashable, Protocol):
     """A process somewhere that answers one piece of work at a time."""
 
     def give(self, work: Work) -> None:
-        """Hand over work; does not raise when the worker is gone, which `Hands.wait` tells."""
+        """Hand over work; does not raise when the worker is gone, which `WorkerSource.wait` tells."""
         ...
 
 
-class Hands(Protocol):
+class WorkerSource(Protocol):
     """Where workers come from: this machine, or a Ray cluster."""
 
     count: int
@@ -62,10 +62,10 @@ class WorkerError(RuntimeError):
     """An exception in a worker, with its traceback as text."""
 
 
-class Crew:
+class WorkerPool:
     """Workers that any number of value functions share. They are started on first use, and a dead one is replaced."""
 
-    def __init__(self, hands: Hands) -> None:
+    def __init__(self, hands: WorkerSource) -> None:
         """Take over `hands`, which `close` closes."""
         self._hands = hands
         self._workers: dict[Worker, _State] = {}
@@ -144,13 +144,13 @@ class Crew:
 
 
 class CrewValue:
-    """A PolicyValue that the workers of a crew compute."""
+    """A PolicyValue that the workers of a pool compute."""
 
-    def __init__(self, crew: Crew, game: int, value: PolicyValue) -> None:
-        """`game` is its number among those of the crew."""
+    def __init__(self, pool: WorkerPool, game: int, value: PolicyValue) -> None:
+        """`game` is its number among those of the pool."""
         self.identity = value.identity
-        self.together = TOGETHER * crew.count
-        self._crew = crew
+        self.together = TOGETHER * pool.count
+        self._crew = pool
         self._game = game
         self._value = value
         self._payload: bytes | None = None

@@ -54,7 +54,7 @@ class Answer:
     failure: str | None = None
 
 
-class Station:
+class WorkerProcess:
     """The worker's side: one thread, and one copy of every value function it was sent."""
 
     def __init__(self) -> None:
