@@ -169,8 +169,8 @@ def score(method: str | None, out: Path, progress: Any, resources: Any, **option
 
     if method is not None:
         method_from_name(method)
-    with open_run(out, progress, settings_from_options(options), resources) as prepared:
-        scores = score_stage(prepared, method=method)
+    with open_run(out, progress, settings_from_options(options), resources) as workspace:
+        scores = score_stage(workspace, method=method)
     summary = f"{scores.method}: {scores.evaluations} evaluations, {scores.permutations} samples of each, stopped by {scores.stop_reason}"
     return scores.to_file(), [f"scores: {out / 'scores.json'} ({summary})"], 0
 
@@ -230,11 +230,11 @@ def train_supernet(
         complexity=complexity,
         game=GameSettings((contribution,)),
     )
-    with open_run(out, progress, settings_from_options(options), resources) as prepared:
-        _, state = supernet_stage(prepared, settings)
+    with open_run(out, progress, settings_from_options(options), resources) as workspace:
+        _, state = supernet_stage(workspace, settings)
     found = state.contributions[contribution]
     line = f"supernet: {out / 'supernet.safetensors'} ({found.updates} estimates, {len(found.walks)} walks, {found.truncated} of them cut)"
-    return prepared.run.read(SupernetFile), [line], 0
+    return workspace.run.read(SupernetFile), [line], 0
 
 
 @smpq.command()
@@ -252,10 +252,10 @@ def solve(run: Path, task: str | None, budget: str, progress: Any, resources: An
     from smpq.problem.budget import Budget
 
     parsed = Budget.from_text(budget)
-    with open_run(run, progress, resources=resources, task=task) as prepared:
-        solution = solve_stage(prepared, parsed)
-    record = plain(solution.policy.to_file(prepared.space.groups))
-    costs = ", ".join(f"{name} {model.total(solution.policy):.6g}" for name, model in prepared.costs.items())
+    with open_run(run, progress, resources=resources, task=task) as workspace:
+        solution = solve_stage(workspace, parsed)
+    record = plain(solution.policy.to_file(workspace.space.groups))
+    costs = ", ".join(f"{name} {model.total(solution.policy):.6g}" for name, model in workspace.costs.items())
     return (
         {**record, "value": solution.value},
         [f"policy: {run / 'policy.json'} (value {solution.value:.6g}; {costs})"],
@@ -307,13 +307,13 @@ def finetune(
     settings = FineTuneSettings(
         epochs=epochs, learning_rate=lr, step_learning_rate=lr / 10, learn_activations=learn_activations, keep=keep
     )
-    with open_run(run, progress, resources=resources, task=task) as prepared:
-        record = finetune_stage(prepared, read_policy(prepared), settings)
+    with open_run(run, progress, resources=resources, task=task) as workspace:
+        record = finetune_stage(workspace, read_policy(workspace), settings)
     before, after = record.before, record.after
     line = (
         f"fine-tuned: {run / 'finetuned.safetensors'} (on calibration data: value {before.value:.6g} to "
         f"{after.value:.6g}, "
-        f"{prepared.task.metric_name} {before.metric:.4f} to {after.metric:.4f})"
+        f"{workspace.task.metric_name} {before.metric:.4f} to {after.metric:.4f})"
     )
     return record, [line], 0
 
@@ -348,11 +348,11 @@ def export(
 
     if form not in ("target", "onnx-qdq"):
         raise UserError(f"--format is target or onnx-qdq, not {form!r}")
-    prepared = open_run(run, progress, task=task)
+    workspace = open_run(run, progress, task=task)
     if form == "target":
-        path = export_stage(prepared, read_policy(prepared))
+        path = export_stage(workspace, read_policy(workspace))
         return {"model": str(path)}, [f"model: {path}"], 0
-    exported = export_qdq(prepared, read_policy(prepared), batches)
+    exported = export_qdq(workspace, read_policy(workspace), batches)
     record = {"model": str(exported.path), "build": list(exported.build), "measured": exported.measured}
     measured = [f"the plan that was measured: {exported.measured}"] if exported.measured is not None else []
     return record, [f"model: {exported.path}", *exported.build, *measured], 0
@@ -369,8 +369,8 @@ def build(run: Path, task: str | None, progress: Any) -> tuple[Any, list[str], i
     from deploy.stages import read_policy
     from deploy.stages.run_all import open_run
 
-    prepared = open_run(run, progress, task=task)
-    record = build_stage(prepared, read_policy(prepared))
+    workspace = open_run(run, progress, task=task)
+    record = build_stage(workspace, read_policy(workspace))
     lines = [f"engine: {run / name}" for name in record.engines]
     lines += [
         f"  {path}: {row.kernel}{'' if row.agrees else '  (not as planned)'}" for path, row in record.kernels.items()
@@ -397,9 +397,9 @@ def measure(
     from deploy.stages.run_all import open_run
     from deploy.stages.shipping import shipped
 
-    with open_run(run, progress, device=device, task=task) as prepared:
-        record = measure_stage(prepared, read_policy(prepared), batches)
-        product = shipped(prepared)
+    with open_run(run, progress, device=device, task=task) as workspace:
+        record = measure_stage(workspace, read_policy(workspace), batches)
+        product = shipped(workspace)
     lines = [
         f"batch {row.batch}: {row.ratio:.3f}x of float [{row.ratio_interval.low:.3f}, {row.ratio_interval.high:.3f}]: "
         f"{row.engine_ms:.4g} ms{_tail(row)} against {row.float_ms:.4g} ms, {row.throughput:.4g} samples/s"
@@ -438,8 +438,8 @@ def bundle(
     from deploy.stages.looping import write_next_bundle
     from deploy.stages.run_all import open_run
 
-    with open_run(run, progress, resources=resources, task=task) as prepared:
-        record = write_next_bundle(prepared, budget, directory)
+    with open_run(run, progress, resources=resources, task=task) as workspace:
+        record = write_next_bundle(workspace, budget, directory)
     count = len(record.candidates)
     return (
         record,
@@ -469,8 +469,8 @@ def feedback(
     from deploy.stages.looping import take_feedback
     from deploy.stages.run_all import open_run
 
-    with open_run(run, progress, resources=resources, task=task) as prepared:
-        record = take_feedback(prepared, measurements)
+    with open_run(run, progress, resources=resources, task=task) as workspace:
+        record = take_feedback(workspace, measurements)
     state = "meets the budget" if record.met else "does not meet the budget"
     following = (
         f"{record.proposals} more engines should be measured: smpq bundle {run} DIRECTORY"
@@ -508,8 +508,8 @@ def explain(run: Path, task: str | None, progress: Any, resources: Any, **option
     from deploy.stages.run_all import open_run
 
     explanation = Explanation(**options)
-    with open_run(run, progress, resources=resources, task=task) as prepared:
-        record = explain_stage(prepared, read_policy(prepared), explanation)
+    with open_run(run, progress, resources=resources, task=task) as workspace:
+        record = explain_stage(workspace, read_policy(workspace), explanation)
     rows = sorted(record.contributions, key=lambda row: row.value)
     lines = [f"{r.value:+.3g} [{r.interval.low:+.3g}, {r.interval.high:+.3g}]  {r.group} {r.format}" for r in rows]
     return record, [*lines, f"together {record.total:+.4g} in {record.value}, {record.evaluations} evaluations"], 0
@@ -526,8 +526,8 @@ def verify(run: Path, task: str | None, progress: Any) -> tuple[Any, list[str], 
     from deploy.stages import verify as verify_stage
     from deploy.stages.run_all import open_run
 
-    prepared = open_run(run, progress, task=task)
-    record = verify_stage(prepared, read_policy(prepared))
+    workspace = open_run(run, progress, task=task)
+    record = verify_stage(workspace, read_policy(workspace))
     lines = [
         f"{name:>10}: {stage.mean:.4f}" if stage.mean is not None else f"{name:>10}: not run: {stage.not_run}"
         for name, stage in record.stages.items()
@@ -564,8 +564,8 @@ def profile(run: Path, task: str | None, device: str, progress: Any) -> tuple[An
     from deploy.stages.profiling import profile as profile_stage
     from deploy.stages.run_all import open_run
 
-    with open_run(run, progress, device=device, task=task) as prepared:
-        record = profile_stage(prepared, read_policy(prepared))
+    with open_run(run, progress, device=device, task=task) as workspace:
+        record = profile_stage(workspace, read_policy(workspace))
     return record, [*profile_lines(record), f"picture: {run / PICTURE}"], 0
 
 

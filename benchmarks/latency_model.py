@@ -29,9 +29,9 @@ MEASURED, OTHERS = 12, 12
 
 def rows_of(name: str, seeds: list[int], directory: Path, options: argparse.Namespace) -> list[dict]:
     rows = []
-    with open_network(name, directory / name, options.data, options.weights) as prepared:
-        export_float_model(prepared)
-        bench, between, space = Bench(prepared), edges(prepared), prepared.space
+    with open_network(name, directory / name, options.data, options.weights) as workspace:
+        export_float_model(workspace)
+        bench, between, space = Bench(workspace), edges(workspace), workspace.space
         reference = Observation(space.uniform(space.reference), 1.0, 0.0)
         for seed in seeds:
             start = time.process_time()
@@ -54,7 +54,7 @@ def rows_of(name: str, seeds: list[int], directory: Path, options: argparse.Name
                     "network": name,
                     "seed": seed,
                     "groups": len(space.groups),
-                    "formats": [str(chosen) for chosen in prepared.target.default_formats],
+                    "formats": [str(chosen) for chosen in workspace.target.default_formats],
                     "joins": len(space.joins),
                     "measured": len(measured),
                     "others": len(tested),

@@ -32,7 +32,7 @@ from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import edges
 from deploy.run.float_onnx import export_float_model
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.stages.scoring import score
 from smpq.problem.policy import Policy, Space
 
@@ -68,22 +68,24 @@ def remeasure(bench: Bench, policy: Policy) -> tuple[float, float, float]:
     return float(np.median(ratios)), float(low), float(high)
 
 
-def loop(prepared: Prepared, bench: Bench, limit: float, starts: dict, seed: int) -> Outcome:
+def loop(workspace: Workspace, bench: Bench, limit: float, starts: dict, seed: int) -> Outcome:
     """Search as `smpq run` does: what the loop hands over is measured thoroughly, and searched on where that overrules
     it.
     """
-    effort = replace(prepared.settings.spending, rounds=1, exchanges=1)
+    effort = replace(workspace.settings.spending, rounds=1, exchanges=1)
     known: dict[str, Observation] = {}
     steps: list[Step] = []
     while True:
         goal = Goal(limit, [], starts, effort)
         settings = LoopSettings(BUILDS - len(steps), seed=seed)
-        looped = LatencyLoop(prepared.space, edges(prepared), prepared.evaluator, goal, list(known.values()), settings)
+        looped = LatencyLoop(
+            workspace.space, edges(workspace), workspace.evaluator, goal, list(known.values()), settings
+        )
         outcome = looped.run(lambda policy: bench.observe(policy, limit))
         steps += outcome.steps
         known |= {step.observation.policy.key(): step.observation for step in outcome.steps if step.observation}
         policy = outcome.policy
-        if not outcome.met or policy == prepared.space.uniform(prepared.space.reference):
+        if not outcome.met or policy == workspace.space.uniform(workspace.space.reference):
             break
         (measured,) = bench.measure([(policy, bench.candidate(policy))], THOROUGH)
         known[policy.key()] = measured.observation()
@@ -108,20 +110,20 @@ def near(space: Space, fastest: Policy, most: float, generator: np.random.Genera
 
 def rows_of(name: str, directory: Path, options: argparse.Namespace) -> list[dict]:
     rows = []
-    with open_network(name, directory / name, options.data, options.weights) as prepared:
+    with open_network(name, directory / name, options.data, options.weights) as workspace:
         start = time.process_time()
-        scores = score(prepared)
-        export_float_model(prepared)
-        bench, value = Bench(prepared), prepared.evaluator
+        scores = score(workspace)
+        export_float_model(workspace)
+        bench, value = Bench(workspace), workspace.evaluator
         print(f"{name}: scored in {time.process_time() - start:.0f} CPU s", file=sys.stderr, flush=True)
         known = {}
-        fastest = loop(prepared, bench, 1e-3, scores.starts(), seed=99)
+        fastest = loop(workspace, bench, 1e-3, scores.starts(), seed=99)
         known |= {step.observation.policy.key(): step.observation for step in fastest.steps if step.observation}
         lowest = fastest.observation.ratio
         for number in range(1, BUDGETS + 1):
             limit = lowest + (1 - lowest) * number / (BUDGETS + 1)
             start = time.process_time()
-            outcome = loop(prepared, bench, limit, scores.starts(), seed=number)
+            outcome = loop(workspace, bench, limit, scores.starts(), seed=number)
             seconds = time.process_time() - start
             known |= {step.observation.policy.key(): step.observation for step in outcome.steps if step.observation}
             ratio, low, high = remeasure(bench, outcome.policy)
@@ -129,7 +131,7 @@ def rows_of(name: str, directory: Path, options: argparse.Namespace) -> list[dic
             met, draws = {}, 0
             while len(met) < options.random and draws < MOST_DRAWS:
                 draws += 1
-                policy = near(prepared.space, fastest.policy, 1.5 * number / (BUDGETS + 1), generator)
+                policy = near(workspace.space, fastest.policy, 1.5 * number / (BUDGETS + 1), generator)
                 observation = known.get(policy.key()) or bench.observe(policy)
                 known[policy.key()] = observation
                 if upper(observation) <= limit:

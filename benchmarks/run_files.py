@@ -48,8 +48,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as text:
         os.environ["SMPQ_STATE"] = f"{text}/state"
-        with make_run(Path(text) / "run") as prepared:
-            trials = Trials(prepared)
+        with make_run(Path(text) / "run") as workspace:
+            trials = Trials(workspace)
             limit_memory()
             for file, schema in schemas().items():
                 started, verdicts = time.process_time(), []

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from deploy.run.settings import Settings
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 
@@ -13,7 +13,7 @@ NETWORKS = {"resnet20": "cifar10-resnet20", "resnet18": "networks:resnet18_task"
 """Name -> task; those with a colon are in `networks.py`, beside the scripts."""
 
 
-def open_network(name: str, directory: Path, data: Path, weights: Path) -> Prepared:
+def open_network(name: str, directory: Path, data: Path, weights: Path) -> Workspace:
     """Open a run of the network on this CPU with the target's own formats, calibrated quickly."""
     torch.set_num_threads(1)
     own = name == "resnet20"

@@ -22,7 +22,7 @@ from deploy.latency.observations import CANDIDATES, Measured, keep_measured
 from deploy.lowering.lower import lower
 from deploy.lowering.onnx_files import copy_model, data_path, sha256
 from deploy.run.float_onnx import export_float_model
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from smpq.problem.policy import Policy
 
 THOROUGH = Protocol(rounds=41, round_ms=15.0)
@@ -36,11 +36,11 @@ class Bench:
     run.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         """Candidates are kept in the run under the hash of their content, so an engine that is known is not made
         again.
         """
-        self._prepared = prepared
+        self._prepared = workspace
         self._float: dict[int, Candidate] = {}
 
     @property
@@ -72,18 +72,18 @@ class Bench:
         self, candidates: Sequence[Candidate], protocol: Protocol, batch: int | None = None, label: str = ""
     ) -> Experiment:
         """Return what a device needs to time the candidates against the float engine."""
-        prepared = self._prepared
-        batch = batch or prepared.settings.batch
+        workspace = self._prepared
+        batch = batch or workspace.settings.batch
         return Experiment(
-            runtime=prepared.target.runtime,
+            runtime=workspace.target.runtime,
             float_=self.float_candidate(batch),
             candidates=tuple(candidates),
             inputs=self._inputs(batch),
             batch=batch,
             protocol=protocol,
-            seed=prepared.settings.seed,
-            fingerprint=prepared.fingerprint,
-            label=label or f"{prepared.settings.task} on {prepared.target.name}",
+            seed=workspace.settings.seed,
+            fingerprint=workspace.fingerprint,
+            label=label or f"{workspace.settings.task} on {workspace.target.name}",
         )
 
     def float_ms(self) -> float:
@@ -102,17 +102,17 @@ class Bench:
 
     def candidate(self, policy: Policy, batch: int | None = None) -> Candidate:
         """Lower a policy into the run, unless it is there."""
-        prepared = self._prepared
+        workspace = self._prepared
         with tempfile.TemporaryDirectory() as directory:
             model = Path(directory) / "model.onnx"
-            source = export_float_model(prepared)
+            source = export_float_model(workspace)
             lower(
                 source,
-                prepared.plan(policy),
-                prepared.space.units,
-                prepared.target,
+                workspace.plan(policy),
+                workspace.space.units,
+                workspace.target,
                 model,
-                batch or prepared.settings.batch,
+                batch or workspace.settings.batch,
             )
             return self.kept(model)
 

@@ -18,7 +18,7 @@ from deploy.latency.loop import Refusal
 from deploy.latency.model import LatencyModel, Observation, fit
 from deploy.lowering.export import call_name
 from deploy.lowering.onnx_files import node_names
-from deploy.run.workspace import Prepared, rules_of
+from deploy.run.workspace import Workspace, rules_of
 from deploy.runner.blame import nodes_named
 from smpq.problem.joins import Edge, find_edges
 from smpq.problem.policy import Policy, Space
@@ -56,56 +56,56 @@ def timed_row(result: Result) -> TimedRow:
         raise UserError(f"the device's figures contradict each other ({error}): measure again") from error
 
 
-def latency_model(prepared: Prepared) -> LatencyModel:
+def latency_model(workspace: Workspace) -> LatencyModel:
     """Fit the latency model to what the last machine to measure has found; UserError when that is nothing."""
-    known, machines = read_observations(prepared), known_machines(prepared)
+    known, machines = read_observations(workspace), known_machines(workspace)
     if not known:
         raise UserError(
             "this run has measured no engine yet, so latency cannot be predicted: use smpq run, or smpq measure first"
         )
     if len(machines) > 1:
-        prepared.progress.say(
+        workspace.progress.say(
             f"latency as measured on {machines[-1]}; the run also has measurements of {', '.join(machines[:-1])}"
         )
-    return fitted(prepared, known)
+    return fitted(workspace, known)
 
 
-def fitted(prepared: Prepared, known: Sequence[Observation]) -> LatencyModel:
+def fitted(workspace: Workspace, known: Sequence[Observation]) -> LatencyModel:
     """Fit the latency model to some measured engines, and to the float engine, whose ratio is 1."""
-    reference = Observation(prepared.space.uniform(prepared.space.reference), 1.0, 0.0)
-    return fit(prepared.space, edges(prepared), [reference, *known])
+    reference = Observation(workspace.space.uniform(workspace.space.reference), 1.0, 0.0)
+    return fit(workspace.space, edges(workspace), [reference, *known])
 
 
-def edges(prepared: Prepared) -> tuple[Edge, ...]:
+def edges(workspace: Workspace) -> tuple[Edge, ...]:
     """Return the tensors that are converted where integers meet floats."""
-    return find_edges(prepared.traced, prepared.space.groups, rules_of(prepared.target))
+    return find_edges(workspace.traced, workspace.space.groups, rules_of(workspace.target))
 
 
-def read_observations(prepared: Prepared, machine: str | None = None) -> list[Observation]:
+def read_observations(workspace: Workspace, machine: str | None = None) -> list[Observation]:
     """Read the whole-engine measurements of this run, made with the same model, on `machine` or on the last one to
     measure.
     """
-    with prepared.run.about(MeasurementsFile):
-        return observations_of(_rows(prepared, machine), prepared.space)
+    with workspace.run.about(MeasurementsFile):
+        return observations_of(_rows(workspace, machine), workspace.space)
 
 
-def read_refusals(prepared: Prepared, machine: str | None = None) -> list[Refusal]:
+def read_refusals(workspace: Workspace, machine: str | None = None) -> list[Refusal]:
     """Read what the runtime refused to build."""
-    with prepared.run.about(MeasurementsFile):
-        return refusals_of(_rows(prepared, machine), prepared.space)
+    with workspace.run.about(MeasurementsFile):
+        return refusals_of(_rows(workspace, machine), workspace.space)
 
 
-def known_float_ms(prepared: Prepared, machine: str | None = None) -> float | None:
+def known_float_ms(workspace: Workspace, machine: str | None = None) -> float | None:
     """Return what the float engine takes for one batch in milliseconds, None before anything was measured."""
-    return _rows(prepared, machine).float_ms
+    return _rows(workspace, machine).float_ms
 
 
-def known_machines(prepared: Prepared) -> tuple[str, ...]:
+def known_machines(workspace: Workspace) -> tuple[str, ...]:
     """Name the machines that this run has measurements of, the last one to measure at the end."""
-    return tuple(_file(prepared).machines)
+    return tuple(_file(workspace).machines)
 
 
-def keep_measured(prepared: Prepared, measured: Sequence[Measured], machine: str) -> list[Observation | Refusal]:
+def keep_measured(workspace: Workspace, measured: Sequence[Measured], machine: str) -> list[Observation | Refusal]:
     """Add results of `machine` to `measurements.json`, in place of earlier ones of the same policies; returns what each
     says.
 
@@ -117,21 +117,21 @@ def keep_measured(prepared: Prepared, measured: Sequence[Measured], machine: str
         each.observation()
         if each.result.failed is None
         else Refusal(
-            each.policy, each.result.failed, blamed_formats(prepared.space, each, _nodes_of(prepared, each.result))
+            each.policy, each.result.failed, blamed_formats(workspace.space, each, _nodes_of(workspace, each.result))
         )
         for each in measured
     ]
-    file, rows = _file(prepared), _rows(prepared, machine)
+    file, rows = _file(workspace), _rows(workspace, machine)
     new = {verdict.policy.key() for verdict in verdicts}
     earlier: tuple[Observation | Refusal, ...] = (
-        *observations_of(rows, prepared.space),
-        *refusals_of(rows, prepared.space),
+        *observations_of(rows, workspace.space),
+        *refusals_of(rows, workspace.space),
     )
     everything: list[Observation | Refusal] = [*(old for old in earlier if old.policy.key() not in new), *verdicts]
     times = [each.result.float_ms for each in measured if each.result.float_ms is not None]
-    kept = machine_rows(prepared.space, everything, median(times) if times else rows.float_ms)
+    kept = machine_rows(workspace.space, everything, median(times) if times else rows.float_ms)
     others = {name: other for name, other in file.machines.items() if name != machine}
-    prepared.run.write(MeasurementsFile(fingerprint=prepared.fingerprint, machines={**others, machine: kept}))
+    workspace.run.write(MeasurementsFile(fingerprint=workspace.fingerprint, machines={**others, machine: kept}))
     return verdicts
 
 
@@ -191,25 +191,25 @@ def blamed_formats(space: Space, measured: Measured, nodes: Collection[str]) -> 
     return tuple(found)
 
 
-def _nodes_of(prepared: Prepared, result: Result) -> tuple[str, ...]:
+def _nodes_of(workspace: Workspace, result: Result) -> tuple[str, ...]:
     """Return the names of the ONNX nodes of a candidate; none when its file is gone."""
-    file = prepared.run.file(CANDIDATES) / f"{result.name}.onnx"
+    file = workspace.run.file(CANDIDATES) / f"{result.name}.onnx"
     return node_names(file) if file.is_file() else ()
 
 
-def _rows(prepared: Prepared, machine: str | None) -> MachineRows:
+def _rows(workspace: Workspace, machine: str | None) -> MachineRows:
     """Return what is known of a machine; without a name, of the last one that measured."""
-    machines = _file(prepared).machines
+    machines = _file(workspace).machines
     return machines.get(next(reversed(machines), "") if machine is None else machine, MachineRows())
 
 
-def _file(prepared: Prepared) -> MeasurementsFile:
+def _file(workspace: Workspace) -> MeasurementsFile:
     """Return the file, an empty one where there is nothing of this model and data."""
-    empty = MeasurementsFile(fingerprint=prepared.fingerprint, machines={})
-    record = prepared.run.find(MeasurementsFile)
+    empty = MeasurementsFile(fingerprint=workspace.fingerprint, machines={})
+    record = workspace.run.find(MeasurementsFile)
     if record is None:
         return empty
-    if record.fingerprint != prepared.fingerprint:
-        prepared.progress.warn(f"{record.NAME} was made with another model, other weights or data: measuring again")
+    if record.fingerprint != workspace.fingerprint:
+        workspace.progress.warn(f"{record.NAME} was made with another model, other weights or data: measuring again")
         return empty
     return record

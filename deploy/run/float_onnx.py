@@ -18,13 +18,13 @@ from calib.network.faithful import run_eager
 from deploy.files.engine import FloatModelFile
 from deploy.lowering.export import FINGERPRINT, export_float
 from deploy.lowering.onnx_files import load_model, sha256
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 
 FLOAT_MODEL = "model.float.onnx"
 _FEW = 8
 
 
-def export_float_model(prepared: Prepared) -> Path:
+def export_float_model(workspace: Workspace) -> Path:
     """Return the run's `model.float.onnx`; it is exported unless it is there.
 
     1. A new file is compared with the user's module on one and on eight samples: onnxruntime computes it as it is
@@ -34,42 +34,42 @@ def export_float_model(prepared: Prepared) -> Path:
 
     Raises UserError when a file has changed, or when the new one computes something else than the module.
     """
-    run, path = prepared.run, prepared.run.file(FLOAT_MODEL)
+    run, path = workspace.run, workspace.run.file(FLOAT_MODEL)
     record = run.find(FloatModelFile)
     if path.is_file() and record is not None:
-        _check_known(prepared, path, record)
-        if path not in prepared.compared:
+        _check_known(workspace, path, record)
+        if path not in workspace.compared:
             try:
-                _compare(prepared, path)  # both files may have been changed together
+                _compare(workspace, path)  # both files may have been changed together
             except UserError as error:
                 raise UserError(
                     f"{path} was changed, and its record with it: delete it, it is exported again ({error})"
                 ) from error
-            prepared.compared.add(path)
+            workspace.compared.add(path)
         return path
-    with prepared.progress.step("export to ONNX"):
-        export_float(prepared.traced, prepared.space.units, path, prepared.fingerprint)
+    with workspace.progress.step("export to ONNX"):
+        export_float(workspace.traced, workspace.space.units, path, workspace.fingerprint)
         try:
-            _compare(prepared, path)
+            _compare(workspace, path)
         except UserError:
             path.unlink()
             raise
-    prepared.compared.add(path)
-    run.write(FloatModelFile(fingerprint=prepared.fingerprint, sha256=sha256(path)))
+    workspace.compared.add(path)
+    run.write(FloatModelFile(fingerprint=workspace.fingerprint, sha256=sha256(path)))
     return path
 
 
-def _check_known(prepared: Prepared, path: Path, record: FloatModelFile) -> None:
-    if record.fingerprint != prepared.fingerprint:
+def _check_known(workspace: Workspace, path: Path, record: FloatModelFile) -> None:
+    if record.fingerprint != workspace.fingerprint:
         raise UserError(f"{path} was exported from another model or other data: delete it, it is exported again")
     carried = load_model(path).metadata_props.get(FINGERPRINT)
-    if record.sha256 != sha256(path) or carried != prepared.fingerprint:
+    if record.sha256 != sha256(path) or carried != workspace.fingerprint:
         raise UserError(
             f"{path} is not the file that was exported, it has changed since: delete it, it is exported again"
         )
 
 
-def _compare(prepared: Prepared, path: Path) -> None:
+def _compare(workspace: Workspace, path: Path) -> None:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
@@ -78,22 +78,22 @@ def _compare(prepared: Prepared, path: Path) -> None:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if prepared.target.runtime == "onnxruntime":
+        if workspace.target.runtime == "onnxruntime":
             raise UserError(f"onnxruntime does not load the exported model: {reason}") from error
-        prepared.progress.warn(
+        workspace.progress.warn(
             f"the exported model was not compared with PyTorch, because onnxruntime does not load it: {reason}"
         )
         return
-    inputs, traced = prepared.batches[0].inputs, prepared.traced
-    agreement = Agreement(run_eager(prepared.original, inputs, "calibration batch 0"))
+    inputs, traced = workspace.batches[0].inputs, workspace.traced
+    agreement = Agreement(run_eager(workspace.original, inputs, "calibration batch 0"))
     for count in sorted({1, min(_FEW, len(inputs[0]))}) if traced.dynamic_batch else (len(inputs[0]),):
         samples = [tensor[:count].contiguous() for tensor in inputs]
-        expected = run_eager(prepared.original, samples, f"a batch of {count}")
+        expected = run_eager(workspace.original, samples, f"a batch of {count}")
         feeds = {
             name: np.ascontiguousarray(tensor.numpy()) for name, tensor in zip(traced.inputs, samples, strict=True)
         }
         try:
-            found = _as_output(prepared, session.run(None, feeds))
+            found = _as_output(workspace, session.run(None, feeds))
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -108,8 +108,8 @@ def _compare(prepared: Prepared, path: Path) -> None:
             )
 
 
-def _as_output(prepared: Prepared, arrays: list[Any]) -> Any:
+def _as_output(workspace: Workspace, arrays: list[Any]) -> Any:
     values = iter(arrays)
-    leaves: Any = prepared.traced.output.args[0]
+    leaves: Any = workspace.traced.output.args[0]
     flat = [None if leaf is None else torch.from_numpy(np.asarray(next(values))) for leaf in leaves]
-    return pytree.tree_unflatten(flat, prepared.traced.out_spec)
+    return pytree.tree_unflatten(flat, workspace.traced.out_spec)

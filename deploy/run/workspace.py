@@ -54,7 +54,7 @@ DEVICE = "device"
 
 
 @dataclass
-class Prepared:
+class Workspace:
     """A loaded task: float model traced, units found, space restricted to the target. Calibration happens on first use.
 
     `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `pool` are the
@@ -207,7 +207,9 @@ class Prepared:
         return self.fake_quantizer.plan(policy.by_unit(self.space.groups), policy.float_joins)
 
 
-def prepare(run: Run, settings: Settings, progress: Progress, resources: Resources, address: str = "") -> Prepared:
+def open_workspace(
+    run: Run, settings: Settings, progress: Progress, resources: Resources, address: str = ""
+) -> Workspace:
     """Load the task, fold and trace its model, and restrict the formats to what the target runs. Writes nothing."""
     device = device_from_address(address, run.file(DEVICE))
     pool = resources.pool()
@@ -237,7 +239,7 @@ def prepare(run: Run, settings: Settings, progress: Progress, resources: Resourc
     )
     for sentence in unknown_offers(target, space, settings.batch):
         progress.warn(sentence)
-    return Prepared(
+    return Workspace(
         run,
         settings,
         task,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from deploy.latency.loop import LoopSettings, Outcome
 from deploy.latency.observations import known_float_ms, latency_model
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.stages.looping import close_loop
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import method_of, score, static_ceilings
@@ -33,83 +33,83 @@ class Solution:
     outcome: Outcome | None = None
 
 
-def solve(prepared: Prepared, budget: Budget, effort: Effort | None = None, method: str | None = None) -> Solution:
+def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, method: str | None = None) -> Solution:
     """Choose the policy for a budget with what the run knows. Writes `policy.json`.
 
     `method` is where scores come from (`deploy.stages.scoring.score`). Latency is predicted from the engines that this
     run has measured; UserError when it has measured none.
     """
-    ceilings = static_ceilings(prepared, budget)
+    ceilings = static_ceilings(workspace, budget)
     limit = budget.limit("latency")
     if limit is not None:
-        model, float_ms = latency_model(prepared), known_float_ms(prepared)
+        model, float_ms = latency_model(workspace), known_float_ms(workspace)
         assert float_ms is not None  # what was measured has it
         ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
-    _check_possible(prepared, ceilings)
-    scores = score(prepared, budget, method)
+    _check_possible(workspace, ceilings)
+    scores = score(workspace, budget, method)
     if method_of(scores).searched:
-        solution = _choose(prepared, scores, ceilings, effort or prepared.settings.spending)
+        solution = _choose(workspace, scores, ceilings, effort or workspace.settings.spending)
     else:
-        solution = _allocate(prepared, scores, ceilings)
-    write_policy(prepared, solution.policy, budget)
-    write_stability(prepared, scores, ceilings, solution.policy)
+        solution = _allocate(workspace, scores, ceilings)
+    write_policy(workspace, solution.policy, budget)
+    write_stability(workspace, scores, ceilings, solution.policy)
     return solution
 
 
 def search(
-    prepared: Prepared,
+    workspace: Workspace,
     budget: Budget,
     effort: Effort | None = None,
     loop: LoopSettings | None = None,
     method: str | None = None,
 ) -> Solution:
     """Choose the policy for a budget; a latency budget closes the loop over measured engines. Writes `policy.json`."""
-    effort = effort or prepared.settings.spending
+    effort = effort or workspace.settings.spending
     if budget.limit("latency") is None:
-        return solve(prepared, budget, effort, method)
-    _check_possible(prepared, static_ceilings(prepared, budget))
-    outcome, limit = close_loop(prepared, budget, effort, loop, method)
-    write_outcome(prepared, budget, outcome, limit)
-    path = (("best finalist on other samples", outcome.value),) if outcome.met and prepared.unseen is not None else ()
+        return solve(workspace, budget, effort, method)
+    _check_possible(workspace, static_ceilings(workspace, budget))
+    outcome, limit = close_loop(workspace, budget, effort, loop, method)
+    write_outcome(workspace, budget, outcome, limit)
+    path = (("best finalist on other samples", outcome.value),) if outcome.met and workspace.unseen is not None else ()
     return Solution(outcome.policy, outcome.value, outcome.stop_reason, path, outcome)
 
 
-def write_outcome(prepared: Prepared, budget: Budget, outcome: Outcome, limit: float) -> None:
+def write_outcome(workspace: Workspace, budget: Budget, outcome: Outcome, limit: float) -> None:
     """Write `policy.json` and how sure the scores are of it; `limit` is a ratio to the float engine."""
-    write_policy(prepared, outcome.policy, budget)
+    write_policy(workspace, outcome.policy, budget)
     if outcome.met:
-        ceilings = [Ceiling(outcome.model.cost_model(1.0), limit), *static_ceilings(prepared, budget)]
-        write_stability(prepared, score(prepared, budget), ceilings, outcome.policy)
+        ceilings = [Ceiling(outcome.model.cost_model(1.0), limit), *static_ceilings(workspace, budget)]
+        write_stability(workspace, score(workspace, budget), ceilings, outcome.policy)
 
 
-def write_stability(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], policy: Policy) -> None:
+def write_stability(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling], policy: Policy) -> None:
     """Write how often each layer gets each format when the scores are resampled: `stability.json`."""
-    stability = decision_stability(scores, prepared.space, ceilings, prepared.settings.seed)
-    prepared.run.write(
+    stability = decision_stability(scores, workspace.space, ceilings, workspace.settings.seed)
+    workspace.run.write(
         stability.to_file(policy.key())
         if stability is not None
         else StabilityFile(policy=policy.key(), resamples=0, undecided=(), frequencies={})
     )
 
 
-def _check_possible(prepared: Prepared, ceilings: Sequence[Ceiling]) -> None:
+def _check_possible(workspace: Workspace, ceilings: Sequence[Ceiling]) -> None:
     """Raise UserError for an impossible budget, before anything is scored or measured for it."""
     if ceilings:
-        nothing = {group: dict.fromkeys(row, 0.0) for group, row in prepared.space.formats.items()}
-        solve_or_explain(Problem(prepared.space, nothing, ceilings))
+        nothing = {group: dict.fromkeys(row, 0.0) for group, row in workspace.space.formats.items()}
+        solve_or_explain(Problem(workspace.space, nothing, ceilings))
 
 
-def _choose(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling], effort: Effort) -> Solution:
-    with prepared.progress.step("choose the policy"):
+def _choose(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling], effort: Effort) -> Solution:
+    with workspace.progress.step("choose the policy"):
         choice: Choice = choose(
-            prepared.evaluator, prepared.space, scores.starts(), ceilings, effort, advance=prepared.progress.say
+            workspace.evaluator, workspace.space, scores.starts(), ceilings, effort, advance=workspace.progress.say
         )
-        if prepared.unseen is not None:
-            choice = confirm(choice, prepared.evaluator, prepared.unseen)
+        if workspace.unseen is not None:
+            choice = confirm(choice, workspace.evaluator, workspace.unseen)
     return Solution(choice.policy, choice.value, "no change of the policy improves the value", choice.path)
 
 
-def _allocate(prepared: Prepared, scores: Scores, ceilings: Sequence[Ceiling]) -> Solution:
+def _allocate(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling]) -> Solution:
     """The scores decide alone, as their method wants it."""
-    policy = method_of(scores).policy(prepared.space, scores, ceilings)
-    return Solution(policy, prepared.evaluator(policy), f"the best policy for the scores ({scores.estimator})")
+    policy = method_of(scores).policy(workspace.space, scores, ceilings)
+    return Solution(policy, workspace.evaluator(policy), f"the best policy for the scores ({scores.estimator})")

@@ -17,7 +17,7 @@ from deploy.files.engine import BuiltRow
 from deploy.lowering.export import call_name
 from deploy.lowering.lower import lower
 from deploy.run.float_onnx import export_float_model
-from deploy.run.workspace import DEVICE, Prepared
+from deploy.run.workspace import DEVICE, Workspace
 from deploy.runner.experiment import CACHE_DIRECTORY
 from deploy.runner.state import machine
 from deploy.targets.target import Target, check_builds_here
@@ -68,10 +68,10 @@ def engine_names(target: Target) -> Names:
 class Engines:
     """Builds engines of policies on the target of a run."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         """Needs `model.float.onnx` in the run."""
-        self._prepared = prepared
-        self._names = engine_names(prepared.target)
+        self._prepared = workspace
+        self._names = engine_names(workspace.target)
 
     def build(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[UnitKernel]]:
         """Build the engine(s) of `model.<target>.onnx` and the float engine(s).
@@ -92,17 +92,17 @@ class Engines:
         """The float model as the target's float engine is made of it: lowered when half precision or a fixed batch is
         wanted.
         """
-        prepared = self._prepared
-        if prepared.target.reference != FP16:
+        workspace = self._prepared
+        if workspace.target.reference != FP16:
             return self._float_model
-        model = prepared.run.file(f"model.float.{prepared.target.name}.onnx")
-        plan = prepared.plan(prepared.space.uniform(prepared.space.reference))
-        lower(self._float_model, plan, prepared.space.units, prepared.target, model, prepared.settings.batch)
+        model = workspace.run.file(f"model.float.{workspace.target.name}.onnx")
+        plan = workspace.plan(workspace.space.uniform(workspace.space.reference))
+        lower(self._float_model, plan, workspace.space.units, workspace.target, model, workspace.settings.batch)
         return model
 
     def _build_sessions(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[UnitKernel]]:
-        prepared, run = self._prepared, self._prepared.run
-        target, exact = prepared.target, prepared.target.lowering == "simulate"
+        workspace, run = self._prepared, self._prepared.run
+        target, exact = workspace.target, workspace.target.lowering == "simulate"
         engine, float_engine = run.file(self._names.engines[""]), run.file(self._names.float_engines[""])
         built = ort_backend.build_engine(run.file(self._names.model), engine, exact=exact, providers=target.providers)
         float_built = ort_backend.build_engine(self._reference_model, float_engine, providers=target.providers)
@@ -112,14 +112,14 @@ class Engines:
         }
         if target.lowering != "onnxruntime":  # simulated, or one node that is a plan of TensorRT
             return records, []
-        kernels = ort_backend.unit_kernels(engine, prepared.space.units)
-        checks = ort_backend.check_units(kernels, policy.by_unit(prepared.space.groups))
+        kernels = ort_backend.unit_kernels(engine, workspace.space.units)
+        checks = ort_backend.check_units(kernels, policy.by_unit(workspace.space.groups))
         return records, [UnitKernel(c.path, c.kernel, c.agrees) for c in checks]
 
     def _build_plans(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[UnitKernel]]:
-        prepared, run = self._prepared, self._prepared.run
-        check_builds_here(prepared.target)
-        runtime = prepared.target.runtime
+        workspace, run = self._prepared, self._prepared.run
+        check_builds_here(workspace.target)
+        runtime = workspace.target.runtime
         float_model = self._reference_model
         # where this machine keeps the plans that it times, so that the plan that is built here is the one that is timed
         cache = machine_directory(run.file(DEVICE), machine()) / CACHE_DIRECTORY
@@ -128,27 +128,27 @@ class Engines:
         for sm, name in self._names.engines.items():
             jobs = {name: run.file(self._names.model), self._names.float_engines[sm]: float_model}
             for plan, model in jobs.items():
-                with prepared.progress.step(f"build {plan}"):
+                with workspace.progress.step(f"build {plan}"):
                     asked = sm if runtime == "tensorrt-rtx" and sm else None  # tensorrt builds for its own GPU
                     record = _built(
                         tensorrt_backend.build_plan(model, run.file(plan), runtime, asked, cache=cache), plan
                     )
                 records[plan] = _plan_row(record)
                 if plan == name:
-                    found += plan_kernels(prepared, policy, record.kernels, f" ({sm})" if sm else "")
+                    found += plan_kernels(workspace, policy, record.kernels, f" ({sm})" if sm else "")
         return records, _worst(found)
 
 
 def plan_kernels(
-    prepared: Prepared, policy: Policy, kernels: Sequence[tensorrt_backend.PlanKernel], where: str = ""
+    workspace: Workspace, policy: Policy, kernels: Sequence[tensorrt_backend.PlanKernel], where: str = ""
 ) -> list[UnitKernel]:
     """Return what each unit became in a plan of TensorRT that consists of `kernels`; `where` is added to what is not as
     planned.
     """
-    formats = policy.by_unit(prepared.space.groups)
+    formats = policy.by_unit(workspace.space.groups)
     planned: dict[str, Format] = {
         call_name(unit.path, index): formats[unit.path]
-        for unit in prepared.space.units
+        for unit in workspace.space.units
         for index in range(len(unit.calls))
     }
     checks = tensorrt_backend.check_units(kernels, planned)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calib.errors import UserError
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from smpq.files import ContributionRow, ContributionsFile, Interval
 from smpq.problem.policy import Policy
 from smpq.scoring.estimators import Stopping, estimator_from_name
@@ -38,26 +38,26 @@ class Explanation:
         self.stopping(1, 0)
 
 
-def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None = None) -> ContributionsFile:
+def explain(workspace: Workspace, policy: Policy, explanation: Explanation | None = None) -> ContributionsFile:
     """Estimate what every group's format adds to the value, against the float model. Writes `contributions.json`.
 
     Efficiency: the contributions sum to the value of the policy minus that of the float model. UserError when the
     evaluations do not suffice for an interval, or when the policy is the float model.
     """
     chosen = explanation or Explanation()
-    space = prepared.space
-    game = PolicyGame(prepared.evaluator, space, space.uniform(space.reference), policy)
+    space = workspace.space
+    game = PolicyGame(workspace.evaluator, space, space.uniform(space.reference), policy)
     if not game.players:
         raise UserError("policy.json leaves every layer in float: there is nothing to explain")
-    stopping = chosen.stopping(len(game.players), prepared.settings.spending.scoring)
-    with prepared.progress.step("explain the policy"):
+    stopping = chosen.stopping(len(game.players), workspace.settings.spending.scoring)
+    with workspace.progress.step("explain the policy"):
         estimate = estimator_from_name(chosen.estimator).estimate(
-            game, len(game.players), stopping, prepared.settings.seed
+            game, len(game.players), stopping, workspace.settings.seed
         )
     low, high = estimate.interval()
     record = ContributionsFile(
         policy=policy.key(),
-        value=prepared.settings.value,
+        value=workspace.settings.value,
         total=float(estimate.values.sum()),
         estimator=estimate.estimator,
         evaluations=estimate.evaluations,
@@ -76,7 +76,7 @@ def explain(prepared: Prepared, policy: Policy, explanation: Explanation | None 
         ),
         apart=_apart(game.players, estimate.values.tolist(), low.tolist(), high.tolist()),
     )
-    prepared.run.write(record)
+    workspace.run.write(record)
     return record
 
 

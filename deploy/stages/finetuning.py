@@ -18,7 +18,7 @@ from deploy.files.engine import FinetuneFile
 from deploy.lowering.export import export_float
 from deploy.lowering.onnx_files import sha256
 from deploy.run.directory import Run
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
@@ -36,19 +36,19 @@ class FineTunedModel:
     of the export.
     """
 
-    prepared: Prepared
+    workspace: Workspace
     policy: Policy
     weights: FineTunedWeights
 
     @cached_property
     def traced(self) -> TracedModel:
         """The folded model with the fine-tuned float parameters."""
-        return self.weights.traced(self.prepared.traced)
+        return self.weights.traced(self.workspace.traced)
 
     @cached_property
     def fake_quantizer(self) -> FakeQuantizer:
         """Simulates the fine-tuned policy."""
-        original = self.prepared.fake_quantizer
+        original = self.workspace.fake_quantizer
         return FakeQuantizer(
             self.traced, original.units, self.weights.calibration(original.calibration), original.rules
         )
@@ -56,7 +56,7 @@ class FineTunedModel:
     @cached_property
     def plan(self) -> QuantPlan:
         """The plan of the policy, with the fine-tuned integers and grids."""
-        return self.fake_quantizer.plan(self.policy.by_unit(self.prepared.space.groups), self.policy.float_joins)
+        return self.fake_quantizer.plan(self.policy.by_unit(self.workspace.space.groups), self.policy.float_joins)
 
     def edits(self) -> Edits:
         """What simulates the policy on `traced`."""
@@ -64,98 +64,98 @@ class FineTunedModel:
 
     def export_source(self) -> Path:
         """Write `model.finetuned.onnx`, the float model that the quantisers are put into."""
-        path = self.prepared.run.file(MODEL)
-        with self.prepared.progress.step("export to ONNX"):
-            export_float(self.traced, self.prepared.space.units, path, self.prepared.fingerprint)
+        path = self.workspace.run.file(MODEL)
+        with self.workspace.progress.step("export to ONNX"):
+            export_float(self.traced, self.workspace.space.units, path, self.workspace.fingerprint)
         return path
 
 
-def finetune(prepared: Prepared, policy: Policy, settings: FineTuneSettings) -> FinetuneFile:
+def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -> FinetuneFile:
     """Fine-tune the policy on the task's training data. Writes `finetuned.safetensors` and `finetune.json`, or nothing.
 
     The run's settings say by what a model is judged on the calibration data (`--value`), and the seed. UserError when
     the policy quantises nothing.
     """
-    plan = prepared.plan(policy)
+    plan = workspace.plan(policy)
     if not plan.weights and not plan.tensors:
         raise UserError("the policy in policy.json keeps every layer in floating point: there is nothing to fine-tune")
-    settings = _for_run(settings, prepared)
+    settings = _for_run(settings, workspace)
     subject = Subject(
-        prepared.task,
-        prepared.traced,
-        prepared.space.units,
-        prepared.original,
-        prepared.folded,
+        workspace.task,
+        workspace.traced,
+        workspace.space.units,
+        workspace.original,
+        workspace.folded,
         plan,
         policy.key(),
-        prepared.fingerprint,
+        workspace.fingerprint,
     )
-    with prepared.progress.step("fine-tune"):
-        found = train(subject, prepared.batches, settings, _reporter(prepared), prepared.resources.evaluates_on)
+    with workspace.progress.step("fine-tune"):
+        found = train(subject, workspace.batches, settings, _reporter(workspace), workspace.resources.evaluates_on)
     if found.kept == "start":
-        prepared.progress.warn(
+        workspace.progress.warn(
             "fine-tuning did not improve the policy on the calibration data, and changed nothing: "
             "try a smaller learning rate (--lr) or more epochs"
         )
     elif found.after.value < found.before.value:
-        prepared.progress.warn(
+        workspace.progress.warn(
             f"on the calibration data the fine-tuned policy has a value of {found.after.value:.4g}, "
             f"{found.before.value:.4g} before. That is "
             "no verdict when the float model was trained on these data; smpq verify tells. Otherwise use --keep better"
         )
-    found.save(prepared.run.file(FINE_TUNED))
-    record = _record(record_of_file(prepared.run.file(FINE_TUNED)), sha256(prepared.run.file(FINE_TUNED)))
-    prepared.run.write(record)
+    found.save(workspace.run.file(FINE_TUNED))
+    record = _record(record_of_file(workspace.run.file(FINE_TUNED)), sha256(workspace.run.file(FINE_TUNED)))
+    workspace.run.write(record)
     return record
 
 
-def check_trainable(prepared: Prepared) -> None:
+def check_trainable(workspace: Workspace) -> None:
     """Raise UserError unless the task has training data whose first batch is as it should be: before hours of search,
     not after.
     """
-    next(training_batches(prepared.task, 0))
+    next(training_batches(workspace.task, 0))
 
 
-def finetune_unless_done(prepared: Prepared, policy: Policy, settings: FineTuneSettings) -> None:
+def finetune_unless_done(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -> None:
     """Fine-tune the policy unless the run holds it, trained with the same settings."""
-    settings = _for_run(settings, prepared)
-    if prepared.run.has(FINE_TUNED) and policy_of_file(prepared.run.file(FINE_TUNED)) == policy.key():
-        found = FineTunedWeights.load(prepared.run.file(FINE_TUNED))
-        if found.fingerprint == prepared.fingerprint and dict(found.settings) == asdict(settings):
-            prepared.progress.say(f"fine-tuned already: {prepared.run.file(FINE_TUNED)}")
+    settings = _for_run(settings, workspace)
+    if workspace.run.has(FINE_TUNED) and policy_of_file(workspace.run.file(FINE_TUNED)) == policy.key():
+        found = FineTunedWeights.load(workspace.run.file(FINE_TUNED))
+        if found.fingerprint == workspace.fingerprint and dict(found.settings) == asdict(settings):
+            workspace.progress.say(f"fine-tuned already: {workspace.run.file(FINE_TUNED)}")
             return
-    finetune(prepared, policy, settings)
+    finetune(workspace, policy, settings)
 
 
-def discard_other(prepared: Prepared, policy: Policy) -> None:
+def discard_other(workspace: Workspace, policy: Policy) -> None:
     """Remove fine-tuned weights of another policy, and say so: they are about to be made again."""
-    path = prepared.run.file(FINE_TUNED)
+    path = workspace.run.file(FINE_TUNED)
     if path.is_file() and policy_of_file(path) != policy.key():
-        prepared.progress.say(f"{path} is of another policy: removed, it will be made again")
+        workspace.progress.say(f"{path} is of another policy: removed, it will be made again")
         path.unlink()
 
 
-def tuned(prepared: Prepared, policy: Policy) -> FineTunedModel | None:
+def tuned(workspace: Workspace, policy: Policy) -> FineTunedModel | None:
     """Return the fine-tuned weights of the run; None when it was not fine-tuned.
 
     UserError when they are of another policy than this one, or of another model or other data.
     """
-    path = prepared.run.file(FINE_TUNED)
+    path = workspace.run.file(FINE_TUNED)
     if not path.is_file():
         return None
     _check_policy(path, policy)
     weights = FineTunedWeights.load(path)
-    if weights.fingerprint != prepared.fingerprint:
+    if weights.fingerprint != workspace.fingerprint:
         raise UserError(
             f"{path} was made from another model or other calibration data: use smpq finetune again, or delete it"
         )
-    weights.check_fits(prepared.traced, prepared.space.units, path)
-    return FineTunedModel(prepared, policy, weights)
+    weights.check_fits(workspace.traced, workspace.space.units, path)
+    return FineTunedModel(workspace, policy, weights)
 
 
-def version_key(prepared: Prepared, policy: Policy) -> str:
+def version_key(workspace: Workspace, policy: Policy) -> str:
     """Return `version_of` the run's policy."""
-    return version_of(prepared.run, policy)
+    return version_of(workspace.run, policy)
 
 
 def version_of(run: Run, policy: Policy) -> str:
@@ -184,8 +184,8 @@ def read_record(run: Run) -> FinetuneFile | None:
     return record
 
 
-def _for_run(settings: FineTuneSettings, prepared: Prepared) -> FineTuneSettings:
-    return replace(settings, value=prepared.settings.value, seed=prepared.settings.seed)
+def _for_run(settings: FineTuneSettings, workspace: Workspace) -> FineTuneSettings:
+    return replace(settings, value=workspace.settings.value, seed=workspace.settings.seed)
 
 
 def _check_policy(path: Path, policy: Policy) -> None:
@@ -213,7 +213,7 @@ def _record(found: FineTunedFile, digest: str) -> FinetuneFile:
     return msgspec.convert(values, FinetuneFile)
 
 
-def _reporter(prepared: Prepared) -> Callable[[TrainingProgress], None]:
+def _reporter(workspace: Workspace) -> Callable[[TrainingProgress], None]:
     told = 0
 
     def report(progress: TrainingProgress) -> None:
@@ -221,6 +221,6 @@ def _reporter(prepared: Prepared) -> Callable[[TrainingProgress], None]:
         tenth = 10 * progress.step // progress.steps
         if tenth > told:
             told = tenth
-            prepared.progress.say(f"fine-tuning: step {progress.step} of {progress.steps}, loss {progress.loss:.4f}")
+            workspace.progress.say(f"fine-tuning: step {progress.step} of {progress.steps}, loss {progress.loss:.4f}")
 
     return report

@@ -21,7 +21,7 @@ from deploy.latency.model import Observation
 from deploy.latency.observations import Measured, edges, keep_measured, known_float_ms, read_observations, read_refusals
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
-from deploy.run.workspace import DEVICE, Prepared
+from deploy.run.workspace import DEVICE, Workspace
 from deploy.runner.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
 from deploy.runner.product import ENGINES_DIRECTORY
 from deploy.stages.making import export
@@ -55,56 +55,60 @@ class Feedback(Record, frozen=True, kw_only=True):
 
 
 def close_loop(
-    prepared: Prepared, budget: Budget, effort: Effort, settings: LoopSettings | None = None, method: str | None = None
+    workspace: Workspace,
+    budget: Budget,
+    effort: Effort,
+    settings: LoopSettings | None = None,
+    method: str | None = None,
 ) -> tuple[Outcome, float]:
     """Search for the most valuable policy whose engine is measured to meet the latency budget. Writes `loop.json`.
 
     Also returns the limit as a ratio to the float engine. UserError when engines of the target cannot be measured.
     """
-    if prepared.not_measurable is not None:
-        raise UserError(f"{prepared.not_measurable}; or give a budget on size, avg_bits or bops")
-    scores_for_loop(prepared, budget, method)
-    export_float_model(prepared)
-    bench = Bench(prepared)
+    if workspace.not_measurable is not None:
+        raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
+    scores_for_loop(workspace, budget, method)
+    export_float_model(workspace)
+    bench = Bench(workspace)
     machine = bench.machine
-    limit = _ratio_limit(prepared, budget, known_float_ms(prepared, machine) or bench.float_ms)
-    known: list[Observation | Refusal] = [*read_observations(prepared, machine), *read_refusals(prepared, machine)]
-    search = Search(prepared.run, prepared.space, str(budget), machine, limit, known)
+    limit = _ratio_limit(workspace, budget, known_float_ms(workspace, machine) or bench.float_ms)
+    known: list[Observation | Refusal] = [*read_observations(workspace, machine), *read_refusals(workspace, machine)]
+    search = Search(workspace.run, workspace.space, str(budget), machine, limit, known)
     search.begin()
-    looped = _loop(prepared, budget, effort, search.limit, search.observations, search.refusals, settings)
+    looped = _loop(workspace, budget, effort, search.limit, search.observations, search.refusals, settings)
     measure = search.resumed(lambda policy: bench.observe(policy, search.limit))
-    with prepared.progress.step("close the loop"):
-        outcome = looped.run(measure, prepared.progress.say, search.keep)
+    with workspace.progress.step("close the loop"):
+        outcome = looped.run(measure, workspace.progress.say, search.keep)
     search.end(outcome)
     return outcome, search.limit
 
 
-def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Path) -> BundleFile:
+def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: Path) -> BundleFile:
     """Write the engines that should be measured next into `directory`, to be carried to a device that cannot be reached
     from here.
 
     The budget is that of the last bundle unless one is given. Writes `bundle.json`, which says which model is which
     policy. UserError when no other engine needs to be measured, or when the directory holds something else.
     """
-    budget = Budget.from_text(budget_text or _known_bundle(prepared).budget)
+    budget = Budget.from_text(budget_text or _known_bundle(workspace).budget)
     if directory.exists() and (
         not directory.is_dir() or (any(directory.iterdir()) and not (directory / EXPERIMENT_FILE).is_file())
     ):
         raise UserError(f"{directory} holds something else: name a new directory")
-    scores_for_loop(prepared, budget)
-    export_float_model(prepared)
-    limit = _ratio_limit(prepared, budget, known_float_ms(prepared))
-    looped = _known_loop(prepared, budget, limit)
+    scores_for_loop(workspace, budget)
+    export_float_model(workspace)
+    limit = _ratio_limit(workspace, budget, known_float_ms(workspace))
+    looped = _known_loop(workspace, budget, limit)
     proposals = looped.ask_several(_AT_ONCE)
     if not proposals:
         raise UserError(f"no other engine needs to be measured: {looped.outcome().stop_reason}")
-    bench = Bench(prepared)
+    bench = Bench(workspace)
     candidates = [bench.candidate(proposal.policy) for proposal in proposals]
     (directory / MEASUREMENTS_FILE).unlink(missing_ok=True)
     experiment = bench.experiment(candidates, Protocol(), label=str(budget))
     write_bundle(experiment, directory)
-    keep_asked(experiment, prepared.run.file(DEVICE))
-    prepared.run.write(
+    keep_asked(experiment, workspace.run.file(DEVICE))
+    workspace.run.write(
         BundleFile(
             budget=str(budget),
             candidates={
@@ -113,25 +117,25 @@ def write_next_bundle(prepared: Prepared, budget_text: str | None, directory: Pa
                     predicted=proposal.predicted,
                     predicted_interval=Interval(*proposal.interval),
                     predicted_from=proposal.predicted_from,
-                    policy=proposal.policy.to_file(prepared.space.groups),
+                    policy=proposal.policy.to_file(workspace.space.groups),
                 )
                 for candidate, proposal in zip(candidates, proposals, strict=True)
             },
         )
     )
-    return prepared.run.read(BundleFile)
+    return workspace.run.read(BundleFile)
 
 
-def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
+def take_feedback(workspace: Workspace, measurements: Path) -> Feedback:
     """Take in what a device has measured of the last bundle. Adds to `measurements.json` and `loop.json`.
 
     Writes `policy.json`, the best policy so far, and its model. Returns its ratio to the float engine, whether it meets
     the budget, and how many other engines should be measured. UserError for measurements of something else.
     """
-    known = _known_bundle(prepared)
+    known = _known_bundle(workspace)
     budget = Budget.from_text(known.budget)
-    found = read_measurements(measurements, prepared.run.file(DEVICE))
-    proposals = _proposals(prepared, known)
+    found = read_measurements(measurements, workspace.run.file(DEVICE))
+    proposals = _proposals(workspace, known)
     strange = [result.name for result in found.results if result.name not in proposals]
     if strange:
         raise UserError(
@@ -139,22 +143,22 @@ def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
         )
     measured = [Measured(proposals[result.name].policy, result) for result in found.results]
     before: list[Observation | Refusal] = [
-        *read_observations(prepared, found.machine),
-        *read_refusals(prepared, found.machine),
+        *read_observations(workspace, found.machine),
+        *read_refusals(workspace, found.machine),
     ]
-    verdicts = keep_measured(prepared, measured, found.machine)
-    limit = _ratio_limit(prepared, budget, known_float_ms(prepared, found.machine))
+    verdicts = keep_measured(workspace, measured, found.machine)
+    limit = _ratio_limit(workspace, budget, known_float_ms(workspace, found.machine))
     steps = [
         _step(proposals[each.result.name], verdict, limit) for each, verdict in zip(measured, verdicts, strict=True)
     ]
-    search = Search(prepared.run, prepared.space, str(budget), found.machine, limit, before)
-    looped = _known_loop(prepared, budget, limit, found.machine)
+    search = Search(workspace.run, workspace.space, str(budget), found.machine, limit, before)
+    looped = _known_loop(workspace, budget, limit, found.machine)
     following = looped.ask_several(_AT_ONCE)
     outcome = looped.outcome()
     search.add(steps)
     search.end(outcome)
-    write_policy(prepared, outcome.policy, budget)
-    model = export(prepared, outcome.policy)
+    write_policy(workspace, outcome.policy, budget)
+    model = export(workspace, outcome.policy)
     name = sha256(model)[:16]
     return Feedback(
         ratio=outcome.observation.ratio,
@@ -168,18 +172,18 @@ def take_feedback(prepared: Prepared, measurements: Path) -> Feedback:
     )
 
 
-def _known_bundle(prepared: Prepared) -> BundleFile:
-    return prepared.run.read(BundleFile)
+def _known_bundle(workspace: Workspace) -> BundleFile:
+    return workspace.run.read(BundleFile)
 
 
-def _known_loop(prepared: Prepared, budget: Budget, limit: float, machine: str | None = None) -> LatencyLoop:
+def _known_loop(workspace: Workspace, budget: Budget, limit: float, machine: str | None = None) -> LatencyLoop:
     """Return a loop that knows what `machine` has measured, or else the last one that did."""
-    observations, refusals = read_observations(prepared, machine), read_refusals(prepared, machine)
-    return _loop(prepared, budget, prepared.settings.spending, limit, observations, refusals)
+    observations, refusals = read_observations(workspace, machine), read_refusals(workspace, machine)
+    return _loop(workspace, budget, workspace.settings.spending, limit, observations, refusals)
 
 
 def _loop(
-    prepared: Prepared,
+    workspace: Workspace,
     budget: Budget,
     effort: Effort,
     limit: float,
@@ -191,21 +195,21 @@ def _loop(
     effort = replace(
         effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP)
     )
-    goal = Goal(limit, static_ceilings(prepared, budget), scores_for_loop(prepared, budget).starts(), effort)
+    goal = Goal(limit, static_ceilings(workspace, budget), scores_for_loop(workspace, budget).starts(), effort)
     return LatencyLoop(
-        prepared.space,
-        edges(prepared),
-        prepared.evaluator,
+        workspace.space,
+        edges(workspace),
+        workspace.evaluator,
         goal,
         observations,
-        settings or LoopSettings(seed=prepared.settings.seed),
+        settings or LoopSettings(seed=workspace.settings.seed),
         refusals,
-        prepared.unseen,
-        may_fail(prepared.target, prepared.space, prepared.settings.batch),
+        workspace.unseen,
+        may_fail(workspace.target, workspace.space, workspace.settings.batch),
     )
 
 
-def _ratio_limit(prepared: Prepared, budget: Budget, float_ms: Any) -> float:
+def _ratio_limit(workspace: Workspace, budget: Budget, float_ms: Any) -> float:
     """Return the limit as a ratio to the float engine, whose time is a number, a function that measures it, or not
     known.
     """
@@ -220,20 +224,20 @@ def _ratio_limit(prepared: Prepared, budget: Budget, float_ms: Any) -> float:
             f"{limit} is in milliseconds, and the float engine's are not known yet: give a share of them, as "
             "latency=0.7x"
         )
-    prepared.progress.say(f"the float engine takes {known:.4g} ms: {limit} is {limit.value / known:.3f}x of it")
+    workspace.progress.say(f"the float engine takes {known:.4g} ms: {limit} is {limit.value / known:.3f}x of it")
     return float(limit.value / known)
 
 
-def _proposals(prepared: Prepared, bundle: BundleFile) -> dict[str, Proposal]:
-    with prepared.run.about(BundleFile):
-        return _proposed(prepared, bundle)
+def _proposals(workspace: Workspace, bundle: BundleFile) -> dict[str, Proposal]:
+    with workspace.run.about(BundleFile):
+        return _proposed(workspace, bundle)
 
 
-def _proposed(prepared: Prepared, bundle: BundleFile) -> dict[str, Proposal]:
+def _proposed(workspace: Workspace, bundle: BundleFile) -> dict[str, Proposal]:
     return {
         name: Proposal(
             row.label,
-            Policy.from_file(row.policy, prepared.space),
+            Policy.from_file(row.policy, workspace.space),
             row.predicted,
             (row.predicted_interval.low, row.predicted_interval.high),
             row.predicted_from,

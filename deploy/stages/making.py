@@ -16,7 +16,7 @@ from deploy.latency.prediction import prediction
 from deploy.lowering.lower import lower
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.stages.engines import Engines, UnitKernel, engine_names, plan_kernels
 from deploy.stages.finetuning import tuned, version_key
 from deploy.stages.shipping import discard_other, ship
@@ -27,19 +27,19 @@ from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 
 
-def export(prepared: Prepared, policy: Policy) -> Path:
+def export(workspace: Workspace, policy: Policy) -> Path:
     """Write `model.<target>.onnx`, the plan of the policy in the form the target wants, with the fine-tuned weights if
     the run has any.
     """
-    source, plan = _source(prepared, policy)
-    path = prepared.run.file(engine_names(prepared.target).model)
-    with prepared.progress.step("insert quantisers"):
-        report = lower(source, plan, prepared.space.units, prepared.target, path, prepared.settings.batch)
-    prepared.run.write(report.to_file(version_key(prepared, policy)))
+    source, plan = _source(workspace, policy)
+    path = workspace.run.file(engine_names(workspace.target).model)
+    with workspace.progress.step("insert quantisers"):
+        report = lower(source, plan, workspace.space.units, workspace.target, path, workspace.settings.batch)
+    workspace.run.write(report.to_file(version_key(workspace, policy)))
     return path
 
 
-def export_qdq(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> TrtexecExport:
+def export_qdq(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -> TrtexecExport:
     """Write `model.qdq.onnx` for trtexec, or for tensorrt-rtx's own tool. `batches` is one size, or the smallest, usual
     and largest; the run's own without any.
 
@@ -47,49 +47,49 @@ def export_qdq(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) 
     """
     if len(batches) not in (0, 1, 3):
         raise UserError(f"give one batch size or three (smallest, usual, largest), not {len(batches)}")
-    smallest, usual, largest = batches if len(batches) == 3 else (*batches, prepared.settings.batch)[:1] * 3
-    source, plan = _source(prepared, policy)
-    units, target, run = prepared.space.units, prepared.target, prepared.run
+    smallest, usual, largest = batches if len(batches) == 3 else (*batches, workspace.settings.batch)[:1] * 3
+    source, plan = _source(workspace, policy)
+    units, target, run = workspace.space.units, workspace.target, workspace.run
     product = run.file(engine_names(target).product)
-    with prepared.progress.step("insert quantisers"):
+    with workspace.progress.step("insert quantisers"):
         return export_for_trtexec(source, plan, units, target, run.path, (smallest, usual, largest), product)
 
 
-def _source(prepared: Prepared, policy: Policy) -> tuple[Path, QuantPlan]:
+def _source(workspace: Workspace, policy: Policy) -> tuple[Path, QuantPlan]:
     """Return the float model that the quantisers are put into, and the plan: fine-tuned where the run has such
     weights.
     """
-    source, fine_tuned = export_float_model(prepared), tuned(prepared, policy)
+    source, fine_tuned = export_float_model(workspace), tuned(workspace, policy)
     if fine_tuned is None:
-        return source, prepared.plan(policy)
+        return source, workspace.plan(policy)
     return fine_tuned.export_source(), fine_tuned.plan
 
 
-def build(prepared: Prepared, policy: Policy) -> BuildFile:
+def build(workspace: Workspace, policy: Policy) -> BuildFile:
     """Build the engines of the exported model and of the float one; check every unit's kernel. Writes `build.json`.
 
     Nothing is built here when only the device can: it builds when the engine is measured.
     """
-    export_float_model(prepared)
-    _needs_export(prepared, policy)
-    discard_other(prepared)
-    if prepared.builds_on_device:
-        return _keep_build(prepared, policy, {}, {})
-    with prepared.progress.step("build the engines"):
-        engines, kernels = Engines(prepared).build(policy)
-        return _keep_build(prepared, policy, engines, _rows(kernels))
+    export_float_model(workspace)
+    _needs_export(workspace, policy)
+    discard_other(workspace)
+    if workspace.builds_on_device:
+        return _keep_build(workspace, policy, {}, {})
+    with workspace.progress.step("build the engines"):
+        engines, kernels = Engines(workspace).build(policy)
+        return _keep_build(workspace, policy, engines, _rows(kernels))
 
 
 def _keep_build(
-    prepared: Prepared, policy: Policy, engines: Mapping[str, BuiltRow], kernels: Mapping[str, KernelRow]
+    workspace: Workspace, policy: Policy, engines: Mapping[str, BuiltRow], kernels: Mapping[str, KernelRow]
 ) -> BuildFile:
     record = BuildFile(
-        policy=version_key(prepared, policy),
-        built_on=prepared.device.describe() if prepared.builds_on_device else None,
+        policy=version_key(workspace, policy),
+        built_on=workspace.device.describe() if workspace.builds_on_device else None,
         engines=dict(engines),
         kernels=dict(kernels),
     )
-    prepared.run.write(record)
+    workspace.run.write(record)
     return record
 
 
@@ -97,7 +97,7 @@ def _rows(kernels: Sequence[UnitKernel]) -> dict[str, KernelRow]:
     return {kernel.path: KernelRow(kernel=kernel.kernel, agrees=kernel.agrees) for kernel in kernels}
 
 
-def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> LatencyFile:
+def measure(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -> LatencyFile:
     """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`.
 
     The plan that was measured, where the runtime has plans, becomes the run's: `engine.<target>/` and the engine beside
@@ -106,19 +106,19 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
     `batches` are further batch sizes to time it at. The prediction in the record is one that knew no measurement of
     this policy. UserError when engines of the target cannot be timed, or it does not build on the device.
     """
-    if prepared.not_measurable is not None:
-        raise UserError(prepared.not_measurable)
-    _needs_build(prepared, policy)
-    _needs_export(prepared, policy)
-    bench = Bench(prepared)
-    predicted = prediction(prepared, policy, bench.machine)
-    with prepared.progress.step("measure the engine"):
-        candidate = bench.kept(prepared.run.file(engine_names(prepared.target).model))
+    if workspace.not_measurable is not None:
+        raise UserError(workspace.not_measurable)
+    _needs_build(workspace, policy)
+    _needs_export(workspace, policy)
+    bench = Bench(workspace)
+    predicted = prediction(workspace, policy, bench.machine)
+    with workspace.progress.step("measure the engine"):
+        candidate = bench.kept(workspace.run.file(engine_names(workspace.target).model))
         measured = _timed(bench, policy, candidate, None)
         others = [_timed(bench, policy, bench.candidate(policy, batch), batch) for batch in batches]
     result = measured.result
     record = LatencyFile(
-        policy=version_key(prepared, policy),
+        policy=version_key(workspace, policy),
         machine=bench.machine,
         rounds=FINAL.rounds,
         predicted_ratio=predicted.ratio if predicted is not None else None,
@@ -127,24 +127,24 @@ def measure(prepared: Prepared, policy: Policy, batches: Sequence[int] = ()) -> 
         measurement=timed_row(result),
         batches=tuple(timed_row(each.result) for each in others),
     )
-    prepared.run.write(record)
-    _keep_shipped(prepared, policy, result)
-    keep_measured(prepared, [measured], bench.machine)
+    workspace.run.write(record)
+    _keep_shipped(workspace, policy, result)
+    keep_measured(workspace, [measured], bench.machine)
     return record
 
 
-def _keep_shipped(prepared: Prepared, policy: Policy, result: Result) -> None:
+def _keep_shipped(workspace: Workspace, policy: Policy, result: Result) -> None:
     """Put the plan that was measured into the run, and into `build.json`, with the kernels where only the device can
     tell them.
     """
-    shipped = ship(prepared, result)
-    known = prepared.run.find_for(BuildFile, version_key(prepared, policy))
+    shipped = ship(workspace, result)
+    known = workspace.run.find_for(BuildFile, version_key(workspace, policy))
     engines, kernels = (known.engines, known.kernels) if known is not None else ({}, {})
-    if prepared.builds_on_device and result.layers is not None:
+    if workspace.builds_on_device and result.layers is not None:
         layers = [PlanKernel.from_json(plain(layer)) for layer in result.layers]
-        _keep_build(prepared, policy, shipped, _rows(plan_kernels(prepared, policy, layers)))
+        _keep_build(workspace, policy, shipped, _rows(plan_kernels(workspace, policy, layers)))
     elif any(name not in engines or engines[name].sha256 != row.sha256 for name, row in shipped.items()):
-        _keep_build(prepared, policy, {**engines, **shipped}, kernels)
+        _keep_build(workspace, policy, {**engines, **shipped}, kernels)
 
 
 def _timed(bench: Bench, policy: Policy, candidate: Candidate, batch: int | None) -> Measured:
@@ -154,28 +154,28 @@ def _timed(bench: Bench, policy: Policy, candidate: Candidate, batch: int | None
     return measured
 
 
-def verify(prepared: Prepared, policy: Policy) -> VerifyFile:
+def verify(workspace: Workspace, policy: Policy) -> VerifyFile:
     """Run the evaluation data through every stage. Writes `verify.json`."""
-    _needs_export(prepared, policy)
-    _needs_build(prepared, policy)
-    record = verify_stages(prepared, policy, version_key(prepared, policy))
-    prepared.run.write(record)
+    _needs_export(workspace, policy)
+    _needs_build(workspace, policy)
+    record = verify_stages(workspace, policy, version_key(workspace, policy))
+    workspace.run.write(record)
     return record
 
 
-def _needs_export(prepared: Prepared, policy: Policy) -> None:
-    model = prepared.run.file(engine_names(prepared.target).model)
+def _needs_export(workspace: Workspace, policy: Policy) -> None:
+    model = workspace.run.file(engine_names(workspace.target).model)
     if not model.is_file():
         raise UserError(f"{model} is missing: make it with smpq export")
-    record = prepared.run.find_for(ExportFile, version_key(prepared, policy))
+    record = workspace.run.find_for(ExportFile, version_key(workspace, policy))
     if record is None:
         raise UserError(f"{model} is not of the policy in policy.json and its fine-tuning: use smpq export first")
     if record.sha256 != sha256(model):
         raise UserError(f"{model} is not the file that smpq export wrote, it has changed since: use smpq export again")
 
 
-def _needs_build(prepared: Prepared, policy: Policy) -> None:
-    if prepared.run.find_for(BuildFile, version_key(prepared, policy)) is None:
+def _needs_build(workspace: Workspace, policy: Policy) -> None:
+    if workspace.run.find_for(BuildFile, version_key(workspace, policy)) is None:
         raise UserError(
             "this run has no engine of the policy in policy.json and its fine-tuning: use smpq export and smpq build "
             "first"

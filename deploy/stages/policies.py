@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from calib.errors import UserError
 from deploy.files.search import BudgetFile
 from deploy.run.directory import Run
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from smpq.files import PolicyFile
 from smpq.problem.budget import Budget
 from smpq.problem.policy import Policy, Space
 
 
-def read_policy(prepared: Prepared) -> Policy:
+def read_policy(workspace: Workspace) -> Policy:
     """Read `policy.json`, which a person may have edited; UserError names what does not fit the model or the target."""
-    return policy_of_run(prepared.run, prepared.space, prepared.refused)
+    return policy_of_run(workspace.run, workspace.space, workspace.refused)
 
 
 def policy_of_run(run: Run, space: Space, refused: Mapping[str, str]) -> Policy:
@@ -37,7 +37,7 @@ def _allowed(policy: Policy, space: Space, refused: Mapping[str, str]) -> Policy
     return policy
 
 
-def write_policy(prepared: Prepared, policy: Policy, budget: Budget) -> None:
+def write_policy(workspace: Workspace, policy: Policy, budget: Budget) -> None:
     """Write `policy.json`, and the budget that it was chosen for."""
-    prepared.run.write(policy.to_file(prepared.space.groups))
-    prepared.run.write(BudgetFile(budget=str(budget)))
+    workspace.run.write(policy.to_file(workspace.space.groups))
+    workspace.run.write(BudgetFile(budget=str(budget)))

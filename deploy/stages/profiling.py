@@ -19,7 +19,7 @@ from deploy.latency.bench import FINAL, Bench
 from deploy.lowering.export import call_name
 from deploy.lowering.onnx_files import sha256
 from deploy.report.profile_plot import profile_svg
-from deploy.run.workspace import DEVICE, Prepared
+from deploy.run.workspace import DEVICE, Workspace
 from deploy.stages.engines import engine_names
 from deploy.stages.finetuning import version_key
 from deploy.targets.target import Target
@@ -28,27 +28,27 @@ from smpq.problem.policy import Policy
 PICTURE = "profile.svg"
 
 
-def profile(prepared: Prepared, policy: Policy) -> ProfileFile:
+def profile(workspace: Workspace, policy: Policy) -> ProfileFile:
     """Read or measure the time of each kernel of the policy's engine. Writes `profile.json` and `profile.svg`.
 
     An engine that was measured with its layers is not measured again. UserError when the target has no profile, the
     engine is not exported, cannot be timed here, or its layers were not told.
     """
-    check_profiled(prepared.target)
-    model = prepared.run.file(engine_names(prepared.target).model)
-    exported = prepared.run.find_for(ExportFile, version_key(prepared, policy))
+    check_profiled(workspace.target)
+    model = workspace.run.file(engine_names(workspace.target).model)
+    exported = workspace.run.find_for(ExportFile, version_key(workspace, policy))
     if exported is None or not model.is_file() or exported.sha256 != sha256(model):
         raise UserError(
             f"{model} is not there, or not of the policy in policy.json and its fine-tuning: use smpq export first"
         )
-    result, machine = _measured(prepared, policy)
+    result, machine = _measured(workspace, policy)
     if result.failed is not None:
         raise UserError(f"the engine cannot be timed: {result.failed}")
     record = profile_of(
-        prepared.target, result, planned_formats(prepared, policy), machine, version_key(prepared, policy)
+        workspace.target, result, planned_formats(workspace, policy), machine, version_key(workspace, policy)
     )
-    prepared.run.write(record)
-    write_bytes(prepared.run.file(PICTURE), profile_svg(record).encode(errors="replace"))
+    workspace.run.write(record)
+    write_bytes(workspace.run.file(PICTURE), profile_svg(record).encode(errors="replace"))
     return record
 
 
@@ -70,12 +70,12 @@ def check_profiled(target: Target) -> None:
     )
 
 
-def planned_formats(prepared: Prepared, policy: Policy) -> dict[str, Format]:
+def planned_formats(workspace: Workspace, policy: Policy) -> dict[str, Format]:
     """Return the format of each call of each layer, by the name of its ONNX node."""
-    formats = policy.by_unit(prepared.space.groups)
+    formats = policy.by_unit(workspace.space.groups)
     return {
         call_name(unit.path, index): formats[unit.path]
-        for unit in prepared.space.units
+        for unit in workspace.space.units
         for index in range(len(unit.calls))
     }
 
@@ -134,19 +134,19 @@ def _types(tensors: Sequence[object]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(getattr(tensor, "dtype", "")) for tensor in tensors))
 
 
-def _measured(prepared: Prepared, policy: Policy) -> tuple[Result, str]:
+def _measured(workspace: Workspace, policy: Policy) -> tuple[Result, str]:
     """Return the result of the engine, and the machine; of an earlier measurement where the run has one with layers."""
-    bench = Bench(prepared)
-    candidate = bench.kept(prepared.run.file(engine_names(prepared.target).model))
-    latency = prepared.run.find_for(LatencyFile, version_key(prepared, policy))
-    if latency is not None and prepared.times_here:
-        place = machine_directory(prepared.run.file(DEVICE), latency.machine)
+    bench = Bench(workspace)
+    candidate = bench.kept(workspace.run.file(engine_names(workspace.target).model))
+    latency = workspace.run.find_for(LatencyFile, version_key(workspace, policy))
+    if latency is not None and workspace.times_here:
+        place = machine_directory(workspace.run.file(DEVICE), latency.machine)
         known = read_known(place, asked_of(bench.experiment([candidate], FINAL)))
         for result in known.values():
             if result.layers:
                 return result, latency.machine
-    if prepared.not_measurable is not None:
-        raise UserError(prepared.not_measurable)
-    with prepared.progress.step("measure the engine"):
+    if workspace.not_measurable is not None:
+        raise UserError(workspace.not_measurable)
+    with workspace.progress.step("measure the engine"):
         (measured,) = bench.measure([(policy, candidate)], FINAL)
     return measured.result, bench.machine

@@ -10,7 +10,7 @@ from deploy.report.page import write_html
 from deploy.run.directory import Run
 from deploy.run.settings import Settings
 from deploy.run.trust import check_trusted, remember
-from deploy.run.workspace import Prepared, prepare
+from deploy.run.workspace import Workspace, open_workspace
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
 from deploy.stages.finetuning import check_trainable, discard_other, finetune_unless_done, version_key
@@ -35,11 +35,11 @@ def open_run(
     resources: Resources | None = None,
     device: str = "",
     task: str | None = None,
-) -> Prepared:
+) -> Workspace:
     """Prepare the run at `path`; with `settings` it is created if it is not there, or must have the same ones.
 
     The run is locked before anything else. A wrong input leaves nothing behind: the corrected command finds no settings
-    in its way. `resources`: workers, devices and memory limit; workers, if any, end with `Prepared.close`. `device`:
+    in its way. `resources`: workers, devices and memory limit; workers, if any, end with `Workspace.close`. `device`:
     the machine that times engines. `task`: the task that the command line names for a run that is there
     (`deploy.run.trust`). UserError when another process works on it.
     """
@@ -52,15 +52,15 @@ def open_run(
     run.lock()
     try:
         run.check(known)  # once more: another process may have made it before the lock was ours
-        prepared = prepare(run, known, progress, resources or Resources(), device)
+        workspace = open_workspace(run, known, progress, resources or Resources(), device)
         if settings is not None:
             remember(path, known, progress)
-        run.keep(known, prepared.identity, resources)
-        write_space(prepared)
+        run.keep(known, workspace.identity, resources)
+        write_space(workspace)
     except BaseException:
         run.discard_if_new()
         raise
-    return prepared
+    return workspace
 
 
 def run_all(
@@ -80,28 +80,28 @@ def run_all(
     """
     budget = Budget.from_text(budget_text)
     check_method(method, budget)
-    with open_run(path, progress, settings, resources, device) as prepared:
-        return _run_stages(prepared, budget, tuning, method)
+    with open_run(path, progress, settings, resources, device) as workspace:
+        return _run_stages(workspace, budget, tuning, method)
 
 
-def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | None, method: str) -> ReportFile:
-    settings, progress = prepared.settings, prepared.progress
+def _run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> ReportFile:
+    settings, progress = workspace.settings, workspace.progress
     limit = budget.limit("latency")
-    check_scores(prepared, method)
+    check_scores(workspace, method)
     # what cannot be built or reached is told before the work and not behind it
-    if prepared.times_here:
-        check_builds_here(prepared.target)
-    if prepared.not_measurable is None:
-        prepared.device.describe()
+    if workspace.times_here:
+        check_builds_here(workspace.target)
+    if workspace.not_measurable is None:
+        workspace.device.describe()
     if tuning is not None:
-        check_trainable(prepared)
-    check_task(prepared, method)
+        check_trainable(workspace)
+    check_task(workspace, method)
     for _ in range(_PROPOSALS):
-        solution = search(prepared, budget, method=method)
+        solution = search(workspace, budget, method=method)
         policy = solution.policy
         if tuning is not None:
-            discard_other(prepared, policy)
-        timed = _make(prepared, policy)
+            discard_other(workspace, policy)
+        timed = _make(workspace, policy)
         if timed is None:
             break
         out_of_reach = solution.outcome is not None and not solution.outcome.met
@@ -116,29 +116,29 @@ def _run_stages(prepared: Prepared, budget: Budget, tuning: FineTuneSettings | N
             f"measured thoroughly the engine takes {timed.ratio:.3f}x of float, more than the budget: searching on"
         )
     if tuning is not None:
-        _finetune(prepared, policy, tuning)
-    if settings.effort != "fast" and policy != prepared.space.uniform(prepared.space.reference):
-        explain(prepared, policy)
-    verify(prepared, policy)
-    return write_reports(prepared.run, prepared.progress)
+        _finetune(workspace, policy, tuning)
+    if settings.effort != "fast" and policy != workspace.space.uniform(workspace.space.reference):
+        explain(workspace, policy)
+    verify(workspace, policy)
+    return write_reports(workspace.run, workspace.progress)
 
 
-def _make(prepared: Prepared, policy: Policy) -> TimedRow | None:
+def _make(workspace: Workspace, policy: Policy) -> TimedRow | None:
     """Export, build and measure; None where the target cannot be measured."""
-    export(prepared, policy)
-    build(prepared, policy)
-    return measure(prepared, policy).measurement if prepared.not_measurable is None else None
+    export(workspace, policy)
+    build(workspace, policy)
+    return measure(workspace, policy).measurement if workspace.not_measurable is None else None
 
 
-def _finetune(prepared: Prepared, policy: Policy, tuning: FineTuneSettings) -> None:
+def _finetune(workspace: Workspace, policy: Policy, tuning: FineTuneSettings) -> None:
     """Fine-tune the policy that was chosen, and make its engine with the new weights, which changes no latency."""
-    if policy == prepared.space.uniform(prepared.space.reference):
-        prepared.progress.say("the policy keeps every layer in floating point: there is nothing to fine-tune")
+    if policy == workspace.space.uniform(workspace.space.reference):
+        workspace.progress.say("the policy keeps every layer in floating point: there is nothing to fine-tune")
         return
-    before = version_key(prepared, policy)
-    finetune_unless_done(prepared, policy, tuning)
-    if version_key(prepared, policy) != before:
-        _make(prepared, policy)
+    before = version_key(workspace, policy)
+    finetune_unless_done(workspace, policy, tuning)
+    if version_key(workspace, policy) != before:
+        _make(workspace, policy)
 
 
 def report_on(path: Path, progress: Progress) -> ReportFile:

@@ -10,39 +10,39 @@ from deploy.devices.messages import Result
 from deploy.devices.products import ProductFile, find_product
 from deploy.files.engine import BuiltRow
 from deploy.lowering.onnx_files import sha256
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.runner.product import ENGINE_PLAN, link_or_copy
 from deploy.stages.engines import engine_names
 
 
-def discard_other(prepared: Prepared) -> None:
+def discard_other(workspace: Workspace) -> None:
     """Remove the plan of a model that is no longer the run's: nobody should carry it away.
 
     A plan that this machine has built is replaced by its build; one that came from a device goes with its product.
     """
-    model = prepared.run.file(engine_names(prepared.target).model)
-    product = find_product(prepared.run.file(engine_names(prepared.target).product))
+    model = workspace.run.file(engine_names(workspace.target).model)
+    product = find_product(workspace.run.file(engine_names(workspace.target).product))
     if product is None or not model.is_file() or not sha256(model).startswith(product.name):
-        _discard(prepared)
+        _discard(workspace)
 
 
-def shipped(prepared: Prepared) -> Path | None:
+def shipped(workspace: Workspace) -> Path | None:
     """Return the directory of the plan that was measured, None where the run has none."""
-    directory = prepared.run.file(engine_names(prepared.target).product)
+    directory = workspace.run.file(engine_names(workspace.target).product)
     return directory if find_product(directory) is not None else None
 
 
-def _discard(prepared: Prepared) -> None:
-    names, run = engine_names(prepared.target), prepared.run
+def _discard(workspace: Workspace) -> None:
+    names, run = engine_names(workspace.target), workspace.run
     directory = run.file(names.product)
     if directory.is_dir():
         with writing(directory):
             shutil.rmtree(directory)
-            for name in names.engines.values() if prepared.builds_on_device else ():
+            for name in names.engines.values() if workspace.builds_on_device else ():
                 run.file(name).unlink(missing_ok=True)
 
 
-def ship(prepared: Prepared, result: Result) -> dict[str, BuiltRow]:
+def ship(workspace: Workspace, result: Result) -> dict[str, BuiltRow]:
     """Put the product of a result into `engine.<target>/`, and its plan beside it under the engine's name; returns its
     row of `build.json`.
 
@@ -52,14 +52,14 @@ def ship(prepared: Prepared, result: Result) -> dict[str, BuiltRow]:
     """
     if result.plan_sha256 is None:
         return {}
-    names, run = engine_names(prepared.target), prepared.run
+    names, run = engine_names(workspace.target), workspace.run
     directory = run.file(names.product)
     product = find_product(directory)
     if product is None or (product.name, product.plan_sha256) != (result.name, result.plan_sha256):
-        product = prepared.device.fetch_engine(result, directory)
+        product = workspace.device.fetch_engine(result, directory)
     if product is None:
-        _discard(prepared)
-        prepared.progress.warn(
+        _discard(workspace)
+        workspace.progress.warn(
             f"the plan that was measured is neither on the device nor here any more: to have it in {directory}, delete "
             "the results of "
             "this machine below the run's directory device and measure again"
@@ -68,7 +68,7 @@ def ship(prepared: Prepared, result: Result) -> dict[str, BuiltRow]:
     name = names.engines.get(product.gpu.sm if product.gpu is not None else "", names.engines.get(""))
     if name is None:
         known = ", ".join(names.engines)
-        prepared.progress.warn(
+        workspace.progress.warn(
             f"the plan that was measured is for {_gpu(product)}, and the run's engines are for {known}: it is in "
             f"{directory}"
         )

@@ -19,7 +19,7 @@ from deploy.backends import onnxruntime as ort_backend
 from deploy.backends import tensorrt as tensorrt_backend
 from deploy.backends.onnxruntime import OrtEngine
 from deploy.files.engine import BuildFile, StageName
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.stages.engines import BuildFailed, engine_names
 from deploy.stages.finetuning import tuned
 from smpq.problem.policy import Policy
@@ -28,23 +28,23 @@ Runner = Callable[[Batch], Any]
 Array = npt.NDArray[Any]
 
 
-def stage_runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[StageName, Runner | str]:
+def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict[StageName, Runner | str]:
     """Return how each stage computes a batch's output, or why it cannot; `directory` is for files that only loading
     needs.
 
     The stages: the user's own module; its trace; the trace with fake quantisers; the ONNX file computed as written; the
     engine as built.
     """
-    traced, run = prepared.traced, prepared.run
-    fine_tuned = tuned(prepared, policy)
+    traced, run = workspace.traced, workspace.run
+    fine_tuned = tuned(workspace, policy)
     simulated = traced if fine_tuned is None else fine_tuned.traced
-    edits = prepared.fake_quantizer.edits(prepared.plan(policy)) if fine_tuned is None else fine_tuned.edits()
+    edits = workspace.fake_quantizer.edits(workspace.plan(policy)) if fine_tuned is None else fine_tuned.edits()
     fixed = None if traced.dynamic_batch else len(traced.example[0])
-    names = engine_names(prepared.target)
+    names = engine_names(workspace.target)
     runners: dict[StageName, Runner | str] = {
-        "eager": _eager_runner(prepared, fixed),
-        "float": _in_batches(prepared, traced.run, fixed),
-        "fake_quant": _in_batches(prepared, lambda inputs: simulated.run(inputs, edits), fixed),
+        "eager": _eager_runner(workspace, fixed),
+        "float": _in_batches(workspace, traced.run, fixed),
+        "fake_quant": _in_batches(workspace, lambda inputs: simulated.run(inputs, edits), fixed),
     }
     model = run.file(names.model)
     reference = directory / model.name
@@ -52,69 +52,73 @@ def stage_runners(prepared: Prepared, policy: Policy, directory: Path) -> dict[S
     if isinstance(record, BuildFailed):
         runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
     else:
-        runners["onnx"] = _session_runner(prepared, ort_backend.load_engine(reference, threads=torch.get_num_threads()))
+        runners["onnx"] = _session_runner(
+            workspace, ort_backend.load_engine(reference, threads=torch.get_num_threads())
+        )
     build = run.find(BuildFile)
     built_on = build.built_on if build is not None else None
     if built_on is not None:
         runners["engine"] = f"it was built on {built_on}, which does not have the evaluation data"
-    elif prepared.target.runtime != "onnxruntime":
-        runners["engine"] = _plan_runner(prepared)
+    elif workspace.target.runtime != "onnxruntime":
+        runners["engine"] = _plan_runner(workspace)
     else:
         engine = run.file(names.engines[""])
         if not engine.is_file():
             raise UserError(f"{engine} is missing: build it with smpq build")
-        runners["engine"] = _session_runner(prepared, ort_backend.load_engine(engine, threads=torch.get_num_threads()))
+        runners["engine"] = _session_runner(workspace, ort_backend.load_engine(engine, threads=torch.get_num_threads()))
     return runners
 
 
-def _eager_runner(prepared: Prepared, fixed: int | None) -> Runner:
+def _eager_runner(workspace: Workspace, fixed: int | None) -> Runner:
     """Return how the user's module computes a batch; one that takes a single size gets batches that were filled up to
     it.
     """
-    filled = _in_batches(prepared, lambda inputs: run_eager(prepared.original, inputs, "the evaluation data"), fixed)
+    filled = _in_batches(workspace, lambda inputs: run_eager(workspace.original, inputs, "the evaluation data"), fixed)
 
     def run(batch: Batch) -> Any:
         if fixed is None or len(batch.inputs[0]) == fixed:
-            return run_eager(prepared.original, batch.inputs, "the evaluation data")
+            return run_eager(workspace.original, batch.inputs, "the evaluation data")
         return filled(batch)
 
     return run
 
 
-def _session_runner(prepared: Prepared, engine: OrtEngine) -> Runner:
+def _session_runner(workspace: Workspace, engine: OrtEngine) -> Runner:
     fixed = engine.record.inputs[0].shape[0]
-    return _in_batches(prepared, _on_arrays(prepared, engine.run), fixed if isinstance(fixed, int) else None)
+    return _in_batches(workspace, _on_arrays(workspace, engine.run), fixed if isinstance(fixed, int) else None)
 
 
-def _plan_runner(prepared: Prepared) -> Runner | str:
+def _plan_runner(workspace: Workspace) -> Runner | str:
     """Return how the plan for the GPU of this machine computes a batch, or why nothing here can."""
     try:
         sm = tensorrt_backend.gpu_sm()
     except UserError as error:
         return str(error)
-    plans = engine_names(prepared.target).engines
+    plans = engine_names(workspace.target).engines
     name = plans.get(sm, plans.get(""))
     if name is None:
         return f"the run has plans for {', '.join(plans)}, and the GPU of this machine is {sm}: build for it with --sm {sm}"
-    plan = tensorrt_backend.PlanRunner(prepared.run.file(name), prepared.target.runtime, prepared.traced.inputs)
-    return _in_batches(prepared, _on_arrays(prepared, plan.run), prepared.settings.batch)
+    plan = tensorrt_backend.PlanRunner(workspace.run.file(name), workspace.target.runtime, workspace.traced.inputs)
+    return _in_batches(workspace, _on_arrays(workspace, plan.run), workspace.settings.batch)
 
 
-def _on_arrays(prepared: Prepared, compute: Callable[[list[Array]], list[Array]]) -> Callable[[Sequence[Tensor]], Any]:
+def _on_arrays(
+    workspace: Workspace, compute: Callable[[list[Array]], list[Array]]
+) -> Callable[[Sequence[Tensor]], Any]:
     """Return how an engine, which knows arrays only, gives what `forward` returns: None where the model gives None."""
-    leaves: Any = prepared.traced.output.args[0]
+    leaves: Any = workspace.traced.output.args[0]
 
     def run(inputs: Sequence[Tensor]) -> Any:
         arrays = iter(compute([tensor.numpy() for tensor in inputs]))
         flat = [None if leaf is None else torch.from_numpy(np.asarray(next(arrays))) for leaf in leaves]
-        return pytree.tree_unflatten(flat, prepared.traced.out_spec)
+        return pytree.tree_unflatten(flat, workspace.traced.out_spec)
 
     return run
 
 
-def _in_batches(prepared: Prepared, compute: Callable[[Sequence[Tensor]], Any], size: int | None) -> Runner:
+def _in_batches(workspace: Workspace, compute: Callable[[Sequence[Tensor]], Any], size: int | None) -> Runner:
     """Return how a stage that takes batches of `size`, or of any size, computes a batch."""
-    spec = prepared.traced.out_spec
+    spec = workspace.traced.out_spec
 
     def run(batch: Batch) -> Any:
         count = len(batch.inputs[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.stages.scoring import search_problem
 from smpq.methods.supernet import train_supernet as train_supernet_of
 from smpq.supernet.network import Supernet
@@ -12,6 +12,6 @@ from smpq.supernet.training import SupernetSettings
 SUPERNET = SupernetStateFile.NAME
 
 
-def train_supernet(prepared: Prepared, settings: SupernetSettings | None = None) -> tuple[Supernet, SupernetState]:
+def train_supernet(workspace: Workspace, settings: SupernetSettings | None = None) -> tuple[Supernet, SupernetState]:
     """Train the run's supernet, or go on where it stopped. Writes `supernet.safetensors` and `supernet.json`."""
-    return train_supernet_of(search_problem(prepared), settings)
+    return train_supernet_of(search_problem(workspace), settings)

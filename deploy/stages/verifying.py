@@ -19,7 +19,7 @@ from calib.errors import UserError
 from calib.network.agreement import Agreement
 from calib.task import Batch
 from deploy.files.engine import NORMAL_95, StageName, StageRow, VerifyFile, lost_stages
-from deploy.run.workspace import Prepared, call_task
+from deploy.run.workspace import Workspace, call_task
 from deploy.stages.batch_sizes import differs_by_size
 from deploy.stages.stage_runners import Runner, stage_runners
 from smpq.files import Interval
@@ -35,7 +35,7 @@ _EXPLANATIONS: Mapping[StageName, str] = {
 }
 
 
-def verify(prepared: Prepared, policy: Policy, policy_key: str) -> VerifyFile:
+def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
     """Run the evaluation data through the user's module, its trace, the fake-quantised model, the ONNX file and the
     engine.
 
@@ -44,9 +44,9 @@ def verify(prepared: Prepared, policy: Policy, policy_key: str) -> VerifyFile:
     for the same sample among others. `policy_key` names the policy that is verified, and its fine-tuned weights. Raises
     UserError when a stage gives NaN or infinity.
     """
-    batches = materialize(call_task(prepared.task, "evaluation"), what="evaluation")
+    batches = materialize(call_task(workspace.task, "evaluation"), what="evaluation")
     with tempfile.TemporaryDirectory() as directory:
-        runners = stage_runners(prepared, policy, Path(directory))
+        runners = stage_runners(workspace, policy, Path(directory))
     stages: dict[StageName, StageRow] = {}
     previous: _Results | None = None
     for name, runner in runners.items():
@@ -56,12 +56,12 @@ def verify(prepared: Prepared, policy: Policy, policy_key: str) -> VerifyFile:
             )
             continue
         reference = previous.outputs if name == "float" and previous is not None else ()
-        with prepared.progress.bar(f"verify {name}", len(batches)) as advance:
-            current = _collect(prepared, batches, name, runner, reference, advance)
+        with workspace.progress.bar(f"verify {name}", len(batches)) as advance:
+            current = _collect(workspace, batches, name, runner, reference, advance)
         stages[name] = _compared(current, previous)
         previous = current
     if callable(runners["engine"]) and callable(runners["fake_quant"]):
-        alone = differs_by_size(runners["engine"], runners["fake_quant"], batches[0], (1, prepared.settings.batch))
+        alone = differs_by_size(runners["engine"], runners["fake_quant"], batches[0], (1, workspace.settings.batch))
         stages["engine"] = replace(stages["engine"], problem=alone)
     samples = sum(len(batch.inputs[0]) for batch in batches)
     lost_at = next(iter(lost_stages(stages, samples)), None)
@@ -71,7 +71,7 @@ def verify(prepared: Prepared, policy: Policy, policy_key: str) -> VerifyFile:
         explanation = f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}{found}"
     return VerifyFile(
         policy=policy_key,
-        metric=prepared.task.metric_name,
+        metric=workspace.task.metric_name,
         samples=samples,
         stages=stages,
         lost_at=lost_at,
@@ -94,7 +94,7 @@ class _Results:
 
 
 def _collect(
-    prepared: Prepared,
+    workspace: Workspace,
     batches: Sequence[Batch],
     name: str,
     runner: Runner,
@@ -109,7 +109,7 @@ def _collect(
         leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
         broken += _not_finite(leaves, count)
         if not broken:
-            values.append(per_sample(prepared.task.metric, (output, batch.target), count, "metric"))
+            values.append(per_sample(workspace.task.metric, (output, batch.target), count, "metric"))
         if leaves[0].dim() == 2 and len(leaves[0]) == count:  # class scores
             classes.append(leaves[0].argmax(1))
         if agreement is not None and index < len(reference) and problem is None:

@@ -35,33 +35,33 @@ class There(Resources):
 
 
 @pytest.fixture
-def prepared(tmp_path):
+def workspace(tmp_path):
     with open_run(tmp_path / "run", Progress(Console(quiet=True)), SETTINGS) as opened:
         yield replace(opened, resources=There())
 
 
-def test_finetuning_uses_the_device(prepared):
-    policy = prepared.space.uniform(prepared.space.formats["head"][0])
+def test_finetuning_uses_the_device(workspace):
+    policy = workspace.space.uniform(workspace.space.formats["head"][0])
     with Device() as device:
-        finetune(prepared, policy, QUICK)
+        finetune(workspace, policy, QUICK)
     assert device.calls > 500
-    there = FineTunedWeights.load(prepared.run.file(FINE_TUNED))
-    finetune(replace(prepared, resources=Resources(device="cpu")), policy, QUICK)
-    here = FineTunedWeights.load(prepared.run.file(FINE_TUNED))
+    there = FineTunedWeights.load(workspace.run.file(FINE_TUNED))
+    finetune(replace(workspace, resources=Resources(device="cpu")), policy, QUICK)
+    here = FineTunedWeights.load(workspace.run.file(FINE_TUNED))
     assert here.history == there.history
     assert here.weights.keys() == there.weights.keys()
     assert all(weight.integers.equal(there.weights[path].integers) for path, weight in here.weights.items())
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # here it is none
-def test_the_supernet_uses_the_device(prepared):
+def test_the_supernet_uses_the_device(workspace):
     settings = SupernetSettings(epochs=1, steps=2, walks=2, samples=32)
     with Device() as device:
-        supernet, there = train_supernet(prepared, settings)
+        supernet, there = train_supernet(workspace, settings)
         assert supernet.graph.device == NAME
     assert device.calls > 500
-    prepared.run.file("supernet.safetensors").unlink()
-    _, here = train_supernet(replace(prepared, resources=Resources(device="cpu")), settings)
+    workspace.run.file("supernet.safetensors").unlink()
+    _, here = train_supernet(replace(workspace, resources=Resources(device="cpu")), settings)
     assert all(tensor.equal(there.tensors[name]) for name, tensor in here.tensors.items())
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from calib.formats.format import FP32
 from calib.network.graph import TracedModel
 from deploy.backends import onnxruntime as ort_backend
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.stages.engines import engine_names
 from smpq.problem.policy import Policy
 from tests.promise.bounds import Noise, rms
@@ -30,11 +30,11 @@ class WrongError(Exception):
 class Engines:
     """The float engine, the lowered file as it is written, and the engine; and the plan that they carry out."""
 
-    def __init__(self, prepared: Prepared, policy: Policy) -> None:
-        run, names = prepared.run, engine_names(prepared.target)
-        self.traced, self.units = prepared.traced, prepared.space.units
-        self.plan = prepared.plan(policy)
-        self.edits = prepared.fake_quantizer.edits(self.plan)
+    def __init__(self, workspace: Workspace, policy: Policy) -> None:
+        run, names = workspace.run, engine_names(workspace.target)
+        self.traced, self.units = workspace.traced, workspace.space.units
+        self.plan = workspace.plan(policy)
+        self.edits = workspace.fake_quantizer.edits(self.plan)
         self.is_float = all(chosen == FP32 for chosen in policy.formats.values())
         exact = run.file("exact.onnx")
         ort_backend.build_engine(run.file(names.model), exact, exact=True)

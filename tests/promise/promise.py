@@ -18,7 +18,7 @@ from pathlib import Path
 
 from calib.errors import UserError
 from deploy.run.settings import Settings
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.stages import build, export, verify
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
@@ -119,27 +119,27 @@ def _keep_promise(network: Generated, scratch: Path, stage: _Stage) -> None:
         batch=draw(1, 1, 1, 2, 4),
     )
     stage.name = "prepare"
-    with open_run(scratch / "run", Progress(), settings) as prepared:
-        policy = _policy(prepared, draw)
+    with open_run(scratch / "run", Progress(), settings) as workspace:
+        policy = _policy(workspace, draw)
         stage.name = "calibrate"
-        _ = prepared.fake_quantizer
+        _ = workspace.fake_quantizer
         stage.name = "export"
-        export(prepared, policy)
+        export(workspace, policy)
         stage.name = "build"
-        build(prepared, policy)
+        build(workspace, policy)
         stage.name = "verify"
-        verify(prepared, policy)
+        verify(workspace, policy)
         stage.name = "compare"
         if oracle.unstable is not None:
             raise WrongError(f"accepted, although the module is not a function: {oracle.unstable}")
         tests, known = oracle.outputs[: len(batches)], oracle.outputs[len(batches) :]
-        engines = Engines(prepared, policy)
+        engines = Engines(workspace, policy)
         taken = [
             own(batch)
             for batch, expected in zip((*batches, *calibration), oracle.outputs, strict=True)
             if expected is not None and engines.take(batch)
         ]
-        noise = Noise(prepared.traced, taken, seed=0)
+        noise = Noise(workspace.traced, taken, seed=0)
         for batch, expected in zip(batches, tests, strict=True):
             if expected is not None and engines.take(batch):
                 compare_engines(engines, own(batch), expected, noise)
@@ -149,8 +149,8 @@ def _keep_promise(network: Generated, scratch: Path, stage: _Stage) -> None:
                 compare_quantised(engines, own(batch), expected, noise)
 
 
-def _policy(prepared: Prepared, draw: Draw) -> Policy:
-    space = prepared.space
+def _policy(workspace: Workspace, draw: Draw) -> Policy:
+    space = workspace.space
     uniform = draw.chance(0.3)
     formats = {
         group.name: space.formats[group.name][0] if uniform else draw(*space.formats[group.name])

@@ -10,7 +10,7 @@ from deploy.latency.history import Search
 from deploy.latency.loop import LoopSettings, Refusal, Step
 from deploy.latency.observations import Measured, keep_measured
 from deploy.run.settings import Settings
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.explaining import explain
 from deploy.stages.finetuning import finetune
@@ -29,33 +29,33 @@ BUDGET = "latency=20x,size=0.8x"
 BOARD = "another board"
 
 
-def make_run(path: Path) -> Prepared:
+def make_run(path: Path) -> Workspace:
     """Make the run at `path`; what is returned has it open."""
-    prepared = open_run(path, Progress(), SETTINGS)
-    write_next_bundle(prepared, BUDGET, path.with_name("bundle"))
-    _refuse_one(prepared)
-    solution = search(prepared, Budget.from_text(BUDGET), loop=LoopSettings(measurements=2, designed=2))
-    finetune(prepared, solution.policy, FineTuneSettings(steps=2))
-    export(prepared, solution.policy)
-    build(prepared, solution.policy)
-    measure(prepared, solution.policy, [2])
-    verify(prepared, solution.policy)
-    explain(prepared, solution.policy)
-    train_supernet(prepared, SupernetSettings(epochs=2, steps=2, walks=2, samples=16))
-    write_reports(prepared.run, Progress())
-    prepared.run.write(profile(TENSORRT_10))  # which takes another target
-    return prepared
+    workspace = open_run(path, Progress(), SETTINGS)
+    write_next_bundle(workspace, BUDGET, path.with_name("bundle"))
+    _refuse_one(workspace)
+    solution = search(workspace, Budget.from_text(BUDGET), loop=LoopSettings(measurements=2, designed=2))
+    finetune(workspace, solution.policy, FineTuneSettings(steps=2))
+    export(workspace, solution.policy)
+    build(workspace, solution.policy)
+    measure(workspace, solution.policy, [2])
+    verify(workspace, solution.policy)
+    explain(workspace, solution.policy)
+    train_supernet(workspace, SupernetSettings(epochs=2, steps=2, walks=2, samples=16))
+    write_reports(workspace.run, Progress())
+    workspace.run.write(profile(TENSORRT_10))  # which takes another target
+    return workspace
 
 
-def _refuse_one(prepared: Prepared) -> None:
+def _refuse_one(workspace: Workspace) -> None:
     """Write down that another board refused the first engine of the bundle, and that a search there began with it and
     ended.
     """
-    first = next(iter(_proposals(prepared, prepared.run.read(BundleFile)).values()))
+    first = next(iter(_proposals(workspace, workspace.run.read(BundleFile)).values()))
     unknown = dict.fromkeys(Result.__struct_fields__)
     result = Result(**{**unknown, "key": "0" * 16, "name": "0" * 16, "failed": "no kernel for deep", "cause": "refused", "nodes": (),
                        "batch": 1, "rounds_ms": (), "float_rounds_ms": ()})  # fmt: skip
-    (refusal,) = keep_measured(prepared, [Measured(first.policy, result)], BOARD)
+    (refusal,) = keep_measured(workspace, [Measured(first.policy, result)], BOARD)
     assert isinstance(refusal, Refusal)
-    begun = Search(prepared.run, prepared.space, BUDGET, BOARD, 20.0, [refusal])
+    begun = Search(workspace.run, workspace.space, BUDGET, BOARD, 20.0, [refusal])
     begun.add([Step(first, None, refusal, met=False)])

@@ -22,7 +22,7 @@ from deploy.report.profile_lines import profile_lines
 from deploy.report.profile_plot import profile_svg
 from deploy.run.directory import Run
 from deploy.run.float_onnx import export_float_model
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from deploy.stages import read_policy
 from deploy.stages.engines import engine_names
 from deploy.stages.looping import _proposals
@@ -50,75 +50,75 @@ class Told(Progress):
         self.lines.append(text)
 
 
-Effect = Callable[[Prepared], Any]
+Effect = Callable[[Workspace], Any]
 
 
-def effect(prepared: Prepared, file: str) -> Any:
+def effect(workspace: Workspace, file: str) -> Any:
     """Use a file of the run as every command does that reads it; UserError as they raise it."""
-    prepared.progress = told = Told()
-    found = [use(prepared) for use in USES[file]]
+    workspace.progress = told = Told()
+    found = [use(workspace) for use in USES[file]]
     return [found, told.lines]
 
 
-def _report(prepared: Prepared) -> Any:
+def _report(workspace: Workspace) -> Any:
     """`smpq report`."""
-    report = write_report(prepared.run, {})
-    write_html(prepared.run.path)
+    report = write_report(workspace.run, {})
+    write_html(workspace.run.path)
     return plain(report), render_html(report), summary_lines(report)
 
 
-def _page(prepared: Prepared) -> Any:
-    page = write_html(prepared.run.path)
-    return page.read_bytes(), summary_lines(prepared.run.read(ReportFile))
+def _page(workspace: Workspace) -> Any:
+    page = write_html(workspace.run.path)
+    return page.read_bytes(), summary_lines(workspace.run.read(ReportFile))
 
 
-def _settings(prepared: Prepared) -> Any:
+def _settings(workspace: Workspace) -> Any:
     """Every command begins with this."""
-    settings = Run(prepared.run.path).settings()
-    prepared.run.check(settings)
-    prepared.run.keep(settings, prepared.identity)
+    settings = Run(workspace.run.path).settings()
+    workspace.run.check(settings)
+    workspace.run.keep(settings, workspace.identity)
     return plain(settings)
 
 
-def _calibration(prepared: Prepared) -> Any:
-    prepared._keep_digest(prepared.fake_quantizer.calibration)
+def _calibration(workspace: Workspace) -> Any:
+    workspace._keep_digest(workspace.fake_quantizer.calibration)
 
 
-def _scores(prepared: Prepared) -> Any:
-    scores = score(prepared)
+def _scores(workspace: Workspace) -> Any:
+    scores = score(workspace)
     return _plain([dataclasses.replace(scores, efficiency_gap=0.0, stop_reason=""), scores.starts()])
 
 
-def _policy(prepared: Prepared) -> Any:
-    policy = read_policy(prepared)
+def _policy(workspace: Workspace) -> Any:
+    policy = read_policy(workspace)
     return policy.key()
 
 
-def _measurements(prepared: Prepared) -> Any:
-    machines = known_machines(prepared)
+def _measurements(workspace: Workspace) -> Any:
+    machines = known_machines(workspace)
     return machines, [
-        _plain([known_float_ms(prepared, name), read_observations(prepared, name), read_refusals(prepared, name)])
+        _plain([known_float_ms(workspace, name), read_observations(workspace, name), read_refusals(workspace, name)])
         for name in (None, *machines)
     ]
 
 
-def _bundle(prepared: Prepared) -> Any:
-    bundle = prepared.run.read(BundleFile)
-    return str(Budget.from_text(bundle.budget)), _plain(_proposals(prepared, bundle))
+def _bundle(workspace: Workspace) -> Any:
+    bundle = workspace.run.read(BundleFile)
+    return str(Budget.from_text(bundle.budget)), _plain(_proposals(workspace, bundle))
 
 
-def _loop(prepared: Prepared) -> Any:
-    file = prepared.run.read(LoopFile)
+def _loop(workspace: Workspace) -> Any:
+    file = workspace.run.read(LoopFile)
     found = []
     for row in file.searches:
         found.append([row.machine, str(Budget.from_text(row.budget))])
-        search = Search(prepared.run, prepared.space, row.budget, row.machine, row.limit_ratio, [])
+        search = Search(workspace.run, workspace.space, row.budget, row.machine, row.limit_ratio, [])
         recorded = search.resumed(_not_measured)
-        with prepared.run.about(LoopFile):
-            answers = [recorded(Policy.from_file(step.policy, prepared.space)) for step in row.steps]
+        with workspace.run.about(LoopFile):
+            answers = [recorded(Policy.from_file(step.policy, workspace.space)) for step in row.steps]
         found.append(_plain([search.limit, search.observations, search.refusals, answers]))
         for machine in dict.fromkeys((BOARD, row.machine)):
-            found.append(_plain(prediction(prepared, read_policy(prepared), machine)))
+            found.append(_plain(prediction(workspace, read_policy(workspace), machine)))
     return found
 
 
@@ -126,24 +126,24 @@ def _not_measured(policy: Any) -> Any:
     return policy
 
 
-def _float_model(prepared: Prepared) -> Any:
+def _float_model(workspace: Workspace) -> Any:
     """Every command that exports begins with this."""
-    return export_float_model(prepared).read_bytes()
+    return export_float_model(workspace).read_bytes()
 
 
-def _exported(prepared: Prepared) -> Any:
-    _needs_export(prepared, read_policy(prepared))
+def _exported(workspace: Workspace) -> Any:
+    _needs_export(workspace, read_policy(workspace))
 
 
-def _built(prepared: Prepared) -> Any:
-    _needs_build(prepared, read_policy(prepared))
+def _built(workspace: Workspace) -> Any:
+    _needs_build(workspace, read_policy(workspace))
 
 
-def _engines(prepared: Prepared) -> Any:
+def _engines(workspace: Workspace) -> Any:
     """`smpq verify` and `smpq measure` load engines as the file says."""
-    names = engine_names(prepared.target)
-    inputs = [batch.inputs[0][:2].numpy() for batch in prepared.batches[:1]]
-    return [_loaded(prepared.run.file(name), inputs) for name in (names.engines[""], names.float_engines[""])]
+    names = engine_names(workspace.target)
+    inputs = [batch.inputs[0][:2].numpy() for batch in workspace.batches[:1]]
+    return [_loaded(workspace.run.file(name), inputs) for name in (names.engines[""], names.float_engines[""])]
 
 
 def _loaded(path: Path, inputs: list[np.ndarray]) -> Any:
@@ -154,12 +154,12 @@ def _loaded(path: Path, inputs: list[np.ndarray]) -> Any:
     return outputs, engine.session.get_provider_options(), str(options.graph_optimization_level), threads
 
 
-def _supernet(prepared: Prepared) -> Any:
-    return plain(prepared.run.read(SupernetFile))
+def _supernet(workspace: Workspace) -> Any:
+    return plain(workspace.run.read(SupernetFile))
 
 
-def _profile(prepared: Prepared) -> Any:
-    record = prepared.run.read(ProfileFile)
+def _profile(workspace: Workspace) -> Any:
+    record = workspace.run.read(ProfileFile)
     return profile_lines(record), profile_svg(record)
 
 

@@ -32,8 +32,8 @@ READ_BY_REPORT = (
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
-    with make_run(tmp_path_factory.mktemp("complete") / "run") as prepared:
-        yield Trials(prepared)
+    with make_run(tmp_path_factory.mktemp("complete") / "run") as workspace:
+        yield Trials(workspace)
 
 
 @pytest.mark.parametrize("file", schemas())

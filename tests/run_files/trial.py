@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import UserError
-from deploy.run.workspace import Prepared
+from deploy.run.workspace import Workspace
 from tests.run_files.effects import effect
 from tests.run_files.mutations import Mutation
 from tests.run_files.reasons import reason
@@ -38,10 +38,10 @@ class Verdict:
 class Trials:
     """Tries mutations on one open run, whose files are as before after each."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         """Keep every file of the run, and the effect of each that is tried."""
-        self._prepared = prepared
-        self._kept = {path: path.read_bytes() for path in prepared.run.path.iterdir() if path.is_file()}
+        self._prepared = workspace
+        self._kept = {path: path.read_bytes() for path in workspace.run.path.iterdir() if path.is_file()}
         self._effects: dict[str, Any] = {}
 
     @property

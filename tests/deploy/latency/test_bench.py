@@ -20,7 +20,7 @@ W8A8 = Format.from_text("w8a8")
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def workspace(tmp_path_factory):
     settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=16, seed=3)
     with open_run(tmp_path_factory.mktemp("measuring") / "run", Progress(Console(quiet=True)), settings) as made:
         export_float_model(made)
@@ -28,17 +28,17 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture
-def bench(prepared):
-    return Bench(prepared)
+def bench(workspace):
+    return Bench(workspace)
 
 
-def test_a_candidate_is_named_by_its_content_and_made_once(prepared, bench):
-    policy = prepared.space.uniform(W8A8)
+def test_a_candidate_is_named_by_its_content_and_made_once(workspace, bench):
+    policy = workspace.space.uniform(W8A8)
     first = bench.candidate(policy)
     written = first.model.stat().st_mtime_ns
-    assert first.model.parent == prepared.run.file(CANDIDATES)
+    assert first.model.parent == workspace.run.file(CANDIDATES)
     assert first.name == sha256(first.model)[:16]
-    assert Bench(prepared).candidate(policy) == first
+    assert Bench(workspace).candidate(policy) == first
     assert first.model.stat().st_mtime_ns == written
     other = bench.candidate(policy.with_format("head", FP32))
     assert other.name != first.name
@@ -46,25 +46,25 @@ def test_a_candidate_is_named_by_its_content_and_made_once(prepared, bench):
 
 
 @pytest.mark.parametrize("batch", [1, 5, 16, 20])
-def test_inputs_are_calibration_samples_repeated_where_there_are_too_few(prepared, bench, batch):
+def test_inputs_are_calibration_samples_repeated_where_there_are_too_few(workspace, bench, batch):
     experiment = bench.experiment([], Protocol(), batch)
-    samples = np.concatenate([each.inputs[0].numpy() for each in prepared.batches])
+    samples = np.concatenate([each.inputs[0].numpy() for each in workspace.batches])
     (array,) = experiment.inputs.values()
     assert array.shape == (batch, 1, 6, 6)
     for index in range(batch):
         np.testing.assert_array_equal(array[index], samples[index % 16])
 
 
-def test_an_experiment_says_what_it_is_about(prepared, bench):
-    experiment = bench.experiment([bench.candidate(prepared.space.uniform(W8A8))], Protocol())
+def test_an_experiment_says_what_it_is_about(workspace, bench):
+    experiment = bench.experiment([bench.candidate(workspace.space.uniform(W8A8))], Protocol())
     assert (experiment.runtime, experiment.batch, experiment.seed) == ("onnxruntime", 1, 3)
-    assert experiment.fingerprint == prepared.fingerprint
+    assert experiment.fingerprint == workspace.fingerprint
     assert experiment.label == "tests.tiny_task:task on ort-cpu"
     assert list(experiment.float_.settings["providers"]) == ["CPUExecutionProvider"]
 
 
-def test_an_engine_is_timed_and_remembered(prepared, bench):
-    policy = prepared.space.uniform(W8A8)
+def test_an_engine_is_timed_and_remembered(workspace, bench):
+    policy = workspace.space.uniform(W8A8)
     observation = bench.observe(policy)
     assert observation.policy == policy
     assert 0.2 < observation.ratio < 5
@@ -72,25 +72,25 @@ def test_an_engine_is_timed_and_remembered(prepared, bench):
     assert 0 < bench.float_ms() < 10
 
 
-def test_a_damaged_model_is_no_candidate(prepared, bench, tmp_path):
-    before = set(prepared.run.file(CANDIDATES).iterdir())
+def test_a_damaged_model_is_no_candidate(workspace, bench, tmp_path):
+    before = set(workspace.run.file(CANDIDATES).iterdir())
     (tmp_path / "cut.onnx").write_bytes(bench.float_candidate(1).model.read_bytes()[:500])
     with pytest.raises(UserError, match=r"cut\.onnx cannot be read as an ONNX model"):
         bench.kept(tmp_path / "cut.onnx")
-    assert set(prepared.run.file(CANDIDATES).iterdir()) == before
+    assert set(workspace.run.file(CANDIDATES).iterdir()) == before
 
 
-def test_a_directory_that_cannot_be_written(prepared, bench, monkeypatch):
+def test_a_directory_that_cannot_be_written(workspace, bench, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("deploy.latency.bench.copy_model", full)
     with pytest.raises(UserError, match=r"cannot write .*candidates: the disk is full"):
-        bench.candidate(prepared.space.uniform(W8A8).with_format("first", FP32))
+        bench.candidate(workspace.space.uniform(W8A8).with_format("first", FP32))
 
 
-def test_a_candidate_with_other_content_is_made_again(prepared, bench):
-    policy = prepared.space.uniform(W8A8)
+def test_a_candidate_with_other_content_is_made_again(workspace, bench):
+    policy = workspace.space.uniform(W8A8)
     made = bench.candidate(policy).model
     content = made.read_bytes()
     made.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -28,61 +28,61 @@ BOARD = "a board"
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=16, evaluations=12)
-    with open_run(tmp_path_factory.mktemp("prediction") / "run", Progress(Console(quiet=True)), settings) as prepared:
-        yield prepared
+    with open_run(tmp_path_factory.mktemp("prediction") / "run", Progress(Console(quiet=True)), settings) as workspace:
+        yield workspace
 
 
 @pytest.fixture
-def prepared(task, tmp_path):
+def workspace(task, tmp_path):
     shutil.copytree(task.run.path, tmp_path / "run")
     return replace(task, run=Run(tmp_path / "run"), device=Board(FASTER))
 
 
-def integers(prepared, *names):
-    return measured(prepared, *names).policy
+def integers(workspace, *names):
+    return measured(workspace, *names).policy
 
 
-def keep(prepared, *found):
-    keep_measured(prepared, found, BOARD)
+def keep(workspace, *found):
+    keep_measured(workspace, found, BOARD)
 
 
-def test_an_earlier_measurement_of_the_policy_changes_nothing(prepared):
-    policy = integers(prepared, "first", "second")
-    assert prediction(prepared, policy, BOARD) is None
-    keep(prepared, measured(prepared, "first", "second", ratio=0.2, ratio_interval=[0.199, 0.201]))
-    assert prediction(prepared, policy, BOARD) is None, "no other engine is known"
-    keep(prepared, measured(prepared, "first"), measured(prepared, "second"))
-    found = prediction(prepared, policy, BOARD)
-    prepared.run.file("measurements.json").unlink()
-    keep(prepared, measured(prepared, "first"), measured(prepared, "second"))
-    ratio, error = latency_model(prepared).predict(policy)
+def test_an_earlier_measurement_of_the_policy_changes_nothing(workspace):
+    policy = integers(workspace, "first", "second")
+    assert prediction(workspace, policy, BOARD) is None
+    keep(workspace, measured(workspace, "first", "second", ratio=0.2, ratio_interval=[0.199, 0.201]))
+    assert prediction(workspace, policy, BOARD) is None, "no other engine is known"
+    keep(workspace, measured(workspace, "first"), measured(workspace, "second"))
+    found = prediction(workspace, policy, BOARD)
+    workspace.run.file("measurements.json").unlink()
+    keep(workspace, measured(workspace, "first"), measured(workspace, "second"))
+    ratio, error = latency_model(workspace).predict(policy)
     assert found == Prediction(ratio, (ratio - 1.96 * error, ratio + 1.96 * error), 2)
-    assert found == prediction(prepared, policy, BOARD)
+    assert found == prediction(workspace, policy, BOARD)
     assert found.ratio > 0.4
-    assert prediction(prepared, policy, "another board") is None
-    assert prediction(prepared, prepared.space.uniform(FP32), BOARD) is None, "the float engine's is known to be 1"
+    assert prediction(workspace, policy, "another board") is None
+    assert prediction(workspace, workspace.space.uniform(FP32), BOARD) is None, "the float engine's is known to be 1"
 
 
-def test_measuring_twice_gives_the_same_prediction(prepared):
-    keep(prepared, measured(prepared, "first"), measured(prepared, "head"))
-    policy = integers(prepared, "first", "second")
-    export(prepared, policy)
-    build(prepared, policy)
-    once, twice = measure(prepared, policy), measure(prepared, policy)
+def test_measuring_twice_gives_the_same_prediction(workspace):
+    keep(workspace, measured(workspace, "first"), measured(workspace, "head"))
+    policy = integers(workspace, "first", "second")
+    export(workspace, policy)
+    build(workspace, policy)
+    once, twice = measure(workspace, policy), measure(workspace, policy)
     assert once.predicted_ratio is not None
     for name in ("predicted_ratio", "predicted_interval", "predicted_from"):
-        assert getattr(once, name) == getattr(twice, name) == getattr(prepared.run.read(LatencyFile), name)
+        assert getattr(once, name) == getattr(twice, name) == getattr(workspace.run.read(LatencyFile), name)
     assert once.predicted_from == 2
     assert twice.measurement.ratio == pytest.approx(0.6)
 
 
-def test_the_loops_own_prediction_is_kept(prepared):
-    outcome = search(prepared, Budget.from_text("latency=0.8x")).outcome
-    (row,) = prepared.run.read(LoopFile).searches
+def test_the_loops_own_prediction_is_kept(workspace):
+    outcome = search(workspace, Budget.from_text("latency=0.8x")).outcome
+    (row,) = workspace.run.read(LoopFile).searches
     assert row.machine == BOARD
     assert [step.predicted_from for step in row.steps] == list(range(len(row.steps)))
     for step, kept in zip(outcome.steps, row.steps, strict=True):
-        found = prediction(prepared, step.proposal.policy, BOARD)
+        found = prediction(workspace, step.proposal.policy, BOARD)
         if kept.predicted_from:
             interval = (kept.predicted_interval.low, kept.predicted_interval.high)
             assert found == Prediction(kept.predicted, interval, kept.predicted_from)
@@ -90,10 +90,10 @@ def test_the_loops_own_prediction_is_kept(prepared):
             assert found.engines == len(row.steps) - 1, (
                 "the first engine was predicted from nothing, so the others are asked"
             )
-        assert prediction(prepared, step.proposal.policy, "another board") is None
+        assert prediction(workspace, step.proposal.policy, "another board") is None
 
 
-def test_policies_with_a_layer_at_other_bits_are_others(prepared):
-    keep(prepared, measured(prepared, "first"))
-    policy = integers(prepared, "first").with_format("head", W8A8)
-    assert prediction(prepared, policy, BOARD).engines == 1
+def test_policies_with_a_layer_at_other_bits_are_others(workspace):
+    keep(workspace, measured(workspace, "first"))
+    policy = integers(workspace, "first").with_format("head", W8A8)
+    assert prediction(workspace, policy, BOARD).engines == 1

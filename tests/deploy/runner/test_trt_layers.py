@@ -7,7 +7,7 @@ import json
 import pytest
 
 from calib.formats.format import Format
-from deploy.backends.tensorrt import check_units
+from deploy.backends.tensorrt import PlanKernel, check_units
 from deploy.runner.trt_layers import layers_from_inspector, nodes_from_metadata, trt_type_name
 
 TENSORRT_10 = {

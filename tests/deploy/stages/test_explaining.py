@@ -67,11 +67,11 @@ def test_the_defaults_grow_with_the_players():
 
 def test_the_joins_that_the_policy_keeps_in_float_are_part_of_the_explanation(tmp_path):
     settings = Settings("tests.joined_task:task", formats="w8a8,fp32", samples=16, evaluations=12)
-    with open_run(tmp_path / "run", Progress(Console(quiet=True)), settings) as prepared:
-        (join,) = prepared.space.joins
-        integers = prepared.space.uniform(Format.from_text("w8a8"))
+    with open_run(tmp_path / "run", Progress(Console(quiet=True)), settings) as workspace:
+        (join,) = workspace.space.joins
+        integers = workspace.space.uniform(Format.from_text("w8a8"))
         policy = replace(integers, float_joins=frozenset({join.name}))
-        value = prepared.evaluator
+        value = workspace.evaluator
         assert value(policy) != value(integers)
-        record = explain(prepared, policy)
-        assert record.total == pytest.approx(value(policy) - value(prepared.space.uniform(FP32)), abs=1e-12)
+        record = explain(workspace, policy)
+        assert record.total == pytest.approx(value(policy) - value(workspace.space.uniform(FP32)), abs=1e-12)

@@ -65,16 +65,16 @@ def test_the_engine_is_the_fine_tuned_model(plain, finished):
 
 
 def test_the_engine_holds_the_integers_that_were_trained(finished):
-    with open_run(finished, Progress()) as prepared:
-        policy = read_policy(prepared)
-        found = tuned(prepared, policy)
+    with open_run(finished, Progress()) as workspace:
+        policy = read_policy(workspace)
+        found = tuned(workspace, policy)
         assert found is not None
         weights = load_file(finished / FINE_TUNED)
-        for unit in prepared.space.units:
+        for unit in workspace.space.units:
             simulated = found.edits().parameters[unit.weight]
             step = weights[f"scale/{unit.path}"].reshape(-1, *[1] * (simulated.dim() - 1))
             assert torch.equal(simulated, weights[f"integers/{unit.path}"].float() * step)
-            assert not torch.equal(found.traced.state[unit.weight], prepared.traced.state[unit.weight])
+            assert not torch.equal(found.traced.state[unit.weight], workspace.traced.state[unit.weight])
 
 
 def test_integer_kernels_compute_what_was_trained(tmp_path):
@@ -172,10 +172,10 @@ def test_the_record_is_about_the_file(run):
 
 
 def test_weights_of_another_run(run, tmp_path):
-    with open_run(run, Progress()) as prepared:
-        policy = read_policy(prepared)
-        assert version_key(prepared, policy) != policy.key()
-        key = prepared.fingerprint.encode()
+    with open_run(run, Progress()) as workspace:
+        policy = read_policy(workspace)
+        assert version_key(workspace, policy) != policy.key()
+        key = workspace.fingerprint.encode()
     path = run / FINE_TUNED
     content = path.read_bytes()
     assert key in content

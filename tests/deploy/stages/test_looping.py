@@ -56,13 +56,13 @@ HARDWARE = {"gpu": None, "jetson_release": None, "power_mode": None}
 def scored(tmp_path_factory):
     """A run that has scores. To be copied, not changed."""
     settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=16, evaluations=12)
-    with open_run(tmp_path_factory.mktemp("looping") / "run", Progress(Console(quiet=True)), settings) as prepared:
-        score(prepared)
-        yield prepared
+    with open_run(tmp_path_factory.mktemp("looping") / "run", Progress(Console(quiet=True)), settings) as workspace:
+        score(workspace)
+        yield workspace
 
 
 @pytest.fixture
-def prepared(scored, tmp_path):
+def workspace(scored, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(scored.run.path, path)
     return replace(scored, run=Run(path), device=LocalDevice(path / "device"))
@@ -77,20 +77,20 @@ def read(file: Path):
     return json.loads(file.read_text())
 
 
-def looped(prepared) -> list[StepRow]:
+def looped(workspace) -> list[StepRow]:
     """Every step of every search, the first one first."""
-    return [step for search in prepared.run.read(LoopFile).searches for step in search.steps]
+    return [step for search in workspace.run.read(LoopFile).searches for step in search.steps]
 
 
-def asked(prepared) -> list[dict[str, str]]:
-    return [entry["policy"]["policy"] for entry in read(prepared.run.file("bundle.json"))["candidates"].values()]
+def asked(workspace) -> list[dict[str, str]]:
+    return [entry["policy"]["policy"] for entry in read(workspace.run.file("bundle.json"))["candidates"].values()]
 
 
 def answered(
-    prepared, directory: Path, costs: dict[str, float] = FASTER, refuses: Refuses = nothing, **changes
+    workspace, directory: Path, costs: dict[str, float] = FASTER, refuses: Refuses = nothing, **changes
 ) -> Path:
     """Write what a device would send back."""
-    experiment, known = read_experiment(directory), read(prepared.run.file("bundle.json"))["candidates"]
+    experiment, known = read_experiment(directory), read(workspace.run.file("bundle.json"))["candidates"]
     results = []
     for candidate in experiment["candidates"]:
         about = {"key": result_key(experiment, candidate), "name": candidate["name"], "batch": 1}
@@ -109,63 +109,63 @@ def answered(
     return file
 
 
-def until_nothing_is_left(prepared, directory, budget, answer) -> tuple[dict, list[dict[str, str]]]:
+def until_nothing_is_left(workspace, directory, budget, answer) -> tuple[dict, list[dict[str, str]]]:
     """Carry bundles to and fro; returns what the last feedback said, and every policy that was asked for."""
     everything = []
     for _ in range(8):
-        write_next_bundle(prepared, budget, directory)
-        everything += asked(prepared)
-        record = take_feedback(prepared, answer())
+        write_next_bundle(workspace, budget, directory)
+        everything += asked(workspace)
+        record = take_feedback(workspace, answer())
         if not record.proposals:
             return record, everything
     pytest.fail("there was always something left to measure")
 
 
-def test_bundles_until_nothing_is_left(prepared, directory):
+def test_bundles_until_nothing_is_left(workspace, directory):
     record, everything = until_nothing_is_left(
-        prepared, directory, "latency=0.75x", lambda: answered(prepared, directory)
+        workspace, directory, "latency=0.75x", lambda: answered(workspace, directory)
     )
     assert record.met
     assert record.stop_reason == "no other policy within the limit is likely to be better"
     assert len(everything) == len({str(policy) for policy in everything}), "nothing is asked for twice"
-    assert len(looped(prepared)) == len(everything)
+    assert len(looped(workspace)) == len(everything)
 
     def ratio(policy):
         return 1 + sum(FASTER[layer] for layer, chosen in policy.formats.items() if chosen != FP32)
 
-    within = [policy for policy in policies(prepared.space) if ratio(policy) + 0.002 <= 0.75]
-    chosen = read_policy(prepared)
+    within = [policy for policy in policies(workspace.space) if ratio(policy) + 0.002 <= 0.75]
+    chosen = read_policy(workspace)
     assert chosen in within
     assert record.ratio == pytest.approx(ratio(chosen))
-    assert prepared.evaluator(chosen) == max(prepared.evaluator(policy) for policy in within)
+    assert workspace.evaluator(chosen) == max(workspace.evaluator(policy) for policy in within)
     assert Path(record.model).is_file()
     with pytest.raises(UserError, match="no other engine needs to be measured: no other policy"):
-        write_next_bundle(prepared, None, directory)
+        write_next_bundle(workspace, None, directory)
 
 
-def test_the_runner_measures_and_one_engine_does_not_build(prepared, directory):
+def test_the_runner_measures_and_one_engine_does_not_build(workspace, directory):
     broken: list[str] = []
 
     def carried() -> Path:
         if not broken:
-            broken.extend(list(read(prepared.run.file("bundle.json"))["candidates"])[:1])
+            broken.extend(list(read(workspace.run.file("bundle.json"))["candidates"])[:1])
         refusing = REFUSING.format(broken=broken[0])
         subprocess.run([sys.executable, "-I", "-c", refusing], cwd=directory, check=True, capture_output=True)
         return directory / "measurements.json"
 
-    write_next_bundle(prepared, "latency=0.9x", directory)
-    (refused_policy, *_) = asked(prepared)
-    record, everything = until_nothing_is_left(prepared, directory, None, carried)
-    (refusal,) = read_refusals(prepared)
+    write_next_bundle(workspace, "latency=0.9x", directory)
+    (refused_policy, *_) = asked(workspace)
+    record, everything = until_nothing_is_left(workspace, directory, None, carried)
+    (refusal,) = read_refusals(workspace)
     assert "Protobuf parsing failed" in refusal.reason
     assert refusal.blamed == ()
     assert {path: str(chosen) for path, chosen in refusal.policy.formats.items()} == refused_policy
     assert everything.count(refused_policy) == 1, "what does not build is not asked for again"
-    steps = looped(prepared)
+    steps = looped(workspace)
     assert [step.policy.policy for step in steps if step.refused] == [refused_policy]
-    measured = {o.policy.key(): o.ratio for o in read_observations(prepared)}
+    measured = {o.policy.key(): o.ratio for o in read_observations(workspace)}
     assert len(measured) == len(everything) - 1 == len([step for step in steps if step.measured is not None])
-    assert record.ratio == measured.get(read_policy(prepared).key(), 1.0)
+    assert record.ratio == measured.get(read_policy(workspace).key(), 1.0)
     assert record.met is (record.ratio <= 0.9)
 
 
@@ -177,54 +177,54 @@ def test_the_runner_measures_and_one_engine_does_not_build(prepared, directory):
         ("no kernel [second, x]", []),
     ],
 )
-def test_formats_that_the_runtime_blames_are_not_asked_for_again(prepared, directory, refused):
+def test_formats_that_the_runtime_blames_are_not_asked_for_again(workspace, directory, refused):
     def refuses(integers):
         return refused if "second" in integers else None
 
-    write_next_bundle(prepared, "latency=0.5x", directory)
-    assert any(policy["second"] == "w8a8" for policy in asked(prepared))
-    record = take_feedback(prepared, answered(prepared, directory, refuses=refuses))
-    assert read(prepared.run.file("measurements.json"))["machines"]["a board"]["refusals"][0]["blamed"] == [
+    write_next_bundle(workspace, "latency=0.5x", directory)
+    assert any(policy["second"] == "w8a8" for policy in asked(workspace))
+    record = take_feedback(workspace, answered(workspace, directory, refuses=refuses))
+    assert read(workspace.run.file("measurements.json"))["machines"]["a board"]["refusals"][0]["blamed"] == [
         ["second", "w8a8"]
     ]
     while record.proposals:
-        write_next_bundle(prepared, None, directory)
-        assert all(policy["second"] == "fp32" for policy in asked(prepared))
-        record = take_feedback(prepared, answered(prepared, directory, refuses=refuses))
+        write_next_bundle(workspace, None, directory)
+        assert all(policy["second"] == "fp32" for policy in asked(workspace))
+        record = take_feedback(workspace, answered(workspace, directory, refuses=refuses))
     assert record.met is False
     assert record.stop_reason == "the limit is out of reach"
-    assert read_policy(prepared)["second"] == FP32
+    assert read_policy(workspace)["second"] == FP32
 
 
-def test_a_float_engine_that_nothing_beats_is_kept(prepared, directory):
+def test_a_float_engine_that_nothing_beats_is_kept(workspace, directory):
     record, _ = until_nothing_is_left(
-        prepared, directory, "latency=0.9x", lambda: answered(prepared, directory, SLOWER)
+        workspace, directory, "latency=0.9x", lambda: answered(workspace, directory, SLOWER)
     )
     assert (record.met, record.ratio) == (False, 1.0)
-    assert set(read_policy(prepared).formats.values()) == {FP32}
+    assert set(read_policy(workspace).formats.values()) == {FP32}
 
 
-def test_a_budget_in_milliseconds_needs_the_float_engines(prepared, directory):
+def test_a_budget_in_milliseconds_needs_the_float_engines(workspace, directory):
     with pytest.raises(
         UserError, match=r"latency=1\.5ms is in milliseconds, .* are not known yet: give a share of them"
     ):
-        write_next_bundle(prepared, "latency=1.5ms", directory)
-    write_next_bundle(prepared, "latency=0.9x", directory)
-    take_feedback(prepared, answered(prepared, directory))
-    assert read(prepared.run.file("measurements.json"))["machines"]["a board"]["float_ms"] == 2.0
+        write_next_bundle(workspace, "latency=1.5ms", directory)
+    write_next_bundle(workspace, "latency=0.9x", directory)
+    take_feedback(workspace, answered(workspace, directory))
+    assert read(workspace.run.file("measurements.json"))["machines"]["a board"]["float_ms"] == 2.0
     with pytest.raises(UserError, match="no other engine needs to be measured: no other policy within the limit"):
-        write_next_bundle(prepared, "latency=1.5ms", directory)
+        write_next_bundle(workspace, "latency=1.5ms", directory)
 
 
-def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, directory):
+def test_what_is_no_answer_to_the_last_bundle_changes_nothing(workspace, directory):
     with pytest.raises(UserError, match=r"bundle\.json is missing: make it with smpq bundle"):
-        take_feedback(prepared, directory / "measurements.json")
-    write_next_bundle(prepared, "latency=0.75x", directory)
-    before = contents(prepared.run.path)
+        take_feedback(workspace, directory / "measurements.json")
+    write_next_bundle(workspace, "latency=0.75x", directory)
+    before = contents(workspace.run.path)
     file = directory / "measurements.json"
     with pytest.raises(UserError, match=r"is missing: copy measurements\.json back"):
-        take_feedback(prepared, file)
-    answered(prepared, directory)
+        take_feedback(workspace, file)
+    answered(workspace, directory)
     results = read(file)["results"]
     for changes, message in (
         ({"fingerprint": "f" * 64}, "measured with other models or data"),
@@ -259,22 +259,22 @@ def test_what_is_no_answer_to_the_last_bundle_changes_nothing(prepared, director
             "was not measured .out of memory.: please report this",
         ),
     ):
-        answered(prepared, directory, **changes)
+        answered(workspace, directory, **changes)
         with pytest.raises(UserError, match=message):
-            take_feedback(prepared, file)
+            take_feedback(workspace, file)
     file.write_text(file.read_text()[:200])
     with pytest.raises(UserError, match="is not valid JSON"):
-        take_feedback(prepared, file)
-    assert contents(prepared.run.path) == before
+        take_feedback(workspace, file)
+    assert contents(workspace.run.path) == before
     name = "0" * 16
-    prepared.run.file("bundle.json").write_text(
+    workspace.run.file("bundle.json").write_text(
         json.dumps({"schema": 1, "budget": "latency=0.75x", "candidates": {name: {}}})
     )
     with pytest.raises(
         UserError,
         match=rf'bundle\.json is damaged: object missing required field `label` - at `\$\.candidates\["{name}"\]`',
     ):
-        take_feedback(prepared, answered_file(file, results, prepared))
+        take_feedback(workspace, answered_file(file, results, workspace))
 
 
 def failure(result: dict, cause: str) -> dict:
@@ -282,10 +282,10 @@ def failure(result: dict, cause: str) -> dict:
     return {**result, **none, "rounds_ms": [], "float_rounds_ms": [], "failed": "out of memory", "cause": cause}
 
 
-def answered_file(file: Path, results: list, prepared) -> Path:
+def answered_file(file: Path, results: list, workspace) -> Path:
     record = {
         "schema": 3,
-        "fingerprint": prepared.fingerprint,
+        "fingerprint": workspace.fingerprint,
         "runtime": "onnxruntime",
         "versions": {},
         "machine": "a board",
@@ -294,99 +294,99 @@ def answered_file(file: Path, results: list, prepared) -> Path:
     return file
 
 
-def test_a_directory_that_holds_something_else(prepared, tmp_path):
+def test_a_directory_that_holds_something_else(workspace, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for place in ("full", "file"):
         with pytest.raises(UserError, match="holds something else: name a new directory"):
-            write_next_bundle(prepared, "latency=0.75x", tmp_path / place)
+            write_next_bundle(workspace, "latency=0.75x", tmp_path / place)
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="the loop needs a latency budget"):
-        write_next_bundle(prepared, "size=0.5x", tmp_path / "new")
+        write_next_bundle(workspace, "size=0.5x", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_measurements_of_an_earlier_bundle_are_not_left_in_the_directory(prepared, directory):
-    write_next_bundle(prepared, "latency=0.75x", directory)
-    answered(prepared, directory)
-    write_next_bundle(prepared, "latency=0.75x", directory)
+def test_measurements_of_an_earlier_bundle_are_not_left_in_the_directory(workspace, directory):
+    write_next_bundle(workspace, "latency=0.75x", directory)
+    answered(workspace, directory)
+    write_next_bundle(workspace, "latency=0.75x", directory)
     assert not (directory / "measurements.json").exists()
 
 
-def test_a_device_that_answers_is_asked_once_for_each_engine(prepared):
+def test_a_device_that_answers_is_asked_once_for_each_engine(workspace):
     def refuses(integers):
         return ("no kernel", ["head/weight/DQ"]) if "head" in integers else None
 
     budget = Budget.from_text("latency=0.75x")
     first = Board(FASTER, refuses, gives_up_after=3)
     with pytest.raises(KeyboardInterrupt):
-        search(replace(prepared, device=first), budget)
+        search(replace(workspace, device=first), budget)
     second = Board(FASTER, refuses)
-    solution = search(replace(prepared, device=second), budget)
+    solution = search(replace(workspace, device=second), budget)
     assert solution.outcome.met
     assert solution.policy["head"] == FP32
     assert len(first.asked) == 3
     assert not set(first.asked) & set(second.asked)
     assert len(second.asked) == len(set(second.asked))
-    assert {refusal.blamed for refusal in read_refusals(prepared)} == {(("head", prepared.space.formats["head"][0]),)}
+    assert {refusal.blamed for refusal in read_refusals(workspace)} == {(("head", workspace.space.formats["head"][0]),)}
     third = Board(FASTER, refuses)
-    assert search(replace(prepared, device=third), budget).policy == solution.policy
+    assert search(replace(workspace, device=third), budget).policy == solution.policy
     assert third.asked == []
 
 
-def test_another_machine_is_asked_anew(prepared):
+def test_another_machine_is_asked_anew(workspace):
     budget = Budget.from_text("latency=0.75x")
-    search(replace(prepared, device=Board(FASTER)), budget)
-    first = read_observations(prepared, "a board")
+    search(replace(workspace, device=Board(FASTER)), budget)
+    first = read_observations(workspace, "a board")
     other = Board(SLOWER)
     other.describe = lambda: "another board"
-    solution = search(replace(prepared, device=other), budget)
+    solution = search(replace(workspace, device=other), budget)
     assert other.asked
     assert set(solution.policy.formats.values()) == {FP32}
-    assert read_observations(prepared, "a board") == first, "what another machine has measured stays"
+    assert read_observations(workspace, "a board") == first, "what another machine has measured stays"
     again = Board(FASTER)
-    search(replace(prepared, device=again), budget)
+    search(replace(workspace, device=again), budget)
     assert again.asked == []
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 4])
-def test_a_search_that_was_stopped_makes_the_decisions_that_it_would_have_made(prepared, tmp_path, stopped_after):
+def test_a_search_that_was_stopped_makes_the_decisions_that_it_would_have_made(workspace, tmp_path, stopped_after):
     budget = Budget.from_text("latency=0.75x")
-    shutil.copytree(prepared.run.path, tmp_path / "other")
-    undisturbed = replace(prepared, run=Run(tmp_path / "other"), device=Board(FASTER))
+    shutil.copytree(workspace.run.path, tmp_path / "other")
+    undisturbed = replace(workspace, run=Run(tmp_path / "other"), device=Board(FASTER))
     search(undisturbed, budget)
     with pytest.raises(KeyboardInterrupt):
-        search(replace(prepared, device=Board(FASTER, gives_up_after=stopped_after)), budget)
-    (begun,) = prepared.run.read(LoopFile).searches
+        search(replace(workspace, device=Board(FASTER, gives_up_after=stopped_after)), budget)
+    (begun,) = workspace.run.read(LoopFile).searches
     assert len(begun.steps) == stopped_after
     assert begun.outcome is None
-    solution = search(replace(prepared, device=Board(FASTER)), budget)
-    assert read(prepared.run.file("loop.json")) == read(tmp_path / "other" / "loop.json")
+    solution = search(replace(workspace, device=Board(FASTER)), budget)
+    assert read(workspace.run.file("loop.json")) == read(tmp_path / "other" / "loop.json")
     assert solution.policy == read_policy(undisturbed)
 
 
-def test_searches_for_other_budgets_are_kept(prepared):
+def test_searches_for_other_budgets_are_kept(workspace):
     device = Board(FASTER)
-    search(replace(prepared, device=device), Budget.from_text("latency=0.75x"))
-    (first,) = prepared.run.read(LoopFile).searches
-    search(replace(prepared, device=device), Budget.from_text("latency=0.76x"))
-    assert prepared.run.read(LoopFile).searches == (first,), "what needed no engine left no trace"
+    search(replace(workspace, device=device), Budget.from_text("latency=0.75x"))
+    (first,) = workspace.run.read(LoopFile).searches
+    search(replace(workspace, device=device), Budget.from_text("latency=0.76x"))
+    assert workspace.run.read(LoopFile).searches == (first,), "what needed no engine left no trace"
     other = Board(FASTER)
     other.describe = lambda: "another board"
-    search(replace(prepared, device=other), Budget.from_text("latency=0.45x"))
-    kept, second = prepared.run.read(LoopFile).searches
+    search(replace(workspace, device=other), Budget.from_text("latency=0.45x"))
+    kept, second = workspace.run.read(LoopFile).searches
     assert kept == first
     assert (second.budget, second.machine) == ("latency=0.45x", "another board")
-    assert steps_for(prepared.run.read(LoopFile), "latency=0.75x") == list(first.steps)
+    assert steps_for(workspace.run.read(LoopFile), "latency=0.75x") == list(first.steps)
 
 
 def test_the_outcome_is_judged_on_samples_that_the_search_has_not_used(tmp_path):
     settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=8, evaluations=12)
     with open_run(tmp_path / "run", Progress(Console(quiet=True)), settings) as opened:
-        prepared = replace(opened, device=Board(FASTER))
-        assert prepared.unseen is not None
-        solution = search(prepared, Budget.from_text("latency=0.95x"))
+        workspace = replace(opened, device=Board(FASTER))
+        assert workspace.unseen is not None
+        solution = search(workspace, Budget.from_text("latency=0.95x"))
     record = read(tmp_path / "run" / "loop.json")["searches"][-1]["outcome"]
     rows = record["finalists"]
     assert len(rows) > 1
@@ -395,5 +395,5 @@ def test_the_outcome_is_judged_on_samples_that_the_search_has_not_used(tmp_path)
     assert rows[0]["policy"] == record["policy"]
     assert solution.path == (("best finalist on other samples", record["value"]),)
     for row, finalist in zip(rows, solution.outcome.finalists, strict=True):
-        assert row["unseen_value"] == prepared.unseen(finalist.policy)
-        assert row["value"] == prepared.evaluator(finalist.policy)
+        assert row["unseen_value"] == workspace.unseen(finalist.policy)
+        assert row["value"] == workspace.evaluator(finalist.policy)

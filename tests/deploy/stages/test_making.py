@@ -67,10 +67,10 @@ def test_tensorrt_builds_on_the_device_and_the_job_goes_on_to_its_end(tmp_path, 
     assert engine["not_run"] == "it was built on a board, which does not have the evaluation data"
     assert read(run / "latency.json")["measurement"]["ratio"] == pytest.approx(0.7)
 
-    with open_run(run, QUIET) as prepared:  # another day, without the device
-        verify(prepared, read_policy(prepared))
+    with open_run(run, QUIET) as workspace:  # another day, without the device
+        verify(workspace, read_policy(workspace))
         with pytest.raises(UserError, match="its engines are built on the device"):
-            build(prepared, read_policy(prepared))
+            build(workspace, read_policy(workspace))
 
 
 class Keeping(Board):
@@ -96,11 +96,11 @@ def test_the_plan_that_was_measured_comes_into_the_run_and_goes_with_its_policy(
     monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda _address, _directory: board)
     run = tmp_path / "run"
     product, plan = run / "engine.jetson-orin", run / "engine.jetson-orin.sm87.plan"
-    with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as prepared:
-        policy = prepared.space.uniform(Format(8, 8))
-        model = export(prepared, policy)
-        build(prepared, policy)
-        measure(prepared, policy)
+    with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as workspace:
+        policy = workspace.space.uniform(Format(8, 8))
+        model = export(workspace, policy)
+        build(workspace, policy)
+        measure(workspace, policy)
         content = plan_of(model_sha256(model)[:16])
         assert plan.read_bytes() == (product / "engine.plan").read_bytes() == content
         built = read(run / "build.json")
@@ -108,22 +108,22 @@ def test_the_plan_that_was_measured_comes_into_the_run_and_goes_with_its_policy(
         row = built["engines"][plan.name]
         assert (row["sha256"], row["size_bytes"]) == (sha256(content).hexdigest(), len(content))
         assert row["versions"] == {"tensorrt": "10.3.0"}
-        exported = export_qdq(prepared, policy)
+        exported = export_qdq(workspace, policy)
         assert exported.measured == f"trtexec --loadEngine={product}/engine.plan"
         assert f"--timingCacheFile={product}/timing.cache" in exported.build[0]
 
         board.fetch_engine = lambda _result, _directory: None  # the plan is where it was: nobody is asked for it
-        measure(prepared, policy)
+        measure(workspace, policy)
         assert product.is_dir()
         (product / "engine.plan").unlink()  # and now it is nowhere
-        measure(prepared, policy)
+        measure(workspace, policy)
         assert not product.exists()
         assert not plan.exists()
-        assert export_qdq(prepared, policy).measured is None
+        assert export_qdq(workspace, policy).measured is None
 
         write_product_of(product, "f" * 16)
         plan.write_bytes(b"a plan of another policy")
-        build(prepared, policy)
+        build(workspace, policy)
         assert not product.exists()
         assert not plan.exists()
 
@@ -139,14 +139,14 @@ def test_the_plan_that_is_built_here_is_the_one_that_is_timed_here(tmp_path, mon
     monkeypatch.setattr("deploy.runner.trt.TrtEngine", lambda *_arguments: Clock())
     run = tmp_path / "run"
     chosen = msgspec.structs.replace(settings("tensorrt-rtx", "w8a8,fp16"), compute_capabilities=("sm86",))
-    with open_run(run, QUIET, chosen) as prepared:
-        policy = prepared.space.uniform(Format(8, 8))
-        export(prepared, policy)
-        before = build(prepared, policy)
+    with open_run(run, QUIET, chosen) as workspace:
+        policy = workspace.space.uniform(Format(8, 8))
+        export(workspace, policy)
+        before = build(workspace, policy)
         plans = sorted((run / "device").rglob("*.plan"))
-        measure(prepared, policy)
+        measure(workspace, policy)
         assert sorted((run / "device").rglob("cache/*.plan")) == plans, "nothing was built again"
-        after = prepared.run.read(BuildFile)
+        after = workspace.run.read(BuildFile)
     name = "engine.tensorrt-rtx.sm86.plan"
     assert after == before
     product = json.loads((run / "engine.tensorrt-rtx" / "engine.json").read_text())
@@ -190,11 +190,11 @@ def test_a_plan_for_another_gpu_than_the_target_gets_no_engines_name(tmp_path, m
     monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda _address, _directory: board)
     monkeypatch.setattr(Progress, "warn", lambda _self, line: said.append(line))
     run = tmp_path / "run"
-    with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as prepared:
-        policy = prepared.space.uniform(prepared.space.reference)
-        export(prepared, policy)
-        build(prepared, policy)
-        measure(prepared, policy)
+    with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as workspace:
+        policy = workspace.space.uniform(workspace.space.reference)
+        export(workspace, policy)
+        build(workspace, policy)
+        measure(workspace, policy)
     assert list(run.glob("*.plan")) == []
     assert (run / "engine.jetson-orin" / "engine.plan").is_file()
     assert [line for line in said if "is for RTX A6000 sm86, and the run's engines are for sm87" in line]
@@ -213,14 +213,14 @@ def check_experiment(experiment: Experiment) -> None:
 
 
 def test_a_provider_that_is_missing_here_is_that_of_the_device(tmp_path, board):
-    with open_run(tmp_path / "cuda", QUIET, settings("ort-tensorrt", "w8a8,fp16"), device=ORIN) as prepared:
-        assert prepared.builds_on_device
-        assert prepared.not_measurable is None
-    with open_run(tmp_path / "cpu", QUIET, settings("ort-cpu", "w8a8,fp32"), device=ORIN) as prepared:
-        assert not prepared.builds_on_device
-    with open_run(tmp_path / "here", QUIET, settings("ort-tensorrt", "w8a8,fp16")) as prepared:
-        assert not prepared.builds_on_device
-        assert prepared.not_measurable.startswith("this onnxruntime is built without TensorrtExecutionProvider")
+    with open_run(tmp_path / "cuda", QUIET, settings("ort-tensorrt", "w8a8,fp16"), device=ORIN) as workspace:
+        assert workspace.builds_on_device
+        assert workspace.not_measurable is None
+    with open_run(tmp_path / "cpu", QUIET, settings("ort-cpu", "w8a8,fp32"), device=ORIN) as workspace:
+        assert not workspace.builds_on_device
+    with open_run(tmp_path / "here", QUIET, settings("ort-tensorrt", "w8a8,fp16")) as workspace:
+        assert not workspace.builds_on_device
+        assert workspace.not_measurable.startswith("this onnxruntime is built without TensorrtExecutionProvider")
 
 
 @needs_rtx
@@ -234,8 +234,8 @@ def test_a_build_that_was_stopped_repeats_no_plan(tmp_path):
     )
     for name in names:
         (run / name).unlink()
-    with open_run(run, QUIET) as prepared:
-        record = build(prepared, read_policy(prepared))
+    with open_run(run, QUIET) as workspace:
+        record = build(workspace, read_policy(workspace))
     assert all(engine.from_cache for engine in record.engines.values())
     assert {name: (run / name).read_bytes() for name in names} == plans
     assert {kernel.agrees for kernel in record.kernels.values()} == {True}

@@ -43,12 +43,12 @@ def run(tmp_path_factory):
         settings = Settings(
             "tests.tiny_task:task", "jetson-orin", formats="w8a8,fp16", samples=16, evaluations=12, effort="fast"
         )
-        with open_run(path, QUIET, settings, device=ORIN) as prepared:
-            score(prepared)
-            policy = solve(prepared, Budget.from_text("size=0.3x")).policy
-            export(prepared, policy)
-            build(prepared, policy)
-            measure(prepared, policy)
+        with open_run(path, QUIET, settings, device=ORIN) as workspace:
+            score(workspace)
+            policy = solve(workspace, Budget.from_text("size=0.3x")).policy
+            export(workspace, policy)
+            build(workspace, policy)
+            measure(workspace, policy)
     return path
 
 
@@ -69,9 +69,9 @@ def test_a_device_is_asked_for_what_is_not_known(run, monkeypatch):
 
 def test_what_was_measured_with_layers_is_read(run):
     """Another day, without the device."""
-    with open_run(run, QUIET) as prepared:
-        bench, policy = Bench(prepared), read_policy(prepared)
-        asked = asked_of(bench.experiment([bench.kept(run / engine_names(prepared.target).model)], FINAL))
+    with open_run(run, QUIET) as workspace:
+        bench, policy = Bench(workspace), read_policy(workspace)
+        asked = asked_of(bench.experiment([bench.kept(run / engine_names(workspace.target).model)], FINAL))
         ((key, name),) = keys_of(asked).items()
         known = result((layer("CaskConvolution", "c", "Int8", "Int8", ("second",), 0.5, "Int8"),), key=key, name=name)
         about = {
@@ -84,18 +84,18 @@ def test_what_was_measured_with_layers_is_read(run):
         keep_results(
             machine_directory(run / DEVICE, "a board"), asked, Measurements(**about, results=(known,)), {key: known}
         )
-        record = profile(prepared, policy)
+        record = profile(workspace, policy)
     assert (record.profiled_ms, record.enqueue_ms, record.launch_share) == (0.5, 0.25, 0.25)
     assert record.kernels[0].kind == "CaskConvolution"
 
 
 def test_a_machine_without_a_gpu_says_where_to_measure(run):
-    with open_run(run, QUIET) as prepared:
+    with open_run(run, QUIET) as workspace:
         place = machine_directory(run / DEVICE, "a board")
         for file in place.glob("measurements.json"):
             file.unlink()
         with pytest.raises(UserError, match=r"--device.* smpq bundle"):
-            profile(prepared, read_policy(prepared))
+            profile(workspace, read_policy(workspace))
 
 
 def test_a_model_that_was_not_exported(run):
@@ -103,8 +103,8 @@ def test_a_model_that_was_not_exported(run):
     content = model.read_bytes()
     model.write_bytes(b"another")
     try:
-        with open_run(run, QUIET) as prepared, pytest.raises(UserError, match="use smpq export first"):
-            profile(prepared, read_policy(prepared))
+        with open_run(run, QUIET) as workspace, pytest.raises(UserError, match="use smpq export first"):
+            profile(workspace, read_policy(workspace))
     finally:
         model.write_bytes(content)
 

@@ -90,11 +90,11 @@ def test_it_goes_on_after_a_kill(trained, tmp_path):
 
     again = tmp_path / "again"
     settings = open_run(trained, Progress()).settings
-    with pytest.raises(KilledError), open_run(again, Stopping(), settings) as prepared:
-        train_supernet(prepared, SupernetSettings(epochs=2, steps=3, walks=2, samples=32, gamma=0.0))
+    with pytest.raises(KilledError), open_run(again, Stopping(), settings) as workspace:
+        train_supernet(workspace, SupernetSettings(epochs=2, steps=3, walks=2, samples=32, gamma=0.0))
     assert len(read(again, "supernet.json")["history"]) == 1
-    with open_run(again, Progress()) as prepared:
-        train_supernet(prepared)
+    with open_run(again, Progress()) as workspace:
+        train_supernet(workspace)
     ours, theirs = read(again, "supernet.json"), read(trained, "supernet.json")
     assert ours["shares"] == theirs["shares"]
     assert ours["contributions"] == theirs["contributions"]

@@ -23,12 +23,12 @@ def run(good_run, tmp_path):
 
 
 def verified(run):
-    prepared = open_run(run, Progress())
-    return checked(prepared)
+    workspace = open_run(run, Progress())
+    return checked(workspace)
 
 
-def checked(prepared):
-    record = verify(prepared, read_policy(prepared), "policy")
+def checked(workspace):
+    record = verify(workspace, read_policy(workspace), "policy")
     assert record.contradiction() is None, record
     return record
 
@@ -92,19 +92,19 @@ def test_quantisation_itself(tmp_path, monkeypatch):
     out = tmp_path / "run"
     search = ["--target", "simulate", "--formats", "w2a4", "--rounding", "nearest"]
     done("run", *TINY, *search, "--budget", "avg_bits=2", "--out", out)
-    prepared = open_run(out, Progress())
+    workspace = open_run(out, Progress())
     inputs = torch.randn(400, 1, 6, 6, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         held_out = [Batch((inputs,), network()(inputs).argmax(1))]
-    monkeypatch.setattr(prepared.task, "evaluation", lambda: held_out)
-    record = checked(prepared)
+    monkeypatch.setattr(workspace.task, "evaluation", lambda: held_out)
+    record = checked(workspace)
     assert record.lost_at == "fake_quant"
     assert "more bits" in record.explanation
     assert record.stages["engine"].agreement == 1.0
 
 
 def test_the_intervals_are_those_of_paired_samples(run, monkeypatch):
-    prepared = open_run(run, Progress())
+    workspace = open_run(run, Progress())
     targets = torch.cat([target for _, target in batches(2)])
     wrong = [0, 5, 9]
 
@@ -118,8 +118,8 @@ def test_the_intervals_are_those_of_paired_samples(run, monkeypatch):
         return values
 
     metric.stage = 1
-    monkeypatch.setattr(prepared.task, "metric", metric)
-    record = checked(prepared)
+    monkeypatch.setattr(workspace.task, "metric", metric)
+    record = checked(workspace)
     change = record.stages["fake_quant"]
     assert change.change == pytest.approx(-3 / 16)
     differences = np.array([-float(index in wrong) for index in range(16)])
@@ -130,20 +130,20 @@ def test_the_intervals_are_those_of_paired_samples(run, monkeypatch):
 
 
 def test_batches_of_other_sizes_than_the_engine_takes(run, monkeypatch):
-    prepared = open_run(run, Progress())
+    workspace = open_run(run, Progress())
     inputs, targets = (torch.cat(column) for column in zip(*batches(2), strict=True))
     uneven = [Batch((inputs[a:b],), targets[a:b]) for a, b in ((0, 1), (1, 6), (6, 16))]
-    monkeypatch.setattr(prepared.task, "evaluation", lambda: uneven)
-    record = checked(prepared)
+    monkeypatch.setattr(workspace.task, "evaluation", lambda: uneven)
+    record = checked(workspace)
     assert record.samples == 16
     assert record.stages["engine"] == verified(run).stages["engine"]
 
 
 def test_a_module_that_changed_behind_the_trace(run):
-    prepared = open_run(run, Progress())
+    workspace = open_run(run, Progress())
     with torch.no_grad():
-        prepared.original.head.weight.neg_()
-    record = checked(prepared)
+        workspace.original.head.weight.neg_()
+    record = checked(workspace)
     assert record.lost_at == "float"
     assert "does not compute what the PyTorch module does" in record.explanation
     assert "output differs by up to" in record.explanation
@@ -151,11 +151,11 @@ def test_a_module_that_changed_behind_the_trace(run):
 
 @pytest.mark.parametrize("stage", ["eager", "engine"])
 def test_outputs_that_are_not_finite_are_counted(run, monkeypatch, stage):
-    prepared = open_run(run, Progress())
+    workspace = open_run(run, Progress())
     data = [Batch((inputs.clone(),), target) for inputs, target in batches(2)]
     if stage == "eager":
         data[1].inputs[0][3:5] = 3e38
-        prepared.original.head.weight.data.mul_(1e6)
+        workspace.original.head.weight.data.mul_(1e6)
     else:
         compute = ort_backend.OrtEngine.run
 
@@ -167,11 +167,11 @@ def test_outputs_that_are_not_finite_are_counted(run, monkeypatch, stage):
 
         monkeypatch.setattr(ort_backend.OrtEngine, "run", broken)
         data = data[:1]
-    monkeypatch.setattr(prepared.task, "evaluation", lambda: data)
+    monkeypatch.setattr(workspace.task, "evaluation", lambda: data)
     with pytest.raises(
         UserError, match=rf"output of stage {stage} holds NaN or infinity for 2 of {8 * len(data)} samples"
     ):
-        checked(prepared)
+        checked(workspace)
 
 
 def test_an_engine_that_computes_something_else_for_one_sample(run, monkeypatch):
@@ -181,9 +181,9 @@ def test_an_engine_that_computes_something_else_for_one_sample(run, monkeypatch)
         outputs = compute(self, inputs)
         return [output[:, ::-1].copy() if len(output) == 1 else output for output in outputs]
 
-    prepared = open_run(run, Progress())
+    workspace = open_run(run, Progress())
     monkeypatch.setattr(ort_backend.OrtEngine, "run", by_size)
-    record = checked(prepared)
+    record = checked(workspace)
     assert record.lost_at == "engine"
     assert "with a batch of 1 output 0 of the engine is" in record.explanation
 

@@ -51,14 +51,14 @@ def opened(tmp_path, monkeypatch):
 def test_a_policy_within_the_budget_and_the_same_one_again(name, opened):
     found = []
     for _ in range(2):
-        with opened(name) as prepared:
-            solution = search(prepared, BUDGET, method=name)
-            assert prepared.costs["avg_bits"].total(solution.policy) <= 6
-            scores = score(prepared)
+        with opened(name) as workspace:
+            solution = search(workspace, BUDGET, method=name)
+            assert workspace.costs["avg_bits"].total(solution.policy) <= 6
+            scores = score(workspace)
             assert scores.method == name
-            assert score(prepared, method=name) == scores, "what is read back is what was written"
-            assert scores.entries.keys() == prepared.space.formats.keys()
-            assert all(row.keys() == set(prepared.space.formats[group]) for group, row in scores.entries.items())
+            assert score(workspace, method=name) == scores, "what is read back is what was written"
+            assert scores.entries.keys() == workspace.space.formats.keys()
+            assert all(row.keys() == set(workspace.space.formats[group]) for group, row in scores.entries.items())
             found.append(
                 (
                     solution.policy,
@@ -121,10 +121,10 @@ def test_an_unknown_name_lists_the_choices(tmp_path):
 
 
 def test_scores_of_another_method_are_not_taken(opened):
-    with opened("random") as prepared:
-        score(prepared, method="random")
+    with opened("random") as workspace:
+        score(workspace, method="random")
         with pytest.raises(Exception, match="is of method random, now uniform is asked for"):
-            search(prepared, BUDGET, method="uniform")
+            search(workspace, BUDGET, method="uniform")
 
 
 def test_the_default_is_registered():
