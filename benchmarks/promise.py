@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -30,10 +31,14 @@ COUNT = 3000
 PROCESSES = 2
 
 
+_KEPT = ExitStack()
+"""Holds the tables of torch as long as a worker lives; without a reference they would be given up at once."""
+
+
 def start() -> None:
-    """Prepare a worker."""
+    """Start a worker."""
     torch.set_num_threads(1)
-    torch_kept().__enter__()  # as long as the worker lives
+    _KEPT.enter_context(torch_kept())
     gc.collect()
     gc.freeze()  # what was imported is not looked through again and again
 
