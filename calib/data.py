@@ -61,6 +61,24 @@ def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:
             )
 
 
+def selection_batches(task: Task) -> list[Batch] | None:
+    """Return the batches of a task's `selection()`, checked as `materialize` does; None where the task has none.
+
+    They are held out: the model was not trained on them, and `evaluation()` does not have them. What may be lost is
+    decided on them.
+    """
+    if getattr(task, "selection", None) is None:
+        return None
+    try:
+        batches = task.selection()  # type: ignore[attr-defined]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the task's selection() failed: {type(error).__name__}: {error}") from error
+    check_batches(batches, what="selection")
+    return materialize(batches, what="selection")
+
+
 def training_batches(task: Task, epoch: int) -> Iterator[Batch]:
     """Yield the batches of one pass over a task's training data, each checked as `materialize` does, none of them kept.
 

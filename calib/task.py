@@ -28,6 +28,10 @@ class Task(Protocol):
     3. `loss` also returns one value per sample, lower is better. It is used when the search runs with `--value loss`.
     4. `output` is whatever the model's `forward` returns.
     5. Iterating `calibration` or `evaluation` twice gives the same batches.
+    6. Optional: `selection() -> Iterable[Batch]`, held-out batches with targets that are not those of `evaluation`. A
+       budget on the loss (`drop=0.5`) is decided on them, else on the calibration batches.
+    7. Optional: `metric_point: float`, how much of the metric is one point. Without it a point is 0.01 of top-1, top-5
+       and accuracy, and 1 of any other metric.
     """
 
     name: str

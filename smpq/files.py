@@ -11,6 +11,9 @@ from calib.files.storage import AboveZero, Amount, Count, FileRecord, Fraction, 
 FormatText = Annotated[str, msgspec.Meta(pattern=r"^(fp16|fp32|w[2-8](a(4|5|6|7|8|16))?(b[0-9]{1,6})?)$")]
 """A format as a program writes it; a person may write more forms (`calib.formats.format.Format.from_text`)."""
 
+SHARES = ("top-1", "top-5", "accuracy")
+"""Metrics that are shares of samples: written in percent, their changes in points of 0.01."""
+
 
 class Interval(Record, frozen=True, array_like=True):
     """Two ends, in the unit of what they enclose; a list of two numbers in the file."""

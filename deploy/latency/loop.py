@@ -20,7 +20,7 @@ from smpq.solve.allocate import Values as Marginals
 from smpq.solve.search import Choice, Effort, choose, is_small
 from smpq.value.evaluate import ValueFunction
 
-_OPTIMISM = 1.5
+OPTIMISM = 1.5
 """How many standard errors a proposal may be predicted above the limit before it is taken for too slow."""
 _TYPICAL = 32
 _STEPS_OF_OPTIMISM = (0.0, 0.75, -0.75, 1.5)
@@ -202,7 +202,7 @@ class LatencyLoop:
         if following:
             return following[0]
         best = self._best()
-        for optimism in (0.0, _OPTIMISM):
+        for optimism in (0.0, OPTIMISM):
             found = self._search(optimism)
             if (
                 found is not None

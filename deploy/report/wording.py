@@ -8,10 +8,7 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from smpq.files import Interval
-
-_SHARES = ("top-1", "top-5", "accuracy")
-"""Metrics that are shares of samples: written in percent, their changes in points."""
+from smpq.files import SHARES, Interval
 
 
 def shown(text: object) -> str:
@@ -83,14 +80,14 @@ def amount(value: float, unit: str) -> str:
 
 def measure(mean: float, bounds: Interval, metric: str) -> str:
     """Write a mean of the metric with its interval: shares in percent."""
-    if metric in _SHARES:
+    if metric in SHARES:
         return f"{100 * mean:.2f} % ({100 * bounds.low:.2f} to {100 * bounds.high:.2f})"
     return signed(f"{mean:.4g} ({bounds.low:.4g} to {bounds.high:.4g})")
 
 
 def change(value: float, metric: str, *, unit: bool = False) -> str:
     """Write a change of the metric with its sign: shares in points."""
-    text = f"{100 * value:+.2f}{' points' if unit else ''}" if metric in _SHARES else f"{value:+.3g}"
+    text = f"{100 * value:+.2f}{' points' if unit else ''}" if metric in SHARES else f"{value:+.3g}"
     return signed(text)
 
 

@@ -15,11 +15,19 @@ _UNITS: dict[str, dict[str, float]] = {
     "size": {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
     "avg_bits": {"": 1.0},
     "bops": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+    "drop": {"": 1.0},
+    "kl": {"": 1.0},
 }
-"""Cost -> suffix -> factor to the unit that the cost is counted in: milliseconds, bytes, bits, bit operations."""
+"""What is limited -> suffix -> factor to the unit that it is counted in: milliseconds, bytes, bits, bit operations,
+points of the task's metric, nats.
+"""
+LOSSES = ("drop", "kl")
+"""Limits on what the network may lose, and not on what its engine costs."""
 
 _NUMBER = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)(?P<suffix>[A-Za-z]*)")
-_EXAMPLE = "write for example latency=0.65x, latency=1.5ms, size=0.2x, size=200kB, avg_bits=3.5, bops=2G"
+_EXAMPLE = (
+    "write for example latency=0.65x, latency=1.5ms, size=0.2x, size=200kB, avg_bits=3.5, bops=2G, drop=0.5, kl=0.02"
+)
 _SMALLEST, _LARGEST = 1e-9, 1e30
 """Of a limit in the unit of its cost, or as a fraction: nothing real is beyond, and the solver's numbers stay within
 reach.
@@ -29,7 +37,8 @@ reach.
 @dataclass(frozen=True)
 class Limit:
     """The most that one cost may be: in the unit of the cost (ms, bytes, bits, bit operations), or a fraction of the
-    float model.
+    float model. Or the most that the network may lose: points of the metric, a fraction of the float model's metric,
+    or nats of divergence from its output.
     """
 
     cost: str
@@ -41,7 +50,7 @@ class Limit:
         return self.value * float_cost if self.relative else self.value
 
     def __str__(self) -> str:
-        unit = "x" if self.relative else {"latency": "ms", "size": "B", "avg_bits": "", "bops": ""}[self.cost]
+        unit = "x" if self.relative else {"latency": "ms", "size": "B"}.get(self.cost, "")
         return f"{self.cost}={self.value:.12g}{unit}"
 
 
@@ -62,11 +71,23 @@ class Budget:
             limits[limit.cost] = limit
         if not limits:
             raise UserError(f"the budget is empty: {_EXAMPLE}")
+        if all(loss in limits for loss in LOSSES):
+            raise UserError(f"the budget limits both {' and '.join(LOSSES)}: choose one of them")
         return cls(tuple(limits.values()))
 
     def limit(self, cost: str) -> Limit | None:
         """Return the limit on one cost, or None."""
         return next((limit for limit in self.limits if limit.cost == cost), None)
+
+    @property
+    def loss(self) -> Limit | None:
+        """The limit on what the network may lose, or None. With one, the cheapest engine is searched."""
+        return next((limit for limit in self.limits if limit.cost in LOSSES), None)
+
+    @property
+    def costs(self) -> tuple[Limit, ...]:
+        """The limits on costs."""
+        return tuple(limit for limit in self.limits if limit.cost not in LOSSES)
 
     def __str__(self) -> str:
         return ",".join(map(str, self.limits))
@@ -79,7 +100,7 @@ class Budget:
 def _limit_from_text(part: str) -> Limit:
     cost, separator, amount = (piece.strip() for piece in part.partition("="))
     if not separator or cost not in _UNITS:
-        raise UserError(f"budget {part!r} not understood: the costs are {', '.join(_UNITS)}; {_EXAMPLE}")
+        raise UserError(f"budget {part!r} not understood: what can be limited is {', '.join(_UNITS)}; {_EXAMPLE}")
     match = _NUMBER.fullmatch(amount)
     if match is None:
         raise UserError(f"budget {part!r}: {amount!r} is not a number; {_EXAMPLE}")
@@ -87,6 +108,8 @@ def _limit_from_text(part: str) -> Limit:
     if not 0 < number < math.inf:
         raise UserError(f"budget {part!r}: the limit must be above zero and finite")
     units: Mapping[str, float] = _UNITS[cost]
+    if cost == "kl" and suffix == "x":
+        raise UserError(f"budget {part!r}: the float model's divergence from itself is zero, so give kl in nats")
     if suffix not in units and suffix != "x" and not (suffix == "" and cost == "size"):
         known = ", ".join(filter(None, units)) or "no unit"
         raise UserError(
