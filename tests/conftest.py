@@ -1,6 +1,5 @@
 """Where the tests find what a machine may lack."""
 
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,21 +42,12 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast() -> Iterator[None]:
-    """Make torch's own tables once, and seldom look for garbage: half of the time of a small model.
-
-    The collector runs after half a million new objects that live on instead of seven hundred, and never looks at what
-    was imported.
-    """
-    from tests.torch_kept import torch_kept
+    """Make torch's own tables once, and seldom look for garbage: half of the time of a small model."""
+    from tests.torch_kept import garbage_kept, torch_kept
     from tests.traced_once import traced_once
 
-    gc.collect()
-    gc.freeze()
-    thresholds = gc.get_threshold()
-    gc.set_threshold(500_000, 5, 5)
-    with torch_kept(), traced_once():
+    with garbage_kept(), torch_kept(), traced_once():
         yield
-    gc.set_threshold(*thresholds)
 
 
 @pytest.fixture(scope="session", autouse=True)

