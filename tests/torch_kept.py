@@ -39,7 +39,6 @@ def garbage_kept() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 @contextmanager
