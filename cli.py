@@ -433,7 +433,7 @@ def bundle(
 ) -> tuple[Any, list[str], int]:
     """Write the engines to measure next into DIRECTORY, with a runner for a device that this machine cannot reach.
 
-    Carry it there, run python3 runner.py, carry measurements.json back, and go on with smpq feedback.
+    Carry it there, run python3 runner.pyz, carry measurements.json back, and go on with smpq feedback.
     """
     from deploy.stages.looping import write_next_bundle
     from deploy.stages.run_all import open_run
@@ -445,7 +445,7 @@ def bundle(
         record,
         [
             (
-                f"bundle: {directory} ({count} engines); on the device: python3 runner.py; then: smpq feedback {run} "
+                f"bundle: {directory} ({count} engines); on the device: python3 runner.pyz; then: smpq feedback {run} "
                 "measurements.json"
             )
         ],

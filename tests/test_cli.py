@@ -22,7 +22,7 @@ COMMANDS = {
     "export": ["policy.json", "model.<target>.onnx"],
     "build": ["engine.<target>", "engine.float", "build.json"],
     "measure": ["latency.json"],
-    "bundle": ["runner.py", "measurements.json", "smpq feedback"],
+    "bundle": ["runner.pyz", "measurements.json", "smpq feedback"],
     "feedback": ["policy.json", "Exit code 1"],
     "verify": ["verify.json"],
     "report": ["report.json", "report.html"],
@@ -183,10 +183,10 @@ def test_targets_shows_what_is_real_where_and_how_we_know():
 def test_a_bundle_is_carried_away_and_its_measurements_come_back(run, tmp_path):
     bundle = tmp_path / "bundle"
     written = done("bundle", run, bundle, "--budget", "latency=0.0001x").out
-    assert f"on the device: python3 runner.py; then: smpq feedback {run} measurements.json" in written
+    assert f"on the device: python3 runner.pyz; then: smpq feedback {run} measurements.json" in written
     engines = read(bundle / "experiment.json")["candidates"]
     assert f"({len(engines)} engines)" in written
-    subprocess.run([sys.executable, "runner.py"], cwd=bundle, check=True, capture_output=True)
+    subprocess.run([sys.executable, "runner.pyz"], cwd=bundle, check=True, capture_output=True)
     result = smpq("feedback", run, bundle / "measurements.json")
     assert result.code == 1, "no engine can be that fast"
     assert f"policy: {run / 'policy.json'} (measured " in result.out
