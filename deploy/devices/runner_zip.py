@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import deploy.runner
@@ -19,11 +20,11 @@ sys.path[:] = [place for place in sys.path if place]  # nothing is imported from
 if sys.version_info < {oldest!r}:
     {otherwise}
     sys.exit()
-import base64, os, tempfile
+import base64, os, tempfile, zlib
 with tempfile.TemporaryDirectory() as directory:
     archive = os.path.join(directory, "runner.pyz")
     with open(archive, "wb") as stream:
-        stream.write(base64.b64decode("{archive}"))
+        stream.write(zlib.decompress(base64.b64decode("{archive}")))
     sys.path.insert(0, archive)
     {code}
 """
@@ -50,5 +51,5 @@ def program_text(code: str, oldest: tuple[int, int], otherwise: str) -> str:
 
     A Python before `oldest` runs the line `otherwise` instead, so both are in syntax that every Python has.
     """
-    archive = base64.b64encode(runner_zip()).decode()
+    archive = base64.b64encode(zlib.compress(runner_zip())).decode()
     return _PROGRAM.format(code=code, oldest=oldest, otherwise=otherwise, archive=archive)

@@ -13,11 +13,15 @@ _NAMED = 4
 
 @dataclass(frozen=True)
 class Answer:
-    """A question, what the answer comes to, and the sentences; the first is the answer, the others support it."""
+    """A question, what the answer comes to, and the sentences.
+
+    The first sentence is the answer and the others support it, or all are steps to take.
+    """
 
     question: str
     verdict: Verdict
     sentences: tuple[str, ...]
+    are_steps: bool = False
 
 
 def some(names: Sequence[str]) -> str:
