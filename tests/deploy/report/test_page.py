@@ -98,6 +98,15 @@ def test_the_page_needs_nothing_but_itself(content: ReportFile) -> None:
     assert "@media print" in html
 
 
+def test_it_can_be_read_aloud() -> None:
+    page = Page(render_html(long()))
+    assert ("html", {"lang": "en"}) in page.tags
+    pictures = [given for tag, given in page.tags if tag == "svg"]
+    assert len(pictures) == 3
+    assert all(given["role"] == "img" and given["aria-label"] for given in pictures)
+    assert all(given["scope"] == "col" for tag, given in page.tags if tag == "th")
+
+
 def test_every_layer_has_a_row_with_its_numbers() -> None:
     layers = [
         layer("stem.conv", bits=16),
