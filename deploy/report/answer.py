@@ -6,22 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["yes", "no", "unknown", "note"]
+Verdict = Literal["yes", "no", "unknown", "note", "steps"]
 
 _NAMED = 4
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question, what the answer comes to, and the sentences.
-
-    The first sentence is the answer and the others support it, or all are steps to take.
-    """
+    """A question, what the answer comes to, and the sentences; the first is the answer, unless all are steps to take."""
 
     question: str
     verdict: Verdict
     sentences: tuple[str, ...]
-    are_steps: bool = False
 
 
 def some(names: Sequence[str]) -> str:

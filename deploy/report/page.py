@@ -31,7 +31,7 @@ def summary_lines(report: ReportFile) -> list[str]:
     lines = []
     for answer in answers(report):
         lines.append(f"{answer.question} {answer.sentences[0]}")
-        if answer.are_steps:
+        if answer.verdict == "steps":
             lines += [f"  also: {sentence}" for sentence in answer.sentences[1:]]
     return [shown(line) for line in lines]
 

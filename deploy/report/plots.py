@@ -20,6 +20,8 @@ _SLANT = math.radians(60)
 _FLOAT_BITS = 16
 _FARTHEST = 1e300
 """What is farther from zero is drawn here: the width of a range stays finite."""
+_Box = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,8 @@ def bits_plot(layers: Sequence[LayerRow]) -> Markup:
         if index % every == 0:
             x, y = left + step * (index + 0.5) + 4, lower_top + height + 14
             parts.append(label(x, y, name, anchor="end", turned=-60))
-    return picture(
-        width, lower_top + height + depth, "Weight bits of each layer, and its score with the 95 % interval", parts
-    )
+    name = "Weight bits of each layer, and its score with the 95 % interval"
+    return picture(width, lower_top + height + depth, name, parts)
 
 
 def _bit_bars(
@@ -76,15 +77,14 @@ def _bit_bars(
     parts = [label(left, top - 6, "weight bits, each doubling one step" if wide else "weight bits", "title")]
     for tick in [value for value in (2, 4, 8, 16, 32) if value <= max(bits)] if wide else (2, 4, 6, 8):
         parts += _horizontal(scale(math.log2(tick) if wide else tick), left, right, str(tick))
+    bar = min(30.0, step * 0.72)
     for index, (layer, count) in enumerate(zip(layers, bits, strict=True)):
-        y = scale(math.log2(count) if wide else count)
-        bar = min(30.0, step * 0.72)
-        x = left + step * (index + 0.5) - bar / 2
+        x, y = left + step * (index + 0.5), scale(math.log2(count) if wide else count)
         kind = "bar warn" if layer.kernel_agrees is False else "bar float" if count >= _FLOAT_BITS else "bar"
         hint = f"{layer.path}: {layer.format}"
-        parts.append(hinted("rect", hint, class_=kind, x=x, y=y, width=bar, height=max(bottom - y, 0.5)))
+        parts.append(hinted("rect", hint, class_=kind, x=x - bar / 2, y=y, width=bar, height=max(bottom - y, 0.5)))
         if step >= 16:
-            parts.append(label(left + step * (index + 0.5), y - 4, f"{count:g}", anchor="middle"))
+            parts.append(label(x, y - 4, f"{count:g}", anchor="middle"))
     return parts
 
 
@@ -116,16 +116,11 @@ def latency_plot(observations: Sequence[ObservationRow], budget_ratio: float | N
     """Draw predicted against measured latency with both intervals, the diagonal and the budget; points carry their
     number.
     """
-    points = [
-        (
-            number,
-            seen,
-            (seen.predicted, *_ends(seen.predicted_interval)),
-            (seen.measured, *_ends(seen.measured_interval)),
-        )
-        for number, seen in enumerate(observations, start=1)
-        if seen.measured is not None and seen.measured_interval is not None
-    ]
+    points = []
+    for number, seen in enumerate(observations, start=1):
+        if seen.measured is not None and seen.measured_interval is not None:
+            across = (seen.predicted, *_ends(seen.predicted_interval))
+            points.append((number, seen, across, (seen.measured, *_ends(seen.measured_interval))))
     if not points:
         return Markup()
     left, top, side, width, height = 72.0, 40.0, 392.0, 484.0, 490.0
@@ -207,32 +202,21 @@ def _range(values: Iterable[float], start: float, stop: float, least: float = 0.
     return _Scale(middle - half, middle + half, start, stop)
 
 
-def _free_place(
-    x: float,
-    y: float,
-    width: float,
-    boxes: list[tuple[float, float, float, float]],
-    frame: tuple[float, float, float, float],
-) -> tuple[float, float] | None:
-    """Find a place for a number near its point that covers nothing; the boxes then hold it. None when it is too
-    crowded.
-    """
+def _free_place(x: float, y: float, width: float, boxes: list[_Box], frame: _Box) -> tuple[float, float] | None:
+    """Find a place for a number near its point that covers no box, and add it to them; None when it is too crowded."""
     for distance in (11.0, 18.0, 28.0):
         for turn in (45, -45, 135, -135, 20, -20, 160, -160, 70, -70, 110, -110):
-            middle_x, middle_y = (
-                x + distance * math.cos(math.radians(turn)),
-                y - distance * math.sin(math.radians(turn)),
-            )
-            right = middle_x if abs(turn) > 90 else middle_x + width
-            box = (right - width - 1, middle_y - 5, right + 1, middle_y + 5)
+            right = x + distance * math.cos(math.radians(turn)) + (0 if abs(turn) > 90 else width)
+            middle = y - distance * math.sin(math.radians(turn))
+            box = (right - width - 1, middle - 5, right + 1, middle + 5)
             inside = frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]
             if inside and not any(_overlap(box, other) for other in boxes):
                 boxes.append(box)
-                return right - width, middle_y + 4
+                return right - width, middle + 4
     return None
 
 
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def _overlap(one: _Box, other: _Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from deploy.files.profile import ProfiledKernel, ProfileFile
-from deploy.report.profile_lines import ROLES, formats_of, launch_sentence, share_of, time_of
+from deploy.report.profile_lines import ROLES, cut, formats_of, launch_sentence, share_of, time_of
 from deploy.report.svg import LETTER, element, hinted, label, picture
 
 _MOST_BARS = 120
@@ -41,7 +41,7 @@ def _bar(profile: ProfileFile, kernel: ProfiledKernel, y: float, most: float) ->
     formats = f"{planned}: {found}" if planned else found
     length = _BARS * (kernel.ms or 0.0) / most if most else 0.0
     hint = f"{kernel.kind} {kernel.name}: {time_of(kernel)} ms, {ROLES[kernel.role]}"
-    name = _short(", ".join(kernel.units) if kernel.role == "layer" else kernel.name or kernel.kind)
+    name = cut(", ".join(kernel.units) if kernel.role == "layer" else kernel.name or kernel.kind, _LABEL_LETTERS)
     return [
         label(_LEFT - 8, y + 12, name, anchor="end"),
         hinted("rect", hint, class_=kernel.role, x=_LEFT, y=y + 2, width=max(length, 0.5), height=_ROW - 4),
@@ -55,8 +55,3 @@ def _legend() -> list[Markup]:
         parts += [element("rect", class_=role, x=x, y=51, width=10, height=10), label(x + 15, 60, words)]
         x += 15 + LETTER * len(words) + 14
     return parts
-
-
-def _short(text: str) -> str:
-    half = _LABEL_LETTERS // 2
-    return text if len(text) <= _LABEL_LETTERS else f"{text[: half - 1]}…{text[-half:]}"

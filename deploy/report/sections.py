@@ -7,43 +7,34 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from deploy.files.report import LayerRow, ObservationRow, ReportFile
-from deploy.report.answers import budget_ratio
+from deploy.files.report import ObservationRow, ReportFile
+from deploy.report.answers import budget_ratio, differing_kernels
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot
 from deploy.report.wording import aligned, amount, counted, fixed, magnitude, number, size, span
 from smpq.files import ContributionsFile
 
 
-@dataclass(frozen=True)
-class Warned:
+class Warned(str):
     """A word of a table that warns."""
 
-    warning: str
-
-
-Cell = str | Warned | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Named columns, each with what stands in it: "word", "number", "text", "path" or "code".
-
-    The last cell of a row with too few is a text over the columns that are left.
-    """
-
-    columns: Sequence[tuple[str, str]]
-    rows: Sequence[Sequence[Cell]]
+    __slots__ = ()
+    warns = True
 
 
 @dataclass(frozen=True)
 class Section:
-    """A title, and what stands under it in this order; all of it may be missing."""
+    """A title, and what stands under it in this order; all of it may be missing.
+
+    Columns are named, each with what stands in it: "word", "number", "text", "path" or "code". The last cell of a row
+    with too few is a text over the columns that are left.
+    """
 
     title: str
     note: str = ""
     figure: Markup = field(default_factory=Markup)
     caption: str = ""
-    table: Table | None = None
+    columns: Sequence[tuple[str, str]] = ()
+    rows: Sequence[Sequence[str]] = ()
     text: str = ""
     items: Mapping[str, str] = field(default_factory=dict)
 
@@ -52,7 +43,7 @@ def sections(report: ReportFile) -> Iterator[Section]:
     """Yield the sections in the order of the page."""
     yield _budget(report)
     if report.layers:
-        yield Section("Bits per layer", figure=bits_plot(report.layers), caption=_bits_caption(report.layers))
+        yield Section("Bits per layer", figure=bits_plot(report.layers), caption=_bits_caption(report))
     yield _latency(report)
     yield from _curves(report)
     yield _plan(report)
@@ -61,50 +52,45 @@ def sections(report: ReportFile) -> Iterator[Section]:
     if report.skipped:
         rows = [[row.path, row.operator, row.reason] for row in report.skipped]
         columns = [("layer", "path"), ("operator", "word"), ("reason", "text")]
-        yield Section("Layers left as they are", table=Table(columns, rows))
+        yield Section("Layers left as they are", columns=columns, rows=rows)
     if report.refused:
         columns = [("group: format", "code"), ("reason", "text")]
-        yield Section("Formats refused", table=Table(columns, list(report.refused.items())))
+        yield Section("Formats refused", columns=columns, rows=list(report.refused.items()))
     yield _provenance(report)
 
 
 def _budget(report: ReportFile) -> Section:
-    rows: list[list[Cell]] = []
+    rows = []
     for limit in report.limits:
-        word: Cell = "met" if limit.met else "not measured" if limit.met is None else Warned("not met")
-        reached = None if limit.reached is None else amount(limit.reached, limit.unit)
+        word = "met" if limit.met else "not measured" if limit.met is None else Warned("not met")
+        reached = "–" if limit.reached is None else amount(limit.reached, limit.unit)
         rows.append([limit.cost, amount(limit.limit, limit.unit), reached, word])
     costs = (
         f"The engine has {number(report.avg_bits)} bits a weight on average, {size(report.size_bytes)} against "
         f"{size(report.float_size_bytes)} of the float engine, and {magnitude(report.bops)} bit operations against "
         f"{magnitude(report.float_bops)}."
     )
-    return Section(
-        "Budget",
-        table=Table([("cost", "word"), ("limit", "number"), ("reached", "number"), ("", "word")], rows),
-        text=costs,
-    )
+    columns = [("cost", "word"), ("limit", "number"), ("reached", "number"), ("", "word")]
+    return Section("Budget", columns=columns, rows=rows, text=costs)
 
 
 def _plan(report: ReportFile) -> Section:
     layers = report.layers
     total = sum(layer.parameters for layer in layers) or 1
     decimals = aligned(layer.score for layer in layers)
-    rows: list[list[Cell]] = []
+    rows = []
     for layer in layers:
-        agrees: Cell = (
-            "as planned" if layer.kernel_agrees else None if layer.kernel_agrees is None else Warned("differs")
-        )
+        agrees = "as planned" if layer.kernel_agrees else "–" if layer.kernel_agrees is None else Warned("differs")
         share = f"{100 * layer.parameters / total:.1f} %"
         score, interval = fixed(layer.score, decimals), span(layer.interval, decimals)
-        rows.append([layer.path, layer.operator, share, layer.format, score, interval, layer.kernel, agrees])
+        rows.append([layer.path, layer.operator, share, layer.format, score, interval, layer.kernel or "–", agrees])
     columns = [
         ("layer", "path"), ("operator", "word"), ("parameters", "number"), ("format", "code"), ("score", "number"),
         ("95 % interval", "number"), ("kernel", "code"), ("and the plan", "word"),
     ]  # fmt: skip
     note = f"Scores of the method {report.scores.method} in {report.scores.value}: the change against the layer in float; higher is better."
     text = "" if rows else "No layer could be quantised."
-    return Section(f"Plan, {counted(len(rows), 'layer')}", note=note, table=Table(columns, rows), text=text)
+    return Section(f"Plan, {counted(len(rows), 'layer')}", note=note, columns=columns, rows=rows, text=text)
 
 
 def _contributions(record: ContributionsFile) -> Section:
@@ -119,7 +105,7 @@ def _contributions(record: ContributionsFile) -> Section:
         f"The intervals tell {counted(len(record.apart), 'group')} of layers apart."
     )
     columns = [("layer", "path"), ("format", "code"), ("contribution", "number"), ("95 % interval", "number")]
-    return Section("What the chosen formats cost", note=note, table=Table(columns, rows))
+    return Section("What the chosen formats cost", note=note, columns=columns, rows=rows)
 
 
 def _curves(report: ReportFile) -> Iterator[Section]:
@@ -143,26 +129,22 @@ def _latency(report: ReportFile) -> Section:
     measured = sum(each.measured is not None for each in seen)
     caption = f"{counted(measured, 'engine')}, measured in turn with the float engine; bars are 95 % intervals."
     figure = latency_plot(seen, budget_ratio(report))
-    return Section(title, figure=figure, caption=caption, table=Table(columns, rows))
+    return Section(title, figure=figure, caption=caption, columns=columns, rows=rows)
 
 
 def _observed(each: ObservationRow) -> list[str]:
-    """Return the cells of an engine: what was predicted and what was measured, or the reason for which the runtime
-    refused it.
-    """
+    """Return what was predicted of an engine, and what was measured or why the runtime refused it."""
     predicted = [fixed(each.predicted), span(each.predicted_interval)]
     if each.measured is None:
         return [*predicted, f"refused: {each.refused}"]
     return [*predicted, fixed(each.measured), span(each.measured_interval), "within the budget" if each.met else "over"]
 
 
-def _bits_caption(layers: Sequence[LayerRow]) -> str:
+def _bits_caption(report: ReportFile) -> str:
     text = "In the order of the model. Above, the bits of each weight; below, what the layer's format costs."
-    if any(layer.bits >= 16 for layer in layers):
-        text += " Grey: floating point."
-    return text + (
-        " Orange: the kernel is not the planned one." if any(layer.kernel_agrees is False for layer in layers) else ""
-    )
+    grey = " Grey: floating point." if any(layer.bits >= 16 for layer in report.layers) else ""
+    orange = " Orange: the kernel is not the planned one." if differing_kernels(report) else ""
+    return text + grey + orange
 
 
 def _provenance(report: ReportFile) -> Section:
