@@ -4,9 +4,9 @@ options.
 
 import click
 import pytest
+from deploy.commands.numbers import Decimal, Place, Whole
 
 import cli
-from deploy.commands.numbers import Decimal, Place, Whole
 from tests.commands import TINY, assert_matches, copy_of, done, refused
 
 NO_NUMBERS = (

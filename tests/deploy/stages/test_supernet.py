@@ -9,7 +9,7 @@ import pytest
 from deploy.stages.run_all import open_run
 from deploy.stages.supernet import SUPERNET, train_supernet
 from deploy.terminal.progress import Progress
-from smpq.supernet.training import SupernetSettings
+from smpq.supernet.settings import SupernetSettings
 from tests.commands import assert_matches, contents, copy_of, done, refused
 
 TASK = (

@@ -5,7 +5,8 @@ import torch
 from calib.errors import UserError
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.supernet.game import GameSettings, SupernetGame
+from smpq.supernet.game import SupernetGame
+from smpq.supernet.settings import GameSettings
 from tests.smpq.supernets import Task, supernet
 
 

@@ -8,10 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from calib.errors import UserError
-from smpq.supernet.game import GameSettings
 from smpq.supernet.scores import argmax_policy, shapley_scores, softmax_scores
+from smpq.supernet.settings import GameSettings, SupernetSettings
 from smpq.supernet.state import SupernetState
-from smpq.supernet.training import SupernetSettings, train
+from smpq.supernet.training import train
 from tests.smpq.supernets import Task, Untrainable, supernet
 
 SETTINGS = SupernetSettings(epochs=4, steps=3, walks=3, samples=32, gamma=0.0, game=GameSettings(("metric", "loss")))
