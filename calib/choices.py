@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+
+from calib.declared import Declared, OneOf
 
 Entry = TypeVar("Entry")
 
@@ -46,3 +48,6 @@ OBSERVERS: Registry[Callable[..., Any]] = Registry(
     dict.fromkeys(("mse", "minmax", "percentile", "entropy"), "calib.observers")
 )
 ROUNDINGS: Registry[Callable[..., Any]] = Registry({"gptq": "calib.rounding.gptq", "nearest": "calib.rounding.nearest"})
+
+ObserverName: TypeAlias = Annotated[str, Declared("range of activations", OneOf(OBSERVERS), "--observer")]
+RoundingName: TypeAlias = Annotated[str, Declared("rounding of weights", OneOf(ROUNDINGS), "--rounding")]

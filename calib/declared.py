@@ -30,7 +30,7 @@ from calib.errors import UserError
 MOST = 10**9
 """No number is larger, unless its field says so: products of a few fields stay far from overflowing."""
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000
-_SHOWN = 40
+_SHOWN, _LONGEST_MESSAGE = 40, 400
 
 
 class Group(Enum):
@@ -227,7 +227,7 @@ class Field:
         try:
             allowed = limits.allows(value)
         except UserError as error:
-            raise UserError(f"{self.label}: {error}") from error
+            raise UserError(f"{self.label}: {_shortened(str(error))}") from error
         if not allowed:
             raise self.refusal(value)
 
@@ -266,5 +266,15 @@ def _field(owner: type, name: str, hint: Any, default: Any) -> Field:
 
 def _is(kind: type, value: Any) -> bool:
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not _is_endless(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _is_endless(number: float) -> bool:
+    return isinstance(number, float) and not math.isfinite(number)
+
+
+def _shortened(message: str) -> str:
+    """Leave out the middle of a message that quotes a long text."""
+    half = _LONGEST_MESSAGE // 2
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:half]}...{message[-half:]}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import click
-from rich.console import Console
 
 from calib.declared import NOT_BLANK, Declared, Group
 from calib.errors import UserError
@@ -64,6 +63,8 @@ def report(run: Path, progress: Any) -> Result:
 @declared_options(Shared, "json")
 def methods(json: bool) -> None:
     """List the methods that smpq run --method takes: what they do, the paper, what they need, and what they cost."""
+    from rich.console import Console
+
     from deploy.commands.methods_table import described, table
 
     if json:
@@ -80,6 +81,8 @@ def targets(name: str | None, sm: tuple[str, ...], json: bool) -> None:
 
     For example smpq targets jetson-orin, or smpq targets tensorrt-10.3 --sm sm87.
     """
+    from rich.console import Console
+
     from deploy.targets.tables import LEGEND, described, overview, rules, summary
     from deploy.targets.target import TARGET_NAMES, device_names, target_from_name
 

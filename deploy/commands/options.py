@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import click
-from rich.console import Console
 
 from calib.declared import NOT_BLANK, APath, Declared, Group, Interval, Parsed
 from calib.errors import UserError
@@ -93,6 +92,8 @@ def printed(command: Callable[..., Result]) -> Callable[..., None]:
     @declared_options(Shared, "json", "quiet")
     @wraps(command)
     def wrapped(*args: Any, json: bool, quiet: bool, **kwargs: Any) -> None:
+        from rich.console import Console
+
         from deploy.terminal.progress import Progress
 
         progress = Progress(Console(stderr=True, quiet=quiet))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-from calib.choices import OBSERVERS, ROUNDINGS
+from calib.choices import ObserverName, RoundingName
 from calib.declared import NOT_BLANK, SEEDS, APath, Declared, Group, Interval, OneOf, Parsed, check_declared
 from calib.files.storage import Record
 from calib.formats.format import formats_from_text
@@ -61,8 +61,8 @@ class Settings(Record, frozen=True):
         tuple[str, ...],
         Declared("compute capability to build for, as sm86; repeat for several", NOT_BLANK, "--sm", Group.WHERE),
     ] = ()
-    observer: Annotated[str, Declared("range of activations", OneOf(OBSERVERS), "--observer")] = "mse"
-    rounding: Annotated[str, Declared("rounding of weights", OneOf(ROUNDINGS), "--rounding")] = "gptq"
+    observer: ObserverName = "mse"
+    rounding: RoundingName = "gptq"
     value: Annotated[str, Declared("what a policy is judged by (kl needs no labels)", OneOf(VALUES), "--value")] = "kl"
     samples: Annotated[
         int, Declared("calibration samples that judge a policy", Interval(1), "--samples", Group.LENGTH)

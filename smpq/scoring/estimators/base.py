@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from calib.declared import Declared, Interval, check_declared
 from calib.errors import UserError
 from smpq.choices import ESTIMATORS
 from smpq.scoring.estimators.result import Estimate
@@ -34,14 +35,13 @@ class Stopping:
     values; 0 asks for all evaluations.
     """
 
-    evaluations: int
-    precision: float = 0.0
+    evaluations: Annotated[int, Declared("coalitions that may be evaluated", Interval(1))]
+    precision: Annotated[
+        float, Declared("largest standard error, as a fraction of the spread", Interval(0, 1, below=True))
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise UserError("at least one evaluation is needed")
-        if not 0 <= self.precision < 1:
-            raise UserError("the precision is a fraction of the spread of the values, from 0 to below 1")
+        check_declared(self)
 
 
 class Estimator(Protocol):
