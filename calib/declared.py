@@ -34,8 +34,9 @@ _SHOWN, _LONGEST_MESSAGE = 40, 400
 
 
 class Group(Enum):
-    """The headings under which `--help` shows options."""
+    """The headings under which `--help` shows arguments and options."""
 
+    ARGUMENTS = "Arguments"
     WHAT = "What"
     WHERE = "Where"
     LENGTH = "How long"

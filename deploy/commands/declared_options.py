@@ -59,13 +59,12 @@ class DeclaredOption(click.Option):
     def __init__(self, field: Field) -> None:
         declared = field.declared
         assert declared.option is not None
-        several = {"multiple": True} if field.many else {}
-        flag = field.kind is bool
-        kind = {"is_flag": True} if flag else {"type": DeclaredType(field), "metavar": declared.metavar}
-        default = None if field.required or field.many else field.default
-        super().__init__(
-            [declared.option], default=default, required=field.required, help=_help(field), **kind, **several
-        )
+        kind: dict[str, Any] = {"is_flag": True}
+        if field.kind is not bool:
+            kind = {"type": DeclaredType(field), "metavar": declared.metavar, "multiple": field.many}
+        if not (field.required or field.many):
+            kind["default"] = field.default
+        super().__init__([declared.option], required=field.required, help=_help(field), **kind)
         self.field = field
 
 
@@ -75,6 +74,10 @@ class DeclaredArgument(click.Argument):
     def __init__(self, field: Field) -> None:
         super().__init__([field.label.lower()], type=DeclaredType(field), required=field.required)
         self.field = field
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        """Return its name and what it is."""
+        return self.make_metavar(ctx), self.field.declared.help
 
 
 class GroupedCommand(click.Command):
@@ -86,14 +89,19 @@ class GroupedCommand(click.Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                field = getattr(parameter, "field", None)
-                rows[field.declared.group if field is not None else Group.OUTPUT].append(record)
+                rows[_group(parameter)].append(record)
         widest = min(max(len(names) for records in rows.values() for names, _ in records), _WIDEST_COLUMN)
         for group, records in rows.items():
             if records:
                 with formatter.section(group.value):
                     # columns begin at the same place in all groups
                     formatter.write_dl([(names.ljust(widest), meaning) for names, meaning in records])
+
+
+def _group(parameter: click.Parameter) -> Group:
+    if isinstance(parameter, DeclaredArgument):
+        return Group.ARGUMENTS
+    return parameter.field.declared.group if isinstance(parameter, DeclaredOption) else Group.OUTPUT
 
 
 def declared_options(owner: type, *names: str) -> Callable[[Command], Command]:

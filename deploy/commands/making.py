@@ -21,7 +21,7 @@ class _Own:
     form: Annotated[
         str,
         Declared(
-            "what is written; onnx-qdq: plain Q/DQ nodes for trtexec, with its command",
+            "what is written (onnx-qdq: plain Q/DQ nodes for trtexec, with its command)",
             OneOf(_FORMS),
             "--format",
             Group.WHAT,

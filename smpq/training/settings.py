@@ -49,7 +49,12 @@ class FineTuneSettings:
     start: Annotated[str, Declared("where weights begin", OneOf(STARTS))] = "nearby"
     value: Annotated[str, Declared("what start and end are judged by", OneOf(VALUES))] = "kl"
     keep: Annotated[
-        str, Declared("what is kept; better: the start where calibration data like it better", OneOf(KEEPS), "--keep")
+        str,
+        Declared(
+            "which weights are kept (better: those of the start where calibration data like them better)",
+            OneOf(KEEPS),
+            "--keep",
+        ),
     ] = "end"
     seed: Annotated[int, Declared("seed of the order of the training data", SEEDS)] = 0
 
