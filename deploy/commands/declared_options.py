@@ -77,7 +77,8 @@ class DeclaredArgument(click.Argument):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         """Return its name and what it is."""
-        return self.make_metavar(ctx), self.field.declared.help
+        del ctx
+        return self.field.label if self.required else f"[{self.field.label}]", self.field.declared.help
 
 
 class GroupedCommand(click.Command):
