@@ -59,6 +59,23 @@ def test_every_class_that_checks_its_fields_is_looked_at():
     assert len(FIELDS) > 50
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "allowed"),
+    [
+        (Settings, "samples", "a whole number, at least 1 and at most 1000000000"),
+        (Settings, "batch", "a whole number, at least 1 and at most 100000"),
+        (Settings, "seed", "a whole number, at least 0 and at most 4294967295"),
+        (Settings, "precision", "a number, at least 0 and below 1"),
+        (Settings, "observer", "one of mse, minmax, percentile, entropy"),
+        (FineTuneSettings, "epochs", "a number, above 0 and at most 1000000000"),
+        (SupernetSettings, "walks", "a whole number, at least 2 and at most 1000000000"),
+        (Resources, "memory_limit_mb", "a number, above 0 and at most 1000000000"),
+    ],
+)
+def test_limits_that_a_run_rests_on(owner, name, allowed):
+    assert declared_fields(owner)[name].allowed == allowed
+
+
 @pytest.mark.parametrize(("owner", "field"), FIELDS)
 def test_a_value_that_a_field_cannot_have(owner, field):
     for value in values_outside(field):
