@@ -255,7 +255,10 @@ def test_a_setting_of_a_later_version_is_not_read_as_nothing(run):
             {**record, "settings": {"target": "ort-cpu"}},
             r"run.json is damaged: .*required field `task` - at `\$.settings`",
         ),
-        ({**record, "settings": {**record["settings"], "seed": -1}}, r"run.json is damaged: --seed must be a whole number, at least 0"),
+        (
+            {**record, "settings": {**record["settings"], "seed": -1}},
+            r"run.json is damaged: --seed must be a whole number, at least 0",
+        ),
         ({**record, "settings": {**record["settings"], "rounding": "up"}}, r"run.json is damaged: .*'up'"),
     ]:
         run.file("run.json").write_text(json.dumps(changed))
