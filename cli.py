@@ -492,7 +492,7 @@ def feedback(
     "--estimator",
     default="adaptive",
     show_default=True,
-    help="adaptive, permutation, antithetic, stratified, truncated, exact",
+    help="adaptive, permutation, antithetic, exact",
 )
 @click.option("--evaluations", type=WHOLE, help="policies that may be evaluated  [default: half as many as scoring]")
 @click.option(

@@ -28,11 +28,11 @@ from runs import NETWORKS, open_network
 from deploy.devices.base import Candidate
 from deploy.latency.bench import THOROUGH, Bench
 from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Step, upper
-from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import edges
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
+from deploy.runner.protocol import Protocol
 from deploy.stages.scoring import score
 from smpq.problem.policy import Policy, Space
 

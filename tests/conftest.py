@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 from deploy.latency import bench
-from deploy.latency.measure import Protocol
+from deploy.runner.protocol import Protocol
 from deploy.stages import making
 from tests.torch_kept import torch_kept
 from tests.traced_once import traced_once

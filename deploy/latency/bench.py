@@ -16,13 +16,13 @@ from calib.files.storage import writing
 from deploy.backends.onnxruntime import session_settings
 from deploy.devices.base import Candidate, Experiment, silent
 from deploy.latency.loop import Refusal
-from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import CANDIDATES, Measured, keep_measured
 from deploy.lowering.lower import lower
 from deploy.lowering.onnx_files import copy_model, data_path, sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
+from deploy.runner.protocol import Protocol
 from smpq.problem.policy import Policy
 
 THOROUGH = Protocol(rounds=41, round_ms=15.0)

@@ -16,7 +16,6 @@ from deploy.files.search import BundleFile, CandidateRow
 from deploy.latency.bench import Bench
 from deploy.latency.history import Search
 from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Proposal, Refusal, Step, upper
-from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import Measured, edges, keep_measured, known_float_ms, read_observations, read_refusals
 from deploy.lowering.onnx_files import sha256
@@ -24,6 +23,7 @@ from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import DEVICE, Workspace
 from deploy.runner.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
 from deploy.runner.product import ENGINES_DIRECTORY
+from deploy.runner.protocol import Protocol
 from deploy.stages.making import export
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import scores_for_loop, static_ceilings

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from calib.errors import UserError
+from calib.files.storage import plain
 from deploy.devices.bundle import asked_of, check_models, inputs_name, keep_asked, read_measurements, write_bundle
 from deploy.devices.checks import keys_of
 from deploy.lowering.onnx_files import load_model, save_model, sha256
@@ -94,7 +95,7 @@ def test_results_of_an_earlier_bundle_are_left_out(wanted, measured, tmp_path):
 
 def test_a_result_reads_back(measured, tmp_path):
     found = read_measurements(measured, tmp_path).results
-    assert [result.to_json() for result in found] == json.loads(measured.read_text())["results"]
+    assert [plain(result) for result in found] == json.loads(measured.read_text())["results"]
 
 
 def test_tuples_in_settings_change_no_key(wanted):

@@ -16,7 +16,8 @@ from calib.errors import UserError
 from deploy.devices.bundle import RUNNER_FILE
 from deploy.devices.places import run_name
 from deploy.devices.ssh import SshDevice
-from deploy.latency.measure import Protocol, machine
+from deploy.runner.protocol import Protocol
+from deploy.runner.state import machine
 from tests.deploy.devices.servers import SERVERS, Server, serving
 from tests.deploy.experiments import broken_candidate, experiment
 

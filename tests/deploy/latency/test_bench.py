@@ -9,10 +9,10 @@ from rich.console import Console
 from calib.errors import UserError
 from calib.formats.format import FP32, Format
 from deploy.latency.bench import CANDIDATES, Bench
-from deploy.latency.measure import Protocol
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.settings import Settings
+from deploy.runner.protocol import Protocol
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 

@@ -11,8 +11,8 @@ from smpq.problem.joins import Edge
 from smpq.problem.policy import Join, canonical, integer_regions
 from smpq.solve.allocate import Ceiling
 from smpq.solve.search import EXHAUSTIVE, Effort
-from smpq.value.evaluate import OneByOne
 from tests.deploy.synthetic import W4, W8A8, Truth, chain, policies, space
+from tests.smpq.one_by_one import OneByOne
 
 NOISE = 0.002
 

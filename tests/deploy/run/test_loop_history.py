@@ -16,9 +16,9 @@ from deploy.run.directory import Run
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy
 from smpq.solve.search import Effort
-from smpq.value.evaluate import OneByOne
 from tests.deploy.latency.test_loop import Bench
 from tests.deploy.synthetic import W4, W8A8, chain, policies, space
+from tests.smpq.one_by_one import OneByOne
 
 BENCH = Bench(seed=1, of=space(4, W8A8, W4, FP32))
 SPACE = BENCH.space

@@ -16,10 +16,11 @@ import pytest
 
 from deploy.devices.base import Result
 from deploy.devices.bundle import write_bundle
-from deploy.latency.measure import Protocol, machine
 from deploy.runner import bench as module
 from deploy.runner.errors import BuildError, CudaError, DeviceError
 from deploy.runner.main import list_candidates, main, run_experiment
+from deploy.runner.protocol import Protocol
+from deploy.runner.state import machine
 from tests.deploy.experiments import broken_candidate, candidate, experiment, model_file
 
 

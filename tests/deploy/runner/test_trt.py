@@ -96,9 +96,9 @@ def test_engines_of_which_one_has_no_graph_both_run_without():
     for first, second in ((False, True), (True, False)):
         cudas = [FakeCuda(graphs=graphs) for graphs in (first, second)]
         engines = dict(zip(("float", "candidate"), map(engine_on, cudas), strict=True))
-        measurement = measure_engines(engines, "float", Protocol(rounds=3, round_ms=1.0))
-        assert measurement.clock == "CUDA events, no CUDA graph (fake)"
-        assert measurement.timings["candidate"].ratio == 1.0
+        timings = measure_engines(engines, "float", Protocol(rounds=3, round_ms=1.0))
+        assert timings["candidate"].clock == "CUDA events, no CUDA graph (fake)"
+        assert timings["candidate"].ratio == 1.0
 
 
 def test_a_graph_that_one_measurement_did_without_is_used_by_the_next():
@@ -231,9 +231,9 @@ def test_layers_of_a_plan():
 def test_engines_are_measured_by_the_common_protocol():
     cuda = FakeCuda()
     engines = {"float": engine_on(cuda), "candidate": engine_on(cuda)}
-    measurement = measure_engines(engines, "float", Protocol(rounds=5, round_ms=2.0))
-    assert measurement.clock == "CUDA events, CUDA graph (fake)"
-    assert measurement.timings["candidate"].ratio == 1.0
+    timings = measure_engines(engines, "float", Protocol(rounds=5, round_ms=2.0))
+    assert timings["candidate"].clock == "CUDA events, CUDA graph (fake)"
+    assert timings["candidate"].ratio == 1.0
 
 
 @needs_rtx

@@ -7,7 +7,7 @@ from calib.errors import UserError
 from smpq.scoring.estimators import ESTIMATORS, Stopping, estimator_from_name
 from tests.smpq.scoring.estimators.games import additive, saturating
 
-SAMPLERS = [name for name in ESTIMATORS if name not in ("exact", "shapley-nas")]
+SAMPLERS = [name for name in ESTIMATORS if name != "exact"]
 PLAYERS = 8
 BUDGET = 120
 
