@@ -312,7 +312,7 @@ def test_a_device_that_does_not_answer(tmp_path, run, monkeypatch):
 
 
 def test_a_latency_budget_before_anything_was_measured(run):
-    (run / "measurements.json").unlink()
+    (run / "observations.json").unlink()
     before = contents(run)
     assert "has measured no engine yet" in refused("solve", run, "--budget", "latency=0.5x")
     assert contents(run) == before

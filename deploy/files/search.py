@@ -177,10 +177,10 @@ class MachineRows(Record, frozen=True, kw_only=True):
         _once([_key(policy) for policy in policies], "the policy")
 
 
-class MeasurementsFile(FileRecord, frozen=True, kw_only=True):
-    """`measurements.json`: measured engines by machine, all of the model and data with this fingerprint."""
+class ObservationsFile(FileRecord, frozen=True, kw_only=True):
+    """`observations.json`: measured engines by machine, all of the model and data with this fingerprint."""
 
-    NAME = "measurements.json"
+    NAME = "observations.json"
     MADE_BY = "smpq measure"
     VERSION = 4
 

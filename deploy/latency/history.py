@@ -10,10 +10,17 @@ from msgspec.structs import replace
 
 from calib.formats.format import Format
 from deploy.files.search import FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
-from deploy.latency.loop import MeasurePolicy, Outcome, Refusal, Step
-from deploy.latency.model import Observation
-from deploy.latency.observations import blamed_rows, machine_rows, observations_of, refusals_of
-from deploy.run.directory import Run
+from deploy.files.store import RecordStore
+from deploy.latency.observed import (
+    Observation,
+    Observe,
+    Refusal,
+    blamed_rows,
+    machine_rows,
+    observations_of,
+    refusals_of,
+)
+from deploy.latency.steps import Outcome, Step
 from smpq.files import Interval
 from smpq.problem.policy import Policy, Space
 
@@ -27,11 +34,17 @@ class Search:
     """
 
     def __init__(
-        self, run: Run, space: Space, budget: str, machine: str, limit: float, known: Sequence[Observation | Refusal]
+        self,
+        store: RecordStore,
+        space: Space,
+        budget: str,
+        machine: str,
+        limit: float,
+        known: Sequence[Observation | Refusal],
     ) -> None:
         """Find the search, or begin one that starts from `known`. Nothing is written before its first step."""
-        self._run, self._space = run, space
-        file = run.find(LoopFile) or LoopFile()
+        self._store, self._space = store, space
+        file = store.find(LoopFile) or LoopFile()
         same = [row for row in file.searches if (row.budget, row.machine) == (budget, machine)]
         if same and same[-1].outcome is None:
             self._row = same[-1]
@@ -47,18 +60,18 @@ class Search:
     @property
     def observations(self) -> list[Observation]:
         """What was measured before the search."""
-        with self._run.about(LoopFile):
+        with self._store.about(LoopFile):
             return observations_of(self._row.known, self._space)
 
     @property
     def refusals(self) -> list[Refusal]:
         """What was refused before the search."""
-        with self._run.about(LoopFile):
+        with self._store.about(LoopFile):
             return refusals_of(self._row.known, self._space)
 
-    def resumed(self, measure: MeasurePolicy) -> MeasurePolicy:
+    def resumed(self, measure: Observe) -> Observe:
         """Return `measure` with the recorded steps answered from the file."""
-        with self._run.about(LoopFile):
+        with self._store.about(LoopFile):
             found = [_found(step, self._space) for step in self._row.steps]
         recorded = {each.policy.key(): each for each in found}
 
@@ -92,11 +105,11 @@ class Search:
         if self._row.steps:
             self._write(replace(self._row, outcome=_outcome_row(outcome, self._space)))
         else:
-            self._run.write(LoopFile(searches=self._earlier))
+            self._store.write(LoopFile(searches=self._earlier))
 
     def _write(self, row: LoopRow) -> None:
         self._row = row
-        self._run.write(LoopFile(searches=(*self._earlier, row)))
+        self._store.write(LoopFile(searches=(*self._earlier, row)))
 
 
 def step_row(step: Step, space: Space) -> StepRow:

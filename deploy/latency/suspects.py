@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from calib.formats.format import Format
 from smpq.problem.policy import Policy, Space, canonical
@@ -33,3 +34,12 @@ def halved(refused: Policy, accused: Sequence[FormatOfGroup], space: Space) -> P
     if not second or any(space.reference not in space.formats[group] for group in second):
         return None
     return canonical(Policy({**refused.formats, **dict.fromkeys(second, space.reference)}, refused.float_joins), space)
+
+
+def without(space: Space, blamed: Collection[FormatOfGroup]) -> Space:
+    """Return the space with what is blamed left out; a group that keeps no format gets the float one."""
+    formats = {
+        name: tuple(chosen for chosen in row if (name, chosen) not in blamed) or (space.reference,)
+        for name, row in space.formats.items()
+    }
+    return replace(space, formats=formats)

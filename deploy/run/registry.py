@@ -12,7 +12,7 @@ from deploy.files.search import (
     CalibrationFile,
     CostsFile,
     LoopFile,
-    MeasurementsFile,
+    ObservationsFile,
     SpaceFile,
 )
 from deploy.run.record import RunFile
@@ -20,7 +20,7 @@ from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
 from smpq.supernet.files import SupernetFile
 
 RUN_FILES: tuple[type[FileRecord], ...] = (
-    RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, StabilityFile, ContributionsFile, MeasurementsFile,
+    RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, StabilityFile, ContributionsFile, ObservationsFile,
     LoopFile, BundleFile, FloatModelFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
     ProfileFile,
 )  # fmt: skip
@@ -29,7 +29,7 @@ RUN_FILES: tuple[type[FileRecord], ...] = (
 __all__ = [
     "RUN_FILES", "BudgetFile", "BuildFile", "BundleFile", "CalibrationFile", "ContributionsFile", "CostsFile",
     "ExportFile", "FinetuneFile", "FloatModelFile",
-    "LatencyFile", "LoopFile", "MeasurementsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile", "ScoresFile",
+    "LatencyFile", "LoopFile", "ObservationsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile", "ScoresFile",
     "SpaceFile", "StabilityFile",
     "SupernetFile", "VerifyFile",
 ]  # fmt: skip

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from calib.formats.format import FP32
-from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Refusal, upper
-from deploy.latency.model import Observation
+from deploy.latency.loop import LatencyLoop
+from deploy.latency.observed import Observation, Refusal
+from deploy.latency.steps import Goal, LoopSettings
 from smpq.problem.costs import CostModel
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Join, canonical, integer_regions
@@ -85,7 +86,7 @@ def test_the_limit_is_met_and_nothing_better_is_expected_to_meet_it(seed, limit)
     bench = Bench(seed)
     outcome = bench.run(limit)
     assert outcome.met
-    assert upper(outcome.observation) <= limit
+    assert outcome.observation.upper <= limit
     assert outcome.value == bench.value(outcome.policy)
     assert outcome.stop_reason.startswith("no other policy")
     measured = set(bench.measured)
@@ -169,7 +170,7 @@ def test_a_space_too_large_to_search_completely():
     assert bench.space.size() > EXHAUSTIVE
     outcome = bench.run(0.75)
     assert outcome.met
-    assert upper(outcome.observation) <= 0.75
+    assert outcome.observation.upper <= 0.75
     assert np.mean([bench.value(policy) > outcome.value for policy in bench.feasible(0.75)]) < 0.05
 
 
@@ -209,12 +210,12 @@ def test_the_finalists_are_judged_on_unseen_samples_and_what_is_measured_does_no
     unseen = Unlucky(judged, seed)
     after = judged.run(limit, unseen=unseen)
     assert judged.measured == plain.measured
-    met = [step.observation for step in after.steps if upper(step.observation) <= limit]
+    met = [step.observation for step in after.steps if step.observation.upper <= limit]
     assert {each.policy.key() for each in after.finalists} == {each.policy.key() for each in met}
     assert len(met) > 1
     assert after.policy == after.finalists[0].policy == max((each.policy for each in met), key=unseen)
     assert after.value == judged.value(after.policy)
-    assert upper(after.observation) <= limit
+    assert after.observation.upper <= limit
     assert [each.unseen for each in after.finalists] == sorted(
         (unseen(each.policy) for each in after.finalists), reverse=True
     )

@@ -10,8 +10,9 @@ import pytest
 from calib.formats.format import FP32
 from deploy.files.search import LoopFile
 from deploy.latency.history import Search, steps_for
-from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Proposal, Refusal, Step
-from deploy.latency.model import Observation
+from deploy.latency.loop import LatencyLoop
+from deploy.latency.observed import Observation, Refusal
+from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step
 from deploy.run.directory import Run
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy

@@ -104,7 +104,7 @@ def test_engines_of_which_one_has_no_graph_both_run_without():
 def test_a_graph_that_one_measurement_did_without_is_used_by_the_next():
     float_, plain, captured = engine_on(FakeCuda()), engine_on(FakeCuda(graphs=False)), engine_on(FakeCuda())
     clocks = [
-        measure_engines({"float": float_, "x": engine}, "float", Protocol(rounds=2)).clock
+        measure_engines({"float": float_, "x": engine}, "float", Protocol(rounds=2))["float"].clock
         for engine in (plain, captured)
     ]
     assert clocks == ["CUDA events, no CUDA graph (fake)", "CUDA events, CUDA graph (fake)"]

@@ -20,7 +20,6 @@ from deploy.devices.bundle import RUNNER_FILE
 from deploy.devices.local import LocalDevice
 from deploy.files.search import LoopFile, StepRow
 from deploy.latency.history import steps_for
-from deploy.latency.observations import read_observations, read_refusals
 from deploy.run.directory import Run
 from deploy.run.settings import Settings
 from deploy.runner.experiment import read_experiment, result_key
@@ -156,14 +155,14 @@ def test_the_runner_measures_and_one_engine_does_not_build(workspace, directory)
     write_next_bundle(workspace, "latency=0.9x", directory)
     (refused_policy, *_) = asked(workspace)
     record, everything = until_nothing_is_left(workspace, directory, None, carried)
-    (refusal,) = read_refusals(workspace)
+    (refusal,) = workspace.observations.refusals()
     assert "Protobuf parsing failed" in refusal.reason
     assert refusal.blamed == ()
     assert {path: str(chosen) for path, chosen in refusal.policy.formats.items()} == refused_policy
     assert everything.count(refused_policy) == 1, "what does not build is not asked for again"
     steps = looped(workspace)
     assert [step.policy.policy for step in steps if step.refused] == [refused_policy]
-    measured = {o.policy.key(): o.ratio for o in read_observations(workspace)}
+    measured = {o.policy.key(): o.ratio for o in workspace.observations.engines()}
     assert len(measured) == len(everything) - 1 == len([step for step in steps if step.measured is not None])
     assert record.ratio == measured.get(read_policy(workspace).key(), 1.0)
     assert record.met is (record.ratio <= 0.9)
@@ -184,7 +183,7 @@ def test_formats_that_the_runtime_blames_are_not_asked_for_again(workspace, dire
     write_next_bundle(workspace, "latency=0.5x", directory)
     assert any(policy["second"] == "w8a8" for policy in asked(workspace))
     record = take_feedback(workspace, answered(workspace, directory, refuses=refuses))
-    assert read(workspace.run.file("measurements.json"))["machines"]["a board"]["refusals"][0]["blamed"] == [
+    assert read(workspace.run.file("observations.json"))["machines"]["a board"]["refusals"][0]["blamed"] == [
         ["second", "w8a8"]
     ]
     while record.proposals:
@@ -211,7 +210,7 @@ def test_a_budget_in_milliseconds_needs_the_float_engines(workspace, directory):
         write_next_bundle(workspace, "latency=1.5ms", directory)
     write_next_bundle(workspace, "latency=0.9x", directory)
     take_feedback(workspace, answered(workspace, directory))
-    assert read(workspace.run.file("measurements.json"))["machines"]["a board"]["float_ms"] == 2.0
+    assert read(workspace.run.file("observations.json"))["machines"]["a board"]["float_ms"] == 2.0
     with pytest.raises(UserError, match="no other engine needs to be measured: no other policy within the limit"):
         write_next_bundle(workspace, "latency=1.5ms", directory)
 
@@ -329,7 +328,9 @@ def test_a_device_that_answers_is_asked_once_for_each_engine(workspace):
     assert len(first.asked) == 3
     assert not set(first.asked) & set(second.asked)
     assert len(second.asked) == len(set(second.asked))
-    assert {refusal.blamed for refusal in read_refusals(workspace)} == {(("head", workspace.space.formats["head"][0]),)}
+    assert {refusal.blamed for refusal in workspace.observations.refusals()} == {
+        (("head", workspace.space.formats["head"][0]),)
+    }
     third = Board(FASTER, refuses)
     assert search(replace(workspace, device=third), budget).policy == solution.policy
     assert third.asked == []
@@ -338,13 +339,13 @@ def test_a_device_that_answers_is_asked_once_for_each_engine(workspace):
 def test_another_machine_is_asked_anew(workspace):
     budget = Budget.from_text("latency=0.75x")
     search(replace(workspace, device=Board(FASTER)), budget)
-    first = read_observations(workspace, "a board")
+    first = workspace.observations.engines("a board")
     other = Board(SLOWER)
     other.describe = lambda: "another board"
     solution = search(replace(workspace, device=other), budget)
     assert other.asked
     assert set(solution.policy.formats.values()) == {FP32}
-    assert read_observations(workspace, "a board") == first, "what another machine has measured stays"
+    assert workspace.observations.engines("a board") == first, "what another machine has measured stays"
     again = Board(FASTER)
     search(replace(workspace, device=again), budget)
     assert again.asked == []

@@ -44,7 +44,7 @@ def read(file):
 @pytest.fixture
 def board(monkeypatch):
     made = Board(FASTER)
-    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda address, directory: made)
+    monkeypatch.setattr("deploy.run.opening.device_from_address", lambda address, directory: made)
     return made
 
 
@@ -93,7 +93,7 @@ def plan_of(name: str) -> bytes:
 
 def test_the_plan_that_was_measured_comes_into_the_run_and_goes_with_its_policy(tmp_path, monkeypatch):
     board = Keeping(FASTER)
-    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda _address, _directory: board)
+    monkeypatch.setattr("deploy.run.opening.device_from_address", lambda _address, _directory: board)
     run = tmp_path / "run"
     product, plan = run / "engine.jetson-orin", run / "engine.jetson-orin.sm87.plan"
     with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as workspace:
@@ -187,7 +187,7 @@ def test_a_plan_for_another_gpu_than_the_target_gets_no_engines_name(tmp_path, m
         return find_product(directory)
 
     board.fetch_engine = fetch
-    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda _address, _directory: board)
+    monkeypatch.setattr("deploy.run.opening.device_from_address", lambda _address, _directory: board)
     monkeypatch.setattr(Progress, "warn", lambda _self, line: said.append(line))
     run = tmp_path / "run"
     with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as workspace:
