@@ -10,9 +10,9 @@ from typing import TypeGuard
 
 _PACKAGE = "deploy.runner"
 _MODULES = (
-    "errors", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "gpu", "causes",
+    "errors", "cuda_library", "cuda_driver", "nvml", "state", "protocol", "experiment", "cuda_pycuda", "cuda", "gpu", "causes",
     "ort_gpu", "ort_sessions", "ort",
-    "blame", "trt_log", "plan_cache", "trt_timing", "trt_build", "trt_layers", "trt_context", "trt", "product_examples",
+    "blame", "trt_log", "plan_cache", "trt_timing", "trt_build", "trt_layers", "trt_context", "trt", "trt_open", "product_examples",
     "product", "bench", "main",
 )  # fmt: skip
 _DOCTOR_MODULES = ("doctor_gpus", "doctor_probes", "doctor_machine", "doctor")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from calib.formats.format import Format
-from deploy.files.search import FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
+from deploy.files.loop import FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
 from deploy.files.store import RecordStore
 from deploy.latency.observed import (
     Observation,

@@ -10,11 +10,11 @@ from calib.errors import UserError
 from calib.formats.format import Format
 from deploy.devices.base import Result
 from deploy.devices.checks import check_measured
-from deploy.files.search import MachineRows, ObservationsFile
+from deploy.files.loop import MachineRows, ObservationsFile
 from deploy.files.store import RecordStore
 from deploy.latency.model import LatencyModel, fitted
 from deploy.latency.observed import Observation, Refusal, machine_rows, observation_of, observations_of, refusals_of
-from deploy.lowering.export import call_name
+from deploy.lowering.naming import call_name
 from deploy.lowering.onnx_files import node_names
 from deploy.runner.blame import nodes_named
 from smpq.problem.joins import Edge

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from calib.formats.format import Format
 from deploy.devices.base import Result
-from deploy.files.search import MachineRows, ObservedRow, RefusedRow
+from deploy.files.loop import MachineRows, ObservedRow, RefusedRow
 from smpq.problem.policy import Policy, Space
 
 

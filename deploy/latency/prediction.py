@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploy.files.search import LoopFile
+from deploy.files.loop import LoopFile
 from deploy.files.store import RecordStore
 from deploy.latency.model import fitted
 from deploy.latency.observations import Observations

@@ -17,7 +17,7 @@ import msgspec
 from calib.errors import UserError
 from calib.files.storage import FileRecord, about, cannot_write, read_record, write_record
 from calib.network.fingerprint import Fingerprint
-from deploy.files.search import ObservationsFile
+from deploy.files.loop import ObservationsFile
 from deploy.run.record import ResourcesRow, RunFile
 from deploy.run.settings import Settings
 from smpq.files import OfPolicy

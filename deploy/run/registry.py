@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from calib.files.storage import FileRecord
 from deploy.files.engine import BuildFile, ExportFile, FinetuneFile, FloatModelFile, LatencyFile, VerifyFile
+from deploy.files.loop import BundleFile, LoopFile, ObservationsFile
 from deploy.files.profile import ProfileFile
 from deploy.files.report import ReportFile
-from deploy.files.search import (
-    BudgetFile,
-    BundleFile,
-    CalibrationFile,
-    CostsFile,
-    LoopFile,
-    ObservationsFile,
-    SpaceFile,
-)
+from deploy.files.search import BudgetFile, CalibrationFile, CostsFile, SpaceFile
 from deploy.run.record import RunFile
 from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
 from smpq.supernet.files import SupernetFile

@@ -19,8 +19,8 @@ from deploy.runner.experiment import CACHE_DIRECTORY, Deaths, check_model, read_
 from deploy.runner.ort import open_ort_engine
 from deploy.runner.protocol import Engine, GpuTimed, Protocol, Timing, measure_engines
 from deploy.runner.state import read_state, throttle_reasons
-from deploy.runner.trt import open_trt_engine
 from deploy.runner.trt_log import TRT_MODULES
+from deploy.runner.trt_open import open_trt_engine
 
 OPENERS: Mapping[str, Callable[..., Engine]] = {
     "onnxruntime": open_ort_engine,

@@ -14,7 +14,7 @@ from deploy.backends import tensorrt as tensorrt_backend
 from deploy.backends.onnxruntime.record import OrtEngineRecord
 from deploy.devices.places import machine_directory
 from deploy.files.engine import BuiltRow
-from deploy.lowering.export import call_name
+from deploy.lowering.naming import call_name
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import DEVICE, Workspace
 from deploy.runner.experiment import CACHE_DIRECTORY

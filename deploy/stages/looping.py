@@ -11,7 +11,7 @@ from pathlib import Path
 from calib.errors import UserError
 from calib.files.storage import Record
 from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
-from deploy.files.search import BundleFile, CandidateRow
+from deploy.files.loop import BundleFile, CandidateRow
 from deploy.latency.history import Search
 from deploy.latency.loop import LatencyLoop
 from deploy.latency.observed import Observation, Refusal

@@ -16,7 +16,7 @@ from deploy.devices.places import machine_directory
 from deploy.files.engine import ExportFile, LatencyFile
 from deploy.files.profile import ProfiledKernel, ProfiledUnit, ProfileFile
 from deploy.latency.bench import FINAL
-from deploy.lowering.export import call_name
+from deploy.lowering.naming import call_name
 from deploy.lowering.onnx_files import sha256
 from deploy.report.profile_plot import profile_svg
 from deploy.run.workspace import DEVICE, Workspace

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.devices.base import Result
-from deploy.files.search import BundleFile
+from deploy.files.loop import BundleFile
 from deploy.latency.history import Search
 from deploy.latency.observed import Refusal
 from deploy.latency.steps import LoopSettings, Step

@@ -11,9 +11,9 @@ import numpy as np
 
 from calib.files.storage import plain
 from deploy.backends.onnxruntime import load_engine
+from deploy.files.loop import BundleFile, LoopFile
 from deploy.files.profile import ProfileFile
 from deploy.files.report import ReportFile
-from deploy.files.search import BundleFile, LoopFile
 from deploy.latency.history import Search
 from deploy.latency.prediction import prediction
 from deploy.report.page import render_html, summary_lines, write_html

@@ -15,7 +15,7 @@ from calib.formats.format import Format
 from calib.network.units import Unit
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import find_record
-from deploy.lowering.export import call_name
+from deploy.lowering.naming import call_name
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 _INTEGER = {

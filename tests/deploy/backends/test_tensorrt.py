@@ -27,7 +27,7 @@ from deploy.backends.tensorrt import (
     load,
     open_plan,
 )
-from deploy.runner import cuda_driver
+from deploy.runner import cuda_library
 from deploy.targets.target import capability, target_from_name
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, check_layer, needs_rtx, reason_of
 from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer, one_layer
@@ -208,7 +208,7 @@ def test_a_missing_runtime_says_what_to_install(monkeypatch):
 
 @needs_rtx
 def test_running_needs_a_gpu_and_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(cuda_driver, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
+    monkeypatch.setattr(cuda_library, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(UserError, match="install the driver"):
         gpu_sm()

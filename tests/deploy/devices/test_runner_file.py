@@ -142,7 +142,7 @@ def test_one_module_with_those_that_it_imports_runs_alone(tmp_path):
     """It names a machine before anything is copied there."""
     text = runner_file.source_of("state") + "\nprint(machine())\n"
     sections = [line.split()[2] for line in text.splitlines() if line.startswith("# ---- ")]
-    assert sections == ["errors", "cuda_driver", "nvml", "state"]
+    assert sections == ["errors", "cuda_library", "nvml", "state"]
     done = subprocess.run(
         [sys.executable, "-I", "-"], input=text, cwd=tmp_path, capture_output=True, text=True, check=True
     )

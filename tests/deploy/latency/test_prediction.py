@@ -10,7 +10,7 @@ from rich.console import Console
 
 from calib.formats.format import FP32
 from deploy.files.engine import LatencyFile
-from deploy.files.search import LoopFile
+from deploy.files.loop import LoopFile
 from deploy.latency.observations import latency_model
 from deploy.latency.prediction import Prediction, prediction
 from deploy.run.directory import Run

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calib.formats.format import FP32
-from deploy.files.search import LoopFile
+from deploy.files.loop import LoopFile
 from deploy.latency.history import Search, steps_for
 from deploy.latency.loop import LatencyLoop
 from deploy.latency.observed import Observation, Refusal

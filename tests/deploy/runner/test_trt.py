@@ -13,13 +13,14 @@ import pytest
 
 from calib.formats.format import FP16
 from deploy.backends.tensorrt import build, build_plan
-from deploy.runner import cuda_driver, trt
+from deploy.runner import cuda_library, trt_open
 from deploy.runner.errors import BuildError, CudaError, DeviceError, MissingModule
 from deploy.runner.gpu import gpu_of
 from deploy.runner.main import run_experiment
 from deploy.runner.protocol import Protocol, measure_engines
-from deploy.runner.trt import TrtEngine, layers_of_plan, open_trt_engine
+from deploy.runner.trt import TrtEngine, layers_of_plan
 from deploy.runner.trt_log import load_module
+from deploy.runner.trt_open import open_trt_engine
 from tests.deploy.backends.builds import W4B32, needs_rtx
 from tests.deploy.backends.graphs import Layer, one_layer
 from tests.deploy.runner.fake_gpu import FakeCuda, fake_tensorrt
@@ -241,8 +242,8 @@ def test_a_plan_is_built_for_the_gpu_and_kept(monkeypatch, tmp_path):
     """The building is TensorRT-RTX's own; only what needs the GPU is left out."""
     model, cache, cuda = tmp_path / "model.onnx", tmp_path / "cache", FakeCuda()
     onnx.save(one_layer(Layer("conv2d", FP16), half=True), model)
-    monkeypatch.setattr(trt, "open_cuda", lambda: cuda)
-    monkeypatch.setattr(trt, "TrtEngine", lambda _module, _cuda, plan, _inputs: SimpleNamespace(plan=plan))
+    monkeypatch.setattr(trt_open, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(trt_open, "TrtEngine", lambda _module, _cuda, plan, _inputs: SimpleNamespace(plan=plan))
     engines = [
         open_trt_engine("tensorrt-rtx", model, settings, {}, cache) for settings in ({}, {}, {"workspace_mb": 64})
     ]
@@ -266,10 +267,10 @@ def test_rtx_times_the_plan_that_is_shipped(monkeypatch, tmp_path):
     model, cache, cuda = tmp_path / "model.onnx", tmp_path / "cache", FakeCuda()
     onnx.save(one_layer(Layer("conv2d", FP16), half=True), model)
     monkeypatch.setattr(cuda, "compute_capability", lambda: (8, 6))
-    monkeypatch.setattr(trt, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(trt_open, "open_cuda", lambda: cuda)
     monkeypatch.setattr(build, "open_cuda", lambda: cuda)
     monkeypatch.setattr(build, "layers_of_plan", lambda _module, _plan: [])
-    monkeypatch.setattr(trt, "TrtEngine", lambda _module, _cuda, _plan, _inputs: SimpleNamespace())
+    monkeypatch.setattr(trt_open, "TrtEngine", lambda _module, _cuda, _plan, _inputs: SimpleNamespace())
     timed = open_trt_engine("tensorrt-rtx", model, {}, {}, cache)
     shipped = build_plan(model, tmp_path / "plan", "tensorrt-rtx", "sm86", cache=cache)
     assert shipped.plan_sha256 == timed.plan_sha256
@@ -304,8 +305,8 @@ def test_a_driver_that_is_too_old_for_the_runtime(monkeypatch, tmp_path, text):
 
     module.Builder = builder
     module.__version__ = "10.16.0"
-    monkeypatch.setattr(trt, "open_cuda", lambda: cuda)
-    monkeypatch.setattr(trt, "load_module", lambda _: module)
+    monkeypatch.setattr(trt_open, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(trt_open, "load_module", lambda _: module)
     message = r"tensorrt 10\.16\.0 needs a newer driver than the one here, which is for CUDA 12\.6: update the driver, or install"
     with pytest.raises(MissingModule, match=message):
         open_trt_engine("tensorrt", tmp_path / "model.onnx", {}, {}, tmp_path)
@@ -314,7 +315,7 @@ def test_a_driver_that_is_too_old_for_the_runtime(monkeypatch, tmp_path, text):
 
 @needs_rtx
 def test_the_runner_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(cuda_driver, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
+    monkeypatch.setattr(cuda_library, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)  # import then raises ModuleNotFoundError
     write_experiment(tmp_path)
     with pytest.raises(MissingModule, match="install the driver"):

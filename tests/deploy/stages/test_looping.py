@@ -18,7 +18,7 @@ from calib.errors import UserError
 from calib.formats.format import FP32
 from deploy.devices.bundle import RUNNER_FILE
 from deploy.devices.local import LocalDevice
-from deploy.files.search import LoopFile, StepRow
+from deploy.files.loop import LoopFile, StepRow
 from deploy.latency.history import steps_for
 from deploy.run.directory import Run
 from deploy.run.settings import Settings

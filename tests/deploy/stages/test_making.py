@@ -136,7 +136,7 @@ def test_the_plan_that_is_built_here_is_the_one_that_is_timed_here(tmp_path, mon
     for place in ("backends.tensorrt.build", "runner.trt", "backends.measurable"):
         monkeypatch.setattr(f"deploy.{place}.open_cuda", lambda: gpu)
     monkeypatch.setattr("deploy.backends.tensorrt.build.layers_of_plan", lambda _module, _plan: [])
-    monkeypatch.setattr("deploy.runner.trt.TrtEngine", lambda *_arguments: Clock())
+    monkeypatch.setattr("deploy.runner.trt_open.TrtEngine", lambda *_arguments: Clock())
     run = tmp_path / "run"
     chosen = msgspec.structs.replace(settings("tensorrt-rtx", "w8a8,fp16"), compute_capabilities=("sm86",))
     with open_run(run, QUIET, chosen) as workspace:
