@@ -25,7 +25,7 @@ SLOW = (
     "deploy/devices/test_odd_devices.py", "deploy/devices/test_runner_file.py", "deploy/devices/test_ssh.py",
     "deploy/devices/test_ssh_loop.py", "deploy/doctor/test_command.py", "deploy/latency/test_loop.py",
     "deploy/run/test_loop_history.py", "deploy/run/test_trust.py", "deploy/runner/test_causes.py",
-    "deploy/runner/test_main.py", "deploy/stages/test_finetuning.py", "deploy/stages/test_looping.py",
+    "deploy/runner/test_main.py", "deploy/stages/test_computed_once.py", "deploy/stages/test_finetuning.py", "deploy/stages/test_looping.py",
     "deploy/stages/test_supernet.py", "deploy/stages/test_verifying.py", "deploy/test_broken_graphs.py",
     "deploy/test_capabilities_hold.py", "deploy/test_forged_weights.py", "deploy/test_networks.py",
     "deploy/test_residual_adds.py", "deploy/test_run.py", "deploy/test_training_device.py",

@@ -19,6 +19,7 @@ from deploy.runner.gpu import gpu_of
 from deploy.runner.main import run_experiment
 from deploy.runner.protocol import Protocol, measure_engines
 from deploy.runner.trt import TrtEngine, layers_of_plan
+from deploy.runner.trt_context import new_profiler
 from deploy.runner.trt_log import load_module
 from deploy.runner.trt_open import open_trt_engine
 from tests.deploy.backends.builds import W4B32, needs_rtx
@@ -283,7 +284,7 @@ def test_the_real_modules_own_objects_are_used_rightly():
     reason.
     """
     module = load_module("tensorrt-rtx")
-    profiler = trt.new_profiler(module)
+    profiler = new_profiler(module)
     profiler.report_layer_time("a", 0.5)
     assert profiler.times == {"a": [0.5]}
     with pytest.raises(BuildError, match=r"does not load on this machine: .*Serialization"):
