@@ -16,7 +16,8 @@ from deploy.runner.errors import BuildError
 from deploy.runner.main import run_experiment
 from deploy.runner.trt import TrtEngine
 from tests.deploy.experiments import experiment
-from tests.deploy.runner.fake_gpu import FakeCuda, fake_tensorrt
+from tests.deploy.runner.fake_cuda import FakeCuda
+from tests.deploy.runner.fake_gpu import fake_tensorrt
 
 QUIET = {
     "cpu_mhz": 3000.0,

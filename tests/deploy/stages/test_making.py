@@ -27,7 +27,7 @@ from deploy.terminal.progress import Progress
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.board import FASTER, Board
 from tests.deploy.measured_plans import write_product_of
-from tests.deploy.runner.fake_gpu import FakeCuda
+from tests.deploy.runner.fake_cuda import FakeCuda
 
 ORIN = "ssh://me@orin"
 QUIET = Progress(Console(quiet=True))
