@@ -12,18 +12,16 @@ from pathlib import Path
 import pytest
 
 from calib.errors import UserError
-from calib.files.storage import (
-    replacing,
-    write_bytes,
-    write_record,
-)
+from calib.files.storage import replacing, write_bytes, write_record
 from tests.calib.files.test_storage import SAMPLE, Sample, names
 from tests.conftest import ROOT
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return tmp_path / "sample.json"
+    path = tmp_path / Sample.NAME
+    write_record(path, SAMPLE)
+    return path
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -10,7 +10,15 @@ import pytest
 from calib.errors import UserError
 from deploy.run.directory import Run
 from tests.conftest import ROOT
-from tests.deploy.run.test_directory import SETTINGS, names_in
+from tests.deploy.run.test_directory import IDENTITY, SETTINGS, names_in
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run(tmp_path / "deep" / "run")
+    made.keep(SETTINGS, IDENTITY)
+    return made
+
 
 SERVER = """
 import sys
