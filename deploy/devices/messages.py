@@ -216,7 +216,7 @@ class Hardware(Record, frozen=True, kw_only=True):
     power_mode: Line | None
 
 
-class Measurements(FileRecord, frozen=True, kw_only=True):
+class DeviceResults(FileRecord, frozen=True, kw_only=True):
     """`measurements.json`: what a device has measured of the models and data that `fingerprint` names."""
 
     VERSION: ClassVar[int] = SCHEMA

@@ -16,7 +16,7 @@ MOST_ENGINES = 10_000
 """That are measured for one budget on one machine. It would take days."""
 
 
-class ObservedRow(Record, frozen=True, kw_only=True):
+class ObservationRow(Record, frozen=True, kw_only=True):
     """A measured engine: its time as a ratio to the float engine's."""
 
     policy: PolicyFile
@@ -39,7 +39,7 @@ class MachineRows(Record, frozen=True, kw_only=True):
     """What one machine has measured; `float_ms` is the float engine's time for one batch."""
 
     float_ms: AboveZero | None = None
-    observations: Annotated[tuple[ObservedRow, ...], msgspec.Meta(max_length=MOST_ENGINES)] = ()
+    observations: Annotated[tuple[ObservationRow, ...], msgspec.Meta(max_length=MOST_ENGINES)] = ()
     refusals: Annotated[tuple[RefusedRow, ...], msgspec.Meta(max_length=MOST_ENGINES)] = ()
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from calib.formats.format import Format
 from deploy.devices.base import Result
-from deploy.files.loop import MachineRows, ObservedRow, RefusedRow
+from deploy.files.loop import MachineRows, ObservationRow, RefusedRow
 from smpq.problem.policy import Policy, Space
 
 
@@ -54,7 +54,9 @@ def machine_rows(space: Space, found: Sequence[Observation | Refusal], float_ms:
     return MachineRows(
         float_ms=float_ms,
         observations=tuple(
-            ObservedRow(policy=each.policy.to_file(space.groups), ratio=each.ratio, standard_error=each.standard_error)
+            ObservationRow(
+                policy=each.policy.to_file(space.groups), ratio=each.ratio, standard_error=each.standard_error
+            )
             for each in found
             if isinstance(each, Observation)
         ),

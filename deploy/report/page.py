@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from calib.files.storage import read_record, write_bytes
-from deploy.files.report import LayerRow, ObservationRow, ReportFile
+from deploy.files.report import LayerRow, ReportedStep, ReportFile
 from deploy.report.answer import Answer
 from deploy.report.answers import answers, budget_ratio
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot
@@ -207,7 +207,7 @@ def _latency(report: ReportFile) -> str:
     return (_figure(title, plot, caption) or f"<section><h2>{title}</h2></section>") + table
 
 
-def _observed(each: ObservationRow) -> list[str]:
+def _observed(each: ReportedStep) -> list[str]:
     """Return the cells of an engine: what was predicted and what was measured, or the reason for which the runtime
     refused it.
     """

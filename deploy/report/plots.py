@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from deploy.files.report import CurvePoint, LayerRow, ObservationRow
+from deploy.files.report import CurvePoint, LayerRow, ReportedStep
 from deploy.report.wording import html, shown, signed
 from smpq.files import Interval
 
@@ -119,7 +119,7 @@ def _score_points(
     return parts
 
 
-def latency_plot(observations: Sequence[ObservationRow], budget_ratio: float | None) -> str:
+def latency_plot(observations: Sequence[ReportedStep], budget_ratio: float | None) -> str:
     """Draw predicted against measured latency with both intervals, the diagonal and the budget; points carry their
     number.
     """

@@ -1,5 +1,6 @@
-"""Close the loop: engines are measured until one meets the latency budget, on a device that answers, or by bundles
-carried to one.
+"""Close the loop: engines are measured until one meets the latency budget.
+
+The device answers over a connection, or measures bundles that a person copies to it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from calib.errors import UserError
 from calib.files.storage import Record
-from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
+from deploy.devices.bundle import keep_asked, read_results, write_bundle
 from deploy.files.loop import BundleFile, CandidateRow
 from deploy.latency.history import Search
 from deploy.latency.loop import LatencyLoop
@@ -19,7 +20,7 @@ from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import DEVICE, Workspace
-from deploy.runner.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
+from deploy.runner.experiment import EXPERIMENT_FILE, RESULTS_FILE
 from deploy.runner.product import ENGINES_DIRECTORY
 from deploy.runner.protocol import Protocol
 from deploy.stages.making import export
@@ -34,7 +35,7 @@ from smpq.solve.search import Effort
 
 _ROUNDS_IN_LOOP = 1
 _AT_ONCE = 6
-"""How many engines a bundle asks for, so that few journeys to the device are needed."""
+"""Engines of one bundle. More of them mean fewer journeys to the device."""
 
 
 class Feedback(Record, frozen=True, kw_only=True):
@@ -78,8 +79,7 @@ def close_loop(
 
 
 def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: Path) -> BundleFile:
-    """Write the engines that should be measured next into `directory`, to be carried to a device that cannot be reached
-    from here.
+    """Write the engines to measure next into `directory`, for a device without a network connection.
 
     The budget is that of the last bundle unless one is given. Writes `bundle.json`, which says which model is which
     policy. UserError when no other engine needs to be measured, or when the directory holds something else.
@@ -98,7 +98,7 @@ def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: 
     if not proposals:
         raise UserError(f"no other engine needs to be measured: {looped.outcome().stop_reason}")
     candidates = [workspace.candidates.candidate(proposal.policy) for proposal in proposals]
-    (directory / MEASUREMENTS_FILE).unlink(missing_ok=True)
+    (directory / RESULTS_FILE).unlink(missing_ok=True)
     experiment = workspace.bench.experiment(candidates, Protocol(), label=str(budget))
     write_bundle(experiment, directory)
     keep_asked(experiment, workspace.run.file(DEVICE))
@@ -128,7 +128,7 @@ def take_feedback(workspace: Workspace, measurements: Path) -> Feedback:
     """
     known = _known_bundle(workspace)
     budget = Budget.from_text(known.budget)
-    found = read_measurements(measurements, workspace.run.file(DEVICE))
+    found = read_results(measurements, workspace.run.file(DEVICE))
     proposals = _proposals(workspace, known)
     strange = [result.name for result in found.results if result.name not in proposals]
     if strange:

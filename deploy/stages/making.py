@@ -11,7 +11,7 @@ from calib.errors import UserError
 from calib.files.storage import plain
 from deploy.backends.tensorrt import PlanKernel
 from deploy.devices.base import Candidate, Result
-from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, TimedRow, VerifyFile
+from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, TimingRow, VerifyFile
 from deploy.latency.bench import FINAL, Bench
 from deploy.latency.prediction import prediction
 from deploy.lowering.lower import lower
@@ -157,7 +157,7 @@ def _timed(bench: Bench, candidate: Candidate, batch: int | None) -> Result:
     return result
 
 
-def timed_row(result: Result) -> TimedRow:
+def timed_row(result: Result) -> TimingRow:
     """Return the file form of a result; only of an engine that was built. UserError when its figures contradict each
     other.
     """
@@ -166,7 +166,7 @@ def timed_row(result: Result) -> TimedRow:
     on_gpu = ("enqueue_ms", "hot_ms", "cold_ms")
     values = {name: getattr(result, name) for name in (*figures, *on_gpu)} | {"throttled": result.state.throttled}
     try:
-        return msgspec.convert({**values, "ratio_interval": list(result.ratio_interval or ())}, TimedRow)
+        return msgspec.convert({**values, "ratio_interval": list(result.ratio_interval or ())}, TimingRow)
     except msgspec.ValidationError as error:
         raise UserError(f"the device's figures contradict each other ({error}): measure again") from error
 

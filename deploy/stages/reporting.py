@@ -19,7 +19,7 @@ from deploy.files.report import (
     CurvePoint,
     LayerRow,
     LimitRow,
-    ObservationRow,
+    ReportedStep,
     ReportFile,
     ScoresPart,
 )
@@ -29,11 +29,14 @@ from deploy.run.directory import Run
 from deploy.stages.engines import engine_names
 from deploy.stages.finetuning import read_record
 from deploy.stages.recorded import COST_UNITS, Recorded
+from deploy.targets.offers import offer
+from deploy.targets.target import target_from_name
 from smpq.files import Interval
 from smpq.methods import method_from_name
 from smpq.solve.allocate import Ceiling, Impossible
 
 _CURVE_POINTS = 12
+_ORIN = "jetson-orin"
 
 
 def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
@@ -73,6 +76,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         scores=_provenance(read),
         skipped=read.space_file.skipped,
         refused=read.space_file.refused,
+        not_on_orin=_not_on_orin(read),
         warnings=_warnings(read),
         finetuning=read_record(run),
         settings=asdict(settings),
@@ -146,8 +150,8 @@ def _layers(read: Recorded) -> tuple[LayerRow, ...]:
     return tuple(rows)
 
 
-def _observation(step: StepRow) -> ObservationRow:
-    return ObservationRow(
+def _observation(step: StepRow) -> ReportedStep:
+    return ReportedStep(
         label=step.label,
         predicted=step.predicted,
         predicted_interval=step.predicted_interval,
@@ -198,6 +202,18 @@ def _provenance(read: Recorded) -> ScoresPart:
         seed=scores.seed,
         stop_reason=scores.stop_reason,
     )
+
+
+def _not_on_orin(read: Recorded) -> tuple[str, ...]:
+    """Return the formats of the plan that Orin's GPU has no kernels for, by its capability table."""
+    orin, formats = target_from_name(_ORIN), read.policy.by_unit(read.space.groups)
+    chosen = [(unit, formats[unit.path]) for unit in read.space.units]
+    lacking = {
+        f"{found} on {unit.operator}"
+        for unit, found in chosen
+        if offer(orin, unit, found).status in ("refused", "dequantized")
+    }
+    return tuple(sorted(lacking))
 
 
 def _warnings(read: Recorded) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.files.engine import TimedRow
+from deploy.files.engine import TimingRow
 from deploy.files.report import ReportFile
 from deploy.report.page import write_html
 from deploy.run.directory import Run
@@ -126,7 +126,7 @@ def _run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings |
     return write_reports(workspace.run, workspace.progress)
 
 
-def _make(workspace: Workspace, policy: Policy) -> TimedRow | None:
+def _make(workspace: Workspace, policy: Policy) -> TimingRow | None:
     """Export, build and measure; None where the target cannot be measured."""
     export(workspace, policy)
     build(workspace, policy)

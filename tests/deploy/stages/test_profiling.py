@@ -12,7 +12,7 @@ from calib.errors import UserError
 from deploy.devices.bundle import asked_of
 from deploy.devices.checks import keys_of
 from deploy.devices.known import keep_results
-from deploy.devices.messages import Hardware, Measurements
+from deploy.devices.messages import DeviceResults, Hardware
 from deploy.devices.places import machine_directory
 from deploy.latency.bench import FINAL
 from deploy.run.directory import Run
@@ -84,7 +84,7 @@ def test_what_was_measured_with_layers_is_read(run):
             "hardware": UNKNOWN,
         }
         keep_results(
-            machine_directory(run / DEVICE, "a board"), asked, Measurements(**about, results=(known,)), {key: known}
+            machine_directory(run / DEVICE, "a board"), asked, DeviceResults(**about, results=(known,)), {key: known}
         )
         record = profile(workspace, policy)
     assert (record.profiled_ms, record.enqueue_ms, record.launch_share) == (0.5, 0.25, 0.25)
