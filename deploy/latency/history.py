@@ -1,5 +1,5 @@
-"""The searches over measured engines, step by step in `loop.json`: a search that was stopped goes on as if it had not
-been.
+"""The searches over measured engines, step by step in `loop.json`. One that was stopped goes on with the same
+decisions.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from smpq.problem.policy import Policy, Space
 class Search:
     """One search of the run's `loop.json`, the last one there for this budget and machine.
 
-    1. A search that was stopped begins again with what was known at its own start, and its recorded steps are answered
-       from the file: its decisions depend on nothing else, so it makes the same ones and goes on behind them.
-    2. A search that came to its end is never changed; another one for the same budget is another entry.
+    1. A search that was stopped begins again with what was known at its own start. Its recorded steps are answered from
+       the file. Its decisions depend on nothing else, so they are the same as before.
+    2. A search that has ended is never changed. Another one for the same budget is another entry.
     """
 
     def __init__(
@@ -87,9 +87,7 @@ class Search:
             self._write(replace(self._row, steps=tuple(step_row(step, self._space) for step in steps)))
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Write steps that a device took by itself behind those that are there; the ones that the file has from this
-        machine are left out.
-        """
+        """Append steps that a device took by itself, except those that the file has from this machine."""
         searches = [search for search in (*self._earlier, self._row) if search.machine == self._row.machine]
         known = [row for search in searches for row in search.steps]
         new = [row for row in (step_row(step, self._space) for step in steps) if row not in known]
@@ -101,7 +99,7 @@ class Search:
         self._write(self._row)
 
     def end(self, outcome: Outcome) -> None:
-        """Write what the search came to; one without a step leaves no trace."""
+        """Write the outcome. A search without a step is removed from the file."""
         if self._row.steps:
             self._write(replace(self._row, outcome=_outcome_row(outcome, self._space)))
         else:

@@ -115,7 +115,7 @@ class LatencyLoop:
         return self.outcome()
 
     def ask(self) -> Proposal | None:
-        """Return the policy to measure next, None when there is no use in another one."""
+        """Return the policy to measure next; None when no further measurement would help."""
         if len(self._state.steps) >= self._settings.measurements:
             self._state.stop_reason = "measurements"
             return None
@@ -188,7 +188,7 @@ class LatencyLoop:
         )
 
     def _experiments(self) -> list[Proposal]:
-        """Return what is to be measured before anything is proposed: which format a refusal is due to, then the
+        """Return what to measure before anything is proposed: first the search for the cause of a refusal, then the
         designed policies.
         """
         narrowing = self._narrowing()
@@ -201,8 +201,8 @@ class LatencyLoop:
         return [policy for policy in self._designed if policy.key() not in known and self._allowed(policy)]
 
     def _narrowing(self) -> Policy | None:
-        """Return the policy that halves what the refusal with the fewest suspects may be due to; None when there is no
-        use.
+        """Return the policy that halves the suspects of a refusal, of the one with the fewest; None when that teaches
+        nothing.
         """
         refused = {refusal.policy.key() for refusal in self._state.refusals}
         for accused, refusal in sorted(self._accused(), key=lambda each: len(each[0])):
@@ -212,13 +212,13 @@ class LatencyLoop:
         return None
 
     def _accused(self) -> list[tuple[tuple[tuple[str, Format], ...], Refusal]]:
-        """Return what each refusal that blames nothing may be due to, as far as it is still offered."""
+        """Return the suspects of each refusal that blames nothing and whose formats are still offered."""
         built = [observation.policy for observation in self._state.observed.values()]
         nameless = [refusal for refusal in self._state.refusals if not refusal.blamed and self._allowed(refusal.policy)]
         return [(suspects(refusal.policy, built, self._whole_space, self._doubtful), refusal) for refusal in nameless]
 
     def _learn(self) -> None:
-        """Leave out what can only be to blame for a refusal, and what is doubtful in one."""
+        """Leave out the only suspect of a refusal, and doubtful suspects."""
         for accused, _ in self._accused():
             if len(accused) == 1 or set(accused) & self._doubtful:
                 self._leave_out(accused)

@@ -28,8 +28,8 @@ class Observation:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A policy whose engine does not build: the runtime's reason, and the (group, format) pairs that it blames, as far
-    as it says.
+    """A policy whose engine does not build: the runtime's reason, and the (group, format) pairs that it blames. Often
+    it blames none.
     """
 
     policy: Policy

@@ -28,10 +28,9 @@ class Goal:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A policy to be measured next and why, and what the model predicts for it: a ratio to the float engine with its 95
-    % interval.
+    """A policy to measure next, and why (`label`). The model predicts its ratio to the float engine with a 95 % interval.
 
-    `predicted_from` is the number of measured engines that the model was fitted to, the float engine aside.
+    `predicted_from` counts the measured engines that the model was fitted to, without the float engine.
     """
 
     label: str
@@ -43,8 +42,8 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Step:
-    """One whole-engine measurement and what was predicted for it beforehand; `observation` is None where the engine did
-    not build.
+    """One engine of the loop: what was predicted for it, and what was observed. `observation` is None when it did not
+    build, `refusal` when it did.
     """
 
     proposal: Proposal
@@ -72,8 +71,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """`measurements` is the most engines that are built and measured, of which `designed` are experiments chosen
-    beforehand.
+    """`measurements`: most engines that are built and measured. `designed`: how many of them are experiments that are
+    chosen beforehand.
     """
 
     measurements: int = 10

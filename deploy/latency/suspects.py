@@ -1,4 +1,4 @@
-"""What a refusal that blames no layer may be due to, and which engine to build next to find out. Ours."""
+"""Suspects of a refusal that blames no layer, and the engine that narrows them down. Ours."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ FormatOfGroup = tuple[str, Format]
 def suspects(
     refused: Policy, built: Iterable[Policy], space: Space, doubtful: Collection[FormatOfGroup]
 ) -> tuple[FormatOfGroup, ...]:
-    """Return what a refused policy has that no engine that was built has, float formats aside, in graph order.
+    """Return the formats of a refused policy that no engine that was built has, without float ones, in graph order.
 
-    Where some of it is `doubtful`, formats over which the runtime is known to refuse engines, only that.
+    `doubtful` are formats over which the runtime is known to refuse engines. Where some suspects are doubtful, only
+    those are returned.
     """
     sound = {choice for policy in built for choice in policy.formats.items()}
     left = [(group.name, refused[group.name]) for group in space.groups]
