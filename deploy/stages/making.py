@@ -33,13 +33,12 @@ def export(workspace: Workspace, policy: Policy) -> Path:
     the run has any.
     """
     path = workspace.run.file(engine_names(workspace.target).model)
-    fine_tuned = tuned(workspace, policy)
+    source, plan = _source(workspace, policy)
     with workspace.progress.step("insert quantisers"):
-        if fine_tuned is None:
+        if source == export_float_model(workspace):
             report = workspace.candidates.lower_into(policy, path)
         else:
-            source, units = fine_tuned.export_source(), workspace.space.units
-            report = lower(source, fine_tuned.plan, units, workspace.target, path, workspace.settings.batch)
+            report = lower(source, plan, workspace.space.units, workspace.target, path, workspace.settings.batch)
     workspace.run.write(report.to_file(version_key(workspace, policy)))
     return path
 

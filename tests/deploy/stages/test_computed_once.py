@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 
@@ -13,7 +14,7 @@ from deploy.run.settings import Settings
 from deploy.stages import run_all, scoring
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
-from tests.commands import TINY, done, smpq
+from tests.commands import TINY, smpq
 from tests.deploy.board import FASTER, Board
 
 
@@ -41,17 +42,28 @@ def counted(monkeypatch):
     return {name: each.calls for name, each in found.items()}
 
 
-def test_a_run_scores_once_and_lowers_each_policy_once(tmp_path, monkeypatch, counted):
-    board = Board(FASTER)
-    monkeypatch.setattr(opening, "device_from_address", lambda _address, _directory: board)
-    done("run", *TINY, "--budget", "latency=0.8x", "--out", tmp_path / "run", "--quiet")
-    assert counted["scores"] == {"": 1}
-    assert len(counted["lowered"]) > 3, "the float engine, some of the loop, the one that was chosen"
-    assert set(counted["lowered"].values()) == {1}
-    assert counted["pages"] == {"": 1}
+@pytest.fixture
+def within(monkeypatch):
+    """Step -> the steps that ran inside of it."""
+    found, open_, step = {}, [], Progress.step
+
+    @contextmanager
+    def noted(self, name):
+        for other in open_:
+            found[other].add(name)
+        found.setdefault(name, set())
+        open_.append(name)
+        with step(self, name):
+            yield
+        open_.remove(name)
+
+    monkeypatch.setattr(Progress, "step", noted)
+    return found
 
 
-def test_a_thorough_measurement_that_sends_the_search_back_scores_nothing_again(tmp_path, monkeypatch, counted):
+def test_a_run_whose_search_begins_again_scores_once_and_lowers_each_policy_once(
+    tmp_path, monkeypatch, counted, within
+):
     class Slower(Board):
         """Engines take longer when they are timed thoroughly."""
 
@@ -62,16 +74,14 @@ def test_a_thorough_measurement_that_sends_the_search_back_scores_nothing_again(
 
     board = Slower(FASTER)
     monkeypatch.setattr(opening, "device_from_address", lambda _address, _directory: board)
-    done_or_not_met(tmp_path / "run")
+    result = smpq("run", *TINY, "--budget", "latency=0.8x", "--out", tmp_path / "run")
+    assert result.code in (0, 1), result.err
+    assert "searching on" in result.err
     assert counted["scores"] == {"": 1}
+    assert len(counted["lowered"]) > 3, "the float engine, those of the loop, the one that was chosen"
     assert set(counted["lowered"].values()) == {1}
     assert counted["pages"] == {"": 1}
-
-
-def done_or_not_met(run):
-    result = smpq("run", *TINY, "--budget", "latency=0.8x", "--out", run)
-    assert result.code in (0, 1), result.err
-    assert "searching on" in result.out + result.err
+    assert within["insert quantisers"] == set(), "whose time would be counted twice"
 
 
 def test_what_was_lowered_is_lowered_again_where_its_file_has_changed(tmp_path, counted):
