@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 MOST_LINES = 300
-TOO_LONG = ["cli.py", "deploy/report/page.py", "deploy/targets/target.py", "tests/test_cli.py"]
+TOO_LONG = ["deploy/targets/target.py"]
 """Files that are still to be split: none is added."""
 OPEN_RUN = ("deploy/run", "deploy/stages", "deploy/commands")
 """Where a function may take the whole open run."""

@@ -11,7 +11,7 @@ from deploy.latency.observed import Observation, Refusal
 from smpq.problem.policy import Policy
 from smpq.solve.allocate import Ceiling
 from smpq.solve.allocate import Values as Marginals
-from smpq.solve.search import Effort
+from smpq.solve.effort import Effort
 
 
 @dataclass(frozen=True)

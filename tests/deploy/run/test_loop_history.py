@@ -16,7 +16,7 @@ from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step
 from deploy.run.directory import Run
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy
-from smpq.solve.search import Effort
+from smpq.solve.effort import Effort
 from tests.deploy.latency.test_loop import Bench
 from tests.deploy.synthetic import W4, W8A8, chain, policies, space
 from tests.smpq.one_by_one import OneByOne
