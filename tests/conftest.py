@@ -56,7 +56,7 @@ def _short_measurements() -> Iterator[None]:
     interval is.
     """
     from deploy.latency import bench
-    from deploy.latency.measure import Protocol
+    from deploy.runner.protocol import Protocol
     from deploy.stages import making
 
     with pytest.MonkeyPatch.context() as patch:
