@@ -57,7 +57,7 @@ class Float8(NumberType):
     """FP8 E4M3: 4 bits of exponent and 3 of mantissa, largest magnitude 448, no infinity.
 
     Micikevicius et al., arXiv 2209.05433, table 1; ONNX's FLOAT8E4M3FN. Values beyond the largest are clamped, as
-    TensorRT's Q layer does. A scale is the largest magnitude over 448, as in NVIDIA's own tools.
+    TensorRT's Q layer does. Scales are ranges over 448.
     """
 
     alone = True
@@ -71,6 +71,11 @@ class Float8(NumberType):
     def limits(self) -> tuple[float, float]:
         """The largest numbers."""
         return -_LARGEST_E4M3, _LARGEST_E4M3
+
+    @property
+    def smallest_clip(self) -> float:
+        """Half of a scale represents the same values, apart from the largest and the smallest."""
+        return 0.5
 
     @property
     def weight_storages(self) -> tuple[Storage, ...]:

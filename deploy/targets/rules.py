@@ -84,7 +84,7 @@ class CapabilityRow:
 
     1. `operators` are kinds of operator, `convolutions`, `linears`, or `*` for all of them and for those that are never
        quantised.
-    2. `formats` are patterns: `w8a8`, `w{4,8}a16`, `w{2..8}a{4..8}`, `w4a16b*`.
+    2. `formats` are patterns: `w8a8`, `w{4,8}a16`, `w{2..8}a{4..8}`, `w4a16b*`; or `*` alone for all formats.
     3. `basis` is how we know: `built` (the builder's kernels were read), `docs` (it is written in public documents or
        source), `inferred` (from another runtime or version); `source` says from where.
     4. `several_blocks`: the rule leaves out a single block as long as the input dimension.
@@ -206,4 +206,6 @@ def _pattern(text: str) -> re.Pattern[str]:
         numbers = [str(number) for number in range(int(first), int(last) + 1)] if dots else first.split(",")
         return f"(?:{'|'.join(numbers)})"
 
+    if text == "*":
+        return re.compile(".*")
     return re.compile(re.sub(r"\{([^}]*)\}", choices, text).replace("*", r"\d+"))

@@ -82,8 +82,8 @@ def _check(path: str, planned: Format, kernels: Sequence[PlanKernel], dequantize
     stored = min((tensor.dtype for tensor in kernel.constants if _is_stored(tensor.dtype, tensor.shape)), key=_bits, default="")
     unpacked = min((dequantized[tensor.name] for tensor in kernel.inputs if tensor.name in dequantized), default=0)
     if stored:
-        same_input = any(tensor.dtype == stored and tensor.name not in dequantized for tensor in kernel.inputs)
-        found = stored.lower() if same_input else f"{stored.lower()}-weight-only"
+        quantized_input = any(tensor.dtype in _STORED and tensor.name not in dequantized for tensor in kernel.inputs)
+        found = stored.lower() if quantized_input else f"{stored.lower()}-weight-only"
     elif unpacked:
         found = "dequantized"
     else:
@@ -97,18 +97,15 @@ def _expected(planned: Format) -> tuple[str, ...]:
         return ("fp16",)
     if planned == FP32:
         return ("fp32", "tf32")
-    word = next((word for word, (_, bits) in _STORED.items() if _holds(word, planned) and bits == planned.weight_bits), None)
-    if word is None:
+    held = planned.weight.weight_storages[0].onnx_type, planned.weight_bits
+    if held not in _STORED.values():
         return ()
+    word = next(word for word, stored in _STORED.items() if stored == held)
     if planned.quantizes_activation:
         return (word.lower(),) if planned.activation == planned.weight else ()
     fused = f"{word.lower()}-weight-only"
     blocks_of_four_bits = planned.weight_bits == 4 and planned.weight_block is not None
     return (fused,) if blocks_of_four_bits else (fused, "dequantized")
-
-
-def _holds(word: str, planned: Format) -> bool:
-    return any(storage.onnx_type == _STORED[word][0] for storage in planned.weight.weight_storages)
 
 
 def _bits(word: str) -> int:

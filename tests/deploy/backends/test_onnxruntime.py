@@ -125,7 +125,7 @@ def test_eight_bit_weights_do_not_overflow(tmp_path):
     exported = mlp()
     plan, _ = exported.plan(exported.formats("w8a8"), "ort-cpu")
     largest = {
-        path: replace(weight, integers=torch.full_like(weight.integers, 127)) for path, weight in plan.weights.items()
+        path: replace(weight, values=torch.full_like(weight.values, 127)) for path, weight in plan.weights.items()
     }
     model, inputs = tmp_path / "model.onnx", (exported.batch.numpy() + 2,)
     lower(exported.path, replace(plan, weights=largest), exported.units, target_from_name("ort-cpu"), model)

@@ -34,7 +34,7 @@ from deploy.targets.target import (
 )
 from tests.deploy.backends.graphs import Layer, one_layer
 
-W8A8 = Format(8, 8)
+W8A8 = Format.from_text("w8a8")
 ONNXRUNTIME_FORMATS = (
     "fp32", "fp16", "w8a8", "w4a8", "w8a16", "w4a16",
     "w4a16b8", "w4a16b16", "w4a16b32", "w4a16b64", "w4a16b128", "w4a16b256", "w8a16b32",
