@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from deploy.files.report import LayerRow, ReportFile
 from deploy.report.answer import Answer, bare, some
 
-_BITS = (4, 8, 16, 32)
+_KERNELS = re.compile(r"fp(16|32)|w[48](a(8|16)(b\d+)?)?")
+"""Formats that Orin's GPU has kernels for."""
 
 
 def on_orin(report: ReportFile) -> Answer:
@@ -74,5 +76,4 @@ def _named(engine: str | Mapping[str, str] | None) -> str:
 
 
 def _has_kernel(layer: LayerRow) -> bool:
-    activation = layer.format.partition("a")[2].partition("b")[0]
-    return layer.bits in _BITS and activation in ("", "8", "16")
+    return _KERNELS.fullmatch(layer.format) is not None
