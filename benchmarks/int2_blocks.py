@@ -7,6 +7,7 @@ Ratios are to the fp32 engine of the same network: one thread, CPU seconds of th
 bootstrap intervals.
 """
 
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -45,7 +46,7 @@ MLP = {
 def layers(*sizes: int) -> nn.Sequential:
     """Linear layers with a ReLU between two of them."""
     found: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         found += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*found[:-1])
 
@@ -57,7 +58,9 @@ def compared(name: str, model: nn.Module, plans: dict[str, tuple[str, ...]], row
     traced = TracedModel(model.eval(), (batch[:2],))
     units, _ = find_units(traced)
     settings = CalibrationSettings("minmax", "nearest", target.activation_scheme)
-    quantizer = FakeQuantizer(traced, units, Calibration(traced, units, [Batch((batch,), None)], settings), rules_of(target))
+    quantizer = FakeQuantizer(
+        traced, units, Calibration(traced, units, [Batch((batch,), None)], settings), rules_of(target)
+    )
     results: dict[str, dict[str, object]] = {}
     calls = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +124,9 @@ def main() -> None:
         rows += compared("linear 1024 x 4096", layers(1024, 4096), {text: (text,) for text in LAYER}, count)
     for count in ROWS[:2]:
         rows += compared("MLP 3 x 1024", layers(1024, 1024, 1024, 1024), MLP, count)
-    keep("int2_blocks", "python benchmarks/int2_blocks.py", [seed], rows, clock="CPU seconds of one thread, interleaved")
+    keep(
+        "int2_blocks", "python benchmarks/int2_blocks.py", [seed], rows, clock="CPU seconds of one thread, interleaved"
+    )
 
 
 if __name__ == "__main__":

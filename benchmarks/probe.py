@@ -97,10 +97,10 @@ def disagreement(answer: Capability, format_: Format, found: Finding) -> str:
     1. `native` and `dequantized` have to be found as they are, in the integer types that the table says. 2. `refused`
        is right for
     what does not build, becomes something else, or is held by other types than its name says. 3. `unknown` says
-    nothing.
+    nothing, and what was measured is about times.
     """
     real = found.status if found.stored_as == (answer.stored_as or format_) else "refused"
-    if answer.status in ("unknown", real):
+    if answer.measured or answer.status in ("unknown", real):
         return ""
     stored = f", stored as {found.stored_as}" if found.stored_as not in (None, format_) else ""
     return f"the table says {answer.status}, found {found.status}: {found.what}{stored}"

@@ -91,9 +91,7 @@ class Calibration:
                     self.weight(unit, chosen)
                 advance()
 
-    def prepare_quantizers(
-        self, tensors: Iterable[str] | None, grids: Iterable[NumberType], scheme: Scheme
-    ) -> None:
+    def prepare_quantizers(self, tensors: Iterable[str] | None, grids: Iterable[NumberType], scheme: Scheme) -> None:
         """Work out the ranges of `tensors`, of all that were observed when it is None, for these types."""
         for grid in grids:
             for tensor in self._observed if tensors is None else tensors:

@@ -126,4 +126,3 @@ def number_type(*names: str) -> Callable[[_Class], _Class]:
         return cls
 
     return register
-

@@ -154,9 +154,7 @@ def search_scale(weight: Tensor, importance: Tensor, grid: NumberType, scale_flo
     return torch.clamp(torch.maximum(best, scale_floor), min=_SMALLEST_NORMAL)
 
 
-def search_scales(
-    weight: Tensor, moments: Moments, grid: NumberType, block: int | None, scale_floor: Tensor
-) -> Tensor:
+def search_scales(weight: Tensor, moments: Moments, grid: NumberType, block: int | None, scale_floor: Tensor) -> Tensor:
     """Return the step sizes of a whole weight `[out, k]`: `[out]`, or `[out, k / block]`."""
     rows, length = weight.shape
     groups = moments.matrix.shape[0]

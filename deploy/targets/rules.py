@@ -12,7 +12,7 @@ from calib.errors import UserError
 from calib.formats.format import Format
 
 Status = Literal["native", "dequantized", "unknown", "refused"]
-Basis = Literal["built", "docs", "inferred"]
+Basis = Literal["built", "measured", "docs", "inferred"]
 
 SCHEMA_VERSION = 1
 CONVOLUTIONS = ("conv1d", "depthwise_conv1d", "grouped_conv1d", "conv2d", "depthwise_conv2d", "grouped_conv2d")
@@ -21,7 +21,7 @@ OPERATORS = CONVOLUTIONS + LINEARS
 FROM_BEST_TO_WORST: tuple[Status, ...] = ("native", "dequantized", "unknown", "refused")
 
 _KINDS = {"convolutions": CONVOLUTIONS, "linears": LINEARS, **{operator: (operator,) for operator in OPERATORS}}
-_BASES = ("built", "docs", "inferred")
+_BASES = ("built", "measured", "docs", "inferred")
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,15 @@ class Capability:
        says which.
 
     `stored_as` is the format whose integer types hold it, where that is another one: `w7a8` is stored and computed as
-    `w8a8`. `may_fail`: on some GPUs the whole engine does not build.
+    `w8a8`. `may_fail`: on some GPUs the whole engine does not build. `measured`: the answer is about times of engines, and
+    no kernel's name tells it.
     """
 
     status: Status
     note: str
     stored_as: Format | None = None
     may_fail: bool = False
+    measured: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return a mapping of strings."""
@@ -52,6 +54,7 @@ class Capability:
             "note": self.note,
             "stored_as": stored_as,
             "may_fail": self.may_fail,
+            "measured": self.measured,
         }
 
     @classmethod
@@ -59,7 +62,7 @@ class Capability:
         """Read back `to_json`; raises UserError for another schema version."""
         if data.get("schema_version") != SCHEMA_VERSION:
             raise UserError(f"not a capability of schema version {SCHEMA_VERSION}: {dict(data)!r}")
-        return cls(data["status"], data["note"], _format_or_none(data["stored_as"]), data["may_fail"])
+        return cls(data["status"], data["note"], _format_or_none(data["stored_as"]), data["may_fail"], data["measured"])
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class CapabilityRow:
     1. `operators` are kinds of operator, `convolutions`, `linears`, or `*` for all of them and for those that are never
        quantised.
     2. `formats` are patterns: `w8a8`, `w{4,8}a16`, `w{2..8}a{4..8}`, `w4a16b*`; or `*` alone for all formats.
-    3. `basis` is how we know: `built` (the builder's kernels were read), `docs` (it is written in public documents or
+    3. `basis` is how we know: `built` (the builder's kernels were read), `measured` (engines were timed), `docs` (it is written in public documents or
        source), `inferred` (from another runtime or version); `source` says from where.
     4. `several_blocks`: the rule leaves out a single block as long as the input dimension.
     5. `even_elements`: the weight must have an even number of elements when it has 4 bits.

@@ -317,6 +317,5 @@ def _snapshot(graph: TrainableGraph) -> dict[str, Tensor]:
 def _weights(graph: TrainableGraph, plan: QuantPlan) -> dict[str, QuantizedWeight]:
     found = {path: graph.quantized(path) for path in plan.weights}
     return {
-        path: replace(weight, values=weight.values.cpu(), scale=weight.scale.cpu())
-        for path, weight in found.items()
+        path: replace(weight, values=weight.values.cpu(), scale=weight.scale.cpu()) for path, weight in found.items()
     }

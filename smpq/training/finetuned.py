@@ -149,7 +149,9 @@ class FineTunedWeights:
         grids = {(row.tensor, row.bits): row.grid() for row in record.quantizers}
         check(len(grids) == len(record.quantizers), path, "a tensor has two grids of the same bits", _REPAIR)
         weights = {
-            unit: QuantizedWeight(integer(row.bits), tensors[f"{_INTEGERS}{unit}"], tensors[f"{_SCALE}{unit}"], row.block)
+            unit: QuantizedWeight(
+                integer(row.bits), tensors[f"{_INTEGERS}{unit}"], tensors[f"{_SCALE}{unit}"], row.block
+            )
             for unit, row in record.weights.items()
         }
         for unit, weight in weights.items():

@@ -85,7 +85,9 @@ class LearnedWeight(TrainedQuantizer):
         with torch.no_grad():
             integers = self.grid.round_(weight / self.spread(weight), *self.limits)
             scale = self.step.double() * factor.double().reshape(-1, *[1] * (self.step.dim() - 1))
-        return QuantizedWeight(self.grid, self.grid.stored(integers).contiguous(), scale.float().contiguous(), self.block)
+        return QuantizedWeight(
+            self.grid, self.grid.stored(integers).contiguous(), scale.float().contiguous(), self.block
+        )
 
     def project(self) -> None:
         """Keep the steps positive."""

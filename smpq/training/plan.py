@@ -7,7 +7,14 @@ import torch
 from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight
 from calib.network.units import Unit
 from smpq.quantized.plan import QuantPlan
-from smpq.training.lsq import CastWeight, FixedActivation, LearnedActivation, LearnedWeight, TrainedQuantizer, check_learned
+from smpq.training.lsq import (
+    CastWeight,
+    FixedActivation,
+    LearnedActivation,
+    LearnedWeight,
+    TrainedQuantizer,
+    check_learned,
+)
 from smpq.training.trainable import TrainableGraph
 
 STARTS = ("nearby", "rounded", "float")

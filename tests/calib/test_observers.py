@@ -65,7 +65,9 @@ def test_a_tensor_of_zeros(name):
 
 
 def test_minmax_covers_everything():
-    assert observer_from_name("minmax")(seen(torch.tensor([-1.0, 5.0]), torch.tensor([-2.0, 3.0])), integer(8), "affine") == (
+    assert observer_from_name("minmax")(
+        seen(torch.tensor([-1.0, 5.0]), torch.tensor([-2.0, 3.0])), integer(8), "affine"
+    ) == (
         -2.0,
         5.0,
     )
@@ -108,5 +110,7 @@ def test_tiny_values_get_the_range_that_large_ones_get(name):
     usual, tiny = Observed(), Observed()
     usual.add(values)
     tiny.add(values * 2.0**-90)
-    for found, wanted in zip(OBSERVERS[name](tiny, integer(8), "affine"), OBSERVERS[name](usual, integer(8), "affine"), strict=True):
+    for found, wanted in zip(
+        OBSERVERS[name](tiny, integer(8), "affine"), OBSERVERS[name](usual, integer(8), "affine"), strict=True
+    ):
         assert found == pytest.approx(wanted * 2.0**-90, rel=1e-3)

@@ -61,6 +61,11 @@ def test_others_refuse_it_with_a_reason(target, gpus, reason, text, operator):
 @pytest.mark.parametrize("gpu", ["sm89", "sm120", "sm121"])
 def test_gpus_that_have_it(gpu):
     target = target_from_name("tensorrt-rtx", [gpu])
-    assert {capability(target, operator, FP8, 64).status for operator in ("conv2d", "linear", "linear_nd")} == {"native"}
+    assert {capability(target, operator, FP8, 64).status for operator in ("conv2d", "linear", "linear_nd")} == {
+        "native"
+    }
     weight_only = Format.from_text("wfp8a16")
-    assert [capability(target, one, weight_only, 64).status for one in ("conv2d", "linear")] == ["dequantized", "native"]
+    assert [capability(target, one, weight_only, 64).status for one in ("conv2d", "linear")] == [
+        "dequantized",
+        "native",
+    ]

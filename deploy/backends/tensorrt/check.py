@@ -79,7 +79,9 @@ def _check(path: str, planned: Format, kernels: Sequence[PlanKernel], dequantize
     kernel = _product_kernel(path, kernels)
     if kernel is None:
         return UnitCheck(path, planned, "missing", agrees=False, kernel="")
-    stored = min((tensor.dtype for tensor in kernel.constants if _is_stored(tensor.dtype, tensor.shape)), key=_bits, default="")
+    stored = min(
+        (tensor.dtype for tensor in kernel.constants if _is_stored(tensor.dtype, tensor.shape)), key=_bits, default=""
+    )
     unpacked = min((dequantized[tensor.name] for tensor in kernel.inputs if tensor.name in dequantized), default=0)
     if stored:
         quantized_input = any(tensor.dtype in _STORED and tensor.name not in dequantized for tensor in kernel.inputs)

@@ -46,9 +46,7 @@ def quantize_weights(
         for node in unit_nodes(model, unit).values():
             inputs_first = _inputs_first(node)
             if copies or inputs_first not in made:
-                made[inputs_first] = _dequantized(
-                    model, node, unit, weight, newest_opset, inputs_first=inputs_first
-                )
+                made[inputs_first] = _dequantized(model, node, unit, weight, newest_opset, inputs_first=inputs_first)
                 changed += 1
             node.replace_input_with(1, made[inputs_first])
     remove_unused_constants(model)

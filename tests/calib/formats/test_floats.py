@@ -67,7 +67,9 @@ def test_gptq_lowers_the_error_of_the_output_here_too():
         assert rounded.values.dtype == torch.float8_e4m3fn
         return float(((rounded.dequantize() - weight) @ x.T).square().mean())
 
-    nearest, better = (error(ROUNDINGS[name](weight, moments, FP8, None, torch.zeros(12))) for name in ("nearest", "gptq"))
+    nearest, better = (
+        error(ROUNDINGS[name](weight, moments, FP8, None, torch.zeros(12))) for name in ("nearest", "gptq")
+    )
     assert better < 0.5 * nearest
     assert nearest < 0.04**2 * float((weight @ x.T).square().mean())
 

@@ -76,7 +76,11 @@ def test_formats_with_the_same_weights_share_a_key():
 
 
 def test_a_list_keeps_its_order():
-    assert formats_from_text("w8a8, fp32,w4b128") == (Format(integer(8), integer(8)), FP32, Format(integer(4), None, 128))
+    assert formats_from_text("w8a8, fp32,w4b128") == (
+        Format(integer(8), integer(8)),
+        FP32,
+        Format(integer(4), None, 128),
+    )
 
 
 @pytest.mark.parametrize("text", ["", ",", "w8a8,w8a8", "w4,w4a16", "w8a8;fp32"])

@@ -105,7 +105,9 @@ def test_rows_of_zeros_stay_zero_and_get_a_small_step(method, block):
     rounded = method(weight, correlated(), integer(4), block, floor)
     assert not rounded.values[3].any()
     torch.testing.assert_close(rounded.scale[3], torch.full_like(rounded.scale[3], 1e-5))
-    everything = method(torch.zeros(OUT, LENGTH), Moments(torch.zeros(1, LENGTH, LENGTH)), integer(4), block, torch.zeros(OUT))
+    everything = method(
+        torch.zeros(OUT, LENGTH), Moments(torch.zeros(1, LENGTH, LENGTH)), integer(4), block, torch.zeros(OUT)
+    )
     assert not everything.values.any()
     # a bias is counted in this step times that of the input, which is 0.01 or so
     assert bool(((everything.scale > 0) & (everything.scale < 1e-5)).all())

@@ -104,7 +104,11 @@ def test_tensorrt_11_writes_them_apart():
 
 def test_the_policy_is_checked_against_the_inspectors_layers_too():
     layers = [*layers_from_inspector(json.dumps(TENSORRT_10)), *layers_from_inspector(json.dumps(TENSORRT_11))]
-    planned = {"layer1.0.conv1": Format.from_text("w8a8"), "conv2": Format.from_text("fp16"), "fc": Format.from_text("w4a16b32")}
+    planned = {
+        "layer1.0.conv1": Format.from_text("w8a8"),
+        "conv2": Format.from_text("fp16"),
+        "fc": Format.from_text("w4a16b32"),
+    }
     checks = check_units([PlanKernel.from_json(layer) for layer in layers], planned)
     assert [check.found for check in checks] == ["int8", "fp16", "int4-weight-only"]
     assert all(check.agrees for check in checks)

@@ -6,7 +6,10 @@ from calib.formats.quantizers import ActivationQuantizer
 from smpq.supernet.mixtures import FormatMixture, MixedActivation, MixedWeight, SharedRounding, blend
 from smpq.training.lsq import LearnedActivation, LearnedWeight
 
-GRIDS = [ActivationQuantizer(integer(4), 0.2, 3, signed=False), ActivationQuantizer(integer(8), 0.013, 40, signed=False)]
+GRIDS = [
+    ActivationQuantizer(integer(4), 0.2, 3, signed=False),
+    ActivationQuantizer(integer(8), 0.013, 40, signed=False),
+]
 
 
 def mixture(grids=GRIDS, *, with_float=False):

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from calib.formats.format import FP16
+from calib.errors import UserError
+from calib.formats.format import FP16, formats_from_text
 from calib.formats.integers import integer
 from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight
-from smpq.training.lsq import CastWeight, FixedActivation, LearnedActivation, LearnedWeight
+from smpq.training.lsq import CastWeight, FixedActivation, LearnedActivation, LearnedWeight, check_learned
 
 
 def by_hand(weight, step, low, high):
@@ -52,7 +53,8 @@ def test_the_integers_are_those_of_the_forward_pass_and_survive_a_factor():
 
 
 @pytest.mark.parametrize(
-    "quantizer", [ActivationQuantizer(integer(8), 0.03125, 17, signed=False), ActivationQuantizer(integer(4), 0.25, 0, signed=True)]
+    "quantizer",
+    [ActivationQuantizer(integer(8), 0.03125, 17, signed=False), ActivationQuantizer(integer(4), 0.25, 0, signed=True)],
 )
 def test_activations_are_rounded_as_the_engine_does(quantizer):
     torch.manual_seed(0)
@@ -98,3 +100,20 @@ def test_half_precision_passes_the_gradient():
     assert torch.equal(rounded, weight.half().float())
     rounded.sum().backward()
     assert torch.equal(weight.grad, torch.ones(3))
+
+
+def test_numbers_that_are_no_integers_are_not_trained():
+    check_learned([FP16, *formats_from_text("w8a8,w1a2,w4a16b32")])
+    for text in ("fp8", "wfp8a16", "w8afp8"):
+        with pytest.raises(UserError, match=f"{text} cannot be trained.*leave {text} out of --formats"):
+            check_learned(formats_from_text(f"w8a8,{text}"))
+
+
+def test_one_bit_weights_have_two_levels_and_a_gradient():
+    weight = torch.tensor([[0.3, -0.2, 0.0]], requires_grad=True)
+    quantizer = LearnedWeight(torch.tensor([0.5]), integer(1))
+    rounded = quantizer(weight)
+    assert rounded.tolist() == [[0.5, -0.5, 0.5]]
+    rounded.sum().backward()
+    assert torch.equal(weight.grad, torch.ones(1, 3))
+    assert quantizer.quantized(weight, torch.ones(1)).values.tolist() == [[1, -1, 1]]

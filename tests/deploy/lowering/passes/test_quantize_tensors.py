@@ -63,7 +63,7 @@ def test_one_pair_for_equal_quantisers_and_two_for_different_ones(tmp_path):
     assert tensor == plain.inputs[0]
     same = [QuantizedTensor(tensor, AFFINE, (unit.calls[0],)) for unit in (wide, plain)]
     assert _insert(exported, tmp_path / "model.onnx", *same).inserted == 1
-    other = [same[0], replace(same[1], quantizer=replace(AFFINE, bits=6))]
+    other = [same[0], replace(same[1], quantizer=replace(AFFINE, type=integer(6)))]
     assert _insert(exported, tmp_path / "model.onnx", *other).inserted == 2
     graph = nodes(tmp_path / "model.onnx")
     assert graph["wide"].input[0] != graph["plain"].input[0]
