@@ -38,12 +38,14 @@ from smpq.problem.policy import Policy, Space
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
-from smpq.supernet.game import GameSettings, SupernetGame
+from smpq.supernet.game import SupernetGame
 from smpq.supernet.network import Supernet, SupernetSubject
 from smpq.supernet.scores import argmax_policy, shapley_scores, softmax_scores
+from smpq.supernet.settings import GameSettings, SupernetSettings
 from smpq.supernet.state import SupernetState
-from smpq.supernet.training import EpochReport, SupernetSettings, train
-from smpq.training.finetune import FineTuneSettings, Subject, finetune
+from smpq.supernet.training import EpochReport, train
+from smpq.training.finetune import Subject, finetune
+from smpq.training.settings import FineTuneSettings
 
 NAME = "supernet_cifar10"
 FORMATS = "w2a4,w3a4,w4a4,w2a8,w3a8,w4a8"

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SLOW = (
     "calib/tasks/test_cifar10_files.py", "deploy/backends/test_onnxruntime.py", "deploy/backends/test_tensorrt.py",
     "deploy/backends/test_tensorrt_kernels.py", "deploy/devices/test_bundle.py", "deploy/devices/test_mutations.py",
-    "deploy/devices/test_odd_devices.py", "deploy/devices/test_runner_file.py", "deploy/devices/test_ssh.py",
+    "deploy/devices/test_odd_devices.py", "deploy/devices/test_runner_zip.py", "deploy/devices/test_ssh.py",
     "deploy/devices/test_ssh_loop.py", "deploy/doctor/test_command.py", "deploy/latency/test_loop.py",
     "deploy/run/test_loop_history.py", "deploy/run/test_trust.py", "deploy/runner/test_causes.py",
     "deploy/runner/test_main.py", "deploy/stages/test_finetuning.py", "deploy/stages/test_looping.py",

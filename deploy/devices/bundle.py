@@ -16,12 +16,11 @@ from calib.files.storage import read_record, replacing, write_bytes, write_recor
 from deploy.devices.base import Candidate, Experiment
 from deploy.devices.checks import check_measured, check_results, keys_of
 from deploy.devices.messages import Asked, Bundle, Measurements, Model, Rounds, Runtime, read_message
-from deploy.devices.runner_file import runner_text
+from deploy.devices.runner_zip import RUNNER_FILE, runner_zip
 from deploy.lowering.onnx_files import copy_model, data_path, sha256
 from deploy.runner.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
 from deploy.runner.product import ENGINES_DIRECTORY
 
-RUNNER_FILE = "runner.py"
 BUNDLE_FILE = "bundle.json"
 _README = f"""\
 1. Copy this directory to the device. It needs Python 3.10 or later with numpy and {{needs}}.
@@ -39,7 +38,7 @@ _NEEDS = {
 
 
 def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
-    """Write models, inputs, `experiment.json`, `runner.py` and `README.txt`; returns all files that the device needs.
+    """Write models, inputs, `experiment.json`, `runner.pyz` and `README.txt`; returns all files that the device needs.
 
     Models and inputs that are there already are not written again, since their names are hashes. Raises UserError when
     a model is missing, or the directory cannot be written.
@@ -52,7 +51,7 @@ def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
             if not (directory / models[candidate.name]).is_file():
                 copy_model(candidate.model, directory / models[candidate.name])
         write_experiment(experiment, directory, models, carried=True)
-        write_bytes(directory / RUNNER_FILE, runner_text().encode())
+        write_bytes(directory / RUNNER_FILE, runner_zip())
         write_bytes(
             directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime], engines=engines).encode()
         )

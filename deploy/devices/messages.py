@@ -238,10 +238,9 @@ class Measurements(FileRecord, frozen=True, kw_only=True):
 
 
 class Described(Record, frozen=True, kw_only=True):
-    """How a device names itself, and the version of its Python."""
+    """How a device names itself."""
 
     machine: Name
-    python: tuple[int, int]
 
     def __post_init__(self) -> None:
         check_names([self.machine])

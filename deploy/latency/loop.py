@@ -17,7 +17,8 @@ from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space, canonical
 from smpq.solve.allocate import Ceiling, Impossible, Problem, nearest_feasible, place_joins
 from smpq.solve.allocate import Values as Marginals
-from smpq.solve.search import Choice, Effort, choose, is_small
+from smpq.solve.effort import Effort
+from smpq.solve.search import Choice, choose, is_small
 from smpq.value.evaluate import ValueFunction
 
 _OPTIMISM = 1.5

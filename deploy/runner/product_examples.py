@@ -7,7 +7,6 @@ from textwrap import dedent
 _LIBRARIES = {"tensorrt": ("tensorrt", "nvinfer"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx")}
 """The Python module and the C++ library of each runtime."""
 
-# Indented, since the runner is one file whose own imports begin its lines.
 _PYTHON = dedent("""\
     # Run engine.plan once on zeros and print its outputs: python3 run_engine.py
     # Needs numpy and the Python module of the runtime, on the GPU that engine.json names. Put your own data in place of the zeros.

@@ -19,7 +19,8 @@ from smpq.problem.policy import Policy
 from smpq.scoring.scores import Scores
 from smpq.scoring.stability import decision_stability
 from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
-from smpq.solve.search import Choice, Effort, choose, confirm
+from smpq.solve.effort import Effort
+from smpq.solve.search import Choice, choose, confirm
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from deploy.targets.offers import may_fail
 from smpq.files import Interval
 from smpq.problem.budget import Budget
 from smpq.problem.policy import Policy
-from smpq.solve.search import Effort
+from smpq.solve.effort import Effort
 
 _ROUNDS_IN_LOOP = 1
 _AT_ONCE = 6

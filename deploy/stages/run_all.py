@@ -21,7 +21,7 @@ from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD
 from smpq.problem.budget import Budget
 from smpq.problem.policy import Policy
-from smpq.training.finetune import FineTuneSettings
+from smpq.training.settings import FineTuneSettings
 from smpq.value.workers.resources import Resources
 
 _PROPOSALS = 4

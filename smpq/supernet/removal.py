@@ -6,15 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from calib.declared import Declared, check_declared
 from calib.errors import UserError
 from smpq.scoring.estimators.base import Coalitions, Floats
 from smpq.scoring.estimators.result import Estimate
-from smpq.scoring.estimators.sampling import FEWEST
+from smpq.supernet.settings import GAMMA, WALKS
 
 Games: TypeAlias = Callable[[Coalitions], Floats]
 """Called with `[k, players]`; returns `[k, c]`, the values of the coalitions in c games. The first one decides where
@@ -49,14 +50,11 @@ class RemovalWalks:
     """
 
     rows: tuple[tuple[int, ...], ...]
-    walks: int = 10
-    gamma: float = 0.5
+    walks: Annotated[int, Declared("walks for each estimate", WALKS)] = 10
+    gamma: Annotated[float, Declared("walks end below this share of the first value; 0: never", GAMMA)] = 0.5
 
     def __post_init__(self) -> None:
-        if self.walks < FEWEST:
-            raise UserError(f"at least {FEWEST} walks are needed for an interval, not {self.walks}")
-        if not 0 <= self.gamma < 1:
-            raise UserError(f"gamma is a fraction of the grand coalition's value, from 0 to below 1, not {self.gamma}")
+        check_declared(self)
 
     def estimate(self, games: Games, seed: Sequence[int]) -> list[Removals]:
         """Return the marginals of all players of the rows and their means, for each game; all of them see the same

@@ -23,7 +23,8 @@ from calib.task import Batch, Task
 from smpq.quantized.plan import QuantPlan
 from smpq.training.finetuned import FineTunedWeights, Judged
 from smpq.training.placing import CPU, batch_on, repeatable_on
-from smpq.training.plan import STARTS, attach_plan
+from smpq.training.plan import attach_plan
+from smpq.training.settings import FineTuneSettings
 from smpq.training.trainable import TrainableGraph
 from smpq.value.value import divergence
 
@@ -32,56 +33,6 @@ _FIRST_SHARE = 1 / 25
 _MOMENTUM = 0.9
 _STATISTICS_SAMPLES = 8192
 _REPORT_EVERY = 20
-KEEPS = ("end", "better")
-
-
-@dataclass(frozen=True)
-class FineTuneSettings:
-    """How to train.
-
-    `epochs` may be fractional; `steps` counts batches and replaces it. The learning rates rise over the first 30 % of
-    the steps and fall in a half cosine. The loss is the task's mean loss times `labels`, plus `distillation` times the
-    KL divergence of the float model at `temperature`. `learn_activations` trains the steps of activations as well; None
-    does so for those of fewer than 8 bits. `start` says where weights begin: "nearby" as close to the float weight as
-    the calibrated integer allows, "rounded" at that integer, "float". `value` judges on calibration data as the search
-    does: kl, loss or metric. `keep` "end" keeps what training ends with; "better" keeps the start where calibration
-    data like it better, which is fair only if the float model has not been trained on them: it knows those by heart,
-    and the start with it. A seed gives another order of the training data.
-    """
-
-    epochs: float = 4.0
-    steps: int | None = None
-    learning_rate: float = 0.02
-    step_learning_rate: float = 0.002
-    weight_decay: float = 5e-5
-    labels: float = 1.0
-    distillation: float = 4.0
-    temperature: float = 2.0
-    learn_activations: bool | None = None
-    start: str = "nearby"
-    value: str = "kl"
-    keep: str = "end"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate", "step_learning_rate", "temperature"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} of the fine-tuning must be a number above 0, not {value}")
-        for name in ("weight_decay", "labels", "distillation"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{name} of the fine-tuning must be 0 or more, not {value}")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"steps of the fine-tuning must be at least 1, not {self.steps}")
-        if self.labels == 0 and self.distillation == 0:
-            raise UserError("the fine-tuning needs labels or distillation: both weights are 0")
-        if self.start not in STARTS:
-            raise UserError(f"unknown start {self.start!r} of the fine-tuning: choose one of {', '.join(STARTS)}")
-        if self.keep not in KEEPS:
-            raise UserError(f"the fine-tuning keeps {' or '.join(KEEPS)}, not {self.keep!r}")
-        if self.seed < 0:
-            raise UserError(f"the seed of the fine-tuning must be 0 or more, not {self.seed}")
 
 
 @dataclass(frozen=True)

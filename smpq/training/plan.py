@@ -17,7 +17,6 @@ from smpq.training.lsq import (
 )
 from smpq.training.trainable import TrainableGraph
 
-STARTS = ("nearby", "rounded", "float")
 _MARGIN = 0.45
 """How far from its integer, in steps, a weight may start: 0.5 would let the first gradient turn it over."""
 

@@ -17,11 +17,11 @@ from calib.errors import UserError
 from calib.network.graph import TracedModel, elements_of_one
 from calib.network.units import Unit
 from calib.task import Batch, Task
+from smpq.choices import VALUES
 from smpq.problem.policy import Policy, Space
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.incremental import bytes_per_sample, outputs_of
 
-VALUES = ("kl", "loss", "metric")
 _TOKENS = 3
 _SAMPLES_AT_ONCE = 32
 """At least; few enough that the activations of a small network stay in the cache: a third faster than batches of 128 on

@@ -19,8 +19,8 @@ from deploy.stages.run_all import open_run, write_reports
 from deploy.stages.supernet import train_supernet
 from deploy.terminal.progress import Progress
 from smpq.problem.budget import Budget
-from smpq.supernet.training import SupernetSettings
-from smpq.training.finetune import FineTuneSettings
+from smpq.supernet.settings import SupernetSettings
+from smpq.training.settings import FineTuneSettings
 from tests.deploy.report.profile_sample import TENSORRT_10, profile
 
 SETTINGS = Settings("tests.trainable_task:task", formats="w8a8,w4a8,fp32", samples=16, evaluations=70)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from smpq.choices import ESTIMATORS
 from smpq.scoring.estimators.adaptive import Adaptive
-from smpq.scoring.estimators.base import ESTIMATORS, Estimator, Game, Stable, Stopping, estimator, estimator_from_name
+from smpq.scoring.estimators.base import Estimator, Game, Stable, Stopping, estimator, estimator_from_name
 from smpq.scoring.estimators.counted import CountedGame
 from smpq.scoring.estimators.exact import Exact
 from smpq.scoring.estimators.permutation import Antithetic, Permutation

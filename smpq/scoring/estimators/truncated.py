@@ -156,7 +156,7 @@ def _estimate(
     if not can_enumerate:
         check_affords(stopping, 2 * (game.players + 1 if not game.remembers else game.players), name)
     while True:
-        if can_enumerate and (not early or 2 * game.evaluations >= 2**game.players):
+        if can_enumerate and (not early or game.players == 1 or 2 * game.evaluations >= 2**game.players):
             return enumerate_game(game, seed, name)
         longest = game.players + 1 if not game.remembers else max(game.players - 1, 1)
         ends = 2 if game.remembers and not game.evaluations else 0

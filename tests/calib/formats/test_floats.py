@@ -52,7 +52,7 @@ def test_observers_choose_a_range(name):
 def test_entropy_merges_even_bins_and_says_so():
     seen = Observed()
     seen.add(torch.ones(10))
-    with pytest.raises(UserError, match="entropy is for integers, not for fp8: use minmax, percentile, mse"):
+    with pytest.raises(UserError, match="entropy is for integers, not for fp8: use mse, minmax or percentile"):
         OBSERVERS["entropy"](seen, FP8, "symmetric")
 
 

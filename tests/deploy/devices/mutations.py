@@ -71,7 +71,7 @@ def messages(directory: Path) -> list[Message]:
     keep_asked(wanted, directory)
     found = run_experiment(bundle, str)
     found["results"][0]["layers"] = [kernel("first")]
-    described = {"machine": found["machine"], "python": [3, 11]}
+    described = {"machine": found["machine"]}
 
     def measurements(content: bytes) -> Any:
         return _effect(read_measurements(_written(directory / "changed.json", content), directory))

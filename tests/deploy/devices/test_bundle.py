@@ -34,7 +34,7 @@ def measured(wanted, tmp_path):
 def test_what_is_written(wanted, tmp_path):
     files = write_bundle(wanted, tmp_path / "bundle")
     names = [f"{c.name}.onnx" for c in (wanted.float_, *wanted.candidates)]
-    assert [file.name for file in files] == [*names, inputs_name(wanted), "runner.py", "experiment.json"]
+    assert [file.name for file in files] == [*names, inputs_name(wanted), "runner.pyz", "experiment.json"]
     assert sorted(file.name for file in (tmp_path / "bundle").iterdir()) == sorted(
         [*(f.name for f in files), "README.txt"]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 import uuid
 from dataclasses import replace
@@ -265,12 +266,14 @@ def test_a_connection_that_somebody_has_to_change(connect, server, tmp_path, mon
     [
         ("/nowhere/python3", "there is no /nowhere/python3"),
         ("{directory}/bare", "no module numpy"),
-        ("{directory}/old", "3.8"),
+        ("{directory}/old", "is Python 3.8, and 3.10 or later is needed"),
     ],
 )
 def test_a_python_that_does_not_do(connect, server, tmp_path, python, message):
     (tmp_path / "bare").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2\nexit 1\n")
-    (tmp_path / "old").write_text('#!/bin/sh\necho \'{"machine": "board", "python": [3, 8]}\'\n')
+    (tmp_path / "old").write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = 3, 8, 1; exec(sys.stdin.read())'\n"
+    )
     for name in ("bare", "old"):
         (tmp_path / name).chmod(0o755)
     address = f"{server.address.partition('?')[0]}?python={python.format(directory=tmp_path)}"

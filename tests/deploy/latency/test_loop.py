@@ -10,7 +10,8 @@ from smpq.problem.costs import CostModel
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Join, canonical, integer_regions
 from smpq.solve.allocate import Ceiling
-from smpq.solve.search import EXHAUSTIVE, Effort
+from smpq.solve.effort import Effort
+from smpq.solve.search import EXHAUSTIVE
 from smpq.value.evaluate import OneByOne
 from tests.deploy.synthetic import W4, W8A8, Truth, chain, policies, space
 

@@ -15,7 +15,7 @@ from deploy.latency.model import Observation
 from deploy.run.directory import Run
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy
-from smpq.solve.search import Effort
+from smpq.solve.effort import Effort
 from smpq.value.evaluate import OneByOne
 from tests.deploy.latency.test_loop import Bench
 from tests.deploy.synthetic import W4, W8A8, chain, policies, space

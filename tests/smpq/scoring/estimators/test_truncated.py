@@ -33,7 +33,6 @@ def test_cut_walks_are_counted_and_cost_less():
     whole = Permutation().estimate(game, 12, Stopping(300), seed=0)
     assert 0 < cut.truncated <= cut.samples[0]
     assert cut.samples[0] > 1.3 * whole.samples[0]
-    assert cut.values.sum() == pytest.approx(game.table[-1] - game.table[0])
     assert abs(cut.values - game.exact).max() < 0.2 * abs(game.table[-1] - game.table[0])
 
 
@@ -55,7 +54,6 @@ def test_shapley_nas_without_a_cut_is_a_walk_downwards():
     game = saturating(5)
     game.table += 3
     estimate = ShapleyNas(gamma=0.0).estimate(game, 5, Stopping(2000, 0.05), seed=0)
-    assert estimate.values.sum() == pytest.approx(game.table[-1] - game.table[0])
     assert estimate.values == pytest.approx(game.exact, abs=4 * estimate.standard_errors.max())
 
 
