@@ -50,8 +50,7 @@ def test_onnx_computes_what_the_fake_quantised_model_does(tmp_path):
         ("ort-tensorrt", [], "not in the provider's documentation"),
     ],
 )
-@pytest.mark.parametrize("text", ["fp8", "wfp8a16"])
-@pytest.mark.parametrize("operator", ["conv2d", "linear"])
+@pytest.mark.parametrize(("text", "operator"), [("fp8", "conv2d"), ("fp8", "linear"), ("wfp8a16", "linear")])
 def test_others_refuse_it_with_a_reason(target, gpus, reason, text, operator):
     answer = capability(target_from_name(target, gpus, look=False), operator, Format.from_text(text), 64)
     assert answer.status == "refused"
