@@ -30,10 +30,11 @@ from calib.network.units import find_units
 from calib.task import Batch
 from deploy.backends import onnxruntime as ort
 from deploy.backends.onnxruntime.engine import open_session
-from deploy.latency.measure import measure_interleaved
 from deploy.lowering.export import export_float
 from deploy.lowering.lower import lower
 from deploy.run.workspace import rules_of
+from deploy.runner.ort_sessions import CPU_TIME, FedSession
+from deploy.runner.protocol import measure_engines
 from deploy.targets.target import target_from_name
 from smpq.quantized.quantize import FakeQuantizer
 
@@ -107,9 +108,9 @@ def compared(name: str, model: nn.Module, plans: dict[str, tuple[str, ...]], row
             }  # fmt: skip
             session = open_session(engine, record)
             feeds = {session.get_inputs()[0].name: batch[:rows].numpy()}
-            calls[label] = lambda session=session, feeds=feeds: session.run(None, feeds)
-        measured = measure_interleaved(calls, "fp32")
-    for label, timing in measured.timings.items():
+            calls[label] = FedSession(session, feeds, CPU_TIME)
+        measured = measure_engines(calls, "fp32")
+    for label, timing in measured.items():
         low, high = timing.ratio_interval
         results[label] |= {
             "cpu_ms": round(timing.latency_ms, 4), "ratio": round(timing.ratio, 3), "interval": [round(low, 3), round(high, 3)],

@@ -15,9 +15,6 @@ ESTIMATORS: Registry[Callable[..., Any]] = Registry(
         "adaptive": "smpq.scoring.estimators.adaptive",
         "permutation": "smpq.scoring.estimators.permutation",
         "antithetic": "smpq.scoring.estimators.permutation",
-        "stratified": "smpq.scoring.estimators.stratified",
-        "truncated": "smpq.scoring.estimators.truncated",
-        "shapley-nas": "smpq.scoring.estimators.truncated",
         "exact": "smpq.scoring.estimators.exact",
     }
 )

@@ -20,11 +20,11 @@ from deploy.devices.bundle import asked_of, write_bundle
 from deploy.devices.checks import check_measured, check_results, keys_of
 from deploy.devices.connection import Address, Connection, Dropped, RemoteFailed
 from deploy.devices.known import keep_results, read_known, results_in_order
-from deploy.devices.messages import Described, Measurements, read_message
+from deploy.devices.messages import Described, DeviceResults, read_message
 from deploy.devices.places import machine_directory, note_removed, note_used, run_name, used_directories
 from deploy.devices.products import LARGEST_DESCRIPTION_BYTES, ProductFile, damaged_files, take_product
 from deploy.devices.runner_zip import RUNNER_FILE, program_text
-from deploy.runner.experiment import MEASUREMENTS_FILE
+from deploy.runner.experiment import RESULTS_FILE
 from deploy.runner.product import ENGINE_JSON, ENGINES_DIRECTORY
 from deploy.terminal.printable import printable
 from deploy.terminal.signals import deferred
@@ -141,10 +141,10 @@ class SshDevice:
         digests = {file: _sha256(file) for file in files}
         heard = _Heard(announce, experiment, self._forget_losses)
         with tempfile.TemporaryDirectory(dir=place) as temporary:
-            file = Path(temporary) / MEASUREMENTS_FILE
+            file = Path(temporary) / RESULTS_FILE
             self._patiently(lambda: self._measure_there(experiment.fingerprint, digests, file, heard), announce)
             try:
-                arrived = read_message(file, Measurements, "", "start again")
+                arrived = read_message(file, DeviceResults, "", "start again")
                 results = check_results(arrived, asked, earlier=None)
             except UserError as error:
                 raise self._to_change(printable(str(error))) from error
@@ -165,7 +165,7 @@ class SshDevice:
         self._connection.stream(
             f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", announce
         )
-        self._connection.fetch(f"{directory}/{MEASUREMENTS_FILE}", arrived)
+        self._connection.fetch(f"{directory}/{RESULTS_FILE}", arrived)
 
     def _fetched(self, there: str, arrived: Path) -> bool:
         """Copy a product from the device, each file as large as its description says; False when there is none."""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
-from deploy.files.report import LayerRow, ReportFile
+from deploy.files.report import ReportFile
 from deploy.report.answer import Answer, bare, some
-
-_KERNELS = re.compile(r"fp(16|32)|w[48](a(8|16)(b\d+)?)?")
-"""Formats that Orin's GPU has kernels for."""
 
 
 def on_orin(report: ReportFile) -> Answer:
@@ -52,9 +48,8 @@ def on_orin(report: ReportFile) -> Answer:
             f"Verified is {_verified(report)}. Not verified are kernels, latency and accuracy on Orin itself.",
             timed_on(report),
         ]
-    foreign = sorted({layer.format for layer in report.layers if not _has_kernel(layer)})
-    if foreign:
-        more.append(f"Orin's GPU has no kernels for {some(foreign)}: use w8a8, w4a16 with blocks, or fp16.")
+    if report.not_on_orin:
+        more.append(f"Orin's GPU has no kernels for {some(report.not_on_orin)}: use w8a8, w4a16 with blocks, or fp16.")
     return Answer("Will it run on my Orin?", "note", (first, *more))
 
 
@@ -73,7 +68,3 @@ def _verified(report: ReportFile) -> str:
 
 def _named(engine: str | Mapping[str, str] | None) -> str:
     return engine if isinstance(engine, str) else "the engine"
-
-
-def _has_kernel(layer: LayerRow) -> bool:
-    return _KERNELS.fullmatch(layer.format) is not None

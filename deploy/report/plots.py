@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from deploy.files.report import CurvePoint, LayerRow, ObservationRow
+from deploy.files.report import CurvePoint, LayerRow, ReportedStep
 from deploy.report.svg import LETTER, element, hinted, label, line, picture
 from deploy.report.wording import shown, signed
 from smpq.files import Interval
@@ -112,7 +112,7 @@ def _score_points(
     return parts
 
 
-def latency_plot(observations: Sequence[ObservationRow], budget_ratio: float | None) -> Markup:
+def latency_plot(observations: Sequence[ReportedStep], budget_ratio: float | None) -> Markup:
     """Draw predicted against measured latency with both intervals, the diagonal and the budget; points carry their
     number.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from deploy.files.report import ObservationRow, ReportFile
+from deploy.files.report import ReportedStep, ReportFile
 from deploy.report.answers import budget_ratio, differing_kernels
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot
 from deploy.report.wording import aligned, amount, counted, fixed, magnitude, number, size, span
@@ -132,7 +132,7 @@ def _latency(report: ReportFile) -> Section:
     return Section(title, figure=figure, caption=caption, columns=columns, rows=rows)
 
 
-def _observed(each: ObservationRow) -> list[str]:
+def _observed(each: ReportedStep) -> list[str]:
     """Return what was predicted of an engine, and what was measured or why the runtime refused it."""
     predicted = [fixed(each.predicted), span(each.predicted_interval)]
     if each.measured is None:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.runner.cuda_driver import DRIVER_LIBRARY, DriverCuda, load_driver
+from deploy.runner.cuda_driver import DriverCuda
+from deploy.runner.cuda_library import DRIVER_LIBRARY, load_driver
 from deploy.runner.doctor_gpus import all_gpus, bounded
 from deploy.runner.errors import MissingModule
 from deploy.runner.nvml import read_gpu

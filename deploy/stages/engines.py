@@ -14,8 +14,7 @@ from deploy.backends import tensorrt as tensorrt_backend
 from deploy.backends.onnxruntime.record import OrtEngineRecord
 from deploy.devices.places import machine_directory
 from deploy.files.engine import BuiltRow
-from deploy.lowering.export import call_name
-from deploy.lowering.lower import lower
+from deploy.lowering.naming import call_name
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import DEVICE, Workspace
 from deploy.runner.experiment import CACHE_DIRECTORY
@@ -96,8 +95,7 @@ class Engines:
         if workspace.target.reference != FP16:
             return self._float_model
         model = workspace.run.file(f"model.float.{workspace.target.name}.onnx")
-        plan = workspace.plan(workspace.space.uniform(workspace.space.reference))
-        lower(self._float_model, plan, workspace.space.units, workspace.target, model, workspace.settings.batch)
+        workspace.candidates.lower_into(workspace.space.uniform(workspace.space.reference), model)
         return model
 
     def _build_sessions(self, policy: Policy) -> tuple[dict[str, BuiltRow], list[UnitKernel]]:

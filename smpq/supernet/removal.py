@@ -41,12 +41,13 @@ class Removals:
 class RemovalWalks:
     """Monte-Carlo walks of Shapley-NAS (CVPR 2022, section 3.3) for players in rows of alternatives.
 
-    1. As `smpq.scoring.estimators.truncated.ShapleyNas`, with what its code for ImageNet adds and a function of sets
-       cannot say: whoever is left alone in its row stays, wherever it stands in the order, and its marginal
-       contribution is 0.
-    2. A walk ends below `gamma` times the grand coalition's value; players that are not reached get 0. Both make
-       estimates of players that leave late too small: the intervals are those of this truncated mean. `gamma=0` walks
+    1. A walk removes one player after the other from the grand coalition, in random order.
+    2. The last player of a row stays, wherever it stands in the order; its marginal contribution is 0. The paper's code
+       for ImageNet does so.
+    3. A walk ends below `gamma` times the grand coalition's value. Players that are not reached get 0. `gamma=0` walks
        to the end.
+    4. Rules 2 and 3 bias the estimates of players that leave late towards 0. The intervals are those of this truncated
+       mean.
     """
 
     rows: tuple[tuple[int, ...], ...]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from calib.data import per_sample, training_batches
+from calib.data import training_batches
 from calib.errors import UserError
 from calib.formats.quantizers import QuantizedWeight
 from calib.network.fold import Folded
@@ -21,7 +21,8 @@ from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from calib.task import Batch, Task
 from smpq.quantized.plan import QuantPlan
-from smpq.training.finetuned import FineTunedWeights, Judged
+from smpq.training.finetuned import FineTunedWeights
+from smpq.training.judge import Judge
 from smpq.training.placing import CPU, batch_on, repeatable_on
 from smpq.training.plan import attach_plan
 from smpq.training.settings import FineTuneSettings
@@ -86,7 +87,7 @@ def _finetune(
     started = time.monotonic()
     graph = TrainableGraph(subject.traced, subject.units, subject.original, subject.folded, device)
     quantizers = attach_plan(graph, subject.plan, settings.learn_activations, settings.start)
-    judge = _Judge(subject.task, graph, batches, settings.value)
+    judge = Judge(subject.task, graph, batches, settings.value)
     before = judge()
     start = _snapshot(graph)
     history = _train(graph, subject.task, settings, report)
@@ -232,33 +233,6 @@ def _some_inputs(task: Task, graph: TrainableGraph, seed: int) -> Iterator[Seque
         if _fits(batch, graph):
             seen += len(batch.inputs[0])
             yield batch.inputs
-
-
-class _Judge:
-    """Judges the graph as it is on calibration data."""
-
-    def __init__(self, task: Task, graph: TrainableGraph, batches: Sequence[Batch], value: str) -> None:
-        self._task = task
-        self._graph = graph
-        self._batches = [batch_on(batch, graph.device) for batch in batches]
-        self._value = value
-        self._expected = [graph.reference(batch.inputs) if value == "kl" else None for batch in batches]
-
-    def __call__(self) -> Judged:
-        values, metrics = [], []
-        self._graph.eval()
-        with torch.no_grad():
-            for batch, expected in zip(self._batches, self._expected, strict=True):
-                output, count = self._graph.run(batch.inputs), len(batch.inputs[0])
-                metrics.append(per_sample(self._task.metric, (output, batch.target), count, "metric"))
-                if self._value == "kl":
-                    function = getattr(self._task, "divergence", divergence)
-                    values.append(-per_sample(function, (output, expected), count, "divergence"))
-                elif self._value == "loss":
-                    values.append(-per_sample(self._task.loss, (output, batch.target), count, "loss"))
-                else:
-                    values.append(metrics[-1])
-        return Judged(float(torch.cat(values).mean()), float(torch.cat(metrics).mean()))
 
 
 def _snapshot(graph: TrainableGraph) -> dict[str, Tensor]:

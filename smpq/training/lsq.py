@@ -17,7 +17,7 @@ from calib.formats.number_type import NumberType
 from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight
 
 _SMALLEST_SHARE = 1e-3
-"""A step never gets smaller than this share of where it started: it must stay positive."""
+"""Lower limit of a step size, as a share of its start: step sizes must stay positive."""
 
 
 def check_learned(formats: Iterable[Format]) -> None:

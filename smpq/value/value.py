@@ -42,7 +42,7 @@ class Compute(Protocol):
     """Says what the values depend on besides model, data and policy."""
 
     together: int
-    """How many policies it likes to be given at once."""
+    """Best batch size for `__call__`, in policies."""
 
     def __call__(self, policies: Sequence[Policy]) -> Iterable[tuple[int, float]]:
         """Yield (index, value) of every policy, in the order in which they are finished."""

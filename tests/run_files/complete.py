@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.devices.base import Result
-from deploy.files.search import BundleFile
+from deploy.files.loop import BundleFile
 from deploy.latency.history import Search
-from deploy.latency.loop import LoopSettings, Refusal, Step
-from deploy.latency.observations import Measured, keep_measured
+from deploy.latency.observed import Refusal
+from deploy.latency.steps import LoopSettings, Step
 from deploy.run.settings import Settings
 from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
@@ -55,7 +55,7 @@ def _refuse_one(workspace: Workspace) -> None:
     unknown = dict.fromkeys(Result.__struct_fields__)
     result = Result(**{**unknown, "key": "0" * 16, "name": "0" * 16, "failed": "no kernel for deep", "cause": "refused", "nodes": (),
                        "batch": 1, "rounds_ms": (), "float_rounds_ms": ()})  # fmt: skip
-    (refusal,) = keep_measured(workspace, [Measured(first.policy, result)], BOARD)
+    (refusal,) = workspace.observations.keep([(first.policy, result)], BOARD)
     assert isinstance(refusal, Refusal)
     begun = Search(workspace.run, workspace.space, BUDGET, BOARD, 20.0, [refusal])
     begun.add([Step(first, None, refusal, met=False)])

@@ -13,7 +13,7 @@ from smpq.solve.allocate import Ceiling, Problem, allocate, place_joins
 from smpq.solve.effort import Effort
 from smpq.solve.exchange import Exchanges
 from smpq.solve.search import EXHAUSTIVE, choose, feasible, is_small
-from smpq.value.evaluate import OneByOne
+from tests.smpq.one_by_one import OneByOne
 from tests.smpq.problems import W4A16, W8A8, random_values, total, unit
 
 JOINS = (

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -15,7 +14,7 @@ from calib.formats.format import Format
 from calib.network.units import Unit
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import find_record
-from deploy.lowering.export import call_name
+from deploy.lowering.naming import call_name
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 _INTEGER = {
@@ -62,10 +61,6 @@ class UnitKernel:
     planned: Format
     kernel: str
     agrees: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a run's files."""
-        return {"path": self.path, "planned": str(self.planned), "kernel": self.kernel, "agrees": self.agrees}
 
 
 def unit_kernels(engine: Path, units: Sequence[Unit]) -> dict[str, str]:

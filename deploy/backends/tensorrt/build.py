@@ -57,32 +57,6 @@ class BuildRecord:
     warnings: tuple[str, ...]
     kernels: tuple[PlanKernel, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain mapping with a schema version."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        lists = {
-            "flags": list(self.flags),
-            "warnings": list(self.warnings),
-            "kernels": [kernel.to_json() for kernel in self.kernels],
-        }
-        return {"schema_version": SCHEMA_VERSION, **plain, **lists}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BuildRecord:
-        """Read back `to_json`; raises UserError when a field is missing or the schema version is another."""
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"build record of schema version {data.get('schema_version')!r}, not {SCHEMA_VERSION}: build again"
-            )
-        try:
-            fields = {name: data[name] for name in cls.__dataclass_fields__}
-            kernels = tuple(PlanKernel.from_json(kernel) for kernel in fields["kernels"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"damaged build record ({error!r}): build again") from error
-        return cls(
-            **{**fields, "flags": tuple(fields["flags"]), "warnings": tuple(fields["warnings"]), "kernels": kernels}
-        )
-
 
 @dataclass(frozen=True)
 class BuildFailed:

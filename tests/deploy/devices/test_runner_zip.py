@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import deploy.runner
-from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
+from deploy.devices.bundle import keep_asked, read_results, write_bundle
 from deploy.devices.runner_zip import program_text, runner_zip
 from deploy.runner.main import run_experiment
 from deploy.runner.state import machine
@@ -75,7 +75,7 @@ def test_it_runs_with_numpy_and_onnxruntime_alone(bare_python, tmp_path):
     keep_asked(wanted, tmp_path)
     done = run(bare_python, tmp_path / "bundle")
     assert (done.returncode, done.stderr) == (0, "")
-    fast, slow, broken = read_measurements(tmp_path / "bundle" / "measurements.json", tmp_path).results
+    fast, slow, broken = read_results(tmp_path / "bundle" / "measurements.json", tmp_path).results
     assert fast.ratio < 1.0 < slow.ratio
     assert "Protobuf parsing failed" in broken.failed
     assert run(bare_python, tmp_path / "bundle").stdout == "3 of 3 candidates are measured already\n"

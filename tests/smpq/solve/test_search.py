@@ -11,7 +11,7 @@ from smpq.problem.policy import Policy
 from smpq.solve.allocate import Ceiling
 from smpq.solve.effort import EFFORTS, Effort, effort_from_name
 from smpq.solve.search import EXHAUSTIVE, choose, confirm, feasible
-from smpq.value.evaluate import OneByOne
+from tests.smpq.one_by_one import OneByOne
 from tests.smpq.problems import W2A8, W4A16, W8A8, Additive, policies, random_cost, random_values, space_of, total
 
 
