@@ -80,7 +80,9 @@ def lower(
         changes["fix_batch"] = fix_batch(model, batch)
     onnxruntime = target.lowering == "onnxruntime"
     changes["split_gemm"] = split_gemm(model, plan, units, integer_inputs=onnxruntime)
-    changes["quantize_weights"] = quantize_weights(model, plan, units, _COPY_FROM_BITS if onnxruntime else None)
+    changes["quantize_weights"] = quantize_weights(
+        model, plan, units, target.newest_opset, _COPY_FROM_BITS if onnxruntime else None
+    )
     tensors = quantize_tensors(model, plan, units)
     changes["quantize_tensors"] = tensors.inserted
     if target.lowering == "tensorrt":

@@ -55,6 +55,7 @@ _FOUR_BITS = 4
 _DISTRIBUTIONS = {"tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")}
 """Packages that hold a runtime's Python module, where these are not called as the runtime is."""
 _OLDEST_TENSORRT = "10.3"
+_EXPORTED_OPSET = 21
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Target:
     8. `compute_capabilities`: GPUs that the engine is for, as in `sm86`: tensorrt-rtx builds a plan for each; tensorrt
        builds on the GPU itself, so there is one or, for the GPU of this machine, none.
     9. `version`: version of the runtime that the engine is for, None where it does not matter or is not known.
-    10. `description`: what it is, for people.
+    10. `newest_opset`: the newest ONNX opset that is written for it; a weight is stored in a type of that opset only where
+        its kernel wants the type.
+    11. `description`: what it is, for people.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Target:
     default_formats: tuple[Format, ...]
     compute_capabilities: tuple[str, ...]
     version: str | None
+    newest_opset: int
     description: str
 
     def to_json(self) -> dict[str, Any]:
@@ -252,7 +256,7 @@ def _first_fit(target: Target, layer: LayerKind, format_: Format, gpu: tuple[str
         if row.concerns(gpu, target.version) and row.fits(layer, format_):
             if row.even_elements and odd:
                 return Capability("refused", "a 4-bit weight needs an even number of elements")
-            return Capability(row.status, row.note, row.stored_as, row.may_fail)
+            return Capability(row.status, row.note, row.stored_as, row.may_fail, row.basis == "measured")
     return Capability("refused", f"{format_} has not been measured on {target.name}")
 
 
@@ -310,6 +314,7 @@ def _table(family: str) -> _Table:
         default_formats=tuple(Format.from_text(text) for text in described["default_formats"]),
         compute_capabilities=tuple(data["compute_capabilities"]["usual"]),
         version=None,
+        newest_opset=described.get("newest_opset", _EXPORTED_OPSET),
         description=described["description"],
     )
     rows = tuple(CapabilityRow.from_json(row) for row in data["rules"])
