@@ -14,8 +14,10 @@ bootstrap intervals.
 import itertools
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +35,6 @@ from deploy.backends.onnxruntime.engine import open_session
 from deploy.lowering.export import export_float
 from deploy.lowering.lower import lower
 from deploy.run.workspace import rules_of
-from deploy.runner.ort_sessions import CPU_TIME, FedSession
 from deploy.runner.protocol import measure_engines
 from deploy.targets.target import target_from_name
 from smpq.quantized.quantize import FakeQuantizer
@@ -59,6 +60,21 @@ class InBlocks:
         blocks = tensor.unflatten(-1, (-1, self.block))
         scale = (blocks.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
         return ((blocks / scale).round() * scale).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """An engine with its inputs, to be timed."""
+
+    session: Any
+    feeds: dict[str, np.ndarray]
+    clock: str = "thread CPU time"
+
+    def time(self, repeats: int) -> float:
+        start = time.thread_time()
+        for _ in range(repeats):
+            self.session.run(None, self.feeds)
+        return 1000 * (time.thread_time() - start) / repeats
 
 
 def layers(*sizes: int) -> nn.Sequential:
@@ -108,9 +124,9 @@ def compared(name: str, model: nn.Module, plans: dict[str, tuple[str, ...]], row
             }  # fmt: skip
             session = open_session(engine, record)
             feeds = {session.get_inputs()[0].name: batch[:rows].numpy()}
-            calls[label] = FedSession(session, feeds, CPU_TIME)
-        measured = measure_engines(calls, "fp32")
-    for label, timing in measured.items():
+            calls[label] = Calls(session, feeds)
+        timings = measure_engines(calls, "fp32")
+    for label, timing in timings.items():
         low, high = timing.ratio_interval
         results[label] |= {
             "cpu_ms": round(timing.latency_ms, 4), "ratio": round(timing.ratio, 3), "interval": [round(low, 3), round(high, 3)],
