@@ -608,12 +608,13 @@ def targets(name: str | None, compute_capabilities: tuple[str, ...], as_json: bo
 
     For example smpq targets jetson-orin, or smpq targets tensorrt-10.3 --sm sm87.
     """
+    from deploy.targets.families import FAMILIES
     from deploy.targets.tables import LEGEND, described, overview, rules, summary
-    from deploy.targets.target import TARGET_NAMES, device_names, target_from_name
+    from deploy.targets.target import device_names, target_from_name
 
     if compute_capabilities and name is None:
         raise UserError("--sm needs the name of a target, as in: smpq targets tensorrt-10.3 --sm sm87")
-    names = [name] if name is not None else [*TARGET_NAMES, *device_names()]
+    names = [name] if name is not None else [*FAMILIES, *device_names()]
     chosen = [target_from_name(each, compute_capabilities, look=name is not None) for each in names]
     if as_json:
         click.echo(json.dumps({target.name: described(target) for target in chosen}, indent=1))

@@ -13,13 +13,11 @@ import numpy as np
 
 from calib.errors import UserError
 from calib.files.storage import writing
-from deploy.backends.onnxruntime import session_settings
 from deploy.devices.base import Candidate, Experiment, silent
 from deploy.latency.loop import Refusal
 from deploy.latency.measure import Protocol
 from deploy.latency.model import Observation
 from deploy.latency.observations import CANDIDATES, Measured, keep_measured
-from deploy.lowering.lower import lower
 from deploy.lowering.onnx_files import copy_model, data_path, sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
@@ -106,21 +104,13 @@ class Bench:
         with tempfile.TemporaryDirectory() as directory:
             model = Path(directory) / "model.onnx"
             source = export_float_model(workspace)
-            lower(
-                source,
-                workspace.plan(policy),
-                workspace.space.units,
-                workspace.target,
-                model,
-                batch or workspace.settings.batch,
-            )
+            plan, size = workspace.plan(policy), batch or workspace.settings.batch
+            workspace.backend.lower(source, plan, workspace.space.units, model, size)
             return self.kept(model)
 
     def kept(self, model: Path) -> Candidate:
         """Return the candidate of a lowered model, copied into the run unless it is there."""
-        name, target = sha256(model)[:16], self._prepared.target
-        # TensorRT takes the usual settings: it builds for the GPU that the device has
-        settings = session_settings(model, target.providers) if target.runtime == "onnxruntime" else {}
+        name, settings = sha256(model)[:16], self._prepared.backend.settings(model)
         place = self._prepared.run.file(CANDIDATES) / f"{name}.onnx"
         if not _is(place, name):
             with writing(place.parent):

@@ -14,11 +14,12 @@ from msgspec.structs import asdict
 
 from calib.errors import UserError
 from calib.files.checkpoint import shown
-from deploy.backends.measurable import why_not_measurable
+from deploy.backends import backend_of
 from deploy.files.engine import STAGES, BuildFile, KernelRow, LatencyFile, VerifyFile
 from deploy.files.report import (
     MOST_SHOWN,
     CurvePoint,
+    DestinationPart,
     LatencyPart,
     LayerRow,
     LimitRow,
@@ -32,9 +33,9 @@ from deploy.run.directory import Run
 from deploy.run.record import RunFile
 from deploy.run.scores import find_scores
 from deploy.run.spaces import costs_from_file, space_from_file
-from deploy.stages.engines import engine_names
 from deploy.stages.finetuning import read_record, version_of
 from deploy.stages.policies import policy_of_run
+from deploy.targets.offers import offer
 from deploy.targets.target import Target, target_from_name
 from smpq.files import ContributionsFile, Interval, StabilityFile
 from smpq.methods import method_from_name
@@ -45,6 +46,7 @@ from smpq.scoring.scores import Scores
 from smpq.solve.allocate import Ceiling, Impossible
 
 _CURVE_POINTS = 12
+_ORIN = "jetson-orin"
 _UNITS = {"size": "bytes", "avg_bits": "bits", "bops": "bops"}
 
 
@@ -165,10 +167,11 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     reached = {name: model.total(policy) for name, model in read.costs.items()}
     limits = _limits(read)
     stages = read.verification.stages if read.verification is not None else {}
-    names = engine_names(read.target)
+    names = backend_of(read.target).names
     report = ReportFile(
         task=settings.task,
         target=read.target.name,
+        destination=_destination(read),
         engine=_existing(run, names.engines),
         float_engine=_existing(run, names.float_engines),
         policy={path: str(chosen) for path, chosen in policy.by_unit(read.space.groups).items()},
@@ -201,6 +204,20 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     )
     run.write(report)
     return report
+
+
+def _destination(read: _Read) -> DestinationPart:
+    target, orin, policy = read.target, target_from_name(_ORIN), read.policy.by_unit(read.space.groups)
+    refused = {
+        str(policy[unit.path]) for unit in read.space.units if offer(orin, unit, policy[unit.path]).status == "refused"
+    }
+    return DestinationPart(
+        needs_gpu=target.needs_gpu,
+        timed=target.timed,
+        portable=bool(target.providers),
+        compute_capabilities=target.compute_capabilities,
+        not_on_orin=tuple(sorted(refused)),
+    )
 
 
 def _existing(run: Run, names: Mapping[str, str]) -> str | dict[str, str] | None:
@@ -236,7 +253,7 @@ def _latency(record: LatencyFile) -> LatencyPart:
 def _why_no_latency(read: _Read) -> str:
     if read.run.has(LatencyFile.NAME):
         return "the measured engine was of another policy or other weights: use smpq build and smpq measure"
-    return why_not_measurable(read.target) or "the engine has not been measured yet: use smpq measure"
+    return backend_of(read.target).why_not_timed() or "the engine has not been measured yet: use smpq measure"
 
 
 def _limits(read: _Read) -> tuple[LimitRow, ...]:

@@ -24,6 +24,7 @@ and `ort.preload_dlls()`. The list of providers holds no option that depends on 
 without that TensorRT builds its engine again for each session.
 """
 
+from deploy.backends.onnxruntime.backend import OnnxRuntime, OnnxRuntimeTensorRt
 from deploy.backends.onnxruntime.build import (
     build_engine,
     check_providers,
@@ -37,6 +38,8 @@ from deploy.runner.ort import integer_sums_overflow
 
 __all__ = [
     "ENGINE_FILE",
+    "OnnxRuntime",
+    "OnnxRuntimeTensorRt",
     "OrtEngine",
     "OrtEngineRecord",
     "UnitKernel",
