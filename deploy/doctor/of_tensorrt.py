@@ -183,15 +183,14 @@ def _int8(patient: Patient, module: TrtModule, probe: TrtProbe) -> Iterator[Find
 
     It is a problem where the target is a version that has them.
     """
-    gpus = patient.facts.probes.cuda.gpus
-    if not probe.builder or not module.apt or not patient.is_jetson or not gpus:
+    gpus, other = patient.facts.probes.cuda.gpus, patient.target is not None and not patient.needs(module.runtime)
+    if not probe.builder or not module.apt or not patient.is_jetson or not gpus or other:
         return
     here = replace(module.family.target, version=probe.version, compute_capabilities=(gpus[0].sm,))
     answer, target = _int8_convolution(here), patient.target
     if _int8_convolution(replace(here, version=module.family.versions[-1])).status == answer.status:
         return
-    asked = target is not None and target.runtime == module.runtime and _int8_convolution(target).status
-    state: State = "problem" if asked == "native" else "note"
+    state: State = "problem" if target is not None and _int8_convolution(target).status == "native" else "note"
     wheel = f"{_ARCHIVE}/python/tensorrt-10.7.0-cp310-none-linux_aarch64.whl"
     yield found(module.title, state, f"{probe.version}: {answer.note}", *_INT8_COMMANDS, *patient.install(wheel))
 

@@ -92,16 +92,16 @@ def refusal(page: Path, content: str | bytes | None) -> str:
         (None, "is missing: make it with smpq report"),
         (json_text(report())[:500], "is not valid JSON"),
         ("", "is not valid JSON"),
-        (b'{"schema": 4, "task": "\xff"}', "is not valid JSON"),
+        (b'{"schema": 5, "task": "\xff"}', "is not valid JSON"),
         ("[1]", "is damaged: expected `object`, got `array`: make it again with smpq report"),
         (
             json.dumps({**plain_report(), "schema": 1}),
-            "has schema 1, this version of smpq reads schema 4: make it again",
+            "has schema 1, this version of smpq reads schema 5: make it again",
         ),
         (json.dumps({**plain_report(), "metrics": 1}), "unknown field `metrics`"),
         (json.dumps(plain_report(limits=7)), "expected `array`, got `int` - at `$.limits`"),
         (json.dumps(plain_report(seconds={"a": 1.0, "score": -1})), 'at `$.seconds["score"]`'),
-        ('{"schema": 4, "task": ' + "[" * 100_000, "is not valid JSON"),
+        ('{"schema": 5, "task": ' + "[" * 100_000, "is not valid JSON"),
     ],
 )
 def test_what_is_wrong_is_one_message_and_the_page_stays(page: Path, content: str | bytes | None, message: str) -> None:
