@@ -32,7 +32,7 @@ from deploy.backends.onnxruntime.build import (
     session_settings,
 )
 from deploy.backends.onnxruntime.engine import OrtEngine, load_engine
-from deploy.backends.onnxruntime.kernels import UnitKernel, check_units, unit_kernels
+from deploy.backends.onnxruntime.kernels import check_units, unit_kernels
 from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, find_record
 from deploy.runner.ort import integer_sums_overflow
 
@@ -42,7 +42,6 @@ __all__ = [
     "OnnxRuntimeTensorRt",
     "OrtEngine",
     "OrtEngineRecord",
-    "UnitKernel",
     "build_engine",
     "check_providers",
     "check_units",

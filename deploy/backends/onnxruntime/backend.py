@@ -79,8 +79,7 @@ class OnnxRuntime(Backend):
         """Read the graph that ONNX Runtime really runs."""
         if not self.names_layers:
             return []
-        checks = check_units(unit_kernels(engine, units), formats)
-        return [UnitKernel(check.path, check.kernel, check.agrees) for check in checks]
+        return check_units(unit_kernels(engine, units), formats)
 
     def settings(self, model: Path) -> dict[str, Any]:
         """Return how a session is to be made."""

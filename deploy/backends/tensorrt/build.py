@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from calib.errors import UserError
 from deploy.backends.base import BuildFailed
@@ -20,8 +19,6 @@ from deploy.runner.plan_cache import BuiltPlan, write_bytes
 from deploy.runner.trt import layers_of_plan
 from deploy.runner.trt_build import TrtSettings, build
 from deploy.runner.trt_log import Message
-
-SCHEMA_VERSION = 2
 
 _WEIGHTS_MEMORY = re.compile(r"Total Weights Memory: (\d+) bytes")
 
@@ -57,32 +54,6 @@ class BuildRecord:
     from_cache: bool
     warnings: tuple[str, ...]
     kernels: tuple[PlanKernel, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain mapping with a schema version."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        lists = {
-            "flags": list(self.flags),
-            "warnings": list(self.warnings),
-            "kernels": [kernel.to_json() for kernel in self.kernels],
-        }
-        return {"schema_version": SCHEMA_VERSION, **plain, **lists}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BuildRecord:
-        """Read back `to_json`; raises UserError when a field is missing or the schema version is another."""
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"build record of schema version {data.get('schema_version')!r}, not {SCHEMA_VERSION}: build again"
-            )
-        try:
-            fields = {name: data[name] for name in cls.__dataclass_fields__}
-            kernels = tuple(PlanKernel.from_json(kernel) for kernel in fields["kernels"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"damaged build record ({error!r}): build again") from error
-        return cls(
-            **{**fields, "flags": tuple(fields["flags"]), "warnings": tuple(fields["warnings"]), "kernels": kernels}
-        )
 
 
 def build_plan(

@@ -9,8 +9,6 @@ from typing import Any
 from calib.formats.format import FP16, FP32, Format
 from deploy.backends.tensorrt.kernels import PlanKernel
 
-SCHEMA_VERSION = 1
-
 _PRODUCTS = ("correlation", "gemm", "runtime_fusion")
 # TensorRT 10's inspector: CaskConvolution, CaskGemmConvolution, CaskGemmMatrixMultiply, ...; as published by its users,
 # not seen here.
@@ -43,20 +41,14 @@ class UnitCheck:
     kernel: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return a plain mapping with a schema version."""
+        """Return a plain mapping."""
         return {
-            "schema_version": SCHEMA_VERSION,
             "path": self.path,
             "planned": str(self.planned),
             "found": self.found,
             "agrees": self.agrees,
             "kernel": self.kernel,
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> UnitCheck:
-        """Read back `to_json`."""
-        return cls(data["path"], Format.from_text(data["planned"]), data["found"], data["agrees"], data["kernel"])
 
 
 def check_units(kernels: Sequence[PlanKernel], planned: Mapping[str, Format]) -> list[UnitCheck]:

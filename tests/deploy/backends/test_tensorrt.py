@@ -154,7 +154,7 @@ def test_a_free_batch_needs_its_sizes(tmp_path):
 
 
 @needs_rtx
-def test_the_record_tells_what_was_built_and_round_trips(tmp_path):
+def test_the_record_tells_what_was_built(tmp_path):
     record = build_layer(Layer("conv2d", W8A8), tmp_path, "SM89")
     plan = tmp_path / "model.plan"
     assert plan.stat().st_size == record.plan_bytes
@@ -162,24 +162,14 @@ def test_the_record_tells_what_was_built_and_round_trips(tmp_path):
     assert (record.runtime, record.compute_capability) == ("tensorrt-rtx", "sm89")
     assert record.runtime_version == load("tensorrt-rtx").__version__
     assert {"STRONGLY_TYPED", "REQUIRE_USER_ALLOCATION"} <= set(record.flags)
-    assert BuildRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
-    with pytest.raises(UserError, match="build again"):
-        BuildRecord.from_json({**record.to_json(), "schema_version": 1})
-    damaged = record.to_json()
-    del damaged["kernels"]
-    with pytest.raises(UserError, match="damaged"):
-        BuildRecord.from_json(damaged)
 
 
 @needs_rtx
-def test_a_failed_build_leaves_the_plan_as_it_was_and_round_trips(tmp_path):
+def test_a_failed_build_leaves_the_plan_as_it_was(tmp_path):
     plan = tmp_path / "model.plan"
     plan.write_bytes(b"as it was")
-    failed = build_layer(Layer("conv2d", W4B32), tmp_path)
+    assert isinstance(build_layer(Layer("conv2d", W4B32), tmp_path), BuildFailed)
     assert plan.read_bytes() == b"as it was"
-    assert BuildFailed.from_json(failed.to_json()) == failed
-    with pytest.raises(UserError, match="not a failed build"):
-        BuildFailed.from_json({"schema_version": 2, "reason": "", "log": ""})
 
 
 @needs_rtx
