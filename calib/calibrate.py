@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calib.choices import ObserverName, RoundingName
+from calib.declared import check_declared
 from calib.errors import UserError
 from calib.formats.format import Format
 from calib.formats.integers import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
@@ -30,9 +32,12 @@ _BIAS_LIMIT = 2**30
 class CalibrationSettings:
     """Names of the observer and the rounding method, and the activation scheme of the target."""
 
-    observer: str = "mse"
-    rounding: str = "gptq"
+    observer: ObserverName = "mse"
+    rounding: RoundingName = "gptq"
     scheme: Scheme = "affine"
+
+    def __post_init__(self) -> None:
+        check_declared(self)
 
 
 class Calibration:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calib.choices import OBSERVERS
 from calib.errors import UserError
 from calib.formats.integers import Scheme, quantizer_from_range
 
@@ -47,12 +48,10 @@ class Observed:
 Observer: TypeAlias = Callable[[Observed, int, Scheme], tuple[float, float]]
 """Takes what was seen, the bits and the scheme, and returns the real range `(low, high)`."""
 
-OBSERVERS: dict[str, Observer] = {}
-
 
 def observer(name: str) -> Callable[[Observer], Observer]:
     """Register a range rule under the name that `--observer` takes: a function of (Observed, bits, scheme) -> (low,
-    high).
+    high). A built-in one has a row in `calib.choices` too.
     """
 
     def register(function: Observer) -> Observer:

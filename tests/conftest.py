@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 from deploy.latency import bench
-from deploy.latency.measure import Protocol
+from deploy.runner.protocol import Protocol
 from deploy.stages import making
 from tests.torch_kept import torch_kept
 from tests.traced_once import traced_once
@@ -21,19 +21,19 @@ from tests.traced_once import traced_once
 ROOT = Path(__file__).resolve().parent.parent
 SLOW = (
     "calib/tasks/test_cifar10_files.py", "deploy/backends/test_onnxruntime.py", "deploy/backends/test_tensorrt.py",
-    "deploy/backends/test_tensorrt_kernels.py", "deploy/devices/test_bundle.py", "deploy/devices/test_mutations.py",
-    "deploy/devices/test_odd_devices.py", "deploy/devices/test_runner_file.py", "deploy/devices/test_ssh.py",
-    "deploy/devices/test_ssh_loop.py", "deploy/doctor/test_command.py", "deploy/latency/test_loop.py",
-    "deploy/run/test_loop_history.py", "deploy/run/test_trust.py", "deploy/runner/test_causes.py",
-    "deploy/runner/test_main.py", "deploy/stages/test_finetuning.py", "deploy/stages/test_looping.py",
+    "deploy/backends/test_tensorrt_kernels.py", "deploy/backends/test_tensorrt_module.py", "deploy/devices/test_bundle.py", "deploy/devices/test_mutations.py",
+    "deploy/devices/test_odd_devices.py", "deploy/devices/test_runner_zip.py", "deploy/devices/test_ssh.py",
+    "deploy/devices/test_ssh_loop.py", "deploy/doctor/test_command.py", "deploy/latency/test_loop.py", "deploy/latency/test_loop_refusals.py",
+    "deploy/run/test_lock.py", "deploy/run/test_loop_history.py", "deploy/run/test_trust.py", "deploy/runner/test_causes.py",
+    "deploy/runner/test_failing_engines.py", "deploy/runner/test_main.py", "deploy/stages/test_bundles.py", "deploy/stages/test_computed_once.py", "deploy/stages/test_finetuning.py", "deploy/stages/test_looping.py",
     "deploy/stages/test_supernet.py", "deploy/stages/test_verifying.py", "deploy/test_broken_graphs.py",
     "deploy/test_capabilities_hold.py", "deploy/test_forged_weights.py", "deploy/test_networks.py",
-    "deploy/test_residual_adds.py", "deploy/test_run.py", "deploy/test_training_device.py",
+    "deploy/test_residual_adds.py", "deploy/test_training_device.py",
     "examples/test_cifar10_mlp.py", "examples/test_custom_task.py", "promise/test_promise.py",
     "run_files/test_mutations.py", "smpq/training/test_devices.py", "smpq/training/test_finetune.py",
     "smpq/training/test_finetuned.py", "smpq/value/workers/test_local.py", "smpq/value/workers/test_ray.py",
     "test_cli.py", "test_killed_runs.py", "test_odd_networks.py",
-    "test_same_files.py", "test_whole_job.py", "test_wrong_inputs.py",
+    "test_same_files.py", "test_whole_job.py", "test_wrong_data.py", "test_wrong_inputs.py",
     "test_wrong_run_files.py",
 )  # fmt: skip
 """Files of whole runs, of processes and of hundreds of networks: all their tests are marked `slow`, and `make

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from calib.choices import ROUNDINGS
 from calib.formats.integers import QuantizedWeight, weight_limits
 
 _CLIP_STEPS = 36
@@ -104,14 +105,11 @@ class RoundWeight(Protocol):
         ...
 
 
-ROUNDINGS: dict[str, RoundWeight] = {}
-
-
 def rounding(name: str) -> Callable[[RoundWeight], RoundWeight]:
     """Register a method under the name that `--rounding` takes.
 
-    Write a function with the signature of RoundWeight in a file of its own, decorate it, and import it in
-    `calib.rounding`.
+    Write a function with the signature of RoundWeight in a file of its own and decorate it. A built-in one has a row in
+    `calib.choices`.
     """
 
     def register(function: RoundWeight) -> RoundWeight:

@@ -50,10 +50,8 @@ def on_orin(report: ReportFile) -> Answer:
             f"Verified is {_verified(report)}. Not verified are kernels, latency and accuracy on Orin itself.",
             timed_on(report),
         ]
-    if where.not_on_orin:
-        more.append(
-            f"Orin's GPU has no kernels for {some(where.not_on_orin)} here: use w8a8, w4a16 with blocks, or fp16."
-        )
+    if report.not_on_orin:
+        more.append(f"Orin's GPU has no kernels for {some(report.not_on_orin)}: use w8a8, w4a16 with blocks, or fp16.")
     return Answer("Will it run on my Orin?", "note", (first, *more))
 
 

@@ -9,10 +9,10 @@ from torch.utils import _pytree as pytree
 
 from calib.data import check_finite, per_sample
 from calib.errors import UserError
+from calib.network.batch_range import largest_batch
 from calib.network.faithful import UnfaithfulError, check_faithful, run_eager
 from calib.network.fold import Folded, copy_model, trace_folded
 from calib.network.graph import TracedModel
-from calib.network.tracing import largest_batch
 from calib.task import Batch, Task
 from deploy.run.settings import Settings
 from deploy.targets.target import Target

@@ -18,11 +18,11 @@ from deploy.runner.bench import OPENERS, open_bench
 from deploy.runner.causes import REFUSED
 from deploy.runner.errors import DeviceError, MissingModule
 from deploy.runner.experiment import (
-    MEASUREMENTS_FILE,
+    RESULTS_FILE,
     SCHEMA,
     locked,
     read_experiment,
-    read_measurements_file,
+    read_results_file,
     result_key,
     write_json,
 )
@@ -71,7 +71,7 @@ def run_experiment(
 def list_candidates(directory: Path) -> list[str]:
     """Return a line for each candidate: its name, and what is known of it."""
     experiment = read_experiment(directory)
-    record = read_measurements_file(directory / MEASUREMENTS_FILE)
+    record = read_results_file(directory / RESULTS_FILE)
     known = {entry["key"]: entry for entry in record["results"]} if record else {}
     lines = []
     for candidate in experiment["candidates"]:
@@ -167,7 +167,7 @@ def _record(
         "hardware": {"gpu": None, "jetson_release": jetson_release(), "power_mode": power_mode()},
         "results": [],
     }
-    earlier = read_measurements_file(directory / MEASUREMENTS_FILE)
+    earlier = read_results_file(directory / RESULTS_FILE)
     if earlier is None:
         return record
     for what, now, then in (
@@ -176,7 +176,7 @@ def _record(
         (f"version of {runtime}", version, earlier["versions"].get(runtime)),
     ):
         if now != then:
-            announce(f"{MEASUREMENTS_FILE} was made with another {what} ({then}, now {now}): measuring again")
+            announce(f"{RESULTS_FILE} was made with another {what} ({then}, now {now}): measuring again")
             return record
     return {**earlier, "results": [entry for entry in earlier["results"] if entry.get("cause") in (None, REFUSED)]}
 
@@ -196,7 +196,7 @@ def _measure_all(
         for candidate in waiting:
             result = bench.measure(candidate)
             record["results"].append(result)
-            write_json(directory / MEASUREMENTS_FILE, record)
+            write_json(directory / RESULTS_FILE, record)
             announce(_line(result))
             _keep_product(directory, result, record["machine"], announce)
             if result["failed"] is not None or result["notes"]:

@@ -8,7 +8,6 @@ from deploy.runner.trt_log import TRT_RUNTIMES
 
 EXAMPLE_PROGRAMS = ("run_engine.py", "run_engine.cpp")
 
-# Indented, since the runner is one file whose own imports begin its lines.
 _PYTHON = dedent("""\
     # Run engine.plan once on zeros and print its outputs: python3 run_engine.py
     # Needs numpy and the Python module of the runtime, on the GPU that engine.json names. Put your own data in place of the zeros.

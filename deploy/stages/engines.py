@@ -50,8 +50,7 @@ def _reference_model(workspace: Workspace) -> Path:
     if workspace.backend.lowering.keeps_float:
         return source
     model = workspace.run.file(f"model.float.{workspace.target.name}.onnx")
-    plan = workspace.plan(workspace.space.uniform(workspace.space.reference))
-    workspace.backend.lower(source, plan, workspace.space.units, model, workspace.settings.batch)
+    workspace.candidates.lower_into(workspace.space.uniform(workspace.space.reference), model)
     return model
 
 

@@ -22,9 +22,10 @@ from deploy.run.workspace import Workspace
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.training.finetune import FineTuneSettings, Subject, TrainingProgress
+from smpq.training.finetune import Subject, TrainingProgress
 from smpq.training.finetune import finetune as train
 from smpq.training.finetuned import FineTunedFile, FineTunedWeights, policy_of_file, record_of_file
+from smpq.training.settings import FineTuneSettings
 
 FINE_TUNED = FineTunedFile.NAME
 MODEL = "model.finetuned.onnx"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from calib.errors import UserError
 from deploy.backends.base import UnitKernel
 from deploy.devices.base import Candidate, Result
-from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, VerifyFile
+from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, TimingRow, VerifyFile
 from deploy.latency.bench import FINAL, Bench
-from deploy.latency.observations import Measured, keep_measured, timed_row
 from deploy.latency.prediction import prediction
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
@@ -29,10 +30,13 @@ def export(workspace: Workspace, policy: Policy) -> Path:
     """Write `model.<target>.onnx`, the plan of the policy in the form the target wants, with the fine-tuned weights if
     the run has any.
     """
-    source, plan = _source(workspace, policy)
     path = workspace.run.file(workspace.backend.names.model)
+    source, plan = _source(workspace, policy)
     with workspace.progress.step("insert quantisers"):
-        report = workspace.backend.lower(source, plan, workspace.space.units, path, workspace.settings.batch)
+        if source == export_float_model(workspace):
+            report = workspace.candidates.lower_into(policy, path)
+        else:
+            report = workspace.backend.lower(source, plan, workspace.space.units, path, workspace.settings.batch)
     workspace.run.write(report.to_file(version_key(workspace, policy), workspace.target.name))
     return path
 
@@ -96,7 +100,7 @@ def _rows(kernels: Sequence[UnitKernel]) -> dict[str, KernelRow]:
 
 
 def measure(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -> LatencyFile:
-    """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`.
+    """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `observations.json`.
 
     The plan that was measured, where the runtime has plans, becomes the run's: `engine.<target>/` and the engine beside
     it.
@@ -108,13 +112,11 @@ def measure(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -
         raise UserError(workspace.not_measurable)
     _needs_build(workspace, policy)
     _needs_export(workspace, policy)
-    bench = Bench(workspace)
-    predicted = prediction(workspace, policy, bench.machine)
+    bench, candidates = workspace.bench, workspace.candidates
+    predicted = prediction(workspace.run, workspace.observations, workspace.edges, policy, bench.machine)
     with workspace.progress.step("measure the engine"):
-        candidate = bench.kept(workspace.run.file(workspace.backend.names.model))
-        measured = _timed(bench, policy, candidate, None)
-        others = [_timed(bench, policy, bench.candidate(policy, batch), batch) for batch in batches]
-    result = measured.result
+        result = _timed(bench, candidates.kept(workspace.run.file(workspace.backend.names.model)), None)
+        others = [_timed(bench, candidates.candidate(policy, batch), batch) for batch in batches]
     record = LatencyFile(
         policy=version_key(workspace, policy),
         machine=bench.machine,
@@ -123,11 +125,11 @@ def measure(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -
         predicted_interval=Interval(*predicted.interval) if predicted is not None else None,
         predicted_from=predicted.engines if predicted is not None else 0,
         measurement=timed_row(result),
-        batches=tuple(timed_row(each.result) for each in others),
+        batches=tuple(map(timed_row, others)),
     )
     workspace.run.write(record)
     _keep_shipped(workspace, policy, result)
-    keep_measured(workspace, [measured], bench.machine)
+    workspace.observations.keep([(policy, result)], bench.machine)
     return record
 
 
@@ -146,11 +148,25 @@ def _keep_shipped(workspace: Workspace, policy: Policy, result: Result) -> None:
         _keep_build(workspace, policy, {**engines, **shipped}, kernels)
 
 
-def _timed(bench: Bench, policy: Policy, candidate: Candidate, batch: int | None) -> Measured:
-    (measured,) = bench.measure([(policy, candidate)], FINAL, batch)
-    if measured.result.failed is not None:
-        raise UserError(f"the engine cannot be timed: {measured.result.failed}")
-    return measured
+def _timed(bench: Bench, candidate: Candidate, batch: int | None) -> Result:
+    (result,) = bench.time([candidate], FINAL, batch)
+    if result.failed is not None:
+        raise UserError(f"the engine cannot be timed: {result.failed}")
+    return result
+
+
+def timed_row(result: Result) -> TimingRow:
+    """Return the file form of a result; only of an engine that was built. UserError when its figures contradict each
+    other.
+    """
+    assert result.state is not None
+    figures = ("batch", "ratio", "engine_ms", "float_ms", "p99_ms", "p99_calls", "p99_note", "throughput", "clock")
+    on_gpu = ("enqueue_ms", "hot_ms", "cold_ms")
+    values = {name: getattr(result, name) for name in (*figures, *on_gpu)} | {"throttled": result.state.throttled}
+    try:
+        return msgspec.convert({**values, "ratio_interval": list(result.ratio_interval or ())}, TimingRow)
+    except msgspec.ValidationError as error:
+        raise UserError(f"the device's figures contradict each other ({error}): measure again") from error
 
 
 def verify(workspace: Workspace, policy: Policy) -> VerifyFile:

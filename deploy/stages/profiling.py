@@ -14,8 +14,8 @@ from deploy.devices.messages import Result
 from deploy.devices.places import machine_directory
 from deploy.files.engine import ExportFile, LatencyFile
 from deploy.files.profile import ProfileFile
-from deploy.latency.bench import FINAL, Bench
-from deploy.lowering.export import call_name
+from deploy.latency.bench import FINAL
+from deploy.lowering.naming import call_name
 from deploy.lowering.onnx_files import sha256
 from deploy.report.profile_plot import profile_svg
 from deploy.run.workspace import DEVICE, Workspace
@@ -88,8 +88,8 @@ def profile_of(target: Target, result: Result, planned: Mapping[str, Format], ma
 
 def _measured(workspace: Workspace, policy: Policy) -> tuple[Result, str]:
     """Return the result of the engine, and the machine; of an earlier measurement where the run has one with layers."""
-    bench = Bench(workspace)
-    candidate = bench.kept(workspace.run.file(workspace.backend.names.model))
+    bench = workspace.bench
+    candidate = workspace.candidates.kept(workspace.run.file(workspace.backend.names.model))
     latency = workspace.run.find_for(LatencyFile, version_key(workspace, policy))
     if latency is not None and workspace.times_here:
         place = machine_directory(workspace.run.file(DEVICE), latency.machine)
@@ -100,5 +100,5 @@ def _measured(workspace: Workspace, policy: Policy) -> tuple[Result, str]:
     if workspace.not_measurable is not None:
         raise UserError(workspace.not_measurable)
     with workspace.progress.step("measure the engine"):
-        (measured,) = bench.measure([(policy, candidate)], FINAL)
-    return measured.result, bench.machine
+        (result,) = bench.time([candidate], FINAL)
+    return result, bench.machine

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from calib.errors import UserError
 from calib.formats.format import Format
 
 Status = Literal["native", "dequantized", "unknown", "refused"]
@@ -42,24 +41,6 @@ class Capability:
     note: str
     stored_as: Format | None = None
     may_fail: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a mapping of strings."""
-        stored_as = str(self.stored_as) if self.stored_as is not None else None
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "status": self.status,
-            "note": self.note,
-            "stored_as": stored_as,
-            "may_fail": self.may_fail,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Capability:
-        """Read back `to_json`; raises UserError for another schema version."""
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"not a capability of schema version {SCHEMA_VERSION}: {dict(data)!r}")
-        return cls(data["status"], data["note"], _format_or_none(data["stored_as"]), data["may_fail"])
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from smpq.methods.problem import Objective, SearchProblem
 if TYPE_CHECKING:
     from smpq.supernet.files import SupernetFile
     from smpq.supernet.network import Supernet, SupernetSubject
+    from smpq.supernet.settings import SupernetSettings
     from smpq.supernet.state import SupernetState
-    from smpq.supernet.training import EpochReport, SupernetSettings
+    from smpq.supernet.training import EpochReport
 
 
 @method(
@@ -60,8 +61,9 @@ def train_supernet(problem: SearchProblem, settings: SupernetSettings | None = N
     """
     from calib.data import training_batches
     from smpq.supernet.network import Supernet
+    from smpq.supernet.settings import SupernetSettings
     from smpq.supernet.state import SupernetState, SupernetStateFile
-    from smpq.supernet.training import SupernetSettings, train
+    from smpq.supernet.training import train
 
     files, progress, name = problem.files, problem.progress, SupernetStateFile.NAME
     next(training_batches(problem.task, 0))  # before minutes of calibration, not after

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from calib.formats.integers import ActivationQuantizer, QuantizedWeight, weight_limits
 
 _SMALLEST_SHARE = 1e-3
-"""A step never gets smaller than this share of where it started: it must stay positive."""
+"""Lower limit of a step size, as a share of its start: step sizes must stay positive."""
 
 
 class TrainedQuantizer(nn.Module):

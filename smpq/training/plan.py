@@ -11,7 +11,6 @@ from smpq.quantized.plan import QuantPlan
 from smpq.training.lsq import FixedActivation, HalfWeight, LearnedActivation, LearnedWeight, TrainedQuantizer
 from smpq.training.trainable import TrainableGraph
 
-STARTS = ("nearby", "rounded", "float")
 _MARGIN = 0.45
 """How far from its integer, in steps, a weight may start: 0.5 would let the first gradient turn it over."""
 

@@ -134,7 +134,7 @@ class TrainableGraph(nn.Module):
         )
 
     def project(self) -> None:
-        """Keep what must stay positive positive; call it after every step of the optimiser."""
+        """Clamp step sizes and BatchNorm scales to small positive values. Call it after every step of the optimiser."""
         for norm in self._norms.values():
             assert isinstance(norm, _Norm)
             norm.project()

@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.errors import UserError
 from calib.formats.format import Format
 from calib.formats.integers import weight_limits
 from calib.network.graph import TracedModel
@@ -188,9 +187,3 @@ def test_the_digest_tells_other_weights_and_other_data_and_nothing_else():
     other = nn.Sequential(nn.Linear(4, 4))
     assert digest(x) == digest(x.clone())
     assert len({digest(x), digest(x, other), digest(x * 1.01), digest(x, bits=(8, 4))}) == 4
-
-
-def test_unknown_names_are_user_errors():
-    for settings in (CalibrationSettings(observer="no"), CalibrationSettings(rounding="no")):
-        with pytest.raises(UserError, match="unknown"):
-            calibrated(nn.Sequential(nn.Linear(2, 2)), torch.randn(4, 2), settings=settings)

@@ -97,7 +97,7 @@ def test_entropy_keeps_the_sign_of_the_range():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match="minmax, percentile, mse, entropy"):
+    with pytest.raises(UserError, match="mse, minmax, percentile, entropy"):
         observer_from_name("average")
 
 

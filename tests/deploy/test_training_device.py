@@ -13,9 +13,9 @@ from deploy.stages.finetuning import FINE_TUNED, finetune
 from deploy.stages.run_all import open_run
 from deploy.stages.supernet import train_supernet
 from deploy.terminal.progress import Progress
-from smpq.supernet.training import SupernetSettings
-from smpq.training.finetune import FineTuneSettings
+from smpq.supernet.settings import SupernetSettings
 from smpq.training.finetuned import FineTunedWeights
+from smpq.training.settings import FineTuneSettings
 from smpq.value.workers.resources import Resources
 from tests.commands import done, refused
 from tests.smpq.training.elsewhere import NAME, Device

@@ -11,11 +11,10 @@ import numpy as np
 
 from calib.files.storage import plain
 from deploy.backends.onnxruntime import load_engine
+from deploy.files.loop import BundleFile, LoopFile
 from deploy.files.profile import ProfileFile
 from deploy.files.report import ReportFile
-from deploy.files.search import BundleFile, LoopFile
 from deploy.latency.history import Search
-from deploy.latency.observations import known_float_ms, known_machines, read_observations, read_refusals
 from deploy.latency.prediction import prediction
 from deploy.report.page import render_html, summary_lines, write_html
 from deploy.report.profile_lines import profile_lines
@@ -93,11 +92,11 @@ def _policy(workspace: Workspace) -> Any:
     return policy.key()
 
 
-def _measurements(workspace: Workspace) -> Any:
-    machines = known_machines(workspace)
+def _observations(workspace: Workspace) -> Any:
+    known = workspace.observations
+    machines = known.machines
     return machines, [
-        _plain([known_float_ms(workspace, name), read_observations(workspace, name), read_refusals(workspace, name)])
-        for name in (None, *machines)
+        _plain([known.float_ms(name), known.engines(name), known.refusals(name)]) for name in (None, *machines)
     ]
 
 
@@ -117,7 +116,8 @@ def _loop(workspace: Workspace) -> Any:
             answers = [recorded(Policy.from_file(step.policy, workspace.space)) for step in row.steps]
         found.append(_plain([search.limit, search.observations, search.refusals, answers]))
         for machine in dict.fromkeys((BOARD, row.machine)):
-            found.append(_plain(prediction(workspace, read_policy(workspace), machine)))
+            known = workspace.observations
+            found.append(_plain(prediction(workspace.run, known, workspace.edges, read_policy(workspace), machine)))
     return found
 
 
@@ -172,7 +172,7 @@ USES: Mapping[str, tuple[Effect, ...]] = {
     "budget.json": (_report,),
     "stability.json": (_report,),
     "contributions.json": (_report,),
-    "measurements.json": (_measurements,),
+    "observations.json": (_observations,),
     "loop.json": (_loop, _report),
     "bundle.json": (_bundle,),
     "model.float.json": (_float_model,),

@@ -14,7 +14,7 @@ from calib.network.units import Unit
 from deploy.backends.base import UnitKernel
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import find_record
-from deploy.lowering.export import call_name
+from deploy.lowering.naming import call_name
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 _INTEGER = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,8 +24,8 @@ from deploy.backends.tensorrt.tools import RtxTool, Trtexec
 from deploy.devices.messages import Layer
 from deploy.files.engine import BuiltRow
 from deploy.files.profile import ProfiledKernel, ProfiledUnit
-from deploy.lowering.export import call_name
 from deploy.lowering.lower import Lowering
+from deploy.lowering.naming import call_name
 from deploy.runner.cuda import open_cuda
 from deploy.runner.errors import DeviceError
 from deploy.targets.families import FAMILIES
@@ -60,7 +61,7 @@ class TensorRt(Backend):
             from_cache=record.from_cache,
             warnings=record.warnings,
         )
-        return Built(row, tuple(msgspec.convert(kernel.to_json(), Layer) for kernel in record.kernels))
+        return Built(row, tuple(msgspec.convert(asdict(kernel), Layer) for kernel in record.kernels))
 
     def open(self, engines: Mapping[str, Path], inputs: Sequence[str], batch: int, threads: int) -> OpenEngine | str:
         """Open the plan for the GPU of this machine."""

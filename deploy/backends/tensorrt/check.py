@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from calib.formats.format import FP16, FP32, Format
 from deploy.backends.tensorrt.kernels import PlanKernel
@@ -39,16 +38,6 @@ class UnitCheck:
     found: str
     agrees: bool
     kernel: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain mapping."""
-        return {
-            "path": self.path,
-            "planned": str(self.planned),
-            "found": self.found,
-            "agrees": self.agrees,
-            "kernel": self.kernel,
-        }
 
 
 def check_units(kernels: Sequence[PlanKernel], planned: Mapping[str, Format]) -> list[UnitCheck]:

@@ -8,8 +8,8 @@ import pytest
 
 from calib.errors import UserError
 from deploy.devices.local import LocalDevice
-from deploy.latency.measure import machine
 from deploy.runner import bench
+from deploy.runner.state import machine
 from tests.deploy.experiments import broken_candidate, experiment
 
 

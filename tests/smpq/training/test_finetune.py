@@ -15,7 +15,8 @@ from calib.network.units import find_units
 from calib.task import Batch
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.training.finetune import FineTuneSettings, Subject, TrainingProgress, finetune, one_cycle
+from smpq.training.finetune import Subject, TrainingProgress, finetune, one_cycle
+from smpq.training.settings import FineTuneSettings
 from tests.smpq.tunable import Task, batch_of, tunable
 
 QUICK = FineTuneSettings(steps=24, learning_rate=0.01, step_learning_rate=0.001)
@@ -125,8 +126,8 @@ def test_other_values_judge_as_well(given, subject, value):
 
 
 def test_a_loss_that_is_not_a_number_is_an_error(given, subject):
-    with pytest.raises(UserError, match=r"diverged.* after \d+ steps.* smaller learning rate \(now 1e\+30\)"):
-        finetune(subject, given.batches, FineTuneSettings(steps=20, learning_rate=1e30))
+    with pytest.raises(UserError, match=r"diverged.* after \d+ steps.* smaller learning rate \(now 1000000000.0\)"):
+        finetune(subject, given.batches, FineTuneSettings(steps=20, learning_rate=1e9))
 
 
 class Single(Task):
@@ -184,24 +185,6 @@ class Failing(Task):
 def test_wrong_losses(given, task, message):
     with pytest.raises(UserError, match=message):
         finetune(given.subject("w2a8", task), given.batches, FineTuneSettings(steps=3))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"epochs": 0.0}, "epochs.*above 0"),
-        ({"epochs": math.nan}, "epochs"),
-        ({"learning_rate": -1.0}, "learning_rate"),
-        ({"steps": 0}, "steps.*at least 1"),
-        ({"weight_decay": -1e-4}, "weight_decay.*0 or more"),
-        ({"labels": 0.0, "distillation": 0.0}, "needs labels or distillation"),
-        ({"start": "zero"}, "nearby, rounded, float"),
-        ({"seed": -1}, "seed"),
-    ],
-)
-def test_wrong_settings(wrong, message):
-    with pytest.raises(UserError, match=message):
-        FineTuneSettings(**wrong)
 
 
 def test_one_cycle_rises_and_falls():

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from calib.errors import UserError
 from calib.formats.format import Format
-from smpq.training.finetune import FineTuneSettings, finetune
+from smpq.training.finetune import finetune
 from smpq.training.finetuned import FineTunedWeights, policy_of_file
+from smpq.training.settings import FineTuneSettings
 from tests.limited import mutated, read_within_limits
 from tests.smpq.tunable import tunable
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from smpq.quantized.plan import QdqRules
-from smpq.training.plan import STARTS, attach_plan
+from smpq.training.plan import attach_plan
+from smpq.training.settings import STARTS
 from tests.smpq.tunable import batch_of, tunable
 
 RULES = [

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deploy.devices import runner_file
-from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
-from deploy.devices.runner_file import runner_text
+import deploy.runner
+from deploy.devices.bundle import keep_asked, read_results, write_bundle
+from deploy.devices.runner_zip import program_text, runner_zip
+from deploy.runner.main import run_experiment
+from deploy.runner.state import machine
 from tests.deploy.experiments import broken_candidate, experiment
 
+ROOT = Path(__file__).parents[3]
 ONLY = ("numpy", "onnxruntime")
 
 
@@ -57,7 +61,7 @@ def link_packages(environment: Path) -> None:
 
 def run(python: Path, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [python, "runner.py", *arguments]
+    command = [python, "runner.pyz", *arguments]
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -71,7 +75,7 @@ def test_it_runs_with_numpy_and_onnxruntime_alone(bare_python, tmp_path):
     keep_asked(wanted, tmp_path)
     done = run(bare_python, tmp_path / "bundle")
     assert (done.returncode, done.stderr) == (0, "")
-    fast, slow, broken = read_measurements(tmp_path / "bundle" / "measurements.json", tmp_path).results
+    fast, slow, broken = read_results(tmp_path / "bundle" / "measurements.json", tmp_path).results
     assert fast.ratio < 1.0 < slow.ratio
     assert "Protobuf parsing failed" in broken.failed
     assert run(bare_python, tmp_path / "bundle").stdout == "3 of 3 candidates are measured already\n"
@@ -90,60 +94,70 @@ def test_a_missing_runtime_is_one_line(bare_python, tmp_path, runtime):
 
 def test_a_missing_numpy_is_one_line(tmp_path):
     venv.create(tmp_path / "empty", with_pip=False, symlinks=True)
-    (tmp_path / "runner.py").write_text(runner_text())
+    (tmp_path / "runner.pyz").write_bytes(runner_zip())
     done = run(tmp_path / "empty" / "bin" / "python", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: Python has no module numpy here: install it, as with pip install numpy\n"
 
 
-def test_its_text_is_readable():
-    text = runner_text()
-    tree = ast.parse(text, feature_version=(3, 10))
-    lines = text.splitlines()
-    assert "deploy.runner" in (ast.get_docstring(tree) or "")
-    assert [line for line in lines if line.startswith("from __future__")] == ["from __future__ import annotations"]
-    imports = [line for line in lines if line.startswith(("import ", "from "))]
-    assert len(set(imports)) == len(imports)
-    assert not [line for line in imports if "deploy" in line]
-    sections = [line.split()[2] for line in lines if line.startswith("# ---- ")]
-    assert sections == list(runner_file._MODULES)
-    here = {file.stem for file in (Path(runner_file.__file__).parent.parent / "runner").glob("*.py")} - {"__init__"}
-    assert {*sections, *runner_file._DOCTOR_MODULES} == here, (
-        "every module is joined, to the runner or to what looks at a machine"
-    )
-    assert text.endswith("sys.exit(main())\n")
-    assert max(len(line) for line in lines) <= 140
+def test_it_holds_the_package_as_it_is(tmp_path):
+    (tmp_path / "runner.pyz").write_bytes(runner_zip())
+    with zipfile.ZipFile(tmp_path / "runner.pyz") as archive:
+        archive.extractall(tmp_path)
+    package = Path(deploy.runner.__file__).parent
+    here = {file.name: file.read_text() for file in package.glob("*.py") if file.name != "__main__.py"}
+    assert {file.name: file.read_text() for file in (tmp_path / "deploy/runner").iterdir()} == here
+    assert (tmp_path / "__main__.py").read_text() == (package / "__main__.py").read_text()
+    assert (tmp_path / "deploy/__init__.py").is_file()
 
 
-def test_the_text_is_the_same_program(tmp_path):
-    """Joined, it measures the same experiment to the same keys as the modules do."""
+def test_two_processes_write_the_same_bytes(tmp_path):
+    """Those that ssh finds on the device are not copied again, wherever smpq is installed here."""
+    shutil.copytree(ROOT / "deploy/runner", tmp_path / "deploy/runner", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("deploy/__init__.py", "deploy/devices/__init__.py", "deploy/devices/runner_zip.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    code = "import sys; from deploy.devices.runner_zip import runner_zip; sys.stdout.buffer.write(runner_zip())"
+    variables = {"PYTHONPATH": str(tmp_path), "TZ": "Asia/Tokyo"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=variables, capture_output=True, check=True)
+    assert done.stdout == runner_zip()
+
+
+def test_it_measures_what_the_package_measures(tmp_path):
+    """To the same keys: nothing is left to measure."""
     wanted = experiment(tmp_path / "models", (4,))
     write_bundle(wanted, tmp_path / "bundle")
     assert run(Path(sys.executable), tmp_path / "bundle").returncode == 0
-    from deploy.runner.main import run_experiment
-
     lines: list[str] = []
     run_experiment(tmp_path / "bundle", lines.append)
     assert lines == ["1 of 1 candidates are measured already"]
     assert len(json.loads((tmp_path / "bundle" / "measurements.json").read_text())["results"]) == 1
 
 
-def test_a_name_with_two_meanings_is_a_bug():
-    trees = {
-        "one": ast.parse("def open_engine(): ..."),
-        "two": ast.parse("from typing import Any\nopen_engine: Any = 1"),
-    }
-    with pytest.raises(ValueError, match=r"open_engine is one\.open_engine and two\.open_engine"):
-        runner_file._check_names(trees)
-    runner_file._check_names({"one": trees["one"], "user": ast.parse("from deploy.runner.one import open_engine")})
-
-
-def test_one_module_with_those_that_it_imports_runs_alone(tmp_path):
-    """It names a machine before anything is copied there."""
-    text = runner_file.source_of("state") + "\nprint(machine())\n"
-    sections = [line.split()[2] for line in text.splitlines() if line.startswith("# ---- ")]
-    assert sections == ["errors", "cuda_driver", "nvml", "state"]
+def program(code: str, oldest: tuple[int, int], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program as on a device whose temporary directory is `directory`/temporary."""
+    (directory / "temporary").mkdir()
+    (directory / "base64.py").write_text("raise ImportError('of the current directory')")
+    text = program_text(code, oldest, "sys.exit('too old: %d' % sys.version_info[0])")
     done = subprocess.run(
-        [sys.executable, "-I", "-"], input=text, cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-", "argument"], input=text, cwd=directory, env={"TMPDIR": str(directory / "temporary")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not list((directory / "temporary").iterdir()), "nothing is left behind"
+    return done
+
+
+@pytest.mark.parametrize(("ending", "code"), [("", 0), ("; sys.exit(3)", 3), ("; 1 / 0", 1)])
+def test_a_program_runs_from_the_archive_and_removes_it(tmp_path, ending, code):
+    done = program(
+        f"import deploy.runner.state as it; print(sys.argv[1], it.__file__, it.machine()){ending}", (3, 0), tmp_path
     )
-    assert done.stdout.strip()
+    argument, file, name = done.stdout.split(maxsplit=2)
+    assert (done.returncode, argument, name) == (code, "argument", f"{machine()}\n")
+    assert file.startswith(str(tmp_path / "temporary"))
+    assert file.endswith("runner.pyz/deploy/runner/state.py")
+
+
+def test_a_python_that_is_too_old_for_a_program_says_so(tmp_path):
+    done = program("1 / 0", (99, 0), tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "too old: 3\n")
