@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.formats.format import FP16, FP32, WEIGHT_BITS, Format
+from calib.formats.format import FP16, FP32, Format
+from calib.formats.integers import integer
+from calib.formats.number_type import NUMBER_TYPES
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch
@@ -33,10 +35,12 @@ _UNIT = "unit"
 _FORMATS = (
     FP32,
     FP16,
+    Format.from_text("fp8"),
+    Format.from_text("wfp8a16"),
     *(
         Format.from_text(f"w{bits}{rest}")
         for rest in ("a4", "a7", "a8", "a16", "a16b2", "a16b8", "a16b16", "a16b32", "a16b64", "a16b128", "a16b256")
-        for bits in range(2, 9)
+        for bits in range(1, 9)
     ),
 )
 """Every form that a rule may name."""
@@ -96,10 +100,10 @@ def disagreement(answer: Capability, format_: Format, found: Finding) -> str:
     1. `native` and `dequantized` have to be found as they are, in the integer types that the table says. 2. `refused`
        is right for
     what does not build, becomes something else, or is held by other types than its name says. 3. `unknown` says
-    nothing.
+    nothing, and what was measured is about times.
     """
     real = found.status if found.stored_as == (answer.stored_as or format_) else "refused"
-    if answer.status in ("unknown", real):
+    if answer.measured or answer.status in ("unknown", real):
         return ""
     stored = f", stored as {found.stored_as}" if found.stored_as not in (None, format_) else ""
     return f"the table says {answer.status}, found {found.status}: {found.what}{stored}"
@@ -130,9 +134,7 @@ def stated(target: Target, operator: str, format_: Format) -> Capability:
 
 
 def _stored_format(model: Path, format_: Format) -> Format:
-    """Return the format that the types of a lowered file can tell: widths of the weight and of the integer
-    activations.
-    """
+    """Return the format that the types of a lowered file can tell."""
     graph = load_model(model).graph
     node = next(node for node in graph if node.name == _UNIT)
     weight = node.inputs[1]
@@ -142,10 +144,12 @@ def _stored_format(model: Path, format_: Format) -> Format:
         maker = weight.producer()
     assert weight is not None
     assert weight.dtype is not None
-    bits = int(weight.dtype.itemsize * 8)
-    if bits > max(WEIGHT_BITS):
-        return Format(bits, bits)
-    return Format(bits, 8 if format_.quantizes_activation else format_.activation_bits, format_.weight_block)
+    held = weight.dtype.name, weight.dtype.bitwidth
+    stored = next(found for found in NUMBER_TYPES.values() if (found.weight_storages[0].onnx_type, found.bits) == held)
+    if not stored.quantized:
+        return Format(stored)
+    reads = format_.activation
+    return Format(stored, integer(8) if reads is not None and reads.is_integer else reads, format_.weight_block)
 
 
 def _quantizer(network: _Network, target: Target) -> FakeQuantizer:

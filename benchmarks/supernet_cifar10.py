@@ -49,7 +49,7 @@ from smpq.training.settings import FineTuneSettings
 
 NAME = "supernet_cifar10"
 FORMATS = "w2a4,w3a4,w4a4,w2a8,w3a8,w4a8"
-UNIFORM = Format(3, 4)
+UNIFORM = Format.from_text("w3a4")
 JUDGED = ("metric", "loss")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from calib.formats.number_type import NUMBER_TYPES
 from calib.observers import OBSERVERS
 from calib.rounding import ROUNDINGS
 from deploy.backends import BACKENDS
@@ -18,7 +19,6 @@ from smpq.methods import METHODS
 from smpq.scoring.estimators import ESTIMATORS
 from tests.conftest import ROOT
 
-NUMBER_TYPES = ("fp32", "fp16", "fp8", "int8", "int4", "int2")  # to be taken from a registry of calib/formats
 KINDS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "methods": (set(METHODS), ("smpq/methods/",)),
     "runtimes": (

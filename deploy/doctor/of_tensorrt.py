@@ -26,7 +26,7 @@ _INT8_COMMANDS = (
     f"tar xzf {_ARCHIVE}.l4t.aarch64-gnu.cuda-12.6.tar.gz",
     f"echo $PWD/{_ARCHIVE}/lib | sudo tee /etc/ld.so.conf.d/tensorrt-10.7.conf && sudo ldconfig",
 )
-_INT8 = Format(8, 8)
+_INT8 = Format.from_text("w8a8")
 
 
 @dataclass(frozen=True)

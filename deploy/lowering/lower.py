@@ -35,7 +35,8 @@ class Lowering:
     4. `copied_from_bits`: weights of that many bits or more are stored for each call, None for once.
     5. `matrix_rows`: layers with blocks of integer weights multiply rows of a matrix.
     6. `integer_biases`: biases of integer convolutions are int32.
-    7. `least_opset`: the file declares the oldest opset that its operators need.
+    7. `least_opset`: the file declares the oldest opset that its operators need. `newest_opset` is the newest one that
+       a weight's type may ask for.
     """
 
     half: bool
@@ -45,6 +46,7 @@ class Lowering:
     matrix_rows: bool = False
     integer_biases: bool = False
     least_opset: bool = False
+    newest_opset: int = OPSET
 
     @property
     def keeps_float(self) -> bool:
@@ -91,7 +93,7 @@ def lower(
     if lowering.fixed_batch and batch is not None:
         changes["fix_batch"] = fix_batch(model, batch)
     changes["split_gemm"] = split_gemm(model, plan, units, integer_inputs=lowering.integer_matmul)
-    changes["quantize_weights"] = quantize_weights(model, plan, units, lowering.copied_from_bits)
+    changes["quantize_weights"] = quantize_weights(model, plan, units, lowering.newest_opset, lowering.copied_from_bits)
     tensors = quantize_tensors(model, plan, units)
     changes["quantize_tensors"] = tensors.inserted
     if lowering.matrix_rows:

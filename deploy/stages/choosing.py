@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from calib.errors import UserError
 from deploy.latency.observations import latency_model
 from deploy.latency.steps import LoopSettings, Outcome
 from deploy.run.workspace import Workspace
@@ -52,10 +53,15 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
 
 
 def score_for(workspace: Workspace, budget: Budget, method: str | None = None) -> Scores:
-    """Return the scores to search with; UserError before that when no policy is within the budget."""
+    """Return the scores to search with. UserError before that when no policy is within the budget, or when a latency is
+    asked for and engines of the target cannot be timed.
+    """
     _check_possible(workspace, static_ceilings(workspace, budget))
+    timed = budget.limit("latency") is not None
+    if timed and workspace.not_measurable is not None:
+        raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
     scores = score(workspace, budget, method)
-    if budget.limit("latency") is not None:
+    if timed:
         method_of(scores).check_latency()
     return scores
 

@@ -59,10 +59,8 @@ def close_loop(
 ) -> tuple[Outcome, float]:
     """Search for the most valuable policy whose engine is measured to meet the latency budget. Writes `loop.json`.
 
-    Also returns the limit as a ratio to the float engine. UserError when engines of the target cannot be measured.
+    Also returns the limit as a ratio to the float engine.
     """
-    if workspace.not_measurable is not None:
-        raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
     export_float_model(workspace)
     bench, observations = workspace.bench, workspace.observations
     machine = bench.machine

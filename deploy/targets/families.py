@@ -15,6 +15,7 @@ from deploy.targets.rules import SCHEMA_VERSION, CapabilityRow
 ActivationScheme = Literal["affine", "symmetric"]
 
 _TABLES = Path(__file__).with_name("capabilities")
+_EXPORTED_OPSET = 21
 _DEVICES = _TABLES / "devices.json"
 
 
@@ -33,7 +34,9 @@ class Target:
     8. `compute_capabilities`: GPUs that the engine is for, as in `sm86`: one for each plan, or none for the GPU of the
        machine that builds.
     9. `version`: version of the runtime that the engine is for, None where it does not matter or is not known.
-    10. `description`: what it is, for people.
+    10. `newest_opset`: the newest ONNX opset that is written for it; a weight is stored in a type of that opset only where
+        its kernel wants the type.
+    11. `description`: what it is, for people.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Target:
     quantize_outputs: bool
     quantize_skips: bool
     integer_biases: bool
+    newest_opset: int
     default_formats: tuple[Format, ...]
     compute_capabilities: tuple[str, ...]
     version: str | None
@@ -102,6 +106,7 @@ def add_family(file: Path) -> None:
         quantize_outputs=described["quantize_outputs"],
         quantize_skips=described["quantize_skips"],
         integer_biases=described["integer_biases"],
+        newest_opset=described.get("newest_opset", _EXPORTED_OPSET),
         default_formats=tuple(Format.from_text(text) for text in described["default_formats"]),
         compute_capabilities=tuple(data["compute_capabilities"]["usual"]),
         version=None,

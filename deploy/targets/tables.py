@@ -26,10 +26,13 @@ LEGEND = (
     "--size-only; unknown: offered, but nobody has seen what becomes of it; may fail: the runtime may refuse the whole "
     "engine over it, so the first engines that "
     "are measured keep it in float; refused: not offered. "
-    "How we know: built (the kernels were read), docs (it is written), inferred (from another runtime or version)."
+    "How we know: built (the kernels were read), measured (engines were timed), docs (it is written), inferred (from another runtime or version)."
 )
 _WORDS = {"dequantized": "size only"}
-_USUAL_FORMATS = ("w8a8", "w7a8", "w4a8", "w8a16", "w4a16", "w8a16b128", "w4a16b32", "w4a16b128", "fp16", "fp32")
+_USUAL_FORMATS = (
+    "w8a8", "w7a8", "w4a8", "w8a16", "w4a16", "w8a16b128", "w4a16b32", "w4a16b128", "w2a16b128", "fp8", "wfp8a16",
+    "fp16", "fp32",
+)  # fmt: skip
 _IN_FEATURES = 1024
 
 

@@ -122,7 +122,7 @@ def _first_fit(target: Target, layer: LayerKind, format_: Format, gpu: tuple[str
         if row.concerns(gpu, target.version) and row.fits(layer, format_):
             if row.even_elements and odd:
                 return Capability("refused", "a 4-bit weight needs an even number of elements")
-            return Capability(row.status, row.note, row.stored_as, row.may_fail)
+            return Capability(row.status, row.note, row.stored_as, row.may_fail, row.basis == "measured")
     return Capability("refused", f"{format_} has not been measured on {target.name}")
 
 

@@ -64,9 +64,12 @@ def train_supernet(problem: SearchProblem, settings: SupernetSettings | None = N
     from smpq.supernet.settings import SupernetSettings
     from smpq.supernet.state import SupernetState, SupernetStateFile
     from smpq.supernet.training import train
+    from smpq.training.lsq import check_learned
 
     files, progress, name = problem.files, problem.progress, SupernetStateFile.NAME
-    next(training_batches(problem.task, 0))  # before minutes of calibration, not after
+    # before minutes of calibration, not after
+    check_learned(chosen for row in problem.space.formats.values() for chosen in row)
+    next(training_batches(problem.task, 0))
     subject = _subject(problem)
     with progress.step("make the supernet"):
         supernet = Supernet(subject, problem.device)

@@ -65,7 +65,7 @@ class CostModel:
 
 def is_integer(chosen: Format) -> bool:
     """Whether a layer in this format reads and computes with integer activations."""
-    return chosen.quantizes_activation
+    return chosen.reads_integers
 
 
 def weight_bytes(unit: Unit, chosen: Format) -> float:

@@ -161,7 +161,7 @@ def every_policy(space: Space) -> Iterator[Policy]:
 
 def _placements(formats: Mapping[str, Format], joins: Sequence[Join]) -> Iterator[frozenset[str]]:
     """Yield the sets of joins that can be kept in float under these formats; `joins` in graph order."""
-    integers = frozenset(name for name, chosen in formats.items() if chosen.quantizes_activation)
+    integers = frozenset(name for name, chosen in formats.items() if chosen.reads_integers)
     waiting = [(0, integers, frozenset[str]())]
     while waiting:
         position, found, kept = waiting.pop()
@@ -188,7 +188,7 @@ def integer_regions(policy: Policy, joins: Iterable[Join]) -> tuple[set[str], se
 
     `joins` in graph order.
     """
-    found = {name for name, chosen in policy.formats.items() if chosen.quantizes_activation}
+    found = {name for name, chosen in policy.formats.items() if chosen.reads_integers}
     among = set(found)
     kept: set[str] = set()
     for join in joins:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from calib.data import training_batches
 from calib.errors import UserError
-from calib.formats.integers import QuantizedWeight
+from calib.formats.quantizers import QuantizedWeight
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel
 from calib.network.units import Unit
@@ -242,6 +242,5 @@ def _snapshot(graph: TrainableGraph) -> dict[str, Tensor]:
 def _weights(graph: TrainableGraph, plan: QuantPlan) -> dict[str, QuantizedWeight]:
     found = {path: graph.quantized(path) for path in plan.weights}
     return {
-        path: replace(weight, integers=weight.integers.cpu(), scale=weight.scale.cpu())
-        for path, weight in found.items()
+        path: replace(weight, values=weight.values.cpu(), scale=weight.scale.cpu()) for path, weight in found.items()
     }

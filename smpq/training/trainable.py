@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from calib.formats.integers import QuantizedWeight
+from calib.formats.quantizers import QuantizedWeight
 from calib.network.execution import NO_EDITS, Edit, Edits
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
-from calib.formats.integers import Scheme
+from calib.formats.quantizers import Scheme
 from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units

@@ -50,7 +50,7 @@ def test_finetuning_uses_the_device(workspace):
     here = FineTunedWeights.load(workspace.run.file(FINE_TUNED))
     assert here.history == there.history
     assert here.weights.keys() == there.weights.keys()
-    assert all(weight.integers.equal(there.weights[path].integers) for path, weight in here.weights.items())
+    assert all(weight.values.equal(there.weights[path].values) for path, weight in here.weights.items())
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # here it is none

@@ -44,6 +44,7 @@ class OnnxRuntime(Backend):
         """Integer biases; MatMul and Add for linear layers. The batch stays dynamic."""
         return Lowering(
             half=self.target.reference == FP16,
+            newest_opset=self.target.newest_opset,
             integer_matmul=True,
             copied_from_bits=_COPIED_FROM_BITS,
             integer_biases=True,

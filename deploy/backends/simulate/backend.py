@@ -20,7 +20,7 @@ class Simulate(OnnxRuntime):
     @property
     def lowering(self) -> Lowering:
         """What the fake-quantised model computes, in the fewest nodes."""
-        return Lowering(half=False)
+        return Lowering(half=False, newest_opset=self.target.newest_opset)
 
     def build(self, model: Path, engine: Path, sm: str = "", cache: Path | None = None) -> Built | BuildFailed:
         """Keep the file, to be computed exactly."""

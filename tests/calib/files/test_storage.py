@@ -141,10 +141,10 @@ def test_a_key_of_any_form_is_named(file: Path, key: str) -> None:
 
 def test_the_place_is_found_among_many_keys_in_little_time(file: Path) -> None:
     scores: dict[str, Any] = {f"layer {index}": {"w8": 1} for index in range(20_000)}
-    start = time.monotonic()
+    start = time.process_time()
     message = refusal(file, json.dumps({**plain(SAMPLE), "scores": {**scores, "layer 777": {"w8": "x"}}}))
     assert 'at `$.scores["layer 777"]["w8"]`' in message
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 WRONG = '{"schema": 3, "count": 1, "scores": {"a": 1}, "rows": '

@@ -21,7 +21,7 @@ PYTHON = """#!/bin/sh
 [ "$1" = - ] && exec {python} -
 {does}
 """
-MOST_SECONDS = 60
+MOST_SECONDS = 300
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ WAITING = "another runner is at work in this directory: waiting for it"
 
 def test_another_machine_measures(connect, there, tmp_path):
     fingerprint, directory = there
-    wanted = experiment(tmp_path / "models", (4, 32), fingerprint=fingerprint)
+    wanted = experiment(tmp_path / "models", (1, 256), fingerprint=fingerprint)
     wanted = replace(wanted, candidates=(*wanted.candidates, broken_candidate(tmp_path)))
     device, lines = connect(), []
     fast, slow, broken = device.measure(wanted, lines.append)

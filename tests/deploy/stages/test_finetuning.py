@@ -205,6 +205,13 @@ def test_wrong_training_data_leaves_the_run_as_it_was(plain, tmp_path, monkeypat
         assert not (out / "scores.json").exists(), "said before the search"
 
 
+def test_formats_that_cannot_be_trained_are_said_before_the_search(tmp_path):
+    out = tmp_path / "run"
+    command = ("run", *TASK, "--target", "simulate", "--formats", "w8a8,fp8", "--budget", "avg_bits=8", "--out", out)
+    assert_matches("fp8 cannot be trained", refused(*command, "--finetune", "1"))
+    assert not (out / "scores.json").exists()
+
+
 def test_one_that_was_stopped_leaves_nothing_and_can_be_started_again(plain, tmp_path, monkeypatch):
     run = copy_of(plain, tmp_path / "run")
     before = contents(run)

@@ -97,7 +97,7 @@ def test_the_plan_that_was_measured_comes_into_the_run_and_goes_with_its_policy(
     run = tmp_path / "run"
     product, plan = run / "engine.jetson-orin", run / "engine.jetson-orin.sm87.plan"
     with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as workspace:
-        policy = workspace.space.uniform(Format(8, 8))
+        policy = workspace.space.uniform(Format.from_text("w8a8"))
         model = export(workspace, policy)
         build(workspace, policy)
         measure(workspace, policy)
@@ -140,7 +140,7 @@ def test_the_plan_that_is_built_here_is_the_one_that_is_timed_here(tmp_path, mon
     run = tmp_path / "run"
     chosen = msgspec.structs.replace(settings("tensorrt-rtx", "w8a8,fp16"), compute_capabilities=("sm86",))
     with open_run(run, QUIET, chosen) as workspace:
-        policy = workspace.space.uniform(Format(8, 8))
+        policy = workspace.space.uniform(Format.from_text("w8a8"))
         export(workspace, policy)
         before = build(workspace, policy)
         plans = sorted((run / "device").rglob("*.plan"))

@@ -124,3 +124,8 @@ def test_what_a_method_cannot_do(tmp_path):
         "no training data",
         refused("run", "--task", *untrainable, *FORMATS, "--out", out, "--budget", "avg_bits=4", "--method", "smpq"),
     )
+
+
+def test_a_supernet_holds_integers_alone(tmp_path):
+    command = ("--target", "simulate", "--formats", "w8a8,fp8", "--out", tmp_path / "run", "--quiet")
+    assert_matches("fp8 cannot be trained", refused("train-supernet", *TASK, *command))

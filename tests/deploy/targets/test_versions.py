@@ -39,7 +39,7 @@ def test_int8_convolutions_on_jetpack_6():
 
     def answers(name: str, sm: str) -> list[Capability]:
         target = target_from_name(name, [sm])
-        return [capability(target, operator, Format(8, 8), 576, 64) for operator in CONVOLUTIONS]
+        return [capability(target, operator, Format.from_text("w8a8"), 576, 64) for operator in CONVOLUTIONS]
 
     for answer in answers("jetson-orin", "sm87"):
         assert answer.status == "unknown"

@@ -61,7 +61,7 @@ def test_finetuning_elsewhere_is_finetuning(given, value):
     for name, tensor in here.parameters.items():
         assert tensor.equal(there.parameters[name]), name
     for path, weight in here.weights.items():
-        assert weight.integers.equal(there.weights[path].integers)
+        assert weight.values.equal(there.weights[path].values)
         assert weight.scale.equal(there.weights[path].scale)
 
 

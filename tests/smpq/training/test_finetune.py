@@ -70,7 +70,7 @@ def test_the_search_sees_exactly_what_was_trained(rules):
             low, high = -(2 ** (quantized.bits - 1)), 2 ** (quantized.bits - 1) - 1
             step = quantized.scale.reshape(-1, *[1] * (weight.dim() - 1))
             # the integers are the float weight of the file, rounded, but where it lies in the middle of two
-            wrong = (weight / step).round().clamp(low, high) != quantized.integers
+            wrong = (weight / step).round().clamp(low, high) != quantized.values
             middle = ((weight / step) % 1 - 0.5).abs() < 1e-4
             assert not bool((wrong & ~middle).any()), unit.path
 
@@ -112,7 +112,7 @@ def test_what_does_not_help_is_kept_only_if_asked_for(given, subject):
     assert tuned.kept == "start"
     assert tuned.after == tuned.before
     for path, weight in tuned.weights.items():
-        assert torch.equal(weight.integers, subject.plan.weights[path].integers)
+        assert torch.equal(weight.values, subject.plan.weights[path].values)
         torch.testing.assert_close(weight.scale, subject.plan.weights[path].scale)
     assert {entry.quantizer for entry in subject.plan.tensors} == set(tuned.quantizers.values())
 
