@@ -30,10 +30,10 @@ from calib.formats.format import Format
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
 from calib.task import Batch
+from deploy.backends import backend_of
 from deploy.backends import onnxruntime as ort
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.lowering.export import export_float
-from deploy.lowering.lower import lower
 from deploy.run.workspace import rules_of
 from deploy.runner.protocol import measure_engines
 from deploy.targets.target import target_from_name
@@ -103,7 +103,7 @@ def compared(name: str, model: nn.Module, plans: dict[str, tuple[str, ...]], row
         for label, texts in plans.items():
             model_file, engine = Path(folder) / f"{len(calls)}.onnx", Path(folder) / f"{len(calls)}.engine.onnx"
             plan = quantizer.plan({unit.path: Format.from_text(text) for unit, text in zip(units, texts, strict=True)})
-            lower(source, plan, units, target, model_file)
+            backend_of(target).lower(source, plan, units, model_file)
             exact = ort.build_engine(model_file, engine, exact=True)
             expected = traced.run((batch,), quantizer.edits(plan)).numpy()
             far = {"file_error": error(engine, exact, batch, expected)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,10 +18,9 @@ from calib.formats.number_type import NUMBER_TYPES
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch
-from deploy.backends import onnxruntime as ort_backend
-from deploy.backends import tensorrt as tensorrt_backend
+from deploy.backends import backend_of
+from deploy.backends.base import BuildFailed
 from deploy.lowering.export import export_float
-from deploy.lowering.lower import lower
 from deploy.lowering.onnx_files import load_model
 from deploy.run.workspace import rules_of
 from deploy.targets.offers import offer
@@ -82,13 +80,18 @@ def probe(target: Target, operator: str, format_: Format) -> Finding:
     formats = {unit.path: format_ if unit.path == _UNIT else target.reference for unit in network.units}
     with tempfile.TemporaryDirectory() as directory:
         model, engine = Path(directory) / "model.onnx", Path(directory) / "engine.onnx"
+        backend, plan = backend_of(target), _quantizer(network, target).plan(formats)
         try:
-            lower(network.model, _quantizer(network, target).plan(formats), network.units, target, model, ROWS)
+            backend.lower(network.model, plan, network.units, model, ROWS)
         except ValueError as error:  # a form that no pass makes, as block scales of a convolution
             return Finding("refused", f"is not lowered: {error}")
-        if target.runtime == "onnxruntime":
-            return _found_in_session(model, engine, network.units, format_)
-        return _found_in_plan(model, engine, target, format_)
+        built = backend.build(model, engine, next(iter(target.compute_capabilities), ""))
+        if isinstance(built, BuildFailed):
+            return Finding("refused", f"does not build: {built.reason}")
+        kernels = backend.unit_kernels(engine, built.layers, network.units, formats)
+        (kernel,) = [kernel for kernel in kernels if kernel.path == _UNIT]
+        status: Status = "dequantized" if "dequantize" in kernel.kernel.lower() else "native"
+        return Finding(status if kernel.agrees else "refused", kernel.kernel, _stored_format(model, format_))
 
 
 def disagreement(answer: Capability, format_: Format, found: Finding) -> str:
@@ -128,25 +131,6 @@ def stated(target: Target, operator: str, format_: Format) -> Capability:
     """Return what the capability table says about the layer that `probe` builds."""
     (unit,) = _network(operator, neighbours=False).units
     return offer(target, unit, format_, ROWS)
-
-
-def _found_in_plan(model: Path, engine: Path, target: Target, format_: Format) -> Finding:
-    capability = target.compute_capabilities[0] if target.compute_capabilities else None
-    record = tensorrt_backend.build_plan(model, engine, target.runtime, capability)
-    if isinstance(record, tensorrt_backend.BuildFailed):
-        return Finding("refused", f"does not build: {record.reason}")
-    (check,) = tensorrt_backend.check_units(record.kernels, {_UNIT: format_})
-    status: Status = "dequantized" if check.found == "dequantized" else "native"
-    return Finding(status if check.agrees else "refused", check.found, _stored_format(model, format_))
-
-
-def _found_in_session(model: Path, engine: Path, units: Sequence[Unit], format_: Format) -> Finding:
-    record = ort_backend.build_engine(model, engine)
-    if isinstance(record, tensorrt_backend.BuildFailed):
-        return Finding("refused", f"does not build: {record.reason}")
-    (check,) = ort_backend.check_units(ort_backend.unit_kernels(engine, units), {_UNIT: format_})
-    status: Status = "dequantized" if "DequantizeLinear" in check.kernel else "native"
-    return Finding(status if check.agrees else "refused", check.kernel, _stored_format(model, format_))
 
 
 def _stored_format(model: Path, format_: Format) -> Format:

@@ -83,12 +83,13 @@ def targets(name: str | None, sm: tuple[str, ...], json: bool) -> None:
     """
     from rich.console import Console
 
+    from deploy.targets.families import FAMILIES
     from deploy.targets.tables import LEGEND, described, overview, rules, summary
-    from deploy.targets.target import TARGET_NAMES, device_names, target_from_name
+    from deploy.targets.target import device_names, target_from_name
 
     if sm and name is None:
         raise UserError("--sm needs the name of a target, as in: smpq targets tensorrt-10.3 --sm sm87")
-    names = [name] if name is not None else [*TARGET_NAMES, *device_names()]
+    names = [name] if name is not None else [*FAMILIES, *device_names()]
     chosen = [target_from_name(each, sm, look=name is not None) for each in names]
     if json:
         click.echo(json_text.dumps({target.name: described(target) for target in chosen}, indent=1))

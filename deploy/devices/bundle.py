@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import msgspec
 import numpy as np
@@ -15,11 +14,12 @@ from calib.errors import UserError
 from calib.files.storage import read_record, replacing, write_bytes, write_record, writing
 from deploy.devices.base import Candidate, Experiment
 from deploy.devices.checks import check_measured, check_results, keys_of
-from deploy.devices.messages import Asked, Bundle, DeviceResults, Model, Rounds, Runtime, read_message
+from deploy.devices.messages import Asked, Bundle, DeviceResults, Model, Rounds, read_message
 from deploy.devices.runner_zip import RUNNER_FILE, runner_zip
 from deploy.lowering.onnx_files import copy_model, data_path, sha256
 from deploy.runner.experiment import EXPERIMENT_FILE, RESULTS_FILE
 from deploy.runner.product import ENGINES_DIRECTORY
+from deploy.runner.trt_log import TRT_RUNTIMES
 
 BUNDLE_FILE = "bundle.json"
 _README = f"""\
@@ -30,11 +30,6 @@ _README = f"""\
 _ENGINES = f"""\
 4. {ENGINES_DIRECTORY}/NAME/ holds each plan that was measured, with a description and programs that run it. smpq feedback says which to deploy.
 """
-_NEEDS = {
-    "onnxruntime": "onnxruntime",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt_rtx",
-}
 
 
 def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
@@ -45,16 +40,15 @@ def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
     """
     check_models(experiment)
     models = {candidate.name: f"{candidate.name}.onnx" for candidate in (experiment.float_, *experiment.candidates)}
-    engines = "" if experiment.runtime == "onnxruntime" else _ENGINES
+    plans = TRT_RUNTIMES.get(experiment.runtime)
+    needs, engines = (experiment.runtime, "") if plans is None else (plans.module, _ENGINES)
     with writing(directory):
         for candidate in (experiment.float_, *experiment.candidates):
             if not (directory / models[candidate.name]).is_file():
                 copy_model(candidate.model, directory / models[candidate.name])
         write_experiment(experiment, directory, models, carried=True)
         write_bytes(directory / RUNNER_FILE, runner_zip())
-        write_bytes(
-            directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime], engines=engines).encode()
-        )
+        write_bytes(directory / "README.txt", _README.format(needs=needs, engines=engines).encode())
     names = [*models.values(), inputs_name(experiment), RUNNER_FILE, EXPERIMENT_FILE]
     return [file for name in names for file in (directory / name, data_path(directory / name)) if file.is_file()]
 
@@ -91,7 +85,7 @@ def asked_of(experiment: Experiment, models: Mapping[str, str] | None = None, di
 
     protocol = experiment.protocol
     return Asked(
-        runtime=cast("Runtime", experiment.runtime),
+        runtime=experiment.runtime,
         label=experiment.label,
         fingerprint=experiment.fingerprint,
         batch=experiment.batch,

@@ -24,7 +24,8 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=1e-9, le=1e9)]
 """A picosecond to eleven days."""
 Ratio = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
 Size = Annotated[int, msgspec.Meta(ge=-1, le=2**53)]
-Runtime = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Runtime = Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,40}$")]
+"""A name of `deploy.runner.bench.OPENERS`; what a device says is compared with what was asked for."""
 Cause = Literal["refused", "transient", "internal"]
 
 MessageType = TypeVar("MessageType", bound=FileRecord)

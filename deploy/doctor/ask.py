@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -75,15 +74,6 @@ def ask_over_ssh(text: str) -> Answer:
         return _read(answer, "a login there must not print anything")
     except UserError as error:
         raise UserError(f"{text}: {error}") from error
-
-
-def ssh_options_trouble() -> str | None:
-    """Return what is wrong with the options for ssh in the environment, None when they can be read."""
-    try:
-        shlex.split(os.environ.get(OPTIONS_VARIABLE, ""))
-    except ValueError as error:
-        return f"{OPTIONS_VARIABLE} cannot be read ({error})"
-    return None
 
 
 def _read(text: str, todo: str) -> Answer:

@@ -111,6 +111,17 @@ class ScoresPart(Record, frozen=True, kw_only=True):
     stop_reason: str
 
 
+class DestinationPart(Record, frozen=True, kw_only=True):
+    """Where the engine runs: whether it has to be an NVIDIA GPU, whether its latency counts at all, and whether it is
+    an ONNX file, or plans for `compute_capabilities`.
+    """
+
+    needs_gpu: bool
+    timed: bool
+    portable: bool
+    compute_capabilities: tuple[str, ...]
+
+
 class ReportFile(FileRecord, frozen=True, kw_only=True):
     """The plan, the proof, and where every number came from; what a stage has not made yet is None or empty.
 
@@ -120,10 +131,11 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 5
+    VERSION = 6
 
     task: str
     target: str
+    destination: DestinationPart
     engine: str | dict[str, str] | None
     float_engine: str | dict[str, str] | None
     policy: dict[str, FormatText]

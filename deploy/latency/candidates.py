@@ -9,11 +9,10 @@ from pathlib import Path
 
 from calib.errors import UserError
 from calib.files.storage import writing
-from deploy.backends.onnxruntime import session_settings
+from deploy.backends import Backend
 from deploy.devices.base import Candidate
-from deploy.lowering.lower import LoweringReport, lower
+from deploy.lowering.lower import LoweringReport
 from deploy.lowering.onnx_files import copy_model, data_path, sha256, size_bytes
-from deploy.targets.target import Target
 from smpq.problem.policy import Policy, Space
 from smpq.quantized.plan import QuantPlan
 
@@ -34,7 +33,7 @@ class _Lowered:
 
 
 class Candidates:
-    """Lowers policies for a target, each once in a process. Models are kept under the hash of their content, so that an
+    """Lowers policies with the back end of a target, each once in a process. Models are kept under the hash of their content, so that an
     engine that is known is not made again.
     """
 
@@ -44,7 +43,7 @@ class Candidates:
         source: Path,
         plan: Callable[[Policy], QuantPlan],
         space: Space,
-        target: Target,
+        backend: Backend,
         batch: int,
     ) -> None:
         """`source` is the float ONNX model, and `plan` gives the quantisation plan of a policy. `batch` is the usual batch
@@ -52,7 +51,7 @@ class Candidates:
         """
         self._directory = directory
         self._source, self._source_sha256, self._plan = source, sha256(source), plan
-        self._space, self._target, self._batch = space, target, batch
+        self._space, self._backend, self._batch = space, backend, batch
         self._lowered: dict[tuple[str, int], _Lowered] = {}
 
     def float_candidate(self, batch: int | None = None) -> Candidate:
@@ -85,9 +84,7 @@ class Candidates:
 
     def kept(self, model: Path) -> Candidate:
         """Return the candidate of a lowered model, copied into the directory unless it is there."""
-        name, target = sha256(model)[:16], self._target
-        # TensorRT takes the usual settings: it builds for the GPU that the device has
-        settings = session_settings(model, target.providers) if target.runtime == "onnxruntime" else {}
+        name, settings = sha256(model)[:16], self._backend.settings(model)
         place = self._directory / f"{name}.onnx"
         if not _is(place, name):
             with writing(place.parent):
@@ -101,7 +98,7 @@ class Candidates:
     def _lower(self, policy: Policy, path: Path, batch: int) -> LoweringReport:
         if not self._source.is_file() or sha256(self._source) != self._source_sha256:
             raise UserError(f"{self._source} has changed since the command began: delete it, it is exported again")
-        return lower(self._source, self._plan(policy), self._space.units, self._target, path, batch)
+        return self._backend.lower(self._source, self._plan(policy), self._space.units, path, batch)
 
 
 def _is(place: Path, name: str) -> bool:

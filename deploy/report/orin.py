@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from deploy.files.report import ReportFile
 from deploy.report.answer import Answer, bare, some
 
+_ORIN = "sm87"
+
 
 def on_orin(report: ReportFile) -> Answer:
     """Say what carries over to an Orin, and on which machine the engine was timed."""
-    target, engine = report.target, report.engine
-    if target in ("ort-cpu", "simulate"):
+    target, engine, where = report.target, report.engine, report.destination
+    if where.portable and not where.needs_gpu:
         first = f"On its CPU, not on its GPU: {_named(engine)} is an ONNX file and runs wherever ONNX Runtime does."
         more = [timed_on(report)]
-        if target == "simulate":
+        if not where.timed:
             more.append(
                 "It is for evaluation: integer weights are turned to floats and computed as such, so it is not faster "
                 "anywhere."
             )
         more.append("For its GPU, run again with `--target jetson-orin`, which offers what its TensorRT has.")
-    elif target.startswith("ort-"):
+    elif where.portable:
         first = f"Where onnxruntime-gpu runs on it, perhaps: {_named(engine)} is an ONNX file, and its providers choose their kernels there."
         more = [
             timed_on(report),
@@ -29,7 +31,7 @@ def on_orin(report: ReportFile) -> Answer:
                 "alone."
             ),
         ]
-    elif target.startswith("jetson-orin"):
+    elif _ORIN in where.compute_capabilities:
         first = f"It is made for it: the formats are those of Orin's TensorRT, which builds its engine from model.{target}.onnx itself."
         more = [
             timed_on(report),

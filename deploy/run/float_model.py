@@ -67,7 +67,7 @@ def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
     """Whether one fixed batch size would do: calibration has one size, and the engine's, where there is one, is the
     same.
     """
-    return len(counts) == 1 and (target.lowering == "simulate" or settings.batch in counts)
+    return len(counts) == 1 and (not target.timed or settings.batch in counts)
 
 
 def _fixed(given: nn.Module, model: nn.Module, batches: Sequence[Batch]) -> tuple[TracedModel, tuple[Folded, ...]]:

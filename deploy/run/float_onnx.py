@@ -82,7 +82,7 @@ def _compare(workspace: Workspace, path: Path) -> None:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if workspace.target.runtime == "onnxruntime":
+        if workspace.backend.in_onnxruntime:
             raise UserError(f"onnxruntime does not load the exported model: {reason}") from error
         workspace.progress.warn(
             f"the exported model was not compared with PyTorch, because onnxruntime does not load it: {reason}"

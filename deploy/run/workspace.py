@@ -18,8 +18,7 @@ from calib.network.fold import Folded
 from calib.network.graph import TracedModel
 from calib.network.units import Skipped, Unit
 from calib.task import Batch, Task
-from deploy.backends import onnxruntime as ort_backend
-from deploy.backends.measurable import why_not_measurable
+from deploy.backends import Backend, backend_of
 from deploy.devices.base import Device, silent
 from deploy.files.search import CalibrationFile
 from deploy.latency.bench import Bench, Conditions
@@ -97,20 +96,23 @@ class Workspace:
         return self.address in ("", "local")
 
     @cached_property
+    def backend(self) -> Backend:
+        """What lowers, builds and opens engines of the target."""
+        return backend_of(self.target)
+
+    @cached_property
     def builds_on_device(self) -> bool:
         """Whether the device builds the engine too: TensorRT builds for its own GPU, and a provider of ONNX Runtime may
         be missing here.
         """
-        return not self.times_here and (
-            self.target.runtime == "tensorrt" or not ort_backend.has_providers(self.target.providers)
-        )
+        return not self.times_here and not self.backend.builds_for_devices
 
     @cached_property
     def not_measurable(self) -> str | None:
         """Why engines of the target cannot be timed; None when they can."""
-        if not self.times_here and self.target.lowering != "simulate":
+        if not self.times_here and self.target.timed:
             return None
-        return why_not_measurable(self.target)
+        return self.backend.why_not_timed()
 
     @cached_property
     def identity(self) -> Fingerprint:
@@ -220,7 +222,7 @@ class Workspace:
         def plan(policy: Policy) -> QuantPlan:
             return quantizer.plan(policy.by_unit(space.groups), policy.float_joins)
 
-        return Candidates(self.run.file(CANDIDATES), source, plan, space, self.target, self.settings.batch)
+        return Candidates(self.run.file(CANDIDATES), source, plan, space, self.backend, self.settings.batch)
 
     @cached_property
     def observations(self) -> Observations:
@@ -246,6 +248,4 @@ class Workspace:
 
 def rules_of(target: Target) -> QdqRules:
     """Return what a target's runtime wants quantised besides the inputs of integer layers."""
-    return QdqRules(
-        target.activation_scheme, target.quantize_outputs, target.quantize_skips, target.lowering == "onnxruntime"
-    )
+    return QdqRules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, target.integer_biases)

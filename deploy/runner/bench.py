@@ -19,13 +19,14 @@ from deploy.runner.experiment import CACHE_DIRECTORY, Deaths, check_model, read_
 from deploy.runner.ort import open_ort_engine
 from deploy.runner.protocol import Engine, GpuTimed, Protocol, Timing, measure_engines
 from deploy.runner.state import read_state, throttle_reasons
-from deploy.runner.trt_log import TRT_MODULES
+from deploy.runner.trt_log import TRT_RUNTIMES
 from deploy.runner.trt_open import open_trt_engine
 
 OPENERS: Mapping[str, Callable[..., Engine]] = {
     "onnxruntime": open_ort_engine,
-    **{runtime: partial(open_trt_engine, runtime) for runtime in TRT_MODULES},
+    **{runtime: partial(open_trt_engine, runtime) for runtime in TRT_RUNTIMES},
 }
+"""What times engines of a runtime: a new one is a file here, and a line in this table."""
 _MOST_DEATHS = 2
 _ATTEMPTS = 2
 _MOST_TIMINGS = 3

@@ -29,7 +29,7 @@ from deploy.runner.experiment import (
 from deploy.runner.product import write_product
 from deploy.runner.protocol import GpuTimed
 from deploy.runner.state import jetson_release, machine, power_mode
-from deploy.runner.trt_log import TRT_MODULES, load_module
+from deploy.runner.trt_log import TRT_RUNTIMES, load_module
 
 LOG_FILE = "runner.log"
 _LOG_TIME = "%Y-%m-%d %H:%M:%S "
@@ -143,7 +143,7 @@ class _Log:
 def _runtime_version(runtime: str) -> str:
     if runtime not in OPENERS:
         raise DeviceError(f"unknown runtime {runtime}: this runner knows {', '.join(OPENERS)}")
-    if runtime in TRT_MODULES:
+    if runtime in TRT_RUNTIMES:
         return str(load_module(runtime).__version__)
     try:
         return str(importlib.import_module(runtime).__version__)

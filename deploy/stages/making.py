@@ -8,17 +8,15 @@ from pathlib import Path
 import msgspec
 
 from calib.errors import UserError
-from calib.files.storage import plain
-from deploy.backends.tensorrt import PlanKernel
+from deploy.backends.base import UnitKernel
 from deploy.devices.base import Candidate, Result
 from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, TimingRow, VerifyFile
 from deploy.latency.bench import FINAL, Bench
 from deploy.latency.prediction import prediction
-from deploy.lowering.lower import lower
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
-from deploy.stages.engines import Engines, UnitKernel, engine_names, plan_kernels
+from deploy.stages.engines import build_engines, unit_kernels
 from deploy.stages.finetuning import tuned, version_key
 from deploy.stages.shipping import discard_other, ship
 from deploy.stages.trtexec import TrtexecExport, export_for_trtexec
@@ -32,14 +30,14 @@ def export(workspace: Workspace, policy: Policy) -> Path:
     """Write `model.<target>.onnx`, the plan of the policy in the form the target wants, with the fine-tuned weights if
     the run has any.
     """
-    path = workspace.run.file(engine_names(workspace.target).model)
+    path = workspace.run.file(workspace.backend.names.model)
     source, plan = _source(workspace, policy)
     with workspace.progress.step("insert quantisers"):
         if source == export_float_model(workspace):
             report = workspace.candidates.lower_into(policy, path)
         else:
-            report = lower(source, plan, workspace.space.units, workspace.target, path, workspace.settings.batch)
-    workspace.run.write(report.to_file(version_key(workspace, policy)))
+            report = workspace.backend.lower(source, plan, workspace.space.units, path, workspace.settings.batch)
+    workspace.run.write(report.to_file(version_key(workspace, policy), workspace.target.name))
     return path
 
 
@@ -54,7 +52,7 @@ def export_qdq(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()
     smallest, usual, largest = batches if len(batches) == 3 else (*batches, workspace.settings.batch)[:1] * 3
     source, plan = _source(workspace, policy)
     units, target, run = workspace.space.units, workspace.target, workspace.run
-    product = run.file(engine_names(target).product)
+    product = run.file(workspace.backend.names.product)
     with workspace.progress.step("insert quantisers"):
         return export_for_trtexec(source, plan, units, target, run.path, (smallest, usual, largest), product)
 
@@ -80,7 +78,7 @@ def build(workspace: Workspace, policy: Policy) -> BuildFile:
     if workspace.builds_on_device:
         return _keep_build(workspace, policy, {}, {})
     with workspace.progress.step("build the engines"):
-        engines, kernels = Engines(workspace).build(policy)
+        engines, kernels = build_engines(workspace, policy)
         return _keep_build(workspace, policy, engines, _rows(kernels))
 
 
@@ -117,7 +115,7 @@ def measure(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -
     bench, candidates = workspace.bench, workspace.candidates
     predicted = prediction(workspace.run, workspace.observations, workspace.edges, policy, bench.machine)
     with workspace.progress.step("measure the engine"):
-        result = _timed(bench, candidates.kept(workspace.run.file(engine_names(workspace.target).model)), None)
+        result = _timed(bench, candidates.kept(workspace.run.file(workspace.backend.names.model)), None)
         others = [_timed(bench, candidates.candidate(policy, batch), batch) for batch in batches]
     record = LatencyFile(
         policy=version_key(workspace, policy),
@@ -143,8 +141,9 @@ def _keep_shipped(workspace: Workspace, policy: Policy, result: Result) -> None:
     known = workspace.run.find_for(BuildFile, version_key(workspace, policy))
     engines, kernels = (known.engines, known.kernels) if known is not None else ({}, {})
     if workspace.builds_on_device and result.layers is not None:
-        layers = [PlanKernel.from_json(plain(layer)) for layer in result.layers]
-        _keep_build(workspace, policy, shipped, _rows(plan_kernels(workspace, policy, layers)))
+        engine = workspace.run.file(next(iter(workspace.backend.names.engines.values())))
+        found = unit_kernels(workspace, policy, result.layers, engine)
+        _keep_build(workspace, policy, shipped, _rows(found))
     elif any(name not in engines or engines[name].sha256 != row.sha256 for name, row in shipped.items()):
         _keep_build(workspace, policy, {**engines, **shipped}, kernels)
 
@@ -180,7 +179,7 @@ def verify(workspace: Workspace, policy: Policy) -> VerifyFile:
 
 
 def _needs_export(workspace: Workspace, policy: Policy) -> None:
-    model = workspace.run.file(engine_names(workspace.target).model)
+    model = workspace.run.file(workspace.backend.names.model)
     if not model.is_file():
         raise UserError(f"{model} is missing: make it with smpq export")
     record = workspace.run.find_for(ExportFile, version_key(workspace, policy))

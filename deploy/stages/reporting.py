@@ -11,12 +11,13 @@ from contextlib import suppress
 from msgspec.structs import asdict
 
 from calib.errors import UserError
-from deploy.backends.measurable import why_not_measurable
+from deploy.backends import backend_of
 from deploy.files.engine import STAGES, LatencyFile
 from deploy.files.loop import LoopFile, StepRow
 from deploy.files.report import (
     MOST_SHOWN,
     CurvePoint,
+    DestinationPart,
     LayerRow,
     LimitRow,
     ReportedStep,
@@ -26,11 +27,10 @@ from deploy.files.report import (
 from deploy.files.search import CostsFile
 from deploy.latency.history import steps_for
 from deploy.run.directory import Run
-from deploy.stages.engines import engine_names
 from deploy.stages.finetuning import read_record
 from deploy.stages.recorded import COST_UNITS, Recorded
 from deploy.targets.offers import offer
-from deploy.targets.target import target_from_name
+from deploy.targets.target import Target, target_from_name
 from smpq.files import Interval
 from smpq.methods import method_from_name
 from smpq.solve.allocate import Ceiling, Impossible
@@ -49,10 +49,11 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     reached = {name: model.total(policy) for name, model in read.costs.items()}
     limits = _limits(read)
     stages = read.verification.stages if read.verification is not None else {}
-    names = engine_names(read.target)
+    names = backend_of(read.target).names
     report = ReportFile(
         task=settings.task,
         target=read.target.name,
+        destination=_destination(read.target),
         engine=_existing(run, names.engines),
         float_engine=_existing(run, names.float_engines),
         policy={path: str(chosen) for path, chosen in policy.by_unit(read.space.groups).items()},
@@ -88,6 +89,15 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     return report
 
 
+def _destination(target: Target) -> DestinationPart:
+    return DestinationPart(
+        needs_gpu=target.needs_gpu,
+        timed=target.timed,
+        portable=bool(target.providers),
+        compute_capabilities=target.compute_capabilities,
+    )
+
+
 def _existing(run: Run, names: Mapping[str, str]) -> str | dict[str, str] | None:
     there = {sm: name for sm, name in names.items() if run.has(name)}
     return there.get("", there) or None
@@ -96,7 +106,7 @@ def _existing(run: Run, names: Mapping[str, str]) -> str | dict[str, str] | None
 def _why_no_latency(read: Recorded) -> str:
     if read.run.has(LatencyFile.NAME):
         return "the measured engine was of another policy or other weights: use smpq build and smpq measure"
-    return why_not_measurable(read.target) or "the engine has not been measured yet: use smpq measure"
+    return backend_of(read.target).why_not_timed() or "the engine has not been measured yet: use smpq measure"
 
 
 def _limits(read: Recorded) -> tuple[LimitRow, ...]:

@@ -18,7 +18,6 @@ from deploy.stages.explaining import explain
 from deploy.stages.finetuning import check_trainable, discard_other, finetune_unless_done, version_key
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import check_method, check_scores, check_task, write_space
-from deploy.targets.target import check_builds_here
 from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD
 from smpq.problem.budget import Budget
@@ -92,7 +91,7 @@ def _run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings |
     check_scores(workspace, method)
     # what cannot be built or reached is told before the work and not behind it
     if workspace.times_here:
-        check_builds_here(workspace.target)
+        workspace.backend.check_builds_here()
     if workspace.not_measurable is None:
         workspace.device.describe()
     if tuning is not None:

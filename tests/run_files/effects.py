@@ -23,7 +23,6 @@ from deploy.run.directory import Run
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
 from deploy.stages import read_policy
-from deploy.stages.engines import engine_names
 from deploy.stages.looping import _proposals
 from deploy.stages.making import _needs_build, _needs_export
 from deploy.stages.reporting import write_report
@@ -141,7 +140,7 @@ def _built(workspace: Workspace) -> Any:
 
 def _engines(workspace: Workspace) -> Any:
     """`smpq verify` and `smpq measure` load engines as the file says."""
-    names = engine_names(workspace.target)
+    names = workspace.backend.names
     inputs = [batch.inputs[0][:2].numpy() for batch in workspace.batches[:1]]
     return [_loaded(workspace.run.file(name), inputs) for name in (names.engines[""], names.float_engines[""])]
 

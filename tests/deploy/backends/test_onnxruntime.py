@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from calib.errors import UserError
+from deploy.backends import backend_of
+from deploy.backends.base import BuildFailed
 from deploy.backends.onnxruntime import (
     ENGINE_FILE,
     OrtEngineRecord,
@@ -24,8 +26,6 @@ from deploy.backends.onnxruntime import (
     unit_kernels,
 )
 from deploy.backends.onnxruntime.engine import open_session
-from deploy.backends.tensorrt.build import BuildFailed
-from deploy.lowering.lower import lower
 from deploy.targets.target import target_from_name
 from tests.deploy.networks import mlp, relative_error, residual
 
@@ -153,7 +153,7 @@ def test_eight_bit_weights_do_not_overflow(tmp_path):
         path: replace(weight, values=torch.full_like(weight.values, 127)) for path, weight in plan.weights.items()
     }
     model, inputs = tmp_path / "model.onnx", (exported.batch.numpy() + 2,)
-    lower(exported.path, replace(plan, weights=largest), exported.units, target_from_name("ort-cpu"), model)
+    backend_of(target_from_name("ort-cpu")).lower(exported.path, replace(plan, weights=largest), exported.units, model)
     results = {}
     for exact in (False, True):
         record = build_engine(model, tmp_path / f"{exact}.onnx", exact=exact)

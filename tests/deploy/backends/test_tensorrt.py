@@ -162,14 +162,11 @@ def test_the_record_tells_what_was_built(tmp_path):
 
 
 @needs_rtx
-def test_a_failed_build_leaves_the_plan_as_it_was_and_round_trips(tmp_path):
+def test_a_failed_build_leaves_the_plan_as_it_was(tmp_path):
     plan = tmp_path / "model.plan"
     plan.write_bytes(b"as it was")
-    failed = build_layer(Layer("conv2d", W4B32), tmp_path)
+    assert isinstance(build_layer(Layer("conv2d", W4B32), tmp_path), BuildFailed)
     assert plan.read_bytes() == b"as it was"
-    assert BuildFailed.from_json(failed.to_json()) == failed
-    with pytest.raises(UserError, match="not a failed build"):
-        BuildFailed.from_json({"schema_version": 2, "reason": "", "log": ""})
 
 
 @needs_rtx

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calib.formats.format import Format
-from deploy.lowering.lower import lower
+from deploy.backends import backend_of
 from deploy.targets.target import target_from_name
 from tests.deploy.networks import residual
 
@@ -23,7 +23,7 @@ def test_a_uniform_plan_reached_layer_by_layer_is_the_uniform_plan(name, tmp_pat
         formats[unit.path] = Format.from_text("w8a8")
         outputs.append(quantizer.run(formats, (exported.batch,)))
     path = tmp_path / once.path.name
-    lower(exported.path, quantizer.plan(formats), exported.units, target, path, 1)
+    backend_of(target).lower(exported.path, quantizer.plan(formats), exported.units, path, 1)
     assert path.read_bytes() == once.path.read_bytes()
     assert torch.equal(outputs[-1], torch.from_numpy(once.expected))
     assert len({tuple(output.flatten().tolist()) for output in outputs}) == len(outputs), "each layer changes it"

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from deploy.files.report import LayerRow, ReportedStep, ReportFile
+from deploy.targets.target import target_from_name
 
 LATENCY: dict[str, Any] = {
     "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "p99_calls": 1000, "p99_note": None, "p99_ms": 2.41, "throughput": 530.8,
@@ -72,12 +73,24 @@ def report(count: int = 20, **other: Any) -> ReportFile:
     return msgspec.convert(plain_report(count, **other), ReportFile)
 
 
+def destination(target: str) -> dict[str, Any]:
+    """Where the engine of a target runs."""
+    known = target_from_name(target, look=False)
+    return {
+        "needs_gpu": known.needs_gpu,
+        "timed": known.timed,
+        "portable": bool(known.providers),
+        "compute_capabilities": list(known.compute_capabilities),
+    }
+
+
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 5,
+        "schema": 6,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
+        "destination": destination(other.get("target", "ort-cpu")),
         "engine": "engine.ort-cpu.onnx",
         "float_engine": "engine.float.onnx",
         "policy": {"conv1": "w8a8"},

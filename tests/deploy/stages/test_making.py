@@ -133,7 +133,7 @@ def test_the_plan_that_is_built_here_is_the_one_that_is_timed_here(tmp_path, mon
     """TensorRT-RTX builds; the GPU is none, and the engine only tells the time."""
     gpu = FakeCuda()
     gpu.compute_capability = lambda: (8, 6)
-    for place in ("backends.tensorrt.build", "runner.trt_open", "backends.measurable"):
+    for place in ("backends.tensorrt.build", "runner.trt_open", "backends.tensorrt.backend"):
         monkeypatch.setattr(f"deploy.{place}.open_cuda", lambda: gpu)
     monkeypatch.setattr("deploy.backends.tensorrt.build.layers_of_plan", lambda _module, _plan: [])
     monkeypatch.setattr("deploy.runner.trt_open.TrtEngine", lambda *_arguments: Clock())

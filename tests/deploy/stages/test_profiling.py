@@ -20,7 +20,6 @@ from deploy.run.settings import Settings
 from deploy.run.trust import remember
 from deploy.run.workspace import DEVICE
 from deploy.stages import build, export, measure, read_policy, score, solve
-from deploy.stages.engines import engine_names
 from deploy.stages.profiling import profile
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
@@ -71,9 +70,7 @@ def test_what_was_measured_with_layers_is_read(run):
     """Another day, without the device."""
     with open_run(run, QUIET) as workspace:
         bench, policy = workspace.bench, read_policy(workspace)
-        asked = asked_of(
-            bench.experiment([workspace.candidates.kept(run / engine_names(workspace.target).model)], FINAL)
-        )
+        asked = asked_of(bench.experiment([workspace.candidates.kept(run / workspace.backend.names.model)], FINAL))
         ((key, name),) = keys_of(asked).items()
         known = result((layer("CaskConvolution", "c", "Int8", "Int8", ("second",), 0.5, "Int8"),), key=key, name=name)
         about = {
