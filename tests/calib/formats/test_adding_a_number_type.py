@@ -15,8 +15,6 @@ from calib.formats.number_type import NUMBER_TYPES, number_type
 from calib.rounding import ROUNDINGS
 from deploy.targets.target import capability, target_from_name
 from tests.commands import done, refused
-from tests.conftest import ROOT
-from tests.smpq.methods.test_adding_a_method import compared_strings
 
 TASK = ("--task", "tests.tiny_task:task", "--evaluations", "12", "--samples", "16", "--effort", "fast", "--quiet")
 MODULE = "tests.calib.formats.thrown_away"
@@ -70,11 +68,3 @@ def test_only_simulate_takes_a_type_that_no_table_names():
 def test_a_name_that_formats_could_not_tell_apart_is_a_bug(name):
     with pytest.raises(ValueError, match="is no name of a number type"):
         number_type(name)(type(NUMBER_TYPES["8"]))
-
-
-def test_nothing_outside_compares_with_a_name():
-    files = [ROOT / "cli.py", *(path for room in ("calib", "smpq", "deploy") for path in (ROOT / room).rglob("*.py"))]
-    files = [path for path in files if path.parent not in (ROOT / "calib" / "formats", ROOT / "calib" / "rounding")]
-    names = NUMBER_TYPES.keys() | ROUNDINGS.keys()
-    comparing = {str(path.relative_to(ROOT)): compared_strings(path.read_text()) & names for path in files}
-    assert {path: found for path, found in comparing.items() if found} == {}
