@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from calib.errors import UserError
 from calib.files.storage import writing
 from deploy.backends.onnxruntime import session_settings
 from deploy.devices.base import Candidate
@@ -40,17 +41,17 @@ class Candidates:
     def __init__(
         self,
         directory: Path,
-        source: Callable[[], Path],
+        source: Path,
         plan: Callable[[Policy], QuantPlan],
         space: Space,
         target: Target,
         batch: int,
     ) -> None:
-        """`source` gives the float ONNX model, and `plan` the quantisation plan of a policy. `batch` is the usual batch
+        """`source` is the float ONNX model, and `plan` gives the quantisation plan of a policy. `batch` is the usual batch
         size.
         """
         self._directory = directory
-        self._source, self._plan = source, plan
+        self._source, self._source_sha256, self._plan = source, sha256(source), plan
         self._space, self._target, self._batch = space, target, batch
         self._lowered: dict[tuple[str, int], _Lowered] = {}
 
@@ -98,7 +99,9 @@ class Candidates:
         return known if known is not None and known.is_there() else None
 
     def _lower(self, policy: Policy, path: Path, batch: int) -> LoweringReport:
-        return lower(self._source(), self._plan(policy), self._space.units, self._target, path, batch)
+        if not self._source.is_file() or sha256(self._source) != self._source_sha256:
+            raise UserError(f"{self._source} has changed since the command began: delete it, it is exported again")
+        return lower(self._source, self._plan(policy), self._space.units, self._target, path, batch)
 
 
 def _is(place: Path, name: str) -> bool:

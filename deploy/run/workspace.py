@@ -211,15 +211,16 @@ class Workspace:
 
     @cached_property
     def candidates(self) -> Candidates:
-        """Policies as lowered models, each lowered once."""
-        return Candidates(
-            self.run.file(CANDIDATES),
-            lambda: export_float_model(self),
-            self.plan,
-            self.space,
-            self.target,
-            self.settings.batch,
-        )
+        """Policies as lowered models, each lowered once. Exports and calibrates, unless that was done.
+
+        What is kept here holds no reference to the workspace: the run's lock and journal end with it.
+        """
+        source, quantizer, space = export_float_model(self), self.fake_quantizer, self.space
+
+        def plan(policy: Policy) -> QuantPlan:
+            return quantizer.plan(policy.by_unit(space.groups), policy.float_joins)
+
+        return Candidates(self.run.file(CANDIDATES), source, plan, space, self.target, self.settings.batch)
 
     @cached_property
     def observations(self) -> Observations:

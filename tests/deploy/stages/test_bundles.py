@@ -21,17 +21,18 @@ from tests.deploy.stages.test_looping import looped, read
 from tests.deploy.synthetic import policies
 
 REFUSING = f"""
-import runpy
+import sys
 from pathlib import Path
-runner = runpy.run_path({RUNNER_FILE!r})
-opened = runner["open_ort_engine"]
+sys.path.insert(0, {RUNNER_FILE!r})
+from deploy.runner import bench, main
+opened = bench.OPENERS["onnxruntime"]
 def opener(model, *others):
     if model.stem == "{{broken}}":
         model = Path("broken.onnx")
         model.write_bytes(b"no model")
     return opened(model, *others)
-runner["OPENERS"]["onnxruntime"] = opener
-runner["main"]([])
+bench.OPENERS["onnxruntime"] = opener
+main.main([])
 """
 """The runner, on a device whose runtime takes one of the models for no model."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 
@@ -98,3 +100,18 @@ def test_what_was_lowered_is_lowered_again_where_its_file_has_changed(tmp_path, 
         assert workspace.candidates.candidate(policy) == candidate
         assert candidate.model.read_bytes() == content
         assert sum(counted["lowered"].values()) == 2
+
+
+def test_a_workspace_ends_when_nobody_holds_it(tmp_path):
+    """The lock of the run and the connection to its journal end with it, without the garbage collector."""
+    settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=16)
+    workspace = open_run(tmp_path / "run", Progress(), settings)
+    assert workspace.bench
+    assert workspace.edges
+    ended = weakref.ref(workspace.run)
+    gc.disable()
+    try:
+        del workspace
+        assert ended() is None
+    finally:
+        gc.enable()
