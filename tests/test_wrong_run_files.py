@@ -92,7 +92,7 @@ def edit_policy(run, change):
     ("change", "message"),
     [
         (lambda policy: policy.update({"third": "w8a8"}), "no quantisable layer 'third'; the first ones are first"),
-        (lambda policy: policy.update({"first": "w1a1"}), "weights of 1 bits"),
+        (lambda policy: policy.update({"first": "w8a1"}), "activations of type 1"),
         (lambda policy: policy.update({"first": "int8"}), "unknown format 'int8'"),
         (
             lambda policy: policy.update({"first": 8}),
