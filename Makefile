@@ -24,7 +24,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
-# Most tests in less than a minute on two cores: without whole runs, processes and generated networks.
+# Most tests in about a minute on two idle cores: tests/slow_tests.py lists what is left out.
 test-quick: $(STAMP)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
 

@@ -15,7 +15,7 @@ import numpy as np
 from smpq.scoring.estimators import Stopping, estimator_from_name
 
 SEEDS = 50
-NAMES = ("permutation", "truncated", "antithetic", "stratified", "adaptive")
+NAMES = ("permutation", "antithetic", "adaptive")
 EVALUATIONS = (200, 700, 1500)
 
 
@@ -30,8 +30,6 @@ def main() -> None:
         for evaluations in EVALUATIONS:
             plain = None
             for name in NAMES:
-                if name == "stratified" and evaluations < 2 * game.players * (game.players - 1) + 2:
-                    continue
                 measured = row(game, name, evaluations, exact)
                 plain = plain or measured["mse"]
                 rows.append(

@@ -31,8 +31,10 @@ from smpq.problem.policy import Policy, Space
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling
-from smpq.solve.search import Effort, choose
-from smpq.training.finetune import FineTuneSettings, Subject, TrainingProgress, finetune
+from smpq.solve.effort import Effort
+from smpq.solve.search import choose
+from smpq.training.finetune import Subject, TrainingProgress, finetune
+from smpq.training.settings import FineTuneSettings
 from smpq.value.evaluate import Evaluator
 from smpq.value.value import PolicyValue
 

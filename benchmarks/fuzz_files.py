@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from benchmarks.records import keep
 from calib.tasks.cifar10_resnet20 import ResNet20
-from smpq.training.finetune import FineTuneSettings, finetune
+from smpq.training.finetune import finetune
+from smpq.training.settings import FineTuneSettings
 from tests.limited import MEMORY, mutated, read_within_limits
 from tests.smpq.tunable import tunable
 

@@ -28,6 +28,7 @@ from torch import Tensor, fx
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
+from calib.formats.integers import integer
 from calib.network.execution import Edit, Edits
 from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
@@ -166,7 +167,7 @@ def _unit_players(units: tuple[Unit, ...], calibration: Calibration) -> list[Pla
             unit.path,
             {unit.weight: calibration.weight(unit, UNIT).dequantize()},
             {
-                (tensor, call): calibration.quantizer(tensor, UNIT.activation_bits, "affine")
+                (tensor, call): calibration.quantizer(tensor, UNIT.activation, "affine")
                 for tensor, call in zip(unit.inputs, unit.calls, strict=True)
             },
         )
@@ -182,7 +183,7 @@ def _tensor_players(units: tuple[Unit, ...], calibration: Calibration) -> list[P
     players: dict[str, Player] = {}
     for unit in units:
         for tensor in unit.inputs:
-            quantizer = calibration.quantizer(tensor, ACTIVATION_BITS, "affine")
+            quantizer = calibration.quantizer(tensor, integer(ACTIVATION_BITS), "affine")
             players[tensor] = Player(f"{tensor} a4", edges={(tensor, call): quantizer for call in readers[tensor]})
         players[unit.path] = Player(f"{unit.path} w2", {unit.weight: calibration.weight(unit, WEIGHT).dequantize()})
     return list(players.values())

@@ -18,10 +18,9 @@ import numpy as np
 from records import keep
 from runs import NETWORKS, open_network
 
-from deploy.latency.bench import Bench
 from deploy.latency.designs import designed_policies, random_policies
-from deploy.latency.model import Observation, fit
-from deploy.latency.observations import edges
+from deploy.latency.model import fit
+from deploy.latency.observed import Observation
 from deploy.run.float_onnx import export_float_model
 
 MEASURED, OTHERS = 12, 12
@@ -31,7 +30,7 @@ def rows_of(name: str, seeds: list[int], directory: Path, options: argparse.Name
     rows = []
     with open_network(name, directory / name, options.data, options.weights) as workspace:
         export_float_model(workspace)
-        bench, between, space = Bench(workspace), edges(workspace), workspace.space
+        bench, between, space = workspace.bench, workspace.edges, workspace.space
         reference = Observation(space.uniform(space.reference), 1.0, 0.0)
         for seed in seeds:
             start = time.process_time()

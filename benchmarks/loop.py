@@ -26,13 +26,13 @@ from records import RESULTS, keep
 from runs import NETWORKS, open_network
 
 from deploy.devices.base import Candidate
-from deploy.latency.bench import THOROUGH, Bench
-from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Step, upper
-from deploy.latency.measure import Protocol
-from deploy.latency.model import Observation
-from deploy.latency.observations import edges
+from deploy.latency.bench import THOROUGH
+from deploy.latency.loop import LatencyLoop
+from deploy.latency.observed import Observation, observation_of
+from deploy.latency.steps import Goal, LoopSettings, Outcome, Step
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
+from deploy.runner.protocol import Protocol
 from deploy.stages.scoring import score
 from smpq.problem.policy import Policy, Space
 
@@ -57,10 +57,10 @@ def session(candidate: Candidate) -> ort.InferenceSession:
     )
 
 
-def remeasure(bench: Bench, policy: Policy) -> tuple[float, float, float]:
+def remeasure(workspace: Workspace, policy: Policy) -> tuple[float, float, float]:
     """Return the median ratio to the float engine and its bootstrap interval: interleaved, CPU clock, one thread."""
-    candidates = bench.candidate(policy), bench.float_candidate(1)
-    inputs = bench.experiment(candidates[:1], Protocol()).inputs
+    candidates = workspace.candidates.candidate(policy), workspace.candidates.float_candidate(1)
+    inputs = workspace.bench.experiment(candidates[:1], Protocol()).inputs
     engine, baseline = map(session, candidates)
     ratios = np.array([best_of(engine, inputs) / best_of(baseline, inputs) for _ in range(ROUNDS)])
     picks = np.random.default_rng(0).integers(0, ROUNDS, (2000, ROUNDS))
@@ -68,7 +68,7 @@ def remeasure(bench: Bench, policy: Policy) -> tuple[float, float, float]:
     return float(np.median(ratios)), float(low), float(high)
 
 
-def loop(workspace: Workspace, bench: Bench, limit: float, starts: dict, seed: int) -> Outcome:
+def loop(workspace: Workspace, limit: float, starts: dict, seed: int) -> Outcome:
     """Search as `smpq run` does: what the loop hands over is measured thoroughly, and searched on where that overrules
     it.
     """
@@ -79,17 +79,17 @@ def loop(workspace: Workspace, bench: Bench, limit: float, starts: dict, seed: i
         goal = Goal(limit, [], starts, effort)
         settings = LoopSettings(BUILDS - len(steps), seed=seed)
         looped = LatencyLoop(
-            workspace.space, edges(workspace), workspace.evaluator, goal, list(known.values()), settings
+            workspace.space, workspace.edges, workspace.evaluator, goal, list(known.values()), settings
         )
-        outcome = looped.run(lambda policy: bench.observe(policy, limit))
+        outcome = looped.run(lambda policy: workspace.bench.observe(policy, limit))
         steps += outcome.steps
         known |= {step.observation.policy.key(): step.observation for step in outcome.steps if step.observation}
         policy = outcome.policy
         if not outcome.met or policy == workspace.space.uniform(workspace.space.reference):
             break
-        (measured,) = bench.measure([(policy, bench.candidate(policy))], THOROUGH)
-        known[policy.key()] = measured.observation()
-        if upper(known[policy.key()]) <= limit:
+        (result,) = workspace.bench.time([workspace.candidates.candidate(policy)], THOROUGH)
+        known[policy.key()] = observation_of(policy, result)
+        if known[policy.key()].upper <= limit:
             break
     return replace(outcome, steps=tuple(steps))
 
@@ -114,19 +114,19 @@ def rows_of(name: str, directory: Path, options: argparse.Namespace) -> list[dic
         start = time.process_time()
         scores = score(workspace)
         export_float_model(workspace)
-        bench, value = Bench(workspace), workspace.evaluator
+        bench, value = workspace.bench, workspace.evaluator
         print(f"{name}: scored in {time.process_time() - start:.0f} CPU s", file=sys.stderr, flush=True)
         known = {}
-        fastest = loop(workspace, bench, 1e-3, scores.starts(), seed=99)
+        fastest = loop(workspace, 1e-3, scores.starts(), seed=99)
         known |= {step.observation.policy.key(): step.observation for step in fastest.steps if step.observation}
         lowest = fastest.observation.ratio
         for number in range(1, BUDGETS + 1):
             limit = lowest + (1 - lowest) * number / (BUDGETS + 1)
             start = time.process_time()
-            outcome = loop(workspace, bench, limit, scores.starts(), seed=number)
+            outcome = loop(workspace, limit, scores.starts(), seed=number)
             seconds = time.process_time() - start
             known |= {step.observation.policy.key(): step.observation for step in outcome.steps if step.observation}
-            ratio, low, high = remeasure(bench, outcome.policy)
+            ratio, low, high = remeasure(workspace, outcome.policy)
             generator = np.random.default_rng(number)
             met, draws = {}, 0
             while len(met) < options.random and draws < MOST_DRAWS:
@@ -134,7 +134,7 @@ def rows_of(name: str, directory: Path, options: argparse.Namespace) -> list[dic
                 policy = near(workspace.space, fastest.policy, 1.5 * number / (BUDGETS + 1), generator)
                 observation = known.get(policy.key()) or bench.observe(policy)
                 known[policy.key()] = observation
-                if upper(observation) <= limit:
+                if observation.upper <= limit:
                     met[policy.key()] = policy
             values = value.many([policy for key, policy in met.items() if key != outcome.policy.key()])
             rows.append(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.formats.format import FP16, FP32, WEIGHT_BITS, Format
+from calib.formats.format import FP16, FP32, Format
+from calib.formats.integers import integer
+from calib.formats.number_type import NUMBER_TYPES
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch
-from deploy.backends import onnxruntime as ort_backend
-from deploy.backends import tensorrt as tensorrt_backend
+from deploy.backends import backend_of
+from deploy.backends.base import BuildFailed
 from deploy.lowering.export import export_float
-from deploy.lowering.lower import lower
 from deploy.lowering.onnx_files import load_model
 from deploy.run.workspace import rules_of
 from deploy.targets.offers import offer
@@ -35,10 +35,12 @@ _UNIT = "unit"
 _FORMATS = (
     FP32,
     FP16,
+    Format.from_text("fp8"),
+    Format.from_text("wfp8a16"),
     *(
         Format.from_text(f"w{bits}{rest}")
         for rest in ("a4", "a7", "a8", "a16", "a16b2", "a16b8", "a16b16", "a16b32", "a16b64", "a16b128", "a16b256")
-        for bits in range(2, 9)
+        for bits in range(1, 9)
     ),
 )
 """Every form that a rule may name."""
@@ -78,13 +80,18 @@ def probe(target: Target, operator: str, format_: Format) -> Finding:
     formats = {unit.path: format_ if unit.path == _UNIT else target.reference for unit in network.units}
     with tempfile.TemporaryDirectory() as directory:
         model, engine = Path(directory) / "model.onnx", Path(directory) / "engine.onnx"
+        backend, plan = backend_of(target), _quantizer(network, target).plan(formats)
         try:
-            lower(network.model, _quantizer(network, target).plan(formats), network.units, target, model, ROWS)
+            backend.lower(network.model, plan, network.units, model, ROWS)
         except ValueError as error:  # a form that no pass makes, as block scales of a convolution
             return Finding("refused", f"is not lowered: {error}")
-        if target.runtime == "onnxruntime":
-            return _found_in_session(model, engine, network.units, format_)
-        return _found_in_plan(model, engine, target, format_)
+        built = backend.build(model, engine, next(iter(target.compute_capabilities), ""))
+        if isinstance(built, BuildFailed):
+            return Finding("refused", f"does not build: {built.reason}")
+        kernels = backend.unit_kernels(engine, built.layers, network.units, formats)
+        (kernel,) = [kernel for kernel in kernels if kernel.path == _UNIT]
+        status: Status = "dequantized" if "dequantize" in kernel.kernel.lower() else "native"
+        return Finding(status if kernel.agrees else "refused", kernel.kernel, _stored_format(model, format_))
 
 
 def disagreement(answer: Capability, format_: Format, found: Finding) -> str:
@@ -93,10 +100,10 @@ def disagreement(answer: Capability, format_: Format, found: Finding) -> str:
     1. `native` and `dequantized` have to be found as they are, in the integer types that the table says. 2. `refused`
        is right for
     what does not build, becomes something else, or is held by other types than its name says. 3. `unknown` says
-    nothing.
+    nothing, and what was measured is about times.
     """
     real = found.status if found.stored_as == (answer.stored_as or format_) else "refused"
-    if answer.status in ("unknown", real):
+    if answer.measured or answer.status in ("unknown", real):
         return ""
     stored = f", stored as {found.stored_as}" if found.stored_as not in (None, format_) else ""
     return f"the table says {answer.status}, found {found.status}: {found.what}{stored}"
@@ -126,29 +133,8 @@ def stated(target: Target, operator: str, format_: Format) -> Capability:
     return offer(target, unit, format_, ROWS)
 
 
-def _found_in_plan(model: Path, engine: Path, target: Target, format_: Format) -> Finding:
-    capability = target.compute_capabilities[0] if target.compute_capabilities else None
-    record = tensorrt_backend.build_plan(model, engine, target.runtime, capability)
-    if isinstance(record, tensorrt_backend.BuildFailed):
-        return Finding("refused", f"does not build: {record.reason}")
-    (check,) = tensorrt_backend.check_units(record.kernels, {_UNIT: format_})
-    status: Status = "dequantized" if check.found == "dequantized" else "native"
-    return Finding(status if check.agrees else "refused", check.found, _stored_format(model, format_))
-
-
-def _found_in_session(model: Path, engine: Path, units: Sequence[Unit], format_: Format) -> Finding:
-    record = ort_backend.build_engine(model, engine)
-    if isinstance(record, tensorrt_backend.BuildFailed):
-        return Finding("refused", f"does not build: {record.reason}")
-    (check,) = ort_backend.check_units(ort_backend.unit_kernels(engine, units), {_UNIT: format_})
-    status: Status = "dequantized" if "DequantizeLinear" in check.kernel else "native"
-    return Finding(status if check.agrees else "refused", check.kernel, _stored_format(model, format_))
-
-
 def _stored_format(model: Path, format_: Format) -> Format:
-    """Return the format that the types of a lowered file can tell: widths of the weight and of the integer
-    activations.
-    """
+    """Return the format that the types of a lowered file can tell."""
     graph = load_model(model).graph
     node = next(node for node in graph if node.name == _UNIT)
     weight = node.inputs[1]
@@ -158,10 +144,12 @@ def _stored_format(model: Path, format_: Format) -> Format:
         maker = weight.producer()
     assert weight is not None
     assert weight.dtype is not None
-    bits = int(weight.dtype.itemsize * 8)
-    if bits > max(WEIGHT_BITS):
-        return Format(bits, bits)
-    return Format(bits, 8 if format_.quantizes_activation else format_.activation_bits, format_.weight_block)
+    held = weight.dtype.name, weight.dtype.bitwidth
+    stored = next(found for found in NUMBER_TYPES.values() if (found.weight_storages[0].onnx_type, found.bits) == held)
+    if not stored.quantized:
+        return Format(stored)
+    reads = format_.activation
+    return Format(stored, integer(8) if reads is not None and reads.is_integer else reads, format_.weight_block)
 
 
 def _quantizer(network: _Network, target: Target) -> FakeQuantizer:

@@ -7,7 +7,6 @@ outcome is appended to WORK (`runs/promise.jsonl`), and seeds that are there are
 benchmark goes on where it was. Failures are in the record with their seeds; the exit code is then 1.
 """
 
-import gc
 import json
 import multiprocessing
 import re
@@ -24,7 +23,7 @@ from records import keep
 
 from tests.promise.networks import generated, recipe_from_seed
 from tests.promise.promise import check
-from tests.torch_kept import torch_kept
+from tests.torch_kept import garbage_kept, torch_kept
 
 FIRST_SEED = 1_000_000
 COUNT = 3000
@@ -39,8 +38,7 @@ def start() -> None:
     """Start a worker."""
     torch.set_num_threads(1)
     _KEPT.enter_context(torch_kept())
-    gc.collect()
-    gc.freeze()  # what was imported is not looked through again and again
+    _KEPT.enter_context(garbage_kept())
 
 
 def checked(seed: int) -> dict:

@@ -32,7 +32,8 @@ from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.scoring.shapley import ScoringLimits, estimate
 from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
-from smpq.solve.search import choose, confirm, effort_from_name
+from smpq.solve.effort import effort_from_name
+from smpq.solve.search import choose, confirm
 from smpq.value.evaluate import Evaluator
 from smpq.value.journal import Journal
 from smpq.value.value import PolicyValue

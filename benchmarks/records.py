@@ -46,3 +46,17 @@ def keep(name: str, command: str, seeds: list[int], rows: list[dict], **more: ob
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
+
+
+class Parts:
+    """Results by name, kept in a file as they are made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = json.loads(path.read_text()) if path.is_file() else {}
+
+    def __call__(self, name: str, make) -> object:  # noqa: ANN001 - any function without arguments
+        if name not in self._known:
+            self._known[name] = make()
+            self._path.write_text(json.dumps(self._known))
+        return self._known[name]

@@ -27,9 +27,8 @@ from calib.network.graph import TracedModel
 from calib.network.residual import residual_adds
 from calib.network.units import find_units
 from calib.task import Batch
-from deploy.backends import tensorrt
+from deploy.backends import backend_of, tensorrt
 from deploy.lowering.export import export_float
-from deploy.lowering.lower import lower
 from deploy.run.workspace import rules_of
 from deploy.targets.target import target_from_name
 from smpq.problem.groups import find_groups
@@ -105,7 +104,7 @@ def measured(name: str, scale: int, compute_capability: str) -> dict[str, object
         export_float(traced, units, source)
         for label, chosen, kept in policies:
             path = Path(directory) / "model.onnx"
-            lower(source, quantizer.plan({unit.path: chosen for unit in units}, kept), units, target, path)
+            backend_of(target).lower(source, quantizer.plan({unit.path: chosen for unit in units}, kept), units, path)
             record = tensorrt.build_plan(path, path.with_suffix(".plan"), "tensorrt-rtx", compute_capability)
             if isinstance(record, tensorrt.BuildFailed):
                 raise SystemExit(f"{name} {label}: {record.reason}")

@@ -16,7 +16,7 @@ from smpq.scoring.estimators import Stopping, estimator_from_name
 PLAYERS = 10
 SEEDS = 100
 EVALUATIONS = (200, 300, 500)
-NAMES = ("permutation", "antithetic", "stratified", "truncated", "adaptive")
+NAMES = ("permutation", "antithetic", "adaptive")
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from records import RESULTS, keep
+from records import RESULTS, Parts, keep
 from scipy import stats
 
 from calib.calibrate import Calibration, CalibrationSettings
@@ -38,16 +38,18 @@ from smpq.problem.policy import Policy, Space
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
-from smpq.supernet.game import GameSettings, SupernetGame
+from smpq.supernet.game import SupernetGame
 from smpq.supernet.network import Supernet, SupernetSubject
 from smpq.supernet.scores import argmax_policy, shapley_scores, softmax_scores
+from smpq.supernet.settings import GameSettings, SupernetSettings
 from smpq.supernet.state import SupernetState
-from smpq.supernet.training import EpochReport, SupernetSettings, train
-from smpq.training.finetune import FineTuneSettings, Subject, finetune
+from smpq.supernet.training import EpochReport, train
+from smpq.training.finetune import Subject, finetune
+from smpq.training.settings import FineTuneSettings
 
 NAME = "supernet_cifar10"
 FORMATS = "w2a4,w3a4,w4a4,w2a8,w3a8,w4a8"
-UNIFORM = Format(3, 4)
+UNIFORM = Format.from_text("w3a4")
 JUDGED = ("metric", "loss")
 
 
@@ -178,7 +180,7 @@ def one_seed(bench: Bench, settings: SupernetSettings, tuning: FineTuneSettings,
         **{name: bench.allocated(found) for name, found in scores.items()},
     }
     row["argmax"] = {
-        name: argmax_policy(bench.space, found).to_json(bench.space.groups)["policy"] for name, found in scores.items()
+        name: argmax_policy(bench.space, found).to_file(bench.space.groups).policy for name, found in scores.items()
     }
     row["policies"] = {}
     for name, policy in policies.items():
@@ -190,23 +192,9 @@ def one_seed(bench: Bench, settings: SupernetSettings, tuning: FineTuneSettings,
             "bops": bench.costs["bops"].total(policy),
             "top1_before": before,
             "top1": after,
-            "policy": policy.to_json(bench.space.groups)["policy"],
+            "policy": policy.to_file(bench.space.groups).policy,
         }
     return row
-
-
-class Parts:
-    """Results by name, kept in a file as they are made."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known = json.loads(path.read_text()) if path.is_file() else {}
-
-    def __call__(self, name: str, make) -> object:  # noqa: ANN001 - any function without arguments
-        if name not in self._known:
-            self._known[name] = make()
-            self._path.write_text(json.dumps(self._known))
-        return self._known[name]
 
 
 def interval(values: list[float]) -> dict:

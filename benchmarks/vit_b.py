@@ -29,9 +29,8 @@ from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch
-from deploy.backends import onnxruntime, tensorrt
+from deploy.backends import backend_of, onnxruntime, tensorrt
 from deploy.lowering.export import export_float
-from deploy.lowering.lower import lower
 from deploy.targets.target import target_from_name
 from smpq.quantized.plan import QdqRules, plan_from_policy
 
@@ -108,7 +107,7 @@ class Model:
         rules = QdqRules(target.activation_scheme, target.quantize_outputs, target.quantize_skips)
         plan = plan_from_policy(formats, self.units, self.traced, calibration, rules)
         path = self.directory / f"model.{name}.onnx"
-        lower(self.directory / "model.float.onnx", plan, self.units, target, path)
+        backend_of(target).lower(self.directory / "model.float.onnx", plan, self.units, path)
         self.steps.done(f"{name}: round and lower")
         return path
 
@@ -158,7 +157,7 @@ def run(seed: int) -> dict:
             "ort-cpu": cpu_agree,
             "of": len(checks),
         },
-        "other_kernels": [check.to_json() for check in checks if not check.agrees],
+        "other_kernels": [str(check) for check in checks if not check.agrees],
         "fused_attentions": {"mixed": fused_attentions(record.kernels), "fp16": fused_attentions(float_plan.kernels)},
         "kernels": {"mixed": len(record.kernels), "fp16": len(float_plan.kernels)},
         "weights_bytes": {"mixed": record.weights_memory_bytes, "fp16": float_plan.weights_memory_bytes},

@@ -75,8 +75,8 @@ def timed(computes: dict, space: Space, rounds: int) -> list[dict]:
 
 
 def killed(pools: dict, value: PolicyValue, space: Space, kills: int) -> list[dict]:
-    def scores(compute: Compute) -> dict:
-        return estimate(Evaluator(compute), space, ScoringLimits(evaluations=1), SEED).to_json()
+    def scores(compute: Compute) -> object:
+        return estimate(Evaluator(compute), space, ScoringLimits(evaluations=1), SEED).to_file()
 
     expected = scores(value)
     moments, rows = random.Random(SEED), []

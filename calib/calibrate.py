@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calib.choices import ObserverName, RoundingName
+from calib.declared import check_declared
 from calib.errors import UserError
 from calib.formats.format import Format
-from calib.formats.integers import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
+from calib.formats.number_type import NumberType
+from calib.formats.quantizers import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
 from calib.network.graph import TracedModel, operator_name
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
@@ -30,9 +33,12 @@ _BIAS_LIMIT = 2**30
 class CalibrationSettings:
     """Names of the observer and the rounding method, and the activation scheme of the target."""
 
-    observer: str = "mse"
-    rounding: str = "gptq"
+    observer: ObserverName = "mse"
+    rounding: RoundingName = "gptq"
     scheme: Scheme = "affine"
+
+    def __post_init__(self) -> None:
+        check_declared(self)
 
 
 class Calibration:
@@ -53,28 +59,28 @@ class Calibration:
         self._round = rounding_from_name(settings.rounding)
         self._observed: dict[str, Observed] = {name: Observed() for name in _observed_tensors(traced, units)}
         self._moments = _collect_moments(traced, units, batches, self._observed)
-        self._quantizers: dict[tuple[str, int, Scheme], ActivationQuantizer] = {}
+        self._quantizers: dict[tuple[str, NumberType, Scheme], ActivationQuantizer] = {}
         self._weights: dict[tuple[str, str], QuantizedWeight] = {}
 
-    def quantizer(self, tensor: str, bits: int, scheme: Scheme) -> ActivationQuantizer:
+    def quantizer(self, tensor: str, grid: NumberType, scheme: Scheme) -> ActivationQuantizer:
         """Return the quantiser of one tensor of the graph."""
-        key = (tensor, bits, scheme)
+        key = (tensor, grid, scheme)
         if key not in self._quantizers:
-            low, high = self._observer(self._observed[tensor], bits, scheme)
-            self._quantizers[key] = quantizer_from_range(low, high, bits, scheme)
+            low, high = self._observer(self._observed[tensor], grid, scheme)
+            self._quantizers[key] = quantizer_from_range(low, high, grid, scheme)
         return self._quantizers[key]
 
     def weight(self, unit: Unit, chosen: Format) -> QuantizedWeight:
-        """Return the integers of one unit's weight, in the layout of the float weight."""
+        """Return one unit's weight in the number type of a format, in the layout of the float weight."""
         key = (unit.path, chosen.weight_key)
         if key not in self._weights:
             weight = self.traced.state[unit.weight].float()
             matrix = weight.reshape(unit.out_features, -1)
             rounded = self._round(
-                matrix, self._moments[unit.path], chosen.weight_bits, chosen.weight_block, self._scale_floor(unit)
+                matrix, self._moments[unit.path], chosen.weight, chosen.weight_block, self._scale_floor(unit, chosen)
             )
             self._weights[key] = QuantizedWeight(
-                rounded.bits, rounded.integers.reshape(weight.shape), rounded.scale.contiguous(), rounded.block
+                rounded.type, rounded.values.reshape(weight.shape), rounded.scale.contiguous(), rounded.block
             )
         return self._weights[key]
 
@@ -90,11 +96,11 @@ class Calibration:
                     self.weight(unit, chosen)
                 advance()
 
-    def prepare_quantizers(self, tensors: Iterable[str] | None, bits: Iterable[int], scheme: Scheme) -> None:
-        """Work out the ranges of `tensors`, of all that were observed when it is None, for these bits."""
-        for width in bits:
+    def prepare_quantizers(self, tensors: Iterable[str] | None, grids: Iterable[NumberType], scheme: Scheme) -> None:
+        """Work out the ranges of `tensors`, of all that were observed when it is None, for these types."""
+        for grid in grids:
             for tensor in self._observed if tensors is None else tensors:
-                self.quantizer(tensor, width, scheme)
+                self.quantizer(tensor, grid, scheme)
 
     def largest(self, tensor: str) -> float:
         """Return the largest absolute value that a tensor had on the calibration data."""
@@ -107,7 +113,7 @@ class Calibration:
         found = hashlib.sha256(repr(self.settings).encode())
         for key, weight in sorted(self._weights.items()):
             found.update(repr((key, weight.bits, weight.block)).encode())
-            found.update(weight.integers.cpu().numpy().tobytes() + weight.scale.cpu().numpy().tobytes())
+            found.update(weight.value_bytes() + weight.scale.cpu().numpy().tobytes())
         for name, seen in sorted(self._observed.items()):
             found.update(f"{name} {seen.low.hex()} {seen.high.hex()}".encode())
             for part in seen.parts:
@@ -118,10 +124,10 @@ class Calibration:
         kept = ("traced", "settings", "_quantizers", "_weights")
         return {name: getattr(self, name) for name in kept}
 
-    def _scale_floor(self, unit: Unit) -> Tensor:
-        """Smallest step of each row such that the bias fits 32 bits in units of input step times weight step."""
+    def _scale_floor(self, unit: Unit, chosen: Format) -> Tensor:
+        """Smallest step of each row such that an integer bias fits 32 bits in units of input step times weight step."""
         weight = self.traced.state[unit.weight]
-        if unit.bias is None:
+        if unit.bias is None or not chosen.weight.is_integer:
             return torch.zeros(unit.out_features, device=weight.device)
         # any tensor of 8 bits that spans the observed range has at least this step
         spans = [self._observed[name].high - self._observed[name].low for name in unit.inputs]

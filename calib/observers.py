@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calib.choices import OBSERVERS
 from calib.errors import UserError
-from calib.formats.integers import Scheme, quantizer_from_range
+from calib.formats.number_type import NumberType
+from calib.formats.quantizers import Scheme, quantizer_from_range
 
 _SAMPLES_PER_BATCH = 16_384
 _PERCENTILE = 99.99
@@ -44,15 +46,13 @@ class Observed:
         return torch.cat([*self.parts, torch.tensor([self.low, self.high])])
 
 
-Observer: TypeAlias = Callable[[Observed, int, Scheme], tuple[float, float]]
-"""Takes what was seen, the bits and the scheme, and returns the real range `(low, high)`."""
-
-OBSERVERS: dict[str, Observer] = {}
+Observer: TypeAlias = Callable[[Observed, NumberType, Scheme], tuple[float, float]]
+"""Takes what was seen, the number type and the scheme, and returns the real range `(low, high)`."""
 
 
 def observer(name: str) -> Callable[[Observer], Observer]:
-    """Register a range rule under the name that `--observer` takes: a function of (Observed, bits, scheme) -> (low,
-    high).
+    """Register a range rule under the name that `--observer` takes: a function of (Observed, number type,
+    scheme) -> (low, high). A built-in one has a row in `calib.choices` too.
     """
 
     def register(function: Observer) -> Observer:
@@ -70,23 +70,23 @@ def observer_from_name(name: str) -> Observer:
 
 
 @observer("minmax")
-def minmax(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
+def minmax(seen: Observed, grid: NumberType, scheme: Scheme) -> tuple[float, float]:
     """Cover everything that was seen."""
-    del bits, scheme
+    del grid, scheme
     return seen.low, seen.high
 
 
 @observer("percentile")
-def percentile(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
+def percentile(seen: Observed, grid: NumberType, scheme: Scheme) -> tuple[float, float]:
     """Cover all but 0.01 % of the values at either end."""
-    del bits, scheme
+    del grid, scheme
     values = seen.sample().numpy()
     low, high = np.percentile(values, [100 - _PERCENTILE, _PERCENTILE])
     return min(float(low), 0.0), max(float(high), 0.0)
 
 
 @observer("mse")
-def mse(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
+def mse(seen: Observed, grid: NumberType, scheme: Scheme) -> tuple[float, float]:
     """Shrink the full range until the mean squared error of the rounded values is smallest."""
     values = seen.sample()
     # the squares of tiny values vanish in float32: count in a power of two near the largest
@@ -94,25 +94,28 @@ def mse(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
     best, best_error = (seen.low, seen.high), float("inf")
     for shrink in torch.linspace(0.15, 1.0, _MSE_STEPS).tolist():
         low, high = seen.low * shrink, seen.high * shrink
-        error = float((quantizer_from_range(low, high, bits, scheme)(values) - values).mul_(unit).square_().mean())
+        error = float((quantizer_from_range(low, high, grid, scheme)(values) - values).mul_(unit).square_().mean())
         if error < best_error:
             best, best_error = (low, high), error
     return best
 
 
 @observer("entropy")
-def entropy(seen: Observed, bits: int, scheme: Scheme) -> tuple[float, float]:
+def entropy(seen: Observed, grid: NumberType, scheme: Scheme) -> tuple[float, float]:
     """Clip where the histogram loses least information, measured by the KL divergence to its quantised version.
 
-    As in Migacz, "8-bit inference with TensorRT", GTC 2017, on the magnitudes.
+    As in Migacz, "8-bit inference with TensorRT", GTC 2017, on the magnitudes. UserError for types whose values are not
+    evenly spaced: merging bins evenly is not what they do.
     """
     del scheme
+    if not grid.is_integer:
+        raise UserError(f"the observer entropy is for integers, not for {grid.name}: use mse, minmax or percentile")
     magnitudes = seen.sample().abs().numpy()
     top = float(magnitudes.max())
     if top == 0.0:
         return seen.low, seen.high
     counts, _ = np.histogram(magnitudes[magnitudes > 0], bins=_ENTROPY_BINS, range=(0.0, top))
-    levels = 2 ** (bits - 1)
+    levels = 2 ** (grid.bits - 1)
     best, best_divergence = top, float("inf")
     for bins in range(max(levels, 128), _ENTROPY_BINS + 1, 16):
         clipped = counts[:bins].astype(np.float64)

@@ -1,52 +1,35 @@
 """Where the tests find what a machine may lack."""
 
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import slow_tests
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that share the cores wait for each other's threads at every product of matrices otherwise, up to twenty
     # times as long. The libraries read this when they are loaded, also in the processes that tests start.
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
-from deploy.latency import bench
-from deploy.latency.measure import Protocol
-from deploy.stages import making
-from tests.torch_kept import torch_kept
-from tests.traced_once import traced_once
-
 ROOT = Path(__file__).resolve().parent.parent
-SLOW = (
-    "calib/tasks/test_cifar10_files.py", "deploy/backends/test_onnxruntime.py", "deploy/backends/test_tensorrt.py",
-    "deploy/backends/test_tensorrt_kernels.py", "deploy/devices/test_bundle.py", "deploy/devices/test_mutations.py",
-    "deploy/devices/test_odd_devices.py", "deploy/devices/test_runner_file.py", "deploy/devices/test_ssh.py",
-    "deploy/devices/test_ssh_loop.py", "deploy/doctor/test_command.py", "deploy/latency/test_loop.py",
-    "deploy/run/test_loop_history.py", "deploy/run/test_trust.py", "deploy/runner/test_causes.py",
-    "deploy/runner/test_main.py", "deploy/stages/test_finetuning.py", "deploy/stages/test_looping.py",
-    "deploy/stages/test_supernet.py", "deploy/stages/test_verifying.py", "deploy/test_broken_graphs.py",
-    "deploy/test_capabilities_hold.py", "deploy/test_forged_weights.py", "deploy/test_networks.py",
-    "deploy/test_residual_adds.py", "deploy/test_run.py", "deploy/test_training_device.py",
-    "examples/test_cifar10_mlp.py", "examples/test_custom_task.py", "promise/test_promise.py",
-    "run_files/test_mutations.py", "smpq/training/test_devices.py", "smpq/training/test_finetune.py",
-    "smpq/training/test_finetuned.py", "smpq/value/workers/test_local.py", "smpq/value/workers/test_ray.py",
-    "test_cli.py", "test_killed_runs.py", "test_odd_networks.py",
-    "test_same_files.py", "test_whole_job.py", "test_wrong_inputs.py",
-    "test_wrong_run_files.py",
-)  # fmt: skip
-"""Files of whole runs, of processes and of hundreds of networks: all their tests are marked `slow`, and `make
-test-quick` leaves them out.
-"""
+SLOW_FILES = {ROOT / "tests" / name for name in slow_tests.FILES}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    slow = {ROOT / "tests" / name for name in SLOW}
-    assert all(path.is_file() for path in slow), "a file of the list has another name now"
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.option.markexpr == "not slow" and collection_path in SLOW_FILES else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
+    assert all(path.is_file() for path in SLOW_FILES), "a file in tests/slow_tests.py has another name now"
+    slow = set(slow_tests.FUNCTIONS)
     for item in items:
-        if item.path in slow:
+        if item.path in SLOW_FILES or getattr(item, "originalname", item.name) in slow:
             item.add_marker(pytest.mark.slow)
+    if config.option.markexpr == "" and {Path(name).resolve() for name in config.args} == {ROOT / "tests"}:
+        missing = slow - {getattr(item, "originalname", item.name) for item in items}
+        assert not missing, f"tests/slow_tests.py names tests that are not there: {sorted(missing)}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,12 +42,11 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast() -> Iterator[None]:
-    """Make torch's own tables once, and do not look for garbage among what was imported: a third of the time of a small
-    model.
-    """
-    gc.collect()
-    gc.freeze()
-    with torch_kept(), traced_once():
+    """Make torch's own tables once, and seldom look for garbage: half of the time of a small model."""
+    from tests.torch_kept import garbage_kept, torch_kept
+    from tests.traced_once import traced_once
+
+    with garbage_kept(), torch_kept(), traced_once():
         yield
 
 
@@ -73,6 +55,10 @@ def _short_measurements() -> Iterator[None]:
     """Time the final engine for a tenth of a second and not for one and a half: no test depends on how narrow the
     interval is.
     """
+    from deploy.latency import bench
+    from deploy.runner.protocol import Protocol
+    from deploy.stages import making
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(making, "FINAL", Protocol(rounds=9, round_ms=4.0, singles=200))
         patch.setattr(bench, "THOROUGH", Protocol(rounds=15, round_ms=8.0))

@@ -3,8 +3,8 @@ else differs.
 """
 
 import cli
-from tests.torch_kept import torch_kept
+from tests.torch_kept import garbage_kept, torch_kept
 
 if __name__ == "__main__":
-    with torch_kept():
+    with garbage_kept(), torch_kept():
         cli.main()

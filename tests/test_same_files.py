@@ -17,7 +17,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import cli
-from tests.torch_kept import torch_kept
+from tests.torch_kept import garbage_kept, torch_kept
+from tests.traced_once import traced_once
 
 def smpq(*arguments):
     sys.argv = ["smpq", *arguments, "--quiet"]
@@ -27,7 +28,7 @@ def smpq(*arguments):
         assert not stopped.code, stopped.code
 
 out, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
-with torch_kept():
+with garbage_kept(), torch_kept(), traced_once():
     for name, (options, policy) in commands.items():
         run = out / name
         smpq("score", *options, "--out", str(run))

@@ -2,8 +2,10 @@
 
 import torch
 from torch import nn
+from torch.export import exported_program
+from torch.onnx._internal.exporter import _decomp
 
-from tests.torch_kept import overrides_kept
+from tests.torch_kept import decompositions_kept, operators_kept, overrides_kept
 
 
 class Composite(nn.Module):
@@ -44,3 +46,26 @@ def test_a_table_of_ones_own_is_obeyed():
     assert "call_function aten.linear.default" not in decomposed(program, {torch.ops.aten.linear.default: linear})
     assert calls
     assert decomposed(program, {}) == first
+
+
+def test_the_exporters_decompositions_are_as_without():
+    registered = {torch.ops.aten.linear.default, torch.ops.aten.addmm.default}
+    first = _decomp.create_onnx_friendly_decomposition_table(registered)
+    with decompositions_kept():
+        kept = _decomp.create_onnx_friendly_decomposition_table(registered)
+        kept.clear()  # a table of its own for whoever asks
+        kept = _decomp.create_onnx_friendly_decomposition_table(registered)
+        others = _decomp.create_onnx_friendly_decomposition_table({torch.ops.aten.linear.default})
+    assert list(kept) == list(first)
+    assert others.keys() - first.keys() == {torch.ops.aten.addmm.default}
+
+
+def test_an_operator_that_is_new_is_found():
+    with operators_kept():
+        before = exported_program._collect_all_valid_cia_ops()
+        assert exported_program._collect_all_valid_cia_ops() is before, "kept"
+        with torch.library._scoped_library("smpq_tests", "DEF") as library:
+            library.define("twice(Tensor x) -> Tensor")
+            library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
+            new = exported_program._collect_all_valid_cia_ops() - before
+            assert new == {torch.ops.smpq_tests.twice.default}

@@ -1,48 +1,89 @@
-"""Absurd values of every option that takes a number or a path, found by asking the commands themselves for their
-options.
-"""
+"""What is not allowed, of every declared field and every option: one message that names it and says what is."""
+
+import re
 
 import click
 import pytest
 
 import cli
-from deploy.commands.numbers import Decimal, Place, Whole
-from tests.commands import TINY, assert_matches, copy_of, done, refused
+from calib.calibrate import CalibrationSettings
+from calib.declared import declared_fields
+from calib.errors import UserError
+from deploy.commands.declared_options import DeclaredArgument, DeclaredOption
+from deploy.run.settings import Settings
+from smpq.scoring.estimators import Stopping
+from smpq.scoring.explanation import Explanation
+from smpq.scoring.shapley import ScoringLimits
+from smpq.supernet.removal import RemovalWalks
+from smpq.supernet.settings import GameSettings, SupernetSettings
+from smpq.training.settings import FineTuneSettings
+from smpq.value.workers.resources import Resources
+from tests.commands import TINY, assert_matches, done, refused
+from tests.conftest import ROOT
+from tests.outside import texts_outside, values_outside
 
-NO_NUMBERS = (
-    "",
-    " ",
-    "nan",
-    "inf",
-    "-inf",
-    "infinity",
-    "٣",
-    "1٠",
-    "1_0",
-    "0x10",
-    "1,5",
-    "1e",
-    "\t",
-    "９",
-    "x" * 5000,
-    "--",
-    "½",
-)
-TOO_LARGE = ("1" * 5000, "1e308", "9" * 30, str(10**30))
+CLASSES = {
+    CalibrationSettings: {},
+    Explanation: {},
+    FineTuneSettings: {},
+    GameSettings: {},
+    RemovalWalks: {"rows": ()},
+    Resources: {},
+    ScoringLimits: {},
+    Settings: {"task": "digits"},
+    Stopping: {"evaluations": 1},
+    SupernetSettings: {},
+}
+FIELDS = [
+    pytest.param(owner, field, id=f"{owner.__name__}.{name}")
+    for owner in CLASSES
+    for name, field in declared_fields(owner).items()
+]
+PARAMETERS = [
+    pytest.param(name, parameter, id=f"{name} {parameter.opts[0]}")
+    for name, command in sorted(cli.smpq.commands.items())
+    for parameter in command.params
+    if not getattr(parameter, "is_flag", False)
+]
 NEEDED = {
     "--budget": "size=0.9x", "--task": "tests.tiny_task:task", "--out": "never", "run": "never", "directory": "never",
     "measurements": "never", "name": "ort-cpu",
 }  # fmt: skip
 
 
-def parameters(kind):
-    """Every (command, parameter) of a type."""
-    return [
-        pytest.param(name, parameter, id=f"{name} {parameter.opts[0]}")
-        for name, command in sorted(cli.smpq.commands.items())
-        for parameter in command.params
-        if isinstance(parameter.type, kind)
-    ]
+def test_every_class_that_checks_its_fields_is_looked_at():
+    sources = [path.read_text() for room in ("calib", "smpq", "deploy") for path in (ROOT / room).rglob("*.py")]
+    assert sum(len(re.findall(r"^        check_declared\(self\)$", source, re.MULTILINE)) for source in sources) == len(
+        CLASSES
+    )
+    assert len(FIELDS) > 50
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "allowed"),
+    [
+        (Settings, "samples", "a whole number, at least 1 and at most 1000000000"),
+        (Settings, "batch", "a whole number, at least 1 and at most 100000"),
+        (Settings, "seed", "a whole number, at least 0 and at most 4294967295"),
+        (Settings, "precision", "a number, at least 0 and below 1"),
+        (Settings, "observer", "one of mse, minmax, percentile, entropy"),
+        (FineTuneSettings, "epochs", "a number, above 0 and at most 1000000000"),
+        (SupernetSettings, "walks", "a whole number, at least 2 and at most 1000000000"),
+        (Resources, "memory_limit_mb", "a number, above 0 and at most 1000000000"),
+    ],
+)
+def test_limits_that_a_run_rests_on(owner, name, allowed):
+    assert declared_fields(owner)[name].allowed == allowed
+
+
+@pytest.mark.parametrize(("owner", "field"), FIELDS)
+def test_a_value_that_a_field_cannot_have(owner, field):
+    for value in values_outside(field):
+        with pytest.raises(UserError) as raised:
+            owner(**{**CLASSES[owner], field.name: value})
+        message = str(raised.value)
+        assert message.startswith(field.label), value
+        assert len(message) < 500, value
 
 
 def call(command, parameter, value):
@@ -55,50 +96,38 @@ def call(command, parameter, value):
     return arguments
 
 
-def test_no_option_has_a_type_that_is_not_checked():
-    kinds = (Whole, Decimal, Place, click.types.StringParamType, click.types.BoolParamType)
-    others = [(name, parameter.opts[0]) for name, command in cli.smpq.commands.items() for parameter in command.params
-              if not isinstance(parameter.type, kinds)]  # fmt: skip
-    assert others == []
-    assert len(parameters(Whole)) > 15
-    assert len(parameters(Decimal)) > 8
+def test_every_option_is_declared():
+    assert {type(parameter) for command in cli.smpq.commands.values() for parameter in command.params} == {
+        DeclaredOption,
+        DeclaredArgument,
+    }
+    free = {
+        parameter.opts[0]
+        for _, parameter in (case.values for case in PARAMETERS)
+        if not parameter.field.declared.limits
+    }
+    assert free == {"--device"}
+    assert len(PARAMETERS) > 80
 
 
-@pytest.mark.parametrize(("command", "parameter"), parameters((Whole, Decimal)))
-def test_what_is_no_number_or_too_large(tmp_path, monkeypatch, command, parameter):
+@pytest.mark.parametrize(("command", "parameter"), PARAMETERS)
+def test_a_text_that_an_option_cannot_have(tmp_path, monkeypatch, command, parameter):
     monkeypatch.chdir(tmp_path)
-    for value in NO_NUMBERS:
-        message = refused(*call(command, parameter, value))
-        assert_matches(rf"'{parameter.opts[0]}'.*is not a valid (integer|number)", message)
-        assert len(message) < 300
-    for value in TOO_LARGE:
-        assert_matches("is too large|is not a valid integer", refused(*call(command, parameter, value)))
+    for text in texts_outside(parameter.field):
+        message = refused(*call(command, parameter, text))
+        assert_matches(rf"^error: {parameter.field.label}(: | must be )", message)
+        assert_matches(rf"See smpq {command} --help$", message)
+        assert len(message) < 600, text
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("command", "parameter"), parameters(Place))
-def test_a_path_that_is_empty_or_cannot_be(tmp_path, monkeypatch, command, parameter):
-    monkeypatch.chdir(tmp_path)
-    for value in ("", " ", "\t"):
-        assert_matches("the path is empty", refused(*call(command, parameter, value)))
-    for value in ("x" * 300, "x/" * 3000):
-        message = refused(*call(command, parameter, value))
-        assert_matches("cannot be a path", message)
-        assert len(message) < 300
-    assert list(tmp_path.iterdir()) == []
+# What is right by itself, and wrong for this task, this target or together.
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--memory-limit", "1e308"], "1e308.* is too large"),
-        (["--memory-limit", "-0.0"], "a number of MB above 0"),
         (["--memory-limit", "1e-320"], "more than the memory limit"),
-        (["--samples", "-0"], "--samples must be at least 1"),
-        (["--batch", "-1"], "--batch must be at least 1"),
-        (["--workers", "-1"], "--workers must be at least 1"),
-        (["--precision", "1"], "--precision is a fraction"),
-        (["--finetune", "-1"], "epochs of the fine-tuning must be a number above 0"),
         (["--budget", "size=1e308GB"], "the limit must be between"),
         (["--budget", "size=1e-300x"], "the limit must be between"),
         (["--budget", "size=1e-9x"], "no policy meets the budget; the nearest one has size"),
@@ -112,44 +141,20 @@ def test_values_that_mean_nothing(tmp_path, options, message):
     assert not (tmp_path / "run" / "scores.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["finetune", "{run}", "--epochs", "-0.0"], "epochs of the fine-tuning"),
-        (["finetune", "{run}", "--lr", "0"], "learning_rate of the fine-tuning"),
-        (["explain", "{run}", "--evaluations", "0"], "at least one evaluation"),
-        (["explain", "{run}", "--precision", "-0.5"], "from 0 to below 1"),
-        (["measure", "{run}", "--batch", "0"], "is too small: it must be at least 1"),
-        (["export", "{run}", "--format", "onnx-qdq", "--batch", "-4"], "is too small: it must be at least 1"),
-        (["train-supernet", *TINY, "--out", "{run}", "--epochs", "0"], "epochs of the supernet must be at least 1"),
-        (["train-supernet", *TINY, "--out", "{run}", "--walks", "1"], "at least 2 walks"),
-        (["train-supernet", *TINY, "--out", "{run}", "--gamma", "1"], "from 0 to below 1"),
-        (
-            ["train-supernet", *TINY, "--out", "{run}", "--complexity", "-1"],
-            "complexity of the supernet must be 0 or more",
-        ),
-        (["train-supernet", *TINY, "--out", "{run}", "--held-out", "0"], "samples of the supernet must be at least 1"),
-    ],
-)
-def test_values_of_later_commands_that_mean_nothing(good_run, tmp_path, command, message):
-    run = copy_of(good_run, tmp_path / "run")
-    assert_matches(message, refused(*[str(part).format(run=run) for part in command]))
+def test_a_fine_tuning_without_a_loss():
+    with pytest.raises(UserError, match="needs labels or distillation"):
+        FineTuneSettings(labels=0, distillation=0)
+
+
+@pytest.mark.parametrize("values", [(), ("kl", "kl")])
+def test_a_game_without_values_or_with_one_twice(values):
+    with pytest.raises(UserError, match="each once"):
+        GameSettings(values)
 
 
 def test_limits_and_odd_spellings_that_are_numbers(tmp_path):
     run = tmp_path / "run"
-    options = [
-        "--seed",
-        "4294967295",
-        "--precision",
-        "-0.0",
-        "--evaluations",
-        " 12 ",
-        "--samples",
-        "+16",
-        "--memory-limit",
-        "1e9",
-    ]
-    done("score", *TINY[:2], *options, "--out", run)
+    options = ["--seed", "4294967295", "--precision", "-0.0", "--evaluations", " 12 ", "--samples", "+16"]
+    done("score", *TINY[:2], *options, "--memory-limit", "1e9", "--out", run)
     done("solve", run, "--budget", "size=1e30")
     done("solve", run, "--budget", "size=.9x", "--memory-limit", "1.")

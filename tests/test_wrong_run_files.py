@@ -25,8 +25,8 @@ FILES = [
     ("scores.json", SOLVE, "score"),
     ("policy.json", ("export", "{run}"), SOLVE),
     ("budget.json", REPORT, SOLVE),
-    ("measurements.json", ("measure", "{run}"), None),
-    ("measurements.json", ("solve", "{run}", "--budget", "latency=3x"), ("measure", "{run}")),
+    ("observations.json", ("measure", "{run}"), None),
+    ("observations.json", ("solve", "{run}", "--budget", "latency=3x"), ("measure", "{run}")),
     ("build.json", ("measure", "{run}"), BUILD),
     ("export.json", BUILD, ("export", "{run}")),
     ("latency.json", REPORT, ("measure", "{run}")),
@@ -57,14 +57,14 @@ def test_a_file_that_was_cut_off(run, good_run, name, command, repair):
 
 
 @pytest.mark.parametrize(
-    "name", ["run.json", "scores.json", "policy.json", "budget.json", "build.json", "measurements.json"]
+    "name", ["run.json", "scores.json", "policy.json", "budget.json", "build.json", "observations.json"]
 )
 @pytest.mark.parametrize("text", ["[]", "{}"])
 def test_a_file_that_holds_something_else(run, name, text):
     (run / name).write_text(text)
     before = contents(run)
     command = ["report", run] if name in {"run.json", "budget.json", "policy.json", "build.json"} else None
-    command = command or (["solve", run, "--budget", "latency=3x" if name == "measurements.json" else "avg_bits=8"])
+    command = command or (["solve", run, "--budget", "latency=3x" if name == "observations.json" else "avg_bits=8"])
     message = refused(*command)
     assert name.partition(".")[0] in message
     assert contents(run) == before
@@ -92,7 +92,7 @@ def edit_policy(run, change):
     ("change", "message"),
     [
         (lambda policy: policy.update({"third": "w8a8"}), "no quantisable layer 'third'; the first ones are first"),
-        (lambda policy: policy.update({"first": "w1a1"}), "weights of 1 bits"),
+        (lambda policy: policy.update({"first": "w8a1"}), "activations of type 1"),
         (lambda policy: policy.update({"first": "int8"}), "unknown format 'int8'"),
         (
             lambda policy: policy.update({"first": 8}),

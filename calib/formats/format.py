@@ -4,87 +4,153 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property, total_ordering
 
 from calib.errors import UserError
 
-FLOAT_BITS = {"fp32": 32, "fp16": 16}
-WEIGHT_BITS = range(2, 9)
-ACTIVATION_BITS = range(4, 9)
+# The families of number types, in the order in which messages list them.
+from calib.formats import floats, integers
+from calib.formats.number_type import NUMBER_TYPES, NumberType
+
+__all__ = ["FLOAT_ACTIVATION_BITS", "FP16", "FP32", "Format", "floats", "formats_from_text", "integers"]
+
 FLOAT_ACTIVATION_BITS = 16
 """The `a16` of a weight-only format: the activation stays in the floating-point type of the engine."""
 
-_TEXT = re.compile(r"w(?P<weight>\d+)(?:a(?P<activation>\d+))?(?:b(?P<block>\d+))?")
+_TEXT = re.compile(r"w(?P<weight>\d+|[a-z]+?\d+)(?:a(?P<activation>\d+|[a-z]+?\d+))?(?:b(?P<block>\d+))?")
 
 
-@dataclass(frozen=True, order=True)
+@total_ordering
+@dataclass(frozen=True)
 class Format:
-    """Weight bits, activation bits and granularity of one layer.
+    """Number types of the weight and of the activation of one layer, and the granularity of the weight's scales.
 
-    1. `fp32` and `fp16` are floating point; both sides have the same width.
+    1. `fp32` and `fp16` are floating point, without scales.
     2. `w8a8`, `w3a8`, ...: integer weight (one scale per output channel), integer activation (one scale per tensor).
-    3. `w4a16`, `w8a16`: weight-only; `w4` and `w8` are short for them.
+    3. `w4a16`, `w8a16`: weight-only, `activation` is None; `w4` and `w8` are short for them.
     4. `w4a16b128`: weight-only, one scale for every block of 128 weights along the input dimension.
+    5. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
     """
 
-    weight_bits: int
-    activation_bits: int
+    weight: NumberType
+    activation: NumberType | None = None
     weight_block: int | None = None
 
     def __post_init__(self) -> None:
-        if self.weight_bits == self.activation_bits and self.weight_bits in FLOAT_BITS.values():
-            if self.weight_block is None:
-                return
-            raise UserError("a floating-point format has no block size")
-        if self.weight_bits not in WEIGHT_BITS:
-            raise UserError(f"weights of {self.weight_bits} bits are not supported: use 2 to 8, or fp16, or fp32")
-        if self.activation_bits not in (*ACTIVATION_BITS, FLOAT_ACTIVATION_BITS):
+        weight, activation = self.weight, self.activation
+        if not weight.quantized:
+            if activation is not None or self.weight_block is not None:
+                raise UserError(f"{weight.name} is a format by itself, without activation bits or a block size")
+            return
+        if not weight.for_weights:
+            raise UserError(f"weights of type {weight.name} are not supported: use {_listed(_for_weights())}")
+        if activation is not None and (not activation.quantized or not activation.for_activations):
             raise UserError(
-                f"activations of {self.activation_bits} bits are not supported: use 4 to 8, or leave them float (a16)"
+                f"activations of type {activation.name} are not supported: use {_listed(_for_activations())}, "
+                f"or leave them float (a{FLOAT_ACTIVATION_BITS})"
             )
-        if self.weight_block is not None and (self.quantizes_activation or self.weight_block < 2):
+        if self.weight_block is None:
+            return
+        if activation is not None or self.weight_block < 2:
             raise UserError("a block size needs float activations and at least two weights a block, as in w4a16b128")
+        if not weight.blocks:
+            raise UserError(f"weights of type {weight.name} have one scale for each output channel, not for blocks")
 
     @classmethod
     def from_text(cls, text: str) -> Format:
-        """Parse `fp32`, `fp16`, `w8a8`, `w4`, `w4b128`, `w4a16b128`, ...; raises UserError that lists the forms."""
+        """Parse `fp32`, `fp8`, `w8a8`, `w4`, `w4b128`, `w4a16b128`, `wfp8a16`, ...; raises UserError that lists the
+        forms.
+        """
         text = text.strip().lower()
-        if text in FLOAT_BITS:
-            return cls(FLOAT_BITS[text], FLOAT_BITS[text])
+        own = NUMBER_TYPES.get(text)
+        if own is not None and own.alone:
+            return cls(own, own if own.quantized else None)
         match = _TEXT.fullmatch(text)
         if match is None:
-            raise UserError(f"unknown format {text!r}: write fp32, fp16, w8a8 (w2..w8, a4..a8), w8, w4, or w4a16b128")
+            raise UserError(f"unknown format {text!r}: write {_forms()}")
+        activation = match["activation"] or str(FLOAT_ACTIVATION_BITS)
+        weight, read = NUMBER_TYPES.get(match["weight"]), NUMBER_TYPES.get(activation)
+        if weight is None or not weight.quantized or (read is None and activation != str(FLOAT_ACTIVATION_BITS)):
+            raise UserError(f"unknown format {text!r}: write {_forms()}")
         block = match["block"]
-        return cls(
-            int(match["weight"]),
-            int(match["activation"] or FLOAT_ACTIVATION_BITS),
-            int(block) if block is not None else None,
-        )
+        return cls(weight, read, int(block) if block is not None else None)
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of one weight."""
+        return self.weight.bits
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of one input; 16 for a weight-only format, whatever the float type of the engine is."""
+        if self.activation is not None:
+            return self.activation.bits
+        return FLOAT_ACTIVATION_BITS if self.weight.quantized else self.weight.bits
 
     @property
     def is_float(self) -> bool:
         """Whether nothing is quantised."""
-        return self.weight_bits > max(WEIGHT_BITS)
+        return not self.weight.quantized
 
     @property
     def quantizes_activation(self) -> bool:
-        """Whether the layer's input is an integer tensor."""
-        return self.activation_bits in ACTIVATION_BITS
+        """Whether the layer's input is a quantised tensor."""
+        return self.activation is not None
+
+    @property
+    def reads_integers(self) -> bool:
+        """Whether the layer's input is an integer tensor, which sums and concatenations can make too."""
+        return self.activation is not None and self.activation.is_integer
 
     @property
     def weight_key(self) -> str:
         """Name of the weight's own representation; formats that differ only in the activation share it."""
         block = f"b{self.weight_block}" if self.weight_block else ""
-        return f"w{self.weight_bits}{block}"
+        return f"w{self.weight.name if self.weight.quantized else self.weight_bits}{block}"
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.weight_bits, self.activation_bits, self.weight_block or 0))  # the same in every process
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __lt__(self, other: Format) -> bool:
+        return self._key() < other._key()
+
+    def _key(self) -> tuple[int, int, int, str]:
+        return self.weight_bits, self.activation_bits, self.weight_block or 0, str(self)
 
     def __str__(self) -> str:
-        if self.is_float:
-            return f"fp{self.weight_bits}"
+        if self.weight.alone and self.activation == (self.weight if self.weight.quantized else None):
+            return self.weight.name
+        activation = self.activation.name if self.activation is not None else FLOAT_ACTIVATION_BITS
         block = f"b{self.weight_block}" if self.weight_block else ""
-        return f"w{self.weight_bits}a{self.activation_bits}{block}"
+        return f"w{self.weight.name}a{activation}{block}"
 
 
-FP32 = Format(32, 32)
-FP16 = Format(16, 16)
+def _for_weights() -> list[str]:
+    return sorted(name for name, found in NUMBER_TYPES.items() if found.quantized and found.for_weights)
+
+
+def _for_activations() -> list[str]:
+    return sorted(name for name, found in NUMBER_TYPES.items() if found.quantized and found.for_activations)
+
+
+def _forms() -> str:
+    alone = ", ".join(name for name, found in NUMBER_TYPES.items() if found.alone)
+    return (
+        f"{alone}, w8a8, w4 or w4a16 (float activations), or w4a16b128 (blocks); weights may be "
+        f"{_listed(_for_weights())}, activations {_listed(_for_activations())}"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+FP32 = Format(NUMBER_TYPES["fp32"])
+FP16 = Format(NUMBER_TYPES["fp16"])
 
 
 def formats_from_text(text: str) -> tuple[Format, ...]:

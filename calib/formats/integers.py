@@ -1,99 +1,76 @@
-"""The uniform quantisers: what the integers of an activation and of a weight stand for."""
+"""Integers of 1 to 8 bits. Importing it does not load torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from calib.formats.number_type import NUMBER_TYPES, NumberType, Storage, number_type
 
-Scheme = Literal["affine", "symmetric"]
-"""`affine`: unsigned integers with a zero point (CPU kernels); `symmetric`: signed integers, zero point 0
-(TensorRT).
-"""
+if TYPE_CHECKING:
+    from torch import Tensor
 
-SCALE_OF_ZEROS = 1e-8
-"""Step of a tensor that was always zero: any would do, and biases are counted in units of input step times weight
-step.
-"""
-_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-"""Smaller numbers lose digits in float32, and their inverse is infinite."""
+_LEAST_ACTIVATION_BITS = 2
+_STORAGES = (Storage("INT2", 25), Storage("INT4", 21), Storage("INT8", 13))
+_WIDTHS = (2, 4, 8)
 
 
-@dataclass(frozen=True)
-class ActivationQuantizer:
-    """A per-tensor quantiser: real = scale * (integer - zero_point), integers of `bits` bits, unsigned or signed."""
+@number_type(*(str(bits) for bits in range(1, 9)))
+class Integer(NumberType):
+    """Two's complement for weights, and for activations that are signed; other activations are unsigned, with a zero
+    point.
 
-    bits: int
-    scale: float
-    zero_point: int
-    signed: bool
+    One bit is for weights alone. Its values are -1 and +1: binary weights with a scale, Rastegari et al., arXiv
+    1603.05279, section 3.1, who give zero the value +1 too.
+    """
+
+    is_integer = True
+    blocks = True
+
+    @property
+    def bits(self) -> int:
+        """Bits of one number."""
+        return int(self.name)
+
+    @property
+    def for_activations(self) -> bool:
+        """Whether activations may be of this type."""
+        return self.bits >= _LEAST_ACTIVATION_BITS
 
     @property
     def limits(self) -> tuple[int, int]:
-        """Smallest and largest integer."""
-        if self.signed:
-            return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        """Smallest and largest signed integer."""
+        return (-1, 1) if self.bits == 1 else (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
+
+    @property
+    def unsigned_limits(self) -> tuple[int, int] | None:
+        """Smallest and largest unsigned integer."""
         return 0, 2**self.bits - 1
 
     @property
-    def real_limits(self) -> tuple[float, float]:
-        """Smallest and largest real value that survives."""
-        low, high = self.limits
-        return (low - self.zero_point) * self.scale, (high - self.zero_point) * self.scale
+    def smallest_clip(self) -> float:
+        """With one bit the best scale is the mean magnitude (the paper's eq. 6), far below the largest."""
+        return 0.02 if self.bits == 1 else 0.3
 
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """Round `tensor` (any shape, float32) to the grid; same shape."""
-        low, high = self.limits
-        # divided, as ONNX's QuantizeLinear does: a product with the reciprocal (torch.fake_quantize_per_tensor_affine)
-        # rounds ties in another way, and values that lie on a grid, as pixels do, are ties by the hundred. A tensor,
-        # because CUDA divides by a number that way too
-        steps = tensor.div(torch.full((), self.scale, dtype=tensor.dtype, device=tensor.device))
-        return steps.round_().clamp_(low - self.zero_point, high - self.zero_point).mul_(self.scale)
+    @property
+    def weight_storages(self) -> tuple[Storage, ...]:
+        """The types of ONNX that are wide enough."""
+        return tuple(found for found, width in zip(_STORAGES, _WIDTHS, strict=True) if width >= self.bits)
 
+    def activation_storage(self, *, signed: bool) -> Storage:
+        """Activations take 8 bits: no runtime computes with fewer."""
+        return _STORAGES[-1] if signed else Storage("UINT8", 13)
 
-def quantizer_from_range(low: float, high: float, bits: int, scheme: Scheme) -> ActivationQuantizer:
-    """Return the quantiser that covers `[low, high]`, widened so that it holds zero exactly."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    if scheme == "symmetric":
-        scale = _step(max(-low, high), 2 ** (bits - 1) - 1)
-        return ActivationQuantizer(bits, _float32(scale), 0, signed=True)
-    levels = 2**bits - 1
-    scale = _step(high - low, levels)
-    return ActivationQuantizer(bits, _float32(scale), min(max(round(-low / scale), 0), levels), signed=False)
+    def round_(self, steps: Tensor, low: float, high: float) -> Tensor:
+        """Round half to even, as ONNX's QuantizeLinear does."""
+        if self.bits == 1:
+            return steps.copy_(steps >= 0).mul_(2).sub_(1)
+        return steps.round_().clamp_(low, high)
+
+    def stored(self, values: Tensor) -> Tensor:
+        """Return int8."""
+        return values.char()
 
 
-def _step(span: float, levels: int) -> float:
-    """Relative to the span alone, so that a tensor of tiny values has as many steps as one of large ones."""
-    return max(span / levels, _SMALLEST_SCALE) if span > 0 else SCALE_OF_ZEROS
-
-
-def _float32(value: float) -> float:
-    """What the engine stores; the search must see the same number."""
-    return float(torch.tensor(value, dtype=torch.float32))
-
-
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """A weight as integers: real = scale * integer.
-
-    `integers` is int8 in the layout of the float weight `[out, in, ...]`; `scale` is float32 `[out]`, or `[out, in /
-    block]` with blocks along the input dimension.
-    """
-
-    bits: int
-    integers: Tensor
-    scale: Tensor
-    block: int | None = None
-
-    def dequantize(self) -> Tensor:
-        """Return the float32 weight that the integers stand for, in the layout of the float weight."""
-        if self.block is None:
-            return self.integers.float() * self.scale.reshape(-1, *[1] * (self.integers.dim() - 1))
-        return self.integers.float() * self.scale.repeat_interleave(self.block, dim=1)
-
-
-def weight_limits(bits: int) -> tuple[int, int]:
-    """Smallest and largest integer of a signed weight."""
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+def integer(bits: int) -> NumberType:
+    """Return the integers of so many bits."""
+    return NUMBER_TYPES[str(bits)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from calib.choices import ROUNDINGS
 from calib.errors import UserError
-from calib.rounding.base import ROUNDINGS, Moments, RoundWeight, rounding
+from calib.rounding.base import Moments, RoundWeight, rounding
 from calib.rounding.gptq import round_gptq
 from calib.rounding.nearest import round_nearest
 

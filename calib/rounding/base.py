@@ -10,10 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from calib.formats.integers import QuantizedWeight, weight_limits
+from calib.choices import ROUNDINGS
+from calib.formats.number_type import NumberType
+from calib.formats.quantizers import QuantizedWeight
 
 _CLIP_STEPS = 36
-_SMALLEST_CLIP = 0.3
 _SMALLEST_NORMAL, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 _DAMPINGS = (0.01, 0.1, 1.0)
 _SHARE_OF_ALL = 1e-4
@@ -93,25 +94,23 @@ def scaled_by_powers(values: Tensor, powers: Tensor) -> Tensor:
 class RoundWeight(Protocol):
     """A rounding method.
 
-    `weight` is `[out, k]`, rows ordered by group; `scale_floor` `[out]` is the smallest step each row may have. Returns
-    integers int8 `[out, k]` and scales `[out]` or `[out, k / block]`.
+    `weight` is `[out, k]`, rows ordered by group; `grid` says which values there are (`NumberType.round_`);
+    `scale_floor` `[out]` is the smallest scale each row may have. Returns values `[out, k]` (`NumberType.stored`) and
+    scales `[out]` or `[out, k / block]`.
     """
 
     def __call__(
-        self, weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor
+        self, weight: Tensor, moments: Moments, grid: NumberType, block: int | None, scale_floor: Tensor
     ) -> QuantizedWeight:
         """Round one layer's weight."""
         ...
 
 
-ROUNDINGS: dict[str, RoundWeight] = {}
-
-
 def rounding(name: str) -> Callable[[RoundWeight], RoundWeight]:
     """Register a method under the name that `--rounding` takes.
 
-    Write a function with the signature of RoundWeight in a file of its own, decorate it, and import it in
-    `calib.rounding`.
+    Write a function with the signature of RoundWeight in a file of its own and decorate it. A built-in one has a row in
+    `calib.choices`.
     """
 
     def register(function: RoundWeight) -> RoundWeight:
@@ -121,15 +120,15 @@ def rounding(name: str) -> Callable[[RoundWeight], RoundWeight]:
     return register
 
 
-def search_scale(weight: Tensor, importance: Tensor, bits: int, scale_floor: Tensor) -> Tensor:
+def search_scale(weight: Tensor, importance: Tensor, grid: NumberType, scale_floor: Tensor) -> Tensor:
     """Return `[rows]`, the step size of each row whose nearest rounding has the least squared error weighted by
     `importance`.
 
-    `weight` and `importance` are `[rows, k]`; 36 clipping points from 0.3 of the largest magnitude upwards. Any step
+    `weight` and `importance` are `[rows, k]`; 36 clipping points up to the largest magnitude. Any step
     represents a row of zeros; it gets a small one, because an integer bias is counted in units of input step times
     weight step.
     """
-    low, high = weight_limits(bits)
+    low, high = grid.limits
     # in units of a power of two, so that the squares of tiny weights do not vanish
     powers = exponents(weight.abs().amax(dim=1))
     weight, floor = (
@@ -142,9 +141,9 @@ def search_scale(weight: Tensor, importance: Tensor, bits: int, scale_floor: Ten
     full = torch.where(largest > 0, largest / high, torch.ones_like(largest))
     best = full.clone()
     best_error = torch.full_like(full, torch.inf)
-    for shrink in torch.linspace(_SMALLEST_CLIP, 1.0, _CLIP_STEPS).tolist():
+    for shrink in torch.linspace(grid.smallest_clip, 1.0, _CLIP_STEPS).tolist():
         scale = torch.maximum(full * shrink, floor)
-        rounded = torch.clamp(torch.round(weight / scale[:, None]), low, high) * scale[:, None]
+        rounded = grid.round_(weight / scale[:, None], low, high) * scale[:, None]
         error = ((rounded - weight).square() * importance).sum(dim=1)
         better = error < best_error
         best = torch.where(better, scale, best)
@@ -153,7 +152,7 @@ def search_scale(weight: Tensor, importance: Tensor, bits: int, scale_floor: Ten
     return torch.clamp(torch.maximum(best, scale_floor), min=_SMALLEST_NORMAL)
 
 
-def search_scales(weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor) -> Tensor:
+def search_scales(weight: Tensor, moments: Moments, grid: NumberType, block: int | None, scale_floor: Tensor) -> Tensor:
     """Return the step sizes of a whole weight `[out, k]`: `[out]`, or `[out, k / block]`."""
     rows, length = weight.shape
     groups = moments.matrix.shape[0]
@@ -162,12 +161,12 @@ def search_scales(weight: Tensor, moments: Moments, bits: int, block: int | None
     importance = importance + importance.mean(dim=1, keepdim=True) * _SHARE_OF_ALL
     importance = torch.where(importance.sum(dim=1, keepdim=True) > 0, importance, torch.ones_like(importance))
     if block is None:
-        return search_scale(weight, importance, bits, scale_floor)
+        return search_scale(weight, importance, grid, scale_floor)
     blocks = length // block
     flat = search_scale(
         weight.reshape(rows * blocks, block),
         importance.reshape(rows * blocks, block),
-        bits,
+        grid,
         scale_floor.repeat_interleave(blocks),
     )
     return flat.reshape(rows, blocks)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calib.formats.integers import QuantizedWeight, weight_limits
+from calib.formats.number_type import NumberType
+from calib.formats.quantizers import QuantizedWeight
 from calib.rounding.base import Moments, exponents, rounding, scaled_by_powers, search_scales
 
 _COLUMNS_AT_ONCE = 128
@@ -16,7 +17,9 @@ _NO_SEARCH_FROM = 7
 
 
 @rounding("gptq")
-def round_gptq(weight: Tensor, moments: Moments, bits: int, block: int | None, scale_floor: Tensor) -> QuantizedWeight:
+def round_gptq(
+    weight: Tensor, moments: Moments, grid: NumberType, block: int | None, scale_floor: Tensor
+) -> QuantizedWeight:
     """Minimise the error of the layer's output, second moments H of the layer's *float* inputs given.
 
     Frantar et al., arXiv 2210.17323, algorithm 1, with: 1 % diagonal damping; columns in order of falling diag(H); the
@@ -27,44 +30,43 @@ def round_gptq(weight: Tensor, moments: Moments, bits: int, block: int | None, s
     """
     rows, length = weight.shape
     groups = moments.matrix.shape[0]
-    found = search_scales(weight, moments, bits, block, scale_floor)
+    found = search_scales(weight, moments, grid, block, scale_floor)
     order, factor = moments.order, moments.inverse_factor
     by_row = order.repeat_interleave(rows // groups, dim=0)
     ordered = weight.gather(1, by_row).reshape(groups, -1, length)
     best_error = torch.full((rows,), torch.inf, device=weight.device)
-    best_integers, best_scale = torch.zeros_like(weight), found.clone()
+    best_values, best_scale = torch.zeros_like(weight), found.clone()
     floor = scale_floor if block is None else scale_floor[:, None]
     unit = -exponents(weight.abs().amax(dim=1, keepdim=True))  # errors of tiny weights would have no squares
-    for factor_of_step in _STEPS if bits < _NO_SEARCH_FROM else (1.0,):
+    for factor_of_step in _STEPS if grid.bits < _NO_SEARCH_FROM else (1.0,):
         scale = torch.maximum(found * factor_of_step, floor)
         step = scale[:, None].expand(rows, length) if block is None else scale.repeat_interleave(block, dim=1)
         steps = step.gather(1, by_row).reshape(groups, -1, length)
-        rounded = _round_columns(ordered, steps, factor, weight_limits(bits)).reshape(rows, length)
-        integers = torch.empty_like(rounded).scatter_(1, by_row, rounded)
-        difference = scaled_by_powers(integers * step - weight, unit).reshape(groups, -1, length)
+        rounded = _round_columns(ordered, steps, factor, grid).reshape(rows, length)
+        values = torch.empty_like(rounded).scatter_(1, by_row, rounded)
+        difference = scaled_by_powers(values * step - weight, unit).reshape(groups, -1, length)
         error = ((difference @ moments.scaled) * difference).sum(dim=2).reshape(rows)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
-        best_integers = torch.where(better[:, None], integers, best_integers)
+        best_values = torch.where(better[:, None], values, best_values)
         best_scale = torch.where(better if block is None else better[:, None], scale, best_scale)
-    return QuantizedWeight(bits, best_integers.to(torch.int8), best_scale, block)
+    return QuantizedWeight(grid, grid.stored(best_values), best_scale, block)
 
 
-def _round_columns(weight: Tensor, step: Tensor, factor: Tensor, limits: tuple[int, int]) -> Tensor:
+def _round_columns(weight: Tensor, step: Tensor, factor: Tensor, grid: NumberType) -> Tensor:
     """Round `[groups, rows, k]`; a block of columns at a time, so that most of the updates are matrix products."""
-    low, high = limits
     weight = weight.clone()
-    integers = torch.empty_like(weight)
+    values = torch.empty_like(weight)
     length = weight.shape[2]
     for start in range(0, length, _COLUMNS_AT_ONCE):
         stop = min(start + _COLUMNS_AT_ONCE, length)
         errors = torch.empty_like(weight[:, :, start:stop])
         for column in range(start, stop):
             value = weight[:, :, column]
-            rounded = torch.clamp(torch.round(value / step[:, :, column]), low, high)
-            integers[:, :, column] = rounded
+            rounded = grid.round_(value / step[:, :, column], *grid.limits)
+            values[:, :, column] = rounded
             error = (value - rounded * step[:, :, column]) / factor[:, None, column, column]
             errors[:, :, column - start] = error
             weight[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, None, column, column + 1 : stop]
         weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return integers
+    return values

@@ -1,150 +1,99 @@
-"""The options and arguments that commands share."""
+"""The options and arguments that commands share, and what every command does with its result."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import click
-from rich.console import Console
 
+from calib.declared import NOT_BLANK, APath, Declared, Group, Interval, Parsed
 from calib.errors import UserError
 from calib.files.storage import json_text
+from deploy.commands.declared_options import GroupedCommand, declared_options, settings_from_options
 from deploy.commands.internal_error import InternalError, foreseen
-from deploy.commands.numbers import BATCH, DECIMAL, PLACE, SEED, WHOLE, WORKERS
+from deploy.run.settings import LARGEST_BATCH
+from smpq.problem.budget import Budget
+from smpq.value.workers.resources import Resources
+
+NOT_MET = 1
+"""The exit code of a command that ends without an engine that meets the budget."""
+WRONG_INPUT = 2
+Result = tuple[Any, list[str], int]
+"""What a command returns: the record for `--json`, the lines for people, and the exit code."""
+Returned = TypeVar("Returned")
 
 
-def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what is searched; a run keeps them."""
-    options = [
-        click.option(
-            "--task", "task", required=True, help="digits, cifar10-resnet20, or your own as package.module:object"
+@dataclass(frozen=True)
+class Shared:
+    """What commands take that no settings class holds."""
+
+    run: Annotated[Path, Declared("the run directory", APath(), "RUN")]
+    directory: Annotated[Path, Declared("where the bundle is written", APath(), "DIRECTORY")]
+    measurements: Annotated[Path, Declared("what a bundle has measured", APath(), "MEASUREMENTS")]
+    out: Annotated[Path, Declared("the run directory; a run that is there goes on", APath(), "--out", Group.WHAT)]
+    budget: Annotated[
+        str,
+        Declared(
+            "limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model",
+            Parsed(Budget.from_text, "limits on latency, size, avg_bits or bops"),
+            "--budget",
+            Group.WHAT,
         ),
-        click.option("--data", type=PLACE, help="the data the task needs (a directory)"),
-        click.option("--weights", type=PLACE, help="the weights the task needs (.safetensors or a state_dict)"),
-        click.option("--out", type=PLACE, required=True, help="the run directory; a run that is there goes on"),
-        click.option(
-            "--target",
-            default="ort-cpu",
-            show_default=True,
-            help="ort-cpu, tensorrt-rtx, jetson-orin, ... (smpq targets lists them)",
-        ),
-        click.option(
-            "--sm",
-            "compute_capabilities",
-            multiple=True,
-            help="compute capability to build for, as sm86; repeat for several",
-        ),
-        click.option(
-            "--formats", default="", help="formats to choose from, e.g. w8a8,w4a16b128,fp32  [default: the target's]"
-        ),
-        click.option(
-            "--size-only", is_flag=True, help="also offer formats that are stored small but computed in float"
-        ),
-        click.option(
-            "--observer",
-            default="mse",
-            show_default=True,
-            help="range of activations: mse, minmax, percentile, entropy",
-        ),
-        click.option("--rounding", default="gptq", show_default=True, help="rounding of weights: gptq, nearest"),
-        click.option(
-            "--value", default="kl", show_default=True, help="what a policy is judged by: kl (no labels), loss, metric"
-        ),
-        click.option(
-            "--samples", type=WHOLE, default=512, show_default=True, help="calibration samples that judge a policy"
-        ),
-        click.option(
-            "--effort", default="normal", show_default=True, help="how long to search: fast, normal, thorough"
-        ),
-        click.option("--evaluations", type=WHOLE, help="policies that scoring may evaluate  [default: by --effort]"),
-        click.option(
-            "--precision",
-            type=DECIMAL,
-            default=0.0,
-            help="stop scoring when all standard errors are below this share of the spread",
-        ),
-        click.option("--stable", is_flag=True, help="stop scoring when the decision for the budget no longer changes"),
-        click.option("--batch", type=BATCH, default=1, show_default=True, help="batch size of the latency"),
-        click.option("--seed", type=SEED, default=0, show_default=True, help="seed of everything random"),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    next_budget: Annotated[
+        str | None,
+        Declared(
+            "limits with a latency, e.g. latency=0.7x (see smpq run)",
+            Parsed(Budget.from_text, "limits on latency, size, avg_bits or bops"),
+            "--budget",
+            Group.WHAT,
+            unset="those of the last bundle",
+        ),
+    ] = None
+    known_task: Annotated[
+        str | None,
+        Declared(
+            "the run's task, if it is code and the run was made by others or elsewhere", NOT_BLANK, "--task", Group.WHAT
+        ),
+    ] = None
+    batches: Annotated[
+        tuple[int, ...],
+        Declared("a further batch size to time; repeat for several", Interval(1, LARGEST_BATCH), "--batch", Group.WHAT),
+    ] = ()
+    device: Annotated[
+        str,
+        Declared(
+            "machine that times engines: ssh://user@host[:port]; see docs/jetson.md",
+            option="--device",
+            group=Group.WHERE,
+            unset="this one",
+        ),
+    ] = ""
+    json: Annotated[
+        bool,
+        Declared(
+            "print the result as JSON on standard output, and nothing else there", option="--json", group=Group.OUTPUT
+        ),
+    ] = False
+    quiet: Annotated[bool, Declared("no progress on standard error", option="--quiet", group=Group.OUTPUT)] = False
 
 
-def resource_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what a run is computed with; they may change from command to command. Passed on as
-    `resources`.
+def printed(command: Callable[..., Result]) -> Callable[..., None]:
+    """Give a command `--json` and `--quiet`, print its result and end with its exit code. Passed on as `progress`.
+
+    The library is loaded only when a command really runs: `--help` stays quick.
     """
 
-    @click.option(
-        "--workers", type=WORKERS, help="processes that evaluate  [default: 1, this one; with --ray all of the cluster]"
-    )
-    @click.option(
-        "--ray",
-        "address",
-        help="evaluate on a Ray cluster: local (one on this machine), auto, host:port or ray://host:port",
-    )
-    @click.option(
-        "--torch-device",
-        default="auto",
-        show_default=True,
-        help="where PyTorch evaluates and trains: auto (a GPU if there is one), cpu, cuda, cuda:N",
-    )
-    @click.option(
-        "--memory-limit", type=DECIMAL, metavar="MB", help="memory that the activations of one evaluation may take"
-    )
+    @declared_options(Shared, "json", "quiet")
     @wraps(command)
-    def wrapped(
-        *args: Any,
-        workers: int | None,
-        address: str | None,
-        torch_device: str,
-        memory_limit: float | None,
-        **kwargs: Any,
-    ) -> tuple[Any, list[str], int]:
-        from smpq.value.workers.resources import Resources
+    def wrapped(*args: Any, json: bool, quiet: bool, **kwargs: Any) -> None:
+        from rich.console import Console
 
-        result: tuple[Any, list[str], int] = command(
-            *args, resources=Resources(workers, address, memory_limit, torch_device), **kwargs
-        )
-        return result
-
-    return wrapped
-
-
-def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Option that says where engines are timed. Passed on as `device`."""
-    return click.option(
-        "--device",
-        default="",
-        help="machine that times engines: ssh://user@host[:port]  [default: this one]; see docs/jetson.md",
-    )(command)
-
-
-def run_directory(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The run directory, for commands that only read its files. Passed on as `run`."""
-    return click.argument("run", type=PLACE)(command)
-
-
-def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The run directory, and the task that it may load. Passed on as `run` and `task`."""
-    option = click.option("--task", help="the run's task, if it is code and the run was made by others or elsewhere")
-    return run_directory(option(command))
-
-
-def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--json` and `--quiet`, and the library loaded only when a command really runs: `--help` stays quick."""
-
-    @click.option(
-        "--json", "as_json", is_flag=True, help="print the result as JSON on standard output, and nothing else there"
-    )
-    @click.option("--quiet", is_flag=True, help="no progress on standard error")
-    @wraps(command)
-    def wrapped(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
         from deploy.terminal.progress import Progress
 
         progress = Progress(Console(stderr=True, quiet=quiet))
@@ -155,7 +104,7 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             known = foreseen(error)
             raise known or InternalError(error, kwargs.get("out") or kwargs.get("run")) from error
-        if as_json:
+        if json:
             click.echo(json_text(result), nl=False)
         else:
             for line in lines:
@@ -166,9 +115,25 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def settings_from_options(options: dict[str, Any]) -> Any:
-    """Return the settings of a run from the options of `task_options`."""
-    from deploy.run.settings import Settings
+def resource_options(command: Callable[..., Returned]) -> Callable[..., Returned]:
+    """Options that say what a run is computed with; they may change from command to command. Passed on as
+    `resources`.
+    """
 
-    paths = {name: str(options[name].resolve()) if options[name] is not None else None for name in ("data", "weights")}
-    return Settings(**{**options, **paths})
+    @declared_options(Resources)
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Returned:
+        resources = settings_from_options(Resources, options)
+        return command(*args, resources=resources, **options)
+
+    return wrapped
+
+
+def run_argument(command: Callable[..., Returned]) -> Callable[..., Returned]:
+    """The run directory, and the task that it may load. Passed on as `run` and `task`."""
+    return declared_options(Shared, "run", "known_task")(command)
+
+
+def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command whose help shows options in groups."""
+    return click.command(name, cls=GroupedCommand)

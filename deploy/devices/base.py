@@ -39,7 +39,7 @@ class Candidate:
 class Experiment:
     """Candidates to be built and timed, each interleaved with the float engine.
 
-    `runtime` is "onnxruntime", "tensorrt" or "tensorrt-rtx". `inputs` holds one batch of `batch` samples by the name of
+    `runtime` is a name of `deploy.runner.bench.OPENERS`. `inputs` holds one batch of `batch` samples by the name of
     the model's input. `fingerprint` names what the engines were made of (model and data): results of another
     fingerprint are never taken for these. `label` is a line for people.
     """

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import msgspec
 import numpy as np
@@ -15,47 +14,41 @@ from calib.errors import UserError
 from calib.files.storage import read_record, replacing, write_bytes, write_record, writing
 from deploy.devices.base import Candidate, Experiment
 from deploy.devices.checks import check_measured, check_results, keys_of
-from deploy.devices.messages import Asked, Bundle, Measurements, Model, Rounds, Runtime, read_message
-from deploy.devices.runner_file import runner_text
+from deploy.devices.messages import Asked, Bundle, DeviceResults, Model, Rounds, read_message
+from deploy.devices.runner_zip import RUNNER_FILE, runner_zip
 from deploy.lowering.onnx_files import copy_model, data_path, sha256
-from deploy.runner.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
+from deploy.runner.experiment import EXPERIMENT_FILE, RESULTS_FILE
 from deploy.runner.product import ENGINES_DIRECTORY
+from deploy.runner.trt_log import TRT_RUNTIMES
 
-RUNNER_FILE = "runner.py"
 BUNDLE_FILE = "bundle.json"
 _README = f"""\
 1. Copy this directory to the device. It needs Python 3.10 or later with numpy and {{needs}}.
 2. There: cd into the directory and run python3 {RUNNER_FILE}. It may be stopped and started again at any time.
-3. Copy {MEASUREMENTS_FILE} back, and go on with: smpq feedback RUN {MEASUREMENTS_FILE}
+3. Copy {RESULTS_FILE} back, and go on with: smpq feedback RUN {RESULTS_FILE}
 {{engines}}"""
 _ENGINES = f"""\
 4. {ENGINES_DIRECTORY}/NAME/ holds each plan that was measured, with a description and programs that run it. smpq feedback says which to deploy.
 """
-_NEEDS = {
-    "onnxruntime": "onnxruntime",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt_rtx",
-}
 
 
 def write_bundle(experiment: Experiment, directory: Path) -> list[Path]:
-    """Write models, inputs, `experiment.json`, `runner.py` and `README.txt`; returns all files that the device needs.
+    """Write models, inputs, `experiment.json`, `runner.pyz` and `README.txt`; returns all files that the device needs.
 
     Models and inputs that are there already are not written again, since their names are hashes. Raises UserError when
     a model is missing, or the directory cannot be written.
     """
     check_models(experiment)
     models = {candidate.name: f"{candidate.name}.onnx" for candidate in (experiment.float_, *experiment.candidates)}
-    engines = "" if experiment.runtime == "onnxruntime" else _ENGINES
+    plans = TRT_RUNTIMES.get(experiment.runtime)
+    needs, engines = (experiment.runtime, "") if plans is None else (plans.module, _ENGINES)
     with writing(directory):
         for candidate in (experiment.float_, *experiment.candidates):
             if not (directory / models[candidate.name]).is_file():
                 copy_model(candidate.model, directory / models[candidate.name])
         write_experiment(experiment, directory, models, carried=True)
-        write_bytes(directory / RUNNER_FILE, runner_text().encode())
-        write_bytes(
-            directory / "README.txt", _README.format(needs=_NEEDS[experiment.runtime], engines=engines).encode()
-        )
+        write_bytes(directory / RUNNER_FILE, runner_zip())
+        write_bytes(directory / "README.txt", _README.format(needs=needs, engines=engines).encode())
     names = [*models.values(), inputs_name(experiment), RUNNER_FILE, EXPERIMENT_FILE]
     return [file for name in names for file in (directory / name, data_path(directory / name)) if file.is_file()]
 
@@ -92,7 +85,7 @@ def asked_of(experiment: Experiment, models: Mapping[str, str] | None = None, di
 
     protocol = experiment.protocol
     return Asked(
-        runtime=cast("Runtime", experiment.runtime),
+        runtime=experiment.runtime,
         label=experiment.label,
         fingerprint=experiment.fingerprint,
         batch=experiment.batch,
@@ -132,7 +125,7 @@ def inputs_name(experiment: Experiment) -> str:
     return f"inputs.{digest.hexdigest()[:16]}.npz"
 
 
-def read_measurements(path: Path, directory: Path) -> Measurements:
+def read_results(path: Path, directory: Path) -> DeviceResults:
     """Read a `measurements.json` that came back from a device, with the results of the last bundle.
 
     `directory` is where `keep_asked` has noted the bundle. Raises UserError when it is missing, damaged, of another
@@ -141,8 +134,8 @@ def read_measurements(path: Path, directory: Path) -> Measurements:
     bundle = _read_bundle(directory / BUNDLE_FILE)
     found = read_message(
         path,
-        Measurements,
-        f"copy {MEASUREMENTS_FILE} back from the device",
+        DeviceResults,
+        f"copy {RESULTS_FILE} back from the device",
         "copy it again, or measure the bundle again in a new directory",
     )
     try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from calib.errors import UserError
 from calib.files.storage import plain
-from deploy.devices.messages import Asked, Measurements, Result
+from deploy.devices.messages import Asked, DeviceResults, Result
 from deploy.runner.experiment import result_key
 from deploy.runner.state import throttle_reasons
 from deploy.terminal.printable import printable
@@ -24,7 +24,7 @@ each.
 """
 
 
-def check_results(found: Measurements, asked: Asked, earlier: Collection[str] | None = ()) -> dict[str, Result]:
+def check_results(found: DeviceResults, asked: Asked, earlier: Collection[str] | None = ()) -> dict[str, Result]:
     """Return the results of the candidates of `asked` by their key, each checked.
 
     1. Fingerprint and runtime are those that were asked for, no result comes twice, and each is of a candidate that was

@@ -90,9 +90,11 @@ class Connection:
     """
 
     def __init__(self, address: Address) -> None:
-        """`address` says where to; options for ssh and scp may be added in SMPQ_SSH_OPTIONS."""
+        """`address` says where to; options for ssh and scp may be added in SMPQ_SSH_OPTIONS: UserError when these cannot
+        be read.
+        """
         self._address = address
-        options = [*shlex.split(os.environ.get(OPTIONS_VARIABLE, "")), *_DEFAULT_OPTIONS]
+        options = [*ssh_options(), *_DEFAULT_OPTIONS]
         if address.user is not None:
             options += ["-o", f"User={address.user}"]
         if address.port is not None:
@@ -152,6 +154,14 @@ class Connection:
                     raise UserError(f"{self._address.text}: {advice} ({last_line(errors)})")
             raise Dropped(last_line(errors) or "no reason given")
         raise RemoteFailed(code, errors)
+
+
+def ssh_options() -> list[str]:
+    """Return the options for ssh and scp in SMPQ_SSH_OPTIONS; UserError when they cannot be read."""
+    try:
+        return shlex.split(os.environ.get(OPTIONS_VARIABLE, ""))
+    except ValueError as error:
+        raise UserError(f"{OPTIONS_VARIABLE} cannot be read ({error}): correct it, or unset it") from error
 
 
 def last_line(text: str) -> str:

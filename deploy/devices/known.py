@@ -9,8 +9,8 @@ import msgspec
 
 from calib.files.storage import write_record
 from deploy.devices.checks import check_results, keys_of
-from deploy.devices.messages import Asked, Measurements, Result, read_message
-from deploy.runner.experiment import MEASUREMENTS_FILE
+from deploy.devices.messages import Asked, DeviceResults, Result, read_message
+from deploy.runner.experiment import RESULTS_FILE
 
 _REPAIR = "delete it to measure again"
 
@@ -28,7 +28,7 @@ def results_in_order(known: Mapping[str, Result], asked: Asked) -> list[Result]:
     return [known[key] for key in keys_of(asked) if key in known]
 
 
-def keep_results(directory: Path, asked: Asked, arrived: Measurements, results: Mapping[str, Result]) -> None:
+def keep_results(directory: Path, asked: Asked, arrived: DeviceResults, results: Mapping[str, Result]) -> None:
     """Add results to those that are kept. Those of another version of the runtime are dropped: they are not
     comparable.
     """
@@ -36,12 +36,12 @@ def keep_results(directory: Path, asked: Asked, arrived: Measurements, results: 
     old = before.results if before is not None and before.versions == arrived.versions else ()
     new = [result for result in results.values() if result.cause in (None, "refused")]
     kept = [result for result in old if result.key not in results]
-    write_record(directory / MEASUREMENTS_FILE, msgspec.structs.replace(arrived, results=(*kept, *new)))
+    write_record(directory / RESULTS_FILE, msgspec.structs.replace(arrived, results=(*kept, *new)))
 
 
-def _read(directory: Path, asked: Asked) -> Measurements | None:
-    file = directory / MEASUREMENTS_FILE
+def _read(directory: Path, asked: Asked) -> DeviceResults | None:
+    file = directory / RESULTS_FILE
     if not file.is_file():
         return None
-    found = read_message(file, Measurements, "", _REPAIR)
+    found = read_message(file, DeviceResults, "", _REPAIR)
     return found if (found.fingerprint, found.runtime) == (asked.fingerprint, asked.runtime) else None

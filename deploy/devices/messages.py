@@ -4,7 +4,6 @@ name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -12,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 
 from calib.errors import UserError
-from calib.files.storage import Amount, Count, FileRecord, Positive, Record, Sha256, json_text, read_record
+from calib.files.storage import Amount, Count, FileRecord, Positive, Record, Sha256, read_record
 from deploy.runner.experiment import SCHEMA
 
 LARGEST_MESSAGE_BYTES = 64_000_000
@@ -25,7 +24,8 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=1e-9, le=1e9)]
 """A picosecond to eleven days."""
 Ratio = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
 Size = Annotated[int, msgspec.Meta(ge=-1, le=2**53)]
-Runtime = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Runtime = Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,40}$")]
+"""A name of `deploy.runner.bench.OPENERS`; what a device says is compared with what was asked for."""
 Cause = Literal["refused", "transient", "internal"]
 
 MessageType = TypeVar("MessageType", bound=FileRecord)
@@ -160,10 +160,6 @@ class Result(Record, frozen=True, kw_only=True):
     state: State | None
     plan_sha256: Sha256 | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return dict(json.loads(json_text(self)))
-
     def __post_init__(self) -> None:
         needed = (
             self.clock,
@@ -221,7 +217,7 @@ class Hardware(Record, frozen=True, kw_only=True):
     power_mode: Line | None
 
 
-class Measurements(FileRecord, frozen=True, kw_only=True):
+class DeviceResults(FileRecord, frozen=True, kw_only=True):
     """`measurements.json`: what a device has measured of the models and data that `fingerprint` names."""
 
     VERSION: ClassVar[int] = SCHEMA
@@ -238,10 +234,9 @@ class Measurements(FileRecord, frozen=True, kw_only=True):
 
 
 class Described(Record, frozen=True, kw_only=True):
-    """How a device names itself, and the version of its Python."""
+    """How a device names itself."""
 
     machine: Name
-    python: tuple[int, int]
 
     def __post_init__(self) -> None:
         check_names([self.machine])

@@ -13,10 +13,6 @@ from calib.errors import UserError
 _CHUNK_BYTES = 1 << 16
 _KEPT_ERRORS_BYTES = 1 << 16
 _MOST_ERRORS_BYTES = 64 << 20
-_ERRORS_DELAY_S = 1.0
-"""How long to wait for the end of the errors: a process that ssh leaves behind for later connections keeps them
-open.
-"""
 
 
 class TooMuchOutput(UserError):  # noqa: N818 - the name says what is wrong
@@ -62,13 +58,14 @@ def run_program(command: list[str], text: str, take: Callable[[bytes], object], 
         errors_out, errors_in = os.pipe()
         try:
             process = subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=errors_in)
-        except FileNotFoundError as error:
+        except OSError as error:
             os.close(errors_out)
-            raise UserError(f"there is no {command[0]} on this machine: install OpenSSH's client") from error
-        finally:
             os.close(errors_in)
-    errors = _Errors(errors_out, process.kill)
-    with process:
+            if not isinstance(error, FileNotFoundError):
+                raise
+            raise UserError(f"there is no {command[0]} on this machine: install OpenSSH's client") from error
+    errors = _Errors(errors_out, errors_in, process.kill)
+    with errors, process:
         assert process.stdout is not None
         total = 0
         try:
@@ -93,29 +90,46 @@ def _too_much(most_bytes: int) -> str:
 class _Errors:
     """Reads what a program writes to its standard error, and keeps the end of it. Calls `stop` when that is far too
     much.
+
+    A process that ssh leaves behind for later connections keeps the pipe open, so that its end is not that of the
+    program. The end is therefore marked in the pipe itself, behind all that the program has written.
     """
 
-    def __init__(self, source: int, stop: Callable[[], None]) -> None:
+    def __init__(self, source: int, sink: int, stop: Callable[[], None]) -> None:
         self._source = source
+        self._sink = sink
         self._stop = stop
         self._kept = b""
+        self._mark = os.urandom(16)
+        self._ended = threading.Event()
         self.too_many = False
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> None:
+        """Nothing is left to do."""
+
+    def __exit__(self, *_: object) -> None:
+        """Mark the end of what the program, which has ended, has written."""
+        os.write(self._sink, self._mark)
+        os.close(self._sink)
 
     def text(self) -> str:
-        """Return the end of it."""
-        self._thread.join(_ERRORS_DELAY_S)
+        """Return the end of it, once the program has ended."""
+        self._ended.wait()
         return self._kept.decode(errors="replace")
 
     def _read(self) -> None:
-        total = 0
+        total, kept = 0, b""
         try:
             while chunk := os.read(self._source, _CHUNK_BYTES):
                 total += len(chunk)
-                self._kept = (self._kept + chunk)[-_KEPT_ERRORS_BYTES:]
                 if total > _MOST_ERRORS_BYTES:
                     self.too_many = True
                     self._stop()
+                kept += chunk
+                if self._mark in kept and not self._ended.is_set():
+                    self._kept = kept[: kept.index(self._mark)]
+                    self._ended.set()
+                kept = kept[-_KEPT_ERRORS_BYTES:]
         finally:
             os.close(self._source)

@@ -8,13 +8,13 @@ import hashlib
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
 from calib.errors import UserError
 from calib.files.storage import Amount, FileRecord, Positive, Record, Sha256, read_record, writing
-from deploy.devices.messages import Line, Milliseconds, Name, Ratio, Result, ShortHash, Size, check_names
+from deploy.devices.messages import Line, Milliseconds, Name, Ratio, Result, Runtime, ShortHash, Size, check_names
 from deploy.runner.product import (
     BUILD_LOG,
     ENGINE_JSON,
@@ -24,9 +24,10 @@ from deploy.runner.product import (
     link_or_copy,
     replace_directory,
 )
-from deploy.runner.product_examples import example_programs
+from deploy.runner.product_examples import EXAMPLE_PROGRAMS, example_programs
+from deploy.runner.trt_log import TRT_RUNTIMES
 
-PRODUCT_FILES = (ENGINE_PLAN, BUILD_LOG, TIMING_CACHE, *example_programs("tensorrt"))
+PRODUCT_FILES = (ENGINE_PLAN, BUILD_LOG, TIMING_CACHE, *EXAMPLE_PROGRAMS)
 """All that a product may hold besides its description: a device names no other files."""
 LARGEST_DESCRIPTION_BYTES = 16_000_000
 _LARGEST_FILE_BYTES = 16_000_000_000
@@ -87,7 +88,7 @@ class ProductFile(FileRecord, frozen=True, kw_only=True):
     MADE_BY = "smpq measure"
     name: ShortHash
     machine: Name
-    runtime: Literal["tensorrt", "tensorrt-rtx"]
+    runtime: Runtime
     version: Line
     settings: dict[str, Any]
     onnx_sha256: Sha256
@@ -104,6 +105,8 @@ class ProductFile(FileRecord, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_names((self.machine, self.version, *([self.gpu.name] if self.gpu is not None else [])))
+        if self.runtime not in TRT_RUNTIMES:
+            raise ValueError(f"no plans of {self.runtime} are known")
         if not {ENGINE_PLAN} <= self.files.keys() <= set(PRODUCT_FILES):
             raise ValueError(f"files names others than {', '.join(PRODUCT_FILES)}, or not {ENGINE_PLAN}")
         if self.files[ENGINE_PLAN].sha256 != self.plan_sha256:

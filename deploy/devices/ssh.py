@@ -16,15 +16,15 @@ from pathlib import Path
 from calib.errors import UserError
 from calib.files.storage import read_record, record_from_text, writing
 from deploy.devices.base import Announce, Experiment, Result, silent
-from deploy.devices.bundle import RUNNER_FILE, asked_of, write_bundle
+from deploy.devices.bundle import asked_of, write_bundle
 from deploy.devices.checks import check_measured, check_results, keys_of
 from deploy.devices.connection import Address, Connection, Dropped, RemoteFailed
 from deploy.devices.known import keep_results, read_known, results_in_order
-from deploy.devices.messages import Described, Measurements, read_message
+from deploy.devices.messages import Described, DeviceResults, read_message
 from deploy.devices.places import machine_directory, note_removed, note_used, run_name, used_directories
 from deploy.devices.products import LARGEST_DESCRIPTION_BYTES, ProductFile, damaged_files, take_product
-from deploy.devices.runner_file import source_of
-from deploy.runner.experiment import MEASUREMENTS_FILE
+from deploy.devices.runner_zip import RUNNER_FILE, program_text
+from deploy.runner.experiment import RESULTS_FILE
 from deploy.runner.product import ENGINE_JSON, ENGINES_DIRECTORY
 from deploy.terminal.printable import printable
 from deploy.terminal.signals import deferred
@@ -39,14 +39,10 @@ _ROUNDS = 3
 """What is known is measured again when the device turns out to have another version of the runtime; which may happen
 once.
 """
-_DESCRIBE = """
-import json
-import sys
-
-import numpy
-
-print(json.dumps({"machine": machine(), "python": sys.version_info[:2]}))
-"""
+_DESCRIBE = "import json, numpy; from deploy.runner.state import machine; print(json.dumps({'machine': machine()}))"
+_TOO_OLD = (
+    "sys.exit('error: %s is Python %d.%d, and 3.10 or later is needed' % ((sys.executable,) + sys.version_info[:2]))"
+)
 _REMOVE = """\
 cd {directory} 2>/dev/null || exit 0
 for process in /proc/[0-9]*; do
@@ -90,16 +86,13 @@ class SshDevice:
         """Name the machine, and check its Python."""
         if not self._machine:
             script = f"{shlex.quote(self._address.python)} -; exit $?"
-            source = source_of("state") + _DESCRIBE
-            answer = self._patiently(lambda: self._connection.run(script, source), silent)
+            program = program_text(_DESCRIBE, _OLDEST_PYTHON, _TOO_OLD)
+            answer = self._patiently(lambda: self._connection.run(script, program), silent)
             try:
                 described = record_from_text(answer, Described, "its answer", "a login there must not print anything")
+                self._machine = described.machine
             except UserError as error:
                 raise self._to_change(f"it answers {printable(answer, 80)!r}: {printable(str(error))}") from error
-            if described.python < _OLDEST_PYTHON:
-                version = ".".join(map(str, described.python))
-                raise self._to_change(f"its {self._address.python} is Python {version}, and 3.10 or later is needed")
-            self._machine = described.machine
         return self._machine
 
     def measure(self, experiment: Experiment, announce: Announce = silent) -> list[Result]:
@@ -148,10 +141,10 @@ class SshDevice:
         digests = {file: _sha256(file) for file in files}
         heard = _Heard(announce, experiment, self._forget_losses)
         with tempfile.TemporaryDirectory(dir=place) as temporary:
-            file = Path(temporary) / MEASUREMENTS_FILE
+            file = Path(temporary) / RESULTS_FILE
             self._patiently(lambda: self._measure_there(experiment.fingerprint, digests, file, heard), announce)
             try:
-                arrived = read_message(file, Measurements, "", "start again")
+                arrived = read_message(file, DeviceResults, "", "start again")
                 results = check_results(arrived, asked, earlier=None)
             except UserError as error:
                 raise self._to_change(printable(str(error))) from error
@@ -172,7 +165,7 @@ class SshDevice:
         self._connection.stream(
             f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", announce
         )
-        self._connection.fetch(f"{directory}/{MEASUREMENTS_FILE}", arrived)
+        self._connection.fetch(f"{directory}/{RESULTS_FILE}", arrived)
 
     def _fetched(self, there: str, arrived: Path) -> bool:
         """Copy a product from the device, each file as large as its description says; False when there is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -10,29 +9,22 @@ import sys
 from calib.errors import UserError
 from calib.files.storage import record_from_text
 from deploy.devices.connection import OPTIONS_VARIABLE, Address, Connection, Dropped, RemoteFailed
-from deploy.devices.runner_file import source_of
+from deploy.devices.runner_zip import program_text
 from deploy.doctor.facts import Answer
 from deploy.terminal.printable import printable
 
-_FOOTER = 'if __name__ == "__main__":\n    sys.exit(doctor_main(sys.argv[1:], SOURCE))\n'
-_OLDEST_READER = (3, 9)
-"""The first Python that compiles the program; an older one is told in syntax that every Python has."""
-_PROGRAM = """\
-import sys
-SOURCE = {source!r}
-if sys.version_info < {oldest!r}:
-    print('{{"python": [%d, %d, %d], "facts": null}}' % tuple(sys.version_info[:3]))
-else:
-    exec(compile(SOURCE, "doctor.py", "exec"))
-"""
+_OLDEST_PYTHON = (3, 9)
+"""The first that understands what examines a machine."""
+_EXAMINE = "from deploy.runner.doctor import main; sys.exit(main(sys.argv[1:]))"
+_TOO_OLD = 'print(\'{"python": [%d, %d, %d], "facts": null}\' % tuple(sys.version_info[:3]))'
 _LOCAL_SECONDS = 300
 _PYTHON_MISSING = 127
 _DIED = 128
 
 
-def program_text() -> str:
+def doctor_program() -> str:
     """Return the program that a machine's Python is given on its standard input."""
-    return _PROGRAM.format(source=source_of("doctor") + _FOOTER, oldest=_OLDEST_READER)
+    return program_text(_EXAMINE, _OLDEST_PYTHON, _TOO_OLD)
 
 
 def ask_here(*arguments: str) -> Answer:
@@ -40,7 +32,7 @@ def ask_here(*arguments: str) -> Answer:
     try:
         done = subprocess.run(
             [sys.executable, "-", *arguments],
-            input=program_text().encode(),
+            input=doctor_program().encode(),
             capture_output=True,
             timeout=_LOCAL_SECONDS,
             check=False,
@@ -62,7 +54,7 @@ def ask_over_ssh(text: str) -> Answer:
     address = Address.from_text(text)
     script = f"{shlex.quote(address.python)} -; exit $?"
     try:
-        answer = Connection(address).run(script, program_text())
+        answer = Connection(address).run(script, doctor_program())
     except Dropped as error:
         raise UserError(
             f"{text}: cannot be reached ({error}): check that ssh {address.host} true works; {OPTIONS_VARIABLE} adds "
@@ -82,15 +74,6 @@ def ask_over_ssh(text: str) -> Answer:
         return _read(answer, "a login there must not print anything")
     except UserError as error:
         raise UserError(f"{text}: {error}") from error
-
-
-def ssh_options_trouble() -> str | None:
-    """Return what is wrong with the options for ssh in the environment, None when they can be read."""
-    try:
-        shlex.split(os.environ.get(OPTIONS_VARIABLE, ""))
-    except ValueError as error:
-        return f"{OPTIONS_VARIABLE} cannot be read ({error})"
-    return None
 
 
 def _read(text: str, todo: str) -> Answer:

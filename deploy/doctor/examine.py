@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from calib.errors import UserError
-from deploy.doctor.ask import ask_here, ask_over_ssh, ssh_options_trouble
+from deploy.doctor.ask import ask_here, ask_over_ssh
 from deploy.doctor.facts import Answer
 from deploy.doctor.here import Requirement, here_findings, requirements
 from deploy.doctor.of_gpu import gpu_findings
@@ -32,9 +32,6 @@ def examine(device: str = "", target_name: str | None = None) -> DoctorRecord:
         raise UserError(
             f"unknown device {address}: write local, or ssh://user@host, with the port behind it if it is not 22"
         )
-    trouble = ssh_options_trouble()
-    if trouble is not None:
-        raise UserError(f"{trouble}: correct it, or unset it")
     return judged(address, ask_over_ssh(address), target, requirements())
 
 
@@ -75,7 +72,7 @@ def _why_no_search(needed: list[Requirement], findings: Iterable[Finding]) -> st
 def _met(works: tuple[Works, ...], target: Target | None) -> bool:
     if target is None:
         return any(row.times for row in works)
-    if target.lowering == "simulate":  # has no engine
+    if not target.timed:
         return all(row.search is None for row in works)
     return all(row.search is None and row.times for row in works)
 

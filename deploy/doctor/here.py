@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -11,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from deploy.devices.connection import OPTIONS_VARIABLE
-from deploy.doctor.ask import ssh_options_trouble
+from calib.errors import UserError
+from deploy.devices.connection import OPTIONS_VARIABLE, ssh_options
 from deploy.doctor.facts import TorchProbe
 from deploy.doctor.patient import found
 from deploy.doctor.record import Finding
@@ -56,11 +55,13 @@ def here_findings(needed: list[Requirement], torch: TorchProbe | None, *, over_s
         yield found("ssh", "problem" if over_ssh else "note", text, "sudo apt install openssh-client")
     else:
         yield found("ssh", "ok", "ssh and scp are there")
-    trouble = ssh_options_trouble()
-    if trouble is not None:
-        yield found("ssh", "problem", trouble, f"unset {OPTIONS_VARIABLE}")
-    elif os.environ.get(OPTIONS_VARIABLE):
-        yield found("ssh", "ok", f"{OPTIONS_VARIABLE} adds {os.environ[OPTIONS_VARIABLE]}")
+    try:
+        options = ssh_options()
+    except UserError as error:
+        yield found("ssh", "problem", str(error), f"unset {OPTIONS_VARIABLE}")
+    else:
+        if options:
+            yield found("ssh", "ok", f"{OPTIONS_VARIABLE} adds {shlex.join(options)}")
 
 
 def _requirements(needed: list[Requirement]) -> Finding:

@@ -10,7 +10,6 @@ from deploy.doctor.patient import Patient, found
 from deploy.doctor.record import Finding
 from deploy.targets.rules import version_fits
 
-GPU_FAMILIES = ("ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx")
 _PYTHON_13_DRIVER = 13
 """cuda-python 13 wants a driver that knows CUDA 13, which is 580 and later."""
 _CODE = re.compile(r"code (\d+)\)")
@@ -63,8 +62,7 @@ def _driver(patient: Patient) -> Finding:
         todo = "in a container, start it with --gpus all, or --runtime nvidia on a Jetson; otherwise install the driver"
         mend = _INSTALL_ON_JETSON if patient.is_jetson else _INSTALL
         return found("driver", "problem", f"{probe.trouble}: {todo}", mend)
-    if patient.needs(*GPU_FAMILIES):
-        assert patient.target is not None
+    if patient.target is not None and patient.target.needs_gpu:
         mend = f"smpq doctor --device ssh://user@host --target {patient.target.name}"
         return found(
             "driver", "problem", f"there is no NVIDIA GPU here ({probe.trouble}): name a machine that has one", mend
@@ -84,8 +82,7 @@ def _gpu(patient: Patient, index: int, gpu: GpuFacts) -> Finding:
         parts.append(f"{clocks.mhz:.0f} of {clocks.max_mhz:.0f} MHz")
     text = f"{', '.join(parts)}, {gpu.uuid}"
     wanted = patient.target.compute_capabilities if patient.target is not None else ()
-    if index == 0 and wanted and patient.needs("tensorrt", "tensorrt-rtx") and gpu.sm not in wanted:
-        assert patient.target is not None
+    if index == 0 and patient.target is not None and wanted and gpu.sm not in wanted:
         mend = f"smpq doctor --target {patient.target.family}"
         return found(
             "GPU",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from deploy.doctor.facts import OrtProbe
 from deploy.doctor.patient import Patient, found
 from deploy.doctor.record import Finding
+from deploy.runner.ort_gpu import ORT_CUDA, ORT_TENSORRT, package_with_library
 
 _TITLE = "ONNX Runtime"
-_GPU = "onnxruntime-gpu"
-_MISSING_TENSORRT = re.compile(r"lib(?:nvinfer|nvonnxparser)\w*\.so\.(\d+)")
+_PACKAGE, _GPU = "onnxruntime", "onnxruntime-gpu"
 _CUDA_13_SINCE = "1.27"
 """onnxruntime-gpu 1.26.0 on the package index asks for libraries of CUDA 12, and 1.28.0 for those of CUDA 13."""
 _DISTRIBUTIONS = r"onnxruntime(-gpu|-training|-directml|-openvino|-azure|-migraphx)?"
@@ -28,28 +27,28 @@ def onnxruntime_findings(patient: Patient) -> Iterator[Finding]:
     probes = patient.facts.probes
     yield _cpu(patient, probes.ort_cpu, installed=bool(packages))
     if probes.ort_cpu.version is not None:
-        yield _provider(patient, "ort-cuda", "CUDAExecutionProvider", probes.ort_cuda)
-        yield _provider(patient, "ort-tensorrt", "TensorrtExecutionProvider", probes.ort_tensorrt)
+        yield _provider(patient, ORT_CUDA, probes.ort_cuda)
+        yield _provider(patient, ORT_TENSORRT, probes.ort_tensorrt)
 
 
 def _cpu(patient: Patient, probe: OrtProbe, *, installed: bool) -> Finding:
     if probe.version is None and probe.trouble is None:
-        needed = patient.here or patient.needs("ort-cpu", "ort-cuda", "ort-tensorrt")
+        needed = patient.here or patient.needs(_PACKAGE)
         if installed:
             text = "its package is there and its module is not: install it again"
-            return found(_TITLE, "problem", text, *patient.install("--force-reinstall", "onnxruntime"))
-        mends = patient.install("onnxruntime") if needed or patient.target is None else ()
+            return found(_TITLE, "problem", text, *patient.install("--force-reinstall", _PACKAGE))
+        mends = patient.install(_PACKAGE) if needed or patient.target is None else ()
         return found(_TITLE, "problem" if needed else "note", "not installed", *mends)
     if not probe.ran:
         text = f"a small model does not run on the CPU ({probe.trouble or probe.said or 'no reason given'})"
-        return found(_TITLE, "problem", text, *patient.install("--force-reinstall", "onnxruntime"))
+        return found(_TITLE, "problem", text, *patient.install("--force-reinstall", _PACKAGE))
     return found(
         _TITLE, "ok", f"{probe.version}: a small model runs on the CPU; providers: {', '.join(probe.available)}"
     )
 
 
-def _provider(patient: Patient, family: str, provider: str, probe: OrtProbe) -> Finding:
-    driver, needed = patient.facts.probes.cuda, patient.needs(family) and patient.may_have_gpu
+def _provider(patient: Patient, provider: str, probe: OrtProbe) -> Finding:
+    driver, needed = patient.facts.probes.cuda, patient.needs_provider(provider) and patient.may_have_gpu
     if probe.ran:
         return found(_TITLE, "ok", f"a small model runs on {provider}")
     if provider not in probe.available:
@@ -77,7 +76,7 @@ def _not_built_in(patient: Patient, provider: str, *, needed: bool) -> Finding:
             f"{text}, and the package index has no {_GPU} for {patient.facts.architecture}: take a target of TensorRT"
         )
         return found(_TITLE, "problem", text, "smpq targets")
-    return found(_TITLE, "problem", text, *patient.uninstall("onnxruntime"), *patient.install(_gpu_package(patient)))
+    return found(_TITLE, "problem", text, *patient.uninstall(_PACKAGE), *patient.install(_gpu_package(patient)))
 
 
 def _newer_than_driver(patient: Patient, probe: OrtProbe) -> str | None:
@@ -96,8 +95,4 @@ def _gpu_package(patient: Patient) -> str:
 
 def _libraries(patient: Patient, probe: OrtProbe, reason: str) -> tuple[str, ...]:
     """Return what installs the libraries that a provider links, by the version that ONNX Runtime was built for."""
-    tensorrt = _MISSING_TENSORRT.search(reason)
-    if tensorrt is not None:
-        cuda = (probe.cuda_version or "13").split(".")[0]
-        return patient.install(f"tensorrt-cu{cuda}>={tensorrt[1]},<{int(tensorrt[1]) + 1}")
-    return patient.install(f"{_GPU}[cuda,cudnn]=={probe.version}")
+    return patient.install(package_with_library(reason, probe.version or "", probe.cuda_version))

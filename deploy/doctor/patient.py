@@ -44,9 +44,13 @@ class Patient:
         """Whether there is an NVIDIA GPU, with a driver that works or not."""
         return self.is_jetson or self.facts.nvidia_devices > 0 or self.facts.probes.cuda.library is not None
 
-    def needs(self, *families: str) -> bool:
-        """Whether the target is of one of these families."""
-        return self.target is not None and self.target.family in families
+    def needs(self, runtime: str) -> bool:
+        """Whether the target's engines are built, or timed, with a runtime."""
+        return self.target is not None and self.target.timed and self.target.runtime == runtime
+
+    def needs_provider(self, provider: str) -> bool:
+        """Whether ONNX Runtime computes the target's engines with this provider."""
+        return self.target is not None and self.target.timed and provider in self.target.providers[:1]
 
     def install(self, *packages: str) -> tuple[str, ...]:
         """Return the commands that install packages for the Python that was asked, or into an environment where it

@@ -87,7 +87,7 @@ class BuildFile(OfPolicy, frozen=True, kw_only=True):
     kernels: dict[str, KernelRow]
 
 
-class TimedRow(Record, frozen=True, kw_only=True):
+class TimingRow(Record, frozen=True, kw_only=True):
     """An engine timed against the float engine: milliseconds of one call, the ratio with its 95 % interval, samples in
     a second.
 
@@ -141,8 +141,8 @@ class LatencyFile(OfPolicy, frozen=True, kw_only=True):
     predicted_ratio: float | None
     predicted_interval: Interval | None
     predicted_from: Count
-    measurement: TimedRow
-    batches: tuple[TimedRow, ...]
+    measurement: TimingRow
+    batches: tuple[TimingRow, ...]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -73,7 +73,7 @@ class LayerRow(Record, frozen=True, kw_only=True):
             raise ValueError("a score comes with its interval")
 
 
-class ObservationRow(Record, frozen=True, kw_only=True):
+class ReportedStep(Record, frozen=True, kw_only=True):
     """An engine of the loop; `measured` is None when the runtime refused it, for `refused`."""
 
     label: str
@@ -111,18 +111,31 @@ class ScoresPart(Record, frozen=True, kw_only=True):
     stop_reason: str
 
 
+class DestinationPart(Record, frozen=True, kw_only=True):
+    """Where the engine runs: whether it has to be an NVIDIA GPU, whether its latency counts at all, and whether it is
+    an ONNX file, or plans for `compute_capabilities`.
+    """
+
+    needs_gpu: bool
+    timed: bool
+    portable: bool
+    compute_capabilities: tuple[str, ...]
+
+
 class ReportFile(FileRecord, frozen=True, kw_only=True):
     """The plan, the proof, and where every number came from; what a stage has not made yet is None or empty.
 
-    `machine` is the one that timed the engine, None before that.
+    `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the plan that Orin's
+    GPU has no kernels for, as in "w3a8 on conv2d".
     """
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 4
+    VERSION = 6
 
     task: str
     target: str
+    destination: DestinationPart
     engine: str | dict[str, str] | None
     float_engine: str | dict[str, str] | None
     policy: dict[str, FormatText]
@@ -141,11 +154,12 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     layers: tuple[LayerRow, ...]
     stability: StabilityFile | None
     contributions: ContributionsFile | None
-    observations: Annotated[tuple[ObservationRow, ...], msgspec.Meta(max_length=MOST_SHOWN)]
+    observations: Annotated[tuple[ReportedStep, ...], msgspec.Meta(max_length=MOST_SHOWN)]
     pareto: tuple[CurvePoint, ...]
     scores: ScoresPart
     skipped: tuple[SkippedRow, ...]
     refused: dict[str, str]
+    not_on_orin: tuple[str, ...]
     warnings: tuple[str, ...]
     finetuning: FinetuneFile | None
     settings: dict[str, str | int | float | bool | tuple[str, ...] | None]

@@ -24,8 +24,8 @@ class Finalist:
 def judged(policies: Sequence[Policy], value: ValueFunction, unseen: ValueFunction | None) -> tuple[Finalist, ...]:
     """Return the finalists, the best one first: by `unseen`, or by `value` where that is None.
 
-    The search picks the best of many policies whose values differ by little, so its winner owes something to the
-    samples of the search.
+    The values of many policies differ by little. The best one on the samples of the search is therefore overrated on
+    them.
     """
     others = unseen.many(policies) if unseen is not None else [None] * len(policies)
     found = [Finalist(*row) for row in zip(policies, value.many(policies), others, strict=True)]

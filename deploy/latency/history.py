@@ -1,5 +1,5 @@
-"""The searches over measured engines, step by step in `loop.json`: a search that was stopped goes on as if it had not
-been.
+"""The searches over measured engines, step by step in `loop.json`. One that was stopped goes on with the same
+decisions.
 """
 
 from __future__ import annotations
@@ -9,11 +9,18 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from calib.formats.format import Format
-from deploy.files.search import FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
-from deploy.latency.loop import MeasurePolicy, Outcome, Refusal, Step
-from deploy.latency.model import Observation
-from deploy.latency.observations import blamed_rows, machine_rows, observations_of, refusals_of
-from deploy.run.directory import Run
+from deploy.files.loop import FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
+from deploy.files.store import RecordStore
+from deploy.latency.observed import (
+    Observation,
+    Observe,
+    Refusal,
+    blamed_rows,
+    machine_rows,
+    observations_of,
+    refusals_of,
+)
+from deploy.latency.steps import Outcome, Step
 from smpq.files import Interval
 from smpq.problem.policy import Policy, Space
 
@@ -21,17 +28,23 @@ from smpq.problem.policy import Policy, Space
 class Search:
     """One search of the run's `loop.json`, the last one there for this budget and machine.
 
-    1. A search that was stopped begins again with what was known at its own start, and its recorded steps are answered
-       from the file: its decisions depend on nothing else, so it makes the same ones and goes on behind them.
-    2. A search that came to its end is never changed; another one for the same budget is another entry.
+    1. A search that was stopped begins again with what was known at its own start. Its recorded steps are answered from
+       the file. Its decisions depend on nothing else, so they are the same as before.
+    2. A search that has ended is never changed. Another one for the same budget is another entry.
     """
 
     def __init__(
-        self, run: Run, space: Space, budget: str, machine: str, limit: float, known: Sequence[Observation | Refusal]
+        self,
+        store: RecordStore,
+        space: Space,
+        budget: str,
+        machine: str,
+        limit: float,
+        known: Sequence[Observation | Refusal],
     ) -> None:
         """Find the search, or begin one that starts from `known`. Nothing is written before its first step."""
-        self._run, self._space = run, space
-        file = run.find(LoopFile) or LoopFile()
+        self._store, self._space = store, space
+        file = store.find(LoopFile) or LoopFile()
         same = [row for row in file.searches if (row.budget, row.machine) == (budget, machine)]
         if same and same[-1].outcome is None:
             self._row = same[-1]
@@ -47,18 +60,18 @@ class Search:
     @property
     def observations(self) -> list[Observation]:
         """What was measured before the search."""
-        with self._run.about(LoopFile):
+        with self._store.about(LoopFile):
             return observations_of(self._row.known, self._space)
 
     @property
     def refusals(self) -> list[Refusal]:
         """What was refused before the search."""
-        with self._run.about(LoopFile):
+        with self._store.about(LoopFile):
             return refusals_of(self._row.known, self._space)
 
-    def resumed(self, measure: MeasurePolicy) -> MeasurePolicy:
+    def resumed(self, measure: Observe) -> Observe:
         """Return `measure` with the recorded steps answered from the file."""
-        with self._run.about(LoopFile):
+        with self._store.about(LoopFile):
             found = [_found(step, self._space) for step in self._row.steps]
         recorded = {each.policy.key(): each for each in found}
 
@@ -74,9 +87,7 @@ class Search:
             self._write(replace(self._row, steps=tuple(step_row(step, self._space) for step in steps)))
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Write steps that a device took by itself behind those that are there; the ones that the file has from this
-        machine are left out.
-        """
+        """Append steps that a device took by itself, except those that the file has from this machine."""
         searches = [search for search in (*self._earlier, self._row) if search.machine == self._row.machine]
         known = [row for search in searches for row in search.steps]
         new = [row for row in (step_row(step, self._space) for step in steps) if row not in known]
@@ -88,15 +99,15 @@ class Search:
         self._write(self._row)
 
     def end(self, outcome: Outcome) -> None:
-        """Write what the search came to; one without a step leaves no trace."""
+        """Write the outcome. A search without a step is removed from the file."""
         if self._row.steps:
             self._write(replace(self._row, outcome=_outcome_row(outcome, self._space)))
         else:
-            self._run.write(LoopFile(searches=self._earlier))
+            self._store.write(LoopFile(searches=self._earlier))
 
     def _write(self, row: LoopRow) -> None:
         self._row = row
-        self._run.write(LoopFile(searches=(*self._earlier, row)))
+        self._store.write(LoopFile(searches=(*self._earlier, row)))
 
 
 def step_row(step: Step, space: Space) -> StepRow:

@@ -10,101 +10,22 @@ from dataclasses import dataclass, field, replace
 
 from calib.formats.format import Format
 from deploy.latency.designs import designed_policies, random_policies
-from deploy.latency.finalists import Finalist, judged
-from deploy.latency.model import LatencyModel, Observation, fit
-from deploy.latency.suspects import halved, suspects
+from deploy.latency.finalists import judged
+from deploy.latency.model import LatencyModel, fitted
+from deploy.latency.observed import Observation, Observe, Refusal
+from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step
+from deploy.latency.suspects import halved, suspects, without
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space, canonical
 from smpq.solve.allocate import Ceiling, Impossible, Problem, nearest_feasible, place_joins
 from smpq.solve.allocate import Values as Marginals
-from smpq.solve.search import Choice, Effort, choose, is_small
+from smpq.solve.search import Choice, choose, is_small
 from smpq.value.evaluate import ValueFunction
 
 OPTIMISM = 1.5
 """How many standard errors a proposal may be predicted above the limit before it is taken for too slow."""
 _TYPICAL = 32
 _STEPS_OF_OPTIMISM = (0.0, 0.75, -0.75, 1.5)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A policy whose engine does not build: the runtime's reason, and the (group, format) pairs that it blames, as far
-    as it says.
-    """
-
-    policy: Policy
-    reason: str
-    blamed: tuple[tuple[str, Format], ...] = ()
-
-
-MeasurePolicy = Callable[[Policy], "Observation | Refusal"]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What is searched: a limit on the ratio to the float engine, ceilings on other costs, scores to start from, and
-    the effort.
-    """
-
-    limit: float
-    ceilings: Sequence[Ceiling]
-    starts: dict[str, Marginals]
-    effort: Effort
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A policy to be measured next and why, and what the model predicts for it: a ratio to the float engine with its 95
-    % interval.
-
-    `predicted_from` is the number of measured engines that the model was fitted to, the float engine aside.
-    """
-
-    label: str
-    policy: Policy
-    predicted: float
-    interval: tuple[float, float]
-    predicted_from: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """One whole-engine measurement and what was predicted for it beforehand; `observation` is None where the engine did
-    not build.
-    """
-
-    proposal: Proposal
-    observation: Observation | None
-    refusal: Refusal | None
-    met: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The best policy whose measured latency meets the limit, or the fastest one found when none does.
-
-    `finalists` are all policies that meet the limit, the best one first.
-    """
-
-    policy: Policy
-    value: float
-    observation: Observation
-    met: bool
-    stop_reason: str
-    steps: tuple[Step, ...]
-    model: LatencyModel
-    finalists: tuple[Finalist, ...] = ()
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """`measurements` is the most engines that are built and measured, of which `designed` are experiments chosen
-    beforehand.
-    """
-
-    measurements: int = 10
-    designed: int = 5
-    seed: int = 0
 
 
 @dataclass
@@ -174,7 +95,7 @@ class LatencyLoop:
 
     def run(
         self,
-        measure: MeasurePolicy,
+        measure: Observe,
         announce: Callable[[str], None] = lambda _: None,
         keep: Callable[[Sequence[Step]], None] = lambda _: None,
     ) -> Outcome:
@@ -194,7 +115,7 @@ class LatencyLoop:
         return self.outcome()
 
     def ask(self) -> Proposal | None:
-        """Return the policy to measure next, None when there is no use in another one."""
+        """Return the policy to measure next; None when no further measurement would help."""
         if len(self._state.steps) >= self._settings.measurements:
             self._state.stop_reason = "measurements"
             return None
@@ -210,10 +131,8 @@ class LatencyLoop:
                 and self._is_new(found.policy)
             ):
                 return self._proposal("optimistic" if optimism else "proposal", found.policy)
-        if best is None:
-            closest = self._closest()
-            if closest is not None:
-                return self._proposal("closest", closest)
+        if best is None and (closest := self._closest()) is not None:
+            return self._proposal("closest", closest)
         self._state.stop_reason = (
             "no other policy within the limit is likely to be better"
             if best is not None
@@ -247,7 +166,7 @@ class LatencyLoop:
             self._learn()
             return
         state.observed[found.policy.key()] = found
-        state.steps.append(Step(proposal, found, None, upper(found) <= self.goal.limit))
+        state.steps.append(Step(proposal, found, None, found.upper <= self.goal.limit))
         self._model = self._fit()
         self._learn()
 
@@ -261,7 +180,7 @@ class LatencyLoop:
             candidates = [o for o in self._state.observed.values() if self._allowed(o.policy)]
             within = [o for o in candidates if self._within(o.policy)]
             # nothing that is slower than the float engine is handed over for its speed
-            chosen = min([self._reference, *(within or candidates)], key=upper)
+            chosen = min([self._reference, *(within or candidates)], key=lambda each: each.upper)
         reason = self._state.stop_reason or "stopped early"
         steps = tuple(self._state.steps)
         return Outcome(
@@ -269,7 +188,7 @@ class LatencyLoop:
         )
 
     def _experiments(self) -> list[Proposal]:
-        """Return what is to be measured before anything is proposed: which format a refusal is due to, then the
+        """Return what to measure before anything is proposed: first the search for the cause of a refusal, then the
         designed policies.
         """
         narrowing = self._narrowing()
@@ -278,15 +197,12 @@ class LatencyLoop:
 
     def _waiting(self) -> list[Policy]:
         """Return the designed policies that were not measured yet and may still be built."""
-        missing = [
-            policy for policy in self._designed if policy.key() not in self._state.observed and self._allowed(policy)
-        ]
-        refused = {refusal.policy.key() for refusal in self._state.refusals}
-        return [policy for policy in missing if policy.key() not in refused]
+        known = {*self._state.observed, *(refusal.policy.key() for refusal in self._state.refusals)}
+        return [policy for policy in self._designed if policy.key() not in known and self._allowed(policy)]
 
     def _narrowing(self) -> Policy | None:
-        """Return the policy that halves what the refusal with the fewest suspects may be due to; None when there is no
-        use.
+        """Return the policy that halves the suspects of a refusal, of the one with the fewest; None when that teaches
+        nothing.
         """
         refused = {refusal.policy.key() for refusal in self._state.refusals}
         for accused, refusal in sorted(self._accused(), key=lambda each: len(each[0])):
@@ -296,13 +212,13 @@ class LatencyLoop:
         return None
 
     def _accused(self) -> list[tuple[tuple[tuple[str, Format], ...], Refusal]]:
-        """Return what each refusal that blames nothing may be due to, as far as it is still offered."""
+        """Return the suspects of each refusal that blames nothing and whose formats are still offered."""
         built = [observation.policy for observation in self._state.observed.values()]
         nameless = [refusal for refusal in self._state.refusals if not refusal.blamed and self._allowed(refusal.policy)]
         return [(suspects(refusal.policy, built, self._whole_space, self._doubtful), refusal) for refusal in nameless]
 
     def _learn(self) -> None:
-        """Leave out what can only be to blame for a refusal, and what is doubtful in one."""
+        """Leave out the only suspect of a refusal, and doubtful suspects."""
         for accused, _ in self._accused():
             if len(accused) == 1 or set(accused) & self._doubtful:
                 self._leave_out(accused)
@@ -313,7 +229,7 @@ class LatencyLoop:
         """
         goal, model, state = self.goal, self._model, self._state
         raised = goal.limit + optimism * self._uncertainty()
-        left_out = [o.policy for o in state.observed.values() if upper(o) > goal.limit]
+        left_out = [o.policy for o in state.observed.values() if o.upper > goal.limit]
         left_out += [refusal.policy for refusal in state.refusals if not refusal.blamed]
         ceilings = [Ceiling(model.cost_model(1.0), raised), *goal.ceilings]
         effort = replace(goal.effort, rounds=0) if "refined" in state.marginals else goal.effort
@@ -343,8 +259,7 @@ class LatencyLoop:
         )
 
     def _fit(self) -> LatencyModel:
-        """Fit to all there is; the float engine's own ratio is known beforehand."""
-        return fit(self._whole_space, self._edges, [self._reference, *self._state.observed.values()])
+        return fitted(self._whole_space, self._edges, list(self._state.observed.values()))
 
     def _uncertainty(self) -> float:
         """Return the typical standard error of a prediction, the root mean square over random policies."""
@@ -356,13 +271,9 @@ class LatencyLoop:
         self._leave_out(refusal.blamed)
 
     def _leave_out(self, blamed: Collection[tuple[str, Format]]) -> None:
-        formats = {
-            name: tuple(chosen for chosen in row if (name, chosen) not in blamed) or (self._space.reference,)
-            for name, row in self._space.formats.items()
-        }
-        self._space = replace(self._space, formats=formats)
+        self._space = without(self._space, blamed)
         self._state.marginals = {
-            start: {group: {**dict.fromkeys(formats[group], 0.0), **row} for group, row in values.items()}
+            start: {group: {**dict.fromkeys(self._space.formats[group], 0.0), **row} for group, row in values.items()}
             for start, values in self._state.marginals.items()
         }
 
@@ -378,7 +289,7 @@ class LatencyLoop:
     def _meeting(self) -> list[Observation]:
         """Return what is measured to meet the limit and the other ceilings."""
         known = {**self._state.observed, self._reference.policy.key(): self._reference}.values()
-        return [o for o in known if upper(o) <= self.goal.limit and self._allowed(o.policy) and self._within(o.policy)]
+        return [o for o in known if o.upper <= self.goal.limit and self._allowed(o.policy) and self._within(o.policy)]
 
     def _best(self) -> Observation | None:
         """Return the best of these on the samples of the search."""
@@ -386,8 +297,3 @@ class LatencyLoop:
 
     def _allowed(self, policy: Policy) -> bool:
         return all(policy[group.name] in self._space.formats[group.name] for group in self._space.groups)
-
-
-def upper(observation: Observation) -> float:
-    """Return the upper end of the 95 % interval of a measured ratio."""
-    return observation.ratio + 1.96 * observation.standard_error

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deploy.latency.observed import Observation
 from deploy.latency.terms import JOINS, Prior, Term, prior_of, row_of, terms_of
 from smpq.problem.costs import CostModel, JoinCost, Transition
 from smpq.problem.joins import Edge
@@ -31,17 +32,6 @@ _SCATTER = 0.01
 _SPREAD = 0.7
 """Standard deviation of the logarithm of a strength, from network to network."""
 _SMALLEST_NOISE = 0.003
-
-
-@dataclass(frozen=True)
-class Observation:
-    """The measured latency of one policy's engine as a ratio to the float engine, and the standard error of the
-    ratio.
-    """
-
-    policy: Policy
-    ratio: float
-    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ class LatencyModel:
 def fit(space: Space, edges: Sequence[Edge], observations: Sequence[Observation]) -> LatencyModel:
     """Fit the model to whole-engine measurements.
 
-    Bayesian linear regression. The prior's parts (`latency_terms.prior_of`) have strengths that differ from network to
+    Bayesian linear regression. The prior's parts (`deploy.latency.terms.prior_of`) have strengths that differ from network to
     network: those with the highest marginal likelihood are taken (empirical Bayes), and the scatter with them. Costs of
     conversions are kept at zero or above, which the solver relies on. Ours.
     """
@@ -101,6 +91,11 @@ def fit(space: Space, edges: Sequence[Edge], observations: Sequence[Observation]
     conversions = np.array([term.kind == "edge" for term in terms], bool)
     coefficients, posterior = _posterior(rows, measured, np.hypot(noise, residual), prior.mean, covariance, conversions)
     return LatencyModel(space, terms, coefficients, posterior, max(residual, _SMALLEST_NOISE))
+
+
+def fitted(space: Space, edges: Sequence[Edge], known: Sequence[Observation]) -> LatencyModel:
+    """Fit the model to measured engines, and to the float engine, whose ratio is 1."""
+    return fit(space, edges, [Observation(space.uniform(space.reference), 1.0, 0.0), *known])
 
 
 def covariance_of(prior: Prior, strengths: Mapping[str, float]) -> Matrix:

@@ -1,8 +1,9 @@
-"""What a refusal that blames no layer may be due to, and which engine to build next to find out. Ours."""
+"""Suspects of a refusal that blames no layer, and the engine that narrows them down. Ours."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from calib.formats.format import Format
 from smpq.problem.policy import Policy, Space, canonical
@@ -14,9 +15,10 @@ FormatOfGroup = tuple[str, Format]
 def suspects(
     refused: Policy, built: Iterable[Policy], space: Space, doubtful: Collection[FormatOfGroup]
 ) -> tuple[FormatOfGroup, ...]:
-    """Return what a refused policy has that no engine that was built has, float formats aside, in graph order.
+    """Return the formats of a refused policy that no engine that was built has, without float ones, in graph order.
 
-    Where some of it is `doubtful`, formats over which the runtime is known to refuse engines, only that.
+    `doubtful` are formats over which the runtime is known to refuse engines. Where some suspects are doubtful, only
+    those are returned.
     """
     sound = {choice for policy in built for choice in policy.formats.items()}
     left = [(group.name, refused[group.name]) for group in space.groups]
@@ -33,3 +35,12 @@ def halved(refused: Policy, accused: Sequence[FormatOfGroup], space: Space) -> P
     if not second or any(space.reference not in space.formats[group] for group in second):
         return None
     return canonical(Policy({**refused.formats, **dict.fromkeys(second, space.reference)}, refused.float_joins), space)
+
+
+def without(space: Space, blamed: Collection[FormatOfGroup]) -> Space:
+    """Return the space with what is blamed left out; a group that keeps no format gets the float one."""
+    formats = {
+        name: tuple(chosen for chosen in row if (name, chosen) not in blamed) or (space.reference,)
+        for name, row in space.formats.items()
+    }
+    return replace(space, formats=formats)

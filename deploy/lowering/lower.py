@@ -1,6 +1,4 @@
-"""Carry out a quantisation plan on the float ONNX model, in the form that a target's runtime turns into integer
-kernels.
-"""
+"""Carry out a quantisation plan on the float ONNX model, in the form that a runtime turns into integer kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +9,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calib.errors import UserError
-from calib.formats.format import FP16
 from calib.network.units import Unit
 from deploy.files.engine import ExportFile
 from deploy.lowering.export import OPSET
@@ -25,13 +22,36 @@ from deploy.lowering.passes.quantize_biases import quantize_biases
 from deploy.lowering.passes.quantize_tensors import quantize_tensors
 from deploy.lowering.passes.quantize_weights import quantize_weights
 from deploy.lowering.passes.split_gemm import split_gemm
-from deploy.targets.target import Target
 from smpq.quantized.plan import QuantPlan
 
-_COPY_FROM_BITS = 8
-"""ONNX Runtime rewrites weights beyond 7 bits where the CPU would overflow, and fails when it meets the same one a
-second time.
-"""
+
+@dataclass(frozen=True)
+class Lowering:
+    """What a runtime wants of the file; each back end of `deploy.backends` says it.
+
+    1. `half`: half precision for everything that is float.
+    2. `fixed_batch`: the batch size stands in the file.
+    3. `integer_matmul`: linear layers with integer inputs are MatMul and Add; those with integer weights always are.
+    4. `copied_from_bits`: weights of that many bits or more are stored for each call, None for once.
+    5. `matrix_rows`: layers with blocks of integer weights multiply rows of a matrix.
+    6. `integer_biases`: biases of integer convolutions are int32.
+    7. `least_opset`: the file declares the oldest opset that its operators need. `newest_opset` is the newest one that
+       a weight's type may ask for.
+    """
+
+    half: bool
+    fixed_batch: bool = False
+    integer_matmul: bool = False
+    copied_from_bits: int | None = None
+    matrix_rows: bool = False
+    integer_biases: bool = False
+    least_opset: bool = False
+    newest_opset: int = OPSET
+
+    @property
+    def keeps_float(self) -> bool:
+        """Whether a file without integers is taken as it was exported."""
+        return not (self.half or self.fixed_batch)
 
 
 @dataclass(frozen=True)
@@ -40,17 +60,16 @@ class LoweringReport:
     made.
     """
 
-    target: str
     changes: Mapping[str, int]
     merged_tensors: tuple[str, ...]
     size_bytes: int
     sha256: str
 
-    def to_file(self, policy_key: str) -> ExportFile:
+    def to_file(self, policy_key: str, target: str) -> ExportFile:
         """Return the file form; `policy_key` names the policy that was lowered, and its fine-tuned weights."""
         return ExportFile(
             policy=policy_key,
-            target=self.target,
+            target=target,
             changes=dict(self.changes),
             merged_tensors=self.merged_tensors,
             size_bytes=self.size_bytes,
@@ -59,40 +78,34 @@ class LoweringReport:
 
 
 def lower(
-    float_model: Path, plan: QuantPlan, units: Sequence[Unit], target: Target, out: Path, batch: int | None = 1
+    float_model: Path, plan: QuantPlan, units: Sequence[Unit], lowering: Lowering, out: Path, batch: int | None = 1
 ) -> LoweringReport:
-    """Write the model of `plan` for `target` to `out`.
+    """Write the model of `plan` to `out`.
 
-    1. `onnxruntime`: weights behind DequantizeLinear, activations between QuantizeLinear and DequantizeLinear, int32
-       biases of convolutions; linear layers with integer weights as MatMul and Add. The batch stays dynamic.
-    2. `simulate`: float biases, so that the file computes what the fake-quantised model does; only weight-only layers
-       as MatMul and Add.
-    3. `tensorrt`: float biases; layers with blocks of integer weights multiply rows of a matrix; `batch` samples in
-       every batch, or with None a free batch, for which the builder needs `batch_sizes`.
-    4. A target whose float format is fp16: half precision for everything that is float.
+    Weights stand behind DequantizeLinear, activations between QuantizeLinear and DequantizeLinear. `batch` is the size
+    of every batch where `lowering` fixes it; None leaves it free all the same, and the builder then needs batch sizes.
 
     Raises UserError when `float_model` cannot be read, is not the model of the plan, or does not run with `batch`.
     """
     model = load_model(float_model)
     _check_same_model(float_model, model, units)
     changes: dict[str, int] = {}
-    if target.lowering == "tensorrt" and batch is not None:
+    if lowering.fixed_batch and batch is not None:
         changes["fix_batch"] = fix_batch(model, batch)
-    onnxruntime = target.lowering == "onnxruntime"
-    changes["split_gemm"] = split_gemm(model, plan, units, integer_inputs=onnxruntime)
-    changes["quantize_weights"] = quantize_weights(model, plan, units, _COPY_FROM_BITS if onnxruntime else None)
+    changes["split_gemm"] = split_gemm(model, plan, units, integer_inputs=lowering.integer_matmul)
+    changes["quantize_weights"] = quantize_weights(model, plan, units, lowering.newest_opset, lowering.copied_from_bits)
     tensors = quantize_tensors(model, plan, units)
     changes["quantize_tensors"] = tensors.inserted
-    if target.lowering == "tensorrt":
+    if lowering.matrix_rows:
         changes["multiply_rows"] = multiply_rows(model, plan, units)
-    if onnxruntime:
+    if lowering.integer_biases:
         changes["quantize_biases"] = quantize_biases(model, plan, units)
-    if target.reference == FP16:
+    if lowering.half:
         changes["convert_to_fp16"] = convert_to_fp16(model, plan, units)
-    if target.lowering == "tensorrt":
+    if lowering.least_opset:
         changes["declare_opset"] = int(declare_opset(model))
     save_model(model, out)
-    return LoweringReport(target.name, changes, tensors.merged, size_bytes(out), sha256(out))
+    return LoweringReport(changes, tensors.merged, size_bytes(out), sha256(out))
 
 
 def _check_same_model(path: Path, model: ir.Model, units: Sequence[Unit]) -> None:

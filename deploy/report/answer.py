@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["yes", "no", "unknown", "note"]
+Verdict = Literal["yes", "no", "unknown", "note", "steps"]
 
 _NAMED = 4
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question, what the answer comes to, and the sentences; the first is the answer, the others support it."""
+    """A question, what the answer comes to, and the sentences; the first is the answer, unless all are steps to take."""
 
     question: str
     verdict: Verdict

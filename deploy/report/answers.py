@@ -117,7 +117,7 @@ def _changes(report: ReportFile) -> Answer:
             else ""
         )
         return Answer("What do I change?", "note", ("Nothing has to change." + spare,))
-    return Answer("What do I change?", "note", tuple(steps))
+    return Answer("What do I change?", "steps", tuple(steps))
 
 
 def _budget_steps(report: ReportFile) -> list[str]:

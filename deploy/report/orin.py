@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from deploy.files.report import LayerRow, ReportFile
+from deploy.files.report import ReportFile
 from deploy.report.answer import Answer, bare, some
 
-_BITS = (4, 8, 16, 32)
+_ORIN = "sm87"
 
 
 def on_orin(report: ReportFile) -> Answer:
     """Say what carries over to an Orin, and on which machine the engine was timed."""
-    target, engine = report.target, report.engine
-    if target in ("ort-cpu", "simulate"):
+    target, engine, where = report.target, report.engine, report.destination
+    if where.portable and not where.needs_gpu:
         first = f"On its CPU, not on its GPU: {_named(engine)} is an ONNX file and runs wherever ONNX Runtime does."
         more = [timed_on(report)]
-        if target == "simulate":
+        if not where.timed:
             more.append(
                 "It is for evaluation: integer weights are turned to floats and computed as such, so it is not faster "
                 "anywhere."
             )
         more.append("For its GPU, run again with `--target jetson-orin`, which offers what its TensorRT has.")
-    elif target.startswith("ort-"):
+    elif where.portable:
         first = f"Where onnxruntime-gpu runs on it, perhaps: {_named(engine)} is an ONNX file, and its providers choose their kernels there."
         more = [
             timed_on(report),
@@ -31,7 +31,7 @@ def on_orin(report: ReportFile) -> Answer:
                 "alone."
             ),
         ]
-    elif target.startswith("jetson-orin"):
+    elif _ORIN in where.compute_capabilities:
         first = f"It is made for it: the formats are those of Orin's TensorRT, which builds its engine from model.{target}.onnx itself."
         more = [
             timed_on(report),
@@ -50,9 +50,8 @@ def on_orin(report: ReportFile) -> Answer:
             f"Verified is {_verified(report)}. Not verified are kernels, latency and accuracy on Orin itself.",
             timed_on(report),
         ]
-    foreign = sorted({layer.format for layer in report.layers if not _has_kernel(layer)})
-    if foreign:
-        more.append(f"Orin's GPU has no kernels for {some(foreign)}: use w8a8, w4a16 with blocks, or fp16.")
+    if report.not_on_orin:
+        more.append(f"Orin's GPU has no kernels for {some(report.not_on_orin)}: use w8a8, w4a16 with blocks, or fp16.")
     return Answer("Will it run on my Orin?", "note", (first, *more))
 
 
@@ -71,8 +70,3 @@ def _verified(report: ReportFile) -> str:
 
 def _named(engine: str | Mapping[str, str] | None) -> str:
     return engine if isinstance(engine, str) else "the engine"
-
-
-def _has_kernel(layer: LayerRow) -> bool:
-    activation = layer.format.partition("a")[2].partition("b")[0]
-    return layer.bits in _BITS and activation in ("", "8", "16")

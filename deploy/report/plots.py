@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from deploy.files.report import CurvePoint, LayerRow, ObservationRow
-from deploy.report.wording import html, shown, signed
+from markupsafe import Markup
+
+from deploy.files.report import CurvePoint, LayerRow, ReportedStep
+from deploy.report.svg import LETTER, element, hinted, label, line, picture
+from deploy.report.wording import shown, signed
 from smpq.files import Interval
 
-_LETTER = 6.3
-"""Width of a letter at the 11 px that labels are set in, generously."""
 _LABEL_LETTERS = 24
 _LABEL_PITCH = 14.0
 """Least distance in px of slanted labels that do not touch."""
@@ -19,6 +20,8 @@ _SLANT = math.radians(60)
 _FLOAT_BITS = 16
 _FARTHEST = 1e300
 """What is farther from zero is drawn here: the width of a range stays finite."""
+_Box = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
 
 
 @dataclass(frozen=True)
@@ -43,107 +46,92 @@ class _Scale:
         return [round(index * step, 12) for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def bits_plot(layers: Sequence[LayerRow]) -> str:
+def bits_plot(layers: Sequence[LayerRow]) -> Markup:
     """Draw the weight bits of each layer as bars and, under them on the same axis, its score with the 95 % interval."""
     if not layers:
-        return ""
+        return Markup()
     left, top, height, gap, right = 84.0, 22.0, 140.0, 34.0, 16.0
     step = min(64.0, max(860.0 / len(layers), 3.0))
     width = max(left + step * len(layers) + right, 420.0)
     lower_top = top + height + gap
     every = math.ceil(_LABEL_PITCH / step)
-    labels = short_names([shown(layer.path) for layer in layers])
-    depth = max(map(len, labels)) * _LETTER * math.sin(_SLANT) + 18
+    names = short_names([shown(layer.path) for layer in layers])
+    depth = max(map(len, names)) * LETTER * math.sin(_SLANT) + 18
     parts = _bit_bars(layers, step, left, top, top + height, width - right)
     parts += _score_points(layers, step, left, lower_top, lower_top + height, width - right)
-    for index, label in enumerate(labels):
+    for index, name in enumerate(names):
         if index % every == 0:
             x, y = left + step * (index + 0.5) + 4, lower_top + height + 14
-            parts.append(
-                f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="end" transform="rotate(-60 {x:.1f} {y:.1f})">'
-            )
-            parts.append(f"{html(label)}</text>")
-    return _svg(
-        width, lower_top + height + depth, "Weight bits of each layer, and its score with the 95 % interval", parts
-    )
+            parts.append(label(x, y, name, anchor="end", turned=-60))
+    name = "Weight bits of each layer, and its score with the 95 % interval"
+    return picture(width, lower_top + height + depth, name, parts)
 
 
 def _bit_bars(
     layers: Sequence[LayerRow], step: float, left: float, top: float, bottom: float, right: float
-) -> list[str]:
+) -> list[Markup]:
     bits = [layer.bits for layer in layers]
     wide = max(bits) > 8
     # Next to 16 or 32 bits the steps between 2, 3 and 4 would vanish: then each doubling is one step.
     scale = _Scale(0, math.log2(max(bits)) if wide else 8, bottom, top + 14)
-    parts = [_text(left, top - 6, "weight bits, each doubling one step" if wide else "weight bits", "title")]
+    parts = [label(left, top - 6, "weight bits, each doubling one step" if wide else "weight bits", "title")]
     for tick in [value for value in (2, 4, 8, 16, 32) if value <= max(bits)] if wide else (2, 4, 6, 8):
         parts += _horizontal(scale(math.log2(tick) if wide else tick), left, right, str(tick))
+    bar = min(30.0, step * 0.72)
     for index, (layer, count) in enumerate(zip(layers, bits, strict=True)):
-        y = scale(math.log2(count) if wide else count)
-        bar = min(30.0, step * 0.72)
-        x = left + step * (index + 0.5) - bar / 2
+        x, y = left + step * (index + 0.5), scale(math.log2(count) if wide else count)
         kind = "bar warn" if layer.kernel_agrees is False else "bar float" if count >= _FLOAT_BITS else "bar"
         hint = f"{layer.path}: {layer.format}"
-        parts.append(
-            f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{bar:.1f}" height="{max(bottom - y, 0.5):.1f}">'
-        )
-        parts.append(f"<title>{html(hint)}</title></rect>")
+        parts.append(hinted("rect", hint, class_=kind, x=x - bar / 2, y=y, width=bar, height=max(bottom - y, 0.5)))
         if step >= 16:
-            parts.append(_text(left + step * (index + 0.5), y - 4, f"{count:g}", "label", "middle"))
+            parts.append(label(x, y - 4, f"{count:g}", anchor="middle"))
     return parts
 
 
 def _score_points(
     layers: Sequence[LayerRow], step: float, left: float, top: float, bottom: float, right: float
-) -> list[str]:
-    parts = [_text(left, top - 10, "score and 95 % interval (below zero: costs accuracy)", "title")]
+) -> list[Markup]:
+    parts = [label(left, top - 10, "score and 95 % interval (below zero: costs accuracy)", "title")]
     known = [
         (index, layer.path, layer.score, layer.interval)
         for index, layer in enumerate(layers)
         if layer.score is not None and layer.interval is not None
     ]
     if not known:
-        return [*parts, _text(left + 8, (top + bottom) / 2, "no scores", "label")]
+        return [*parts, label(left + 8, (top + bottom) / 2, "no scores")]
     scale = _range([0.0, *(end for _, _, score, interval in known for end in (score, *_ends(interval)))], bottom, top)
     for tick in scale.ticks(4):
         parts += _horizontal(scale(tick), left, right, signed(f"{tick:g}"), "axis" if tick == 0 else "grid")
     for index, path, score, interval in known:
         x = left + step * (index + 0.5)
         low, high = _ends(interval)
-        parts.append(_line(x, scale(low), x, scale(high), "whisker"))
+        parts.append(line(x, scale(low), x, scale(high), "whisker"))
         hint = f"{path}: {score:.3g}, {low:.3g} to {high:.3g}"
         radius = min(3.0, max(1.2, step * 0.3))
-        parts.append(
-            f'<circle class="point" cx="{x:.1f}" cy="{scale(score):.1f}" r="{radius:.1f}"><title>{html(hint)}</title></circle>'
-        )
+        parts.append(hinted("circle", hint, class_="point", cx=x, cy=scale(score), r=radius))
     return parts
 
 
-def latency_plot(observations: Sequence[ObservationRow], budget_ratio: float | None) -> str:
+def latency_plot(observations: Sequence[ReportedStep], budget_ratio: float | None) -> Markup:
     """Draw predicted against measured latency with both intervals, the diagonal and the budget; points carry their
     number.
     """
-    points = [
-        (
-            number,
-            seen,
-            (seen.predicted, *_ends(seen.predicted_interval)),
-            (seen.measured, *_ends(seen.measured_interval)),
-        )
-        for number, seen in enumerate(observations, start=1)
-        if seen.measured is not None and seen.measured_interval is not None
-    ]
+    points = []
+    for number, seen in enumerate(observations, start=1):
+        if seen.measured is not None and seen.measured_interval is not None:
+            across = (seen.predicted, *_ends(seen.predicted_interval))
+            points.append((number, seen, across, (seen.measured, *_ends(seen.measured_interval))))
     if not points:
-        return ""
+        return Markup()
     left, top, side, width, height = 72.0, 40.0, 392.0, 484.0, 490.0
     bounds = [value for _, _, across, up in points for value in (*across, *up)]
     bounds += [] if budget_ratio is None else [budget_ratio]
     x_scale, y_scale = _range(bounds, left, left + side, least=0.04), _range(bounds, top + side, top, least=0.04)
     parts = _frame(x_scale, y_scale, "predicted, in float engine's time", "measured")
-    parts.append(_line(left, top + side, left + side, top, "diagonal"))
+    parts.append(line(left, top + side, left + side, top, "diagonal"))
     legend = [("diagonal", "predicted = measured")]
     if budget_ratio is not None:
-        parts.append(_line(left, y_scale(budget_ratio), left + side, y_scale(budget_ratio), "limit"))
+        parts.append(line(left, y_scale(budget_ratio), left + side, y_scale(budget_ratio), "limit"))
         legend.append(("limit", f"budget {budget_ratio:.3g}"))
     boxes = []
     for _, _, across, up in points:
@@ -155,38 +143,35 @@ def latency_plot(observations: Sequence[ObservationRow], budget_ratio: float | N
     for number, seen, across, up in points:
         x, y = x_scale(across[0]), y_scale(up[0])
         kind = "" if seen.met else " warn"
-        parts.append(_line(x_scale(across[1]), y, x_scale(across[2]), y, "whisker" + kind))
-        parts.append(_line(x, y_scale(up[1]), x, y_scale(up[2]), "whisker" + kind))
+        parts.append(line(x_scale(across[1]), y, x_scale(across[2]), y, "whisker" + kind))
+        parts.append(line(x, y_scale(up[1]), x, y_scale(up[2]), "whisker" + kind))
         hint = f"{number}. {seen.label}: predicted {across[0]:.3f}, measured {up[0]:.3f}"
-        parts.append(
-            f'<circle class="point{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{html(hint)}</title></circle>'
-        )
-        place = _free_place(x, y, len(str(number)) * _LETTER, boxes, frame)
+        parts.append(hinted("circle", hint, class_=f"point{kind}", cx=x, cy=y, r=4))
+        place = _free_place(x, y, len(str(number)) * LETTER, boxes, frame)
         if place is not None:
-            parts.append(_text(*place, str(number), "label"))
-    return _svg(width, height, "Predicted against measured latency", [*parts, *_legend(legend, left, 16)])
+            parts.append(label(*place, str(number)))
+    return picture(width, height, "Predicted against measured latency", [*parts, *_legend(legend, left, 16)])
 
 
-def pareto_plot(points: Sequence[CurvePoint], cost: str, chosen: float | None) -> str:
+def pareto_plot(points: Sequence[CurvePoint], cost: str, chosen: float | None) -> Markup:
     """Draw the best value that each amount of one cost buys; `chosen` is what the engine of this report costs."""
     pairs = sorted((point.reached, point.value) for point in points)
     if not pairs:
-        return ""
+        return Markup()
     left, top, across, high, width, height = 72.0, 40.0, 392.0, 210.0, 484.0, 308.0
     x_scale = _range([reached for reached, _ in pairs] + ([chosen] if chosen is not None else []), left, left + across)
     y_scale = _range([value for _, value in pairs], top + high, top)
     parts = _frame(x_scale, y_scale, cost.replace("_", " "), "value of the plan")
     corners = " ".join(f"{x_scale(reached):.1f},{y_scale(value):.1f}" for reached, value in pairs)
-    parts.append(f'<polyline class="curve" points="{corners}"/>')
-    parts += [
-        f'<circle class="point" cx="{x_scale(reached):.1f}" cy="{y_scale(value):.1f}" r="3"><title>{reached:.4g}: {value:.4g}</title></circle>'
-        for reached, value in pairs
-    ]
+    parts.append(element("polyline", class_="curve", points=corners))
+    for reached, value in pairs:
+        hint = f"{reached:.4g}: {value:.4g}"
+        parts.append(hinted("circle", hint, class_="point", cx=x_scale(reached), cy=y_scale(value), r=3))
     legend = []
     if chosen is not None:
-        parts.append(_line(x_scale(chosen), top, x_scale(chosen), top + high, "limit"))
+        parts.append(line(x_scale(chosen), top, x_scale(chosen), top + high, "limit"))
         legend.append(("limit", f"this engine, {chosen:.3g}"))
-    return _svg(width, height, f"Value against {cost}", [*parts, *_legend(legend, left, 16)])
+    return picture(width, height, f"Value against {cost}", [*parts, *_legend(legend, left, 16)])
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -217,71 +202,45 @@ def _range(values: Iterable[float], start: float, stop: float, least: float = 0.
     return _Scale(middle - half, middle + half, start, stop)
 
 
-def _free_place(
-    x: float,
-    y: float,
-    width: float,
-    boxes: list[tuple[float, float, float, float]],
-    frame: tuple[float, float, float, float],
-) -> tuple[float, float] | None:
-    """Find a place for a number near its point that covers nothing; the boxes then hold it. None when it is too
-    crowded.
-    """
+def _free_place(x: float, y: float, width: float, boxes: list[_Box], frame: _Box) -> tuple[float, float] | None:
+    """Find a place for a number near its point that covers no box, and add it to them; None when it is too crowded."""
     for distance in (11.0, 18.0, 28.0):
         for turn in (45, -45, 135, -135, 20, -20, 160, -160, 70, -70, 110, -110):
-            middle_x, middle_y = (
-                x + distance * math.cos(math.radians(turn)),
-                y - distance * math.sin(math.radians(turn)),
-            )
-            right = middle_x if abs(turn) > 90 else middle_x + width
-            box = (right - width - 1, middle_y - 5, right + 1, middle_y + 5)
+            right = x + distance * math.cos(math.radians(turn)) + (0 if abs(turn) > 90 else width)
+            middle = y - distance * math.sin(math.radians(turn))
+            box = (right - width - 1, middle - 5, right + 1, middle + 5)
             inside = frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]
             if inside and not any(_overlap(box, other) for other in boxes):
                 boxes.append(box)
-                return right - width, middle_y + 4
+                return right - width, middle + 4
     return None
 
 
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def _overlap(one: _Box, other: _Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _frame(x_scale: _Scale, y_scale: _Scale, x_title: str, y_title: str) -> list[str]:
+def _frame(x_scale: _Scale, y_scale: _Scale, x_title: str, y_title: str) -> list[Markup]:
     """Draw the grid with its numbers, and the names of the axes."""
     parts = []
     for tick in y_scale.ticks():
         parts += _horizontal(y_scale(tick), x_scale.start, x_scale.stop, signed(f"{tick:g}"))
     for tick in x_scale.ticks():
-        parts.append(_line(x_scale(tick), y_scale.start, x_scale(tick), y_scale.stop, "grid"))
-        parts.append(_text(x_scale(tick), y_scale.start + 16, f"{tick:g}", "label", "middle"))
-    parts.append(_text((x_scale.start + x_scale.stop) / 2, y_scale.start + 38, x_title, "title", "middle"))
+        parts.append(line(x_scale(tick), y_scale.start, x_scale(tick), y_scale.stop, "grid"))
+        parts.append(label(x_scale(tick), y_scale.start + 16, f"{tick:g}", anchor="middle"))
+    parts.append(label((x_scale.start + x_scale.stop) / 2, y_scale.start + 38, x_title, "title", "middle"))
     y = (y_scale.start + y_scale.stop) / 2
-    parts.append(
-        f'<text class="title" x="16" y="{y:.1f}" text-anchor="middle" transform="rotate(-90 16 {y:.1f})">{html(y_title)}</text>'
-    )
+    parts.append(label(16, y, y_title, "title", "middle", turned=-90))
     return parts
 
 
-def _legend(entries: Sequence[tuple[str, str]], x: float, y: float) -> list[str]:
+def _legend(entries: Sequence[tuple[str, str]], x: float, y: float) -> list[Markup]:
     parts = []
     for kind, text in entries:
-        parts += [_line(x, y, x + 22, y, kind), _text(x + 28, y + 4, text, "label")]
-        x += 28 + len(text) * _LETTER + 26
+        parts += [line(x, y, x + 22, y, kind), label(x + 28, y + 4, text)]
+        x += 28 + len(text) * LETTER + 26
     return parts
 
 
-def _horizontal(y: float, left: float, right: float, label: str, kind: str = "grid") -> list[str]:
-    return [_line(left, y, right, y, kind), _text(left - 8, y + 4, label, "label", "end")]
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html(text)}</text>'
-
-
-def _svg(width: float, height: float, name: str, parts: Iterable[str]) -> str:
-    size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {math.ceil(width)} {math.ceil(height)}"'
-    return f'<svg {size} role="img" aria-label="{html(name)}">{"".join(parts)}</svg>'
+def _horizontal(y: float, left: float, right: float, name: str, kind: str = "grid") -> list[Markup]:
+    return [line(left, y, right, y, kind), label(left - 8, y + 4, name, anchor="end")]

@@ -26,8 +26,8 @@ def profile_lines(profile: ProfileFile) -> list[str]:
     for kernel in rows:
         ms, share = time_of(kernel), share_of(profile, kernel)
         planned, found = formats_of(profile, kernel)
-        name = _cut(", ".join(kernel.units) or "-", _LONGEST_LAYER)
-        called = _cut(f"{kernel.kind} {kernel.name}", _LONGEST_KERNEL)
+        name = cut(", ".join(kernel.units) or "-", _LONGEST_LAYER)
+        called = cut(f"{kernel.kind} {kernel.name}", _LONGEST_KERNEL)
         lines.append(f"{ms:>9} {share:>6}  {kernel.role:<9} {planned:<9} {found:<17} {name:<{_LONGEST_LAYER}} {called}")
     lines += [
         "",
@@ -96,7 +96,7 @@ def _wrong(profile: ProfileFile) -> list[str]:
     return [f"not as planned (!): {'; '.join(wrong)}"] if wrong else []
 
 
-def _cut(text: str, longest: int) -> str:
+def cut(text: str, longest: int) -> str:
     """Leave out the middle of a long name: both ends tell kernels apart."""
     text, half = shown(text), longest // 2
     return text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"

@@ -4,19 +4,21 @@ script.
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from deploy.files.profile import ProfiledKernel, ProfileFile
-from deploy.report.profile_lines import ROLES, formats_of, launch_sentence, share_of, time_of
-from deploy.report.wording import html
+from deploy.report.profile_lines import ROLES, cut, formats_of, launch_sentence, share_of, time_of
+from deploy.report.svg import LETTER, element, hinted, label, picture
 
 _MOST_BARS = 120
 _LABEL_LETTERS = 40
 _ROW, _TOP, _LEFT, _BARS, _RIGHT = 17.0, 74.0, 270.0, 420.0, 400.0
-_CSS = """
+_CSS = Markup("""
 text{font:11px system-ui,"Segoe UI","Liberation Sans",sans-serif;fill:#646d73}.title{fill:#1d2327;font-size:13px}
 .paper{fill:#fdfdfc}.layer{fill:#1f6f8b}.quantize{fill:#c98a1b}.reformat,.copy{fill:#b1510f}.copy{fill-opacity:.6}.other{fill:#b9c6cb}
 @media (prefers-color-scheme:dark){text{fill:#939da3}.title{fill:#dfe4e6}.paper{fill:#14181a}.layer{fill:#63b3ce}.quantize{fill:#e3b04b}
 .reformat,.copy{fill:#e89a5b}.other{fill:#46545b}}
-"""
+""")
 
 
 def profile_svg(profile: ProfileFile) -> str:
@@ -27,46 +29,29 @@ def profile_svg(profile: ProfileFile) -> str:
     width, height = _LEFT + _BARS + _RIGHT, _TOP + _ROW * len(rows) + 16
     left_out = len(profile.kernels) - len(rows)
     title = f"Time by kernel on {profile.machine}" + (f"; {left_out} shorter ones are left out" if left_out else "")
-    parts = [f'<rect class="paper" width="{width:.0f}" height="{height:.0f}"/>', _text(16, 22, title, "title")]
-    parts += [_text(16, 40, launch_sentence(profile)), *_legend()]
+    parts = [element("style", _CSS), element("rect", class_="paper", width=width, height=height)]
+    parts += [label(16, 22, title, "title"), label(16, 40, launch_sentence(profile)), *_legend()]
     for index, kernel in enumerate(rows):
         parts += _bar(profile, kernel, _TOP + _ROW * index, most)
-    size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{html(title)}"><style>{_CSS}</style>{"".join(parts)}</svg>\n'
+    return f"{picture(width, height, title, parts, xmlns='http://www.w3.org/2000/svg')}\n"
 
 
-def _bar(profile: ProfileFile, kernel: ProfiledKernel, y: float, most: float) -> list[str]:
+def _bar(profile: ProfileFile, kernel: ProfiledKernel, y: float, most: float) -> list[Markup]:
     planned, found = formats_of(profile, kernel)
     formats = f"{planned}: {found}" if planned else found
     length = _BARS * (kernel.ms or 0.0) / most if most else 0.0
     hint = f"{kernel.kind} {kernel.name}: {time_of(kernel)} ms, {ROLES[kernel.role]}"
+    name = cut(", ".join(kernel.units) if kernel.role == "layer" else kernel.name or kernel.kind, _LABEL_LETTERS)
     return [
-        _text(
-            _LEFT - 8,
-            y + 12,
-            _short(", ".join(kernel.units) if kernel.role == "layer" else kernel.name or kernel.kind),
-            "",
-            "end",
-        ),
-        f'<rect class="{kernel.role}" x="{_LEFT:.1f}" y="{y + 2:.1f}" width="{max(length, 0.5):.1f}" height="{_ROW - 4:.1f}">',
-        f"<title>{html(hint)}</title></rect>",
-        _text(_LEFT + length + 6, y + 12, f"{time_of(kernel)} ms, {share_of(profile, kernel)}  {formats}"),
+        label(_LEFT - 8, y + 12, name, anchor="end"),
+        hinted("rect", hint, class_=kernel.role, x=_LEFT, y=y + 2, width=max(length, 0.5), height=_ROW - 4),
+        label(_LEFT + length + 6, y + 12, f"{time_of(kernel)} ms, {share_of(profile, kernel)}  {formats}"),
     ]
 
 
-def _legend() -> list[str]:
+def _legend() -> list[Markup]:
     parts, x = [], 16.0
     for role, words in ROLES.items():
-        parts += [f'<rect class="{role}" x="{x:.1f}" y="51" width="10" height="10"/>', _text(x + 15, 60, words)]
-        x += 15 + 6.3 * len(words) + 14
+        parts += [element("rect", class_=role, x=x, y=51, width=10, height=10), label(x + 15, 60, words)]
+        x += 15 + LETTER * len(words) + 14
     return parts
-
-
-def _short(text: str) -> str:
-    half = _LABEL_LETTERS // 2
-    return text if len(text) <= _LABEL_LETTERS else f"{text[: half - 1]}…{text[-half:]}"
-
-
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
-    css = f' class="{kind}"' if kind else ""
-    return f'<text{css} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html(text)}</text>'

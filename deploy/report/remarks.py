@@ -13,7 +13,7 @@ _COLD = 1.1
 
 
 class Remarked(typing.Protocol):
-    """What the remarks are made of; see `deploy.files.engine.TimedRow`."""
+    """What the remarks are made of; see `deploy.files.engine.TimingRow`."""
 
     @property
     def engine_ms(self) -> float:

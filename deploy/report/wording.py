@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from html import escape
 
 from smpq.files import SHARES, Interval
 
@@ -15,15 +14,13 @@ def shown(text: object) -> str:
     """Write a text of a model or a device. What moves a cursor or turns the direction of reading becomes a visible
     mark.
     """
+    written = str(text)
+    if written.isprintable():
+        return written
     return "".join(
         letter if letter.isprintable() else " " if letter.isspace() else "\N{REPLACEMENT CHARACTER}"
-        for letter in str(text)
+        for letter in written
     )
-
-
-def html(text: object) -> str:
-    """Write such a text into a page."""
-    return escape(shown(text))
 
 
 def number(value: float | None) -> str:

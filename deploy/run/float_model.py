@@ -9,10 +9,10 @@ from torch.utils import _pytree as pytree
 
 from calib.data import check_finite, per_sample
 from calib.errors import UserError
+from calib.network.batch_range import largest_batch
 from calib.network.faithful import UnfaithfulError, check_faithful, run_eager
 from calib.network.fold import Folded, copy_model, trace_folded
 from calib.network.graph import TracedModel
-from calib.network.tracing import largest_batch
 from calib.task import Batch, Task
 from deploy.run.settings import Settings
 from deploy.targets.target import Target
@@ -67,7 +67,7 @@ def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
     """Whether one fixed batch size would do: calibration has one size, and the engine's, where there is one, is the
     same.
     """
-    return len(counts) == 1 and (target.lowering == "simulate" or settings.batch in counts)
+    return len(counts) == 1 and (not target.timed or settings.batch in counts)
 
 
 def _fixed(given: nn.Module, model: nn.Module, batches: Sequence[Batch]) -> tuple[TracedModel, tuple[Folded, ...]]:

@@ -5,7 +5,7 @@ used.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,7 +18,9 @@ from calib.network.faithful import run_eager
 from deploy.files.engine import FloatModelFile
 from deploy.lowering.export import FINGERPRINT, export_float
 from deploy.lowering.onnx_files import load_model, sha256
-from deploy.run.workspace import Workspace
+
+if TYPE_CHECKING:  # which exports the float model itself
+    from deploy.run.workspace import Workspace
 
 FLOAT_MODEL = "model.float.onnx"
 _FEW = 8
@@ -37,15 +39,16 @@ def export_float_model(workspace: Workspace) -> Path:
     run, path = workspace.run, workspace.run.file(FLOAT_MODEL)
     record = run.find(FloatModelFile)
     if path.is_file() and record is not None:
+        if (path, sha256(path)) in workspace.compared:
+            return path
         _check_known(workspace, path, record)
-        if path not in workspace.compared:
-            try:
-                _compare(workspace, path)  # both files may have been changed together
-            except UserError as error:
-                raise UserError(
-                    f"{path} was changed, and its record with it: delete it, it is exported again ({error})"
-                ) from error
-            workspace.compared.add(path)
+        try:
+            _compare(workspace, path)  # both files may have been changed together
+        except UserError as error:
+            raise UserError(
+                f"{path} was changed, and its record with it: delete it, it is exported again ({error})"
+            ) from error
+        workspace.compared.add((path, record.sha256))
         return path
     with workspace.progress.step("export to ONNX"):
         export_float(workspace.traced, workspace.space.units, path, workspace.fingerprint)
@@ -54,8 +57,9 @@ def export_float_model(workspace: Workspace) -> Path:
         except UserError:
             path.unlink()
             raise
-    workspace.compared.add(path)
-    run.write(FloatModelFile(fingerprint=workspace.fingerprint, sha256=sha256(path)))
+    record = FloatModelFile(fingerprint=workspace.fingerprint, sha256=sha256(path))
+    workspace.compared.add((path, record.sha256))
+    run.write(record)
     return path
 
 
@@ -78,7 +82,7 @@ def _compare(workspace: Workspace, path: Path) -> None:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if workspace.target.runtime == "onnxruntime":
+        if workspace.backend.in_onnxruntime:
             raise UserError(f"onnxruntime does not load the exported model: {reason}") from error
         workspace.progress.warn(
             f"the exported model was not compared with PyTorch, because onnxruntime does not load it: {reason}"

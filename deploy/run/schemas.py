@@ -31,6 +31,9 @@ def schema_files() -> Mapping[str, str]:
 
 def _schema(kind: type[FileRecord]) -> dict[str, Any]:
     (found,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+    for component in components.values():  # a docstring is wrapped for its file
+        paragraphs = component.get("description", "").split("\n\n")
+        component["description"] = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     components[kind.__name__]["properties"]["schema"] = {"const": kind.VERSION}
     components[kind.__name__]["required"] = ["schema", *components[kind.__name__].get("required", [])]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": kind.NAME, **found, "$defs": components}

@@ -1,19 +1,18 @@
-"""What a search was asked to do."""
+"""What a search was asked to do; importing it does not load torch."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
-from calib.errors import UserError
+from calib.choices import ObserverName, RoundingName
+from calib.declared import NOT_BLANK, SEEDS, APath, Declared, Group, Interval, OneOf, Parsed, check_declared
 from calib.files.storage import Record
 from calib.formats.format import formats_from_text
-from calib.observers import observer_from_name
-from calib.rounding import rounding_from_name
-from smpq.solve.search import Effort, effort_from_name
-from smpq.value.value import VALUES
+from smpq.choices import VALUES
+from smpq.solve.effort import EFFORTS, Effort, effort_from_name
 
-_MOST = {"samples": 10**9, "evaluations": 10**9, "batch": 2**20}
-_LARGEST_SEED = 2**32 - 1
+LARGEST_BATCH = 10**5
 
 
 class Settings(Record, frozen=True):
@@ -25,40 +24,80 @@ class Settings(Record, frozen=True):
     UserError names a value that cannot be used.
     """
 
-    task: str
-    target: str = "ort-cpu"
-    data: str | None = None
-    weights: str | None = None
-    formats: str = ""
-    compute_capabilities: tuple[str, ...] = ()
-    observer: str = "mse"
-    rounding: str = "gptq"
-    value: str = "kl"
-    samples: int = 512
-    effort: str = "normal"
-    evaluations: int | None = None
-    precision: float = 0.0
-    stable: bool = False
-    seed: int = 0
-    batch: int = 1
-    size_only: bool = False
+    task: Annotated[
+        str,
+        Declared("digits, cifar10-resnet20, or your own as package.module:object", NOT_BLANK, "--task", Group.WHAT),
+    ]
+    target: Annotated[
+        str,
+        Declared(
+            "ort-cpu, tensorrt-rtx, jetson-orin, ... (smpq targets lists them)", NOT_BLANK, "--target", Group.WHERE
+        ),
+    ] = "ort-cpu"
+    data: Annotated[
+        str | None, Declared("the data the task needs (a directory)", APath(), "--data", Group.WHAT, metavar="PATH")
+    ] = None
+    weights: Annotated[
+        str | None,
+        Declared(
+            "the weights the task needs (.safetensors or a state_dict)",
+            APath(),
+            "--weights",
+            Group.WHAT,
+            metavar="PATH",
+        ),
+    ] = None
+    formats: Annotated[
+        str,
+        Declared(
+            "formats to choose from, e.g. w8a8,w4a16b128,fp32",
+            Parsed(formats_from_text, "formats with commas between, as w8a8,w4a16b128,fp32"),
+            "--formats",
+            Group.WHAT,
+            unset="the target's",
+        ),
+    ] = ""
+    compute_capabilities: Annotated[
+        tuple[str, ...],
+        Declared("compute capability to build for, as sm86; repeat for several", NOT_BLANK, "--sm", Group.WHERE),
+    ] = ()
+    observer: ObserverName = "mse"
+    rounding: RoundingName = "gptq"
+    value: Annotated[str, Declared("what a policy is judged by (kl needs no labels)", OneOf(VALUES), "--value")] = "kl"
+    samples: Annotated[
+        int, Declared("calibration samples that judge a policy", Interval(1), "--samples", Group.LENGTH)
+    ] = 512
+    effort: Annotated[str, Declared("how long to search", OneOf(EFFORTS), "--effort", Group.LENGTH)] = "normal"
+    evaluations: Annotated[
+        int | None,
+        Declared("policies that scoring may evaluate", Interval(1), "--evaluations", Group.LENGTH, "by --effort"),
+    ] = None
+    precision: Annotated[
+        float,
+        Declared(
+            "stop scoring when all standard errors are below this share of the spread; 0: never",
+            Interval(0, 1, below=True),
+            "--precision",
+            Group.LENGTH,
+        ),
+    ] = 0.0
+    stable: Annotated[
+        bool,
+        Declared(
+            "stop scoring when the decision for the budget no longer changes", option="--stable", group=Group.LENGTH
+        ),
+    ] = False
+    seed: Annotated[int, Declared("seed of everything random", SEEDS, "--seed")] = 0
+    batch: Annotated[int, Declared("batch size of the latency", Interval(1, LARGEST_BATCH), "--batch", Group.WHAT)] = 1
+    size_only: Annotated[
+        bool,
+        Declared(
+            "also offer formats that are stored small but computed in float", option="--size-only", group=Group.WHAT
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
-        observer_from_name(self.observer)
-        rounding_from_name(self.rounding)
-        if self.formats:
-            formats_from_text(self.formats)
-        if self.value not in VALUES:
-            raise UserError(f"unknown value {self.value!r}: choose one of {', '.join(VALUES)}")
-        effort_from_name(self.effort)
-        for name, most in _MOST.items():
-            number = getattr(self, name)
-            if number is not None and not 1 <= number <= most:
-                raise UserError(f"--{name} must be at least 1, and at most {most}, not {number}")
-        if not 0 <= self.seed <= _LARGEST_SEED:
-            raise UserError(f"--seed must be 0 or more, and at most {_LARGEST_SEED}, not {self.seed}")
-        if not 0 <= self.precision < 1:
-            raise UserError(f"--precision is a fraction from 0 to below 1, not {self.precision}")
+        check_declared(self)
 
     @property
     def spending(self) -> Effort:

@@ -1,4 +1,4 @@
-"""From the settings of a run to everything that its stages share."""
+"""The open run: everything that its stages share."""
 
 from __future__ import annotations
 
@@ -6,44 +6,41 @@ import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.data import check_batches, check_model, materialize
-from calib.errors import UserError
-from calib.formats.format import FP16, Format, formats_from_text
+from calib.formats.format import FP16, Format
 from calib.network.fingerprint import Fingerprint, fingerprint
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel
-from calib.network.units import Skipped, Unit, find_units
+from calib.network.units import Skipped, Unit
 from calib.task import Batch, Task
-from calib.tasks import load_task
-from deploy.backends import onnxruntime as ort_backend
-from deploy.backends.measurable import why_not_measurable
-from deploy.devices.address import device_from_address
-from deploy.devices.base import Device
+from deploy.backends import Backend, backend_of
+from deploy.devices.base import Device, silent
 from deploy.files.search import CalibrationFile
+from deploy.latency.bench import Bench, Conditions
+from deploy.latency.candidates import CANDIDATES, Candidates
+from deploy.latency.observations import Observations
 from deploy.lowering.fp16_range import check_fp16_range
 from deploy.run.directory import DECISIVE, Run, versions
-from deploy.run.float_model import trace_float_model, try_task
+from deploy.run.float_onnx import export_float_model
 from deploy.run.settings import Settings
-from deploy.targets.offers import offer, refusal, unknown_offers
-from deploy.targets.target import Target, target_from_name
+from deploy.targets.offers import offer
+from deploy.targets.target import Target
 from deploy.terminal.progress import Progress
 from smpq.problem.costs import CostModel, cost_models
-from smpq.problem.groups import find_groups, space_from_formats
-from smpq.problem.joins import find_joins
+from smpq.problem.joins import Edge, find_edges
 from smpq.problem.policy import Policy, Space
 from smpq.quantized.plan import QdqRules, QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.evaluate import Evaluator
 from smpq.value.journal import Journal
-from smpq.value.value import PolicyValue, check_memory_limit
+from smpq.value.value import PolicyValue
 from smpq.value.workers.pool import WorkerPool
-from smpq.value.workers.process import check_portable, placed
+from smpq.value.workers.process import placed
 from smpq.value.workers.resources import Resources
 
 if TYPE_CHECKING:
@@ -60,7 +57,7 @@ class Workspace:
     `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `pool` are the
     workers that evaluate, None when this process does. `address` is that of the machine that engines are timed on,
     `device` (`deploy.devices.address`). `compared` holds the exported files that this process has compared with the
-    module.
+    module, with the hash of their content.
     """
 
     run: Run
@@ -79,7 +76,7 @@ class Workspace:
     pool: WorkerPool | None
     address: str
     device: Device
-    compared: set[Path] = field(default_factory=set)
+    compared: set[tuple[Path, str]] = field(default_factory=set)
 
     def __enter__(self) -> Self:
         return self
@@ -99,20 +96,23 @@ class Workspace:
         return self.address in ("", "local")
 
     @cached_property
+    def backend(self) -> Backend:
+        """What lowers, builds and opens engines of the target."""
+        return backend_of(self.target)
+
+    @cached_property
     def builds_on_device(self) -> bool:
         """Whether the device builds the engine too: TensorRT builds for its own GPU, and a provider of ONNX Runtime may
         be missing here.
         """
-        return not self.times_here and (
-            self.target.runtime == "tensorrt" or not ort_backend.has_providers(self.target.providers)
-        )
+        return not self.times_here and not self.backend.builds_for_devices
 
     @cached_property
     def not_measurable(self) -> str | None:
         """Why engines of the target cannot be timed; None when they can."""
-        if not self.times_here and self.target.lowering != "simulate":
+        if not self.times_here and self.target.timed:
             return None
-        return why_not_measurable(self.target)
+        return self.backend.why_not_timed()
 
     @cached_property
     def identity(self) -> Fingerprint:
@@ -206,75 +206,46 @@ class Workspace:
         """Return the quantisation plan of a policy."""
         return self.fake_quantizer.plan(policy.by_unit(self.space.groups), policy.float_joins)
 
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
+        """The tensors that are converted where integers meet floats."""
+        return find_edges(self.traced, self.space.groups, rules_of(self.target))
 
-def open_workspace(
-    run: Run, settings: Settings, progress: Progress, resources: Resources, address: str = ""
-) -> Workspace:
-    """Load the task, fold and trace its model, and restrict the formats to what the target runs. Writes nothing."""
-    device = device_from_address(address, run.file(DEVICE))
-    pool = resources.pool()
-    target = target_from_name(settings.target, settings.compute_capabilities)
-    formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
-    with progress.step("load the task"):
-        task = load_task(settings.task, _path(settings.data), _path(settings.weights))
-        model = check_model(call_task(task, "model"))
-        loader = call_task(task, "calibration")
-        check_batches(loader)
-        batches = materialize(loader)
-    with progress.step("trace the model"):
-        traced, folded = trace_float_model(model.eval(), batches, settings, target, progress)
-        try_task(task, traced, batches, settings.value)
-    units, skipped = find_units(traced)
-    if pool is not None:
-        check_portable(task, settings.value)
-    if resources.memory_limit_mb is not None:
-        check_memory_limit(traced, units, resources.memory_limit_mb)
-    groups = find_groups(traced, units)
-    space, refused = space_from_formats(
-        groups,
-        formats,
-        target.reference,
-        lambda unit, chosen: refusal(target, unit, chosen, size_only=settings.size_only),
-        find_joins(traced, groups, rules_of(target)),
-    )
-    for sentence in unknown_offers(target, space, settings.batch):
-        progress.warn(sentence)
-    return Workspace(
-        run,
-        settings,
-        task,
-        target,
-        traced,
-        space,
-        skipped,
-        refused,
-        batches,
-        progress,
-        model,
-        folded,
-        resources,
-        pool,
-        address,
-        device,
-    )
+    @cached_property
+    def candidates(self) -> Candidates:
+        """Policies as lowered models, each lowered once. Exports and calibrates, unless that was done.
+
+        What is kept here holds no reference to the workspace: the run's lock and journal end with it.
+        """
+        source, quantizer, space = export_float_model(self), self.fake_quantizer, self.space
+
+        def plan(policy: Policy) -> QuantPlan:
+            return quantizer.plan(policy.by_unit(space.groups), policy.float_joins)
+
+        return Candidates(self.run.file(CANDIDATES), source, plan, space, self.backend, self.settings.batch)
+
+    @cached_property
+    def observations(self) -> Observations:
+        """What each machine has measured of the engines of this run."""
+        directory = self.run.file(CANDIDATES)
+        return Observations(self.run, self.space, self.fingerprint, directory, self.progress.warn)
+
+    @cached_property
+    def bench(self) -> Bench:
+        """Times engines on the device."""
+        conditions = Conditions(
+            runtime=self.target.runtime,
+            inputs=tuple(self.traced.inputs),
+            batches=self.batches,
+            batch=self.settings.batch,
+            seed=self.settings.seed,
+            fingerprint=self.fingerprint,
+            label=f"{self.settings.task} on {self.target.name}",
+        )
+        announce = silent if self.times_here else self.progress.say
+        return Bench(self.device, conditions, self.candidates, self.observations, announce)
 
 
 def rules_of(target: Target) -> QdqRules:
     """Return what a target's runtime wants quantised besides the inputs of integer layers."""
-    return QdqRules(
-        target.activation_scheme, target.quantize_outputs, target.quantize_skips, target.lowering == "onnxruntime"
-    )
-
-
-def call_task(task: Task, method: str) -> Any:
-    """Call a method of the user's task; whatever it raises is the user's to see."""
-    try:
-        return getattr(task, method)()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the task's {method}() failed: {type(error).__name__}: {error}") from error
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text is not None else None
+    return QdqRules(target.activation_scheme, target.quantize_outputs, target.quantize_skips, target.integer_biases)

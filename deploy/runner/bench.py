@@ -17,15 +17,16 @@ from deploy.runner.causes import INTERNAL, REFUSED, TRANSIENT, Failure, failure_
 from deploy.runner.errors import DeviceError
 from deploy.runner.experiment import CACHE_DIRECTORY, Deaths, check_model, read_inputs, result_key, watched
 from deploy.runner.ort import open_ort_engine
-from deploy.runner.protocol import Engine, GpuTimed, Measurement, Protocol, measure_engines
+from deploy.runner.protocol import Engine, GpuTimed, Protocol, Timing, measure_engines
 from deploy.runner.state import read_state, throttle_reasons
-from deploy.runner.trt import open_trt_engine
-from deploy.runner.trt_log import TRT_MODULES
+from deploy.runner.trt_log import TRT_RUNTIMES
+from deploy.runner.trt_open import open_trt_engine
 
 OPENERS: Mapping[str, Callable[..., Engine]] = {
     "onnxruntime": open_ort_engine,
-    **{runtime: partial(open_trt_engine, runtime) for runtime in TRT_MODULES},
+    **{runtime: partial(open_trt_engine, runtime) for runtime in TRT_RUNTIMES},
 }
+"""What times engines of a runtime: a new one is a file here, and a line in this table."""
 _MOST_DEATHS = 2
 _ATTEMPTS = 2
 _MOST_TIMINGS = 3
@@ -96,13 +97,13 @@ class Bench:
         engine = _open(self.experiment, self.directory, self.inputs, candidate)
         build_seconds = time.perf_counter() - start
         try:
-            measurement, state = self._timed(engine)
+            timings, state = self._timed(engine)
             diagnosed = _diagnosed(engine)
         finally:
             engine.close()
-        timing, reference = measurement.timings[_CANDIDATE], measurement.timings[_FLOAT]
+        timing, reference = timings[_CANDIDATE], timings[_FLOAT]
         return {
-            "clock": measurement.clock,
+            "clock": timing.clock,
             "ratio": timing.ratio,
             "ratio_interval": list(timing.ratio_interval),
             "engine_ms": timing.latency_ms,
@@ -119,9 +120,9 @@ class Bench:
             **diagnosed,
         }
 
-    def _timed(self, engine: Engine) -> tuple[Measurement, dict[str, Any]]:
-        """Time an engine against the float engine, again while the machine slows down; returns the last timing and the
-        state around it.
+    def _timed(self, engine: Engine) -> tuple[dict[str, Timing], dict[str, Any]]:
+        """Time an engine against the float engine, again while the machine slows down; returns the last timings and the
+        state around them.
         """
         engines = {_FLOAT: self.baseline, _CANDIDATE: engine}
         protocol, seed, batch = (
@@ -131,13 +132,13 @@ class Bench:
         )
         readings: list[dict[str, Any]] = []
         while True:
-            measurement = measure_engines(
+            timings = measure_engines(
                 engines, _FLOAT, protocol, seed=seed, batch=batch, around_rounds=lambda: readings.append(read_state())
             )
             before, after = readings[-2:]
-            reasons, timings = throttle_reasons(before, after), len(readings) // 2
-            if not reasons or timings == _MOST_TIMINGS:
-                return measurement, {"before": before, "after": after, "throttled": reasons, "timings": timings}
+            reasons, count = throttle_reasons(before, after), len(readings) // 2
+            if not reasons or count == _MOST_TIMINGS:
+                return timings, {"before": before, "after": after, "throttled": reasons, "timings": count}
 
 
 def _diagnosed(engine: Engine) -> dict[str, Any]:

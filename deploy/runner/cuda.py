@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from deploy.runner.cuda_driver import DriverCuda, load_driver
+from deploy.runner.cuda_driver import DriverCuda
+from deploy.runner.cuda_library import load_driver
 from deploy.runner.cuda_pycuda import PyCuda
 from deploy.runner.errors import MissingModule
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.runner.cuda_driver import DRIVER_LIBRARY, DriverCuda, load_driver
+from deploy.runner.cuda_driver import DriverCuda
+from deploy.runner.cuda_library import DRIVER_LIBRARY, load_driver
 from deploy.runner.doctor_gpus import all_gpus, bounded
 from deploy.runner.errors import MissingModule
 from deploy.runner.nvml import read_gpu
@@ -26,7 +27,14 @@ from deploy.runner.state import machine
 
 PROBE_SECONDS = 150
 """The first session of a TensorRT provider takes half a minute on a small Jetson."""
-_STARTER = "import sys; source = sys.stdin.read(); exec(compile(source, 'doctor.py', 'exec'), {'__name__': '__main__', 'SOURCE': source})"
+_PLACE = Path(__file__).parents[2]
+"""The directory or archive that this package is imported from."""
+_START = """\
+import sys
+sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)]
+from deploy.runner.doctor import main
+sys.exit(main(sys.argv[1:]))
+"""
 # ONNX: y = Relu(x) with four floats.
 _TINY_MODEL = bytes.fromhex(
     "08083a3b0a0c0a0178120179220452656c751201675a130a0178120e0a0c080112080a0208010a02080462130a0179120e0a0c080112080a0208010a02080442040a00100d"
@@ -35,14 +43,13 @@ _LIBRARY_OF_CUDA = re.compile(r"libcudart\.so\.(\d+)")
 _SHOWN_LIBRARIES = re.compile(r"lib(?:nvinfer|tensorrt_rtx|cudart|cuda)[\w-]*\.so[.\d]*$")
 
 
-def run_probes(names: Sequence[str], source: str, root: Path) -> dict[str, Any]:
-    """Run probes at the same time, each in its own process of this Python with the program `source`; returns their
-    answers by name.
+def run_probes(names: Sequence[str], root: Path) -> dict[str, Any]:
+    """Run probes at the same time, each in its own process of this Python; returns their answers by name.
 
     The answer of one that crashes, hangs or prints something else is {"trouble": how it ended}.
     """
     with tempfile.TemporaryDirectory() as directory:
-        started = {name: _started(name, source, Path(directory), root) for name in names}
+        started = {name: _started(name, Path(directory), root) for name in names}
         deadline = time.monotonic() + PROBE_SECONDS
         return {name: _ended(process, Path(directory) / name, deadline) for name, process in started.items()}
 
@@ -55,12 +62,11 @@ def answer_probe(name: str, answer: Path, root: Path) -> int:
     return 0
 
 
-def _started(name: str, source: str, directory: Path, root: Path) -> subprocess.Popen[bytes]:
-    with (directory / f"{name}.in").open("wb+") as given, (directory / f"{name}.log").open("wb") as log:
-        given.write(source.encode())
-        given.seek(0)
-        command = [sys.executable, "-c", _STARTER, "--root", str(root), "--probe", name, str(directory / name)]
-        return subprocess.Popen(command, stdin=given, stdout=log, stderr=log)
+def _started(name: str, directory: Path, root: Path) -> subprocess.Popen[bytes]:
+    arguments = ["--root", str(root), "--probe", name, str(directory / name)]
+    with (directory / f"{name}.log").open("wb") as log:
+        command = [sys.executable, "-c", _START, str(_PLACE), *arguments]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def _ended(process: subprocess.Popen[bytes], answer: Path, deadline: float) -> Any:

@@ -23,7 +23,7 @@ from deploy.runner.errors import DeviceError
 
 SCHEMA = 3
 EXPERIMENT_FILE = "experiment.json"
-MEASUREMENTS_FILE = "measurements.json"
+RESULTS_FILE = "measurements.json"
 STARTED_FILE = "started.json"
 CRASH_FILE = "crash.log"
 LOCK_FILE = "runner.lock"
@@ -100,7 +100,7 @@ def result_key(experiment: Mapping[str, Any], candidate: Mapping[str, Any]) -> s
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_measurements_file(file: Path) -> dict[str, Any] | None:
+def read_results_file(file: Path) -> dict[str, Any] | None:
     """Read what has been measured, None when that is nothing; DeviceError when the file is damaged."""
     if not file.is_file():
         return None

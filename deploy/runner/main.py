@@ -18,18 +18,18 @@ from deploy.runner.bench import OPENERS, open_bench
 from deploy.runner.causes import REFUSED
 from deploy.runner.errors import DeviceError, MissingModule
 from deploy.runner.experiment import (
-    MEASUREMENTS_FILE,
+    RESULTS_FILE,
     SCHEMA,
     locked,
     read_experiment,
-    read_measurements_file,
+    read_results_file,
     result_key,
     write_json,
 )
 from deploy.runner.product import write_product
 from deploy.runner.protocol import GpuTimed
 from deploy.runner.state import jetson_release, machine, power_mode
-from deploy.runner.trt_log import TRT_MODULES, load_module
+from deploy.runner.trt_log import TRT_RUNTIMES, load_module
 
 LOG_FILE = "runner.log"
 _LOG_TIME = "%Y-%m-%d %H:%M:%S "
@@ -71,7 +71,7 @@ def run_experiment(
 def list_candidates(directory: Path) -> list[str]:
     """Return a line for each candidate: its name, and what is known of it."""
     experiment = read_experiment(directory)
-    record = read_measurements_file(directory / MEASUREMENTS_FILE)
+    record = read_results_file(directory / RESULTS_FILE)
     known = {entry["key"]: entry for entry in record["results"]} if record else {}
     lines = []
     for candidate in experiment["candidates"]:
@@ -143,7 +143,7 @@ class _Log:
 def _runtime_version(runtime: str) -> str:
     if runtime not in OPENERS:
         raise DeviceError(f"unknown runtime {runtime}: this runner knows {', '.join(OPENERS)}")
-    if runtime in TRT_MODULES:
+    if runtime in TRT_RUNTIMES:
         return str(load_module(runtime).__version__)
     try:
         return str(importlib.import_module(runtime).__version__)
@@ -167,7 +167,7 @@ def _record(
         "hardware": {"gpu": None, "jetson_release": jetson_release(), "power_mode": power_mode()},
         "results": [],
     }
-    earlier = read_measurements_file(directory / MEASUREMENTS_FILE)
+    earlier = read_results_file(directory / RESULTS_FILE)
     if earlier is None:
         return record
     for what, now, then in (
@@ -176,7 +176,7 @@ def _record(
         (f"version of {runtime}", version, earlier["versions"].get(runtime)),
     ):
         if now != then:
-            announce(f"{MEASUREMENTS_FILE} was made with another {what} ({then}, now {now}): measuring again")
+            announce(f"{RESULTS_FILE} was made with another {what} ({then}, now {now}): measuring again")
             return record
     return {**earlier, "results": [entry for entry in earlier["results"] if entry.get("cause") in (None, REFUSED)]}
 
@@ -196,7 +196,7 @@ def _measure_all(
         for candidate in waiting:
             result = bench.measure(candidate)
             record["results"].append(result)
-            write_json(directory / MEASUREMENTS_FILE, record)
+            write_json(directory / RESULTS_FILE, record)
             announce(_line(result))
             _keep_product(directory, result, record["machine"], announce)
             if result["failed"] is not None or result["notes"]:

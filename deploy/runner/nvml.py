@@ -11,7 +11,7 @@ from ctypes import POINTER, c_char_p, c_int, c_uint, c_ulonglong, c_void_p
 from functools import cache
 from typing import Any, NamedTuple
 
-from deploy.runner.cuda_driver import first_gpu_uuid
+from deploy.runner.cuda_library import first_gpu_uuid
 
 NVML_LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 SLOWDOWNS: Mapping[int, str] = {

@@ -22,7 +22,8 @@ from deploy.runner.state import machine
 
 ORT_CPU, ORT_CUDA, ORT_TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PROVIDER_FILES = {ORT_CUDA: "libonnxruntime_providers_cuda.so", ORT_TENSORRT: "libonnxruntime_providers_tensorrt.so"}
-_MISSING_LIBRARY = re.compile(r"(lib[\w-]+\.so(?:\.(\d+))?)[\d.]*: cannot open shared object")
+_TENSORRT_LIBRARY = re.compile(r"lib(?:nvinfer|nvonnxparser)\w*\.so\.(\d+)")
+_NO_DRIVER = re.compile(r"libcuda\.so[\d.]*: cannot open shared object")
 # 35 and 804: the driver is too old, 100: no GPU, 3: CUDA does not start, 803: driver and library differ.
 _GPU_FAILS = re.compile(
     r"CUDA failure (?:3|35|100|803|804)\b|no CUDA-capable device|driver version is insufficient", re.IGNORECASE
@@ -125,7 +126,7 @@ def about_the_machine(error: Exception, providers: Sequence[str]) -> str | None:
         return f"ONNX Runtime cannot use the GPU ({text[:300]}): nvidia-smi has to show it; update its driver if CUDA finds it too old"
     cudnn = _NO_CUDNN.search(text)
     if cudnn:  # looked for when the first operator needs it, long after the session is made
-        return f"ONNX Runtime does not find cuDNN ({text[cudnn.start() :][:200]}): {_with_cuda()}"
+        return f"ONNX Runtime does not find cuDNN ({text[cudnn.start() :][:200]}): {_mend(text[cudnn.start() :])}"
     if _OPTION_REFUSED.search(text):
         return f"this version of ONNX Runtime refuses an option ({text[:300]}): install the version that the engine was made with"
     return None
@@ -157,33 +158,30 @@ def _why_not_loaded(name: str) -> str:
     return f"{start} ({reason}): {_mend(reason)}"
 
 
+def package_with_library(reason: str, ort_version: str, cuda_version: str | None) -> str:
+    """Return the package that brings the library which the loader does not find, for an ONNX Runtime of this version,
+    made for this CUDA: TensorRT of the version in the library's name, or else CUDA and cuDNN.
+    """
+    found = _TENSORRT_LIBRARY.search(reason)
+    if found is None:
+        return f"onnxruntime-gpu[cuda,cudnn]=={ort_version}"
+    cuda, major = (cuda_version or "13").split(".")[0], int(found[1])
+    return f"tensorrt-cu{cuda}>={major},<{major + 1}"
+
+
 def _mend(reason: str) -> str:
     import onnxruntime as ort
 
-    found = _MISSING_LIBRARY.search(reason)
-    library, major = (found[1], found[2] or "") if found else ("", "")
-    cuda = str(getattr(ort, "cuda_version", "") or "13").split(".")[0]
-    if library.startswith("libnv") and "nvrtc" not in library and major:
-        module = _tensorrt_module()
-        installed = (
-            ""
-            if isinstance(module, Exception)
-            else f"tensorrt {module.__version__} is installed, which has another name; "
-        )
-        return (
-            f"{installed}this provider is made for TensorRT {major}: pip install 'tensorrt-cu{cuda}<{int(major) + 1}'"
-        )
-    if library.startswith("libcuda.so"):
+    if _NO_DRIVER.search(reason):
         return "the NVIDIA driver is not installed: install it (in a container, start that with the GPUs)"
-    return _with_cuda()
-
-
-def _with_cuda() -> str:
-    import onnxruntime as ort
-
     made_for = getattr(ort, "cuda_version", None)
-    about = f", which is made for CUDA {made_for} and cuDNN 9" if made_for else ""
-    return f"pip install 'onnxruntime-gpu[cuda,cudnn]=={ort.__version__}'{about}"
+    install = f"pip install '{package_with_library(reason, ort.__version__, made_for)}'"
+    tensorrt = _TENSORRT_LIBRARY.search(reason)
+    if tensorrt is not None:
+        version = getattr(_tensorrt_module(), "__version__", None)
+        other = f"tensorrt {version} is installed, which has another name; " if version is not None else ""
+        return f"{other}this provider is made for TensorRT {tensorrt[1]}: {install}"
+    return f"{install}, which is made for CUDA {made_for} and cuDNN 9" if made_for else install
 
 
 def loader_error(name: str) -> str | None:

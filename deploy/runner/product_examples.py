@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from textwrap import dedent
 
-_LIBRARIES = {"tensorrt": ("tensorrt", "nvinfer"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx")}
-"""The Python module and the C++ library of each runtime."""
+from deploy.runner.trt_log import TRT_RUNTIMES
 
-# Indented, since the runner is one file whose own imports begin its lines.
+EXAMPLE_PROGRAMS = ("run_engine.py", "run_engine.cpp")
+
 _PYTHON = dedent("""\
     # Run engine.plan once on zeros and print its outputs: python3 run_engine.py
     # Needs numpy and the Python module of the runtime, on the GPU that engine.json names. Put your own data in place of the zeros.
@@ -182,5 +182,6 @@ _CPP = dedent("""\
 
 def example_programs(runtime: str) -> dict[str, str]:
     """Return the text of `run_engine.py` and `run_engine.cpp` for plans of a runtime."""
-    module, library = _LIBRARIES[runtime]
-    return {"run_engine.py": _PYTHON.replace("@MODULE@", module), "run_engine.cpp": _CPP.replace("@LIBRARY@", library)}
+    known = TRT_RUNTIMES[runtime]
+    texts = (_PYTHON.replace("@MODULE@", known.module), _CPP.replace("@LIBRARY@", known.library))
+    return dict(zip(EXAMPLE_PROGRAMS, texts, strict=True))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import typing
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from deploy.runner.errors import DeviceError
-from deploy.runner.state import machine
 
-_MEASUREMENT_SCHEMA = 3
 _WARM_UP_CALLS = 3
 _STEP_MS = 20.0
 """What is timed at once while a GPU warms up."""
@@ -91,9 +88,7 @@ class Engine(Timed, typing.Protocol):
 
 
 class NotComparable(ValueError):  # noqa: N818 - the name says what is wrong
-    """Two timings that were not made interleaved: between them the machine may have changed its clock, so no ratio is
-    given.
-    """
+    """Engines that read different clocks: their ratio says nothing."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +107,11 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Timing:
-    """One engine: its rounds, and the ratio to the baseline of the same round.
+    """One engine, timed by turns with others: its rounds, and the ratio to the baseline of the same round.
 
     Times are milliseconds of one call; intervals are 95 %, bootstrap over rounds. `ratio` is 1 for the baseline itself.
     `p99_ms` is over `p99_calls` calls that were timed one by one, or None, and `p99_note` says why. `throughput` is
-    samples in a second. `session` tells which timings were made interleaved.
+    samples in a second. `clock` is what all engines were timed by.
     """
 
     latency_ms: float
@@ -128,24 +123,7 @@ class Timing:
     p99_calls: int
     p99_note: str | None
     throughput: float
-    session: str
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Timings of engines that were measured interleaved, in one process; only these may be compared."""
-
-    timings: Mapping[str, Timing]
-    baseline: str
     clock: str
-    protocol: Protocol
-    machine: str
-    seed: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a run's files."""
-        timings = {name: asdict(timing) for name, timing in self.timings.items()}
-        return {"schema": _MEASUREMENT_SCHEMA, **asdict(self), "timings": timings}
 
 
 def measure_engines(
@@ -156,9 +134,10 @@ def measure_engines(
     seed: int = 0,
     batch: int = 1,
     around_rounds: Callable[[], None] = lambda: None,
-) -> Measurement:
-    """Time engines in turn, round by round, each call on a batch of `batch` samples. All engines must read the same
-    clock.
+) -> dict[str, Timing]:
+    """Time engines by turns, round by round, each call on a batch of `batch` samples; return the timing of each.
+
+    All engines must read the same clock.
 
     Where one of the engines was not captured as a CUDA graph, all of them run without graphs. `around_rounds` is called
     right before the first round and right after the last one.
@@ -190,20 +169,11 @@ def measure_engines(
         raise DeviceError(
             f"the clock of this machine ({clocks[0]}) is too coarse: it reads times that are not above zero"
         )
-    session = uuid.uuid4().hex
     reference = _rounds(parts[baseline])
-    timings = {name: _timing(parts[name], reference, generator, session, batch) for name in names}
-    timings = {
+    timings = {name: _timing(parts[name], reference, generator, clocks[0], batch) for name in names}
+    return {
         name: replace(timing, **_tail(engines[name], timing.latency_ms, protocol)) for name, timing in timings.items()
     }
-    return Measurement(timings, baseline, clocks[0], protocol, machine(), seed)
-
-
-def ratio(engine: Timing, baseline: Timing) -> float:
-    """Return the median ratio of two engines' times; NotComparable when they were not measured interleaved."""
-    if engine.session != baseline.session:
-        raise NotComparable("these engines were timed at different moments: measure them together to compare them")
-    return float(np.median(np.array(engine.rounds_ms) / np.array(baseline.rounds_ms)))
 
 
 def bootstrap_median(values: Sequence[float] | np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
@@ -286,7 +256,7 @@ def _rounds(parts: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def _timing(
-    parts: Sequence[Sequence[float]], reference: np.ndarray, generator: np.random.Generator, session: str, batch: int
+    parts: Sequence[Sequence[float]], reference: np.ndarray, generator: np.random.Generator, clock: str, batch: int
 ) -> Timing:
     rounds = _rounds(parts)
     ratios = rounds / reference
@@ -301,5 +271,5 @@ def _timing(
         p99_calls=0,
         p99_note=None,
         throughput=1000.0 * batch / latency,
-        session=session,
+        clock=clock,
     )

@@ -21,7 +21,7 @@ from deploy.runner.plan_cache import (
     find_plan,
     keep_plan,
 )
-from deploy.runner.trt_log import TrtLog, trt_logged
+from deploy.runner.trt_log import TRT_RUNTIMES, TrtLog, trt_logged
 from deploy.runner.trt_timing import save_timing_cache, set_timing_cache, timing_cache_file
 
 _NUMPY_TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
@@ -40,7 +40,7 @@ _KEPT = re.compile(r"Layers:\n|.*Total Weights Memory: ")
 class TrtSettings:
     """How to build.
 
-    1. `runtime` is "tensorrt" or "tensorrt-rtx".
+    1. `runtime` is one of `TRT_RUNTIMES`.
     2. `batch_sizes` are the smallest, the usual and the largest batch, for inputs whose first dimension is free.
     3. `workspace_mb` is the most memory that a kernel may take for its work, in MiB; None leaves it to the runtime.
     4. `compute_capability`, as in "sm86", is for tensorrt-rtx, which builds for other GPUs than the one it runs on.
@@ -77,7 +77,8 @@ def build(
     found = find_plan(cache, origin) if cache is not None else None
     if found is not None:
         return found
-    timing = timing_cache_file(cache, origin) if cache is not None and settings.runtime == "tensorrt" else None
+    measured = TRT_RUNTIMES[settings.runtime].measures
+    timing = timing_cache_file(cache, origin) if cache is not None and measured else None
     with trt_logged(module) as log:
         builder = module.Builder(log.logger)
         network, _parser = make_network(module, builder, onnx, log)  # the network points into the parser's memory
@@ -117,7 +118,8 @@ def for_gpu(module: ModuleType, settings: TrtSettings, gpu: Gpu) -> TrtSettings:
     What is timed is then what is shipped. Without one it builds a plan for several GPUs, which is another engine.
     """
     known = getattr(module, "ComputeCapability", None)
-    if settings.runtime != "tensorrt-rtx" or settings.compute_capability is not None or known is None:
+    others = TRT_RUNTIMES[settings.runtime].builds_for_others
+    if not others or settings.compute_capability is not None or known is None:
         return settings
     return replace(settings, compute_capability=gpu.sm) if gpu.sm.upper() in known.__members__ else settings
 
@@ -151,7 +153,7 @@ def make_config(module: ModuleType, builder: Any, network: Any, settings: TrtSet
     if hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         # without it TensorRT-RTX allocates at run time, which no graph captures
         config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    if settings.runtime == "tensorrt":
+    if TRT_RUNTIMES[settings.runtime].measures:
         config.avg_timing_iterations = AVERAGED_TIMINGS
     if settings.workspace_mb is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_mb << 20)

@@ -13,8 +13,25 @@ from typing import Any, NamedTuple
 
 from deploy.runner.errors import BuildError, DeviceError, MissingModule
 
-TRT_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-"""The Python module of each runtime."""
+
+class TrtRuntime(NamedTuple):
+    """How the two runtimes differ: the Python module, the C++ library, what to say beside `pip install`, whether the
+    builder measures kernels, and whether it builds for other GPUs than the one it runs on.
+    """
+
+    module: str
+    library: str
+    elsewhere: str
+    measures: bool
+    builds_for_others: bool
+
+
+TRT_RUNTIMES = {
+    "tensorrt-rtx": TrtRuntime("tensorrt_rtx", "tensorrt_rtx", "", measures=False, builds_for_others=True),
+    "tensorrt": TrtRuntime(
+        "tensorrt", "nvinfer", " (on a Jetson: apt install python3-libnvinfer)", measures=True, builds_for_others=False
+    ),
+}
 
 # Printed with any error where there is no GPU. Building needs none, so it is the cause only where nothing else was
 # printed.
@@ -62,13 +79,13 @@ def load_module(runtime: str) -> ModuleType:
 
     Raises MissingModule when it is missing or does not load, DeviceError for another name.
     """
-    if runtime not in TRT_MODULES:
-        raise DeviceError(f"unknown runtime {runtime!r}: write one of {', '.join(TRT_MODULES)}")
+    if runtime not in TRT_RUNTIMES:
+        raise DeviceError(f"unknown runtime {runtime!r}: write one of {', '.join(TRT_RUNTIMES)}")
+    known = TRT_RUNTIMES[runtime]
     try:
-        return importlib.import_module(TRT_MODULES[runtime])
+        return importlib.import_module(known.module)
     except ModuleNotFoundError as error:
-        where = "" if runtime == "tensorrt-rtx" else " (on a Jetson: apt install python3-libnvinfer)"
-        raise MissingModule(f"{runtime} is not installed: pip install {runtime}{where}") from error
+        raise MissingModule(f"{runtime} is not installed: pip install {runtime}{known.elsewhere}") from error
     except (ImportError, OSError, RuntimeError) as error:
         raise MissingModule(f"{runtime} is installed but does not load: {error}") from error
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploy.latency.loop import LoopSettings, Outcome
-from deploy.latency.observations import known_float_ms, latency_model
+from calib.errors import UserError
+from deploy.latency.observations import latency_model
+from deploy.latency.steps import LoopSettings, Outcome
 from deploy.run.workspace import Workspace
 from deploy.stages.looping import close_loop
 from deploy.stages.policies import write_policy
@@ -19,7 +20,8 @@ from smpq.problem.policy import Policy
 from smpq.scoring.scores import Scores
 from smpq.scoring.stability import decision_stability
 from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
-from smpq.solve.search import Choice, Effort, choose, confirm
+from smpq.solve.effort import Effort
+from smpq.solve.search import Choice, choose, confirm
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,55 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
     ceilings = static_ceilings(workspace, budget)
     limit = budget.limit("latency")
     if limit is not None:
-        model, float_ms = latency_model(workspace), known_float_ms(workspace)
+        model = latency_model(workspace.observations, workspace.edges, workspace.progress.say)
+        float_ms = workspace.observations.float_ms()
         assert float_ms is not None  # what was measured has it
         ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
     _check_possible(workspace, ceilings)
+    return _solved(workspace, budget, score(workspace, budget, method), ceilings, effort)
+
+
+def score_for(workspace: Workspace, budget: Budget, method: str | None = None) -> Scores:
+    """Return the scores to search with. UserError before that when no policy is within the budget, or when a latency is
+    asked for and engines of the target cannot be timed.
+    """
+    _check_possible(workspace, static_ceilings(workspace, budget))
+    timed = budget.limit("latency") is not None
+    if timed and workspace.not_measurable is not None:
+        raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
     scores = score(workspace, budget, method)
+    if timed:
+        method_of(scores).check_latency()
+    return scores
+
+
+def search(
+    workspace: Workspace,
+    budget: Budget,
+    scores: Scores | None = None,
+    effort: Effort | None = None,
+    loop: LoopSettings | None = None,
+) -> Solution:
+    """Choose the policy for a budget; a latency budget closes the loop over measured engines. Writes `policy.json`.
+
+    `scores` are those of `score_for`, which is called without them.
+    """
+    scores = scores or score_for(workspace, budget)
+    effort = effort or workspace.settings.spending
+    if budget.limit("latency") is None:
+        return _solved(workspace, budget, scores, static_ceilings(workspace, budget), effort)
+    outcome, limit = close_loop(workspace, budget, scores, effort, loop)
+    write_policy(workspace, outcome.policy, budget)
+    if outcome.met:
+        ceilings = [Ceiling(outcome.model.cost_model(1.0), limit), *static_ceilings(workspace, budget)]
+        write_stability(workspace, scores, ceilings, outcome.policy)
+    path = (("best finalist on other samples", outcome.value),) if outcome.met and workspace.unseen is not None else ()
+    return Solution(outcome.policy, outcome.value, outcome.stop_reason, path, outcome)
+
+
+def _solved(
+    workspace: Workspace, budget: Budget, scores: Scores, ceilings: Sequence[Ceiling], effort: Effort | None
+) -> Solution:
     if method_of(scores).searched:
         solution = _choose(workspace, scores, ceilings, effort or workspace.settings.spending)
     else:
@@ -54,32 +100,6 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
     write_policy(workspace, solution.policy, budget)
     write_stability(workspace, scores, ceilings, solution.policy)
     return solution
-
-
-def search(
-    workspace: Workspace,
-    budget: Budget,
-    effort: Effort | None = None,
-    loop: LoopSettings | None = None,
-    method: str | None = None,
-) -> Solution:
-    """Choose the policy for a budget; a latency budget closes the loop over measured engines. Writes `policy.json`."""
-    effort = effort or workspace.settings.spending
-    if budget.limit("latency") is None:
-        return solve(workspace, budget, effort, method)
-    _check_possible(workspace, static_ceilings(workspace, budget))
-    outcome, limit = close_loop(workspace, budget, effort, loop, method)
-    write_outcome(workspace, budget, outcome, limit)
-    path = (("best finalist on other samples", outcome.value),) if outcome.met and workspace.unseen is not None else ()
-    return Solution(outcome.policy, outcome.value, outcome.stop_reason, path, outcome)
-
-
-def write_outcome(workspace: Workspace, budget: Budget, outcome: Outcome, limit: float) -> None:
-    """Write `policy.json` and how sure the scores are of it; `limit` is a ratio to the float engine."""
-    write_policy(workspace, outcome.policy, budget)
-    if outcome.met:
-        ceilings = [Ceiling(outcome.model.cost_model(1.0), limit), *static_ceilings(workspace, budget)]
-        write_stability(workspace, score(workspace, budget), ceilings, outcome.policy)
 
 
 def write_stability(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling], policy: Policy) -> None:

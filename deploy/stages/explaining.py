@@ -3,39 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from calib.errors import UserError
 from deploy.run.workspace import Workspace
 from smpq.files import ContributionRow, ContributionsFile, Interval
 from smpq.problem.policy import Policy
 from smpq.scoring.estimators import Stopping, estimator_from_name
+from smpq.scoring.explanation import Explanation
 from smpq.scoring.game import PolicyGame
-
-_EVALUATIONS_EACH = 8
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """How contributions are estimated: an estimator by name, the evaluations it may make, and the precision that is
-    enough.
-
-    Without a number of evaluations there are half as many as scoring may make, or eight for each player where that is
-    more.
-    """
-
-    estimator: str = "adaptive"
-    evaluations: int | None = None
-    precision: float = 0.0
-
-    def stopping(self, players: int, scoring: int) -> Stopping:
-        """Return when to stop for so many players, in a run whose scoring may make so many evaluations."""
-        evaluations = max(scoring // 2, _EVALUATIONS_EACH * players) if self.evaluations is None else self.evaluations
-        return Stopping(evaluations, self.precision)
-
-    def __post_init__(self) -> None:
-        estimator_from_name(self.estimator)
-        self.stopping(1, 0)
 
 
 def explain(workspace: Workspace, policy: Policy, explanation: Explanation | None = None) -> ContributionsFile:
@@ -49,10 +24,10 @@ def explain(workspace: Workspace, policy: Policy, explanation: Explanation | Non
     game = PolicyGame(workspace.evaluator, space, space.uniform(space.reference), policy)
     if not game.players:
         raise UserError("policy.json leaves every layer in float: there is nothing to explain")
-    stopping = chosen.stopping(len(game.players), workspace.settings.spending.scoring)
+    evaluations = chosen.budget(len(game.players), workspace.settings.spending.scoring)
     with workspace.progress.step("explain the policy"):
         estimate = estimator_from_name(chosen.estimator).estimate(
-            game, len(game.players), stopping, workspace.settings.seed
+            game, len(game.players), Stopping(evaluations, chosen.precision), workspace.settings.seed
         )
     low, high = estimate.interval()
     record = ContributionsFile(

@@ -22,9 +22,11 @@ from deploy.run.workspace import Workspace
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.training.finetune import FineTuneSettings, Subject, TrainingProgress
+from smpq.training.finetune import Subject, TrainingProgress
 from smpq.training.finetune import finetune as train
 from smpq.training.finetuned import FineTunedFile, FineTunedWeights, policy_of_file, record_of_file
+from smpq.training.lsq import check_learned
+from smpq.training.settings import FineTuneSettings
 
 FINE_TUNED = FineTunedFile.NAME
 MODEL = "model.finetuned.onnx"
@@ -110,9 +112,10 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
 
 
 def check_trainable(workspace: Workspace) -> None:
-    """Raise UserError unless the task has training data whose first batch is as it should be: before hours of search,
-    not after.
+    """Raise UserError unless all formats can be trained, and the task has training data whose first batch is as it
+    should be: before hours of search, not after.
     """
+    check_learned(chosen for row in workspace.space.formats.values() for chosen in row)
     next(training_batches(workspace.task, 0))
 
 

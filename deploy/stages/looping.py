@@ -1,5 +1,6 @@
-"""Close the loop: engines are measured until one meets the latency budget, on a device that answers, or by bundles
-carried to one.
+"""Close the loop: engines are measured until one meets the latency budget.
+
+The device answers over a connection, or measures bundles that a person copies to it.
 """
 
 from __future__ import annotations
@@ -7,35 +8,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from calib.errors import UserError
 from calib.files.storage import Record
-from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
-from deploy.files.search import BundleFile, CandidateRow
-from deploy.latency.bench import Bench
+from deploy.devices.bundle import keep_asked, read_results, write_bundle
+from deploy.files.loop import BundleFile, CandidateRow
 from deploy.latency.history import Search
-from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Proposal, Refusal, Step, upper
-from deploy.latency.measure import Protocol
-from deploy.latency.model import Observation
-from deploy.latency.observations import Measured, edges, keep_measured, known_float_ms, read_observations, read_refusals
+from deploy.latency.loop import LatencyLoop
+from deploy.latency.observed import Observation, Refusal
+from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import DEVICE, Workspace
-from deploy.runner.experiment import EXPERIMENT_FILE, MEASUREMENTS_FILE
+from deploy.runner.experiment import EXPERIMENT_FILE, RESULTS_FILE
 from deploy.runner.product import ENGINES_DIRECTORY
+from deploy.runner.protocol import Protocol
 from deploy.stages.making import export
 from deploy.stages.policies import write_policy
-from deploy.stages.scoring import scores_for_loop, static_ceilings
+from deploy.stages.scoring import method_of, score, static_ceilings
 from deploy.targets.offers import may_fail
 from smpq.files import Interval
-from smpq.problem.budget import Budget
+from smpq.problem.budget import Budget, Limit
 from smpq.problem.policy import Policy
-from smpq.solve.search import Effort
+from smpq.scoring.scores import Scores
+from smpq.solve.effort import Effort
 
 _ROUNDS_IN_LOOP = 1
 _AT_ONCE = 6
-"""How many engines a bundle asks for, so that few journeys to the device are needed."""
+"""Engines of one bundle. More of them mean fewer journeys to the device."""
 
 
 class Feedback(Record, frozen=True, kw_only=True):
@@ -55,27 +55,20 @@ class Feedback(Record, frozen=True, kw_only=True):
 
 
 def close_loop(
-    workspace: Workspace,
-    budget: Budget,
-    effort: Effort,
-    settings: LoopSettings | None = None,
-    method: str | None = None,
+    workspace: Workspace, budget: Budget, scores: Scores, effort: Effort, settings: LoopSettings | None = None
 ) -> tuple[Outcome, float]:
     """Search for the most valuable policy whose engine is measured to meet the latency budget. Writes `loop.json`.
 
-    Also returns the limit as a ratio to the float engine. UserError when engines of the target cannot be measured.
+    Also returns the limit as a ratio to the float engine.
     """
-    if workspace.not_measurable is not None:
-        raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
-    scores_for_loop(workspace, budget, method)
     export_float_model(workspace)
-    bench = Bench(workspace)
+    bench, observations = workspace.bench, workspace.observations
     machine = bench.machine
-    limit = _ratio_limit(workspace, budget, known_float_ms(workspace, machine) or bench.float_ms)
-    known: list[Observation | Refusal] = [*read_observations(workspace, machine), *read_refusals(workspace, machine)]
-    search = Search(workspace.run, workspace.space, str(budget), machine, limit, known)
+    float_ms = None if _limit_of(budget).relative else observations.float_ms(machine) or bench.float_ms()
+    limit = _ratio_limit(workspace, budget, float_ms)
+    search = Search(workspace.run, workspace.space, str(budget), machine, limit, observations.all(machine))
     search.begin()
-    looped = _loop(workspace, budget, effort, search.limit, search.observations, search.refusals, settings)
+    looped = _loop(workspace, budget, scores, effort, search.limit, search.observations, search.refusals, settings)
     measure = search.resumed(lambda policy: bench.observe(policy, search.limit))
     with workspace.progress.step("close the loop"):
         outcome = looped.run(measure, workspace.progress.say, search.keep)
@@ -84,8 +77,7 @@ def close_loop(
 
 
 def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: Path) -> BundleFile:
-    """Write the engines that should be measured next into `directory`, to be carried to a device that cannot be reached
-    from here.
+    """Write the engines to measure next into `directory`, for a device without a network connection.
 
     The budget is that of the last bundle unless one is given. Writes `bundle.json`, which says which model is which
     policy. UserError when no other engine needs to be measured, or when the directory holds something else.
@@ -95,17 +87,17 @@ def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: 
         not directory.is_dir() or (any(directory.iterdir()) and not (directory / EXPERIMENT_FILE).is_file())
     ):
         raise UserError(f"{directory} holds something else: name a new directory")
-    scores_for_loop(workspace, budget)
+    scores = score(workspace, budget)
+    method_of(scores).check_latency()
     export_float_model(workspace)
-    limit = _ratio_limit(workspace, budget, known_float_ms(workspace))
-    looped = _known_loop(workspace, budget, limit)
+    limit = _ratio_limit(workspace, budget, workspace.observations.float_ms())
+    looped = _known_loop(workspace, budget, scores, limit)
     proposals = looped.ask_several(_AT_ONCE)
     if not proposals:
         raise UserError(f"no other engine needs to be measured: {looped.outcome().stop_reason}")
-    bench = Bench(workspace)
-    candidates = [bench.candidate(proposal.policy) for proposal in proposals]
-    (directory / MEASUREMENTS_FILE).unlink(missing_ok=True)
-    experiment = bench.experiment(candidates, Protocol(), label=str(budget))
+    candidates = [workspace.candidates.candidate(proposal.policy) for proposal in proposals]
+    (directory / RESULTS_FILE).unlink(missing_ok=True)
+    experiment = workspace.bench.experiment(candidates, Protocol(), label=str(budget))
     write_bundle(experiment, directory)
     keep_asked(experiment, workspace.run.file(DEVICE))
     workspace.run.write(
@@ -127,32 +119,31 @@ def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: 
 
 
 def take_feedback(workspace: Workspace, measurements: Path) -> Feedback:
-    """Take in what a device has measured of the last bundle. Adds to `measurements.json` and `loop.json`.
+    """Take in what a device has measured of the last bundle. Adds to `observations.json` and `loop.json`.
 
     Writes `policy.json`, the best policy so far, and its model. Returns its ratio to the float engine, whether it meets
     the budget, and how many other engines should be measured. UserError for measurements of something else.
     """
     known = _known_bundle(workspace)
     budget = Budget.from_text(known.budget)
-    found = read_measurements(measurements, workspace.run.file(DEVICE))
+    found = read_results(measurements, workspace.run.file(DEVICE))
     proposals = _proposals(workspace, known)
     strange = [result.name for result in found.results if result.name not in proposals]
     if strange:
         raise UserError(
             f"{measurements} has results of {strange[0]}, which is not in the last bundle of this run: measure that one"
         )
-    measured = [Measured(proposals[result.name].policy, result) for result in found.results]
-    before: list[Observation | Refusal] = [
-        *read_observations(workspace, found.machine),
-        *read_refusals(workspace, found.machine),
-    ]
-    verdicts = keep_measured(workspace, measured, found.machine)
-    limit = _ratio_limit(workspace, budget, known_float_ms(workspace, found.machine))
+    observations, machine = workspace.observations, found.machine
+    before = observations.all(machine)
+    verdicts = observations.keep([(proposals[result.name].policy, result) for result in found.results], machine)
+    limit = _ratio_limit(workspace, budget, observations.float_ms(machine))
     steps = [
-        _step(proposals[each.result.name], verdict, limit) for each, verdict in zip(measured, verdicts, strict=True)
+        _step(proposals[result.name], verdict, limit) for result, verdict in zip(found.results, verdicts, strict=True)
     ]
-    search = Search(workspace.run, workspace.space, str(budget), found.machine, limit, before)
-    looped = _known_loop(workspace, budget, limit, found.machine)
+    search = Search(workspace.run, workspace.space, str(budget), machine, limit, before)
+    scores = score(workspace, budget)
+    method_of(scores).check_latency()
+    looped = _known_loop(workspace, budget, scores, limit, machine)
     following = looped.ask_several(_AT_ONCE)
     outcome = looped.outcome()
     search.add(steps)
@@ -176,15 +167,18 @@ def _known_bundle(workspace: Workspace) -> BundleFile:
     return workspace.run.read(BundleFile)
 
 
-def _known_loop(workspace: Workspace, budget: Budget, limit: float, machine: str | None = None) -> LatencyLoop:
+def _known_loop(
+    workspace: Workspace, budget: Budget, scores: Scores, limit: float, machine: str | None = None
+) -> LatencyLoop:
     """Return a loop that knows what `machine` has measured, or else the last one that did."""
-    observations, refusals = read_observations(workspace, machine), read_refusals(workspace, machine)
-    return _loop(workspace, budget, workspace.settings.spending, limit, observations, refusals)
+    known, effort = workspace.observations, workspace.settings.spending
+    return _loop(workspace, budget, scores, effort, limit, known.engines(machine), known.refusals(machine))
 
 
 def _loop(
     workspace: Workspace,
     budget: Budget,
+    scores: Scores,
     effort: Effort,
     limit: float,
     observations: Sequence[Observation],
@@ -195,10 +189,10 @@ def _loop(
     effort = replace(
         effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP)
     )
-    goal = Goal(limit, static_ceilings(workspace, budget), scores_for_loop(workspace, budget).starts(), effort)
+    goal = Goal(limit, static_ceilings(workspace, budget), scores.starts(), effort)
     return LatencyLoop(
         workspace.space,
-        edges(workspace),
+        workspace.edges,
         workspace.evaluator,
         goal,
         observations,
@@ -209,23 +203,26 @@ def _loop(
     )
 
 
-def _ratio_limit(workspace: Workspace, budget: Budget, float_ms: Any) -> float:
-    """Return the limit as a ratio to the float engine, whose time is a number, a function that measures it, or not
-    known.
-    """
+def _limit_of(budget: Budget) -> Limit:
+    """Return the limit on latency; UserError when there is none."""
     limit = budget.limit("latency")
     if limit is None:
         raise UserError("the loop needs a latency budget, as in latency=0.7x")
+    return limit
+
+
+def _ratio_limit(workspace: Workspace, budget: Budget, float_ms: float | None) -> float:
+    """Return the limit as a ratio to the float engine, whose time is `float_ms` where it is known."""
+    limit = _limit_of(budget)
     if limit.relative:
         return limit.value
-    known = float_ms() if callable(float_ms) else float_ms
-    if known is None:
+    if float_ms is None:
         raise UserError(
             f"{limit} is in milliseconds, and the float engine's are not known yet: give a share of them, as "
             "latency=0.7x"
         )
-    workspace.progress.say(f"the float engine takes {known:.4g} ms: {limit} is {limit.value / known:.3f}x of it")
-    return float(limit.value / known)
+    workspace.progress.say(f"the float engine takes {float_ms:.4g} ms: {limit} is {limit.value / float_ms:.3f}x of it")
+    return float(limit.value / float_ms)
 
 
 def _proposals(workspace: Workspace, bundle: BundleFile) -> dict[str, Proposal]:
@@ -246,7 +243,7 @@ def _proposed(workspace: Workspace, bundle: BundleFile) -> dict[str, Proposal]:
     }
 
 
-def _step(proposal: Proposal, found: Any, limit: float) -> Step:
+def _step(proposal: Proposal, found: Observation | Refusal, limit: float) -> Step:
     if isinstance(found, Refusal):
         return Step(proposal, None, found, met=False)
-    return Step(proposal, found, None, upper(found) <= limit)
+    return Step(proposal, found, None, found.upper <= limit)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from calib.errors import UserError
-from calib.files.storage import plain
-from deploy.backends.tensorrt import PlanKernel
+from deploy.backends.base import UnitKernel
 from deploy.devices.base import Candidate, Result
-from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, VerifyFile
+from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, TimingRow, VerifyFile
 from deploy.latency.bench import FINAL, Bench
-from deploy.latency.observations import Measured, keep_measured, timed_row
 from deploy.latency.prediction import prediction
-from deploy.lowering.lower import lower
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
-from deploy.stages.engines import Engines, UnitKernel, engine_names, plan_kernels
+from deploy.stages.engines import build_engines, unit_kernels
 from deploy.stages.finetuning import tuned, version_key
 from deploy.stages.shipping import discard_other, ship
 from deploy.stages.trtexec import TrtexecExport, export_for_trtexec
@@ -31,11 +30,14 @@ def export(workspace: Workspace, policy: Policy) -> Path:
     """Write `model.<target>.onnx`, the plan of the policy in the form the target wants, with the fine-tuned weights if
     the run has any.
     """
+    path = workspace.run.file(workspace.backend.names.model)
     source, plan = _source(workspace, policy)
-    path = workspace.run.file(engine_names(workspace.target).model)
     with workspace.progress.step("insert quantisers"):
-        report = lower(source, plan, workspace.space.units, workspace.target, path, workspace.settings.batch)
-    workspace.run.write(report.to_file(version_key(workspace, policy)))
+        if source == export_float_model(workspace):
+            report = workspace.candidates.lower_into(policy, path)
+        else:
+            report = workspace.backend.lower(source, plan, workspace.space.units, path, workspace.settings.batch)
+    workspace.run.write(report.to_file(version_key(workspace, policy), workspace.target.name))
     return path
 
 
@@ -50,7 +52,7 @@ def export_qdq(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()
     smallest, usual, largest = batches if len(batches) == 3 else (*batches, workspace.settings.batch)[:1] * 3
     source, plan = _source(workspace, policy)
     units, target, run = workspace.space.units, workspace.target, workspace.run
-    product = run.file(engine_names(target).product)
+    product = run.file(workspace.backend.names.product)
     with workspace.progress.step("insert quantisers"):
         return export_for_trtexec(source, plan, units, target, run.path, (smallest, usual, largest), product)
 
@@ -76,7 +78,7 @@ def build(workspace: Workspace, policy: Policy) -> BuildFile:
     if workspace.builds_on_device:
         return _keep_build(workspace, policy, {}, {})
     with workspace.progress.step("build the engines"):
-        engines, kernels = Engines(workspace).build(policy)
+        engines, kernels = build_engines(workspace, policy)
         return _keep_build(workspace, policy, engines, _rows(kernels))
 
 
@@ -98,7 +100,7 @@ def _rows(kernels: Sequence[UnitKernel]) -> dict[str, KernelRow]:
 
 
 def measure(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -> LatencyFile:
-    """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `measurements.json`.
+    """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `observations.json`.
 
     The plan that was measured, where the runtime has plans, becomes the run's: `engine.<target>/` and the engine beside
     it.
@@ -110,13 +112,11 @@ def measure(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -
         raise UserError(workspace.not_measurable)
     _needs_build(workspace, policy)
     _needs_export(workspace, policy)
-    bench = Bench(workspace)
-    predicted = prediction(workspace, policy, bench.machine)
+    bench, candidates = workspace.bench, workspace.candidates
+    predicted = prediction(workspace.run, workspace.observations, workspace.edges, policy, bench.machine)
     with workspace.progress.step("measure the engine"):
-        candidate = bench.kept(workspace.run.file(engine_names(workspace.target).model))
-        measured = _timed(bench, policy, candidate, None)
-        others = [_timed(bench, policy, bench.candidate(policy, batch), batch) for batch in batches]
-    result = measured.result
+        result = _timed(bench, candidates.kept(workspace.run.file(workspace.backend.names.model)), None)
+        others = [_timed(bench, candidates.candidate(policy, batch), batch) for batch in batches]
     record = LatencyFile(
         policy=version_key(workspace, policy),
         machine=bench.machine,
@@ -125,11 +125,11 @@ def measure(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -
         predicted_interval=Interval(*predicted.interval) if predicted is not None else None,
         predicted_from=predicted.engines if predicted is not None else 0,
         measurement=timed_row(result),
-        batches=tuple(timed_row(each.result) for each in others),
+        batches=tuple(map(timed_row, others)),
     )
     workspace.run.write(record)
     _keep_shipped(workspace, policy, result)
-    keep_measured(workspace, [measured], bench.machine)
+    workspace.observations.keep([(policy, result)], bench.machine)
     return record
 
 
@@ -141,17 +141,32 @@ def _keep_shipped(workspace: Workspace, policy: Policy, result: Result) -> None:
     known = workspace.run.find_for(BuildFile, version_key(workspace, policy))
     engines, kernels = (known.engines, known.kernels) if known is not None else ({}, {})
     if workspace.builds_on_device and result.layers is not None:
-        layers = [PlanKernel.from_json(plain(layer)) for layer in result.layers]
-        _keep_build(workspace, policy, shipped, _rows(plan_kernels(workspace, policy, layers)))
+        engine = workspace.run.file(next(iter(workspace.backend.names.engines.values())))
+        found = unit_kernels(workspace, policy, result.layers, engine)
+        _keep_build(workspace, policy, shipped, _rows(found))
     elif any(name not in engines or engines[name].sha256 != row.sha256 for name, row in shipped.items()):
         _keep_build(workspace, policy, {**engines, **shipped}, kernels)
 
 
-def _timed(bench: Bench, policy: Policy, candidate: Candidate, batch: int | None) -> Measured:
-    (measured,) = bench.measure([(policy, candidate)], FINAL, batch)
-    if measured.result.failed is not None:
-        raise UserError(f"the engine cannot be timed: {measured.result.failed}")
-    return measured
+def _timed(bench: Bench, candidate: Candidate, batch: int | None) -> Result:
+    (result,) = bench.time([candidate], FINAL, batch)
+    if result.failed is not None:
+        raise UserError(f"the engine cannot be timed: {result.failed}")
+    return result
+
+
+def timed_row(result: Result) -> TimingRow:
+    """Return the file form of a result; only of an engine that was built. UserError when its figures contradict each
+    other.
+    """
+    assert result.state is not None
+    figures = ("batch", "ratio", "engine_ms", "float_ms", "p99_ms", "p99_calls", "p99_note", "throughput", "clock")
+    on_gpu = ("enqueue_ms", "hot_ms", "cold_ms")
+    values = {name: getattr(result, name) for name in (*figures, *on_gpu)} | {"throttled": result.state.throttled}
+    try:
+        return msgspec.convert({**values, "ratio_interval": list(result.ratio_interval or ())}, TimingRow)
+    except msgspec.ValidationError as error:
+        raise UserError(f"the device's figures contradict each other ({error}): measure again") from error
 
 
 def verify(workspace: Workspace, policy: Policy) -> VerifyFile:
@@ -164,7 +179,7 @@ def verify(workspace: Workspace, policy: Policy) -> VerifyFile:
 
 
 def _needs_export(workspace: Workspace, policy: Policy) -> None:
-    model = workspace.run.file(engine_names(workspace.target).model)
+    model = workspace.run.file(workspace.backend.names.model)
     if not model.is_file():
         raise UserError(f"{model} is missing: make it with smpq export")
     record = workspace.run.find_for(ExportFile, version_key(workspace, policy))

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from calib.errors import UserError
-from calib.files.storage import plain, write_bytes
+from calib.files.storage import write_bytes
 from calib.formats.format import Format
-from deploy.backends.tensorrt import PlanKernel, check_units
-from deploy.backends.tensorrt.roles import role_of
+from deploy.backends import backend_of
 from deploy.devices.bundle import asked_of
 from deploy.devices.known import read_known
-from deploy.devices.messages import Layer, Result
+from deploy.devices.messages import Result
 from deploy.devices.places import machine_directory
 from deploy.files.engine import ExportFile, LatencyFile
-from deploy.files.profile import ProfiledKernel, ProfiledUnit, ProfileFile
-from deploy.latency.bench import FINAL, Bench
-from deploy.lowering.export import call_name
+from deploy.files.profile import ProfileFile
+from deploy.latency.bench import FINAL
+from deploy.lowering.naming import call_name
 from deploy.lowering.onnx_files import sha256
 from deploy.report.profile_plot import profile_svg
 from deploy.run.workspace import DEVICE, Workspace
-from deploy.stages.engines import engine_names
 from deploy.stages.finetuning import version_key
 from deploy.targets.target import Target
 from smpq.problem.policy import Policy
@@ -34,8 +32,8 @@ def profile(workspace: Workspace, policy: Policy) -> ProfileFile:
     An engine that was measured with its layers is not measured again. UserError when the target has no profile, the
     engine is not exported, cannot be timed here, or its layers were not told.
     """
-    check_profiled(workspace.target)
-    model = workspace.run.file(engine_names(workspace.target).model)
+    workspace.backend.check_profiled()
+    model = workspace.run.file(workspace.backend.names.model)
     exported = workspace.run.find_for(ExportFile, version_key(workspace, policy))
     if exported is None or not model.is_file() or exported.sha256 != sha256(model):
         raise UserError(
@@ -50,24 +48,6 @@ def profile(workspace: Workspace, policy: Policy) -> ProfileFile:
     workspace.run.write(record)
     write_bytes(workspace.run.file(PICTURE), profile_svg(record).encode(errors="replace"))
     return record
-
-
-def check_profiled(target: Target) -> None:
-    """Raise UserError where there is no NVIDIA runtime whose profiler names layers, with what to use instead."""
-    if target.runtime != "onnxruntime":
-        return
-    where = "in one node that ONNX Runtime hands to TensorRT" if target.name == "ort-tensorrt" else "in ONNX Runtime"
-    instead = (
-        "use --target tensorrt for the same kernels with their times"
-        if target.name == "ort-tensorrt"
-        else "smpq build names the kernel of each layer; for times set enable_profiling in onnxruntime.SessionOptions when you load the engine"
-    )
-    if target.lowering == "simulate":
-        where, instead = "nowhere: it has no engine", "take a target with an engine (smpq targets)"
-    raise UserError(
-        f"smpq profile reads the profiler of TensorRT and TensorRT-RTX, and an engine of {target.name} runs {where}: "
-        f"{instead}"
-    )
 
 
 def planned_formats(workspace: Workspace, policy: Policy) -> dict[str, Format]:
@@ -91,9 +71,7 @@ def profile_of(target: Target, result: Result, planned: Mapping[str, Format], ma
     assert result.clock is not None
     assert result.engine_ms is not None
     assert result.float_ms is not None
-    kernels = [PlanKernel.from_json(plain(layer)) for layer in result.layers]
-    checks = check_units(kernels, planned)
-    computing = {(check.kernel, check.path) for check in checks}
+    kernels, units = backend_of(target).profiled(result.layers, planned)
     return ProfileFile(
         policy=policy,
         target=target.name,
@@ -103,41 +81,15 @@ def profile_of(target: Target, result: Result, planned: Mapping[str, Format], ma
         float_ms=result.float_ms,
         enqueue_ms=result.enqueue_ms,
         profiled_ms=sum(layer.ms for layer in result.layers if layer.ms is not None),
-        kernels=tuple(
-            _profiled(layer, kernel, planned, computing) for layer, kernel in zip(result.layers, kernels, strict=True)
-        ),
-        units={
-            check.path: ProfiledUnit(planned=str(check.planned), found=check.found, agrees=check.agrees)
-            for check in checks
-        },
+        kernels=kernels,
+        units=units,
     )
-
-
-def _profiled(
-    layer: Layer, kernel: PlanKernel, planned: Mapping[str, Format], computing: set[tuple[str, str]]
-) -> ProfiledKernel:
-    called = f"{kernel.kind} {kernel.name}".strip()
-    named = [node for node in dict.fromkeys(kernel.onnx_nodes) if node in planned]
-    computed = [node for node in named if (called, node) in computing]
-    return ProfiledKernel(
-        role="layer" if computed else role_of(kernel),
-        kind=kernel.kind,
-        name=kernel.name,
-        units=tuple(computed or named),
-        inputs=_types(layer.inputs),
-        outputs=_types(layer.outputs),
-        ms=layer.ms,
-    )
-
-
-def _types(tensors: Sequence[object]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(getattr(tensor, "dtype", "")) for tensor in tensors))
 
 
 def _measured(workspace: Workspace, policy: Policy) -> tuple[Result, str]:
     """Return the result of the engine, and the machine; of an earlier measurement where the run has one with layers."""
-    bench = Bench(workspace)
-    candidate = bench.kept(workspace.run.file(engine_names(workspace.target).model))
+    bench = workspace.bench
+    candidate = workspace.candidates.kept(workspace.run.file(workspace.backend.names.model))
     latency = workspace.run.find_for(LatencyFile, version_key(workspace, policy))
     if latency is not None and workspace.times_here:
         place = machine_directory(workspace.run.file(DEVICE), latency.machine)
@@ -148,5 +100,5 @@ def _measured(workspace: Workspace, policy: Policy) -> tuple[Result, str]:
     if workspace.not_measurable is not None:
         raise UserError(workspace.not_measurable)
     with workspace.progress.step("measure the engine"):
-        (measured,) = bench.measure([(policy, candidate)], FINAL)
-    return measured.result, bench.machine
+        (result,) = bench.time([candidate], FINAL)
+    return result, bench.machine

@@ -7,152 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 
 from msgspec.structs import asdict
 
 from calib.errors import UserError
-from calib.files.checkpoint import shown
-from deploy.backends.measurable import why_not_measurable
-from deploy.files.engine import STAGES, BuildFile, KernelRow, LatencyFile, VerifyFile
+from deploy.backends import backend_of
+from deploy.files.engine import STAGES, LatencyFile
+from deploy.files.loop import LoopFile, StepRow
 from deploy.files.report import (
     MOST_SHOWN,
     CurvePoint,
-    LatencyPart,
+    DestinationPart,
     LayerRow,
     LimitRow,
-    ObservationRow,
+    ReportedStep,
     ReportFile,
     ScoresPart,
 )
-from deploy.files.search import BudgetFile, CostsFile, LoopFile, SpaceFile, StepRow
+from deploy.files.search import CostsFile
 from deploy.latency.history import steps_for
 from deploy.run.directory import Run
-from deploy.run.record import RunFile
-from deploy.run.scores import find_scores
-from deploy.run.spaces import costs_from_file, space_from_file
-from deploy.stages.engines import engine_names
-from deploy.stages.finetuning import read_record, version_of
-from deploy.stages.policies import policy_of_run
+from deploy.stages.finetuning import read_record
+from deploy.stages.recorded import COST_UNITS, Recorded
+from deploy.targets.offers import offer
 from deploy.targets.target import Target, target_from_name
-from smpq.files import ContributionsFile, Interval, StabilityFile
+from smpq.files import Interval
 from smpq.methods import method_from_name
-from smpq.problem.budget import Budget
-from smpq.problem.costs import CostModel
-from smpq.problem.policy import Policy, Space
-from smpq.scoring.scores import Scores
 from smpq.solve.allocate import Ceiling, Impossible
 
 _CURVE_POINTS = 12
-_UNITS = {"size": "bytes", "avg_bits": "bits", "bops": "bops"}
-
-
-@dataclass(frozen=True)
-class _Read:
-    """What the files of a run hold, each read once."""
-
-    run: Run
-
-    @cached_property
-    def record(self) -> RunFile:
-        self.run.settings()  # says what a directory without run.json is
-        return self.run.read(RunFile)
-
-    @cached_property
-    def space_file(self) -> SpaceFile:
-        return self.run.read(SpaceFile)
-
-    @cached_property
-    def space(self) -> Space:
-        return space_from_file(self.space_file)
-
-    @cached_property
-    def costs(self) -> dict[str, CostModel]:
-        costs = costs_from_file(self.run.read(CostsFile))
-        for name in _UNITS:
-            for group in self.space.groups:
-                if name not in costs or not costs[name].parts.get(group.name, {}).keys() >= set(
-                    self.space.priced(group.name)
-                ):
-                    raise UserError(
-                        f"{self.run.file(CostsFile.NAME)} does not fit {SpaceFile.NAME}: use {SpaceFile.MADE_BY} again"
-                    )
-        return costs
-
-    @cached_property
-    def policy(self) -> Policy:
-        return policy_of_run(self.run, self.space, self.space_file.refused)
-
-    @cached_property
-    def version(self) -> str:
-        return version_of(self.run, self.policy)
-
-    @cached_property
-    def target(self) -> Target:
-        settings = self.record.settings
-        with self.run.about(RunFile):
-            return target_from_name(settings.target, settings.compute_capabilities)
-
-    @cached_property
-    def scores(self) -> Scores | None:
-        return find_scores(self.run, self.space)
-
-    @cached_property
-    def budget(self) -> Budget | None:
-        """The budget that `policy.json` was solved for; None when it was written by hand."""
-        record = self.run.find(BudgetFile)
-        return Budget.from_text(record.budget) if record is not None else None
-
-    @cached_property
-    def latency(self) -> LatencyPart | None:
-        record = self.run.find_for(LatencyFile, self.version)
-        return _latency(record) if record is not None else None
-
-    @cached_property
-    def kernels(self) -> dict[str, KernelRow]:
-        record = self.run.find_for(BuildFile, self.version)
-        kernels = record.kernels if record is not None else {}
-        unknown = sorted(kernels.keys() - {unit.path for unit in self.space.units})
-        if unknown:
-            with self.run.about(BuildFile):
-                raise UserError(
-                    f"it has a kernel of {shown(unknown[0])}, which is no layer: use {BuildFile.MADE_BY} again"
-                )
-        return kernels
-
-    @cached_property
-    def stability(self) -> StabilityFile | None:
-        """How sure the scores are of the policy; None when that was not looked at."""
-        record = self.run.find_for(StabilityFile, self.policy.key())
-        if record is None or not record.resamples:
-            return None
-        if record.frequencies.keys() != self.policy.formats.keys():
-            raise UserError(
-                f"{self.run.file(StabilityFile.NAME)} is about other layers: use {StabilityFile.MADE_BY} again"
-            )
-        return record
-
-    @cached_property
-    def contributions(self) -> ContributionsFile | None:
-        """What each layer's format costs in the policy."""
-        record = self.run.find_for(ContributionsFile, self.policy.key())
-        for row in record.contributions if record is not None else ():
-            if row.group not in self.policy.formats or str(self.policy[row.group]) != row.format:
-                file = self.run.file(ContributionsFile.NAME)
-                raise UserError(
-                    f"{file} has {shown(row.group)} in {row.format}, which is not in the policy: use "
-                    f"{ContributionsFile.MADE_BY} again"
-                )
-        return record
-
-    @cached_property
-    def verification(self) -> VerifyFile | None:
-        record = self.run.find_for(VerifyFile, self.version)
-        wrong = record.contradiction() if record is not None else None
-        if wrong is not None:
-            raise UserError(f"{self.run.file(VerifyFile.NAME)} is damaged: {wrong}: use {VerifyFile.MADE_BY} again")
-        return record
+_ORIN = "jetson-orin"
 
 
 def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
@@ -160,15 +44,16 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
 
     `seconds` is what the stages of this command took. UserError when a file is damaged, or when there is no policy yet.
     """
-    read = _Read(run)
+    read = Recorded(run)
     policy, settings = read.policy, read.record.settings
     reached = {name: model.total(policy) for name, model in read.costs.items()}
     limits = _limits(read)
     stages = read.verification.stages if read.verification is not None else {}
-    names = engine_names(read.target)
+    names = backend_of(read.target).names
     report = ReportFile(
         task=settings.task,
         target=read.target.name,
+        destination=_destination(read.target),
         engine=_existing(run, names.engines),
         float_engine=_existing(run, names.float_engines),
         policy={path: str(chosen) for path, chosen in policy.by_unit(read.space.groups).items()},
@@ -192,6 +77,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         scores=_provenance(read),
         skipped=read.space_file.skipped,
         refused=read.space_file.refused,
+        not_on_orin=_not_on_orin(read),
         warnings=_warnings(read),
         finetuning=read_record(run),
         settings=asdict(settings),
@@ -203,43 +89,27 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     return report
 
 
+def _destination(target: Target) -> DestinationPart:
+    return DestinationPart(
+        needs_gpu=target.needs_gpu,
+        timed=target.timed,
+        portable=bool(target.providers),
+        compute_capabilities=target.compute_capabilities,
+    )
+
+
 def _existing(run: Run, names: Mapping[str, str]) -> str | dict[str, str] | None:
     there = {sm: name for sm, name in names.items() if run.has(name)}
     return there.get("", there) or None
 
 
-def _latency(record: LatencyFile) -> LatencyPart:
-    timed = record.measurement
-    return LatencyPart(
-        ratio=timed.ratio,
-        interval=timed.ratio_interval,
-        engine_ms=timed.engine_ms,
-        float_ms=timed.float_ms,
-        p99_ms=timed.p99_ms,
-        p99_calls=timed.p99_calls,
-        p99_note=timed.p99_note,
-        throughput=timed.throughput,
-        enqueue_ms=timed.enqueue_ms,
-        hot_ms=timed.hot_ms,
-        cold_ms=timed.cold_ms,
-        throttled=timed.throttled,
-        clock=timed.clock,
-        batch=timed.batch,
-        rounds=record.rounds,
-        machine=record.machine,
-        predicted_ratio=record.predicted_ratio,
-        predicted_interval=record.predicted_interval,
-        predicted_from=record.predicted_from,
-    )
-
-
-def _why_no_latency(read: _Read) -> str:
+def _why_no_latency(read: Recorded) -> str:
     if read.run.has(LatencyFile.NAME):
         return "the measured engine was of another policy or other weights: use smpq build and smpq measure"
-    return why_not_measurable(read.target) or "the engine has not been measured yet: use smpq measure"
+    return backend_of(read.target).why_not_timed() or "the engine has not been measured yet: use smpq measure"
 
 
-def _limits(read: _Read) -> tuple[LimitRow, ...]:
+def _limits(read: Recorded) -> tuple[LimitRow, ...]:
     rows = []
     for limit in read.budget.limits if read.budget is not None else ():
         if limit.cost == "latency":
@@ -249,7 +119,7 @@ def _limits(read: _Read) -> tuple[LimitRow, ...]:
             met = read.latency.interval.high * scale <= limit.value if read.latency is not None else None
         else:
             model = read.costs[limit.cost]
-            unit = "x" if limit.relative else _UNITS[limit.cost]
+            unit = "x" if limit.relative else COST_UNITS[limit.cost]
             total = model.total(read.policy)
             if limit.relative and not model.float_total:
                 file = read.run.file(CostsFile.NAME)
@@ -263,7 +133,7 @@ def _limits(read: _Read) -> tuple[LimitRow, ...]:
     return tuple(rows)
 
 
-def _layers(read: _Read) -> tuple[LayerRow, ...]:
+def _layers(read: Recorded) -> tuple[LayerRow, ...]:
     rows = []
     for group in read.space.groups:
         chosen = read.policy[group.name]
@@ -290,8 +160,8 @@ def _layers(read: _Read) -> tuple[LayerRow, ...]:
     return tuple(rows)
 
 
-def _observation(step: StepRow) -> ObservationRow:
-    return ObservationRow(
+def _observation(step: StepRow) -> ReportedStep:
+    return ReportedStep(
         label=step.label,
         predicted=step.predicted,
         predicted_interval=step.predicted_interval,
@@ -302,7 +172,7 @@ def _observation(step: StepRow) -> ObservationRow:
     )
 
 
-def _curve(read: _Read) -> tuple[CurvePoint, ...]:
+def _curve(read: Recorded) -> tuple[CurvePoint, ...]:
     """Re-solve for budgets over the whole range of average bits; the value is what the scores predict."""
     if read.scores is None:
         return ()
@@ -321,7 +191,7 @@ def _curve(read: _Read) -> tuple[CurvePoint, ...]:
     return tuple(CurvePoint(cost="avg_bits", reached=reached, value=value) for reached, value in sorted(points.items()))
 
 
-def _provenance(read: _Read) -> ScoresPart:
+def _provenance(read: Recorded) -> ScoresPart:
     scores, settings = read.scores, read.record.settings
     if scores is None:
         return ScoresPart(
@@ -344,7 +214,19 @@ def _provenance(read: _Read) -> ScoresPart:
     )
 
 
-def _warnings(read: _Read) -> tuple[str, ...]:
+def _not_on_orin(read: Recorded) -> tuple[str, ...]:
+    """Return the formats of the plan that Orin's GPU has no kernels for, by its capability table."""
+    orin, formats = target_from_name(_ORIN), read.policy.by_unit(read.space.groups)
+    chosen = [(unit, formats[unit.path]) for unit in read.space.units]
+    lacking = {
+        f"{found} on {unit.operator}"
+        for unit, found in chosen
+        if offer(orin, unit, found).status in ("refused", "dequantized")
+    }
+    return tuple(sorted(lacking))
+
+
+def _warnings(read: Recorded) -> tuple[str, ...]:
     found = []
     if (
         read.latency is not None

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.files.engine import TimedRow
+from deploy.files.engine import TimingRow
 from deploy.files.report import ReportFile
 from deploy.report.page import write_html
 from deploy.run.directory import Run
+from deploy.run.opening import open_workspace
 from deploy.run.settings import Settings
 from deploy.run.trust import check_trusted, remember
-from deploy.run.workspace import Workspace, open_workspace
+from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
+from deploy.stages.choosing import score_for
 from deploy.stages.explaining import explain
 from deploy.stages.finetuning import check_trainable, discard_other, finetune_unless_done, version_key
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import check_method, check_scores, check_task, write_space
-from deploy.targets.target import check_builds_here
 from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD
 from smpq.problem.budget import Budget
 from smpq.problem.policy import Policy
-from smpq.training.finetune import FineTuneSettings
+from smpq.training.settings import FineTuneSettings
 from smpq.value.workers.resources import Resources
 
 _PROPOSALS = 4
@@ -90,14 +91,15 @@ def _run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings |
     check_scores(workspace, method)
     # what cannot be built or reached is told before the work and not behind it
     if workspace.times_here:
-        check_builds_here(workspace.target)
+        workspace.backend.check_builds_here()
     if workspace.not_measurable is None:
         workspace.device.describe()
     if tuning is not None:
         check_trainable(workspace)
     check_task(workspace, method)
+    scores = score_for(workspace, budget, method)
     for _ in range(_PROPOSALS):
-        solution = search(workspace, budget, method=method)
+        solution = search(workspace, budget, scores)
         policy = solution.policy
         if tuning is not None:
             discard_other(workspace, policy)
@@ -123,7 +125,7 @@ def _run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings |
     return write_reports(workspace.run, workspace.progress)
 
 
-def _make(workspace: Workspace, policy: Policy) -> TimedRow | None:
+def _make(workspace: Workspace, policy: Policy) -> TimingRow | None:
     """Export, build and measure; None where the target cannot be measured."""
     export(workspace, policy)
     build(workspace, policy)

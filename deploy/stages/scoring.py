@@ -82,13 +82,6 @@ def check_task(workspace: Workspace, method: str) -> None:
     method_from_name(method).check_task(workspace.task, workspace.batches)
 
 
-def scores_for_loop(workspace: Workspace, budget: Budget, method: str | None = None) -> Scores:
-    """Return the scores for a search over measured engines; UserError when their method has no answer to a latency."""
-    scores = score(workspace, budget, method)
-    method_of(scores).check_latency()
-    return scores
-
-
 def method_of(scores: Scores) -> Method:
     """Return the method that made the scores."""
     return method_from_name(scores.method)

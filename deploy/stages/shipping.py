@@ -12,7 +12,6 @@ from deploy.files.engine import BuiltRow
 from deploy.lowering.onnx_files import sha256
 from deploy.run.workspace import Workspace
 from deploy.runner.product import ENGINE_PLAN, link_or_copy
-from deploy.stages.engines import engine_names
 
 
 def discard_other(workspace: Workspace) -> None:
@@ -20,20 +19,20 @@ def discard_other(workspace: Workspace) -> None:
 
     A plan that this machine has built is replaced by its build; one that came from a device goes with its product.
     """
-    model = workspace.run.file(engine_names(workspace.target).model)
-    product = find_product(workspace.run.file(engine_names(workspace.target).product))
+    model = workspace.run.file(workspace.backend.names.model)
+    product = find_product(workspace.run.file(workspace.backend.names.product))
     if product is None or not model.is_file() or not sha256(model).startswith(product.name):
         _discard(workspace)
 
 
 def shipped(workspace: Workspace) -> Path | None:
     """Return the directory of the plan that was measured, None where the run has none."""
-    directory = workspace.run.file(engine_names(workspace.target).product)
+    directory = workspace.run.file(workspace.backend.names.product)
     return directory if find_product(directory) is not None else None
 
 
 def _discard(workspace: Workspace) -> None:
-    names, run = engine_names(workspace.target), workspace.run
+    names, run = workspace.backend.names, workspace.run
     directory = run.file(names.product)
     if directory.is_dir():
         with writing(directory):
@@ -52,7 +51,7 @@ def ship(workspace: Workspace, result: Result) -> dict[str, BuiltRow]:
     """
     if result.plan_sha256 is None:
         return {}
-    names, run = engine_names(workspace.target), workspace.run
+    names, run = workspace.backend.names, workspace.run
     directory = run.file(names.product)
     product = find_product(directory)
     if product is None or (product.name, product.plan_sha256) != (result.name, result.plan_sha256):

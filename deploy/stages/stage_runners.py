@@ -16,11 +16,9 @@ from calib.errors import UserError
 from calib.network.faithful import run_eager
 from calib.task import Batch
 from deploy.backends import onnxruntime as ort_backend
-from deploy.backends import tensorrt as tensorrt_backend
-from deploy.backends.onnxruntime import OrtEngine
+from deploy.backends.base import BuildFailed, OpenEngine
 from deploy.files.engine import BuildFile, StageName
 from deploy.run.workspace import Workspace
-from deploy.stages.engines import BuildFailed, engine_names
 from deploy.stages.finetuning import tuned
 from smpq.problem.policy import Policy
 
@@ -40,7 +38,7 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
     simulated = traced if fine_tuned is None else fine_tuned.traced
     edits = workspace.fake_quantizer.edits(workspace.plan(policy)) if fine_tuned is None else fine_tuned.edits()
     fixed = None if traced.dynamic_batch else len(traced.example[0])
-    names = engine_names(workspace.target)
+    names, threads = workspace.backend.names, torch.get_num_threads()
     runners: dict[StageName, Runner | str] = {
         "eager": _eager_runner(workspace, fixed),
         "float": _in_batches(workspace, traced.run, fixed),
@@ -52,20 +50,16 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
     if isinstance(record, BuildFailed):
         runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
     else:
-        runners["onnx"] = _session_runner(
-            workspace, ort_backend.load_engine(reference, threads=torch.get_num_threads())
-        )
+        written = ort_backend.load_engine(reference, threads=threads)
+        runners["onnx"] = _engine_runner(workspace, OpenEngine(written.run, written.batch))
     build = run.find(BuildFile)
     built_on = build.built_on if build is not None else None
     if built_on is not None:
         runners["engine"] = f"it was built on {built_on}, which does not have the evaluation data"
-    elif workspace.target.runtime != "onnxruntime":
-        runners["engine"] = _plan_runner(workspace)
     else:
-        engine = run.file(names.engines[""])
-        if not engine.is_file():
-            raise UserError(f"{engine} is missing: build it with smpq build")
-        runners["engine"] = _session_runner(workspace, ort_backend.load_engine(engine, threads=torch.get_num_threads()))
+        engines = {sm: run.file(name) for sm, name in names.engines.items()}
+        opened = workspace.backend.open(engines, traced.inputs, workspace.settings.batch, threads)
+        runners["engine"] = opened if isinstance(opened, str) else _engine_runner(workspace, opened)
     return runners
 
 
@@ -83,23 +77,8 @@ def _eager_runner(workspace: Workspace, fixed: int | None) -> Runner:
     return run
 
 
-def _session_runner(workspace: Workspace, engine: OrtEngine) -> Runner:
-    fixed = engine.record.inputs[0].shape[0]
-    return _in_batches(workspace, _on_arrays(workspace, engine.run), fixed if isinstance(fixed, int) else None)
-
-
-def _plan_runner(workspace: Workspace) -> Runner | str:
-    """Return how the plan for the GPU of this machine computes a batch, or why nothing here can."""
-    try:
-        sm = tensorrt_backend.gpu_sm()
-    except UserError as error:
-        return str(error)
-    plans = engine_names(workspace.target).engines
-    name = plans.get(sm, plans.get(""))
-    if name is None:
-        return f"the run has plans for {', '.join(plans)}, and the GPU of this machine is {sm}: build for it with --sm {sm}"
-    plan = tensorrt_backend.PlanRunner(workspace.run.file(name), workspace.target.runtime, workspace.traced.inputs)
-    return _in_batches(workspace, _on_arrays(workspace, plan.run), workspace.settings.batch)
+def _engine_runner(workspace: Workspace, engine: OpenEngine) -> Runner:
+    return _in_batches(workspace, _on_arrays(workspace, engine.run), engine.batch)
 
 
 def _on_arrays(

@@ -6,8 +6,8 @@ from deploy.run.workspace import Workspace
 from deploy.stages.scoring import search_problem
 from smpq.methods.supernet import train_supernet as train_supernet_of
 from smpq.supernet.network import Supernet
+from smpq.supernet.settings import SupernetSettings
 from smpq.supernet.state import SupernetState, SupernetStateFile
-from smpq.supernet.training import SupernetSettings
 
 SUPERNET = SupernetStateFile.NAME
 

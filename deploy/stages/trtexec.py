@@ -4,7 +4,6 @@ engine.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,15 @@ import onnx_ir as ir
 
 from calib.errors import UserError
 from calib.network.units import Unit
-from deploy.devices.products import ProductFile, find_product
-from deploy.lowering.lower import LoweringReport, lower
+from deploy.backends import backend_of
+from deploy.devices.products import find_product
+from deploy.lowering.lower import LoweringReport
 from deploy.lowering.onnx_files import load_model, sha256
 from deploy.runner.product import ENGINE_PLAN, TIMING_CACHE
-from deploy.runner.trt_build import AVERAGED_TIMINGS
 from deploy.targets.target import Target
 from smpq.quantized.plan import QuantPlan
 
 QDQ_MODEL = "model.qdq.onnx"
-_TRTEXEC, _RTX_TOOL = "trtexec", "tensorrt_rtx"
 
 
 @dataclass(frozen=True)
@@ -53,16 +51,14 @@ def export_for_trtexec(
 
     1. `batch_sizes` are the smallest, the usual and the largest batch. When they differ the batch stays free, and the
        command has the shapes of an optimisation profile.
-    2. trtexec gets `--stronglyTyped`: TensorRT 10 would choose types of its own without it, TensorRT 11 accepts and
-       ignores it. It times each kernel as often as we do. The kernels can still be others, since the fastest is chosen
-       by the clock.
-    3. `product` is where the plan that was measured may be. If it is of this file, trtexec is also handed its kernel
+    2. `product` is where the plan that was measured may be. If it is of this file, trtexec is also handed its kernel
        times, and then chooses the same kernels.
 
     Raises UserError when the plan is of another kind of target (TensorRT reads no uint8 activations), when the batch
     sizes are not in order, and when the model cannot run with them.
     """
-    if target.lowering != "tensorrt":
+    backend = backend_of(target)
+    if backend.tool is None:
         raise UserError(
             f"trtexec reads plans for tensorrt or tensorrt-rtx, and this run is for {target.name}: search for one of "
             "these"
@@ -73,11 +69,14 @@ def export_for_trtexec(
     fixed = batch_sizes[0] == batch_sizes[2]
     if not fixed:
         _check_free(float_model)
-    report = lower(float_model, plan, units, target, path, batch_sizes[0] if fixed else None)
+    report = backend.lower(float_model, plan, units, path, batch_sizes[0] if fixed else None)
     known = find_product(product) if product is not None else None
     if known is None or known.name != sha256(path)[: len(known.name)]:
-        product = known = None
-    return TrtexecExport(path, _builds(path, batch_sizes, target, product), _measured(product, known, target), report)
+        product = None
+    times = product / TIMING_CACHE if product is not None and (product / TIMING_CACHE).is_file() else None
+    build = backend.tool.build(path, _free_shapes(path, batch_sizes), target.compute_capabilities, times)
+    measured = backend.tool.load(product / ENGINE_PLAN) if product is not None else None
+    return TrtexecExport(path, build, measured, report)
 
 
 def _check_free(float_model: Path) -> None:
@@ -91,40 +90,16 @@ def _check_free(float_model: Path) -> None:
             raise UserError(f"input {value.name} has a free dimension besides the batch: trace the model with one size")
 
 
-def _builds(path: Path, batch_sizes: tuple[int, int, int], target: Target, product: Path | None) -> tuple[str, ...]:
-    common = ["--profilingVerbosity=detailed"]
-    if batch_sizes[0] != batch_sizes[2]:
-        inputs = list(load_model(path).graph.inputs)
-        for option, batch in zip(("minShapes", "optShapes", "maxShapes"), batch_sizes, strict=True):
-            common.append(f"--{option}=" + ",".join(_shape(value, batch) for value in inputs))
-    if target.runtime == "tensorrt-rtx":
-        return tuple(_rtx_build(path, sm, common) for sm in target.compute_capabilities)
-    times = (
-        [f"--timingCacheFile={product / TIMING_CACHE}"]
-        if product is not None and (product / TIMING_CACHE).is_file()
-        else []
-    )
-    options = ["--stronglyTyped", f"--avgTiming={AVERAGED_TIMINGS}", *common, *times]
-    return (shlex.join([_TRTEXEC, f"--onnx={path}", f"--saveEngine={path.with_suffix('.engine')}", *options]),)
-
-
-def _rtx_build(path: Path, sm: str, common: Sequence[str]) -> str:
-    """TensorRT-RTX has a tool of its own, builds without timing, and knows no other networks than strongly typed
-    ones.
-    """
-    engine = path.with_suffix(f".{sm}.engine")
-    number = sm.removeprefix("sm")
-    return shlex.join(
-        [_RTX_TOOL, f"--onnx={path}", f"--saveEngine={engine}", f"--computeCapabilities={number}", *common]
-    )
-
-
-def _measured(product: Path | None, known: ProductFile | None, target: Target) -> str | None:
-    if product is None or known is None:
-        return None
-    return shlex.join(
-        [_RTX_TOOL if target.runtime == "tensorrt-rtx" else _TRTEXEC, f"--loadEngine={product / ENGINE_PLAN}"]
-    )
+def _free_shapes(path: Path, batch_sizes: tuple[int, int, int]) -> list[str]:
+    """Return the options for a file whose batch is free."""
+    if batch_sizes[0] == batch_sizes[2]:
+        return []
+    inputs = list(load_model(path).graph.inputs)
+    names = ("minShapes", "optShapes", "maxShapes")
+    return [
+        f"--{name}=" + ",".join(_shape(value, batch) for value in inputs)
+        for name, batch in zip(names, batch_sizes, strict=True)
+    ]
 
 
 def _shape(value: ir.Value, batch: int) -> str:

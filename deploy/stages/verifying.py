@@ -19,7 +19,8 @@ from calib.errors import UserError
 from calib.network.agreement import Agreement
 from calib.task import Batch
 from deploy.files.engine import NORMAL_95, StageName, StageRow, VerifyFile, lost_stages
-from deploy.run.workspace import Workspace, call_task
+from deploy.run.opening import call_task
+from deploy.run.workspace import Workspace
 from deploy.stages.batch_sizes import differs_by_size
 from deploy.stages.stage_runners import Runner, stage_runners
 from smpq.files import Interval

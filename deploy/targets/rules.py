@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from calib.errors import UserError
 from calib.formats.format import Format
 
 Status = Literal["native", "dequantized", "unknown", "refused"]
-Basis = Literal["built", "docs", "inferred"]
+Basis = Literal["built", "measured", "docs", "inferred"]
 
 SCHEMA_VERSION = 1
 CONVOLUTIONS = ("conv1d", "depthwise_conv1d", "grouped_conv1d", "conv2d", "depthwise_conv2d", "grouped_conv2d")
@@ -21,7 +20,7 @@ OPERATORS = CONVOLUTIONS + LINEARS
 FROM_BEST_TO_WORST: tuple[Status, ...] = ("native", "dequantized", "unknown", "refused")
 
 _KINDS = {"convolutions": CONVOLUTIONS, "linears": LINEARS, **{operator: (operator,) for operator in OPERATORS}}
-_BASES = ("built", "docs", "inferred")
+_BASES = ("built", "measured", "docs", "inferred")
 
 
 @dataclass(frozen=True)
@@ -35,31 +34,15 @@ class Capability:
        says which.
 
     `stored_as` is the format whose integer types hold it, where that is another one: `w7a8` is stored and computed as
-    `w8a8`. `may_fail`: on some GPUs the whole engine does not build.
+    `w8a8`. `may_fail`: on some GPUs the whole engine does not build. `measured`: the answer is about times of engines, and
+    no kernel's name tells it.
     """
 
     status: Status
     note: str
     stored_as: Format | None = None
     may_fail: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a mapping of strings."""
-        stored_as = str(self.stored_as) if self.stored_as is not None else None
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "status": self.status,
-            "note": self.note,
-            "stored_as": stored_as,
-            "may_fail": self.may_fail,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Capability:
-        """Read back `to_json`; raises UserError for another schema version."""
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"not a capability of schema version {SCHEMA_VERSION}: {dict(data)!r}")
-        return cls(data["status"], data["note"], _format_or_none(data["stored_as"]), data["may_fail"])
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,8 +67,8 @@ class CapabilityRow:
 
     1. `operators` are kinds of operator, `convolutions`, `linears`, or `*` for all of them and for those that are never
        quantised.
-    2. `formats` are patterns: `w8a8`, `w{4,8}a16`, `w{2..8}a{4..8}`, `w4a16b*`.
-    3. `basis` is how we know: `built` (the builder's kernels were read), `docs` (it is written in public documents or
+    2. `formats` are patterns: `w8a8`, `w{4,8}a16`, `w{2..8}a{4..8}`, `w4a16b*`; or `*` alone for all formats.
+    3. `basis` is how we know: `built` (the builder's kernels were read), `measured` (engines were timed), `docs` (it is written in public documents or
        source), `inferred` (from another runtime or version); `source` says from where.
     4. `several_blocks`: the rule leaves out a single block as long as the input dimension.
     5. `even_elements`: the weight must have an even number of elements when it has 4 bits.
@@ -206,4 +189,6 @@ def _pattern(text: str) -> re.Pattern[str]:
         numbers = [str(number) for number in range(int(first), int(last) + 1)] if dots else first.split(",")
         return f"(?:{'|'.join(numbers)})"
 
+    if text == "*":
+        return re.compile(".*")
     return re.compile(re.sub(r"\{([^}]*)\}", choices, text).replace("*", r"\d+"))

@@ -7,10 +7,10 @@ from typing import Any
 from rich.table import Table
 
 from calib.formats.format import Format
+from deploy.targets.families import FAMILIES
 from deploy.targets.rules import CapabilityRow
 from deploy.targets.target import (
     OPERATORS,
-    TARGET_NAMES,
     Target,
     capability,
     compute_capabilities_of,
@@ -26,20 +26,23 @@ LEGEND = (
     "--size-only; unknown: offered, but nobody has seen what becomes of it; may fail: the runtime may refuse the whole "
     "engine over it, so the first engines that "
     "are measured keep it in float; refused: not offered. "
-    "How we know: built (the kernels were read), docs (it is written), inferred (from another runtime or version)."
+    "How we know: built (the kernels were read), measured (engines were timed), docs (it is written), inferred (from another runtime or version)."
 )
 _WORDS = {"dequantized": "size only"}
-_USUAL_FORMATS = ("w8a8", "w7a8", "w4a8", "w8a16", "w4a16", "w8a16b128", "w4a16b32", "w4a16b128", "fp16", "fp32")
+_USUAL_FORMATS = (
+    "w8a8", "w7a8", "w4a8", "w8a16", "w4a16", "w8a16b128", "w4a16b32", "w4a16b128", "w2a16b128", "fp8", "wfp8a16",
+    "fp16", "fp32",
+)  # fmt: skip
 _IN_FEATURES = 1024
 
 
 def overview() -> Table:
     """Return one line for each target that can be named."""
     grid = Table(title="targets", title_justify="left")
-    grid.add_column("name", overflow="fold", min_width=max(map(len, (*TARGET_NAMES, *device_names()))))
+    grid.add_column("name", overflow="fold", min_width=max(map(len, (*FAMILIES, *device_names()))))
     for column in ("what it is", "float baseline", "formats offered", "GPUs (--sm)"):
         grid.add_column(column, overflow="fold")
-    for name in (*TARGET_NAMES, *device_names()):
+    for name in (*FAMILIES, *device_names()):
         target = target_from_name(name, look=False)
         versions = [each for each in versioned_names() if each.startswith(f"{name}-")]
         names = ", ".join([name, *versions])
@@ -83,13 +86,14 @@ def described(target: Target) -> dict[str, Any]:
     """Return a target and its rules as plain values."""
     return {
         "description": target.description,
+        "backend": target.backend,
         "runtime": target.runtime,
         "version": target.version,
         "compute_capabilities": list(target.compute_capabilities),
         "providers": list(target.providers),
         "reference": str(target.reference),
         "default_formats": [str(format_) for format_ in target.default_formats],
-        "measurable": target.measurable,
+        "timed": target.timed,
         "rules": [row.to_json() for row in table(target)],
     }
 

@@ -8,8 +8,9 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 from rich.table import Table
 
+from deploy.targets.families import FAMILIES
 from deploy.targets.tables import overview, rules
-from deploy.targets.target import TARGET_NAMES, target_from_name
+from deploy.targets.target import target_from_name
 
 _PAGE = "formats-and-targets.md"
 _OVERVIEW = "<!-- targets -->"
@@ -21,9 +22,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if page.file.src_uri != _PAGE:
         return markdown
     families = {target_from_name(name, look=False).family for name in _RULES.findall(markdown)}
-    if _OVERVIEW not in markdown or families != set(TARGET_NAMES):
+    if _OVERVIEW not in markdown or families != set(FAMILIES):
         raise PluginError(
-            f"{_PAGE} has to have {_OVERVIEW!r}, and '<!-- rules: NAME -->' for each family: {', '.join(TARGET_NAMES)}"
+            f"{_PAGE} has to have {_OVERVIEW!r}, and '<!-- rules: NAME -->' for each family: {', '.join(FAMILIES)}"
         )
     shown = _RULES.sub(lambda match: _markdown(rules(target_from_name(match["name"], look=False))), markdown)
     return shown.replace(_OVERVIEW, _markdown(overview()))

@@ -9,6 +9,7 @@ import click
 from mkdocs.exceptions import PluginError
 
 from cli import smpq
+from deploy.commands.declared_options import DeclaredArgument, DeclaredOption
 
 _MARKER = re.compile(r"^<!-- help: (?P<name>[\w-]+) -->$", re.MULTILINE)
 _PAGE = "commands.md"
@@ -30,15 +31,19 @@ def _help(name: str) -> str:
     command = smpq.commands[name]
     context = click.Context(command, info_name=name, parent=click.Context(smpq, info_name="smpq"))
     usage = " ".join(["smpq", name, *command.collect_usage_pieces(context)])
-    records = [
-        record
+    rows = [
+        f"| `{_line(record[0])}` | {_literal(_line(record[1]))} | {_literal(_line(_allowed(parameter)))} |"
         for parameter in command.get_params(context)
         if (record := parameter.get_help_record(context)) is not None
     ]
-    rows = [f"| `{_line(names)}` | {_literal(_line(meaning))} |" for names, meaning in records]
-    return "\n".join(
-        [_prose(command.help or ""), "", "```text", usage, "```", "", "| option | meaning |", "|---|---|", *rows]
-    )
+    head = ["| option | meaning | allowed |", "|---|---|---|"]
+    return "\n".join([_prose(command.help or ""), "", "```text", usage, "```", "", *head, *rows])
+
+
+def _allowed(parameter: click.Parameter) -> str:
+    """What one value may be, as the settings declare it; nothing for a flag."""
+    declared = isinstance(parameter, (DeclaredOption, DeclaredArgument))
+    return parameter.field.allowed if declared and parameter.field.kind is not bool else ""
 
 
 def _prose(text: str) -> str:

@@ -76,14 +76,9 @@ def hawq(problem: SearchProblem) -> Objective:
 
 def squared_error(fake: FakeQuantizer, unit: Unit, chosen: Format) -> float:
     """Return ||Q(W) - W||^2 of one layer's weight in a format."""
-    from calib.formats.format import FP16
-
-    weight = fake.traced.state[unit.weight].double()
-    if chosen == FP16:
-        return float((weight.half().double() - weight).square().sum())
-    if chosen.is_float:
-        return 0.0
-    return float((fake.calibration.weight(unit, chosen).dequantize().double() - weight).square().sum())
+    weight = fake.traced.state[unit.weight]
+    stored = chosen.weight.cast(weight) if chosen.is_float else fake.calibration.weight(unit, chosen).dequantize()
+    return float((stored.double() - weight.double()).square().sum()) if stored is not None else 0.0
 
 
 def mean_traces(

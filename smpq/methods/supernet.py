@@ -11,8 +11,9 @@ from smpq.methods.problem import Objective, SearchProblem
 if TYPE_CHECKING:
     from smpq.supernet.files import SupernetFile
     from smpq.supernet.network import Supernet, SupernetSubject
+    from smpq.supernet.settings import SupernetSettings
     from smpq.supernet.state import SupernetState
-    from smpq.supernet.training import EpochReport, SupernetSettings
+    from smpq.supernet.training import EpochReport
 
 
 @method(
@@ -60,11 +61,15 @@ def train_supernet(problem: SearchProblem, settings: SupernetSettings | None = N
     """
     from calib.data import training_batches
     from smpq.supernet.network import Supernet
+    from smpq.supernet.settings import SupernetSettings
     from smpq.supernet.state import SupernetState, SupernetStateFile
-    from smpq.supernet.training import SupernetSettings, train
+    from smpq.supernet.training import train
+    from smpq.training.lsq import check_learned
 
     files, progress, name = problem.files, problem.progress, SupernetStateFile.NAME
-    next(training_batches(problem.task, 0))  # before minutes of calibration, not after
+    # before minutes of calibration, not after
+    check_learned(chosen for row in problem.space.formats.values() for chosen in row)
+    next(training_batches(problem.task, 0))
     subject = _subject(problem)
     with progress.step("make the supernet"):
         supernet = Supernet(subject, problem.device)

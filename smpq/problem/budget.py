@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from calib.errors import UserError
 
@@ -91,10 +90,6 @@ class Budget:
 
     def __str__(self) -> str:
         return ",".join(map(str, self.limits))
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return plain values for a run's files."""
-        return [asdict(limit) for limit in self.limits]
 
 
 def _limit_from_text(part: str) -> Limit:

@@ -17,8 +17,8 @@ _FLOAT_BITS = 32
 
 @dataclass(frozen=True)
 class Transition:
-    """What it costs when of two neighbours, groups or joins, one stands among integers and the other does not
-    (`smpq.problem.policy.integer_regions`).
+    """Cost of converting a tensor between two neighbours, groups or joins: it is paid when one is in an integer region
+    and the other is not (`smpq.problem.policy.integer_regions`).
     """
 
     first: str
@@ -28,7 +28,7 @@ class Transition:
 
 @dataclass(frozen=True)
 class JoinCost:
-    """What a join among integers costs: `integer` when it works on them itself, `kept` when it stays in float."""
+    """Cost of a join in an integer region: `integer` when it computes on integers, `kept` when it is kept in float."""
 
     join: Join
     integer: float = 0.0
@@ -65,7 +65,7 @@ class CostModel:
 
 def is_integer(chosen: Format) -> bool:
     """Whether a layer in this format reads and computes with integer activations."""
-    return chosen.quantizes_activation
+    return chosen.reads_integers
 
 
 def weight_bytes(unit: Unit, chosen: Format) -> float:

@@ -161,7 +161,7 @@ def every_policy(space: Space) -> Iterator[Policy]:
 
 def _placements(formats: Mapping[str, Format], joins: Sequence[Join]) -> Iterator[frozenset[str]]:
     """Yield the sets of joins that can be kept in float under these formats; `joins` in graph order."""
-    integers = frozenset(name for name, chosen in formats.items() if chosen.quantizes_activation)
+    integers = frozenset(name for name, chosen in formats.items() if chosen.reads_integers)
     waiting = [(0, integers, frozenset[str]())]
     while waiting:
         position, found, kept = waiting.pop()
@@ -178,13 +178,17 @@ def integer_names(policy: Policy, joins: Iterable[Join]) -> set[str]:
 
 
 def integer_regions(policy: Policy, joins: Iterable[Join]) -> tuple[set[str], set[str], set[str]]:
-    """Return the names of groups and joins that work on integers, those that stand among integers, and the joins kept
-    in float.
+    """Return three sets of names: what computes on integers, what is in an integer region, and what is kept in float.
 
-    A join stands among integers when it would work on them if the policy kept no join in float. The third set is that
-    part of `float_joins` that makes a difference. `joins` in graph order.
+    1. A group computes on integers when its format quantises the activation.
+    2. A join computes on integers when all its operands and at least one reader do, and the policy does not keep it in
+       float.
+    3. A join is in an integer region when rule 2 would hold without `float_joins`. So is each group of rule 1.
+    4. The joins kept in float are those of `float_joins` that rule 2 excludes for that reason alone.
+
+    `joins` in graph order.
     """
-    found = {name for name, chosen in policy.formats.items() if chosen.quantizes_activation}
+    found = {name for name, chosen in policy.formats.items() if chosen.reads_integers}
     among = set(found)
     kept: set[str] = set()
     for join in joins:

@@ -1,4 +1,4 @@
-"""The abstract quantisation plan: which tensors and weights become integers under a policy.
+"""The abstract quantisation plan: which tensors and weights are quantised under a policy.
 
 The fake-quantised PyTorch model and every ONNX lowering carry out the same plan, so that they agree by construction.
 """
@@ -13,7 +13,8 @@ from torch import fx
 
 from calib.calibrate import Calibration
 from calib.formats.format import Format
-from calib.formats.integers import ActivationQuantizer, QuantizedWeight, Scheme
+from calib.formats.number_type import NumberType
+from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight, Scheme
 from calib.network.graph import TracedModel, operator_name
 from calib.network.moves import keeps_grid
 from calib.network.residual import ResidualAdd, residual_adds
@@ -81,7 +82,8 @@ def plan_from_policy(
 
     `adds` are the residual adds of the trace, which a pickled copy has to be given.
 
-    1. The input of every unit with integer activations is quantised, for that unit alone.
+    1. The input of every unit whose format quantises activations is quantised, for that unit alone. The other rules are
+       about units with integer activations (`NumberType.is_integer`).
     2. With `rules.outputs`, the result of an integer convolution (after its ReLU) is quantised at the source; so is
        every tensor that only adds, concatenates or moves tensors quantised at the source, if an integer unit reads it
        or it keeps its grid.
@@ -89,22 +91,18 @@ def plan_from_policy(
        that read it, else with the bits of the layer that computes the add. 4. A tensor that is quantised at the source
        needs no pair of its own at a consumer.
     """
-    integer_calls = {
-        call: (unit, formats[unit.path].activation_bits)
-        for unit in units
-        if formats[unit.path].quantizes_activation
-        for call in unit.calls
-    }
+    read = {call: (unit, grid) for unit in units if (grid := formats[unit.path].activation) for call in unit.calls}
+    integer_calls = {call: (unit, grid) for call, (unit, grid) in read.items() if grid.is_integer}
     sources: dict[str, ActivationQuantizer] = {}
     if rules.outputs:
         for node in traced.graph.nodes:
             if node.name not in float_joins:
                 _quantize_at_source(node, integer_calls, calibration, rules, sources)
     edges: dict[tuple[str, ActivationQuantizer], list[str]] = {}
-    for call, (unit, bits) in integer_calls.items():
+    for call, (unit, grid) in read.items():
         tensor = unit.inputs[unit.calls.index(call)]
         if tensor not in sources:
-            edges.setdefault((tensor, calibration.quantizer(tensor, bits, rules.scheme)), []).append(call)
+            edges.setdefault((tensor, calibration.quantizer(tensor, grid, rules.scheme)), []).append(call)
     if rules.skips:
         for add in residual_adds(traced, units) if adds is None else adds:
             if add.name not in float_joins and add.skip not in sources:
@@ -127,7 +125,7 @@ def result_after_relu(node: fx.Node) -> fx.Node:
 
 def _quantize_at_source(
     node: fx.Node,
-    integer_calls: Mapping[str, tuple[Unit, int]],
+    integer_calls: Mapping[str, tuple[Unit, NumberType]],
     calibration: Calibration,
     rules: QdqRules,
     sources: dict[str, ActivationQuantizer],
@@ -142,21 +140,25 @@ def _quantize_at_source(
         and all(tensor.name in sources for tensor in node.all_input_nodes)
     ):
         result = result_after_relu(node)
-        bits = [integer_calls[user.name][1] for user in result.users if user.name in integer_calls]
-        if bits:
-            sources[result.name] = calibration.quantizer(result.name, max(bits), rules.scheme)
+        grids = [integer_calls[user.name][1] for user in result.users if user.name in integer_calls]
+        if grids:
+            sources[result.name] = calibration.quantizer(result.name, _widest(grids), rules.scheme)
     elif node.all_input_nodes and node.all_input_nodes[0].name in sources and keeps_grid(node):
         sources[node.name] = sources[node.all_input_nodes[0].name]
 
 
 def _quantize_skip(
     add: ResidualAdd,
-    integer_calls: Mapping[str, tuple[Unit, int]],
+    integer_calls: Mapping[str, tuple[Unit, NumberType]],
     calibration: Calibration,
     rules: QdqRules,
     edges: dict[tuple[str, ActivationQuantizer], list[str]],
 ) -> None:
     readers = [integer_calls[call][1] for call in add.readers if call in integer_calls]
     if add.layer in integer_calls and (readers or add.writer in integer_calls):
-        bits = max(readers, default=integer_calls[add.layer][1])
-        edges.setdefault((add.skip, calibration.quantizer(add.grid, bits, rules.scheme)), []).append(add.name)
+        grid = _widest(readers or [integer_calls[add.layer][1]])
+        edges.setdefault((add.skip, calibration.quantizer(add.grid, grid, rules.scheme)), []).append(add.name)
+
+
+def _widest(grids: Iterable[NumberType]) -> NumberType:
+    return max(grids, key=lambda grid: grid.bits)

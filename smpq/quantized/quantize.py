@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from calib.calibrate import Calibration
-from calib.formats.format import FP16, Format
-from calib.formats.integers import QuantizedWeight
+from calib.formats.format import Format
+from calib.formats.number_type import NumberType
+from calib.formats.quantizers import QuantizedWeight
 from calib.network.execution import Edit, Edits
 from calib.network.graph import TracedModel
 from calib.network.residual import residual_adds
@@ -68,7 +69,9 @@ class FakeQuantizer:
         parameters = {
             unit.weight: self._weight(unit, plan.formats[unit.path]) for unit in self.units if unit.path in plan.weights
         }
-        parameters |= {unit.weight: self._half(unit) for unit in self.units if plan.formats[unit.path] == FP16}
+        floats = [unit for unit in self.units if unit.path not in plan.weights]
+        casts = {unit.weight: self._cast(unit, plan.formats[unit.path]) for unit in floats}
+        parameters |= {name: weight for name, weight in casts.items() if weight is not None}
         if self.rules.integer_bias:
             edges |= self._bias_edits(plan)
         return Edits(sources, edges, parameters)
@@ -80,7 +83,7 @@ class FakeQuantizer:
                 continue
             for index, call in enumerate(unit.calls):
                 quantizer = plan.input_quantizer(unit, index)
-                if quantizer is not None and plan.formats[unit.path].quantizes_activation:
+                if quantizer is not None and plan.formats[unit.path].reads_integers:
                     edits[unit.bias, call] = self._integer_bias(plan.weights[unit.path], quantizer.scale)
         return edits
 
@@ -91,10 +94,14 @@ class FakeQuantizer:
             self._biases[id(weight), input_step] = (weight, bias)
         return bias
 
-    def _half(self, unit: Unit) -> Tensor:
-        key = (unit.path, str(FP16))
+    def _cast(self, unit: Unit, chosen: Format) -> Tensor | None:
+        """Return the weight in a type that is not quantised; None where the type changes nothing."""
+        key = (unit.path, chosen.weight_key)
         if key not in self._weights:
-            self._weights[key] = self.traced.state[unit.weight].half().float()
+            cast = chosen.weight.cast(self.traced.state[unit.weight])
+            if cast is None:
+                return None
+            self._weights[key] = cast
         return self._weights[key]
 
     def _weight(self, unit: Unit, chosen: Format) -> Tensor:
@@ -108,14 +115,14 @@ class FakeQuantizer:
         is made of.
         """
         self.calibration.prepare(self.units, formats, lambda: None)
-        bits: set[int] = set()
+        grids: set[NumberType] = set()
         for unit in self.units:
-            own = {chosen.activation_bits for chosen in formats[unit.path] if chosen.quantizes_activation}
+            own = {grid for chosen in formats[unit.path] if (grid := chosen.activation)}
             self.calibration.prepare_quantizers(unit.inputs, own, self.rules.scheme)
-            bits |= own
-        self.calibration.prepare_quantizers([add.grid for add in self._adds], bits, self.rules.scheme)
+            grids |= {grid for grid in own if grid.is_integer}
+        self.calibration.prepare_quantizers([add.grid for add in self._adds], grids, self.rules.scheme)
         if self.rules.outputs:
-            self.calibration.prepare_quantizers(None, bits, self.rules.scheme)
+            self.calibration.prepare_quantizers(None, grids, self.rules.scheme)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_weights": {}, "_biases": {}}  # a copy fills its own, quickly, from the integers

@@ -6,10 +6,11 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from calib.errors import UserError
+from calib.declared import Declared, Interval, check_declared
 from calib.formats.format import Format
 from smpq.problem.policy import Group, Policy, Space
 from smpq.scoring.scores import Score, Scores
@@ -30,14 +31,13 @@ class ScoringLimits:
     spread of the scores, that is precise enough; 0 asks for all evaluations.
     """
 
-    evaluations: int = 600
-    precision: float = 0.0
+    evaluations: Annotated[int, Declared("policies that may be evaluated", Interval(0))] = 600
+    precision: Annotated[
+        float, Declared("largest standard error, as a fraction of the spread", Interval(0, 1, below=True))
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        if self.evaluations < 0:
-            raise UserError("the number of evaluations cannot be negative")
-        if not 0 <= self.precision < 1:
-            raise UserError("the precision is a fraction of the spread of the scores, from 0 to below 1")
+        check_declared(self)
 
 
 def estimate(

@@ -139,11 +139,10 @@ def explanation(problem: Problem) -> Impossible:
 
 
 class _Columns:
-    """The variables: a binary one for each (group, format); and, where a ceiling has costs for joins, three for each
-    join.
+    """The variables: a binary one for each (group, format), and three for each join where a ceiling has costs for joins.
 
-    Of these the first is binary: it works on integers (`works`). The others follow: it stands among integers (`among`),
-    and all its operands do (`merges`).
+    `works`: the join computes on integers; binary. `among`: it is in an integer region. `merges`: all its operands are.
+    The last two follow from the others.
     """
 
     def __init__(self, problem: Problem) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from calib.errors import UserError
 from calib.formats.format import Format
 from smpq.problem.policy import Policy, Space, canonical, every_policy
 from smpq.solve.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, explanation, solve_or_explain
+from smpq.solve.effort import Effort
 from smpq.solve.exchange import Exchanges
 from smpq.value.evaluate import ValueFunction
 
@@ -18,36 +18,6 @@ EXHAUSTIVE = 512
 _DAMPING = 0.5
 _EXCHANGES_AT_ONCE = 16
 _PATIENCE = 2
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much the search may spend: evaluations on scores, and after that on rounds near the solution and exchanges.
-
-    `scoring` evaluations, the first pass included; with 0 the one-at-a-time scores of the first pass are all there is.
-    `rounds` of marginals, `exchanges` batches of exchanges after each, `evaluations` in all. `finalists` plans are
-    judged on other samples, besides the starts.
-    """
-
-    scoring: int = 400
-    rounds: int = 4
-    exchanges: int = 6
-    evaluations: int = 400
-    finalists: int = 6
-
-
-EFFORTS = {
-    "fast": Effort(scoring=0, rounds=0, exchanges=1, evaluations=8, finalists=1),
-    "normal": Effort(),
-    "thorough": Effort(scoring=1200, rounds=10, exchanges=12, evaluations=2000),
-}
-
-
-def effort_from_name(name: str) -> Effort:
-    """Return how much `--effort` NAME may spend; UserError lists the names."""
-    if name not in EFFORTS:
-        raise UserError(f"unknown effort {name!r}: choose one of {', '.join(EFFORTS)}")
-    return EFFORTS[name]
 
 
 @dataclass(frozen=True)

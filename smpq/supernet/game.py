@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,41 +11,17 @@ import torch
 from torch import Tensor
 
 from calib.data import per_sample
-from calib.errors import UserError
 from calib.network.execution import Edit, Edits
 from calib.task import Batch, Task
 from smpq.supernet.mixtures import SharedRounding, blend
 from smpq.supernet.network import Key, Supernet
+from smpq.supernet.settings import GameSettings
 from smpq.training.placing import batch_on
 from smpq.value.incremental import outputs_of
-from smpq.value.value import VALUES, divergence
+from smpq.value.value import divergence
 
 _SAMPLES_AT_ONCE = 32
 _Samples: TypeAlias = Callable[[Any, Any, Batch], Tensor]
-
-
-@dataclass(frozen=True)
-class GameSettings:
-    """What a coalition's value is.
-
-    `values`: "metric" (top-1, as in the paper), "loss", "kl", the latter two with a minus; several are worked out at
-    the cost of one. With `renormalise` the shares of the operations that are left sum to 1; without, they stay as they
-    were and the signal shrinks (Shapley-NAS). `cost_weight` times the complexity, as a fraction of the largest that the
-    space has, is subtracted.
-    """
-
-    values: tuple[str, ...] = ("metric",)
-    renormalise: bool = True
-    cost_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.values or len(set(self.values)) != len(self.values):
-            raise UserError(f"the supernet's game needs values, each once: some of {', '.join(VALUES)}")
-        for value in self.values:
-            if value not in VALUES:
-                raise UserError(f"unknown value {value!r} of the supernet's game: choose one of {', '.join(VALUES)}")
-        if not self.cost_weight >= 0:
-            raise UserError(f"cost_weight of the supernet's game must be 0 or more, not {self.cost_weight}")
 
 
 class SupernetGame:

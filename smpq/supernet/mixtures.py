@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calib.formats.integers import ActivationQuantizer
+from calib.formats.quantizers import ActivationQuantizer
 from smpq.training.lsq import LearnedActivation, LearnedWeight, TrainedQuantizer
 
 

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from calib.calibrate import Calibration
 from calib.errors import UserError
 from calib.formats.format import FP32, Format
-from calib.formats.integers import Scheme
+from calib.formats.integers import integer
+from calib.formats.quantizers import Scheme
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from calib.task import Task
 from smpq.problem.policy import Group, Space
 from smpq.supernet.mixtures import FormatMixture, MixedActivation, MixedWeight
-from smpq.training.lsq import LearnedActivation, LearnedWeight, TrainedQuantizer
+from smpq.training.lsq import LearnedActivation, LearnedWeight, TrainedQuantizer, check_learned
 from smpq.training.placing import CPU
 from smpq.training.trainable import TrainableGraph
 
@@ -74,6 +75,7 @@ class Supernet:
 
     def __init__(self, subject: SupernetSubject, device: str = CPU) -> None:
         """Make it on `device`, as torch names it. UserError when no layer has a choice."""
+        check_learned(chosen for row in subject.space.formats.values() for chosen in row)
         self.subject = subject
         self.space = subject.space
         self.rows: dict[Key, tuple[Operation, ...]] = {}
@@ -148,12 +150,12 @@ class Supernet:
             chosen = next(f for f in self.space.formats[group.name] if f.weight_key == operation.name)
             calibrated = self.subject.calibration.weight(unit, chosen)
             step = calibrated.scale.to(self.graph.device) / factor.reshape(-1, *[1] * (calibrated.scale.dim() - 1))
-            candidates.append(LearnedWeight(step, calibrated.bits, calibrated.block))
+            candidates.append(LearnedWeight(step, calibrated.type, calibrated.block))
         return MixedWeight(candidates, self.choices[group.name, "weight"])
 
     def _mixed_activation(self, group: Group, tensor: str) -> MixedActivation:
         candidates = [
-            LearnedActivation(self.subject.calibration.quantizer(tensor, operation.bits, self.subject.scheme))
+            LearnedActivation(self.subject.calibration.quantizer(tensor, integer(operation.bits), self.subject.scheme))
             if _is_quantized(operation)
             else None
             for operation in self.rows[group.name, "activation"]

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from calib.declared import Declared, check_declared
 from calib.errors import UserError
 from smpq.scoring.estimators.base import Coalitions, Floats
 from smpq.scoring.estimators.result import Estimate
-from smpq.scoring.estimators.sampling import FEWEST
+from smpq.supernet.settings import GAMMA, WALKS
 
 Games: TypeAlias = Callable[[Coalitions], Floats]
 """Called with `[k, players]`; returns `[k, c]`, the values of the coalitions in c games. The first one decides where
@@ -40,23 +41,21 @@ class Removals:
 class RemovalWalks:
     """Monte-Carlo walks of Shapley-NAS (CVPR 2022, section 3.3) for players in rows of alternatives.
 
-    1. As `smpq.scoring.estimators.truncated.ShapleyNas`, with what its code for ImageNet adds and a function of sets
-       cannot say: whoever is left alone in its row stays, wherever it stands in the order, and its marginal
-       contribution is 0.
-    2. A walk ends below `gamma` times the grand coalition's value; players that are not reached get 0. Both make
-       estimates of players that leave late too small: the intervals are those of this truncated mean. `gamma=0` walks
+    1. A walk removes one player after the other from the grand coalition, in random order.
+    2. The last player of a row stays, wherever it stands in the order; its marginal contribution is 0. The paper's code
+       for ImageNet does so.
+    3. A walk ends below `gamma` times the grand coalition's value. Players that are not reached get 0. `gamma=0` walks
        to the end.
+    4. Rules 2 and 3 bias the estimates of players that leave late towards 0. The intervals are those of this truncated
+       mean.
     """
 
     rows: tuple[tuple[int, ...], ...]
-    walks: int = 10
-    gamma: float = 0.5
+    walks: Annotated[int, Declared("walks for each estimate", WALKS)] = 10
+    gamma: Annotated[float, Declared("walks end below this share of the first value; 0: never", GAMMA)] = 0.5
 
     def __post_init__(self) -> None:
-        if self.walks < FEWEST:
-            raise UserError(f"at least {FEWEST} walks are needed for an interval, not {self.walks}")
-        if not 0 <= self.gamma < 1:
-            raise UserError(f"gamma is a fraction of the grand coalition's value, from 0 to below 1, not {self.gamma}")
+        check_declared(self)
 
     def estimate(self, games: Games, seed: Sequence[int]) -> list[Removals]:
         """Return the marginals of all players of the rows and their means, for each game; all of them see the same

@@ -6,10 +6,9 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -19,9 +18,10 @@ from calib.errors import UserError
 from calib.task import Batch
 from smpq.scoring.estimators.result import Estimate
 from smpq.supernet.contributions import Contributions
-from smpq.supernet.game import GameSettings, SupernetGame
+from smpq.supernet.game import SupernetGame
 from smpq.supernet.network import Supernet
 from smpq.supernet.removal import Removals, RemovalWalks
+from smpq.supernet.settings import SupernetSettings
 from smpq.supernet.state import SupernetState
 from smpq.training.finetune import one_cycle
 from smpq.training.placing import batch_on, repeatable_on
@@ -29,86 +29,6 @@ from smpq.value.value import divergence
 
 _MOMENTUM = 0.9
 _ALPHA_BETAS = (0.5, 0.999)
-
-
-@dataclass(frozen=True)
-class SupernetSettings:
-    """How to train a supernet, and how to score its operations.
-
-    1. `epochs` passes of `steps` batches each, None for whole passes. Learning rates of weights and steps follow one
-       cycle (see FineTuneSettings); that of alpha is constant, by Adam with the betas of DARTS (EdMIPS' SGD moves alpha
-       too little in few steps). The loss is the task's, plus `distillation` times the divergence from the float model
-       at temperature 2, plus `complexity` (EdMIPS' eta) times `Supernet.complexity`. It is 0 by default: the budget is
-       the allocation's business.
-    2. After every epoch behind the first `warm_up` of them, `walks` walks over `samples` calibration samples, other
-       ones each time, estimate the Shapley values in each of `game.values`. A walk is cut where the metric falls below
-       `gamma` times the supernet's.
-    3. `momentum` accumulates them; `deviation` subtracts the standard deviation over walks first (Shapley-NAS' lower
-       bound).
-    """
-
-    epochs: int = 10
-    steps: int | None = None
-    learning_rate: float = 0.02
-    step_learning_rate: float = 0.002
-    alpha_learning_rate: float = 0.02
-    weight_decay: float = 5e-5
-    distillation: float = 0.0
-    complexity: float = 0.0
-    warm_up: float = 0.5
-    walks: int = 10
-    samples: int = 512
-    gamma: float = 0.5
-    momentum: float = 0.8
-    deviation: bool = False
-    game: GameSettings = field(default_factory=GameSettings)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "step_learning_rate", "alpha_learning_rate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} of the supernet must be a number above 0, not {value}")
-        for name in ("weight_decay", "distillation", "complexity"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{name} of the supernet must be 0 or more, not {value}")
-        for name in ("epochs", "steps", "samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} of the supernet must be at least 1, not {value}")
-        for name in ("warm_up", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} of the supernet is a fraction from 0 to below 1, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise UserError(f"the seed of the supernet must be 0 or more, not {self.seed}")
-        RemovalWalks((), self.walks, self.gamma)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> SupernetSettings:
-        """Read what `to_json` gives; UserError for anything else."""
-        try:
-            found = msgspec.convert(dict(record), cls)
-        except msgspec.ValidationError as error:
-            raise UserError(
-                f"the settings in supernet.safetensors are damaged ({error}): delete it to train the supernet again"
-            ) from error
-        if found.to_json() != record:
-            raise UserError(
-                "the settings in supernet.safetensors are not complete, or too many: delete it to train the supernet "
-                "again"
-            )
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the file form."""
-        record = asdict(self)
-        return {**record, "game": {**record["game"], "values": list(self.game.values)}}
-
-    @property
-    def first_update(self) -> int:
-        """The number of epochs, from 1, after which the first Shapley values are estimated."""
-        return min(math.floor(self.epochs * self.warm_up) + 1, self.epochs)
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from calib.data import per_sample, training_batches
+from calib.data import training_batches
 from calib.errors import UserError
-from calib.formats.integers import QuantizedWeight
+from calib.formats.quantizers import QuantizedWeight
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from calib.task import Batch, Task
 from smpq.quantized.plan import QuantPlan
-from smpq.training.finetuned import FineTunedWeights, Judged
+from smpq.training.finetuned import FineTunedWeights
+from smpq.training.judge import Judge
 from smpq.training.placing import CPU, batch_on, repeatable_on
-from smpq.training.plan import STARTS, attach_plan
+from smpq.training.plan import attach_plan
+from smpq.training.settings import FineTuneSettings
 from smpq.training.trainable import TrainableGraph
 from smpq.value.value import divergence
 
@@ -32,56 +34,6 @@ _FIRST_SHARE = 1 / 25
 _MOMENTUM = 0.9
 _STATISTICS_SAMPLES = 8192
 _REPORT_EVERY = 20
-KEEPS = ("end", "better")
-
-
-@dataclass(frozen=True)
-class FineTuneSettings:
-    """How to train.
-
-    `epochs` may be fractional; `steps` counts batches and replaces it. The learning rates rise over the first 30 % of
-    the steps and fall in a half cosine. The loss is the task's mean loss times `labels`, plus `distillation` times the
-    KL divergence of the float model at `temperature`. `learn_activations` trains the steps of activations as well; None
-    does so for those of fewer than 8 bits. `start` says where weights begin: "nearby" as close to the float weight as
-    the calibrated integer allows, "rounded" at that integer, "float". `value` judges on calibration data as the search
-    does: kl, loss or metric. `keep` "end" keeps what training ends with; "better" keeps the start where calibration
-    data like it better, which is fair only if the float model has not been trained on them: it knows those by heart,
-    and the start with it. A seed gives another order of the training data.
-    """
-
-    epochs: float = 4.0
-    steps: int | None = None
-    learning_rate: float = 0.02
-    step_learning_rate: float = 0.002
-    weight_decay: float = 5e-5
-    labels: float = 1.0
-    distillation: float = 4.0
-    temperature: float = 2.0
-    learn_activations: bool | None = None
-    start: str = "nearby"
-    value: str = "kl"
-    keep: str = "end"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate", "step_learning_rate", "temperature"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} of the fine-tuning must be a number above 0, not {value}")
-        for name in ("weight_decay", "labels", "distillation"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{name} of the fine-tuning must be 0 or more, not {value}")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"steps of the fine-tuning must be at least 1, not {self.steps}")
-        if self.labels == 0 and self.distillation == 0:
-            raise UserError("the fine-tuning needs labels or distillation: both weights are 0")
-        if self.start not in STARTS:
-            raise UserError(f"unknown start {self.start!r} of the fine-tuning: choose one of {', '.join(STARTS)}")
-        if self.keep not in KEEPS:
-            raise UserError(f"the fine-tuning keeps {' or '.join(KEEPS)}, not {self.keep!r}")
-        if self.seed < 0:
-            raise UserError(f"the seed of the fine-tuning must be 0 or more, not {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +87,7 @@ def _finetune(
     started = time.monotonic()
     graph = TrainableGraph(subject.traced, subject.units, subject.original, subject.folded, device)
     quantizers = attach_plan(graph, subject.plan, settings.learn_activations, settings.start)
-    judge = _Judge(subject.task, graph, batches, settings.value)
+    judge = Judge(subject.task, graph, batches, settings.value)
     before = judge()
     start = _snapshot(graph)
     history = _train(graph, subject.task, settings, report)
@@ -283,33 +235,6 @@ def _some_inputs(task: Task, graph: TrainableGraph, seed: int) -> Iterator[Seque
             yield batch.inputs
 
 
-class _Judge:
-    """Judges the graph as it is on calibration data."""
-
-    def __init__(self, task: Task, graph: TrainableGraph, batches: Sequence[Batch], value: str) -> None:
-        self._task = task
-        self._graph = graph
-        self._batches = [batch_on(batch, graph.device) for batch in batches]
-        self._value = value
-        self._expected = [graph.reference(batch.inputs) if value == "kl" else None for batch in batches]
-
-    def __call__(self) -> Judged:
-        values, metrics = [], []
-        self._graph.eval()
-        with torch.no_grad():
-            for batch, expected in zip(self._batches, self._expected, strict=True):
-                output, count = self._graph.run(batch.inputs), len(batch.inputs[0])
-                metrics.append(per_sample(self._task.metric, (output, batch.target), count, "metric"))
-                if self._value == "kl":
-                    function = getattr(self._task, "divergence", divergence)
-                    values.append(-per_sample(function, (output, expected), count, "divergence"))
-                elif self._value == "loss":
-                    values.append(-per_sample(self._task.loss, (output, batch.target), count, "loss"))
-                else:
-                    values.append(metrics[-1])
-        return Judged(float(torch.cat(values).mean()), float(torch.cat(metrics).mean()))
-
-
 def _snapshot(graph: TrainableGraph) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in graph.state_dict().items()}
 
@@ -317,6 +242,5 @@ def _snapshot(graph: TrainableGraph) -> dict[str, Tensor]:
 def _weights(graph: TrainableGraph, plan: QuantPlan) -> dict[str, QuantizedWeight]:
     found = {path: graph.quantized(path) for path in plan.weights}
     return {
-        path: replace(weight, integers=weight.integers.cpu(), scale=weight.scale.cpu())
-        for path, weight in found.items()
+        path: replace(weight, values=weight.values.cpu(), scale=weight.scale.cpu()) for path, weight in found.items()
     }

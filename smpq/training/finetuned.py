@@ -18,8 +18,10 @@ from calib.calibrate import Calibration
 from calib.errors import UserError
 from calib.files.storage import Amount, FileRecord, Positive, Record
 from calib.files.tensor_file import check, read_tensor_file, read_tensor_record, write_tensor_file
-from calib.formats.format import ACTIVATION_BITS, WEIGHT_BITS, Format
-from calib.formats.integers import ActivationQuantizer, QuantizedWeight, Scheme, weight_limits
+from calib.formats.format import Format
+from calib.formats.integers import integer
+from calib.formats.number_type import NumberType
+from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight, Scheme
 from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from smpq.training.trainable import leaf_names
@@ -33,15 +35,15 @@ _SMALLEST_STEP = float(torch.finfo(torch.float32).tiny)
 class WeightRow(Record, frozen=True, kw_only=True):
     """How the integers of one unit are to be read."""
 
-    bits: Annotated[int, Meta(ge=min(WEIGHT_BITS), le=max(WEIGHT_BITS))]
+    bits: Annotated[int, Meta(ge=1, le=8)]
     block: Annotated[int, Meta(ge=2, le=2**31)] | None
 
 
 class GridRow(Record, frozen=True, kw_only=True):
-    """The grid of one tensor (`calib.formats.integers.ActivationQuantizer`); zero is one of its values."""
+    """The grid of one tensor (`calib.formats.quantizers.ActivationQuantizer`); zero is one of its values."""
 
     tensor: str
-    bits: Annotated[int, Meta(ge=min(ACTIVATION_BITS), le=max(ACTIVATION_BITS))]
+    bits: Annotated[int, Meta(ge=2, le=8)]
     scale: Annotated[float, Meta(ge=_SMALLEST_STEP, le=_LARGEST_STEP)]
     zero_point: int
     signed: bool
@@ -53,7 +55,7 @@ class GridRow(Record, frozen=True, kw_only=True):
 
     def grid(self) -> ActivationQuantizer:
         """Return the quantiser."""
-        return ActivationQuantizer(self.bits, self.scale, self.zero_point, self.signed)
+        return ActivationQuantizer(integer(self.bits), self.scale, self.zero_point, self.signed)
 
 
 class JudgedRow(Record, frozen=True, kw_only=True):
@@ -124,7 +126,7 @@ class FineTunedWeights:
         """Write a safetensors file in one step."""
         tensors = {f"{_PARAMETER}{name}": tensor for name, tensor in self.parameters.items()}
         for unit, weight in self.weights.items():
-            tensors[f"{_INTEGERS}{unit}"] = weight.integers
+            tensors[f"{_INTEGERS}{unit}"] = weight.values
             tensors[f"{_SCALE}{unit}"] = weight.scale
         write_tensor_file(path, self._record(), tensors)
 
@@ -147,7 +149,9 @@ class FineTunedWeights:
         grids = {(row.tensor, row.bits): row.grid() for row in record.quantizers}
         check(len(grids) == len(record.quantizers), path, "a tensor has two grids of the same bits", _REPAIR)
         weights = {
-            unit: QuantizedWeight(row.bits, tensors[f"{_INTEGERS}{unit}"], tensors[f"{_SCALE}{unit}"], row.block)
+            unit: QuantizedWeight(
+                integer(row.bits), tensors[f"{_INTEGERS}{unit}"], tensors[f"{_SCALE}{unit}"], row.block
+            )
             for unit, row in record.weights.items()
         }
         for unit, weight in weights.items():
@@ -179,7 +183,7 @@ class FineTunedWeights:
             check(fits, path, f"the parameter {name[:200]!r} does not fit the model", _REPAIR)
         by_path = {unit.path: unit for unit in units}
         for name, weight in self.weights.items():
-            fits = name in by_path and tuple(weight.integers.shape) == by_path[name].weight_shape
+            fits = name in by_path and tuple(weight.values.shape) == by_path[name].weight_shape
             check(fits, path, f"the weight {name[:200]!r} does not fit the model", _REPAIR)
         for tensor, _ in self.quantizers:
             check(tensor in traced.nodes, path, f"the model has no tensor {tensor[:200]!r}", _REPAIR)
@@ -235,15 +239,15 @@ def _check_weight(weight: QuantizedWeight, path: Path, unit: str) -> None:
     """Raise UserError unless the integers have the bits that are said, and a positive step for each channel or
     block.
     """
-    integers, scale, name = weight.integers, weight.scale, repr(unit[:200])
+    integers, scale, name = weight.values, weight.scale, repr(unit[:200])
     check(
         integers.dtype == torch.int8 and integers.dim() >= 2,
         path,
         f"the weight {name} is no int8 [out, in, ...]",
         _REPAIR,
     )
-    low, high = weight_limits(weight.bits)
-    inside = bool(((integers >= low) & (integers <= high)).all())
+    low, high = weight.type.limits
+    inside = bool((weight.type.round_(integers.float(), low, high) == integers).all())
     check(inside, path, f"the weight {name} of {weight.bits} bits has integers outside of {low} to {high}", _REPAIR)
     out, inputs = integers.shape[:2]
     wanted = (out,) if weight.block is None else (out, inputs // weight.block)
@@ -265,18 +269,18 @@ class _FineTunedCalibration(Calibration):
         self.settings = original.settings
         self._tuned = tuned
 
-    def quantizer(self, tensor: str, bits: int, scheme: Scheme) -> ActivationQuantizer:
-        found = self._tuned.quantizers.get((tensor, bits))
-        if found is None or found.signed != (scheme == "symmetric"):
+    def quantizer(self, tensor: str, grid: NumberType, scheme: Scheme) -> ActivationQuantizer:
+        found = self._tuned.quantizers.get((tensor, grid.bits))
+        if found is None or found.type != grid or found.signed != (scheme == "symmetric"):
             raise UserError(
-                f"{tensor} was not fine-tuned at {bits} bits ({scheme}): fine-tune again, or delete the fine-tuned "
+                f"{tensor} was not fine-tuned at {grid.bits} bits ({scheme}): fine-tune again, or delete the fine-tuned "
                 "weights"
             )
         return found
 
     def weight(self, unit: Unit, chosen: Format) -> QuantizedWeight:
         found = self._tuned.weights.get(unit.path)
-        if found is None or (found.bits, found.block) != (chosen.weight_bits, chosen.weight_block):
+        if found is None or (found.type, found.block) != (chosen.weight, chosen.weight_block):
             raise UserError(
                 f"{unit.path} was not fine-tuned as {chosen}: fine-tune again, or delete the fine-tuned weights"
             )

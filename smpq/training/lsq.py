@@ -5,15 +5,30 @@ backward pass.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from calib.formats.integers import ActivationQuantizer, QuantizedWeight, weight_limits
+from calib.errors import UserError
+from calib.formats.format import Format
+from calib.formats.number_type import NumberType
+from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight
 
 _SMALLEST_SHARE = 1e-3
-"""A step never gets smaller than this share of where it started: it must stay positive."""
+"""Lower limit of a step size, as a share of its start: step sizes must stay positive."""
+
+
+def check_learned(formats: Iterable[Format]) -> None:
+    """Raise UserError when a format has numbers whose steps are not learned: those that are no integers."""
+    for chosen in formats:
+        types = [found for found in (chosen.weight, chosen.activation) if found is not None and found.quantized]
+        if not all(found.is_integer for found in types):
+            raise UserError(
+                f"{chosen} cannot be trained: fine-tuning and supernets learn the steps of integers; leave {chosen} out "
+                "of --formats, or do not fine-tune"
+            )
 
 
 class TrainedQuantizer(nn.Module):
@@ -37,18 +52,18 @@ class LearnedWeight(TrainedQuantizer):
 
     _smallest: Tensor
 
-    def __init__(self, step: Tensor, bits: int, block: int | None = None) -> None:
+    def __init__(self, step: Tensor, grid: NumberType, block: int | None = None) -> None:
         """`step` is positive, `[out]`, or `[out, in / block]`."""
         super().__init__()
-        self.bits = bits
+        self.grid = grid
         self.block = block
         self.step = nn.Parameter(step.detach().clone())
         self.register_buffer("_smallest", step.detach() * _SMALLEST_SHARE, persistent=False)
 
     @property
-    def limits(self) -> tuple[int, int]:
+    def limits(self) -> tuple[float, float]:
         """Smallest and largest integer."""
-        return weight_limits(self.bits)
+        return self.grid.limits
 
     def spread(self, weight: Tensor) -> Tensor:
         """Return the steps in a shape that divides the weight."""
@@ -59,9 +74,8 @@ class LearnedWeight(TrainedQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight that the integers stand for."""
         step = self.spread(weight)
-        low, high = self.limits
         n = weight.numel() / self.step.numel()
-        rounded: Tensor = _RoundWeight.apply(weight, step, low, high, 1.0 / math.sqrt(n * high))
+        rounded: Tensor = _RoundWeight.apply(weight, step, self.grid, 1.0 / math.sqrt(n * self.limits[1]))
         return rounded
 
     def quantized(self, weight: Tensor, factor: Tensor) -> QuantizedWeight:
@@ -69,9 +83,11 @@ class LearnedWeight(TrainedQuantizer):
         weight.
         """
         with torch.no_grad():
-            integers = (weight / self.spread(weight)).round().clamp(*self.limits)
+            integers = self.grid.round_(weight / self.spread(weight), *self.limits)
             scale = self.step.double() * factor.double().reshape(-1, *[1] * (self.step.dim() - 1))
-        return QuantizedWeight(self.bits, integers.to(torch.int8).contiguous(), scale.float().contiguous(), self.block)
+        return QuantizedWeight(
+            self.grid, self.grid.stored(integers).contiguous(), scale.float().contiguous(), self.block
+        )
 
     def project(self) -> None:
         """Keep the steps positive."""
@@ -79,12 +95,17 @@ class LearnedWeight(TrainedQuantizer):
             self.step.copy_(torch.maximum(self.step, self._smallest))
 
 
-class HalfWeight(TrainedQuantizer):
-    """A weight stored in half precision; the gradient passes as it is."""
+class CastWeight(TrainedQuantizer):
+    """A weight stored in a float type without a scale, such as half precision; the gradient passes as it is."""
+
+    def __init__(self, stored_as: NumberType) -> None:
+        super().__init__()
+        self._type = stored_as
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight as half precision represents it."""
-        return weight + (weight.half().float() - weight).detach()
+        """Return the weight as the type represents it."""
+        stored = self._type.cast(weight)
+        return weight if stored is None else weight + (stored - weight).detach()
 
 
 class FixedActivation(TrainedQuantizer):
@@ -120,7 +141,7 @@ class LearnedActivation(TrainedQuantizer):
     def quantizer(self) -> ActivationQuantizer:
         """Return the quantiser with the step as it is now."""
         return ActivationQuantizer(
-            self._start.bits, float(self.step.detach()), self._start.zero_point, self._start.signed
+            self._start.type, float(self.step.detach()), self._start.zero_point, self._start.signed
         )
 
     def project(self) -> None:
@@ -131,11 +152,11 @@ class LearnedActivation(TrainedQuantizer):
 
 class _RoundWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, step: Tensor, low: int, high: int, step_gradient_scale: float) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, step: Tensor, grid: NumberType, step_gradient_scale: float) -> Tensor:
         scaled = weight / step
-        integers = scaled.round().clamp_(low, high)
+        integers = grid.round_(scaled.clone(), *grid.limits)
         ctx.save_for_backward(scaled, integers)
-        ctx.limits = low, high
+        ctx.limits = grid.limits
         ctx.step_shape = step.shape
         ctx.step_gradient_scale = step_gradient_scale
         return integers * step
@@ -147,7 +168,7 @@ class _RoundWeight(torch.autograd.Function):
         (gradient,) = gradients
         inside = (scaled >= low) & (scaled <= high)
         by_step = gradient * torch.where(inside, integers - scaled, integers) * ctx.step_gradient_scale
-        return gradient * inside, by_step.sum_to_size(ctx.step_shape), None, None, None
+        return gradient * inside, by_step.sum_to_size(ctx.step_shape), None, None
 
 
 class _RoundFixed(torch.autograd.Function):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from calib.formats.format import FP16
-from calib.formats.integers import ActivationQuantizer, QuantizedWeight
+from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight
 from calib.network.units import Unit
 from smpq.quantized.plan import QuantPlan
-from smpq.training.lsq import FixedActivation, HalfWeight, LearnedActivation, LearnedWeight, TrainedQuantizer
+from smpq.training.lsq import (
+    CastWeight,
+    FixedActivation,
+    LearnedActivation,
+    LearnedWeight,
+    TrainedQuantizer,
+    check_learned,
+)
 from smpq.training.trainable import TrainableGraph
 
-STARTS = ("nearby", "rounded", "float")
 _MARGIN = 0.45
 """How far from its integer, in steps, a weight may start: 0.5 would let the first gradient turn it over."""
 
@@ -24,12 +29,13 @@ def attach_plan(
     """Put the quantisers of a plan on a graph, and its weights where they start; returns those of activations by
     (tensor, bits).
     """
+    check_learned(plan.formats.values())
     weights: dict[str, TrainedQuantizer] = {}
     for unit in graph.units:
         if unit.path in plan.weights:
             weights[unit.path] = _start_weight(graph, unit, plan.weights[unit.path], start)
-        elif plan.formats[unit.path] == FP16:
-            weights[unit.path] = HalfWeight()
+        elif plan.formats[unit.path].weight.cast(graph.weights[unit.path].detach()) is not None:
+            weights[unit.path] = CastWeight(plan.formats[unit.path].weight)
     shared: dict[int, Activation] = {}
     sources: dict[str, TrainedQuantizer] = {}
     edges: dict[tuple[str, str], TrainedQuantizer] = {}
@@ -61,11 +67,11 @@ def _start_weight(graph: TrainableGraph, unit: Unit, calibrated: QuantizedWeight
     """Unfold the calibrated steps, and place the weight by the calibrated integers."""
     factor = graph.factor(unit.path)
     step = calibrated.scale.to(graph.device) / factor.reshape(-1, *[1] * (calibrated.scale.dim() - 1))
-    quantizer = LearnedWeight(step, calibrated.bits, calibrated.block)
+    quantizer = LearnedWeight(step, calibrated.type, calibrated.block)
     if start != "float":
         leaf = graph.weights[unit.path]
         spread = quantizer.spread(leaf)
-        integers = calibrated.integers.to(graph.device).float()
+        integers = calibrated.values.to(graph.device).float()
         margin = _MARGIN if start == "nearby" else 0.0
         with torch.no_grad():
             scaled = leaf / spread

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from calib.formats.integers import QuantizedWeight
+from calib.formats.quantizers import QuantizedWeight
 from calib.network.execution import NO_EDITS, Edit, Edits
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel
@@ -134,7 +134,7 @@ class TrainableGraph(nn.Module):
         )
 
     def project(self) -> None:
-        """Keep what must stay positive positive; call it after every step of the optimiser."""
+        """Clamp step sizes and BatchNorm scales to small positive values. Call it after every step of the optimiser."""
         for norm in self._norms.values():
             assert isinstance(norm, _Norm)
             norm.project()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from smpq.problem.policy import Policy
@@ -22,22 +22,6 @@ class ValueFunction(Protocol):
     def many(self, policies: Iterable[Policy]) -> list[float]:
         """Return the values of several policies, in their order."""
         ...
-
-
-class OneByOne:
-    """A value function made of a plain function of one policy."""
-
-    def __init__(self, function: Callable[[Policy], float]) -> None:
-        """Keep the function."""
-        self._function = function
-
-    def __call__(self, policy: Policy) -> float:
-        """Return the value of one policy."""
-        return self._function(policy)
-
-    def many(self, policies: Iterable[Policy]) -> list[float]:
-        """Return the values of several policies, in their order."""
-        return [self._function(policy) for policy in policies]
 
 
 class Evaluator:

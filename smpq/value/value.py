@@ -17,11 +17,11 @@ from calib.errors import UserError
 from calib.network.graph import TracedModel, elements_of_one
 from calib.network.units import Unit
 from calib.task import Batch, Task
+from smpq.choices import VALUES
 from smpq.problem.policy import Policy, Space
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.incremental import bytes_per_sample, outputs_of
 
-VALUES = ("kl", "loss", "metric")
 _TOKENS = 3
 _SAMPLES_AT_ONCE = 32
 """At least; few enough that the activations of a small network stay in the cache: a third faster than batches of 128 on
@@ -42,7 +42,7 @@ class Compute(Protocol):
     """Says what the values depend on besides model, data and policy."""
 
     together: int
-    """How many policies it likes to be given at once."""
+    """Best batch size for `__call__`, in policies."""
 
     def __call__(self, policies: Sequence[Policy]) -> Iterable[tuple[int, float]]:
         """Yield (index, value) of every policy, in the order in which they are finished."""

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from calib.errors import UserError
-from calib.formats.integers import quantizer_from_range
+from calib.formats.integers import integer
+from calib.formats.quantizers import quantizer_from_range
 from calib.observers import OBSERVERS, Observed, observer_from_name
 
 
@@ -19,8 +20,8 @@ def heavy_tail() -> torch.Tensor:
 
 
 def error_of(name: str, values: torch.Tensor, bits: int, scheme: str) -> float:
-    low, high = observer_from_name(name)(seen(*values.split(10_000)), bits, scheme)
-    return float((quantizer_from_range(low, high, bits, scheme)(values) - values).square().mean())
+    low, high = observer_from_name(name)(seen(*values.split(10_000)), integer(bits), scheme)
+    return float((quantizer_from_range(low, high, integer(bits), scheme)(values) - values).square().mean())
 
 
 def test_extremes_are_exact_over_all_batches_and_the_sample_is_small():
@@ -51,20 +52,22 @@ def test_the_sample_is_a_copy():
 def test_every_range_lies_within_what_was_seen_and_holds_zero(name, scheme, sign):
     torch.manual_seed(0)
     observed = seen(sign * (torch.rand(5000) + 1))
-    low, high = observer_from_name(name)(observed, 8, scheme)
+    low, high = observer_from_name(name)(observed, integer(8), scheme)
     assert observed.low <= low <= 0 <= high <= observed.high
     assert high - low > 1.0, "the range left out nearly everything"
 
 
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_a_tensor_of_zeros(name):
-    low, high = observer_from_name(name)(seen(torch.zeros(100)), 8, "affine")
+    low, high = observer_from_name(name)(seen(torch.zeros(100)), integer(8), "affine")
     assert (low, high) == (0.0, 0.0)
-    assert torch.equal(quantizer_from_range(low, high, 8, "affine")(torch.zeros(3)), torch.zeros(3))
+    assert torch.equal(quantizer_from_range(low, high, integer(8), "affine")(torch.zeros(3)), torch.zeros(3))
 
 
 def test_minmax_covers_everything():
-    assert observer_from_name("minmax")(seen(torch.tensor([-1.0, 5.0]), torch.tensor([-2.0, 3.0])), 8, "affine") == (
+    assert observer_from_name("minmax")(
+        seen(torch.tensor([-1.0, 5.0]), torch.tensor([-2.0, 3.0])), integer(8), "affine"
+    ) == (
         -2.0,
         5.0,
     )
@@ -78,26 +81,26 @@ def test_mse_beats_minmax_on_a_heavy_tail(bits, scheme):
 
 
 def test_mse_keeps_the_whole_range_of_uniform_values():
-    low, high = observer_from_name("mse")(seen(torch.linspace(-1, 1, 4001)), 8, "symmetric")
+    low, high = observer_from_name("mse")(seen(torch.linspace(-1, 1, 4001)), integer(8), "symmetric")
     assert (low, high) == pytest.approx((-1.0, 1.0), abs=0.02)
 
 
 def test_percentile_and_entropy_clip_outliers():
     observed = seen(*heavy_tail().split(10_000))
     for name in ("percentile", "entropy"):
-        low, high = observer_from_name(name)(observed, 8, "symmetric")
+        low, high = observer_from_name(name)(observed, integer(8), "symmetric")
         assert -20 < low < -2, name
         assert 2 < high < 20, name
 
 
 def test_entropy_keeps_the_sign_of_the_range():
-    low, high = observer_from_name("entropy")(seen(*heavy_tail().abs().split(10_000)), 8, "affine")
+    low, high = observer_from_name("entropy")(seen(*heavy_tail().abs().split(10_000)), integer(8), "affine")
     assert low == 0.0
     assert 2 < high < 20
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match="minmax, percentile, mse, entropy"):
+    with pytest.raises(UserError, match="mse, minmax, percentile, entropy"):
         observer_from_name("average")
 
 
@@ -107,5 +110,7 @@ def test_tiny_values_get_the_range_that_large_ones_get(name):
     usual, tiny = Observed(), Observed()
     usual.add(values)
     tiny.add(values * 2.0**-90)
-    for found, wanted in zip(OBSERVERS[name](tiny, 8, "affine"), OBSERVERS[name](usual, 8, "affine"), strict=True):
+    for found, wanted in zip(
+        OBSERVERS[name](tiny, integer(8), "affine"), OBSERVERS[name](usual, integer(8), "affine"), strict=True
+    ):
         assert found == pytest.approx(wanted * 2.0**-90, rel=1e-3)

@@ -10,8 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.devices.base import Candidate, Experiment
-from deploy.latency.measure import Protocol
 from deploy.lowering.onnx_files import sha256
+from deploy.runner.protocol import Protocol
 
 SETTINGS: dict[str, Any] = {
     "providers": ["CPUExecutionProvider"],

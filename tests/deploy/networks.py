@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
-from calib.formats.integers import Scheme
+from calib.formats.quantizers import Scheme
 from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch
+from deploy.backends import backend_of
 from deploy.lowering.export import export_float
-from deploy.lowering.lower import LoweringReport, lower
+from deploy.lowering.lower import LoweringReport
 from deploy.targets.target import target_from_name
 from smpq.quantized.plan import QdqRules, QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
@@ -102,7 +103,7 @@ class Exported:
     def lower(self, formats: Mapping[str, Format], target: str, directory: Path, batch: int = 1) -> Lowered:
         plan, quantizer = self.plan(formats, target)
         out = directory / f"model.{target}.onnx"
-        report = lower(self.path, plan, self.units, target_from_name(target), out, batch)
+        report = backend_of(target_from_name(target)).lower(self.path, plan, self.units, out, batch)
         return Lowered(out, plan, report, self.traced.run((self.batch,), quantizer.edits(plan)).numpy())
 
     def model(self) -> ir.Model:

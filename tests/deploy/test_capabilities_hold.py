@@ -57,7 +57,7 @@ def test_tensorrt_rtx_makes_what_its_table_says(compute_capability):
 
 @pytest.mark.parametrize(
     "targets",
-    [[target_from_name("ort-cpu")], [target_from_name("tensorrt-rtx", [one]) for one in ("sm75", "sm86")]],
+    [[target_from_name("ort-cpu")], [target_from_name("tensorrt-rtx", [one]) for one in ("sm75", "sm86", "sm89")]],
     ids=["ort-cpu", "tensorrt-rtx"],
 )
 def test_every_rule_is_tried(targets):

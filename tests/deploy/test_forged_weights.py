@@ -25,7 +25,7 @@ def tuned(tmp_path_factory):
     run = tmp_path_factory.mktemp("tuned") / "run"
     done("score", *TASK, "--target", "simulate", "--formats", "w3a8,w4a8", "--out", run)
     done("solve", run, "--budget", "avg_bits=3.5")
-    done("finetune", run, "--epochs", "0.5", "--lr", "0.01")
+    done("finetune", run, "--epochs", "0.5", "--learning-rate", "0.01")
     done("export", run)
     return run
 

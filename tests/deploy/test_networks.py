@@ -25,9 +25,8 @@ from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch
-from deploy.backends import onnxruntime, tensorrt
+from deploy.backends import backend_of, onnxruntime, tensorrt
 from deploy.lowering.export import export_float
-from deploy.lowering.lower import lower
 from deploy.targets.target import capability, target_from_name
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
@@ -94,7 +93,7 @@ def made(network: Brought, policy: str, name: str, directory: Path, batch: int |
         formats[unit.path] = chosen if native else target.reference
     plan = quantizer.plan(formats)
     path = directory / "model.onnx"
-    lower(network.path, plan, network.units, target, path, batch)
+    backend_of(target).lower(network.path, plan, network.units, path, batch)
     outputs = pytree.tree_leaves(network.traced.run(network.inputs, quantizer.edits(plan)))
     return Made(path, formats, [output.numpy() for output in outputs])
 
@@ -176,7 +175,7 @@ def test_int4_blocks_behind_fused_attention_are_not_dequantised_on_every_run(tmp
     )
     formats = {unit.path: Format.from_text("w4a16b16" if unit.path == "proj" else "fp16") for unit in network.units}
     plan = FakeQuantizer(network.traced, network.units, calibration, QdqRules("symmetric")).plan(formats)
-    lower(network.path, plan, network.units, target, tmp_path / "model.onnx")
+    backend_of(target).lower(network.path, plan, network.units, tmp_path / "model.onnx")
     record = built(tmp_path / "model.onnx")
     assert fused_attentions(record) == 1
     assert {check.path: check.found for check in tensorrt.check_units(record.kernels, formats)}[

@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from calib.formats.format import FP32
-from deploy.backends import tensorrt
-from deploy.lowering.lower import lower
+from deploy.backends import backend_of, tensorrt
 from deploy.run.workspace import rules_of
 from deploy.targets.target import Target, target_from_name
 from smpq.problem.groups import find_groups
@@ -59,13 +58,8 @@ def operands_quantized(path: Path) -> list[int]:
 @every_network
 def test_each_add_of_integer_layers_has_one_quantised_operand(name, target, tmp_path):
     (network, adds), described = exported(name), target_from_name(target, ["sm89"])
-    lower(
-        network.path,
-        quantizer_of(network, described).plan(network.formats("w8a8")),
-        network.units,
-        described,
-        tmp_path / "m.onnx",
-    )
+    plan = quantizer_of(network, described).plan(network.formats("w8a8"))
+    backend_of(described).lower(network.path, plan, network.units, tmp_path / "m.onnx")
     assert operands_quantized(tmp_path / "m.onnx") == [1] * adds
 
 
@@ -77,7 +71,7 @@ def test_the_file_computes_what_the_fake_quantised_model_does(name, tmp_path):
     )  # in half precision the two would differ by its rounding
     quantizer = quantizer_of(network, target)
     plan = quantizer.plan(network.formats("w8a8"))
-    lower(network.path, plan, network.units, target, tmp_path / "m.onnx", BATCH)
+    backend_of(target).lower(network.path, plan, network.units, tmp_path / "m.onnx", BATCH)
     results = run_plain(tmp_path / "m.onnx", network.batch, disable_quant_qdq="1")
     assert relative_error(results, network.traced.run((network.batch,), quantizer.edits(plan)).numpy()) < 1e-3
 
@@ -88,14 +82,16 @@ def test_every_add_is_a_join_that_a_policy_may_keep_in_float(name, tmp_path):
     joins = find_joins(network.traced, find_groups(network.traced, network.units), rules_of(target))
     assert len(joins) == adds
     plan = quantizer_of(network, target).plan(network.formats("w8a8"), frozenset({joins[0].name}))
-    lower(network.path, plan, network.units, target, tmp_path / "m.onnx")
+    backend_of(target).lower(network.path, plan, network.units, tmp_path / "m.onnx")
     assert sorted(operands_quantized(tmp_path / "m.onnx")) == [0] + [1] * (adds - 1)
 
 
 def test_adds_of_float_layers_stay_as_they_are(tmp_path):
     (network, adds), target = exported("resnet18"), target_from_name("tensorrt")
     for formats in (network.formats("fp16"), network.formats("w8a16")):
-        lower(network.path, quantizer_of(network, target).plan(formats), network.units, target, tmp_path / "m.onnx")
+        backend_of(target).lower(
+            network.path, quantizer_of(network, target).plan(formats), network.units, tmp_path / "m.onnx"
+        )
         assert operands_quantized(tmp_path / "m.onnx") == [0] * adds
 
 
@@ -118,7 +114,7 @@ def test_kernels_of_tensorrt_rtx_read_the_skip_as_integers(tmp_path):
     for label, kept in (("float", frozenset(join.name for join in joins)), ("integer", frozenset())):
         path = tmp_path / f"{label}.onnx"
         plan = quantizer_of(network, target).plan(network.formats("w8a8"), kept)
-        lower(network.path, plan, network.units, target, path)
+        backend_of(target).lower(network.path, plan, network.units, path)
         record = tensorrt.build_plan(path, path.with_suffix(".plan"), "tensorrt-rtx", "sm89")
         assert isinstance(record, tensorrt.BuildRecord), record
         kernels = [kernel for kernel in record.kernels if any("/Add" in node for node in kernel.onnx_nodes)]

@@ -13,9 +13,9 @@ from deploy.stages.finetuning import FINE_TUNED, finetune
 from deploy.stages.run_all import open_run
 from deploy.stages.supernet import train_supernet
 from deploy.terminal.progress import Progress
-from smpq.supernet.training import SupernetSettings
-from smpq.training.finetune import FineTuneSettings
+from smpq.supernet.settings import SupernetSettings
 from smpq.training.finetuned import FineTunedWeights
+from smpq.training.settings import FineTuneSettings
 from smpq.value.workers.resources import Resources
 from tests.commands import done, refused
 from tests.smpq.training.elsewhere import NAME, Device
@@ -50,7 +50,7 @@ def test_finetuning_uses_the_device(workspace):
     here = FineTunedWeights.load(workspace.run.file(FINE_TUNED))
     assert here.history == there.history
     assert here.weights.keys() == there.weights.keys()
-    assert all(weight.integers.equal(there.weights[path].integers) for path, weight in here.weights.items())
+    assert all(weight.values.equal(there.weights[path].values) for path, weight in here.weights.items())
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # here it is none

@@ -11,7 +11,6 @@ from calib.formats.format import FP32
 from calib.network.graph import TracedModel
 from deploy.backends import onnxruntime as ort_backend
 from deploy.run.workspace import Workspace
-from deploy.stages.engines import engine_names
 from smpq.problem.policy import Policy
 from tests.promise.bounds import Noise, rms
 from tests.promise.oracle import Inputs, tensors
@@ -31,7 +30,7 @@ class Engines:
     """The float engine, the lowered file as it is written, and the engine; and the plan that they carry out."""
 
     def __init__(self, workspace: Workspace, policy: Policy) -> None:
-        run, names = workspace.run, engine_names(workspace.target)
+        run, names = workspace.run, workspace.backend.names
         self.traced, self.units = workspace.traced, workspace.space.units
         self.plan = workspace.plan(policy)
         self.edits = workspace.fake_quantizer.edits(self.plan)

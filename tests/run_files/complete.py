@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.devices.base import Result
-from deploy.files.search import BundleFile
+from deploy.files.loop import BundleFile
 from deploy.latency.history import Search
-from deploy.latency.loop import LoopSettings, Refusal, Step
-from deploy.latency.observations import Measured, keep_measured
+from deploy.latency.observed import Refusal
+from deploy.latency.steps import LoopSettings, Step
 from deploy.run.settings import Settings
 from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
@@ -19,8 +19,8 @@ from deploy.stages.run_all import open_run, write_reports
 from deploy.stages.supernet import train_supernet
 from deploy.terminal.progress import Progress
 from smpq.problem.budget import Budget
-from smpq.supernet.training import SupernetSettings
-from smpq.training.finetune import FineTuneSettings
+from smpq.supernet.settings import SupernetSettings
+from smpq.training.settings import FineTuneSettings
 from tests.deploy.report.profile_sample import TENSORRT_10, profile
 
 SETTINGS = Settings("tests.trainable_task:task", formats="w8a8,w4a8,fp32", samples=16, evaluations=70)
@@ -55,7 +55,7 @@ def _refuse_one(workspace: Workspace) -> None:
     unknown = dict.fromkeys(Result.__struct_fields__)
     result = Result(**{**unknown, "key": "0" * 16, "name": "0" * 16, "failed": "no kernel for deep", "cause": "refused", "nodes": (),
                        "batch": 1, "rounds_ms": (), "float_rounds_ms": ()})  # fmt: skip
-    (refusal,) = keep_measured(workspace, [Measured(first.policy, result)], BOARD)
+    (refusal,) = workspace.observations.keep([(first.policy, result)], BOARD)
     assert isinstance(refusal, Refusal)
     begun = Search(workspace.run, workspace.space, BUDGET, BOARD, 20.0, [refusal])
     begun.add([Step(first, None, refusal, met=False)])

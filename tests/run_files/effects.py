@@ -11,11 +11,10 @@ import numpy as np
 
 from calib.files.storage import plain
 from deploy.backends.onnxruntime import load_engine
+from deploy.files.loop import BundleFile, LoopFile
 from deploy.files.profile import ProfileFile
 from deploy.files.report import ReportFile
-from deploy.files.search import BundleFile, LoopFile
 from deploy.latency.history import Search
-from deploy.latency.observations import known_float_ms, known_machines, read_observations, read_refusals
 from deploy.latency.prediction import prediction
 from deploy.report.page import render_html, summary_lines, write_html
 from deploy.report.profile_lines import profile_lines
@@ -24,7 +23,6 @@ from deploy.run.directory import Run
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
 from deploy.stages import read_policy
-from deploy.stages.engines import engine_names
 from deploy.stages.looping import _proposals
 from deploy.stages.making import _needs_build, _needs_export
 from deploy.stages.reporting import write_report
@@ -94,11 +92,11 @@ def _policy(workspace: Workspace) -> Any:
     return policy.key()
 
 
-def _measurements(workspace: Workspace) -> Any:
-    machines = known_machines(workspace)
+def _observations(workspace: Workspace) -> Any:
+    known = workspace.observations
+    machines = known.machines
     return machines, [
-        _plain([known_float_ms(workspace, name), read_observations(workspace, name), read_refusals(workspace, name)])
-        for name in (None, *machines)
+        _plain([known.float_ms(name), known.engines(name), known.refusals(name)]) for name in (None, *machines)
     ]
 
 
@@ -118,7 +116,8 @@ def _loop(workspace: Workspace) -> Any:
             answers = [recorded(Policy.from_file(step.policy, workspace.space)) for step in row.steps]
         found.append(_plain([search.limit, search.observations, search.refusals, answers]))
         for machine in dict.fromkeys((BOARD, row.machine)):
-            found.append(_plain(prediction(workspace, read_policy(workspace), machine)))
+            known = workspace.observations
+            found.append(_plain(prediction(workspace.run, known, workspace.edges, read_policy(workspace), machine)))
     return found
 
 
@@ -141,7 +140,7 @@ def _built(workspace: Workspace) -> Any:
 
 def _engines(workspace: Workspace) -> Any:
     """`smpq verify` and `smpq measure` load engines as the file says."""
-    names = engine_names(workspace.target)
+    names = workspace.backend.names
     inputs = [batch.inputs[0][:2].numpy() for batch in workspace.batches[:1]]
     return [_loaded(workspace.run.file(name), inputs) for name in (names.engines[""], names.float_engines[""])]
 
@@ -173,7 +172,7 @@ USES: Mapping[str, tuple[Effect, ...]] = {
     "budget.json": (_report,),
     "stability.json": (_report,),
     "contributions.json": (_report,),
-    "measurements.json": (_measurements,),
+    "observations.json": (_observations,),
     "loop.json": (_loop, _report),
     "bundle.json": (_bundle,),
     "model.float.json": (_float_model,),

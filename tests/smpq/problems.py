@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP32, Format
-from calib.formats.integers import Scheme
+from calib.formats.quantizers import Scheme
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch

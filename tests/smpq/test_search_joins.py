@@ -10,9 +10,10 @@ from calib.formats.format import FP32
 from smpq.problem.costs import CostModel, JoinCost, Transition
 from smpq.problem.policy import Group, Join, Policy, Space, canonical, every_policy, integer_regions
 from smpq.solve.allocate import Ceiling, Problem, allocate, place_joins
+from smpq.solve.effort import Effort
 from smpq.solve.exchange import Exchanges
-from smpq.solve.search import EXHAUSTIVE, Effort, choose, feasible, is_small
-from smpq.value.evaluate import OneByOne
+from smpq.solve.search import EXHAUSTIVE, choose, feasible, is_small
+from tests.smpq.one_by_one import OneByOne
 from tests.smpq.problems import W4A16, W8A8, random_values, total, unit
 
 JOINS = (

@@ -24,6 +24,7 @@ and `ort.preload_dlls()`. The list of providers holds no option that depends on 
 without that TensorRT builds its engine again for each session.
 """
 
+from deploy.backends.onnxruntime.backend import OnnxRuntime, OnnxRuntimeTensorRt
 from deploy.backends.onnxruntime.build import (
     build_engine,
     check_providers,
@@ -31,15 +32,16 @@ from deploy.backends.onnxruntime.build import (
     session_settings,
 )
 from deploy.backends.onnxruntime.engine import OrtEngine, load_engine
-from deploy.backends.onnxruntime.kernels import UnitKernel, check_units, unit_kernels
+from deploy.backends.onnxruntime.kernels import check_units, unit_kernels
 from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, find_record
 from deploy.runner.ort import integer_sums_overflow
 
 __all__ = [
     "ENGINE_FILE",
+    "OnnxRuntime",
+    "OnnxRuntimeTensorRt",
     "OrtEngine",
     "OrtEngineRecord",
-    "UnitKernel",
     "build_engine",
     "check_providers",
     "check_units",

@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from calib.errors import UserError
 from calib.files.storage import plain
+from deploy.backends.base import BuildFailed
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import OrtEngineRecord, TensorRow, keep_record
-from deploy.backends.tensorrt.build import BuildFailed
 from deploy.lowering.onnx_files import copy_model, load_model, sha256, size_bytes
 from deploy.runner.errors import DeviceError
 from deploy.runner.ort import NO_OVERFLOW, SESSION_SETTINGS, integer_sums_overflow

@@ -28,6 +28,12 @@ class OrtEngine:
         self.input_names = tuple(entry.name for entry in session.get_inputs())
         self.output_names = tuple(entry.name for entry in session.get_outputs())
 
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that it takes, None for any."""
+        size = self.record.inputs[0].shape[0]
+        return size if isinstance(size, int) else None
+
     def run(self, inputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Run one batch: arrays in the order of the model's inputs, the shapes and types of the record; returns all
         outputs.

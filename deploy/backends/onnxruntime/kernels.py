@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from calib.formats.format import Format
 from calib.network.units import Unit
+from deploy.backends.base import UnitKernel
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import find_record
-from deploy.lowering.export import call_name
+from deploy.lowering.naming import call_name
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 _INTEGER = {
@@ -52,20 +51,6 @@ _ADDED = re.compile(
 """What optimisers add to the name of a node that they replace."""
 
 NOT_FOUND = "not found"
-
-
-@dataclass(frozen=True)
-class UnitKernel:
-    """One unit: the planned format, the kernel it became, and whether that kernel computes in the planned format."""
-
-    path: str
-    planned: Format
-    kernel: str
-    agrees: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a run's files."""
-        return {"path": self.path, "planned": str(self.planned), "kernel": self.kernel, "agrees": self.agrees}
 
 
 def unit_kernels(engine: Path, units: Sequence[Unit]) -> dict[str, str]:
@@ -115,7 +100,7 @@ def check_units(kernels: Mapping[str, str], formats: Mapping[str, Format]) -> li
         wanted = (
             _FLOAT if planned.is_float else _INTEGER if planned.quantizes_activation else _WEIGHT_ONLY | _STORED_SMALL
         )
-        checks.append(UnitKernel(path, planned, kernel, all(part in wanted for part in kernel.split(", "))))
+        checks.append(UnitKernel(path, kernel, all(part in wanted for part in kernel.split(", "))))
     return checks
 
 

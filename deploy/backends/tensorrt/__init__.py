@@ -4,7 +4,9 @@ One code path serves both runtimes. Networks are strongly typed and no precision
 ONNX file are the types of the engine.
 """
 
-from deploy.backends.tensorrt.build import BuildFailed, BuildRecord, build_plan
+from deploy.backends.base import BuildFailed
+from deploy.backends.tensorrt.backend import TensorRt, TensorRtRtx
+from deploy.backends.tensorrt.build import BuildRecord, build_plan
 from deploy.backends.tensorrt.check import UnitCheck, check_units
 from deploy.backends.tensorrt.execution import PlanRunner, gpu_sm, open_plan
 from deploy.backends.tensorrt.kernels import KernelTensor, PlanKernel, kernels_from_log
@@ -17,6 +19,8 @@ __all__ = [
     "KernelTensor",
     "PlanKernel",
     "PlanRunner",
+    "TensorRt",
+    "TensorRtRtx",
     "UnitCheck",
     "build_plan",
     "check_units",

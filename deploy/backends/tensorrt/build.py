@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from calib.errors import UserError
+from deploy.backends.base import BuildFailed
 from deploy.backends.tensorrt.kernels import PlanKernel, kernels_from_log
 from deploy.backends.tensorrt.runtime import load
 from deploy.runner import errors as on_device
@@ -19,8 +19,6 @@ from deploy.runner.plan_cache import BuiltPlan, write_bytes
 from deploy.runner.trt import layers_of_plan
 from deploy.runner.trt_build import TrtSettings, build
 from deploy.runner.trt_log import Message
-
-SCHEMA_VERSION = 2
 
 _WEIGHTS_MEMORY = re.compile(r"Total Weights Memory: (\d+) bytes")
 
@@ -56,57 +54,6 @@ class BuildRecord:
     from_cache: bool
     warnings: tuple[str, ...]
     kernels: tuple[PlanKernel, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain mapping with a schema version."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        lists = {
-            "flags": list(self.flags),
-            "warnings": list(self.warnings),
-            "kernels": [kernel.to_json() for kernel in self.kernels],
-        }
-        return {"schema_version": SCHEMA_VERSION, **plain, **lists}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BuildRecord:
-        """Read back `to_json`; raises UserError when a field is missing or the schema version is another."""
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"build record of schema version {data.get('schema_version')!r}, not {SCHEMA_VERSION}: build again"
-            )
-        try:
-            fields = {name: data[name] for name in cls.__dataclass_fields__}
-            kernels = tuple(PlanKernel.from_json(kernel) for kernel in fields["kernels"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"damaged build record ({error!r}): build again") from error
-        return cls(
-            **{**fields, "flags": tuple(fields["flags"]), "warnings": tuple(fields["warnings"]), "kernels": kernels}
-        )
-
-
-@dataclass(frozen=True)
-class BuildFailed:
-    """The runtime refused the file: the reason in its own words, everything it had to say, and the ONNX nodes that it
-    blames, if any.
-
-    A node is named after its unit, with a part behind a slash where it is not the product itself: `layer1.0.conv1`,
-    `layer1.0.conv1/DQw`. So the units to avoid can be told.
-    """
-
-    reason: str
-    log: str
-    nodes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain mapping with a schema version."""
-        return {"schema_version": SCHEMA_VERSION, "reason": self.reason, "log": self.log, "nodes": list(self.nodes)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BuildFailed:
-        """Read back `to_json`; raises UserError when it is something else."""
-        if data.get("schema_version") != SCHEMA_VERSION or not {"reason", "log", "nodes"} <= data.keys():
-            raise UserError(f"not a failed build of schema version {SCHEMA_VERSION}")
-        return cls(data["reason"], data["log"], tuple(data["nodes"]))
 
 
 def build_plan(

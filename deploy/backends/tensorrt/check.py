@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from calib.formats.format import FP16, FP32, Format
 from deploy.backends.tensorrt.kernels import PlanKernel
-
-SCHEMA_VERSION = 1
 
 _PRODUCTS = ("correlation", "gemm", "runtime_fusion")
 # TensorRT 10's inspector: CaskConvolution, CaskGemmConvolution, CaskGemmMatrixMultiply, ...; as published by its users,
 # not seen here.
 _PRODUCT_PREFIX = "Cask"
 _FLOAT_NAMES = {"Half": "fp16", "Float": "fp32", "TF32": "tf32", "BFloat16": "bf16"}
-_INTEGERS = {"Int4": 4, "Int8": 8}
+_STORED = {"Int4": ("INT4", 4), "Int8": ("INT8", 8), "FP8": ("FLOAT8E4M3FN", 8)}
+"""Types of quantised weights in the builder's words: the ONNX type, and its bits."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,8 @@ class UnitCheck:
 
     `found` is one of
 
-    1. `int8`: integer weight and integer input;
-    2. `int4-weight-only`, `int8-weight-only`: the integers are a constant of the kernel that multiplies, the input is
+    1. `int8`, `fp8`: weight and input are of that type;
+    2. `int4-weight-only`, `int8-weight-only`, `fp8-weight-only`: the values are a constant of the kernel that multiplies, the input is
        float;
     3. `dequantized`: a kernel of its own turns the weight into floats on every run, then a float kernel multiplies;
     4. `fp16`, `fp32`, `tf32`, `bf16`: nothing is quantised;
@@ -42,31 +40,15 @@ class UnitCheck:
     agrees: bool
     kernel: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain mapping with a schema version."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "path": self.path,
-            "planned": str(self.planned),
-            "found": self.found,
-            "agrees": self.agrees,
-            "kernel": self.kernel,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> UnitCheck:
-        """Read back `to_json`."""
-        return cls(data["path"], Format.from_text(data["planned"]), data["found"], data["agrees"], data["kernel"])
-
 
 def check_units(kernels: Sequence[PlanKernel], planned: Mapping[str, Format]) -> list[UnitCheck]:
     """Compare every unit's planned format with the kernel it became, in the order of `planned`.
 
     The keys of `planned` are the names of the ONNX nodes that multiply (Conv, MatMul, Gemm). What agrees:
 
-    1. `w8a8` with `int8`;
+    1. `w8a8` with `int8`, `fp8` with `fp8`;
     2. `w4a16b128` with `int4-weight-only` alone, because blocks are there to be fused;
-    3. `w4a16` and `w8a16`, with or without a block for the latter, with the fused kernel or with `dequantized` from the
+    3. `w4a16`, `w8a16` and `wfp8a16`, with or without a block for the second, with the fused kernel or with `dequantized` from the
        same bits, since which of the two it is depends on the operator (the capability table knows);
     4. `fp16` with itself; `fp32` also with `tf32`.
     """
@@ -79,13 +61,12 @@ def _check(path: str, planned: Format, kernels: Sequence[PlanKernel], dequantize
     if kernel is None:
         return UnitCheck(path, planned, "missing", agrees=False, kernel="")
     stored = min(
-        (_INTEGERS[tensor.dtype] for tensor in kernel.constants if _is_integer_weight(tensor.dtype, tensor.shape)),
-        default=0,
+        (tensor.dtype for tensor in kernel.constants if _is_stored(tensor.dtype, tensor.shape)), key=_bits, default=""
     )
     unpacked = min((dequantized[tensor.name] for tensor in kernel.inputs if tensor.name in dequantized), default=0)
     if stored:
-        integer_input = any(tensor.dtype == "Int8" and tensor.name not in dequantized for tensor in kernel.inputs)
-        found = f"int{stored}" if integer_input else f"int{stored}-weight-only"
+        quantized_input = any(tensor.dtype in _STORED and tensor.name not in dequantized for tensor in kernel.inputs)
+        found = stored.lower() if quantized_input else f"{stored.lower()}-weight-only"
     elif unpacked:
         found = "dequantized"
     else:
@@ -99,13 +80,19 @@ def _expected(planned: Format) -> tuple[str, ...]:
         return ("fp16",)
     if planned == FP32:
         return ("fp32", "tf32")
-    if planned.quantizes_activation:
-        return ("int8",) if planned == Format(8, 8) else ()
-    if planned.weight_bits not in _INTEGERS.values():
+    held = planned.weight.weight_storages[0].onnx_type, planned.weight_bits
+    if held not in _STORED.values():
         return ()
-    fused = f"int{planned.weight_bits}-weight-only"
-    blocks_of_four_bits = planned.weight_bits == _INTEGERS["Int4"] and planned.weight_block is not None
+    word = next(word for word, stored in _STORED.items() if stored == held)
+    if planned.quantizes_activation:
+        return (word.lower(),) if planned.activation == planned.weight else ()
+    fused = f"{word.lower()}-weight-only"
+    blocks_of_four_bits = planned.weight_bits == 4 and planned.weight_block is not None
     return (fused,) if blocks_of_four_bits else (fused, "dequantized")
+
+
+def _bits(word: str) -> int:
+    return _STORED[word][1]
 
 
 def _product_kernel(path: str, kernels: Sequence[PlanKernel]) -> PlanKernel | None:
@@ -125,24 +112,22 @@ def _product_kernel(path: str, kernels: Sequence[PlanKernel]) -> PlanKernel | No
 
 
 def _dequantized_bits(kernels: Iterable[PlanKernel]) -> dict[str, int]:
-    """Return the tensors that are computed from integer constants alone, with the bits of the narrowest of these."""
+    """Return the tensors that are computed from quantised constants alone, with the bits of the narrowest of these."""
     bits: dict[str, int] = {}
     from_constants: set[str] = set()
     for kernel in kernels:  # in the order they run, so that what a kernel reads has been seen
         if not kernel.outputs or any(tensor.name not in from_constants for tensor in kernel.inputs):
             continue
         from_constants.update(tensor.name for tensor in kernel.outputs)
-        widths = [
-            _INTEGERS[tensor.dtype] for tensor in kernel.constants if _is_integer_weight(tensor.dtype, tensor.shape)
-        ]
+        widths = [_bits(tensor.dtype) for tensor in kernel.constants if _is_stored(tensor.dtype, tensor.shape)]
         widths += [bits[tensor.name] for tensor in kernel.inputs if tensor.name in bits]
         if widths:
             bits.update((tensor.name, min(widths)) for tensor in kernel.outputs)
     return bits
 
 
-def _is_integer_weight(dtype: str, shape: Sequence[int]) -> bool:
-    return dtype in _INTEGERS and any(size > 1 for size in shape)
+def _is_stored(dtype: str, shape: Sequence[int]) -> bool:
+    return dtype in _STORED and any(size > 1 for size in shape)
 
 
 def _float_name(kernel: PlanKernel) -> str:

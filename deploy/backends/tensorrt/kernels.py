@@ -37,13 +37,9 @@ class KernelTensor:
         """
         return sum(size > 1 for size in self.shape) > 1
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain mapping."""
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> KernelTensor:
-        """Read back `to_json`."""
+        """Read a tensor of a layer as `deploy.runner.trt_layers` describes it."""
         return cls(data["name"], data["dtype"], tuple(data["shape"]))
 
 
@@ -63,20 +59,9 @@ class PlanKernel:
     onnx_nodes: tuple[str, ...]
     name: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain mapping."""
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "inputs": [tensor.to_json() for tensor in self.inputs],
-            "constants": [tensor.to_json() for tensor in self.constants],
-            "outputs": [tensor.to_json() for tensor in self.outputs],
-            "onnx_nodes": list(self.onnx_nodes),
-        }
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PlanKernel:
-        """Read back `to_json`."""
+        """Read a layer as `deploy.runner.trt_layers` describes it."""
         tensors = {
             key: tuple(KernelTensor.from_json(item) for item in data[key]) for key in ("inputs", "constants", "outputs")
         }

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calib.network.units import Unit
-from deploy.lowering.export import call_name, unique_name
+from deploy.lowering.naming import call_name, unique_name
 
 Array = npt.NDArray[Any]
 

@@ -25,7 +25,7 @@ def quantize_biases(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> 
     """
     changed = 0
     for unit in units:
-        if unit.path not in plan.weights or not plan.formats[unit.path].quantizes_activation:
+        if unit.path not in plan.weights or not plan.formats[unit.path].reads_integers:
             continue
         for node in unit_nodes(model, unit).values():
             scale = _input_scale(node)

@@ -9,13 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from calib.errors import UserError
-from calib.formats.integers import ActivationQuantizer
+from calib.formats.quantizers import ActivationQuantizer
 from calib.network.units import Unit
 from deploy.lowering.export import read_aliases
 from deploy.lowering.passes.editing import free_name, insert_after, new_node, scalar, unit_nodes
 from smpq.quantized.plan import QuantPlan
-
-_STORED_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ def quantize_tensors(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) ->
        becomes `<tensor>/float`.
     2. For named consumers: only their input is replaced. A unit's call is found by its node, whatever the exporter put
        between; any other consumer by the value it makes.
-    3. Unsigned integers are uint8, signed ones int8; a Clip (`tensor/Clip`) in front of Q holds fewer than 8 bits
-       inside their range.
+    3. The number type says which ONNX type holds the values (uint8 for unsigned integers, int8 for signed ones). A Clip
+       (`tensor/Clip`) in front of Q holds values inside the limits of a type that has fewer bits.
     4. Entries with the same value and the same quantiser share one pair.
     5. Left alone: a tensor that the exporter removed because it equals another one, when that one is quantised alike;
        and a call merged into an equal call. They are listed in the result.
@@ -117,12 +115,12 @@ class _Inserter:
         if key in self._pairs:
             return self._pairs[key]
         model = self._model
-        kind, signed = (np.int8, ir.DataType.INT8) if quantizer.signed else (np.uint8, ir.DataType.UINT8)
+        stored = ir.DataType[quantizer.storage.onnx_type]
         scale = scalar(model, f"{tensor}/scale", quantizer.scale, np.float32)
-        zero_point = scalar(model, f"{tensor}/zero_point", quantizer.zero_point, kind)
+        zero_point = scalar(model, f"{tensor}/zero_point", quantizer.zero_point, stored.numpy())
         nodes = []
         source = value
-        if quantizer.bits < _STORED_BITS:
+        if quantizer.bits < stored.bitwidth:
             low, high = quantizer.real_limits
             limits = [
                 scalar(model, f"{tensor}/{end}", limit, np.float32) for end, limit in (("low", low), ("high", high))
@@ -133,7 +131,7 @@ class _Inserter:
             source = nodes[-1].outputs[0]
         nodes.append(
             new_node(
-                "QuantizeLinear", [source, scale, zero_point], free_name(model, f"{tensor}/Q"), signed, value.shape
+                "QuantizeLinear", [source, scale, zero_point], free_name(model, f"{tensor}/Q"), stored, value.shape
             )
         )
         nodes.append(

@@ -1,28 +1,35 @@
-"""Store weights as integers behind a DequantizeLinear."""
+"""Store weights in their number types behind a DequantizeLinear."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from onnx.helper import find_min_ir_version_for, make_opsetid
 
-from calib.formats.integers import QuantizedWeight
+from calib.formats.number_type import Storage
+from calib.formats.quantizers import QuantizedWeight
 from calib.network.units import Unit
+from deploy.lowering.export import OPSET
 from deploy.lowering.passes.editing import Array, constant, free_name, new_node, remove_unused_constants, unit_nodes
 from smpq.quantized.plan import QuantPlan
 
-_INT4_BITS = 4
 
+def quantize_weights(
+    model: ir.Model,
+    plan: QuantPlan,
+    units: Sequence[Unit],
+    newest_opset: int = OPSET,
+    copy_from_bits: int | None = None,
+) -> int:
+    """Replace the float weight of every unit of the plan; returns the number of weights stored.
 
-def quantize_weights(model: ir.Model, plan: QuantPlan, units: Sequence[Unit], copy_from_bits: int | None = None) -> int:
-    """Replace the float weight of every unit of the plan; returns the number of integer weights stored.
-
-    1. The integers are an initialiser `path/weight`, INT4 up to 4 bits and INT8 above, behind a node `path/weight/DQ`.
+    1. The values are an initialiser `path/weight` behind a node `path/weight/DQ`, in the narrowest ONNX type of the number
+       type (`NumberType.weight_storages`) that `newest_opset` has. The model's opset is raised where the type needs it.
     2. One scale for each output channel: axis 0 of Conv and Gemm with transB, axis 1 of MatMul and Gemm without (`[K,
        N]`).
-    3. Block scales need MatMul: `[K, N]` integers, axis 0, scale `[K / block, N]`. Anything else is a ValueError (a
+    3. Block scales need MatMul: `[K, N]` values, axis 0, scale `[K / block, N]`. Anything else is a ValueError (a
        pass is missing).
     4. Zero points are written out, all zero: runtimes misread a DequantizeLinear without one.
     5. A weight that several calls use is stored once and has one DequantizeLinear; except weights of `copy_from_bits`
@@ -39,7 +46,7 @@ def quantize_weights(model: ir.Model, plan: QuantPlan, units: Sequence[Unit], co
         for node in unit_nodes(model, unit).values():
             inputs_first = _inputs_first(node)
             if copies or inputs_first not in made:
-                made[inputs_first] = _dequantized(model, node, unit, weight, inputs_first=inputs_first)
+                made[inputs_first] = _dequantized(model, node, unit, weight, newest_opset, inputs_first=inputs_first)
                 changed += 1
             node.replace_input_with(1, made[inputs_first])
     remove_unused_constants(model)
@@ -52,22 +59,27 @@ def _inputs_first(node: ir.Node) -> bool:
 
 
 def _dequantized(
-    model: ir.Model, node: ir.Node, unit: Unit, weight: QuantizedWeight, *, inputs_first: bool
+    model: ir.Model, node: ir.Node, unit: Unit, weight: QuantizedWeight, newest_opset: int, *, inputs_first: bool
 ) -> ir.Value:
-    integers = weight.integers.detach().cpu().numpy()
+    values = weight.value_array()
     scale = weight.scale.detach().cpu().numpy().astype(np.float32)
     if weight.block is not None:
-        if node.op_type != "MatMul" or integers.shape[1] != weight.block * scale.shape[1]:
+        if node.op_type != "MatMul" or values.shape[1] != weight.block * scale.shape[1]:
             raise ValueError(
                 f"{unit.path}: blocks of {weight.block} need a MatMul whose inputs they divide, not {node.op_type}"
             )
         scale = scale.T
     if inputs_first:
-        integers = integers.T
+        values = values.T
     axis = 1 if inputs_first and weight.block is None else 0
     attributes = {"axis": axis} if weight.block is None else {"axis": axis, "block_size": weight.block}
-    stored = ml_dtypes.int4 if weight.bits <= _INT4_BITS else np.int8
-    value = constant(model, f"{unit.path}/weight", _contiguous(integers).astype(stored))
+    storage = _narrowest(weight, newest_opset)
+    if storage.least_opset > model.opset_imports[""]:
+        model.opset_imports[""] = storage.least_opset
+        oldest = find_min_ir_version_for([make_opsetid("", storage.least_opset)])
+        model.ir_version = max(model.ir_version, oldest)
+    stored = ir.DataType[storage.onnx_type].numpy()
+    value = constant(model, f"{unit.path}/weight", _contiguous(values).astype(stored))
     scales = constant(model, f"{value.name}/scale", _contiguous(scale))
     zero_points = constant(model, f"{value.name}/zero_point", np.zeros(scale.shape, stored))
     dequantize = new_node(
@@ -75,11 +87,17 @@ def _dequantized(
         [value, scales, zero_points],
         free_name(model, f"{value.name}/DQ"),
         ir.DataType.FLOAT,
-        ir.Shape(integers.shape),
+        ir.Shape(values.shape),
         attributes,
     )
     model.graph.insert_before(node, dequantize)
     return dequantize.outputs[0]
+
+
+def _narrowest(weight: QuantizedWeight, newest_opset: int) -> Storage:
+    """Return the first type that the opset has; the last one, which every exported model has, where it is newer."""
+    storages = weight.type.weight_storages
+    return next((found for found in storages if found.least_opset <= newest_opset), storages[-1])
 
 
 def _contiguous(array: Array) -> Array:

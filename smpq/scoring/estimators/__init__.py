@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from smpq.choices import ESTIMATORS
 from smpq.scoring.estimators.adaptive import Adaptive
-from smpq.scoring.estimators.base import ESTIMATORS, Estimator, Game, Stable, Stopping, estimator, estimator_from_name
+from smpq.scoring.estimators.base import Estimator, Game, Stable, Stopping, estimator, estimator_from_name
 from smpq.scoring.estimators.counted import CountedGame
 from smpq.scoring.estimators.exact import Exact
 from smpq.scoring.estimators.permutation import Antithetic, Permutation
 from smpq.scoring.estimators.result import Estimate
-from smpq.scoring.estimators.stratified import Stratified
-from smpq.scoring.estimators.truncated import ShapleyNas, Truncated, mean_minus_deviation
 
 __all__ = [
     "ESTIMATORS", "Adaptive", "Antithetic", "CountedGame", "Estimate", "Estimator", "Exact", "Game", "Permutation",
-    "ShapleyNas", "Stable", "Stopping",
-    "Stratified", "Truncated", "estimator", "estimator_from_name", "mean_minus_deviation",
+    "Stable", "Stopping", "estimator", "estimator_from_name",
 ]  # fmt: skip

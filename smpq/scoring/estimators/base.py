@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from calib.declared import Declared, Interval, check_declared
 from calib.errors import UserError
+from smpq.choices import ESTIMATORS
 from smpq.scoring.estimators.result import Estimate
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -33,14 +35,13 @@ class Stopping:
     values; 0 asks for all evaluations.
     """
 
-    evaluations: int
-    precision: float = 0.0
+    evaluations: Annotated[int, Declared("coalitions that may be evaluated", Interval(1))]
+    precision: Annotated[
+        float, Declared("largest standard error, as a fraction of the spread", Interval(0, 1, below=True))
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise UserError("at least one evaluation is needed")
-        if not 0 <= self.precision < 1:
-            raise UserError("the precision is a fraction of the spread of the values, from 0 to below 1")
+        check_declared(self)
 
 
 class Estimator(Protocol):
@@ -57,7 +58,6 @@ class Estimator(Protocol):
         ...
 
 
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {}
 _Factory = TypeVar("_Factory", bound=Callable[..., Estimator])
 
 
@@ -69,7 +69,7 @@ def estimator(name: str) -> Callable[[_Factory], _Factory]:
        evaluates many coalitions together much faster than one by one.
     3. If one sample is a fixed set of coalitions, describe it as a `Design` and leave the rest to `sample_designs`;
        otherwise collect independent samples in `Samples`, which also knows when to stop.
-    4. Decorate the class with `@estimator("my-name")` and import it in `smpq.scoring.estimators`.
+    4. Decorate the class with `@estimator("my-name")`. A built-in one has a row in `smpq.choices`.
     """
 
     def register(factory: _Factory) -> _Factory:
@@ -83,4 +83,5 @@ def estimator_from_name(name: str, **options: Any) -> Estimator:
     """Return a registered estimator with these options; UserError lists the names."""
     if name not in ESTIMATORS:
         raise UserError(f"unknown estimator {name!r}: choose one of {', '.join(ESTIMATORS)}")
-    return ESTIMATORS[name](**options)
+    found: Estimator = ESTIMATORS[name](**options)
+    return found

@@ -12,17 +12,13 @@ MOST_ROWS = 4096
 
 
 class CountedGame:
-    """Remembers every value, and passes only new coalitions on: each matrix of them at once.
+    """Remembers every value, and passes only new coalitions on: each matrix of them at once."""
 
-    With `remembers` False, for games that draw new data, every coalition is passed on and counted.
-    """
-
-    def __init__(self, game: Game, players: int, *, remembers: bool = True) -> None:
+    def __init__(self, game: Game, players: int) -> None:
         """Wrap `game`; UserError without a player."""
         if players < 1:
             raise UserError("a game needs at least one player")
         self.players = players
-        self.remembers = remembers
         self.evaluations = 0
         self._game = game
         self._known: dict[bytes, float] = {}
@@ -31,8 +27,6 @@ class CountedGame:
         """Return the values `[k]` of `[k, players]`; UserError when the game returns something else or a value is not
         finite.
         """
-        if not self.remembers:
-            return self._ask(coalitions)
         keys = _keys(coalitions)
         new = {key: row for row, key in enumerate(keys) if key not in self._known}
         order = list(new.items())
@@ -45,11 +39,6 @@ class CountedGame:
     def unknown(self, coalitions: Coalitions) -> set[bytes]:
         """Return the keys of the rows that have not been evaluated."""
         return {key for key in _keys(coalitions) if key not in self._known}
-
-    def ends(self) -> tuple[float, float]:
-        """Return the values of the empty and the grand coalition."""
-        empty, grand = self(np.array([[False] * self.players, [True] * self.players]))
-        return float(empty), float(grand)
 
     def _ask(self, coalitions: Coalitions) -> Floats:
         values = np.asarray(self._game(coalitions), float)

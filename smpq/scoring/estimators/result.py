@@ -10,11 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from calib.errors import UserError
-
 SCHEMA = 1
 StopReason: TypeAlias = Literal["exact", "evaluations", "precision", "stable"]
-_STOP_REASONS: tuple[StopReason, ...] = ("exact", "evaluations", "precision", "stable")
 
 
 @dataclass(frozen=True)
@@ -63,29 +60,3 @@ class Estimate:
             "covariance": None if self.covariance is None else self.covariance.tolist(),
             "samples": self.samples.tolist(),
         }
-
-    @classmethod
-    def from_json(cls, record: Any) -> Estimate:
-        """Read the file form; UserError when it is of another version or incomplete."""
-        try:
-            if record["schema"] != SCHEMA:
-                raise UserError(
-                    f"this estimate has schema {record['schema']!r}; this version reads schema {SCHEMA}: estimate again"
-                )
-            values = np.array(record["values"], float)
-            covariance = None if record["covariance"] is None else np.array(record["covariance"], float)
-            freedom = np.array([math.inf if cell is None else cell for cell in record["degrees_of_freedom"]], float)
-            estimate = cls(
-                values, np.array(record["standard_errors"], float), freedom, covariance, np.array(record["samples"], np.int64),
-                record["evaluations"], record["truncated"], record["seed"], record["estimator"], record["stop_reason"],
-            )  # fmt: skip
-            rows = [estimate.standard_errors, freedom, estimate.samples]
-            if any(row.shape != values.shape for row in rows) or (
-                covariance is not None and covariance.shape != 2 * values.shape
-            ):
-                raise UserError("the rows of this estimate differ in length: estimate again")
-            if estimate.stop_reason not in _STOP_REASONS:
-                raise UserError(f"unknown stop reason {estimate.stop_reason!r} in this estimate: estimate again")
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"the estimate is incomplete ({error!r}): estimate again") from error
-        return estimate

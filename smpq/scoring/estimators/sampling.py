@@ -54,12 +54,12 @@ class Samples:
         """Return how many samples to draw before the next look at the stopping rules: a quarter more than there are."""
         return max(FEWEST, math.ceil(_GROWTH * len(self._rows)))
 
-    def estimate(self, game: CountedGame, seed: int, name: str, reason: StopReason, truncated: int = 0) -> Estimate:
+    def estimate(self, game: CountedGame, seed: int, name: str, reason: StopReason) -> Estimate:
         """Return the finished estimate."""
         covariance, count = self.covariance(), len(self._rows)
         return Estimate(
             self.mean(), np.sqrt(covariance.diagonal()), np.full(game.players, count - 1.0), covariance,
-            np.full(game.players, count), game.evaluations, truncated, seed, name, reason,
+            np.full(game.players, count), game.evaluations, 0, seed, name, reason,
         )  # fmt: skip
 
 

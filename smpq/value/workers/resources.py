@@ -1,20 +1,17 @@
-"""What a run may be computed with; the values do not depend on it."""
+"""What a run may be computed with; the values do not depend on it. Importing it does not load torch."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-
+from calib.declared import Declared, Interval, Matching, check_declared
 from calib.errors import UserError
-from smpq.value.workers.local import LocalWorkerSource
-from smpq.value.workers.pool import WorkerPool
-from smpq.value.workers.ray import RayWorkerSource
 
-_MOST_MB = 1e9
-"""A petabyte."""
+if TYPE_CHECKING:
+    from smpq.value.workers.pool import WorkerPool
+
+_ADDRESSES = "local (one on this machine), auto, host:port or ray://host:port"
 
 
 @dataclass(frozen=True)
@@ -26,23 +23,40 @@ class Resources:
     where there is one. A later command on the same run may have other resources.
     """
 
-    workers: int | None = None
-    ray: str | None = None
-    memory_limit_mb: float | None = None
-    device: str = "auto"
+    workers: Annotated[
+        int | None,
+        Declared(
+            "processes that evaluate",
+            Interval(1, 10**4),
+            "--workers",
+            unset="1, this one; with --ray all of the cluster",
+        ),
+    ] = None
+    ray: Annotated[
+        str | None,
+        Declared(f"evaluate on a Ray cluster: {_ADDRESSES}", Matching(r".*\S.*", f"an address: {_ADDRESSES}"), "--ray"),
+    ] = None
+    memory_limit_mb: Annotated[
+        float | None,
+        Declared(
+            "memory that the activations of one evaluation may take",
+            Interval(0, above=True),
+            "--memory-limit",
+            metavar="MB",
+        ),
+    ] = None
+    device: Annotated[
+        str,
+        Declared(
+            "where PyTorch evaluates and trains: auto (a GPU if there is one), cpu, cuda, cuda:N",
+            Matching(r"auto|cpu|cuda(:[0-9]+)?", "auto, cpu, cuda or cuda:N"),
+            "--torch-device",
+        ),
+    ] = "auto"
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers must be at least 1, not {self.workers}")
-        if self.ray is not None and not self.ray.strip():
-            raise UserError("--ray needs an address: local, auto, host:port or ray://host:port")
-        if self.memory_limit_mb is not None and not 0 < self.memory_limit_mb <= _MOST_MB:
-            raise UserError(
-                f"--memory-limit is a number of MB above 0 and at most {_MOST_MB:g}, not {self.memory_limit_mb}"
-            )
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UserError(f"--torch-device is auto, cpu, cuda or cuda:N, not {self.device!r}")
-        if self.device.startswith("cuda") and self.ray is None and not torch.cuda.is_available():
+        check_declared(self)
+        if self.device.startswith("cuda") and self.ray is None and not _cuda_is_here():
             raise UserError(
                 "torch sees no CUDA device here: use --torch-device cpu, or install a build of torch for CUDA"
             )
@@ -50,7 +64,7 @@ class Resources:
     @property
     def evaluates_on(self) -> str:
         """The device that evaluates, with `auto` decided for this machine."""
-        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return ("cuda" if _cuda_is_here() else "cpu") if self.device == "auto" else self.device
 
     @property
     def elsewhere(self) -> bool:
@@ -63,6 +77,10 @@ class Resources:
         """
         if not self.elsewhere:
             return None
+        from smpq.value.workers.local import LocalWorkerSource
+        from smpq.value.workers.pool import WorkerPool
+        from smpq.value.workers.ray import RayWorkerSource
+
         return WorkerPool(
             RayWorkerSource(self.ray, self.workers, gpus=float(self.evaluates_on != "cpu"))
             if self.ray is not None
@@ -72,3 +90,9 @@ class Resources:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a run's files."""
         return asdict(self)
+
+
+def _cuda_is_here() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())

@@ -2,6 +2,7 @@ import pytest
 
 from calib.errors import UserError
 from calib.formats.format import FP16, FP32, Format, formats_from_text
+from calib.formats.integers import integer
 
 
 @pytest.mark.parametrize(
@@ -25,9 +26,9 @@ def test_text_and_back(text, canonical, weight, activation, block):
 
 
 def test_every_width_survives_its_text():
-    for weight in range(2, 9):
-        for activation in (*range(4, 9), 16):
-            given = Format(weight, activation)
+    for weight in range(1, 9):
+        for activation in (*range(2, 9), 16):
+            given = Format(integer(weight), None if activation == 16 else integer(activation))
             assert Format.from_text(str(given)) == given
 
 
@@ -37,14 +38,17 @@ def test_every_width_survives_its_text():
         "",
         "int8",
         "w8a8b",
-        "w1a8",
         "w9a8",
-        "w8a3",
+        "w8a1",
+        "w0a8",
         "w8a9",
         "w8a16b1",
         "w8a8b32",
         "w4a16b",
-        "fp8",
+        "fp4",
+        "wfp8b32",
+        "wfp16",
+        "w8afp16",
         "w16a16b32",
         "a8",
         "w-4",
@@ -72,7 +76,11 @@ def test_formats_with_the_same_weights_share_a_key():
 
 
 def test_a_list_keeps_its_order():
-    assert formats_from_text("w8a8, fp32,w4b128") == (Format(8, 8), FP32, Format(4, 16, 128))
+    assert formats_from_text("w8a8, fp32,w4b128") == (
+        Format(integer(8), integer(8)),
+        FP32,
+        Format(integer(4), None, 128),
+    )
 
 
 @pytest.mark.parametrize("text", ["", ",", "w8a8,w8a8", "w4,w4a16", "w8a8;fp32"])

@@ -72,7 +72,7 @@ def test_every_function_has_a_graph_of_its_own():
 
 @pytest.mark.slow
 def test_the_same_work_has_the_same_fingerprint_in_another_process():
-    program = "from tests.calib.test_fingerprint import *; print(of(FUNCTIONS['constant']).key)"
+    program = "from tests.calib.network.test_fingerprint import *; print(of(FUNCTIONS['constant']).key)"
     run = [sys.executable, "-c", program]
     there = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert there == of(FUNCTIONS["constant"]).key

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from calib.errors import UserError
+from calib.network.batch_range import largest_batch
 from calib.network.fold import trace_folded
 from calib.network.graph import TracedModel
-from calib.network.tracing import largest_batch
 
 
 class Around(nn.Module):

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from calib.errors import UserError
-from calib.formats.integers import QuantizedWeight, weight_limits
+from calib.formats.integers import integer
+from calib.formats.quantizers import QuantizedWeight
 from calib.rounding import ROUNDINGS, Moments, gptq, round_gptq, round_nearest, rounding_from_name
 from calib.rounding.base import search_scale
 
@@ -34,61 +35,61 @@ def output_error(weight: Tensor, rounded: QuantizedWeight, moments: Moments) -> 
 @pytest.mark.parametrize("seed", range(3))
 def test_gptq_lowers_the_error_of_the_output_on_correlated_inputs(bits, seed):
     moments, weight = correlated(seed=seed), weight_of(seed + 10)
-    nearest, better = (r(weight, moments, bits, None, torch.zeros(OUT)) for r in (round_nearest, round_gptq))
+    nearest, better = (r(weight, moments, integer(bits), None, torch.zeros(OUT)) for r in (round_nearest, round_gptq))
     assert output_error(weight, better, moments) < 0.5 * output_error(weight, nearest, moments)
 
 
 def test_gptq_on_independent_inputs_is_nearest_on_the_same_grid():
     weight = weight_of()
-    rounded = round_gptq(weight, Moments(torch.eye(LENGTH)[None]), 4, None, torch.zeros(OUT))
-    low, high = weight_limits(4)
+    rounded = round_gptq(weight, Moments(torch.eye(LENGTH)[None]), integer(4), None, torch.zeros(OUT))
+    low, high = integer(4).limits
     expected = torch.clamp(torch.round(weight / rounded.scale[:, None]), low, high)
-    assert torch.equal(rounded.integers.float(), expected)
+    assert torch.equal(rounded.values.float(), expected)
 
 
 def test_gptq_does_the_same_with_all_columns_at_once(monkeypatch):
     torch.manual_seed(0)
     x = torch.randn(500, 20) @ torch.randn(20, 300) + 0.1 * torch.randn(500, 300)
     moments, weight = Moments((x.T @ x / 500)[None]), torch.randn(4, 300)
-    blocked = round_gptq(weight, moments, 4, None, torch.zeros(4))
+    blocked = round_gptq(weight, moments, integer(4), None, torch.zeros(4))
     monkeypatch.setattr(gptq, "_COLUMNS_AT_ONCE", 300)
-    whole = round_gptq(weight, moments, 4, None, torch.zeros(4))
-    assert (blocked.integers != whole.integers).float().mean() < 0.01  # up to the order of the sums
+    whole = round_gptq(weight, moments, integer(4), None, torch.zeros(4))
+    assert (blocked.values != whole.values).float().mean() < 0.01  # up to the order of the sums
 
 
 @pytest.mark.parametrize("method", [round_nearest, round_gptq])
 @pytest.mark.parametrize("block", [None, 8])
 def test_groups_are_solved_each_alone(method, block):
     moments, weight, floor = correlated(groups=3), weight_of(), torch.rand(OUT) * 0.01
-    together = method(weight, moments, 4, block, floor)
+    together = method(weight, moments, integer(4), block, floor)
     rows = OUT // 3
     for group in range(3):
         part = slice(group * rows, (group + 1) * rows)
-        alone = method(weight[part], Moments(moments.matrix[group : group + 1]), 4, block, floor[part])
+        alone = method(weight[part], Moments(moments.matrix[group : group + 1]), integer(4), block, floor[part])
         torch.testing.assert_close(together.scale[part], alone.scale)
         # a value on the border of two integers may fall either way with the order of the sums
-        assert (together.integers[part] != alone.integers).float().mean() < 0.01
+        assert (together.values[part] != alone.values).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("method", ROUNDINGS.values(), ids=ROUNDINGS)
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_integers_fit_their_bits_and_use_them(method, bits):
-    rounded = method(weight_of() * 7, correlated(), bits, None, torch.zeros(OUT))
-    low, high = weight_limits(bits)
-    assert rounded.integers.dtype == torch.int8
+    rounded = method(weight_of() * 7, correlated(), integer(bits), None, torch.zeros(OUT))
+    low, high = integer(bits).limits
+    assert rounded.values.dtype == torch.int8
     assert rounded.bits == bits
-    assert low <= int(rounded.integers.min()) <= low // 2
-    assert max(high // 2, 1) <= int(rounded.integers.max()) <= high
+    assert low <= int(rounded.values.min()) <= low // 2
+    assert max(high // 2, 1) <= int(rounded.values.max()) <= high
 
 
 @pytest.mark.parametrize("method", ROUNDINGS.values(), ids=ROUNDINGS)
 def test_a_scale_for_every_block(method):
     weight, moments = weight_of(), correlated()
     weight[:, :8] *= 100  # one block of large weights must not cost the others their precision
-    rounded = method(weight, moments, 4, 8, torch.zeros(OUT))
+    rounded = method(weight, moments, integer(4), 8, torch.zeros(OUT))
     assert rounded.scale.shape == (OUT, LENGTH // 8)
     assert rounded.block == 8
-    whole = method(weight, moments, 4, None, torch.zeros(OUT))
+    whole = method(weight, moments, integer(4), None, torch.zeros(OUT))
     small = slice(8, None)
     error, error_whole = ((r.dequantize() - weight)[:, small].square().mean() for r in (rounded, whole))
     assert error < 0.1 * error_whole
@@ -101,11 +102,13 @@ def test_rows_of_zeros_stay_zero_and_get_a_small_step(method, block):
     weight[3] = 0.0
     floor = torch.zeros(OUT)
     floor[3] = 1e-5
-    rounded = method(weight, correlated(), 4, block, floor)
-    assert not rounded.integers[3].any()
+    rounded = method(weight, correlated(), integer(4), block, floor)
+    assert not rounded.values[3].any()
     torch.testing.assert_close(rounded.scale[3], torch.full_like(rounded.scale[3], 1e-5))
-    everything = method(torch.zeros(OUT, LENGTH), Moments(torch.zeros(1, LENGTH, LENGTH)), 4, block, torch.zeros(OUT))
-    assert not everything.integers.any()
+    everything = method(
+        torch.zeros(OUT, LENGTH), Moments(torch.zeros(1, LENGTH, LENGTH)), integer(4), block, torch.zeros(OUT)
+    )
+    assert not everything.values.any()
     # a bias is counted in this step times that of the input, which is 0.01 or so
     assert bool(((everything.scale > 0) & (everything.scale < 1e-5)).all())
 
@@ -115,9 +118,9 @@ def test_rows_of_zeros_stay_zero_and_get_a_small_step(method, block):
 def test_no_step_is_below_its_floor(method, block):
     floor = torch.zeros(OUT)
     floor[2], floor[5] = 10.0, 0.5
-    rounded = method(weight_of(), correlated(), 4, block, floor)
+    rounded = method(weight_of(), correlated(), integer(4), block, floor)
     assert bool((rounded.scale.reshape(OUT, -1) >= floor[:, None]).all())
-    free = method(weight_of(), correlated(), 4, block, torch.zeros(OUT))
+    free = method(weight_of(), correlated(), integer(4), block, torch.zeros(OUT))
     assert torch.equal(rounded.scale[[0, 1, 3]], free.scale[[0, 1, 3]])
 
 
@@ -125,8 +128,8 @@ def test_no_step_is_below_its_floor(method, block):
 def test_the_same_input_gives_the_same_integers_and_is_left_alone(method):
     weight, moments = weight_of(), correlated()
     kept = weight.clone(), moments.matrix.clone()
-    first, second = (method(weight, moments, 3, None, torch.zeros(OUT)) for _ in range(2))
-    assert torch.equal(first.integers, second.integers)
+    first, second = (method(weight, moments, integer(3), None, torch.zeros(OUT)) for _ in range(2))
+    assert torch.equal(first.values, second.values)
     assert torch.equal(first.scale, second.scale)
     assert torch.equal(weight, kept[0])
     assert torch.equal(moments.matrix, kept[1])
@@ -136,17 +139,17 @@ def test_an_input_that_is_always_zero_does_no_harm():
     moments, weight = correlated(), weight_of()
     moments.matrix[0, 5, :] = 0
     moments.matrix[0, :, 5] = 0
-    rounded = round_gptq(weight, moments, 4, None, torch.zeros(OUT))
+    rounded = round_gptq(weight, moments, integer(4), None, torch.zeros(OUT))
     assert bool(torch.isfinite(rounded.scale).all())
     assert output_error(weight, rounded, moments) < output_error(
-        weight, round_nearest(weight, moments, 4, None, torch.zeros(OUT)), moments
+        weight, round_nearest(weight, moments, integer(4), None, torch.zeros(OUT)), moments
     )
 
 
 def test_the_clip_search_serves_what_is_important():
     weight = torch.tensor([[1.0, 0.30, 0.31, 0.29]])
-    only_small = search_scale(weight, torch.tensor([[0.0, 1.0, 1.0, 1.0]]), 2, torch.zeros(1))
-    only_large = search_scale(weight, torch.tensor([[1.0, 0.0, 0.0, 0.0]]), 2, torch.zeros(1))
+    only_small = search_scale(weight, torch.tensor([[0.0, 1.0, 1.0, 1.0]]), integer(2), torch.zeros(1))
+    only_large = search_scale(weight, torch.tensor([[1.0, 0.0, 0.0, 0.0]]), integer(2), torch.zeros(1))
     assert float(only_small) == pytest.approx(0.3, abs=0.02)
     assert float(only_large) == pytest.approx(1.0)
 
@@ -160,9 +163,9 @@ def test_an_unknown_name_lists_the_known_ones():
 @pytest.mark.parametrize("seed", range(4))
 def test_searching_the_step_with_gptq_itself_beats_the_step_for_nearest_rounding(seed, monkeypatch):
     weight, moments = weight_of(seed), correlated(seed=seed)
-    searched = output_error(weight, round_gptq(weight, moments, 2, None, torch.zeros(OUT)), moments)
+    searched = output_error(weight, round_gptq(weight, moments, integer(2), None, torch.zeros(OUT)), moments)
     monkeypatch.setattr(gptq, "_STEPS", (1.0,))
-    single = output_error(weight, round_gptq(weight, moments, 2, None, torch.zeros(OUT)), moments)
+    single = output_error(weight, round_gptq(weight, moments, integer(2), None, torch.zeros(OUT)), moments)
     assert searched < 0.95 * single
 
 
@@ -189,18 +192,18 @@ def test_every_factor_exists():
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_tiny_inputs_and_weights_are_rounded_as_usual_ones_are(method, bits):
     weight = weight_of()
-    usual = method(weight, correlated(), bits, None, torch.zeros(OUT))
+    usual = method(weight, correlated(), integer(bits), None, torch.zeros(OUT))
     for power in (-20, -60, -100):
-        weights = method(weight * 2.0**power, correlated(), bits, None, torch.zeros(OUT))
-        assert torch.equal(weights.integers, usual.integers)
+        weights = method(weight * 2.0**power, correlated(), integer(bits), None, torch.zeros(OUT))
+        assert torch.equal(weights.values, usual.values)
         assert torch.equal(weights.scale, usual.scale * 2.0**power)
-    inputs = method(weight, Moments(correlated().matrix * 2.0**-120), bits, None, torch.zeros(OUT))
-    assert torch.equal(inputs.integers, usual.integers)
+    inputs = method(weight, Moments(correlated().matrix * 2.0**-120), integer(bits), None, torch.zeros(OUT))
+    assert torch.equal(inputs.values, usual.values)
 
 
 def test_dead_channels_are_rounded_to_something_near():
     moments = dead_and_huge()
     weight = weight_of(rows=len(moments.matrix))[:, :9]
-    rounded = round_gptq(weight, moments, 8, None, torch.zeros(len(weight)))
+    rounded = round_gptq(weight, moments, integer(8), None, torch.zeros(len(weight)))
     assert torch.isfinite(rounded.scale).all()
     assert (rounded.dequantize() - weight).abs().mean() < 0.3

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +24,7 @@ from deploy.backends.tensorrt import (
     load,
     open_plan,
 )
-from deploy.runner import cuda_driver
+from deploy.runner import cuda_library
 from deploy.targets.target import capability, target_from_name
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, check_layer, needs_rtx, reason_of
 from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer, one_layer
@@ -154,7 +151,7 @@ def test_a_free_batch_needs_its_sizes(tmp_path):
 
 
 @needs_rtx
-def test_the_record_tells_what_was_built_and_round_trips(tmp_path):
+def test_the_record_tells_what_was_built(tmp_path):
     record = build_layer(Layer("conv2d", W8A8), tmp_path, "SM89")
     plan = tmp_path / "model.plan"
     assert plan.stat().st_size == record.plan_bytes
@@ -162,24 +159,14 @@ def test_the_record_tells_what_was_built_and_round_trips(tmp_path):
     assert (record.runtime, record.compute_capability) == ("tensorrt-rtx", "sm89")
     assert record.runtime_version == load("tensorrt-rtx").__version__
     assert {"STRONGLY_TYPED", "REQUIRE_USER_ALLOCATION"} <= set(record.flags)
-    assert BuildRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
-    with pytest.raises(UserError, match="build again"):
-        BuildRecord.from_json({**record.to_json(), "schema_version": 1})
-    damaged = record.to_json()
-    del damaged["kernels"]
-    with pytest.raises(UserError, match="damaged"):
-        BuildRecord.from_json(damaged)
 
 
 @needs_rtx
-def test_a_failed_build_leaves_the_plan_as_it_was_and_round_trips(tmp_path):
+def test_a_failed_build_leaves_the_plan_as_it_was(tmp_path):
     plan = tmp_path / "model.plan"
     plan.write_bytes(b"as it was")
-    failed = build_layer(Layer("conv2d", W4B32), tmp_path)
+    assert isinstance(build_layer(Layer("conv2d", W4B32), tmp_path), BuildFailed)
     assert plan.read_bytes() == b"as it was"
-    assert BuildFailed.from_json(failed.to_json()) == failed
-    with pytest.raises(UserError, match="not a failed build"):
-        BuildFailed.from_json({"schema_version": 2, "reason": "", "log": ""})
 
 
 @needs_rtx
@@ -208,7 +195,7 @@ def test_a_missing_runtime_says_what_to_install(monkeypatch):
 
 @needs_rtx
 def test_running_needs_a_gpu_and_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(cuda_driver, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
+    monkeypatch.setattr(cuda_library, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(UserError, match="install the driver"):
         gpu_sm()
@@ -242,72 +229,3 @@ def test_nothing_is_built_twice(tmp_path):
 @needs_rtx
 def test_a_failed_build_names_the_nodes(tmp_path):
     assert build_layer(Layer("conv2d", W4B32, name="layer1.0.conv"), tmp_path).nodes == ("layer1.0.conv/DQw",)
-
-
-STAND_IN_BUILD = """
-import hashlib, json, sys
-from pathlib import Path
-from calib.formats.format import Format
-from deploy.backends.tensorrt import build_plan, check_units, load
-folder = Path(sys.argv[1])
-assert load("tensorrt").__name__ == "tensorrt"
-found = {}
-for name, text in (("conv", "w8a8"), ("linear", "w4a16b32")):
-    for runtime in ("tensorrt", "tensorrt-rtx"):
-        record = build_plan(folder / f"{name}.onnx", folder / f"{name}.plan", runtime, cache=folder / "cache")
-        (check,) = check_units(record.kernels, {"unit": Format.from_text(text)})
-        found[f"{runtime} {name}"] = [check.found, check.agrees]
-again = build_plan(folder / "conv.onnx", folder / "conv.plan", "tensorrt", cache=folder / "cache")
-timed = build_plan(folder / "linear.onnx", folder / "linear.plan", "tensorrt", batch_sizes=(1, 2, 4), cache=folder / "cache")
-caches = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (folder / "cache").glob("timing-*.cache")]
-assert caches == [timed.timing_cache_sha256], caches
-assert (again.from_cache, timed.from_cache) == (True, False)
-free = build_plan(folder / "free.onnx", folder / "free.plan", "tensorrt", batch_sizes=(1, 4, 16))
-assert check_units(free.kernels, {"unit": Format.from_text("w8a8")})[0].agrees
-failed = build_plan(folder / "refused.onnx", folder / "refused.plan", "tensorrt")
-print(json.dumps([found, failed.reason, failed.nodes]))
-"""
-
-
-@needs_rtx
-def test_the_tensorrt_module_takes_the_same_path(tmp_path):
-    """Both modules in one process, over a stand-in for TensorRT's own library where somebody provides one."""
-    shared = Path(os.environ.get("SMPQ_SHARED", ROOT.parent / "shared"))
-    script = shared / "tools/tensorrt_stand_in.sh"
-    if not script.is_file():
-        pytest.skip("no stand-in for TensorRT: set SMPQ_SHARED to the folder that has tools/tensorrt_stand_in.sh")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    try:
-        made = subprocess.run(
-            ["bash", str(script), str(tmp_path / "stand-in")],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        pytest.skip("the bindings of TensorRT did not install within two minutes")
-    if made.returncode:
-        pytest.skip(f"the bindings of TensorRT do not install here: {made.stderr[-300:]}")
-    onnx.save(one_layer(Layer("conv2d", W8A8), half=True), tmp_path / "conv.onnx")
-    onnx.save(one_layer(Layer("linear", W4B32), half=True), tmp_path / "linear.onnx")
-    onnx.save(one_layer(Layer("conv2d", W4B32), half=True), tmp_path / "refused.onnx")
-    free = Graph(TensorProto.FLOAT16)
-    onnx.save(
-        free.model({"x": ("n", CHANNELS, 8, 8)}, [add_layer(free, Layer("conv2d", W8A8), "x")]), tmp_path / "free.onnx"
-    )
-    result = subprocess.run(
-        ["bash", "-c", 'source "$1" && exec "$2" -c "$3" "$4"', "bash",
-         str(tmp_path / "stand-in/env.sh"), sys.executable, STAND_IN_BUILD, str(tmp_path)],
-        cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-2000:]
-    found, reason, nodes = json.loads(result.stdout.splitlines()[-1])
-    assert found == {
-        f"{runtime} {name}": [kind, True]
-        for runtime in ("tensorrt", "tensorrt-rtx")
-        for name, kind in (("conv", "int8"), ("linear", "int4-weight-only"))
-    }
-    assert "blocking dimension" in reason
-    assert nodes == ["unit/DQw"]

@@ -9,7 +9,8 @@ from calib.errors import UserError
 from deploy.backends.tensorrt import PlanRunner, build, execution, gpu_sm, open_plan
 from tests.deploy.backends.builds import W8A8, build_layer, needs_rtx
 from tests.deploy.backends.graphs import Layer
-from tests.deploy.runner.fake_gpu import FakeCuda, fake_tensorrt
+from tests.deploy.runner.fake_cuda import FakeCuda
+from tests.deploy.runner.fake_gpu import fake_tensorrt
 
 X = np.ones((2, 3), np.float32)
 

@@ -125,14 +125,22 @@ async def _execute(process: asyncssh.SSHServerProcess[bytes], home: Path) -> Non
         ["sh", "-c", process.command or "exit"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         cwd=home, env=environment, start_new_session=True,
     )  # fmt: skip
-    await process.redirect(stdin=child.stdin)
+    fed = asyncio.create_task(_feed(process.stdin, child.stdin))
     # all that the child has written is sent before its exit code, which ends the channel
     pumps = asyncio.gather(_pump(child.stdout, process.stdout), _pump(child.stderr, process.stderr))
     while (code := child.poll()) is None:  # noqa: ASYNC110 - a process sets no event
         await asyncio.sleep(0.01)
     await asyncio.wait([pumps], timeout=_LAST_WORDS_S)  # a grandchild may hold the pipes open
+    fed.cancel()
     with suppress(asyncssh.Error, OSError):
         process.exit(code if code >= 0 else 128 - code)
+
+
+async def _feed(source: asyncssh.SSHReader[bytes], sink: BinaryIO) -> None:
+    """Give a child its input: what asyncssh redirects loses its end when it is more than a pipe holds."""
+    with suppress(asyncssh.Error, OSError), sink:
+        while data := await source.read(1 << 16):
+            await asyncio.to_thread(sink.write, data)
 
 
 async def _pump(source: BinaryIO, sink: asyncssh.SSHWriter[bytes]) -> None:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from calib.errors import UserError
 from calib.files.storage import record_from_text
-from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
-from deploy.devices.messages import Described, Measurements
+from deploy.devices.bundle import keep_asked, read_results, write_bundle
+from deploy.devices.messages import Described, DeviceResults
 from deploy.runner.errors import DeviceError
-from deploy.runner.experiment import read_experiment, read_measurements_file
+from deploy.runner.experiment import read_experiment, read_results_file
 from deploy.runner.main import run_experiment
 from tests.deploy.board import kernel
 from tests.deploy.experiments import broken_candidate, experiment
@@ -71,10 +71,10 @@ def messages(directory: Path) -> list[Message]:
     keep_asked(wanted, directory)
     found = run_experiment(bundle, str)
     found["results"][0]["layers"] = [kernel("first")]
-    described = {"machine": found["machine"], "python": [3, 11]}
+    described = {"machine": found["machine"]}
 
     def measurements(content: bytes) -> Any:
-        return _effect(read_measurements(_written(directory / "changed.json", content), directory))
+        return _effect(read_results(_written(directory / "changed.json", content), directory))
 
     def on_device(name: str, read: Callable[[Path], Any]) -> Callable[[bytes], Any]:
         def reading(content: bytes) -> Any:
@@ -93,7 +93,7 @@ def messages(directory: Path) -> list[Message]:
         Message("experiment.json, on the device", (bundle / "experiment.json").read_bytes(),
                 on_device("experiment.json", lambda file: _asked(read_experiment(file.parent)))),
         Message("measurements.json, on the device", json.dumps(found).encode(),
-                on_device("measurements.json", lambda file: _known(read_measurements_file(file)))),
+                on_device("measurements.json", lambda file: _known(read_results_file(file)))),
     ]  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def outcome(message: Message, mutation: Mutation, good: Any) -> str:
     return f"accepted: {reasons[0]}"
 
 
-def _effect(found: Measurements) -> Any:
+def _effect(found: DeviceResults) -> Any:
     """What the search concludes from measurements."""
     return [
         (r.key, r.failed, r.nodes, r.ratio, r.ratio_interval, r.engine_ms, r.float_ms, r.p99_ms, r.layers)

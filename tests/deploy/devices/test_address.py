@@ -40,3 +40,9 @@ def test_addresses(text, parts):
 def test_what_is_no_address(text, tmp_path):
     with pytest.raises(UserError, match=r"write (local, or )?ssh://user@host"):
         device_from_address(text, tmp_path)
+
+
+def test_options_for_ssh_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMPQ_SSH_OPTIONS", "-i 'key")
+    with pytest.raises(UserError, match=r"SMPQ_SSH_OPTIONS cannot be read .*: correct it, or unset it"):
+        device_from_address("ssh://me@orin", tmp_path)

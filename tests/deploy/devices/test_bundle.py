@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from calib.errors import UserError
-from deploy.devices.bundle import asked_of, check_models, inputs_name, keep_asked, read_measurements, write_bundle
+from calib.files.storage import plain
+from deploy.devices.bundle import asked_of, check_models, inputs_name, keep_asked, read_results, write_bundle
 from deploy.devices.checks import keys_of
 from deploy.lowering.onnx_files import load_model, save_model, sha256
 from deploy.runner.errors import DeviceError
@@ -34,7 +35,7 @@ def measured(wanted, tmp_path):
 def test_what_is_written(wanted, tmp_path):
     files = write_bundle(wanted, tmp_path / "bundle")
     names = [f"{c.name}.onnx" for c in (wanted.float_, *wanted.candidates)]
-    assert [file.name for file in files] == [*names, inputs_name(wanted), "runner.py", "experiment.json"]
+    assert [file.name for file in files] == [*names, inputs_name(wanted), "runner.pyz", "experiment.json"]
     assert sorted(file.name for file in (tmp_path / "bundle").iterdir()) == sorted(
         [*(f.name for f in files), "README.txt"]
     )
@@ -62,7 +63,7 @@ def test_weights_in_a_file_of_their_own_come_along(wanted, tmp_path):
     assert f"{sha256(large)[:16]}.onnx.data" in [file.name for file in files]
     keep_asked(changed, tmp_path)
     run_experiment(tmp_path / "bundle", str)
-    (result,) = read_measurements(tmp_path / "bundle" / "measurements.json", tmp_path).results
+    (result,) = read_results(tmp_path / "bundle" / "measurements.json", tmp_path).results
     assert result.failed is None
     data = tmp_path / "bundle" / f"{changed.candidates[0].name}.onnx.data"
     data.write_bytes(data.read_bytes()[:-1])
@@ -87,14 +88,14 @@ def test_results_of_an_earlier_bundle_are_left_out(wanted, measured, tmp_path):
     """As when the next bundle is copied into the same directory of the device."""
     second = replace(wanted, candidates=wanted.candidates[1:])
     keep_asked(second, tmp_path)
-    assert [result.name for result in read_measurements(measured, tmp_path).results] == [wanted.candidates[1].name]
+    assert [result.name for result in read_results(measured, tmp_path).results] == [wanted.candidates[1].name]
     keep_asked(wanted, tmp_path)
-    assert len(read_measurements(measured, tmp_path).results) == 2
+    assert len(read_results(measured, tmp_path).results) == 2
 
 
 def test_a_result_reads_back(measured, tmp_path):
-    found = read_measurements(measured, tmp_path).results
-    assert [result.to_json() for result in found] == json.loads(measured.read_text())["results"]
+    found = read_results(measured, tmp_path).results
+    assert [plain(result) for result in found] == json.loads(measured.read_text())["results"]
 
 
 def test_tuples_in_settings_change_no_key(wanted):
@@ -138,7 +139,7 @@ def first(**changes):
 def test_damaged_measurements(measured, tmp_path, change, message):
     changed(measured, change)
     with pytest.raises(UserError, match=message):
-        read_measurements(measured, tmp_path)
+        read_results(measured, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_damaged_measurements(measured, tmp_path, change, message):
 def test_contradictions_name_themselves(measured, tmp_path, change, message):
     changed(measured, change)
     with pytest.raises(UserError, match=message):
-        read_measurements(measured, tmp_path)
+        read_results(measured, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_a_failure_that_is_not_the_models_is_no_result(measured, tmp_path, cause
         measured, first(**NO_FIGURES, rounds_ms=[], float_rounds_ms=[], notes=[], failed="out of memory", cause=cause)
     )
     with pytest.raises(UserError, match=message):
-        read_measurements(measured, tmp_path)
+        read_results(measured, tmp_path)
 
 
 def test_a_file_that_is_no_measurements(measured, tmp_path):
@@ -192,11 +193,11 @@ def test_a_file_that_is_no_measurements(measured, tmp_path):
     ):
         measured.write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(UserError, match=message):
-            read_measurements(measured, tmp_path)
+            read_results(measured, tmp_path)
     with measured.open("wb") as stream:
         stream.truncate(10**9)
     with pytest.raises(UserError, match="1000 MB, more than any file of its kind"):
-        read_measurements(measured, tmp_path)
+        read_results(measured, tmp_path)
     measured.unlink()
     with pytest.raises(UserError, match=r"copy measurements\.json back"):
-        read_measurements(measured, tmp_path)
+        read_results(measured, tmp_path)

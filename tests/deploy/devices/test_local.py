@@ -8,13 +8,13 @@ import pytest
 
 from calib.errors import UserError
 from deploy.devices.local import LocalDevice
-from deploy.latency.measure import machine
 from deploy.runner import bench
+from deploy.runner.state import machine
 from tests.deploy.experiments import broken_candidate, experiment
 
 
 def test_candidates_are_measured_once_and_read_where_they_are(tmp_path):
-    wanted = experiment(tmp_path / "models", (32, 4))
+    wanted = experiment(tmp_path / "models", (256, 1))
     device, lines = LocalDevice(tmp_path / "run" / "device"), []
     slow, fast = device.measure(wanted, lines.append)
     assert fast.ratio < 1.0 < slow.ratio

@@ -21,7 +21,7 @@ PYTHON = """#!/bin/sh
 [ "$1" = - ] && exec {python} -
 {does}
 """
-MOST_SECONDS = 60
+MOST_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_no_file_at_all(measure):
 )
 def test_results_that_contradict_themselves(measure, change, message):
     program = f"import json; found = json.load(open('measurements.json')); {change}; json.dump(found, open('measurements.json', 'w'))"
-    told, _ = measure(f'{sys.executable} runner.py && {sys.executable} -c "{program}"')
+    told, _ = measure(f'{sys.executable} runner.pyz && {sys.executable} -c "{program}"')
     assert re.search(message, told), told
 
 
@@ -119,8 +119,8 @@ def test_an_answer_that_is_no_name(server, tmp_path, monkeypatch):
     python = tmp_path / "python"
     for answer in (
         "welcome",
-        json.dumps({"machine": "a\x1b[2Jboard", "python": [3, 11]}),
-        json.dumps({"machine": "", "python": [3, 11]}),
+        json.dumps({"machine": "a\x1b[2Jboard"}),
+        json.dumps({"machine": ""}),
         "[" * 5000,
     ):
         python.write_text(f"#!/bin/sh\necho '{answer}'\n")

@@ -13,9 +13,9 @@ from deploy.devices.local import LocalDevice
 from deploy.devices.places import machine_directory, note_used
 from deploy.devices.products import find_product, take_product
 from deploy.devices.ssh import SshDevice
-from deploy.latency.measure import machine
 from deploy.runner import bench
 from deploy.runner.ort import open_ort_engine
+from deploy.runner.state import machine
 from tests.deploy.devices.servers import serving
 from tests.deploy.experiments import experiment
 from tests.deploy.measured_plans import keep_measured_plan, result_of, write_product_of

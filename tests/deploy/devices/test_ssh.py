@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 import uuid
 from dataclasses import replace
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from calib.errors import UserError
-from deploy.devices.bundle import RUNNER_FILE
 from deploy.devices.places import run_name
 from deploy.devices.ssh import SshDevice
-from deploy.latency.measure import Protocol, machine
-from tests.deploy.devices.servers import SERVERS, Server, serving
+from deploy.runner.protocol import Protocol
+from deploy.runner.state import machine
+from tests.deploy.devices.conftest import place_there
+from tests.deploy.devices.remote_runners import measured_in, runners
 from tests.deploy.experiments import broken_candidate, experiment
 
 SLOWER = Protocol(rounds=15, round_ms=30.0)
@@ -27,41 +29,9 @@ SLOWER = Protocol(rounds=15, round_ms=30.0)
 WAITING = "another runner is at work in this directory: waiting for it"
 
 
-@pytest.fixture(scope="module", params=SERVERS)
-def server(request, tmp_path_factory):
-    with serving(request.param, tmp_path_factory.mktemp("sshd")) as running:
-        yield running
-
-
-@pytest.fixture
-def there(server, tmp_path):
-    """A fingerprint of the test's own, and the directory on the device that belongs to it and to the run in `here`."""
-    fingerprint = uuid.uuid4().hex * 2
-    (tmp_path / "here").mkdir()
-    directory = place_there(server, tmp_path / "here", fingerprint)
-    yield fingerprint, directory
-    if directory.is_file():
-        directory.unlink()
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def place_there(server: Server, here: Path, fingerprint: str) -> Path:
-    return server.home / ".cache" / "smpq" / f"{fingerprint[:16]}-{run_name(here)}"
-
-
-@pytest.fixture
-def connect(server: Server, tmp_path, monkeypatch):
-    monkeypatch.setenv("SMPQ_SSH_OPTIONS", server.options)
-    return lambda name="here": SshDevice(server.address, tmp_path / name, delays_s=(0.2,) * 5)
-
-
-def measured_in(log: Path) -> list[str]:
-    return [line.split()[3].rstrip(":") for line in log.read_text().splitlines() if line.split()[2] == "measured"]
-
-
 def test_another_machine_measures(connect, there, tmp_path):
     fingerprint, directory = there
-    wanted = experiment(tmp_path / "models", (4, 32), fingerprint=fingerprint)
+    wanted = experiment(tmp_path / "models", (1, 256), fingerprint=fingerprint)
     wanted = replace(wanted, candidates=(*wanted.candidates, broken_candidate(tmp_path)))
     device, lines = connect(), []
     fast, slow, broken = device.measure(wanted, lines.append)
@@ -265,12 +235,14 @@ def test_a_connection_that_somebody_has_to_change(connect, server, tmp_path, mon
     [
         ("/nowhere/python3", "there is no /nowhere/python3"),
         ("{directory}/bare", "no module numpy"),
-        ("{directory}/old", "3.8"),
+        ("{directory}/old", "is Python 3.8, and 3.10 or later is needed"),
     ],
 )
 def test_a_python_that_does_not_do(connect, server, tmp_path, python, message):
     (tmp_path / "bare").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2\nexit 1\n")
-    (tmp_path / "old").write_text('#!/bin/sh\necho \'{"machine": "board", "python": [3, 8]}\'\n')
+    (tmp_path / "old").write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = 3, 8, 1; exec(sys.stdin.read())'\n"
+    )
     for name in ("bare", "old"):
         (tmp_path / name).chmod(0o755)
     address = f"{server.address.partition('?')[0]}?python={python.format(directory=tmp_path)}"
@@ -314,17 +286,3 @@ def test_a_float_engine_that_does_not_build(connect, there, tmp_path):
     with pytest.raises(UserError, match="float engine does not build"):
         device.measure(wanted)
     device.close()
-
-
-def runners(directory: Path) -> list[int]:
-    """The processes that run the runner in a directory."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (process / "cmdline").read_text().split("\0")
-            where = str((process / "cwd").readlink())
-        except OSError:
-            continue
-        if RUNNER_FILE in arguments and where.removesuffix(" (deleted)") == str(directory):
-            found.append(int(process.name))
-    return found

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.latency.measure import machine
+from deploy.runner.state import machine
 from tests.conftest import ROOT
 from tests.deploy.devices.servers import SERVERS, Server, serving
 from tests.deploy.devices.test_ssh import runners

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from calib.files.storage import record_from_text
-from deploy.doctor.ask import program_text
+from deploy.doctor.ask import doctor_program
 from deploy.doctor.facts import Answer
 from tests.deploy.runner.c_library import compiled
 from tests.deploy.runner.test_state import JETSON, tree
@@ -64,7 +64,7 @@ class Machine:
     def answer(self) -> Answer:
         """Ask it as ssh does."""
         done = subprocess.run(
-            [self.python, "-", "--root", self.root], input=program_text(), env=self.environment, capture_output=True, text=True, check=True
+            [self.python, "-", "--root", self.root], input=doctor_program(), env=self.environment, capture_output=True, text=True, check=True
         )  # fmt: skip
         return record_from_text(done.stdout, Answer, "the answer", "")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from deploy.doctor.facts import MachineProbe, NumpyProbe, OrtProbe, PycudaProbe, TrtProbe
 from deploy.doctor.here import Requirement, here_findings
+from deploy.doctor.patient import Patient
 from deploy.doctor.text import doctor_lines
+from deploy.doctor.works import works_of
+from deploy.targets.target import target_from_name
 from tests.deploy.doctor.facts_sample import (
     FACTS,
     GPU,
@@ -152,11 +157,46 @@ def test_what_a_jetpack_6_board_has_too_much_of():
     )
     assert record.met
     assert record.mends == ()
-    assert record.choices == (f"{PIP} install 'cuda-python<13'",)
+    assert f"{PIP} install 'cuda-python<13'" in record.choices
     (note,) = [finding for finding in record.findings if finding.state == "note" and finding.subject == "cuda-python"]
     assert "13.0.3 needs a driver for CUDA 13" in note.text
     newer = with_probes(facts, cuda=changed(facts.probes.cuda, cuda_version=(13, 0)))
-    assert examined(changed(newer, packages=packages("cuda-python 13.0.3")), address=THERE).choices == ()
+    choices = examined(changed(newer, packages=packages("cuda-python 13.0.3")), address=THERE).choices
+    assert not any("cuda-python" in choice for choice in choices)
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "state"),
+    [
+        ("jetson-orin", "10.3.0", "note"),
+        (None, "10.3.0", "note"),
+        ("tensorrt-10.7", "10.3.0", "problem"),
+        ("tensorrt-10.7", "10.7.0", None),
+        ("jetson-orin-7.2", "10.16.2", None),
+        ("ort-cpu", "10.3.0", None),
+    ],
+)
+def test_int8_of_tensorrt_10_3_on_orin(target, version, state):
+    """What the table says about the version that is there, and how the newer one is installed beside it."""
+    orin = changed(GPU, compute_capability=(8, 7))
+    facts = with_probes(
+        JETSON,
+        cuda=changed(FACTS.probes.cuda, gpus=(orin,)),
+        tensorrt=changed(FACTS.probes.tensorrt, version=version),
+        tensorrt_rtx=TrtProbe(),
+    )
+    record = examined(facts, target, address=THERE)
+    told = [finding for finding in record.findings if "fails on some INT8 networks" in finding.text]
+    assert [finding.state for finding in told] == ([state] if state else [])
+    commands = record.mends if state == "problem" else record.choices
+    assert any("TensorRT-10.7.0.23.l4t.aarch64-gnu" in command for command in commands) == bool(state)
+    assert record.met
+
+
+def test_a_runtime_that_the_doctor_does_not_know():
+    other = dataclasses.replace(target_from_name("tensorrt-10.3"), runtime="another")
+    (row,) = works_of(Patient(THERE, FACTS, other), (3, 12), None, other)
+    assert row.build == row.measure == "smpq doctor does not look for another"
 
 
 @pytest.mark.parametrize("facts", [None, FACTS])

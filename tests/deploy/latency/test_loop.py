@@ -1,18 +1,23 @@
+from __future__ import annotations
+
+import functools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from calib.formats.format import FP32
-from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Refusal, upper
-from deploy.latency.model import Observation
+from deploy.latency.loop import LatencyLoop
+from deploy.latency.observed import Observation, Refusal
+from deploy.latency.steps import Goal, LoopSettings
 from smpq.problem.costs import CostModel
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Join, canonical, integer_regions
 from smpq.solve.allocate import Ceiling
-from smpq.solve.search import EXHAUSTIVE, Effort
-from smpq.value.evaluate import OneByOne
+from smpq.solve.effort import Effort
+from smpq.solve.search import EXHAUSTIVE
 from tests.deploy.synthetic import W4, W8A8, Truth, chain, policies, space
+from tests.smpq.one_by_one import OneByOne
 
 NOISE = 0.002
 
@@ -79,13 +84,19 @@ class Bench:
         return [policy for policy in policies(self.space) if self.truth.ratio(policy) <= limit]
 
 
+@functools.cache
+def searched(seed, limit):
+    """A bench, and what was found on it: to be looked at by several tests, and not changed."""
+    bench = Bench(seed)
+    return bench, bench.run(limit)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("limit", [0.6, 0.75, 0.9])
 def test_the_limit_is_met_and_nothing_better_is_expected_to_meet_it(seed, limit):
-    bench = Bench(seed)
-    outcome = bench.run(limit)
+    bench, outcome = searched(seed, limit)
     assert outcome.met
-    assert upper(outcome.observation) <= limit
+    assert outcome.observation.upper <= limit
     assert outcome.value == bench.value(outcome.policy)
     assert outcome.stop_reason.startswith("no other policy")
     measured = set(bench.measured)
@@ -101,8 +112,8 @@ def test_the_best_of_all_policies_by_brute_force():
     regrets = []
     for seed in range(5):
         for limit in (0.6, 0.75, 0.9):
-            bench = Bench(seed)
-            found = bench.run(limit).value
+            bench, outcome = searched(seed, limit)
+            found = outcome.value
             # what is within the limit by more than the noise could hide
             best = max(map(bench.value, bench.feasible(limit - 5 * NOISE)))
             worst = min(map(bench.value, bench.feasible(limit - 5 * NOISE)))
@@ -113,8 +124,7 @@ def test_the_best_of_all_policies_by_brute_force():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_measured_twice(seed):
-    bench = Bench(seed)
-    outcome = bench.run(0.7)
+    bench, outcome = searched(seed, 0.7)
     assert len(bench.measured) == len(set(bench.measured))
     proposed = [step.proposal.policy.key() for step in outcome.steps if step.proposal.label != "experiment"]
     assert len(proposed) == len(set(proposed)), "a policy that was measured to miss the limit is not proposed again"
@@ -122,8 +132,7 @@ def test_nothing_is_measured_twice(seed):
 
 
 def test_what_is_known_is_not_measured_again():
-    first = Bench(1)
-    done = first.run(0.7)
+    first, done = searched(1, 0.7)
     known = [first.observation(step.proposal.policy) for step in done.steps]
     again = Bench(1)
     outcome = again.run(0.7, known=known)
@@ -169,7 +178,7 @@ def test_a_space_too_large_to_search_completely():
     assert bench.space.size() > EXHAUSTIVE
     outcome = bench.run(0.75)
     assert outcome.met
-    assert upper(outcome.observation) <= 0.75
+    assert outcome.observation.upper <= 0.75
     assert np.mean([bench.value(policy) > outcome.value for policy in bench.feasible(0.75)]) < 0.05
 
 
@@ -209,12 +218,12 @@ def test_the_finalists_are_judged_on_unseen_samples_and_what_is_measured_does_no
     unseen = Unlucky(judged, seed)
     after = judged.run(limit, unseen=unseen)
     assert judged.measured == plain.measured
-    met = [step.observation for step in after.steps if upper(step.observation) <= limit]
+    met = [step.observation for step in after.steps if step.observation.upper <= limit]
     assert {each.policy.key() for each in after.finalists} == {each.policy.key() for each in met}
     assert len(met) > 1
     assert after.policy == after.finalists[0].policy == max((each.policy for each in met), key=unseen)
     assert after.value == judged.value(after.policy)
-    assert upper(after.observation) <= limit
+    assert after.observation.upper <= limit
     assert [each.unseen for each in after.finalists] == sorted(
         (unseen(each.policy) for each in after.finalists), reverse=True
     )
@@ -261,48 +270,3 @@ def test_a_join_that_is_worth_more_in_float_stays_there(layers):
         assert outcome.value == max(map(value, within))
     measured = [canonical(step.proposal.policy, bench.space).key() for step in outcome.steps]
     assert len(measured) == len(set(measured)) == len(set(bench.measured))
-
-
-def tried(outcome):
-    return [set(step.proposal.policy.formats.items()) for step in outcome.steps]
-
-
-def test_what_may_not_build_is_tried_once_behind_the_other_experiments():
-    bench, doubtful = Bench(1), frozenset({("layer0", W8A8), ("layer3", W8A8)})
-    for outcome in (
-        bench.refusing(("layer3", W8A8), doubtful=doubtful),
-        Bench(1).refusing(("layer0", W4), doubtful=doubtful),
-    ):
-        experiments = [
-            each
-            for each, step in zip(tried(outcome), outcome.steps, strict=True)
-            if step.proposal.label == "experiment"
-        ]
-        assert not any(doubtful & each for each in experiments[:-1])
-        assert doubtful <= experiments[-1]
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_a_refusal_of_what_may_not_build_is_learnt_from(named):
-    bench, doubtful = Bench(1), frozenset({("layer0", W8A8), ("layer3", W8A8)})
-    outcome = bench.refusing(("layer3", W8A8), 0.75, doubtful, named=named)
-    refused = [step for step in outcome.steps if step.refusal is not None]
-    assert len(refused) == 1, "one engine is lost"
-    behind = tried(outcome)[outcome.steps.index(refused[0]) + 1 :]
-    assert behind
-    assert not any(("layer3", W8A8) in each for each in behind)
-    # a runtime that names no layer may mean either of the two
-    assert any(("layer0", W8A8) in each for each in behind) is named
-    assert outcome.met
-
-
-@pytest.mark.parametrize("culprit", [("layer0", W8A8), ("layer2", W8A8), ("layer4", W4)])
-def test_a_refusal_that_names_nothing_is_narrowed_down_by_halves(culprit):
-    outcome = Bench(2, space(6, W8A8, W4, FP32)).refusing(culprit, limit=0.7, measurements=20)
-    refused = [index for index, step in enumerate(outcome.steps) if step.refusal is not None]
-    assert len(refused) <= 4, "6 suspects are halved at most three times"
-    assert any(step.proposal.label == "narrowing" for step in outcome.steps)
-    behind = tried(outcome)[refused[-1] + 1 :]
-    assert behind
-    assert not any(culprit in each for each in behind)
-    assert outcome.met

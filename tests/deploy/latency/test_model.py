@@ -5,7 +5,8 @@ import pytest
 
 from calib.formats.format import FP32
 from deploy.latency.designs import designed_policies, random_policies
-from deploy.latency.model import Observation, fit
+from deploy.latency.model import fit
+from deploy.latency.observed import Observation
 from deploy.latency.terms import work_shares
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Join, Policy

@@ -14,18 +14,9 @@ from rich.console import Console
 from calib.errors import UserError
 from calib.formats.format import FP32, Format
 from deploy.devices.base import Result
-from deploy.latency.loop import Refusal
-from deploy.latency.observations import (
-    CANDIDATES,
-    Measured,
-    blamed_formats,
-    keep_measured,
-    known_float_ms,
-    known_machines,
-    latency_model,
-    read_observations,
-    read_refusals,
-)
+from deploy.latency.candidates import CANDIDATES
+from deploy.latency.observations import blamed_formats, latency_model
+from deploy.latency.observed import Refusal
 from deploy.run.settings import Settings
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
@@ -51,7 +42,7 @@ def said():
 
 @pytest.fixture
 def workspace(task, said):
-    task.run.file("measurements.json").unlink(missing_ok=True)
+    task.run.file("observations.json").unlink(missing_ok=True)
     progress = Progress(Console(quiet=True))
     progress.warn = said.append
     return replace(task, progress=progress)
@@ -62,9 +53,7 @@ def measured(workspace, *integers, refused=None, **changes):
     for name in integers:
         policy = policy.with_format(name, W8A8)
     about = {"key": "0" * 16, "name": lowered(workspace), "batch": 1}
-    return Measured(
-        policy, msgspec.convert({**about, **figures(integers, FASTER, lambda _: refused), **changes}, Result)
-    )
+    return policy, msgspec.convert({**about, **figures(integers, FASTER, lambda _: refused), **changes}, Result)
 
 
 def lowered(workspace) -> str:
@@ -80,24 +69,24 @@ def lowered(workspace) -> str:
 
 def test_what_was_measured_is_read_back(workspace):
     one, two = measured(workspace, "first"), measured(workspace, "first", "head", float_ms=4.0)
-    verdicts = keep_measured(workspace, [one, two], "a board")
-    assert read_observations(workspace) == read_observations(workspace, "a board") == verdicts
+    verdicts = workspace.observations.keep([one, two], "a board")
+    assert workspace.observations.engines() == workspace.observations.engines("a board") == verdicts
     assert [observation.ratio for observation in verdicts] == pytest.approx([0.9, 0.95])
     assert verdicts[0].standard_error == pytest.approx(0.004 / (2 * 1.96))
-    assert known_float_ms(workspace) == 3.0, "the median of 2 and 4"
+    assert workspace.observations.float_ms() == 3.0, "the median of 2 and 4"
 
 
 def test_the_last_word_on_a_policy_counts(workspace):
-    keep_measured(workspace, [measured(workspace, "first"), measured(workspace, "second")], "a board")
-    keep_measured(workspace, [measured(workspace, "first", ratio=0.5)], "a board")
-    assert [observation.ratio for observation in read_observations(workspace)] == pytest.approx([0.7, 0.5])
-    keep_measured(workspace, [measured(workspace, "second", refused=("no kernel", ["second/weight/DQ"]))], "a board")
-    assert [observation.ratio for observation in read_observations(workspace)] == [0.5]
+    workspace.observations.keep([measured(workspace, "first"), measured(workspace, "second")], "a board")
+    workspace.observations.keep([measured(workspace, "first", ratio=0.5)], "a board")
+    assert [observation.ratio for observation in workspace.observations.engines()] == pytest.approx([0.7, 0.5])
+    workspace.observations.keep([measured(workspace, "second", refused=("no kernel", ["second/weight/DQ"]))], "a board")
+    assert [observation.ratio for observation in workspace.observations.engines()] == [0.5]
     policy = workspace.space.uniform(FP32).with_format("second", W8A8)
-    assert read_refusals(workspace) == [Refusal(policy, "no kernel", (("second", W8A8),))]
-    assert known_float_ms(workspace) == 2.0
-    keep_measured(workspace, [measured(workspace, "second")], "a board")
-    assert read_refusals(workspace) == []
+    assert workspace.observations.refusals() == [Refusal(policy, "no kernel", (("second", W8A8),))]
+    assert workspace.observations.float_ms() == 2.0
+    workspace.observations.keep([measured(workspace, "second")], "a board")
+    assert workspace.observations.refusals() == []
 
 
 @pytest.mark.parametrize(
@@ -115,21 +104,23 @@ def test_the_last_word_on_a_policy_counts(workspace):
     ],
 )
 def test_who_is_blamed(workspace, reason, nodes, blamed):
-    found = blamed_formats(workspace.space, measured(workspace, "first", "second", refused=(reason, nodes)), NODES)
+    found = blamed_formats(workspace.space, *measured(workspace, "first", "second", refused=(reason, nodes)), NODES)
     assert found == tuple((name, W8A8) for name in blamed), "float layers are not"
 
 
 def test_what_was_measured_elsewhere_is_not_taken(workspace, said):
-    keep_measured(workspace, [measured(workspace, "first")], "a board")
-    assert read_observations(workspace, "another board") == []
-    keep_measured(workspace, [measured(workspace, "head")], "another board")
-    assert len(read_observations(workspace, "a board")) == 1, "another machine's stay"
-    assert known_machines(workspace) == ("a board", "another board")
-    assert read_observations(workspace) == read_observations(workspace, "another board"), "the last one to measure"
+    workspace.observations.keep([measured(workspace, "first")], "a board")
+    assert workspace.observations.engines("another board") == []
+    workspace.observations.keep([measured(workspace, "head")], "another board")
+    assert len(workspace.observations.engines("a board")) == 1, "another machine's stay"
+    assert workspace.observations.machines == ("a board", "another board")
+    assert workspace.observations.engines() == workspace.observations.engines("another board"), (
+        "the last one to measure"
+    )
     assert said == []
-    file = workspace.run.file("measurements.json")
+    file = workspace.run.file("observations.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "fingerprint": "f" * 64}))
-    assert read_observations(workspace) == []
+    assert workspace.observations.engines() == []
     assert "made with another model, other weights or data: measuring again" in said.pop()
 
 
@@ -145,22 +136,24 @@ def test_what_was_measured_elsewhere_is_not_taken(workspace, said):
     ],
 )
 def test_a_damaged_file(workspace, change):
-    keep_measured(
-        workspace, [measured(workspace, "first"), measured(workspace, "second", refused=("no", []))], "a board"
+    workspace.observations.keep(
+        [measured(workspace, "first"), measured(workspace, "second", refused=("no", []))], "a board"
     )
-    file = workspace.run.file("measurements.json")
+    file = workspace.run.file("observations.json")
     record = json.loads(file.read_text())
     change(record["machines"]["a board"])
     file.write_text(json.dumps(record))
     with pytest.raises(
-        UserError, match=r"measurements\.json is damaged: .*a board.*: correct it, or delete it to make it again"
+        UserError, match=r"observations\.json is damaged: .*a board.*: correct it, or delete it to make it again"
     ):
-        read_observations(workspace)
+        workspace.observations.engines()
 
 
-def test_a_model_needs_a_measurement(workspace):
+def test_a_model_needs_a_measurement(workspace, said):
     with pytest.raises(UserError, match="use smpq run, or smpq measure first"):
-        latency_model(workspace)
-    keep_measured(workspace, [measured(workspace, "second")], "a board")
-    predicted, error = latency_model(workspace).predict(measured(workspace, "second").policy)
+        latency_model(workspace.observations, workspace.edges, said.append)
+    workspace.observations.keep([measured(workspace, "second")], "a board")
+    predicted, error = latency_model(workspace.observations, workspace.edges, said.append).predict(
+        measured(workspace, "second")[0]
+    )
     assert predicted == pytest.approx(0.7, abs=3 * error)

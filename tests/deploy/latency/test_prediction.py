@@ -10,8 +10,8 @@ from rich.console import Console
 
 from calib.formats.format import FP32
 from deploy.files.engine import LatencyFile
-from deploy.files.search import LoopFile
-from deploy.latency.observations import keep_measured, latency_model
+from deploy.files.loop import LoopFile
+from deploy.latency.observations import latency_model
 from deploy.latency.prediction import Prediction, prediction
 from deploy.run.directory import Run
 from deploy.run.settings import Settings
@@ -39,28 +39,33 @@ def workspace(task, tmp_path):
 
 
 def integers(workspace, *names):
-    return measured(workspace, *names).policy
+    (policy, _) = measured(workspace, *names)
+    return policy
+
+
+def predicted(workspace, policy, machine=BOARD):
+    return prediction(workspace.run, workspace.observations, workspace.edges, policy, machine)
 
 
 def keep(workspace, *found):
-    keep_measured(workspace, found, BOARD)
+    workspace.observations.keep(found, BOARD)
 
 
 def test_an_earlier_measurement_of_the_policy_changes_nothing(workspace):
     policy = integers(workspace, "first", "second")
-    assert prediction(workspace, policy, BOARD) is None
+    assert predicted(workspace, policy) is None
     keep(workspace, measured(workspace, "first", "second", ratio=0.2, ratio_interval=[0.199, 0.201]))
-    assert prediction(workspace, policy, BOARD) is None, "no other engine is known"
+    assert predicted(workspace, policy) is None, "no other engine is known"
     keep(workspace, measured(workspace, "first"), measured(workspace, "second"))
-    found = prediction(workspace, policy, BOARD)
-    workspace.run.file("measurements.json").unlink()
+    found = predicted(workspace, policy)
+    workspace.run.file("observations.json").unlink()
     keep(workspace, measured(workspace, "first"), measured(workspace, "second"))
-    ratio, error = latency_model(workspace).predict(policy)
+    ratio, error = latency_model(workspace.observations, workspace.edges, print).predict(policy)
     assert found == Prediction(ratio, (ratio - 1.96 * error, ratio + 1.96 * error), 2)
-    assert found == prediction(workspace, policy, BOARD)
+    assert found == predicted(workspace, policy)
     assert found.ratio > 0.4
-    assert prediction(workspace, policy, "another board") is None
-    assert prediction(workspace, workspace.space.uniform(FP32), BOARD) is None, "the float engine's is known to be 1"
+    assert predicted(workspace, policy, "another board") is None
+    assert predicted(workspace, workspace.space.uniform(FP32)) is None, "the float engine's is known to be 1"
 
 
 def test_measuring_twice_gives_the_same_prediction(workspace):
@@ -82,7 +87,7 @@ def test_the_loops_own_prediction_is_kept(workspace):
     assert row.machine == BOARD
     assert [step.predicted_from for step in row.steps] == list(range(len(row.steps)))
     for step, kept in zip(outcome.steps, row.steps, strict=True):
-        found = prediction(workspace, step.proposal.policy, BOARD)
+        found = predicted(workspace, step.proposal.policy)
         if kept.predicted_from:
             interval = (kept.predicted_interval.low, kept.predicted_interval.high)
             assert found == Prediction(kept.predicted, interval, kept.predicted_from)
@@ -90,10 +95,10 @@ def test_the_loops_own_prediction_is_kept(workspace):
             assert found.engines == len(row.steps) - 1, (
                 "the first engine was predicted from nothing, so the others are asked"
             )
-        assert prediction(workspace, step.proposal.policy, "another board") is None
+        assert predicted(workspace, step.proposal.policy, "another board") is None
 
 
 def test_policies_with_a_layer_at_other_bits_are_others(workspace):
     keep(workspace, measured(workspace, "first"))
     policy = integers(workspace, "first").with_format("head", W8A8)
-    assert prediction(workspace, policy, BOARD).engines == 1
+    assert predicted(workspace, policy).engines == 1

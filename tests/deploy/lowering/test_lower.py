@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto
 
 from calib.errors import UserError
+from deploy.backends import backend_of
 from deploy.backends.onnxruntime import build_engine, load_engine
-from deploy.lowering.lower import lower
 from deploy.targets.target import target_from_name
 from tests.deploy.networks import constants, mlp, nodes, relative_error, residual, run_plain
 
@@ -94,7 +94,7 @@ def test_a_float_plan_changes_nothing(tmp_path):
 
 def test_the_report_is_a_file_of_the_policy(tmp_path):
     exported = residual()
-    record = exported.lower(exported.formats("w8a8"), "ort-cpu", tmp_path).report.to_file("a policy")
+    record = exported.lower(exported.formats("w8a8"), "ort-cpu", tmp_path).report.to_file("a policy", "ort-cpu")
     assert (record.policy, record.target) == ("a policy", "ort-cpu")
     assert record.size_bytes == (tmp_path / "model.ort-cpu.onnx").stat().st_size
 
@@ -103,4 +103,4 @@ def test_a_missing_float_model_is_a_user_error(tmp_path):
     exported = mlp()
     plan, _ = exported.plan(exported.formats("fp32"), "ort-cpu")
     with pytest.raises(UserError, match="does not exist"):
-        lower(tmp_path / "no.onnx", plan, exported.units, target_from_name("ort-cpu"), tmp_path / "out.onnx")
+        backend_of(target_from_name("ort-cpu")).lower(tmp_path / "no.onnx", plan, exported.units, tmp_path / "out.onnx")

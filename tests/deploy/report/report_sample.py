@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from deploy.files.report import LayerRow, ObservationRow, ReportFile
+from deploy.files.report import LayerRow, ReportedStep, ReportFile
+from deploy.targets.target import target_from_name
 
 LATENCY: dict[str, Any] = {
     "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "p99_calls": 1000, "p99_note": None, "p99_ms": 2.41, "throughput": 530.8,
@@ -72,12 +73,24 @@ def report(count: int = 20, **other: Any) -> ReportFile:
     return msgspec.convert(plain_report(count, **other), ReportFile)
 
 
+def destination(target: str) -> dict[str, Any]:
+    """Where the engine of a target runs."""
+    known = target_from_name(target, look=False)
+    return {
+        "needs_gpu": known.needs_gpu,
+        "timed": known.timed,
+        "portable": bool(known.providers),
+        "compute_capabilities": list(known.compute_capabilities),
+    }
+
+
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 4,
+        "schema": 6,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
+        "destination": destination(other.get("target", "ort-cpu")),
         "engine": "engine.ort-cpu.onnx",
         "float_engine": "engine.float.onnx",
         "policy": {"conv1": "w8a8"},
@@ -103,6 +116,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         },
         "skipped": [],
         "refused": {},
+        "not_on_orin": [],
         "warnings": [],
         "finetuning": None,
         "settings": {"rounding": "gptq", "formats": ["w8a8", "fp32"], "resume": True},
@@ -131,8 +145,8 @@ def layer_rows(*layers: dict[str, Any]) -> tuple[LayerRow, ...]:
     return msgspec.convert(layers, tuple[LayerRow, ...])
 
 
-def observation_rows(*observations: dict[str, Any]) -> tuple[ObservationRow, ...]:
-    return msgspec.convert(observations, tuple[ObservationRow, ...])
+def observation_rows(*observations: dict[str, Any]) -> tuple[ReportedStep, ...]:
+    return msgspec.convert(observations, tuple[ReportedStep, ...])
 
 
 def unmeasured(**other: Any) -> ReportFile:

@@ -90,19 +90,11 @@ def test_bars_and_points_of_a_layer_share_the_axis() -> None:
 
 
 def test_integer_bars_stand_in_proportion_and_doublings_are_equal_steps_beside_floats() -> None:
-    heights = [
-        float(bar.attrib["height"])
-        for bar in of_class(
-            bits_plot(layer_rows(layer("a", bits=2), layer("b", bits=4), layer("c", bits=8))), "rect", "bar"
-        )
-    ]
-    assert heights[1] == pytest.approx(2 * heights[0], abs=0.2)
-    assert heights[2] == pytest.approx(4 * heights[0], abs=0.2)
-    svg = bits_plot(layer_rows(*(layer(str(bits), bits=bits) for bits in (2, 4, 8, 16, 32))))
-    heights = [float(bar.attrib["height"]) for bar in of_class(svg, "rect", "bar")]
-    steps = [after - before for before, after in pairwise(heights)]
-    assert steps == pytest.approx([steps[0]] * 4, abs=0.2)
-    assert len(of_class(svg, "rect", "float")) == 2
+    for widths, expected in (((2, 4, 8), (1, 2, 4)), ((2, 4, 8, 16, 32), (1, 2, 3, 4, 5))):
+        svg = bits_plot(layer_rows(*(layer(str(bits), bits=bits) for bits in widths)))
+        heights = [float(bar.attrib["height"]) for bar in of_class(svg, "rect", "bar")]
+        assert heights == pytest.approx([heights[0] * factor for factor in expected], abs=0.3)
+        assert len(of_class(svg, "rect", "float")) == sum(bits >= 16 for bits in widths)
 
 
 def test_a_kernel_that_differs_is_marked() -> None:
@@ -126,7 +118,7 @@ def test_scores_that_are_missing_are_left_out() -> None:
     assert bits_plot([]) == ""
 
 
-EXTREMES = (0.0, 5e-324, 1e-300, 1e300, 1.7e308)
+EXTREMES = (0.0, 5e-324, 1.7e308)
 
 
 @pytest.mark.parametrize("high", EXTREMES)

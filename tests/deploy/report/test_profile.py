@@ -9,10 +9,11 @@ import pytest
 
 from calib.errors import UserError
 from calib.files.storage import json_text
+from deploy.backends import backend_of
 from deploy.files.profile import ProfileFile
 from deploy.report.profile_lines import profile_lines
 from deploy.report.profile_plot import profile_svg
-from deploy.stages.profiling import check_profiled, profile_of
+from deploy.stages.profiling import profile_of
 from deploy.targets.target import target_from_name
 from tests.deploy.report.profile_sample import PLANNED, RTX, TENSORRT_10, layer, profile, result
 
@@ -129,5 +130,5 @@ def test_the_file_is_checked_when_it_is_read():
 )
 def test_targets_without_a_profile_name_what_to_use(target, instead):
     with pytest.raises(UserError, match=instead):
-        check_profiled(target_from_name(target))
-    check_profiled(target_from_name("jetson-orin"))
+        backend_of(target_from_name(target)).check_profiled()
+    backend_of(target_from_name("jetson-orin")).check_profiled()

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from calib.formats.format import FP32
-from deploy.files.search import LoopFile
+from deploy.files.loop import LoopFile
 from deploy.latency.history import Search, steps_for
-from deploy.latency.loop import Goal, LatencyLoop, LoopSettings, Outcome, Proposal, Refusal, Step
-from deploy.latency.model import Observation
+from deploy.latency.loop import LatencyLoop
+from deploy.latency.observed import Observation, Refusal
+from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step
 from deploy.run.directory import Run
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy
-from smpq.solve.search import Effort
-from smpq.value.evaluate import OneByOne
+from smpq.solve.effort import Effort
 from tests.deploy.latency.test_loop import Bench
 from tests.deploy.synthetic import W4, W8A8, chain, policies, space
+from tests.smpq.one_by_one import OneByOne
 
 BENCH = Bench(seed=1, of=space(4, W8A8, W4, FP32))
 SPACE = BENCH.space

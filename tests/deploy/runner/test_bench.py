@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from calib.errors import UserError
-from deploy.devices.bundle import keep_asked, read_measurements, write_bundle
+from deploy.devices.bundle import keep_asked, read_results, write_bundle
 from deploy.runner import bench, main
 from deploy.runner.errors import BuildError
 from deploy.runner.main import run_experiment
 from deploy.runner.trt import TrtEngine
 from tests.deploy.experiments import experiment
-from tests.deploy.runner.fake_gpu import FakeCuda, fake_tensorrt
+from tests.deploy.runner.fake_cuda import FakeCuda
+from tests.deploy.runner.fake_gpu import fake_tensorrt
 
 QUIET = {
     "cpu_mhz": 3000.0,
@@ -52,7 +53,7 @@ def measure(tmp_path, monkeypatch):
         keep_asked(wanted, tmp_path)
         lines = []
         run_experiment(tmp_path / "bundle", lines.append)
-        found = read_measurements(tmp_path / "bundle" / "measurements.json", tmp_path)
+        found = read_results(tmp_path / "bundle" / "measurements.json", tmp_path)
         return found.results[0], found, lines
 
     return measured
@@ -133,7 +134,7 @@ def test_a_throttled_result_says_what_its_clocks_say(measure, tmp_path):
         data["results"][0]["state"].update(throttled=throttled, before=before)
         file.write_text(json.dumps(data))
         with pytest.raises(UserError, match=message):
-            read_measurements(file, tmp_path)
+            read_results(file, tmp_path)
 
 
 def test_after_a_description_that_failed_the_float_engine_shows_that_cuda_still_works(measure, monkeypatch):

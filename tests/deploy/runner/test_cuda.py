@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from deploy.runner import cuda_driver
+from deploy.runner import cuda_library
 from deploy.runner.cuda import open_cuda
 from deploy.runner.cuda_pycuda import PyCuda
 from deploy.runner.errors import CudaError, MissingModule
@@ -18,7 +18,7 @@ from deploy.runner.errors import CudaError, MissingModule
 
 @pytest.fixture(autouse=True)
 def no_driver(monkeypatch):
-    monkeypatch.setattr(cuda_driver, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
+    monkeypatch.setattr(cuda_library, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
 
 
 class DriverError(Exception):

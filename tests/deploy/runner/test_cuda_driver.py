@@ -11,9 +11,10 @@ import sys
 import numpy as np
 import pytest
 
-from deploy.runner import cuda_driver
+from deploy.runner import cuda_library
 from deploy.runner.cuda import open_cuda
-from deploy.runner.cuda_driver import DriverCuda, first_gpu_uuid
+from deploy.runner.cuda_driver import DriverCuda
+from deploy.runner.cuda_library import first_gpu_uuid
 from deploy.runner.errors import BuildError, CudaError, MissingModule
 from tests.deploy.runner.c_library import compiled, folder_of_header
 
@@ -46,7 +47,7 @@ class Driver:
 
 @pytest.fixture
 def driver(library_file, monkeypatch):
-    monkeypatch.setattr(cuda_driver, "DRIVER_LIBRARY", str(library_file))
+    monkeypatch.setattr(cuda_library, "DRIVER_LIBRARY", str(library_file))
     found = Driver(library_file)
     found.answer(0)
     return found
@@ -145,9 +146,9 @@ def test_a_failed_capture_clears_the_last_error_of_the_runtime(library_file, tmp
     runtime = compiled("fake_runtime.c", tmp_path / "libcudart.so.12")
     program = f"""
 import ctypes
-from deploy.runner import cuda_driver
+from deploy.runner import cuda_library
 from deploy.runner.cuda import open_cuda
-cuda_driver.DRIVER_LIBRARY = {str(library_file)!r}
+cuda_library.DRIVER_LIBRARY = {str(library_file)!r}
 runtime = ctypes.CDLL({str(runtime)!r})
 cuda = open_cuda()
 def fails():
@@ -178,7 +179,7 @@ def test_a_driver_that_does_not_start_says_what_is_there_and_what_to_do(driver, 
 
 
 def test_a_driver_that_is_too_old(monkeypatch):
-    monkeypatch.setattr(cuda_driver, "DRIVER_LIBRARY", None)  # the process itself, which has no such functions
+    monkeypatch.setattr(cuda_library, "DRIVER_LIBRARY", None)  # the process itself, which has no such functions
     with pytest.raises(
         MissingModule, match=r"a driver for CUDA 11\.4 or later, and .* has no cuInit: update the driver"
     ):

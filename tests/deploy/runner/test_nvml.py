@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.runner import cuda_driver, nvml, state
+from deploy.runner import cuda_library, nvml, state
 from deploy.runner.nvml import NvmlReading, read_gpu
 from tests.deploy.runner.c_library import compiled
 
@@ -60,5 +60,5 @@ def test_without_the_library(monkeypatch):
 
 
 def test_without_a_driver_cuda_takes_no_gpu(monkeypatch):
-    monkeypatch.setattr(cuda_driver, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
-    assert cuda_driver.first_gpu_uuid() is None
+    monkeypatch.setattr(cuda_library, "DRIVER_LIBRARY", "libcuda_of_no_machine.so.1")
+    assert cuda_library.first_gpu_uuid() is None

@@ -104,11 +104,15 @@ def test_tensorrt_11_writes_them_apart():
 
 def test_the_policy_is_checked_against_the_inspectors_layers_too():
     layers = [*layers_from_inspector(json.dumps(TENSORRT_10)), *layers_from_inspector(json.dumps(TENSORRT_11))]
-    planned = {"layer1.0.conv1": Format(8, 8), "conv2": Format.from_text("fp16"), "fc": Format.from_text("w4a16b32")}
+    planned = {
+        "layer1.0.conv1": Format.from_text("w8a8"),
+        "conv2": Format.from_text("fp16"),
+        "fc": Format.from_text("w4a16b32"),
+    }
     checks = check_units([PlanKernel.from_json(layer) for layer in layers], planned)
     assert [check.found for check in checks] == ["int8", "fp16", "int4-weight-only"]
     assert all(check.agrees for check in checks)
-    (wrong,) = check_units([PlanKernel.from_json(layer) for layer in layers], {"conv2": Format(8, 8)})
+    (wrong,) = check_units([PlanKernel.from_json(layer) for layer in layers], {"conv2": Format.from_text("w8a8")})
     assert not wrong.agrees
 
 
@@ -148,7 +152,7 @@ INT8_LAYOUTS = (
 def test_int8_is_read_in_every_layout(layout, weights):
     text = json.dumps({"Layers": [convolution(layout, "Channel major FP16 format where channel % 8 == 0", weights)]})
     (check,) = check_units(
-        [PlanKernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format(8, 8)}
+        [PlanKernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format.from_text("w8a8")}
     )
     assert (check.found, check.agrees) == ("int8", True)
 
@@ -161,7 +165,7 @@ def test_int8_is_read_in_every_layout(layout, weights):
 def test_other_types_in_both_spellings(layout, weights, found):
     text = json.dumps({"Layers": [convolution(layout, layout, weights)]})
     (check,) = check_units(
-        [PlanKernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format(8, 8)}
+        [PlanKernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format.from_text("w8a8")}
     )
     assert (check.found, check.agrees) == (found, False)
 

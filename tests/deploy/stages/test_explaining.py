@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from calib.errors import UserError
 from calib.formats.format import FP32, Format
 from deploy.run.settings import Settings
 from deploy.stages.explaining import Explanation, explain
@@ -40,13 +39,8 @@ def test_the_contributions_sum_to_what_the_policy_loses(run):
     assert sorted(itertools.chain(*record["apart"])) == sorted(row["group"] for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [(["--estimator", "guess"], "unknown estimator 'guess'"), (["--evaluations", "0"], "at least one evaluation"),
-     (["--evaluations", "3", "--estimator", "permutation"], "evaluations")],
-)  # fmt: skip
-def test_wrong_options_are_user_errors(run, options, said):
-    assert said in refused("explain", run, *options)
+def test_evaluations_that_do_not_suffice_are_a_user_error(run):
+    assert "evaluations" in refused("explain", run, "--evaluations", "3", "--estimator", "permutation")
 
 
 def test_a_float_policy_has_nothing_to_explain(run):
@@ -59,10 +53,9 @@ def test_a_float_policy_has_nothing_to_explain(run):
 
 
 def test_the_defaults_grow_with_the_players():
-    assert Explanation().stopping(10, 400).evaluations == 200
-    assert Explanation().stopping(100, 400).evaluations == 800
-    with pytest.raises(UserError):
-        Explanation(precision=2.0)
+    assert Explanation().budget(10, 400) == 200
+    assert Explanation().budget(100, 400) == 800
+    assert Explanation(evaluations=3).budget(100, 400) == 3
 
 
 def test_the_joins_that_the_policy_keeps_in_float_are_part_of_the_explanation(tmp_path):

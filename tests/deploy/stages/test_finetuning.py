@@ -16,7 +16,7 @@ from tests.trainable_task import FAULT
 
 RECORD = FinetuneFile.NAME
 TASK = ("--task", "tests.trainable_task:task", "--rounding", "nearest", "--effort", "fast", "--samples", "32")
-TUNE = ("--epochs", "4", "--lr", "0.01", "--quiet")
+TUNE = ("--epochs", "4", "--learning-rate", "0.01", "--quiet")
 
 
 def start(directory, target, formats, budget):
@@ -205,6 +205,13 @@ def test_wrong_training_data_leaves_the_run_as_it_was(plain, tmp_path, monkeypat
         assert not (out / "scores.json").exists(), "said before the search"
 
 
+def test_formats_that_cannot_be_trained_are_said_before_the_search(tmp_path):
+    out = tmp_path / "run"
+    command = ("run", *TASK, "--target", "simulate", "--formats", "w8a8,fp8", "--budget", "avg_bits=8", "--out", out)
+    assert_matches("fp8 cannot be trained", refused(*command, "--finetune", "1"))
+    assert not (out / "scores.json").exists()
+
+
 def test_one_that_was_stopped_leaves_nothing_and_can_be_started_again(plain, tmp_path, monkeypatch):
     run = copy_of(plain, tmp_path / "run")
     before = contents(run)
@@ -215,11 +222,9 @@ def test_one_that_was_stopped_leaves_nothing_and_can_be_started_again(plain, tmp
     done("finetune", run, *TUNE)
 
 
-def test_wrong_options_and_float_policies(plain, tmp_path):
+def test_a_diverging_training_and_float_policies(plain, tmp_path):
     run = copy_of(plain, tmp_path / "run")
-    assert_matches("epochs of the fine-tuning must be a number above 0", refused("finetune", run, "--epochs", "0"))
-    assert_matches("learning_rate", refused("finetune", run, "--lr", "-1"))
-    assert_matches("diverged.*smaller learning rate", refused("finetune", run, "--lr", "1e9"))
+    assert_matches("diverged.*smaller learning rate", refused("finetune", run, "--learning-rate", "1e9"))
     record = read(run, "policy.json")
     record["policy"] = dict.fromkeys(record["policy"], "fp32")
     (run / "policy.json").write_text(json.dumps(record))

@@ -27,7 +27,7 @@ from deploy.terminal.progress import Progress
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.board import FASTER, Board
 from tests.deploy.measured_plans import write_product_of
-from tests.deploy.runner.fake_gpu import FakeCuda
+from tests.deploy.runner.fake_cuda import FakeCuda
 
 ORIN = "ssh://me@orin"
 QUIET = Progress(Console(quiet=True))
@@ -44,7 +44,7 @@ def read(file):
 @pytest.fixture
 def board(monkeypatch):
     made = Board(FASTER)
-    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda address, directory: made)
+    monkeypatch.setattr("deploy.run.opening.device_from_address", lambda address, directory: made)
     return made
 
 
@@ -93,11 +93,11 @@ def plan_of(name: str) -> bytes:
 
 def test_the_plan_that_was_measured_comes_into_the_run_and_goes_with_its_policy(tmp_path, monkeypatch):
     board = Keeping(FASTER)
-    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda _address, _directory: board)
+    monkeypatch.setattr("deploy.run.opening.device_from_address", lambda _address, _directory: board)
     run = tmp_path / "run"
     product, plan = run / "engine.jetson-orin", run / "engine.jetson-orin.sm87.plan"
     with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as workspace:
-        policy = workspace.space.uniform(Format(8, 8))
+        policy = workspace.space.uniform(Format.from_text("w8a8"))
         model = export(workspace, policy)
         build(workspace, policy)
         measure(workspace, policy)
@@ -133,14 +133,14 @@ def test_the_plan_that_is_built_here_is_the_one_that_is_timed_here(tmp_path, mon
     """TensorRT-RTX builds; the GPU is none, and the engine only tells the time."""
     gpu = FakeCuda()
     gpu.compute_capability = lambda: (8, 6)
-    for place in ("backends.tensorrt.build", "runner.trt", "backends.measurable"):
+    for place in ("backends.tensorrt.build", "runner.trt_open", "backends.tensorrt.backend"):
         monkeypatch.setattr(f"deploy.{place}.open_cuda", lambda: gpu)
     monkeypatch.setattr("deploy.backends.tensorrt.build.layers_of_plan", lambda _module, _plan: [])
-    monkeypatch.setattr("deploy.runner.trt.TrtEngine", lambda *_arguments: Clock())
+    monkeypatch.setattr("deploy.runner.trt_open.TrtEngine", lambda *_arguments: Clock())
     run = tmp_path / "run"
     chosen = msgspec.structs.replace(settings("tensorrt-rtx", "w8a8,fp16"), compute_capabilities=("sm86",))
     with open_run(run, QUIET, chosen) as workspace:
-        policy = workspace.space.uniform(Format(8, 8))
+        policy = workspace.space.uniform(Format.from_text("w8a8"))
         export(workspace, policy)
         before = build(workspace, policy)
         plans = sorted((run / "device").rglob("*.plan"))
@@ -187,7 +187,7 @@ def test_a_plan_for_another_gpu_than_the_target_gets_no_engines_name(tmp_path, m
         return find_product(directory)
 
     board.fetch_engine = fetch
-    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda _address, _directory: board)
+    monkeypatch.setattr("deploy.run.opening.device_from_address", lambda _address, _directory: board)
     monkeypatch.setattr(Progress, "warn", lambda _self, line: said.append(line))
     run = tmp_path / "run"
     with open_run(run, QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as workspace:

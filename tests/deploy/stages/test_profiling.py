@@ -12,15 +12,14 @@ from calib.errors import UserError
 from deploy.devices.bundle import asked_of
 from deploy.devices.checks import keys_of
 from deploy.devices.known import keep_results
-from deploy.devices.messages import Hardware, Measurements
+from deploy.devices.messages import DeviceResults, Hardware
 from deploy.devices.places import machine_directory
-from deploy.latency.bench import FINAL, Bench
+from deploy.latency.bench import FINAL
 from deploy.run.directory import Run
 from deploy.run.settings import Settings
 from deploy.run.trust import remember
 from deploy.run.workspace import DEVICE
 from deploy.stages import build, export, measure, read_policy, score, solve
-from deploy.stages.engines import engine_names
 from deploy.stages.profiling import profile
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
@@ -39,7 +38,7 @@ def run(tmp_path_factory):
     """A run for an Orin, measured on a board that is none, which keeps nothing here."""
     path = tmp_path_factory.mktemp("profiled") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deploy.run.workspace.device_from_address", lambda address, directory: Board(FASTER))
+        patch.setattr("deploy.run.opening.device_from_address", lambda address, directory: Board(FASTER))
         settings = Settings(
             "tests.tiny_task:task", "jetson-orin", formats="w8a8,fp16", samples=16, evaluations=12, effort="fast"
         )
@@ -54,7 +53,7 @@ def run(tmp_path_factory):
 
 def test_a_device_is_asked_for_what_is_not_known(run, monkeypatch):
     board = Board(FASTER)
-    monkeypatch.setattr("deploy.run.workspace.device_from_address", lambda address, directory: board)
+    monkeypatch.setattr("deploy.run.opening.device_from_address", lambda address, directory: board)
     remember(run, Run(run).settings(), QUIET)
     record = json.loads(done("profile", run, "--device", ORIN, "--json").out)
     assert len(board.asked) == 1
@@ -70,8 +69,8 @@ def test_a_device_is_asked_for_what_is_not_known(run, monkeypatch):
 def test_what_was_measured_with_layers_is_read(run):
     """Another day, without the device."""
     with open_run(run, QUIET) as workspace:
-        bench, policy = Bench(workspace), read_policy(workspace)
-        asked = asked_of(bench.experiment([bench.kept(run / engine_names(workspace.target).model)], FINAL))
+        bench, policy = workspace.bench, read_policy(workspace)
+        asked = asked_of(bench.experiment([workspace.candidates.kept(run / workspace.backend.names.model)], FINAL))
         ((key, name),) = keys_of(asked).items()
         known = result((layer("CaskConvolution", "c", "Int8", "Int8", ("second",), 0.5, "Int8"),), key=key, name=name)
         about = {
@@ -82,7 +81,7 @@ def test_what_was_measured_with_layers_is_read(run):
             "hardware": UNKNOWN,
         }
         keep_results(
-            machine_directory(run / DEVICE, "a board"), asked, Measurements(**about, results=(known,)), {key: known}
+            machine_directory(run / DEVICE, "a board"), asked, DeviceResults(**about, results=(known,)), {key: known}
         )
         record = profile(workspace, policy)
     assert (record.profiled_ms, record.enqueue_ms, record.launch_share) == (0.5, 0.25, 0.25)

@@ -8,8 +8,9 @@ import torch
 from calib.errors import UserError
 from calib.task import Batch
 from deploy.backends import onnxruntime as ort_backend
+from deploy.backends.tensorrt import backend as tensorrt_backend
 from deploy.files.engine import STAGES
-from deploy.stages import read_policy, stage_runners
+from deploy.stages import read_policy
 from deploy.stages.run_all import open_run
 from deploy.stages.verifying import verify
 from deploy.terminal.progress import Progress
@@ -215,8 +216,8 @@ class OrtInsteadOfPlan:
 
 
 def test_a_plan_is_run_where_there_is_its_gpu(plan_run, monkeypatch):
-    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_sm", lambda: "sm86")
-    monkeypatch.setattr(stage_runners.tensorrt_backend, "PlanRunner", OrtInsteadOfPlan)
+    monkeypatch.setattr(tensorrt_backend, "gpu_sm", lambda: "sm86")
+    monkeypatch.setattr(tensorrt_backend, "PlanRunner", OrtInsteadOfPlan)
     record = verified(plan_run)
     assert record.stages["engine"].agreement == 1.0
     assert record.stages["engine"].change == 0.0
@@ -224,11 +225,11 @@ def test_a_plan_is_run_where_there_is_its_gpu(plan_run, monkeypatch):
 
 
 def test_a_plan_is_not_run_on_another_gpu_or_without_one(plan_run, monkeypatch):
-    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_sm", lambda: "sm89")
+    monkeypatch.setattr(tensorrt_backend, "gpu_sm", lambda: "sm89")
     assert "build for it with --sm sm89" in verified(plan_run).stages["engine"].not_run
 
     def no_gpu():
         raise UserError("running an engine needs an NVIDIA GPU")
 
-    monkeypatch.setattr(stage_runners.tensorrt_backend, "gpu_sm", no_gpu)
+    monkeypatch.setattr(tensorrt_backend, "gpu_sm", no_gpu)
     assert verified(plan_run).stages["engine"].not_run == "running an engine needs an NVIDIA GPU"

@@ -1,8 +1,7 @@
-"""One file with one decorator is a method everywhere; and nothing outside `smpq/methods` asks which method it is."""
+"""One file with one decorator is a method everywhere."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import sys
@@ -11,7 +10,6 @@ import pytest
 
 from smpq.methods import DEFAULT_METHOD, METHODS
 from tests.commands import assert_matches, done, refused
-from tests.conftest import ROOT
 
 NAME = "alphabetical"
 TASK = ("--task", "tests.tiny_task:task", "--evaluations", "12", "--samples", "16", "--effort", "fast", "--quiet")
@@ -64,30 +62,6 @@ def test_a_run_of_a_method_that_is_not_there_any_more(tmp_path):
     del METHODS[NAME]
     message = refused("solve", run, "--budget", "size=0.9x")
     assert_matches(rf"scores\.json: unknown method '{NAME}': choose one of {DEFAULT_METHOD}", message)
-
-
-def compared_strings(source: str) -> set[str]:
-    """Every text that something is compared with, looked for in, or matched against."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        parts = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-        parts += [node.value] if isinstance(node, ast.MatchValue) else []
-        found |= {
-            leaf.value
-            for part in parts
-            for leaf in ast.walk(part)
-            if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str)
-        }
-    return found
-
-
-def test_nothing_outside_compares_with_the_name_of_a_method():
-    assert compared_strings("if x in ('hawq', y): ...\nmatch x:\n case 'smpq': ...") == {"hawq", "smpq"}
-    files = [ROOT / "cli.py", *(path for room in ("calib", "smpq", "deploy") for path in (ROOT / room).rglob("*.py"))]
-    files = [path for path in files if path.parent != ROOT / "smpq" / "methods"]
-    assert len(files) > 100
-    comparing = {str(path.relative_to(ROOT)): compared_strings(path.read_text()) & METHODS.keys() for path in files}
-    assert {path: names for path, names in comparing.items() if names} == {}
 
 
 def test_help_lists_the_methods():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from calib.errors import UserError
 from deploy.run.settings import Settings
 from deploy.stages import search
+from deploy.stages.choosing import score_for
 from deploy.stages.run_all import open_run
 from deploy.stages.scoring import check_method, score
 from deploy.terminal.progress import Progress
@@ -52,7 +54,7 @@ def test_a_policy_within_the_budget_and_the_same_one_again(name, opened):
     found = []
     for _ in range(2):
         with opened(name) as workspace:
-            solution = search(workspace, BUDGET, method=name)
+            solution = search(workspace, BUDGET, score_for(workspace, BUDGET, name))
             assert workspace.costs["avg_bits"].total(solution.policy) <= 6
             scores = score(workspace)
             assert scores.method == name
@@ -116,15 +118,15 @@ def test_no_labels(name, tmp_path):
 def test_an_unknown_name_lists_the_choices(tmp_path):
     for command in (("run", "--budget", "size=0.5x"), ("score",)):
         message = refused(*command, "--task", "tests.tiny_task:task", "--method", "hawk", "--out", tmp_path / "run")
-        assert_matches(f"unknown method 'hawk': choose one of {', '.join(METHODS)}", message)
+        assert_matches(f"--method must be one of {', '.join(METHODS)}, not 'hawk'", message)
     assert not (tmp_path / "run").exists()
 
 
 def test_scores_of_another_method_are_not_taken(opened):
     with opened("random") as workspace:
         score(workspace, method="random")
-        with pytest.raises(Exception, match="is of method random, now uniform is asked for"):
-            search(workspace, BUDGET, method="uniform")
+        with pytest.raises(UserError, match="is of method random, now uniform is asked for"):
+            score_for(workspace, BUDGET, "uniform")
 
 
 def test_the_default_is_registered():

@@ -12,7 +12,7 @@ from smpq.methods import METHODS, linear_objective
 from smpq.problem.costs import CostModel
 from smpq.solve.allocate import Ceiling, Impossible
 from smpq.solve.search import feasible
-from smpq.value.evaluate import OneByOne
+from tests.smpq.one_by_one import OneByOne
 from tests.smpq.problems import space_of
 
 W2, W4, W8 = (Format.from_text(text) for text in ("w2a8", "w4a8", "w8a8"))

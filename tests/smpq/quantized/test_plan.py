@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from calib.formats.integers import integer
 from smpq.quantized.plan import QdqRules, QuantPlan, plan_from_policy, result_after_relu
 from tests.smpq.problems import Traced, residual
 
@@ -160,7 +161,7 @@ def test_rule_3_a_skip_that_only_the_add_reads_has_the_bits_of_the_layer_that_ad
     (entry,) = (entry for entry in plan_of(network, rules, b="w4a4").tensors if entry.tensor == call(network, "skip"))
     assert entry.consumers == (first,)
     assert entry.quantizer.bits == 4
-    assert entry.quantizer == network.calibration.quantizer(entry.tensor, 4, "affine"), "its own range"
+    assert entry.quantizer == network.calibration.quantizer(entry.tensor, integer(4), "affine"), "its own range"
     # a float branch on either side: the add stays float, the identity of the other block is as before
     for path in ("b", "skip"):
         plan = plan_of(network, rules, **{path: "w8a16"})

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.formats.format import Format
-from calib.formats.integers import ActivationQuantizer
+from calib.formats.quantizers import ActivationQuantizer
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from tests.smpq.problems import Traced, residual
@@ -84,7 +84,7 @@ def test_an_integer_bias_gives_what_the_integer_kernel_gives():
     plan = quantizer.plan(formats)
     weight = plan.weights[unit.path]
     bias = network.traced.state[unit.bias]
-    expected = integer_convolution(network.x, plan.input_quantizer(unit, 0), weight.integers, weight.scale, bias)
+    expected = integer_convolution(network.x, plan.input_quantizer(unit, 0), weight.values, weight.scale, bias)
     torch.testing.assert_close(quantizer.run(formats, (network.x,)), expected, rtol=1e-6, atol=1e-6)
     assert not torch.allclose(fake(network).run(formats, (network.x,)), expected, rtol=1e-6, atol=1e-6)
 
@@ -117,8 +117,8 @@ def test_each_call_of_a_layer_rounds_the_bias_to_its_own_step():
     first, second = (plan.input_quantizer(unit, index) for index in (0, 1))
     assert first.scale != second.scale
     weight, bias = plan.weights[unit.path], network.traced.state[unit.bias]
-    inner = integer_convolution(network.x, first, weight.integers, weight.scale, bias)
-    expected = integer_convolution(torch.tanh(inner), second, weight.integers, weight.scale, bias)
+    inner = integer_convolution(network.x, first, weight.values, weight.scale, bias)
+    expected = integer_convolution(torch.tanh(inner), second, weight.values, weight.scale, bias)
     torch.testing.assert_close(quantizer.run(formats, (network.x,)), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -6,7 +6,7 @@ import pytest
 from smpq.problem.policy import Policy, integer_regions
 from smpq.scoring.estimators import Stopping, estimator_from_name
 from smpq.scoring.game import PolicyGame
-from smpq.value.evaluate import OneByOne
+from tests.smpq.one_by_one import OneByOne
 from tests.smpq.problems import FP32, W2A8, W4A16, W8A8, Additive, random_values, space_of
 from tests.smpq.test_search_joins import Game, space_of_joins
 

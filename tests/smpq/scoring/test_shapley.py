@@ -205,7 +205,7 @@ def test_scores_come_back_from_their_file_and_wrong_files_are_user_errors(tmp_pa
     for old, new, message in [
         ('"schema": 3', '"schema": 9', "scores.json has schema 9"),
         ('"samples": ', '"samples": -', r'expected `int` >= 0 - at `\$.scores\["g0"\]\["w8a8"\].samples`'),
-        ('"w4a16"', '"int4"', r'at the key `\$.scores\["g0"\]\["int4"\]`'),
+        ('"w4a16"', '"w4 a16"', r'at the key `\$.scores\["g0"\]\["w4 a16"\]`'),
         ('"kl"', "NaN", "is not valid JSON"),
     ]:
         text = json_text(record)
@@ -213,6 +213,9 @@ def test_scores_come_back_from_their_file_and_wrong_files_are_user_errors(tmp_pa
         file.write_text(text.replace(old, new, 1))
         with pytest.raises(UserError, match=message):
             read_record(file, ScoresFile)
+    file.write_text(json_text(record).replace('"w4a16"', '"int4"', 1))
+    with pytest.raises(UserError, match="unknown format 'int4'"):
+        Scores.from_file(read_record(file, ScoresFile), space)
 
 
 def test_values_of_any_sign_and_size_do_not_disturb_the_sampler():

@@ -9,8 +9,9 @@ from calib.formats.format import FP32
 from smpq.problem.costs import CostModel
 from smpq.problem.policy import Policy
 from smpq.solve.allocate import Ceiling
-from smpq.solve.search import EFFORTS, EXHAUSTIVE, Effort, choose, confirm, effort_from_name, feasible
-from smpq.value.evaluate import OneByOne
+from smpq.solve.effort import EFFORTS, Effort, effort_from_name
+from smpq.solve.search import EXHAUSTIVE, choose, confirm, feasible
+from tests.smpq.one_by_one import OneByOne
 from tests.smpq.problems import W2A8, W4A16, W8A8, Additive, policies, random_cost, random_values, space_of, total
 
 

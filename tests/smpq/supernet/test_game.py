@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from calib.errors import UserError
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.supernet.game import GameSettings, SupernetGame
+from smpq.supernet.game import SupernetGame
+from smpq.supernet.settings import GameSettings
 from tests.smpq.supernets import Task, supernet
 
 
@@ -94,17 +94,3 @@ def test_the_cost_is_subtracted(net):
     costs = [float(net.complexity(game._masked(row))) / (4 * 8) for row in rows]
     assert (free - game(rows)).tolist() == pytest.approx([0.5 * cost for cost in costs])
     assert costs[1] < costs[0]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"values": ("f1",)}, "unknown value 'f1'"),
-        ({"values": ()}, "each once"),
-        ({"values": ("kl", "kl")}, "each once"),
-        ({"cost_weight": -1.0}, "cost_weight"),
-    ],
-)
-def test_wrong_settings(options, message):
-    with pytest.raises(UserError, match=message):
-        GameSettings(**options)

@@ -1,11 +1,15 @@
 import pytest
 import torch
 
-from calib.formats.integers import ActivationQuantizer
+from calib.formats.integers import integer
+from calib.formats.quantizers import ActivationQuantizer
 from smpq.supernet.mixtures import FormatMixture, MixedActivation, MixedWeight, SharedRounding, blend
 from smpq.training.lsq import LearnedActivation, LearnedWeight
 
-GRIDS = [ActivationQuantizer(4, 0.2, 3, signed=False), ActivationQuantizer(8, 0.013, 40, signed=False)]
+GRIDS = [
+    ActivationQuantizer(integer(4), 0.2, 3, signed=False),
+    ActivationQuantizer(integer(8), 0.013, 40, signed=False),
+]
 
 
 def mixture(grids=GRIDS, *, with_float=False):
@@ -54,7 +58,7 @@ def test_a_float_candidate_is_the_tensor_itself():
 
 def test_a_mixed_weight_is_the_sum_of_its_candidates():
     weight, step = torch.randn(3, 4), torch.full((3,), 0.3)
-    candidates = [LearnedWeight(step, 2), LearnedWeight(step / 4, 4), None]
+    candidates = [LearnedWeight(step, integer(2)), LearnedWeight(step / 4, integer(4)), None]
     choice = FormatMixture(3)
     with torch.no_grad():
         choice.alpha.copy_(torch.tensor([0.0, 1.0, -1.0]))

@@ -8,10 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from calib.errors import UserError
-from smpq.supernet.game import GameSettings
 from smpq.supernet.scores import argmax_policy, shapley_scores, softmax_scores
+from smpq.supernet.settings import GameSettings, SupernetSettings
 from smpq.supernet.state import SupernetState
-from smpq.supernet.training import SupernetSettings, train
+from smpq.supernet.training import train
 from tests.smpq.supernets import Task, Untrainable, supernet
 
 SETTINGS = SupernetSettings(epochs=4, steps=3, walks=3, samples=32, gamma=0.0, game=GameSettings(("metric", "loss")))
@@ -221,26 +221,13 @@ def test_distillation_needs_no_more_than_the_float_model():
     assert np.isfinite(state.history[0]["loss"])
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"epochs": 0}, {"steps": 0}, {"samples": 0}, {"learning_rate": 0.0}, {"step_learning_rate": -1.0}, {"alpha_learning_rate": float("nan")},
-        {"weight_decay": -1.0}, {"distillation": -1.0}, {"complexity": float("inf")}, {"warm_up": 1.0}, {"momentum": 1.0}, {"walks": 1}, {"gamma": 1.0},
-        {"seed": -1},
-    ],
-)  # fmt: skip
-def test_wrong_settings(wrong):
-    with pytest.raises(UserError):
-        SupernetSettings(**wrong)
-
-
 def test_wrong_data_and_divergence():
     with pytest.raises(UserError, match="no training data"):
         train(supernet(task=Untrainable()), Task().calibration(), SETTINGS)
     with pytest.raises(UserError, match="4 batches, not 5"):
         trained(dataclasses.replace(SETTINGS, steps=5))
     with pytest.raises(UserError, match="diverged"):
-        trained(dataclasses.replace(SETTINGS, learning_rate=1e30))
+        trained(dataclasses.replace(SETTINGS, steps=4, learning_rate=1e9))
 
 
 def test_scores_of_formats_are_sums_of_operations(whole):

@@ -9,10 +9,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from smpq.supernet.network import Supernet
+from smpq.supernet.settings import SupernetSettings
 from smpq.supernet.state import SupernetState
-from smpq.supernet.training import SupernetSettings, train
-from smpq.training.finetune import FineTuneSettings, finetune
+from smpq.supernet.training import train
+from smpq.training.finetune import finetune
 from smpq.training.placing import batch_on, graph_on
+from smpq.training.settings import FineTuneSettings
 from tests.smpq import supernets
 from tests.smpq.training.elsewhere import NAME, Device, Elsewhere
 from tests.smpq.tunable import batch_of, tunable
@@ -59,7 +61,7 @@ def test_finetuning_elsewhere_is_finetuning(given, value):
     for name, tensor in here.parameters.items():
         assert tensor.equal(there.parameters[name]), name
     for path, weight in here.weights.items():
-        assert weight.integers.equal(there.weights[path].integers)
+        assert weight.values.equal(there.weights[path].values)
         assert weight.scale.equal(there.weights[path].scale)
 
 

@@ -15,7 +15,8 @@ from calib.network.units import find_units
 from calib.task import Batch
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.training.finetune import FineTuneSettings, Subject, TrainingProgress, finetune, one_cycle
+from smpq.training.finetune import Subject, TrainingProgress, finetune, one_cycle
+from smpq.training.settings import FineTuneSettings
 from tests.smpq.tunable import Task, batch_of, tunable
 
 QUICK = FineTuneSettings(steps=24, learning_rate=0.01, step_learning_rate=0.001)
@@ -69,7 +70,7 @@ def test_the_search_sees_exactly_what_was_trained(rules):
             low, high = -(2 ** (quantized.bits - 1)), 2 ** (quantized.bits - 1) - 1
             step = quantized.scale.reshape(-1, *[1] * (weight.dim() - 1))
             # the integers are the float weight of the file, rounded, but where it lies in the middle of two
-            wrong = (weight / step).round().clamp(low, high) != quantized.integers
+            wrong = (weight / step).round().clamp(low, high) != quantized.values
             middle = ((weight / step) % 1 - 0.5).abs() < 1e-4
             assert not bool((wrong & ~middle).any()), unit.path
 
@@ -111,7 +112,7 @@ def test_what_does_not_help_is_kept_only_if_asked_for(given, subject):
     assert tuned.kept == "start"
     assert tuned.after == tuned.before
     for path, weight in tuned.weights.items():
-        assert torch.equal(weight.integers, subject.plan.weights[path].integers)
+        assert torch.equal(weight.values, subject.plan.weights[path].values)
         torch.testing.assert_close(weight.scale, subject.plan.weights[path].scale)
     assert {entry.quantizer for entry in subject.plan.tensors} == set(tuned.quantizers.values())
 
@@ -125,8 +126,8 @@ def test_other_values_judge_as_well(given, subject, value):
 
 
 def test_a_loss_that_is_not_a_number_is_an_error(given, subject):
-    with pytest.raises(UserError, match=r"diverged.* after \d+ steps.* smaller learning rate \(now 1e\+30\)"):
-        finetune(subject, given.batches, FineTuneSettings(steps=20, learning_rate=1e30))
+    with pytest.raises(UserError, match=r"diverged.* after \d+ steps.* smaller learning rate \(now 1000000000.0\)"):
+        finetune(subject, given.batches, FineTuneSettings(steps=20, learning_rate=1e9))
 
 
 class Single(Task):
@@ -184,24 +185,6 @@ class Failing(Task):
 def test_wrong_losses(given, task, message):
     with pytest.raises(UserError, match=message):
         finetune(given.subject("w2a8", task), given.batches, FineTuneSettings(steps=3))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"epochs": 0.0}, "epochs.*above 0"),
-        ({"epochs": math.nan}, "epochs"),
-        ({"learning_rate": -1.0}, "learning_rate"),
-        ({"steps": 0}, "steps.*at least 1"),
-        ({"weight_decay": -1e-4}, "weight_decay.*0 or more"),
-        ({"labels": 0.0, "distillation": 0.0}, "needs labels or distillation"),
-        ({"start": "zero"}, "nearby, rounded, float"),
-        ({"seed": -1}, "seed"),
-    ],
-)
-def test_wrong_settings(wrong, message):
-    with pytest.raises(UserError, match=message):
-        FineTuneSettings(**wrong)
 
 
 def test_one_cycle_rises_and_falls():

@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 
 from calib.errors import UserError
 from calib.formats.format import Format
-from smpq.training.finetune import FineTuneSettings, finetune
+from calib.formats.integers import integer
+from smpq.training.finetune import finetune
 from smpq.training.finetuned import FineTunedWeights, policy_of_file
+from smpq.training.settings import FineTuneSettings
 from tests.limited import mutated, read_within_limits
 from tests.smpq.tunable import tunable
 
@@ -41,7 +43,7 @@ def test_a_file_gives_back_what_was_saved(result, tmp_path):
             assert saved.keys() == found.keys() == {"stem", "deep", "hidden", "repeated", "head"}
             for name, weight in saved.items():
                 assert (weight.bits, weight.block) == (found[name].bits, found[name].block)
-                assert torch.equal(weight.integers, found[name].integers)
+                assert torch.equal(weight.values, found[name].values)
                 assert torch.equal(weight.scale, found[name].scale)
         elif field.name == "history":
             assert list(saved) == list(found)
@@ -68,11 +70,11 @@ def test_only_what_was_trained_can_be_asked_for(given, result):
     with pytest.raises(UserError, match="plain was not fine-tuned as w4a8"):
         calibration.weight(by_path["plain"], Format.from_text("w4a8"))
     tensor, bits = next(iter(result.quantizers))
-    assert calibration.quantizer(tensor, bits, "affine") is result.quantizers[tensor, bits]
+    assert calibration.quantizer(tensor, integer(bits), "affine") is result.quantizers[tensor, bits]
     with pytest.raises(UserError, match=rf"{tensor} was not fine-tuned at {bits} bits \(symmetric\)"):
-        calibration.quantizer(tensor, bits, "symmetric")
+        calibration.quantizer(tensor, integer(bits), "symmetric")
     with pytest.raises(UserError, match="at 7 bits"):
-        calibration.quantizer(tensor, 7, "affine")
+        calibration.quantizer(tensor, integer(7), "affine")
 
 
 def test_parameters_of_another_model(given, result):
@@ -148,7 +150,7 @@ FORGERIES = {
     "odd blocks": (set_at(3, "weights", "head", "block"), "steps of 'head'"),
     "blocks of none": (set_at(1, "weights", "head", "block"), "expected `int` >= 2"),
     "16 bits": (set_at(16, "weights", "stem", "bits"), "expected `int` <= 8"),
-    "1 bit": (set_at(1, "weights", "stem", "bits"), "expected `int` >= 2"),
+    "no bit": (set_at(0, "weights", "stem", "bits"), "expected `int` >= 1"),
     "bits as text": (set_at("3", "weights", "stem", "bits"), "expected `int`, got `str`"),
     "unknown unit": (set_at({"bits": 8, "block": None}, "weights", "other"), "'integers/other' is missing"),
     "no such part": (

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
-from calib.formats.integers import ActivationQuantizer, QuantizedWeight
-from smpq.training.lsq import FixedActivation, HalfWeight, LearnedActivation, LearnedWeight
+from calib.errors import UserError
+from calib.formats.format import FP16, formats_from_text
+from calib.formats.integers import integer
+from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight
+from smpq.training.lsq import CastWeight, FixedActivation, LearnedActivation, LearnedWeight, check_learned
 
 
 def by_hand(weight, step, low, high):
@@ -18,7 +21,7 @@ def test_weights_are_rounded_and_the_gradients_are_those_of_the_paper(shape, blo
     torch.manual_seed(0)
     weight = torch.randn(shape, requires_grad=True)
     start = torch.rand(shape[0] if block is None else (shape[0], shape[1] // block)) + 0.2
-    quantizer = LearnedWeight(start, bits, block)
+    quantizer = LearnedWeight(start, integer(bits), block)
     output = torch.randn(shape)
     rounded = quantizer(weight)
     rounded.backward(output)
@@ -38,19 +41,20 @@ def test_the_integers_are_those_of_the_forward_pass_and_survive_a_factor():
     torch.manual_seed(0)
     weight = torch.randn(6, 4, 3, 3)
     factor = torch.rand(6) * 3 + 0.01
-    quantizer = LearnedWeight(torch.rand(6) + 0.1, 3)
+    quantizer = LearnedWeight(torch.rand(6) + 0.1, integer(3))
     quantized = quantizer.quantized(weight, factor)
-    assert quantized.integers.dtype == torch.int8
-    assert set(quantized.integers.unique().tolist()) == set(range(-4, 4))
+    assert quantized.values.dtype == torch.int8
+    assert set(quantized.values.unique().tolist()) == set(range(-4, 4))
     torch.testing.assert_close(quantized.dequantize(), quantizer(weight) * factor[:, None, None, None])
-    blocks = LearnedWeight(torch.rand(6, 2) + 0.1, 3, 2).quantized(weight[:, :, 0, 0], factor)
+    blocks = LearnedWeight(torch.rand(6, 2) + 0.1, integer(3), 2).quantized(weight[:, :, 0, 0], factor)
     assert isinstance(blocks, QuantizedWeight)
     assert blocks.scale.shape == (6, 2)
     assert blocks.block == 2
 
 
 @pytest.mark.parametrize(
-    "quantizer", [ActivationQuantizer(8, 0.03125, 17, signed=False), ActivationQuantizer(4, 0.25, 0, signed=True)]
+    "quantizer",
+    [ActivationQuantizer(integer(8), 0.03125, 17, signed=False), ActivationQuantizer(integer(4), 0.25, 0, signed=True)],
 )
 def test_activations_are_rounded_as_the_engine_does(quantizer):
     torch.manual_seed(0)
@@ -78,8 +82,8 @@ def test_activations_are_rounded_as_the_engine_does(quantizer):
 
 
 def test_steps_stay_positive():
-    weight = LearnedWeight(torch.tensor([0.5, 0.25]), 4)
-    activation = LearnedActivation(ActivationQuantizer(4, 0.1, 3, signed=False))
+    weight = LearnedWeight(torch.tensor([0.5, 0.25]), integer(4))
+    activation = LearnedActivation(ActivationQuantizer(integer(4), 0.1, 3, signed=False))
     with torch.no_grad():
         weight.step.copy_(torch.tensor([-1.0, 0.3]))
         activation.step.fill_(-1.0)
@@ -92,7 +96,24 @@ def test_steps_stay_positive():
 
 def test_half_precision_passes_the_gradient():
     weight = torch.tensor([0.1, 1.0, 1e-9], requires_grad=True)
-    rounded = HalfWeight()(weight)
+    rounded = CastWeight(FP16.weight)(weight)
     assert torch.equal(rounded, weight.half().float())
     rounded.sum().backward()
     assert torch.equal(weight.grad, torch.ones(3))
+
+
+def test_numbers_that_are_no_integers_are_not_trained():
+    check_learned([FP16, *formats_from_text("w8a8,w1a2,w4a16b32")])
+    for text in ("fp8", "wfp8a16", "w8afp8"):
+        with pytest.raises(UserError, match=f"{text} cannot be trained.*leave {text} out of --formats"):
+            check_learned(formats_from_text(f"w8a8,{text}"))
+
+
+def test_one_bit_weights_have_two_levels_and_a_gradient():
+    weight = torch.tensor([[0.3, -0.2, 0.0]], requires_grad=True)
+    quantizer = LearnedWeight(torch.tensor([0.5]), integer(1))
+    rounded = quantizer(weight)
+    assert rounded.tolist() == [[0.5, -0.5, 0.5]]
+    rounded.sum().backward()
+    assert torch.equal(weight.grad, torch.ones(1, 3))
+    assert quantizer.quantized(weight, torch.ones(1)).values.tolist() == [[1, -1, 1]]

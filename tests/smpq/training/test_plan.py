@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from smpq.quantized.plan import QdqRules
-from smpq.training.plan import STARTS, attach_plan
+from smpq.training.plan import attach_plan
+from smpq.training.settings import STARTS
 from tests.smpq.tunable import batch_of, tunable
 
 RULES = [
@@ -26,11 +27,11 @@ def test_a_plan_is_carried_out_as_the_search_does(rules, start):
             actual = graph.run(inputs)
         quantized = {path: graph.quantized(path) for path in plan.weights}
         if start == "float":
-            assert any(not torch.equal(quantized[path].integers, plan.weights[path].integers) for path in quantized)
+            assert any(not torch.equal(quantized[path].values, plan.weights[path].values) for path in quantized)
             continue
         for path, weight in quantized.items():
             # a channel of zeros has any step
-            assert torch.equal(weight.integers, plan.weights[path].integers), path
+            assert torch.equal(weight.values, plan.weights[path].values), path
             torch.testing.assert_close(weight.scale, plan.weights[path].scale)
         # a value on the edge of a step may fall to the other side of it
         assert (actual - expected).abs().mean() < 0.02 * expected.abs().mean()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from smpq.problem.policy import Policy
-from smpq.value.evaluate import Evaluator, OneByOne
+from smpq.value.evaluate import Evaluator
 from smpq.value.journal import Journal
 from tests.smpq.problems import W4A16, W8A8, Additive, policies, random_values, space_of
 
@@ -84,12 +84,3 @@ def test_an_entry_made_under_other_settings_does_not_count(game, tmp_path, finge
     again = Evaluator(Computed(additive, identity), journal, fingerprint)
     again(space.uniform(W8A8))
     assert again.evaluations == 0
-
-
-def test_a_plain_function_is_a_value_function(game):
-    space, _ = game
-    value = OneByOne(lambda policy: -float(len(policy.key())))
-    assert value.many([space.uniform(W8A8), space.uniform(W4A16)]) == [
-        value(space.uniform(W8A8)),
-        value(space.uniform(W4A16)),
-    ]

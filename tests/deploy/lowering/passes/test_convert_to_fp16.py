@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from deploy.lowering.lower import lower
+from deploy.backends import backend_of
 from deploy.lowering.onnx_files import save_model
 from deploy.lowering.passes.convert_to_fp16 import convert_to_fp16
 from deploy.lowering.passes.quantize_tensors import quantize_tensors
@@ -146,7 +146,7 @@ def test_a_pair_has_one_float_type(tmp_path, request, network, texts):
     exported = residual() if network == "residual" else request.getfixturevalue(network)
     plan, _ = exported.plan(exported.formats(*texts), "tensorrt")
     out = tmp_path / "model.onnx"
-    lower(exported.path, plan, exported.units, target_from_name("tensorrt"), out)
+    backend_of(target_from_name("tensorrt")).lower(exported.path, plan, exported.units, out)
     assert mixed_pairs(out) == []
     if network == "two_results":
         assert [output.type.tensor_type.elem_type for output in onnx.load(out).graph.output] == [TensorProto.FLOAT] * 2

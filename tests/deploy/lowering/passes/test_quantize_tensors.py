@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from calib.errors import UserError
-from calib.formats.integers import ActivationQuantizer
+from calib.formats.integers import integer
+from calib.formats.quantizers import ActivationQuantizer
 from calib.network.execution import Edits
 from deploy.lowering.onnx_files import save_model
 from deploy.lowering.passes.quantize_tensors import quantize_tensors
 from smpq.quantized.plan import QuantizedTensor, QuantPlan
 from tests.deploy.networks import constants, mlp, nodes, relative_error, residual, run_plain
 
-AFFINE = ActivationQuantizer(8, 0.05, 100, signed=False)
-SYMMETRIC = ActivationQuantizer(8, 0.05, 0, signed=True)
+AFFINE = ActivationQuantizer(integer(8), 0.05, 100, signed=False)
+SYMMETRIC = ActivationQuantizer(integer(8), 0.05, 0, signed=True)
 
 
 def _plan(exported, *tensors):
@@ -45,7 +46,7 @@ def test_types_and_explicit_zero_points(tmp_path, quantizer, kind):
 def test_fewer_bits_are_clipped_to_their_range(tmp_path):
     exported = residual()
     path = tmp_path / "model.onnx"
-    quantizer = ActivationQuantizer(4, 0.3, 7, signed=False)
+    quantizer = ActivationQuantizer(integer(4), 0.3, 7, signed=False)
     _insert(exported, path, QuantizedTensor("x", quantizer, (exported.units[0].calls[0],)))
     found, graph = constants(path), nodes(path)
     assert (found["x/low"], found["x/high"]) == tuple(np.float32(limit) for limit in quantizer.real_limits)
@@ -62,7 +63,7 @@ def test_one_pair_for_equal_quantisers_and_two_for_different_ones(tmp_path):
     assert tensor == plain.inputs[0]
     same = [QuantizedTensor(tensor, AFFINE, (unit.calls[0],)) for unit in (wide, plain)]
     assert _insert(exported, tmp_path / "model.onnx", *same).inserted == 1
-    other = [same[0], replace(same[1], quantizer=replace(AFFINE, bits=6))]
+    other = [same[0], replace(same[1], quantizer=replace(AFFINE, type=integer(6)))]
     assert _insert(exported, tmp_path / "model.onnx", *other).inserted == 2
     graph = nodes(tmp_path / "model.onnx")
     assert graph["wide"].input[0] != graph["plain"].input[0]

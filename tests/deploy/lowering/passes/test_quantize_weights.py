@@ -31,7 +31,7 @@ def test_integers_inside_their_range_in_the_next_wider_type(tmp_path, text, stor
         weight = plan.weights[unit.path]
         integers = found[f"{unit.path}/weight"]
         assert integers.dtype == stored
-        reference = weight.integers.numpy()
+        reference = weight.values.numpy()
         assert np.array_equal(integers.astype(int), reference) or np.array_equal(integers.astype(int), reference.T)
         assert np.abs(integers.astype(int)).max() <= 2 ** (weight.bits - 1)
         assert not found[f"{unit.path}/weight/zero_point"].astype(int).any()

@@ -1,19 +1,13 @@
 import pytest
 
 from calib.errors import UserError
-from smpq.scoring.estimators import ESTIMATORS, Exact, Permutation, Stopping, Truncated, estimator, estimator_from_name
-
-
-@pytest.mark.parametrize(("evaluations", "precision"), [(0, 0.0), (-3, 0.1), (10, 1.0), (10, -0.1)])
-def test_senseless_stopping_rules_are_refused(evaluations, precision):
-    with pytest.raises(UserError):
-        Stopping(evaluations, precision)
+from smpq.scoring.estimators import ESTIMATORS, Adaptive, Exact, Permutation, estimator, estimator_from_name
 
 
 def test_estimators_are_found_by_name_with_their_options():
-    assert estimator_from_name("truncated", tolerance=0.2) == Truncated(tolerance=0.2)
+    assert estimator_from_name("adaptive", most_pairs=20) == Adaptive(most_pairs=20)
     assert estimator_from_name("permutation") == Permutation()
-    with pytest.raises(UserError, match=r"exact, .*permutation, antithetic"):
+    with pytest.raises(UserError, match=r"adaptive, permutation, antithetic, .*exact"):
         estimator_from_name("guess")
 
 

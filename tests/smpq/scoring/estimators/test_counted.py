@@ -18,7 +18,6 @@ def test_only_new_coalitions_are_passed_on_and_each_once():
     assert game(rows[[7, 8]]).tolist() == table.table[[7, 8]].tolist()
     assert [len(asked) for asked in table.asked] == [3, 1]
     assert len(game.unknown(rows)) == 32 - 4
-    assert game.ends() == (table.table[0], table.table[-1])
 
 
 def test_many_coalitions_are_asked_for_in_parts():
@@ -26,15 +25,6 @@ def test_many_coalitions_are_asked_for_in_parts():
     game = CountedGame(table, 13)
     assert game(all_coalitions(13)).tolist() == table.table.tolist()
     assert [len(asked) for asked in table.asked] == [MOST_ROWS, MOST_ROWS]
-
-
-def test_a_game_with_new_data_is_asked_every_time():
-    table = additive(3)
-    game = CountedGame(table, 3, remembers=False)
-    game(all_coalitions(3)[[1, 1]])
-    game(all_coalitions(3)[[1]])
-    assert game.evaluations == 3
-    assert [len(asked) for asked in table.asked] == [2, 1]
 
 
 @pytest.mark.parametrize("answer", [np.zeros(3), np.zeros((2, 1)), np.array([0.0, np.nan]), np.array([np.inf, 0.0])])

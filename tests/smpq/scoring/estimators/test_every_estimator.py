@@ -7,9 +7,11 @@ from calib.errors import UserError
 from smpq.scoring.estimators import ESTIMATORS, Stopping, estimator_from_name
 from tests.smpq.scoring.estimators.games import additive, saturating
 
-SAMPLERS = [name for name in ESTIMATORS if name not in ("exact", "shapley-nas")]
+SAMPLERS = [name for name in ESTIMATORS if name != "exact"]
 PLAYERS = 8
 BUDGET = 120
+FEWEST = {"permutation": 20, "antithetic": 38, "adaptive": 38}
+"""Of 10 players."""
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -46,20 +48,31 @@ def test_equal_seeds_give_equal_estimates(name):
     assert first["values"] != other["values"]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("players", [1, 2, 3])
-def test_few_players_are_exact(name, players):
-    estimate = estimator_from_name(name).estimate(additive(players), players, Stopping(2**players), seed=0)
-    assert estimate.values == pytest.approx(np.arange(1.0, players + 1))
-    assert estimate.stop_reason == "exact"
+@pytest.mark.parametrize("name", [*SAMPLERS, "exact"])
+@pytest.mark.parametrize(("players", "precision"), [(1, 0.0), (2, 0.0), (3, 0.0), (6, 1e-9)])
+def test_few_players_are_exact(name, players, precision):
+    game = saturating(players) if players > 3 else additive(players)
+    estimate = estimator_from_name(name).estimate(game, players, Stopping(2**players, precision), seed=0)
+    assert estimate.values == pytest.approx(game.exact, abs=1e-12)
+    assert (estimate.stop_reason, estimate.evaluations) == ("exact", 2**players)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_too_few_evaluations_are_refused_before_any(name):
-    game = saturating(PLAYERS)
-    with pytest.raises(UserError, match=f"{name} needs at least"):
-        estimator_from_name(name).estimate(game, PLAYERS, Stopping(7), seed=0)
-    assert game.asked == []
+@pytest.mark.parametrize("name", [*SAMPLERS, "exact"])
+def test_a_single_player_takes_all_at_any_precision(name):
+    assert estimator_from_name(name).estimate(additive(1), 1, Stopping(2, 0.1), seed=0).values.tolist() == [1.0]
+
+
+def test_the_fewest_evaluations_give_intervals_and_one_less_is_refused_before_any():
+    for name, fewest in FEWEST.items():
+        estimate = estimator_from_name(name).estimate(saturating(10), 10, Stopping(fewest), seed=0)
+        assert estimate.evaluations <= fewest
+        assert (estimate.samples >= 2).all()
+        assert np.isfinite(estimate.standard_errors).all()
+        assert estimate.standard_errors.max() > 0
+        game = saturating(10)
+        with pytest.raises(UserError, match=f"{name} needs at least {fewest} evaluations"):
+            estimator_from_name(name).estimate(game, 10, Stopping(fewest - 1), seed=0)
+        assert game.asked == []
 
 
 @pytest.mark.slow

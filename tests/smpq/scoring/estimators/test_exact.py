@@ -20,18 +20,6 @@ def test_enumeration_is_the_mean_over_all_orders():
     assert estimate.interval() == (pytest.approx(expected, abs=1e-12), pytest.approx(expected, abs=1e-12))
 
 
-def test_one_player_takes_all():
-    assert Exact().estimate(additive(1), 1, Stopping(2), seed=0).values.tolist() == [1.0]
-
-
-def test_efficiency_symmetry_and_null_player_hold_exactly():
-    game = saturating(8, null=2, twins=(1, 6))
-    values = Exact().estimate(game, 8, Stopping(256), seed=0).values
-    assert values.sum() == pytest.approx(game.table[-1] - game.table[0], abs=1e-12)
-    assert values[2] == pytest.approx(0, abs=1e-12)
-    assert values[1] == pytest.approx(values[6], abs=1e-12)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_shapiq(seed):

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from calib.errors import UserError
 from smpq.scoring.estimators import Antithetic, Permutation, Stopping
 from smpq.scoring.estimators.permutation import marginals_of_walk, walk
 from tests.smpq.scoring.estimators.games import TableGame, saturating
@@ -30,13 +29,3 @@ def test_a_walk_and_its_reverse_cancel_pairs_of_players():
     assert paired.values == pytest.approx(game.exact, abs=1e-12)
     assert paired.standard_errors.max() < 1e-12
     assert plain.standard_errors.max() > 0.1
-
-
-@pytest.mark.parametrize(("method", "least"), [(Permutation(), 20), (Antithetic(), 38)])
-def test_the_least_evaluations_give_an_interval_and_one_less_is_refused(method, least):
-    estimate = method.estimate(saturating(10), 10, Stopping(least), seed=0)
-    assert np.isfinite(estimate.standard_errors).all()
-    assert (estimate.samples >= 2).all()
-    assert estimate.evaluations <= least
-    with pytest.raises(UserError, match=f"at least {least} evaluations"):
-        method.estimate(saturating(10), 10, Stopping(least - 1), seed=0)

@@ -49,10 +49,3 @@ def test_a_rule_that_never_holds_leaves_the_number_of_evaluations():
     asked = {row.tobytes() for rows in game.asked for row in rows}
     assert sum(map(len, game.asked)) == len(asked) == estimate.evaluations
     assert 500 - 11 < estimate.evaluations <= 500
-
-
-def test_few_players_are_enumerated_once_half_of_the_coalitions_are_known():
-    estimate = Permutation().estimate(saturating(6), 6, Stopping(64, 1e-9), seed=0)
-    assert estimate.stop_reason == "exact"
-    assert estimate.evaluations == 64
-    assert estimate.values == pytest.approx(saturating(6).exact, abs=1e-12)

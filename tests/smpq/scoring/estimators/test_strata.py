@@ -44,7 +44,6 @@ def test_every_player_is_drawn_equally_often():
         stratum = Stratum(24, 6)
         stratum.extend(40, np.random.default_rng(seed))
         counts += stratum.coalitions().sum(axis=0)
-    assert counts.sum() == 60 * 40 * 6
     assert abs(counts - 600).max() < 4 * math.sqrt(600)
 
 

@@ -45,7 +45,7 @@ def alive(pid):
     return True
 
 
-def gone(pids, seconds=10):
+def gone(pids, seconds=120):
     deadline = time.monotonic() + seconds
     while any(map(alive, pids)):
         if time.monotonic() > deadline:
@@ -97,7 +97,7 @@ def test_a_killed_worker_costs_its_own_piece_only(pool):
         assert len(found) == 60
         assert dict(found) == expected
         assert gone([victim])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(pool.pids()) < 2:  # the new one is still starting
         assert time.monotonic() < deadline
         list(shared(asked))
@@ -181,7 +181,7 @@ def test_workers_end_with_the_process_that_started_them(number):
         pids = [int(text) for text in process.stdout.readline().split()]
     # Ctrl-C goes to every process of the terminal
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert gone(pids)
     assert errors.count("Traceback") == (1 if number == signal.SIGINT else 0), errors

@@ -13,20 +13,6 @@ from tests.smpq.value.test_value import Task, batches_of, space_for
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"workers": 0}, "--workers"),
-        ({"memory_limit_mb": 0.0}, "--memory-limit"),
-        ({"ray": " "}, "--ray"),
-        ({"device": "tpu"}, "--torch-device"),
-    ],
-)
-def test_wrong_resources_are_user_errors(options, said):
-    with pytest.raises(UserError, match=said):
-        Resources(**options)
-
-
 @NO_GPU
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_a_user_error():
     assert Resources().evaluates_on == "cpu"

@@ -1,0 +1,121 @@
+"""Quantised tensors: what the numbers of an activation and of a weight stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from calib.formats.number_type import NumberType, Storage
+
+Scheme = Literal["affine", "symmetric"]
+"""`affine`: unsigned integers with a zero point (CPU kernels); `symmetric`: signed integers, zero point 0
+(TensorRT). Types without unsigned integers have no zero point under either.
+"""
+
+SCALE_OF_ZEROS = 1e-8
+"""Step of a tensor that was always zero: any would do, and biases are counted in units of input step times weight
+step.
+"""
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+"""Smaller numbers lose digits in float32, and their inverse is infinite."""
+
+
+@dataclass(frozen=True)
+class ActivationQuantizer:
+    """A per-tensor quantiser: real = scale * (value - zero_point), values of `type`; integers are unsigned or
+    signed.
+    """
+
+    type: NumberType
+    scale: float
+    zero_point: int = 0
+    signed: bool = True
+
+    @property
+    def bits(self) -> int:
+        """Bits of one value."""
+        return self.type.bits
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Smallest and largest value."""
+        return self.type.limits if self.signed or self.type.unsigned_limits is None else self.type.unsigned_limits
+
+    @property
+    def real_limits(self) -> tuple[float, float]:
+        """Smallest and largest real value that survives."""
+        low, high = self.limits
+        return (low - self.zero_point) * self.scale, (high - self.zero_point) * self.scale
+
+    @property
+    def storage(self) -> Storage:
+        """What holds the values in ONNX."""
+        return self.type.activation_storage(signed=self.signed)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Round `tensor` (any shape, float32) to the grid; same shape."""
+        low, high = self.limits
+        # divided, as ONNX's QuantizeLinear does: a product with the reciprocal (torch.fake_quantize_per_tensor_affine)
+        # rounds ties in another way, and values that lie on a grid, as pixels do, are ties by the hundred. A tensor,
+        # because CUDA divides by a number that way too
+        steps = tensor.div(torch.full((), self.scale, dtype=tensor.dtype, device=tensor.device))
+        return self.type.round_(steps, low - self.zero_point, high - self.zero_point).mul_(self.scale)
+
+
+def quantizer_from_range(low: float, high: float, type_: NumberType, scheme: Scheme) -> ActivationQuantizer:
+    """Return the quantiser that covers `[low, high]`, widened so that it holds zero exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    if scheme == "symmetric" or type_.unsigned_limits is None:
+        scale = _step(max(-low, high), type_.limits[1])
+        return ActivationQuantizer(type_, _float32(scale), 0, signed=True)
+    levels = int(type_.unsigned_limits[1])
+    scale = _step(high - low, levels)
+    return ActivationQuantizer(type_, _float32(scale), min(max(round(-low / scale), 0), levels), signed=False)
+
+
+def _step(span: float, levels: float) -> float:
+    """Relative to the span alone, so that a tensor of tiny values has as many steps as one of large ones."""
+    return max(span / levels, _SMALLEST_SCALE) if span > 0 else SCALE_OF_ZEROS
+
+
+def _float32(value: float) -> float:
+    """What the engine stores; the search must see the same number."""
+    return float(torch.tensor(value, dtype=torch.float32))
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight in a number type: real = scale * value.
+
+    `values` are int8 for integers, float8_e4m3fn for FP8 (`NumberType.stored`), in the layout of the float weight
+    `[out, in, ...]`. `scale` is float32 `[out]`, or `[out, in / block]` with blocks along the input dimension.
+    """
+
+    type: NumberType
+    values: Tensor
+    scale: Tensor
+    block: int | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits of one value."""
+        return self.type.bits
+
+    def dequantize(self) -> Tensor:
+        """Return the float32 weight that the values stand for, in the layout of the float weight."""
+        if self.block is None:
+            return self.values.float() * self.scale.reshape(-1, *[1] * (self.values.dim() - 1))
+        return self.values.float() * self.scale.repeat_interleave(self.block, dim=1)
+
+    def value_bytes(self) -> bytes:
+        """Return the values as they lie in memory."""
+        return self.values.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+    def value_array(self) -> npt.NDArray[np.float32]:
+        """Return the values as float32, which holds each exactly."""
+        return np.asarray(self.values.detach().cpu().float().numpy())

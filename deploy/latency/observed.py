@@ -1,0 +1,92 @@
+"""What becomes of an engine that was asked for: the latency model learns its time, or it was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from calib.formats.format import Format
+from deploy.devices.base import Result
+from deploy.files.loop import MachineRows, ObservationRow, RefusedRow
+from smpq.problem.policy import Policy, Space
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The latency of one policy's engine as a ratio to the float engine, and the standard error of the ratio."""
+
+    policy: Policy
+    ratio: float
+    standard_error: float
+
+    @property
+    def upper(self) -> float:
+        """The upper end of the 95 % interval."""
+        return self.ratio + 1.96 * self.standard_error
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A policy whose engine does not build: the runtime's reason, and the (group, format) pairs that it blames. Often
+    it blames none.
+    """
+
+    policy: Policy
+    reason: str
+    blamed: tuple[tuple[str, Format], ...] = ()
+
+
+Observe: TypeAlias = Callable[[Policy], "Observation | Refusal"]
+"""Builds the engine of a policy and times it."""
+
+
+def observation_of(policy: Policy, result: Result) -> Observation:
+    """Return what the latency model learns from a result; only of an engine that was built."""
+    assert result.ratio is not None
+    assert result.ratio_interval is not None
+    low, high = result.ratio_interval
+    return Observation(policy, result.ratio, (high - low) / (2 * 1.96))
+
+
+def machine_rows(space: Space, found: Sequence[Observation | Refusal], float_ms: float | None = None) -> MachineRows:
+    """Return the file form of what is known of one machine."""
+    return MachineRows(
+        float_ms=float_ms,
+        observations=tuple(
+            ObservationRow(
+                policy=each.policy.to_file(space.groups), ratio=each.ratio, standard_error=each.standard_error
+            )
+            for each in found
+            if isinstance(each, Observation)
+        ),
+        refusals=tuple(
+            RefusedRow(policy=each.policy.to_file(space.groups), reason=each.reason, blamed=blamed_rows(each))
+            for each in found
+            if isinstance(each, Refusal)
+        ),
+    )
+
+
+def blamed_rows(refusal: Refusal) -> tuple[tuple[str, str], ...]:
+    """Return the file form of what a refusal blames."""
+    return tuple((group, str(chosen)) for group, chosen in refusal.blamed)
+
+
+def observations_of(rows: MachineRows, space: Space) -> list[Observation]:
+    """Read back the engines that were timed."""
+    return [
+        Observation(Policy.from_file(row.policy, space), row.ratio, row.standard_error) for row in rows.observations
+    ]
+
+
+def refusals_of(rows: MachineRows, space: Space) -> list[Refusal]:
+    """Read back what was refused."""
+    return [
+        Refusal(
+            Policy.from_file(row.policy, space),
+            row.reason,
+            tuple((group, Format.from_text(text)) for group, text in row.blamed),
+        )
+        for row in rows.refusals
+    ]

@@ -1,0 +1,80 @@
+"""What the closed loop is asked, its steps, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deploy.latency.finalists import Finalist
+from deploy.latency.model import LatencyModel
+from deploy.latency.observed import Observation, Refusal
+from smpq.problem.policy import Policy
+from smpq.solve.allocate import Ceiling
+from smpq.solve.allocate import Values as Marginals
+from smpq.solve.effort import Effort
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is searched: a limit on the ratio to the float engine, ceilings on other costs, scores to start from, and
+    the effort.
+    """
+
+    limit: float
+    ceilings: Sequence[Ceiling]
+    starts: dict[str, Marginals]
+    effort: Effort
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A policy to measure next, and why (`label`). The model predicts its ratio to the float engine with a 95 % interval.
+
+    `predicted_from` counts the measured engines that the model was fitted to, without the float engine.
+    """
+
+    label: str
+    policy: Policy
+    predicted: float
+    interval: tuple[float, float]
+    predicted_from: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One engine of the loop: what was predicted for it, and what was observed. `observation` is None when it did not
+    build, `refusal` when it did.
+    """
+
+    proposal: Proposal
+    observation: Observation | None
+    refusal: Refusal | None
+    met: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best policy whose measured latency meets the limit, or the fastest one found when none does.
+
+    `finalists` are all policies that meet the limit, the best one first.
+    """
+
+    policy: Policy
+    value: float
+    observation: Observation
+    met: bool
+    stop_reason: str
+    steps: tuple[Step, ...]
+    model: LatencyModel
+    finalists: tuple[Finalist, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """`measurements`: most engines that are built and measured. `designed`: how many of them are experiments that are
+    chosen beforehand.
+    """
+
+    measurements: int = 10
+    designed: int = 5
+    seed: int = 0

@@ -1,0 +1,95 @@
+"""Names of nodes and values in an ONNX model, by the module paths and tensors of the traced graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from calib.network.graph import TracedModel
+
+
+def call_name(path: str, call: int) -> str:
+    """Return the name of the ONNX node of one call, counted from 0, of the unit at `path`."""
+    return path if call == 0 else f"{path}#{call + 1}"
+
+
+def name_values(model: ir.Model, traced: TracedModel, resolved: Mapping[str, str]) -> None:
+    """Give every value the name of its tensor in the traced graph.
+
+    1. Values are renamed in two steps: the exporter's `add_2` may be our `add_30`, while another tensor of ours is
+       called `add_2`.
+    2. Inputs keep the names of the trace. The exporter calls an input that is an output as well `x_orig`.
+    """
+    wanted: dict[str, str] = {}
+    for tensor, value_name in resolved.items():
+        wanted.setdefault(value_name, tensor)
+    wanted |= {str(value.name): name for value, name in zip(model.graph.inputs, traced.inputs, strict=True)}
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    old_names = [str(value.name) for value in values]
+    for index, value in enumerate(values):
+        value.name = f"__renamed_{index}"
+    taken = {wanted[old] for old in old_names if old in wanted} | set(model.graph.initializers)
+    named: set[str] = set()
+    for value, old in zip(values, old_names, strict=True):
+        ours = wanted.get(old)
+        value.name = ours if ours is not None and ours not in named else unique_name(old, taken)
+        named.add(str(value.name))
+        taken.add(str(value.name))
+
+
+def name_nodes(
+    model: ir.Model,
+    traced: TracedModel,
+    units_by_node: Mapping[ir.Node, str],
+    traced_names: Mapping[ir.Node, str | None],
+) -> None:
+    """Name the nodes of units by their units, and other nodes `<module path>/<operator>`, made unique."""
+    taken = set(units_by_node.values())
+    for node in model.graph:
+        if node in units_by_node:
+            node.name = units_by_node[node]
+            continue
+        tensor = traced_names[node]
+        path = traced.module_path(traced.nodes[tensor]) if tensor is not None else ""
+        node.name = unique_name(f"{path}/{node.op_type}" if path else node.op_type, taken)
+        taken.add(node.name)
+
+
+def unique_name(name: str, taken: set[str]) -> str:
+    """Return `name`, or `name_2`, `name_3`, ... when it is taken."""
+    if name not in taken:
+        return name
+    number = 2
+    while f"{name}_{number}" in taken:
+        number += 1
+    return f"{name}_{number}"
+
+
+def name_batch(model: ir.Model) -> None:
+    """Call the free leading sizes of the inputs `batch`, `batch_2`, ..., wherever they appear."""
+    symbols = {
+        size.value
+        for value in model.graph.inputs
+        if value.shape
+        for size in value.shape[:1]
+        if isinstance(size, ir.SymbolicDim)
+    }
+    names = {
+        symbol: "batch" if index == 0 else f"batch_{index + 1}"
+        for index, symbol in enumerate(sorted(filter(None, symbols)))
+    }
+    if not names:
+        return
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    for value in (*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [
+                    ir.SymbolicDim(pattern.sub(lambda match: names[match[0]], size.value))
+                    if isinstance(size, ir.SymbolicDim) and size.value
+                    else size
+                    for size in value.shape
+                ]
+            )

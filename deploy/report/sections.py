@@ -1,0 +1,172 @@
+"""The sections of a report below its answers: which there are, and the words and numbers in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from deploy.files.report import ReportedStep, ReportFile
+from deploy.report.answers import budget_ratio, differing_kernels
+from deploy.report.plots import bits_plot, latency_plot, pareto_plot
+from deploy.report.wording import aligned, amount, counted, fixed, magnitude, number, size, span
+from smpq.files import ContributionsFile
+
+
+class Warned(str):
+    """A word of a table that warns."""
+
+    __slots__ = ()
+    warns = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title, and what stands under it in this order; all of it may be missing.
+
+    Columns are named, each with what stands in it: "word", "number", "text", "path" or "code". The last cell of a row
+    with too few is a text over the columns that are left.
+    """
+
+    title: str
+    note: str = ""
+    figure: Markup = field(default_factory=Markup)
+    caption: str = ""
+    columns: Sequence[tuple[str, str]] = ()
+    rows: Sequence[Sequence[str]] = ()
+    text: str = ""
+    items: Mapping[str, str] = field(default_factory=dict)
+
+
+def sections(report: ReportFile) -> Iterator[Section]:
+    """Yield the sections in the order of the page."""
+    yield _budget(report)
+    if report.layers:
+        yield Section("Bits per layer", figure=bits_plot(report.layers), caption=_bits_caption(report))
+    yield _latency(report)
+    yield from _curves(report)
+    yield _plan(report)
+    if report.contributions is not None:
+        yield _contributions(report.contributions)
+    if report.skipped:
+        rows = [[row.path, row.operator, row.reason] for row in report.skipped]
+        columns = [("layer", "path"), ("operator", "word"), ("reason", "text")]
+        yield Section("Layers left as they are", columns=columns, rows=rows)
+    if report.refused:
+        columns = [("group: format", "code"), ("reason", "text")]
+        yield Section("Formats refused", columns=columns, rows=list(report.refused.items()))
+    yield _provenance(report)
+
+
+def _budget(report: ReportFile) -> Section:
+    rows = []
+    for limit in report.limits:
+        word = "met" if limit.met else "not measured" if limit.met is None else Warned("not met")
+        reached = "–" if limit.reached is None else amount(limit.reached, limit.unit)
+        rows.append([limit.cost, amount(limit.limit, limit.unit), reached, word])
+    costs = (
+        f"The engine has {number(report.avg_bits)} bits a weight on average, {size(report.size_bytes)} against "
+        f"{size(report.float_size_bytes)} of the float engine, and {magnitude(report.bops)} bit operations against "
+        f"{magnitude(report.float_bops)}."
+    )
+    columns = [("cost", "word"), ("limit", "number"), ("reached", "number"), ("", "word")]
+    return Section("Budget", columns=columns, rows=rows, text=costs)
+
+
+def _plan(report: ReportFile) -> Section:
+    layers = report.layers
+    total = sum(layer.parameters for layer in layers) or 1
+    decimals = aligned(layer.score for layer in layers)
+    rows = []
+    for layer in layers:
+        agrees = "as planned" if layer.kernel_agrees else "–" if layer.kernel_agrees is None else Warned("differs")
+        share = f"{100 * layer.parameters / total:.1f} %"
+        score, interval = fixed(layer.score, decimals), span(layer.interval, decimals)
+        rows.append([layer.path, layer.operator, share, layer.format, score, interval, layer.kernel or "–", agrees])
+    columns = [
+        ("layer", "path"), ("operator", "word"), ("parameters", "number"), ("format", "code"), ("score", "number"),
+        ("95 % interval", "number"), ("kernel", "code"), ("and the plan", "word"),
+    ]  # fmt: skip
+    note = f"Scores of the method {report.scores.method} in {report.scores.value}: the change against the layer in float; higher is better."
+    text = "" if rows else "No layer could be quantised."
+    return Section(f"Plan, {counted(len(rows), 'layer')}", note=note, columns=columns, rows=rows, text=text)
+
+
+def _contributions(record: ContributionsFile) -> Section:
+    entries = sorted(record.contributions, key=lambda entry: entry.value)
+    decimals = aligned(entry.value for entry in entries)
+    rows = [
+        [entry.group, entry.format, fixed(entry.value, decimals), span(entry.interval, decimals)] for entry in entries
+    ]
+    note = (
+        f"Shapley values of this policy in {record.value}, together {number(record.total)} against the float model; "
+        f"{record.estimator}, {counted(record.evaluations, 'evaluation')}, stopped by {record.stop_reason}. "
+        f"The intervals tell {counted(len(record.apart), 'group')} of layers apart."
+    )
+    columns = [("layer", "path"), ("format", "code"), ("contribution", "number"), ("95 % interval", "number")]
+    return Section("What the chosen formats cost", note=note, columns=columns, rows=rows)
+
+
+def _curves(report: ReportFile) -> Iterator[Section]:
+    chosen = {"avg_bits": report.avg_bits, "latency": report.latency.ratio if report.latency is not None else None}
+    caption = "Each point is the best plan for its budget by the scores, before it is built; higher is better."
+    for cost in sorted({point.cost for point in report.pareto}):
+        points = [point for point in report.pareto if point.cost == cost]
+        figure = pareto_plot(points, cost, chosen.get(cost))
+        yield Section(f"What {cost.replace('_', ' ')} buys", figure=figure, caption=caption)
+
+
+def _latency(report: ReportFile) -> Section:
+    title, seen = "Predicted against measured latency", report.observations
+    if not seen:
+        return Section(title, note=f"Nothing to draw: {report.latency_note or 'no engine was measured'}")
+    columns = [
+        ("", "number"), ("engine", "word"), ("predicted", "number"), ("95 % interval", "number"), ("measured", "number"),
+        ("95 % interval", "number"), ("", "text"),
+    ]  # fmt: skip
+    rows = [[str(index), each.label, *_observed(each)] for index, each in enumerate(seen, start=1)]
+    measured = sum(each.measured is not None for each in seen)
+    caption = f"{counted(measured, 'engine')}, measured in turn with the float engine; bars are 95 % intervals."
+    figure = latency_plot(seen, budget_ratio(report))
+    return Section(title, figure=figure, caption=caption, columns=columns, rows=rows)
+
+
+def _observed(each: ReportedStep) -> list[str]:
+    """Return what was predicted of an engine, and what was measured or why the runtime refused it."""
+    predicted = [fixed(each.predicted), span(each.predicted_interval)]
+    if each.measured is None:
+        return [*predicted, f"refused: {each.refused}"]
+    return [*predicted, fixed(each.measured), span(each.measured_interval), "within the budget" if each.met else "over"]
+
+
+def _bits_caption(report: ReportFile) -> str:
+    text = "In the order of the model. Above, the bits of each weight; below, what the layer's format costs."
+    grey = " Grey: floating point." if any(layer.bits >= 16 for layer in report.layers) else ""
+    orange = " Orange: the kernel is not the planned one." if differing_kernels(report) else ""
+    return text + grey + orange
+
+
+def _provenance(report: ReportFile) -> Section:
+    scores = report.scores
+    known: dict[str, object] = {
+        "engine": report.engine,
+        "float engine": report.float_engine,
+        "scores": f"{scores.method} ({scores.estimator}), value {scores.value}, {counted(scores.permutations, 'sample')}, "
+        f"{counted(scores.evaluations, 'evaluation')}, seed {scores.seed}, stopped by {scores.stop_reason}",
+        "timed on": report.machine or "no machine, it was not timed",
+        "seconds": ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items()) or None,
+        **{f"version of {name}": text for name, text in report.versions.items()},
+        **report.settings,
+    }
+    return Section("Where this came from", items={name: _plain(value) for name, value in known.items()})
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_plain(part)}" for name, part in value.items()) or "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else str(value)

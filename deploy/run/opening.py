@@ -1,0 +1,92 @@
+"""Open a run: load the task, trace its model, find what may be chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from calib.data import check_batches, check_model, materialize
+from calib.errors import UserError
+from calib.formats.format import formats_from_text
+from calib.network.units import find_units
+from calib.task import Task
+from calib.tasks import load_task
+from deploy.devices.address import device_from_address
+from deploy.run.directory import Run
+from deploy.run.float_model import trace_float_model, try_task
+from deploy.run.settings import Settings
+from deploy.run.workspace import DEVICE, Workspace, rules_of
+from deploy.targets.offers import refusal, unknown_offers
+from deploy.targets.target import target_from_name
+from deploy.terminal.progress import Progress
+from smpq.problem.groups import find_groups, space_from_formats
+from smpq.problem.joins import find_joins
+from smpq.value.value import check_memory_limit
+from smpq.value.workers.process import check_portable
+from smpq.value.workers.resources import Resources
+
+
+def open_workspace(
+    run: Run, settings: Settings, progress: Progress, resources: Resources, address: str = ""
+) -> Workspace:
+    """Load the task, fold and trace its model, and restrict the formats to what the target runs. Writes nothing."""
+    device = device_from_address(address, run.file(DEVICE))
+    pool = resources.pool()
+    target = target_from_name(settings.target, settings.compute_capabilities)
+    formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
+    with progress.step("load the task"):
+        task = load_task(settings.task, _path(settings.data), _path(settings.weights))
+        model = check_model(call_task(task, "model"))
+        loader = call_task(task, "calibration")
+        check_batches(loader)
+        batches = materialize(loader)
+    with progress.step("trace the model"):
+        traced, folded = trace_float_model(model.eval(), batches, settings, target, progress)
+        try_task(task, traced, batches, settings.value)
+    units, skipped = find_units(traced)
+    if pool is not None:
+        check_portable(task, settings.value)
+    if resources.memory_limit_mb is not None:
+        check_memory_limit(traced, units, resources.memory_limit_mb)
+    groups = find_groups(traced, units)
+    space, refused = space_from_formats(
+        groups,
+        formats,
+        target.reference,
+        lambda unit, chosen: refusal(target, unit, chosen, size_only=settings.size_only),
+        find_joins(traced, groups, rules_of(target)),
+    )
+    for sentence in unknown_offers(target, space, settings.batch):
+        progress.warn(sentence)
+    return Workspace(
+        run,
+        settings,
+        task,
+        target,
+        traced,
+        space,
+        skipped,
+        refused,
+        batches,
+        progress,
+        model,
+        folded,
+        resources,
+        pool,
+        address,
+        device,
+    )
+
+
+def call_task(task: Task, method: str) -> Any:
+    """Call a method of the user's task; whatever it raises is the user's to see."""
+    try:
+        return getattr(task, method)()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the task's {method}() failed: {type(error).__name__}: {error}") from error
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text is not None else None

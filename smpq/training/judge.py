@@ -1,0 +1,42 @@
+"""A graph in training, judged on calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from calib.data import per_sample
+from calib.task import Batch, Task
+from smpq.training.finetuned import Judged
+from smpq.training.placing import batch_on
+from smpq.training.trainable import TrainableGraph
+from smpq.value.value import divergence
+
+
+class Judge:
+    """Judges a graph in training, as it is now, on calibration data."""
+
+    def __init__(self, task: Task, graph: TrainableGraph, batches: Sequence[Batch], value: str) -> None:
+        self._task = task
+        self._graph = graph
+        self._batches = [batch_on(batch, graph.device) for batch in batches]
+        self._value = value
+        self._expected = [graph.reference(batch.inputs) if value == "kl" else None for batch in batches]
+
+    def __call__(self) -> Judged:
+        """Return the mean value and the mean metric."""
+        values, metrics = [], []
+        self._graph.eval()
+        with torch.no_grad():
+            for batch, expected in zip(self._batches, self._expected, strict=True):
+                output, count = self._graph.run(batch.inputs), len(batch.inputs[0])
+                metrics.append(per_sample(self._task.metric, (output, batch.target), count, "metric"))
+                if self._value == "kl":
+                    function = getattr(self._task, "divergence", divergence)
+                    values.append(-per_sample(function, (output, expected), count, "divergence"))
+                elif self._value == "loss":
+                    values.append(-per_sample(self._task.loss, (output, batch.target), count, "loss"))
+                else:
+                    values.append(metrics[-1])
+        return Judged(float(torch.cat(values).mean()), float(torch.cat(metrics).mean()))

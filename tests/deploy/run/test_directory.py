@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from msgspec.structs import asdict, replace
+
+from calib.errors import UserError
+from calib.network.fingerprint import Fingerprint
+from deploy.files.engine import BuildFile, BuiltRow
+from deploy.files.search import BudgetFile
+from deploy.run.directory import Run, versions
+from deploy.run.record import RunFile
+from deploy.run.settings import Settings
+from smpq.files import PolicyFile
+from smpq.value.workers.resources import Resources
+
+SETTINGS = Settings(task="m:t", formats="w8a8,fp32", compute_capabilities=("sm86", "sm89"), samples=64)
+BUILD = BuildFile(
+    policy="a=w8a8", built_on=None, engines={"engine.onnx": BuiltRow(sha256="0" * 64, size_bytes=1, build_seconds=0.1, versions={})}, kernels={}
+)  # fmt: skip
+
+
+IDENTITY = Fingerprint("graph", "weights", "data", {"torch": "2.13.0"})
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run(tmp_path / "deep" / "run")
+    made.keep(SETTINGS, IDENTITY)
+    return made
+
+
+def names_in(run):
+    return sorted(path.name for path in run.path.iterdir())
+
+
+def content(run, name="run.json"):
+    return json.loads(run.file(name).read_text())
+
+
+def test_settings_are_kept(run):
+    assert run.settings() == SETTINGS
+    record = content(run)
+    assert record["settings"] == {**asdict(SETTINGS), "compute_capabilities": ["sm86", "sm89"]}
+    assert record["versions"] == versions()
+    assert {"torch", "onnx", "onnxruntime"} <= versions().keys()
+    before = run.file("run.json").read_bytes()
+    run.check(SETTINGS)
+    run.keep(SETTINGS, IDENTITY)
+    assert run.file("run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"target": "simulate"}, {"seed": 1}, {"formats": ""}, {"compute_capabilities": ("sm86",)}]
+)
+def test_other_settings_need_another_run(run, change):
+    (name,) = change
+    with pytest.raises(UserError, match=f"{name}=.*use another --out"):
+        run.check(replace(SETTINGS, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"graph": "another"}, r"the model's forward\(\) changed since"),
+        ({"weights": "others"}, "the weights changed since"),
+        ({"data": "others"}, "the calibration data changed since"),
+        ({"versions": {"torch": "2.14.0"}}, "torch 2.13.0 -> 2.14.0 changed since"),
+        (
+            {"weights": "others", "versions": {"torch": "2.13.0", "onnx": "1"}},
+            "the weights, onnx none -> 1 changed since",
+        ),
+    ],
+)
+def test_a_run_of_something_else_is_not_continued(run, change, words):
+    with pytest.raises(UserError, match=rf"^{words} .* use another --out"):
+        run.keep(SETTINGS, replace(IDENTITY, **change))
+
+
+@pytest.mark.parametrize("damage", ["a text, as older versions wrote it", None, {"graph": "graph"}])
+def test_a_run_that_does_not_say_what_it_was_made_of(run, damage):
+    run.file("run.json").write_text(json.dumps({**content(run), "fingerprint": damage}))
+    with pytest.raises(UserError, match=r"run\.json is damaged: .* at `\$\.fingerprint"):
+        run.keep(SETTINGS, IDENTITY)
+
+
+def test_resources_are_information_and_may_change(run):
+    assert run.read(RunFile).resources is None
+    for resources in (Resources(workers=4), Resources(ray="local", memory_limit_mb=100.0)):
+        run.keep(SETTINGS, IDENTITY, resources)
+        assert content(run)["resources"] == resources.to_json()
+        assert run.settings() == SETTINGS
+    run.check(SETTINGS)
+
+
+def test_a_setting_of_a_later_version_is_not_read_as_nothing(run):
+    record = content(run)
+    for changed, message in [
+        ({**record, "schema": 99}, "run.json has schema 99, this version of smpq reads schema 2"),
+        (
+            {**record, "settings": {**record["settings"], "later": 1}},
+            r"run.json is damaged: object contains unknown field `later`",
+        ),
+        (
+            {**record, "settings": {"target": "ort-cpu"}},
+            r"run.json is damaged: .*required field `task` - at `\$.settings`",
+        ),
+        (
+            {**record, "settings": {**record["settings"], "seed": -1}},
+            r"run.json is damaged: --seed must be a whole number, at least 0",
+        ),
+        ({**record, "settings": {**record["settings"], "rounding": "up"}}, r"run.json is damaged: .*'up'"),
+    ]:
+        run.file("run.json").write_text(json.dumps(changed))
+        for read in (run.settings, lambda: run.check(SETTINGS), lambda: run.keep(SETTINGS, IDENTITY)):
+            with pytest.raises(UserError, match=message) as caught:
+                read()
+            assert str(run.file("run.json")) in str(caught.value)
+
+
+def test_records_come_back_and_the_last_one_written_counts(run):
+    for text in ("size=0.2x", "size=0.3x"):
+        run.write(BudgetFile(budget=text))
+        assert run.read(BudgetFile) == run.find(BudgetFile) == BudgetFile(budget=text)
+    assert names_in(run) == ["budget.json", "run.json"]
+
+
+def test_what_is_missing_is_none_or_a_message(run):
+    assert run.find(PolicyFile) is None
+    assert not run.has("policy.json")
+    with pytest.raises(UserError, match=r"policy.json is missing: make it with smpq solve"):
+        run.read(PolicyFile)
+
+
+@pytest.mark.parametrize("read", [Run.read, Run.find])
+def test_what_is_damaged_is_neither_read_nor_taken_for_missing(run, read):
+    for text, message in [
+        ('{"schema": 1', "is not valid JSON"),
+        ("[1]", "is damaged"),
+        ('{"schema": 1}', "required field `policy`"),
+    ]:
+        run.file("policy.json").write_text(text)
+        with pytest.raises(
+            UserError, match=re.escape(str(run.file("policy.json"))) + f".*{message}.*: correct it, or delete it"
+        ):
+            read(run, PolicyFile)
+
+
+def test_made_for_one_policy(run):
+    assert run.find_for(BuildFile, "a=w8a8") is None
+    run.write(BUILD)
+    assert run.find_for(BuildFile, "a=w8a8") == BUILD
+    assert run.find_for(BuildFile, "a=fp32") is None
+    run.file("build.json").write_text("{}")
+    with pytest.raises(UserError, match=r"build.json is damaged"):
+        run.find_for(BuildFile, "a=w8a8")
+
+
+def test_a_file_of_an_earlier_version_gets_its_name_of_today(tmp_path):
+    earlier = tmp_path / "run" / "measurements.json"
+    earlier.parent.mkdir()
+    earlier.write_text("what was measured")
+    Run(tmp_path / "run").lock()
+    assert not earlier.exists()
+    assert earlier.with_name("observations.json").read_text() == "what was measured"
+    earlier.write_text("a file that somebody has carried here")
+    Run(tmp_path / "run").lock()
+    assert earlier.with_name("observations.json").read_text() == "what was measured"
