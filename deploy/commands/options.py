@@ -39,8 +39,8 @@ class Shared:
     budget: Annotated[
         str,
         Declared(
-            "limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model",
-            Parsed(Budget.from_text, "limits on latency, size, avg_bits or bops"),
+            "limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5 or drop=0.5; x is a fraction of the float model",
+            Parsed(Budget.from_text, "limits on latency, size, avg_bits, bops, drop or kl"),
             "--budget",
             Group.WHAT,
         ),
@@ -49,7 +49,7 @@ class Shared:
         str | None,
         Declared(
             "limits with a latency, e.g. latency=0.7x (see smpq run)",
-            Parsed(Budget.from_text, "limits on latency, size, avg_bits or bops"),
+            Parsed(Budget.from_text, "limits on latency, size, avg_bits, bops, drop or kl"),
             "--budget",
             Group.WHAT,
             unset="those of the last bundle",

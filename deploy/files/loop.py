@@ -135,6 +135,9 @@ class LoopRow(Record, frozen=True, kw_only=True):
     outcome: OutcomeRow | None = None
 
     def __post_init__(self) -> None:
+        budget = Budget.from_text(self.budget)
+        if budget.loss is not None:  # which engine is within it, no latency tells
+            return
         limit = latency_limit(self.budget)
         if not limit.relative:  # then it is for the float engine's time, which is measured again and again
             return

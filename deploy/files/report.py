@@ -46,7 +46,7 @@ class LimitRow(Record, frozen=True, kw_only=True):
 
     cost: str
     limit: AboveZero
-    reached: Amount | None
+    reached: float | None
     unit: str
     met: bool | None
 
@@ -131,7 +131,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 6
+    VERSION = 7
 
     task: str
     target: str

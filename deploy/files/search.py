@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
-from calib.files.storage import Count, FileRecord, Positive, Record, Sha256
-from smpq.files import FormatText
+from calib.files.storage import AboveZero, Count, FileRecord, Positive, Record, Sha256
+from smpq.files import FormatText, Interval, OfPolicy
 from smpq.problem.budget import Budget
 
 
@@ -128,6 +128,37 @@ class CostsFile(FileRecord, frozen=True, kw_only=True):
     MADE_BY = "smpq score"
 
     costs: dict[str, CostRow]
+
+
+class LossFile(OfPolicy, frozen=True, kw_only=True):
+    """`loss.json`: what the chosen policy loses against the float model, where the budget limits that.
+
+    `limit`, `mean` and `interval` (95 %) are in `unit`: points of the task's metric, or nats of divergence. `data` are
+    the task's held-out `selection` batches, or the calibration batches where it has none.
+    """
+
+    NAME = "loss.json"
+    MADE_BY = "smpq run"
+
+    budget: str
+    limit: AboveZero
+    unit: Literal["points", "nats"]
+    mean: float
+    interval: Interval
+    samples: Positive
+    data: Literal["selection", "calibration"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if Budget.from_text(self.budget).loss is None:
+            raise ValueError(f"the budget {self.budget} limits no loss")
+        if self.mean not in self.interval:
+            raise ValueError("the mean lies in its interval")
+
+    @property
+    def met(self) -> bool:
+        """Whether the upper end of the interval is within the limit."""
+        return self.interval.high <= self.limit
 
 
 class BudgetFile(FileRecord, frozen=True, kw_only=True):

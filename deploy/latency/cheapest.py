@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from deploy.latency.loop import OPTIMISM, LatencyLoop, Observation, Outcome, Proposal, upper
+from deploy.latency.finalists import Finalist
+from deploy.latency.loop import OPTIMISM, LatencyLoop
+from deploy.latency.observed import Observation
+from deploy.latency.steps import Outcome, Proposal
 from smpq.problem.policy import Policy
 from smpq.solve.allocate import Ceiling, Problem, nearest_feasible
 from smpq.solve.cheapest import cheapest
@@ -49,11 +52,12 @@ class CheapestLoop(LatencyLoop):
         reason = self._state.stop_reason or "stopped early"
         steps = tuple(self._state.steps)
         value = self._value(chosen.policy)
-        return Outcome(chosen.policy, value, chosen, best is not None, reason, steps, self._model)
+        finalists = (Finalist(best.policy, value, None),) if best is not None else ()
+        return Outcome(chosen.policy, value, chosen, best is not None, reason, steps, self._model, finalists)
 
     def _best(self) -> Observation | None:
         """Return the fastest of what was measured and is allowed; the faster ones are asked about first."""
-        found = sorted(self._meeting(), key=upper)
+        found = sorted(self._meeting(), key=lambda observation: observation.upper)
         return next((observation for observation in found if self._allows(observation.policy)), None)
 
     def _closest_known(self) -> Observation:
@@ -69,7 +73,7 @@ class CheapestLoop(LatencyLoop):
         optimistically.
         """
         best = self._best()
-        high = upper(best) if best is not None else self.goal.limit
+        high = best.upper if best is not None else self.goal.limit
         for optimism in (0.0, OPTIMISM):
             found = self._cheapest(high, optimism)
             if found is not None and self._is_new(found):

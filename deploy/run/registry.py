@@ -7,13 +7,13 @@ from deploy.files.engine import BuildFile, ExportFile, FinetuneFile, FloatModelF
 from deploy.files.loop import BundleFile, LoopFile, ObservationsFile
 from deploy.files.profile import ProfileFile
 from deploy.files.report import ReportFile
-from deploy.files.search import BudgetFile, CalibrationFile, CostsFile, SpaceFile
+from deploy.files.search import BudgetFile, CalibrationFile, CostsFile, LossFile, SpaceFile
 from deploy.run.record import RunFile
 from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
 from smpq.supernet.files import SupernetFile
 
 RUN_FILES: tuple[type[FileRecord], ...] = (
-    RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, StabilityFile, ContributionsFile, ObservationsFile,
+    RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, LossFile, StabilityFile, ContributionsFile, ObservationsFile,
     LoopFile, BundleFile, FloatModelFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
     ProfileFile,
 )  # fmt: skip
@@ -22,7 +22,7 @@ RUN_FILES: tuple[type[FileRecord], ...] = (
 __all__ = [
     "RUN_FILES", "BudgetFile", "BuildFile", "BundleFile", "CalibrationFile", "ContributionsFile", "CostsFile",
     "ExportFile", "FinetuneFile", "FloatModelFile",
-    "LatencyFile", "LoopFile", "ObservationsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile", "ScoresFile",
+    "LatencyFile", "LoopFile", "LossFile", "ObservationsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile", "ScoresFile",
     "SpaceFile", "StabilityFile",
     "SupernetFile", "VerifyFile",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,7 @@ from smpq.quantized.plan import QdqRules, QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.evaluate import Evaluator
 from smpq.value.journal import Journal
+from smpq.value.loss import PolicyLoss
 from smpq.value.value import PolicyValue
 from smpq.value.workers.pool import WorkerPool
 from smpq.value.workers.process import placed
@@ -192,6 +194,19 @@ class Workspace:
         compute = placed(here) if self.pool is None else self.pool.compute(here)
         digest = self.fake_quantizer.calibration.digest()
         return Evaluator(compute, Journal(self.run.file("journal.sqlite")), f"{fingerprint}|{digest}")
+
+    def losses(self, batches: Sequence[Batch], kind: str, data: str) -> PolicyLoss:
+        """Return what policies lose on some batches, which `data` names, through the run's journal."""
+        return PolicyLoss(
+            self.fake_quantizer,
+            self.space,
+            self.task,
+            batches,
+            kind,
+            Journal(self.run.file("journal.sqlite")),
+            f"{self.fingerprint}|{self.fake_quantizer.calibration.digest()}|{data}",
+            self.resources.memory_limit_mb,
+        )
 
     @cached_property
     def costs(self) -> dict[str, CostModel]:

@@ -11,6 +11,7 @@ from calib.errors import UserError
 from deploy.latency.observations import latency_model
 from deploy.latency.steps import LoopSettings, Outcome
 from deploy.run.workspace import Workspace
+from deploy.stages.cheapest import search_cheapest, solve_cheapest
 from deploy.stages.looping import close_loop
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import method_of, score, static_ceilings
@@ -49,7 +50,12 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
         assert float_ms is not None  # what was measured has it
         ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
     _check_possible(workspace, ceilings)
-    return _solved(workspace, budget, score(workspace, budget, method), ceilings, effort)
+    scores = score(workspace, budget, method)
+    if budget.loss is None:
+        return _solved(workspace, budget, scores, ceilings, effort)
+    method_of(scores).check_latency()
+    policy = solve_cheapest(workspace, budget, scores, effort or workspace.settings.spending)
+    return _kept(workspace, budget, scores, policy, "the cheapest that loses little enough")
 
 
 def score_for(workspace: Workspace, budget: Budget, method: str | None = None) -> Scores:
@@ -61,7 +67,7 @@ def score_for(workspace: Workspace, budget: Budget, method: str | None = None) -
     if timed and workspace.not_measurable is not None:
         raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
     scores = score(workspace, budget, method)
-    if timed:
+    if timed or budget.loss is not None:
         method_of(scores).check_latency()
     return scores
 
@@ -79,6 +85,9 @@ def search(
     """
     scores = scores or score_for(workspace, budget)
     effort = effort or workspace.settings.spending
+    if budget.loss is not None:
+        policy, reason, outcome = search_cheapest(workspace, budget, scores, effort, loop)
+        return _kept(workspace, budget, scores, policy, reason, outcome)
     if budget.limit("latency") is None:
         return _solved(workspace, budget, scores, static_ceilings(workspace, budget), effort)
     outcome, limit = close_loop(workspace, budget, scores, effort, loop)
@@ -100,6 +109,16 @@ def _solved(
     write_policy(workspace, solution.policy, budget)
     write_stability(workspace, scores, ceilings, solution.policy)
     return solution
+
+
+def _kept(
+    workspace: Workspace, budget: Budget, scores: Scores, policy: Policy, reason: str, outcome: Outcome | None = None
+) -> Solution:
+    """Keep the cheapest policy. How sure the scores are of it is told for policies of its own size."""
+    write_policy(workspace, policy, budget)
+    size = workspace.costs["size"]
+    write_stability(workspace, scores, [Ceiling(size, size.total(policy) * (1 + 1e-9))], policy)
+    return Solution(policy, workspace.evaluator(policy), reason, outcome=outcome)
 
 
 def write_stability(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling], policy: Policy) -> None:

@@ -5,14 +5,16 @@ The device answers over a connection, or measures bundles that a person copies t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from calib.errors import UserError
 from calib.files.storage import Record
 from deploy.devices.bundle import keep_asked, read_results, write_bundle
 from deploy.files.loop import BundleFile, CandidateRow
+from deploy.latency.cheapest import CheapestLoop
 from deploy.latency.history import Search
 from deploy.latency.loop import LatencyLoop
 from deploy.latency.observed import Observation, Refusal
@@ -55,20 +57,30 @@ class Feedback(Record, frozen=True, kw_only=True):
 
 
 def close_loop(
-    workspace: Workspace, budget: Budget, scores: Scores, effort: Effort, settings: LoopSettings | None = None
+    workspace: Workspace,
+    budget: Budget,
+    scores: Scores,
+    effort: Effort,
+    settings: LoopSettings | None = None,
+    allowed: Callable[[Policy], bool] | None = None,
 ) -> tuple[Outcome, float]:
     """Search for the most valuable policy whose engine is measured to meet the latency budget. Writes `loop.json`.
 
-    Also returns the limit as a ratio to the float engine.
+    With `allowed`, which says what loses little enough, the fastest of what is allowed is searched. Also returns the
+    limit as a ratio to the float engine, 1 where the budget has none.
     """
     export_float_model(workspace)
     bench, observations = workspace.bench, workspace.observations
     machine = bench.machine
-    float_ms = None if _limit_of(budget).relative else observations.float_ms(machine) or bench.float_ms()
-    limit = _ratio_limit(workspace, budget, float_ms)
+    limit = 1.0
+    if budget.limit("latency") is not None or allowed is None:
+        float_ms = None if _limit_of(budget).relative else observations.float_ms(machine) or bench.float_ms()
+        limit = _ratio_limit(workspace, budget, float_ms)
     search = Search(workspace.run, workspace.space, str(budget), machine, limit, observations.all(machine))
     search.begin()
-    looped = _loop(workspace, budget, scores, effort, search.limit, search.observations, search.refusals, settings)
+    looped = _loop(
+        workspace, budget, scores, effort, search.limit, search.observations, search.refusals, settings, allowed
+    )
     measure = search.resumed(lambda policy: bench.observe(policy, search.limit))
     with workspace.progress.step("close the loop"):
         outcome = looped.run(measure, workspace.progress.say, search.keep)
@@ -184,13 +196,15 @@ def _loop(
     observations: Sequence[Observation],
     refusals: Sequence[Refusal],
     settings: LoopSettings | None = None,
+    allowed: Callable[[Policy], bool] | None = None,
 ) -> LatencyLoop:
     # what a round of marginals gains is less than what one more measured engine teaches about the latency
     effort = replace(
         effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP)
     )
     goal = Goal(limit, static_ceilings(workspace, budget), scores.starts(), effort)
-    return LatencyLoop(
+    kind = LatencyLoop if allowed is None else partial(CheapestLoop, allowed=allowed)
+    return kind(
         workspace.space,
         workspace.edges,
         workspace.evaluator,

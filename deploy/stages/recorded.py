@@ -11,7 +11,7 @@ from deploy.files.engine import BuildFile, KernelRow, LatencyFile, VerifyFile
 from deploy.files.report import (
     LatencyPart,
 )
-from deploy.files.search import BudgetFile, CostsFile, SpaceFile
+from deploy.files.search import BudgetFile, CostsFile, LossFile, SpaceFile
 from deploy.run.directory import Run
 from deploy.run.record import RunFile
 from deploy.run.scores import find_scores
@@ -92,6 +92,12 @@ class Recorded:
         """The budget that `policy.json` was solved for; None when it was written by hand."""
         record = self.run.find(BudgetFile)
         return Budget.from_text(record.budget) if record is not None else None
+
+    @cached_property
+    def loss(self) -> LossFile | None:
+        """What the policy loses by the samples that decided about it; None for another policy or budget."""
+        record = self.run.find_for(LossFile, self.policy.key())
+        return record if record is not None and self.budget is not None and record.budget == str(self.budget) else None
 
     @cached_property
     def latency(self) -> LatencyPart | None:

@@ -33,6 +33,7 @@ from deploy.targets.offers import offer
 from deploy.targets.target import Target, target_from_name
 from smpq.files import Interval
 from smpq.methods import method_from_name
+from smpq.problem.budget import LOSSES, Limit
 from smpq.solve.allocate import Ceiling, Impossible
 
 _CURVE_POINTS = 12
@@ -112,6 +113,9 @@ def _why_no_latency(read: Recorded) -> str:
 def _limits(read: Recorded) -> tuple[LimitRow, ...]:
     rows = []
     for limit in read.budget.limits if read.budget is not None else ():
+        if limit.cost in LOSSES:
+            rows.append(_loss_row(read, limit))
+            continue
         if limit.cost == "latency":
             unit = "x" if limit.relative else "ms"
             scale = 1.0 if limit.relative or read.latency is None else read.latency.float_ms
@@ -131,6 +135,14 @@ def _limits(read: Recorded) -> tuple[LimitRow, ...]:
             met = total <= limit.absolute(model.float_total) * (1 + 1e-9)
         rows.append(LimitRow(cost=limit.cost, limit=limit.value, reached=reached, unit=unit, met=met))
     return tuple(rows)
+
+
+def _loss_row(read: Recorded, limit: Limit) -> LimitRow:
+    """What the policy was shown to lose before it was chosen; the evaluation data have no say in it."""
+    found = read.loss
+    if found is None:
+        return LimitRow(cost=limit.cost, limit=limit.value, reached=None, unit="x" if limit.relative else "", met=None)
+    return LimitRow(cost=limit.cost, limit=found.limit, reached=found.mean, unit=found.unit, met=found.met)
 
 
 def _layers(read: Recorded) -> tuple[LayerRow, ...]:

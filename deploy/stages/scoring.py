@@ -63,7 +63,7 @@ def search_problem(workspace: Workspace, budget: Budget | None = None) -> Search
 def check_method(method: str, budget: Budget) -> None:
     """Raise UserError for an unknown method, or one that has no answer to the budget."""
     declared = method_from_name(method)
-    if budget.limit("latency") is not None:
+    if budget.limit("latency") is not None or budget.loss is not None:
         declared.check_latency()
 
 
@@ -97,6 +97,6 @@ def static_ceilings(workspace: Workspace, budget: Budget) -> list[Ceiling]:
     """Return the limits on costs that need no measurement."""
     return [
         Ceiling(workspace.costs[limit.cost], limit.absolute(workspace.costs[limit.cost].float_total))
-        for limit in budget.limits
+        for limit in budget.costs
         if limit.cost != "latency"
     ]

@@ -9,9 +9,9 @@ from smpq.problem.costs import CostModel
 from smpq.problem.joins import Edge
 from smpq.solve.allocate import Ceiling
 from smpq.solve.search import Effort
-from smpq.value.evaluate import OneByOne
 from tests.deploy.latency.test_loop import NOISE, Bench
 from tests.deploy.synthetic import chain, policies
+from tests.smpq.one_by_one import OneByOne
 
 
 def searched(bench: Bench, most: float, ceilings=(), measurements=40, asked=None):
@@ -37,10 +37,10 @@ def fastest(bench: Bench, most: float) -> float:
     return min(bench.truth.ratio(policy) for policy in policies(bench.space) if -bench.value(policy) <= most)
 
 
-@pytest.mark.parametrize("most", [0.6, 1.5, 2.5])
+@pytest.mark.parametrize("most", [1.5, 2.5])
 def test_the_fastest_policy_that_is_allowed_by_brute_force(most):
     excess = []
-    for seed in range(4):
+    for seed in range(2):
         bench = Bench(seed)
         outcome = searched(bench, most)
         assert outcome.met

@@ -28,6 +28,9 @@ from smpq.problem.budget import Budget, Limit
         ("bops=1.T", "bops", 1e12, False),
         ("  bops = 7k ", "bops", 7e3, False),
         ("size=1e-3x", "size", 1e-3, True),
+        ("drop=0.5", "drop", 0.5, False),
+        ("drop=0.01x", "drop", 0.01, True),
+        ("kl=0.02", "kl", 0.02, False),
     ],
 )
 def test_one_limit(text, cost, value, relative):
@@ -40,11 +43,13 @@ def test_one_limit(text, cost, value, relative):
     ("text", "message"),
     [
         ("", "empty"),
+        ("kl=0.1x", "give kl in nats"),
+        ("drop=0.5,kl=0.1", "limits both drop and kl: choose one of them"),
         (" , ", "empty"),
         ("size", "not understood"),
         ("0.5x", "not understood"),
         ("Size=0.5x", "not understood"),
-        ("energy=3", "the costs are latency, size, avg_bits, bops"),
+        ("energy=3", "what can be limited is latency, size, avg_bits, bops, drop, kl"),
         ("size:0.5x", "not understood"),
         ("size=", "not a number"),
         ("size=x", "not a number"),

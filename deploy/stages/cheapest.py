@@ -1,0 +1,165 @@
+"""The cheapest engine that loses little enough: the answer to a budget on the loss (`drop=0.5`, `kl=0.02`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from calib.data import selection_batches
+from calib.errors import UserError
+from calib.task import Batch
+from deploy.files.search import LossFile
+from deploy.latency.observations import latency_model
+from deploy.latency.steps import LoopSettings, Outcome
+from deploy.run.workspace import Workspace
+from deploy.stages.looping import close_loop
+from deploy.stages.scoring import static_ceilings
+from smpq.files import Interval
+from smpq.problem.budget import Budget, Limit
+from smpq.problem.costs import CostModel
+from smpq.problem.policy import Policy
+from smpq.scoring.scores import Scores
+from smpq.solve.allocate import Ceiling, Impossible, Problem, nearest_feasible
+from smpq.solve.cheapest import cheapest
+from smpq.solve.effort import Effort
+from smpq.solve.search import choose
+from smpq.value.loss import Loss, PolicyLoss
+
+_UNITS: dict[str, Literal["points", "nats"]] = {"drop": "points", "kl": "nats"}
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Says of policies whether they lose little enough, on held-out samples where the task has some.
+
+    `limit` is in points or nats. `data` names the batches.
+    """
+
+    loss: PolicyLoss
+    limit: float
+    data: Literal["selection", "calibration"]
+    unit: Literal["points", "nats"]
+
+    def allows(self, policy: Policy) -> bool:
+        """Whether the upper end of the 95 % interval of what the policy loses is within the limit."""
+        return self.loss(policy, self.limit).within(self.limit)
+
+    def of(self, policy: Policy) -> Loss:
+        """Return what a policy loses."""
+        return self.loss(policy, self.limit)
+
+
+def verdicts_of(workspace: Workspace, limit: Limit) -> Verdicts:
+    """Return who decides about a limit on the loss. Warns where the task has no held-out samples.
+
+    UserError where a share of the float model's metric is asked for and that is not above zero.
+    """
+    batches: list[Batch] | None = selection_batches(workspace.task)
+    data: Literal["selection", "calibration"] = "selection" if batches is not None else "calibration"
+    if batches is None:
+        batches = workspace.batches
+        workspace.progress.warn(
+            f"{limit} is decided on the calibration batches, which the model may have been trained on and the search "
+            "uses: give the task a method selection() that returns held-out batches with targets"
+        )
+    loss = workspace.losses(batches, limit.cost, data)
+    value = limit.value
+    if limit.relative:
+        whole = loss.float_metric()
+        if not whole > 0:
+            raise UserError(
+                f"{limit} is a share of the float model's {workspace.task.metric_name}, which is {whole:.4g} points: "
+                "give the limit in points, as in drop=0.5"
+            )
+        value *= whole
+        workspace.progress.say(f"{limit} is {value:.3g} points of {workspace.task.metric_name}")
+    return Verdicts(loss, value, data, _UNITS[limit.cost])
+
+
+def search_cheapest(
+    workspace: Workspace, budget: Budget, scores: Scores, effort: Effort, loop: LoopSettings | None = None
+) -> tuple[Policy, str, Outcome | None]:
+    """Return the policy whose engine is fastest, by measuring, of those that lose little enough; with why the search
+    ended and the loop's outcome.
+
+    Where engines of the target cannot be timed it is the smallest. Writes `loss.json`.
+    """
+    limit = budget.loss
+    assert limit is not None
+    verdicts = verdicts_of(workspace, limit)
+    if workspace.not_measurable is None:
+        outcome, _ = close_loop(workspace, budget, scores, effort, loop, verdicts.allows)
+        found, reason = outcome.policy, outcome.stop_reason
+    else:
+        outcome, reason = None, f"the smallest, since {workspace.not_measurable}"
+        found = _by_cost(workspace, budget, scores, effort, workspace.costs["size"], verdicts.allows)
+    keep_loss(workspace, budget, found, verdicts)
+    return found, reason, outcome
+
+
+def solve_cheapest(workspace: Workspace, budget: Budget, scores: Scores, effort: Effort) -> Policy:
+    """Return the policy that is predicted to be fastest of those that lose little enough; the smallest where this run
+    has measured no engine. Writes `loss.json`.
+    """
+    limit = budget.loss
+    assert limit is not None
+    verdicts = verdicts_of(workspace, limit)
+    cost = workspace.costs["size"]
+    if workspace.observations.machines:
+        cost = latency_model(workspace.observations, workspace.edges, workspace.progress.say).cost_model(1.0)
+    found = _by_cost(workspace, budget, scores, effort, cost, verdicts.allows)
+    keep_loss(workspace, budget, found, verdicts)
+    return found
+
+
+def keep_loss(workspace: Workspace, budget: Budget, policy: Policy, verdicts: Verdicts) -> None:
+    """Write what the chosen policy loses, and say how many samples would show more."""
+    found = verdicts.of(policy)
+    low, high = found.interval
+    needed = found.samples_needed(verdicts.limit)
+    workspace.run.write(
+        LossFile(
+            policy=policy.key(),
+            budget=str(budget),
+            limit=verdicts.limit,
+            unit=verdicts.unit,
+            mean=found.mean,
+            interval=Interval(low, high),
+            samples=found.samples,
+            data=verdicts.data,
+        )
+    )
+    said = f"loses {found.mean:.3g} {verdicts.unit} on {found.samples} {verdicts.data} samples, {low:.3g} to {high:.3g}"
+    if high > verdicts.limit and needed is not None:
+        said += f"; about {needed} samples would show that it is within {verdicts.limit:.3g}"
+    workspace.progress.say(said)
+
+
+def _by_cost(
+    workspace: Workspace,
+    budget: Budget,
+    scores: Scores,
+    effort: Effort,
+    cost: CostModel,
+    allows: Callable[[Policy], bool],
+) -> Policy:
+    """Return the cheapest policy found by a cost that needs no measurement."""
+    space, ceilings = workspace.space, static_ceilings(workspace, budget)
+    reference = space.uniform(space.reference)
+
+    def within(limit: float) -> Policy | None:
+        try:
+            return choose(workspace.evaluator, space, scores.starts(), [Ceiling(cost, limit), *ceilings], effort).policy
+        except Impossible:
+            return None
+
+    least = cost.total(nearest_feasible(Problem(space, {}, [Ceiling(cost, 1e-6 * cost.float_total)])))
+    most = cost.float_total * 1.0001
+    with workspace.progress.step("choose the policy"):
+        found = cheapest(within, cost.total, lambda policy: policy == reference or allows(policy), least * 0.999, most)
+    if found is not None:
+        return found
+    if not ceilings or all(ceiling.model.total(reference) <= ceiling.limit for ceiling in ceilings):
+        return reference
+    return within(most) or reference

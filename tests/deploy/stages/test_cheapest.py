@@ -1,0 +1,108 @@
+"""A budget on the loss: the cheapest engine that loses little enough, on a device with layers of known cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from calib.errors import UserError
+from calib.formats.format import FP32
+from deploy.files.loop import LoopFile
+from deploy.files.search import LossFile
+from deploy.stages.cheapest import verdicts_of
+from deploy.stages.choosing import search, solve
+from smpq.problem.budget import Budget
+from tests.commands import TINY, done, refused
+from tests.deploy.board import FASTER, Board
+from tests.tiny_task import Tiny, images, network
+
+
+class HeldOut(Tiny):
+    """Three hundred held-out samples, labelled with what the float network says but for every tenth."""
+
+    def selection(self):
+        inputs = torch.cat([images(seed).flatten(0, 1) for seed in range(10, 30)])
+        with torch.no_grad():
+            targets = network()(inputs).argmax(1)
+        targets[::10] = (targets[::10] + 1) % 3
+        return [(inputs[:160], targets[:160]), (inputs[160:], targets[160:])]
+
+
+def held_out(data: Path | None, weights: Path | None) -> HeldOut:
+    return HeldOut()
+
+
+def test_the_fastest_engine_that_loses_little_enough(workspace):
+    workspace = replace(workspace, task=HeldOut())
+    generous, strict = (
+        search(replace(workspace, device=Board(FASTER)), Budget.from_text(f"drop={limit}")) for limit in ("60", "0.001")
+    )
+    assert generous.outcome.met
+    assert generous.outcome.observation.ratio == pytest.approx(0.6), "the head is slower as integers"
+    assert {name for name, chosen in generous.policy.formats.items() if chosen == FP32} == {"head"}
+    assert set(strict.policy.formats.values()) == {FP32}, (
+        "no interval of 320 samples ends below a thousandth of a point"
+    )
+    record = workspace.run.read(LossFile)
+    assert (record.policy, record.mean, record.data) == (strict.policy.key(), 0.0, "selection")
+    assert workspace.run.read(LoopFile).searches[0].budget == "drop=60"
+
+
+def test_nothing_is_measured_or_judged_twice_when_it_goes_on(workspace):
+    workspace, budget = replace(workspace, task=HeldOut()), Budget.from_text("kl=0.5")
+    first = Board(FASTER, gives_up_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        search(replace(workspace, device=first), budget)
+    second = Board(FASTER)
+    solution = search(replace(workspace, device=second), budget)
+    assert not set(first.asked) & set(second.asked)
+    third = Board(FASTER)
+    assert search(replace(workspace, device=third), budget).policy == solution.policy
+    assert third.asked == []
+
+
+def test_without_held_out_samples_the_calibration_decides_with_a_warning(workspace, monkeypatch):
+    said = []
+    monkeypatch.setattr(type(workspace.progress), "warn", lambda _, text: said.append(text))
+    verdicts = verdicts_of(workspace, Budget.from_text("drop=0.01x").loss)
+    assert verdicts.data == "calibration"
+    assert verdicts.limit == pytest.approx(1.0), "a hundredth of 100 points: the labels are the network's own"
+    assert "give the task a method selection()" in said[0]
+
+
+def test_a_share_of_nothing_is_refused(workspace):
+    class Wrong(HeldOut):
+        def metric(self, output, target):
+            return super().metric(output, target) * 0
+
+    with pytest.raises(UserError, match="is a share of the float model's accuracy, which is 0 points"):
+        verdicts_of(replace(workspace, task=Wrong()), Budget.from_text("drop=0.01x").loss)
+
+
+def test_before_anything_is_measured_the_smallest_is_chosen(workspace):
+    workspace = replace(workspace, task=HeldOut())
+    solution = solve(workspace, Budget.from_text("drop=60"))
+    sizes = workspace.costs["size"]
+    assert sizes.total(solution.policy) == min(
+        sizes.total(workspace.space.uniform(chosen)) for chosen in workspace.space.formats["head"]
+    )
+
+
+def test_the_whole_job_says_what_is_lost(tmp_path):
+    task = ("--task", f"{__name__}:held_out", *TINY[2:])
+    run = tmp_path / "run"
+    written = done(
+        "run", *task, "--target", "simulate", "--effort", "fast", "--formats", "w8a8,w4a8,fp32", "--budget", "drop=30,size=0.9x",
+        "--out", run, "--quiet",
+    )  # fmt: skip
+    assert (run / "loss.json").exists()
+    assert '"cost": "drop"' in (run / "report.json").read_text()
+    assert "smallest" not in written.out
+
+
+def test_a_method_without_a_search_is_refused(tmp_path):
+    message = refused("run", *TINY, "--method", "uniform", "--budget", "drop=1", "--out", tmp_path / "run")
+    assert "--method uniform chooses by its scores alone" in message
