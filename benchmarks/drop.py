@@ -23,7 +23,8 @@ from calib.data import materialize
 from deploy.latency.cheapest import CheapestLoop
 from deploy.latency.steps import Goal, LoopSettings
 from deploy.run.float_onnx import export_float_model
-from deploy.run.workspace import Workspace, call_task
+from deploy.run.opening import call_task
+from deploy.run.workspace import Workspace
 from deploy.stages.scoring import score
 from smpq.problem.policy import Policy
 from smpq.value.incremental import outputs_of
