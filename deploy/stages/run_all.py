@@ -14,7 +14,6 @@ from deploy.run.trust import check_trusted, remember
 from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.choosing import score_for
-from deploy.stages.explaining import explain
 from deploy.stages.finetuning import check_trainable, discard_other, finetune_unless_done, version_key
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import check_method, check_scores, check_task, write_space
@@ -86,7 +85,7 @@ def run_all(
 
 
 def _run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> ReportFile:
-    settings, progress = workspace.settings, workspace.progress
+    progress = workspace.progress
     limit = budget.limit("latency")
     check_scores(workspace, method)
     # what cannot be built or reached is told before the work and not behind it
@@ -119,8 +118,6 @@ def _run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings |
         )
     if tuning is not None:
         _finetune(workspace, policy, tuning)
-    if settings.effort != "fast" and policy != workspace.space.uniform(workspace.space.reference):
-        explain(workspace, policy)
     verify(workspace, policy)
     return write_reports(workspace.run, workspace.progress)
 
