@@ -41,7 +41,7 @@ def run(good_run, tmp_path):
         (["--target", "tensorrt-rtx", "--sm", "sm12"], "unknown compute capability 'sm12'"),
         (["--sm", "sm86"], "takes no compute capability"),
         (["--formats", "w8a8,int9"], "unknown format 'int9'"),
-        (["--formats", "w9a8"], "weights of 9 bits"),
+        (["--formats", "w9a8"], "unknown format .w9a8.: .* weights may be 1, 2, 3"),
         (["--formats", "w8a8,w8a8"], "named twice"),
         (["--formats", "w3a5"], "none of the formats can be used"),
         (["--formats", ","], "no format given"),

@@ -136,9 +136,9 @@ class LoopRow(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         budget = Budget.from_text(self.budget)
-        if budget.loss is not None:  # which engine is within it, no latency tells
-            return
-        limit = latency_limit(self.budget)
+        # with a limit on the loss alone, no engine that is slower than the float engine is of use
+        limit = Limit("latency", 1.0, relative=True) if budget.loss is not None else None
+        limit = budget.limit("latency") or limit or latency_limit(self.budget)
         if not limit.relative:  # then it is for the float engine's time, which is measured again and again
             return
         if self.limit_ratio != limit.value:

@@ -150,8 +150,11 @@ class LossFile(OfPolicy, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if Budget.from_text(self.budget).loss is None:
-            raise ValueError(f"the budget {self.budget} limits no loss")
+        limit = Budget.from_text(self.budget).loss
+        if limit is None or (self.unit == "nats") != (limit.cost == "kl"):
+            raise ValueError(f"the budget {self.budget} limits no loss in {self.unit}")
+        if not limit.relative and limit.value != self.limit:
+            raise ValueError(f"the limit {self.limit:.6g} is not that of the budget {self.budget}")
         if self.mean not in self.interval:
             raise ValueError("the mean lies in its interval")
 

@@ -99,6 +99,8 @@ def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: 
         not directory.is_dir() or (any(directory.iterdir()) and not (directory / EXPERIMENT_FILE).is_file())
     ):
         raise UserError(f"{directory} holds something else: name a new directory")
+    if budget.loss is not None:
+        raise UserError(f"{budget.loss} needs a device that answers: use smpq run, or bundle engines for a latency")
     scores = score(workspace, budget)
     method_of(scores).check_latency()
     export_float_model(workspace)

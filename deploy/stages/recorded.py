@@ -49,7 +49,9 @@ class Recorded:
     @cached_property
     def space(self) -> Space:
         """What may be chosen."""
-        return space_from_file(self.space_file)
+        record = self.space_file
+        with self.run.about(SpaceFile):
+            return space_from_file(record)
 
     @cached_property
     def costs(self) -> dict[str, CostModel]:

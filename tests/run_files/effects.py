@@ -170,6 +170,7 @@ USES: Mapping[str, tuple[Effect, ...]] = {
     "scores.json": (_scores, _report),
     "policy.json": (_policy, _report),
     "budget.json": (_report,),
+    "loss.json": (_report,),
     "stability.json": (_report,),
     "contributions.json": (_report,),
     "observations.json": (_observations,),

@@ -14,6 +14,7 @@ from deploy.files.loop import LoopFile
 from deploy.files.search import LossFile
 from deploy.stages.cheapest import verdicts_of
 from deploy.stages.choosing import search, solve
+from deploy.stages.looping import write_next_bundle
 from smpq.problem.budget import Budget
 from tests.commands import TINY, done, refused
 from tests.deploy.board import FASTER, Board
@@ -101,6 +102,11 @@ def test_the_whole_job_says_what_is_lost(tmp_path):
     assert (run / "loss.json").exists()
     assert '"cost": "drop"' in (run / "report.json").read_text()
     assert "smallest" not in written.out
+
+
+def test_a_bundle_is_for_a_latency(workspace, tmp_path):
+    with pytest.raises(UserError, match="drop=1 needs a device that answers"):
+        write_next_bundle(workspace, "drop=1,latency=0.9x", tmp_path / "bundle")
 
 
 def test_a_method_without_a_search_is_refused(tmp_path):
