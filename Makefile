@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Options of the torch install, for example an index that has the smaller CPU build.
 TORCH_PIP ?=
-# Processes that run the tests.
-JOBS ?= 2
+# Processes that run the tests. One more than cores: some tests wait for connections and processes.
+JOBS ?= 3
 RUN ?= runs/demo
 
 BIN := $(VENV)/bin

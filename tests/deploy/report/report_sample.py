@@ -87,7 +87,7 @@ def destination(target: str) -> dict[str, Any]:
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 6,
+        "schema": 7,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "destination": destination(other.get("target", "ort-cpu")),
