@@ -80,7 +80,7 @@ def main() -> None:
             chosen, rest = order[: len(order) // 2], order[len(order) // 2 :]
 
             def loss(policy: Policy, samples: torch.Tensor) -> object:
-                return loss_of(100 * (reference[samples] - right(policy)[samples]))
+                return loss_of(100 * (reference[samples] - right(policy)[samples]), largest=100.0)
 
             loop = CheapestLoop(
                 workspace.space,

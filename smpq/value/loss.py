@@ -56,18 +56,19 @@ class Loss:
         return math.ceil((_NORMAL_95 * deviation / (limit - self.mean)) ** 2)
 
 
-def loss_of(differences: Tensor, *, complete: bool = True) -> Loss:
+def loss_of(differences: Tensor, largest: float = 0.0, *, complete: bool = True) -> Loss:
     """Return the mean of paired differences `[n]` with its standard error.
 
     The error is that of the adjusted Wald interval for paired proportions (Bonett and Price 2012): two samples more,
-    one that loses and one that gains as much as the largest difference seen, or 1 where none is. Few samples without a
-    change do not show that there are none. For metrics that are no shares the same rule is ours.
+    one that loses and one that gains as much as one sample can (`largest`), or as the largest difference seen, or 1 where
+    none is. Few samples without a change do not show that there are none. For metrics that are no shares the same rule
+    is ours.
     """
     count = len(differences)
     values = differences.double()
-    largest = float(values.abs().max()) or 1.0
+    most = max(float(values.abs().max()), largest) or 1.0
     mean = float(values.mean())
-    wider = torch.cat([values, values.new_tensor([largest, -largest])])
+    wider = torch.cat([values, values.new_tensor([most, -most])])
     error = float(wider.std(correction=0)) / math.sqrt(count + 2)
     return Loss(mean, error, count, complete)
 
@@ -108,6 +109,8 @@ class PolicyLoss:
         self._batches = split(batches, samples_at_once(fake_quantizer, memory_mb)) if traced.dynamic_batch else batches
         self._measure = measure_of(task, "kl" if self._kl else "metric")
         self._point = 1.0 if self._kl else point_of(task)
+        # a sample that turns wrong loses all of a share
+        self._largest = 1.0 / self._point if not self._kl and task.metric_name in SHARES else 0.0
         self._float: list[Any] = []
         self._journal = journal
         self._fingerprint = f"{fingerprint}|{kind}"
@@ -137,7 +140,7 @@ class PolicyLoss:
             complete = index + 1 == len(self._batches)
             if seen < _FEWEST_EARLY and not complete:
                 continue
-            found = loss_of(torch.cat(parts), complete=complete)
+            found = loss_of(torch.cat(parts), self._largest, complete=complete)
             if abs(found.mean - limit) > _EARLY * found.standard_error:
                 break
         assert found is not None

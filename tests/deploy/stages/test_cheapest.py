@@ -74,6 +74,12 @@ def test_without_held_out_samples_the_calibration_decides_with_a_warning(workspa
     assert "give the task a method selection()" in said[0]
 
 
+def test_few_samples_show_no_point(workspace):
+    verdicts = verdicts_of(replace(workspace, task=HeldOut()), Budget.from_text("drop=0.5").loss)
+    assert not verdicts.allows(workspace.space.uniform(workspace.space.reference)), "320 samples without a change"
+    assert verdicts.of(workspace.space.uniform(workspace.space.reference)).mean == 0.0
+
+
 def test_a_share_of_nothing_is_refused(workspace):
     class Wrong(HeldOut):
         def metric(self, output, target):

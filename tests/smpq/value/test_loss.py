@@ -33,6 +33,12 @@ def test_few_samples_without_a_change_show_little():
     assert many.within(0.001)
 
 
+def test_without_a_change_a_sample_could_still_have_lost_all_of_a_share():
+    found = loss_of(torch.zeros(256), largest=100.0)
+    assert not found.within(1.0), "256 samples do not show a point"
+    assert loss_of(torch.zeros(found.samples_needed(1.0) + 10), largest=100.0).within(1.0)
+
+
 def test_a_verdict_needs_the_upper_end():
     found = Loss(0.3, 0.15, 1000)
     assert found.within(0.6)
