@@ -3,9 +3,9 @@ mixes 2, 4 and 8 bits; with the kernels found, and how far engine and file are f
 
 Usage: int2_blocks.py [SEED]
 
-`file_error` is of the file computed as it is written, `engine_error` of the engine, both against the fake-quantised model:
-mean absolute difference in standard deviations of the output. MatMulNBits rounds its inputs to 8 bits, block by block;
-`kernel_error` is of the engine against a fake-quantised model that does so too.
+`file_error` is of the file computed as it is written, `engine_error` of the engine, both against the fake-quantised
+model: mean absolute difference in standard deviations of the output. MatMulNBits rounds its inputs to 8 bits, block by
+block; `kernel_error` is of the engine against a fake-quantised model that does so too.
 
 Ratios are to the fp32 engine of the same network: one thread, CPU seconds of that thread, interleaved rounds, 95 %
 bootstrap intervals.

@@ -1,4 +1,6 @@
-"""Back ends: one folder a runtime, chosen by the target's table; `deploy.backends.base.backend` tells how to add one."""
+"""Back ends: one folder a runtime, chosen by the target's table; `deploy.backends.base.backend` tells how to add
+one.
+"""
 
 from __future__ import annotations
 

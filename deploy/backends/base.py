@@ -129,7 +129,8 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, model: Path, engine: Path, sm: str = "", cache: Path | None = None) -> Built | BuildFailed:
-        """Build a lowered file into `engine`; `sm` is the GPU that it is for, `cache` keeps what need not be built twice.
+        """Build a lowered file into `engine`; `sm` is the GPU that it is for, `cache` keeps what need not be built
+        twice.
 
         UserError when the file is missing, or when this machine lacks something, with what to install.
         """

@@ -90,8 +90,8 @@ class Connection:
     """
 
     def __init__(self, address: Address) -> None:
-        """`address` says where to; options for ssh and scp may be added in SMPQ_SSH_OPTIONS: UserError when these cannot
-        be read.
+        """`address` says where to; options for ssh and scp may be added in SMPQ_SSH_OPTIONS: UserError when these
+        cannot be read.
         """
         self._address = address
         options = [*ssh_options(), *_DEFAULT_OPTIONS]

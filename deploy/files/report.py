@@ -125,8 +125,8 @@ class DestinationPart(Record, frozen=True, kw_only=True):
 class ReportFile(FileRecord, frozen=True, kw_only=True):
     """The plan, the proof, and where every number came from; what a stage has not made yet is None or empty.
 
-    `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the plan that Orin's
-    GPU has no kernels for, as in "w3a8 on conv2d".
+    `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the plan that
+    Orin's GPU has no kernels for, as in "w3a8 on conv2d".
     """
 
     NAME = "report.json"

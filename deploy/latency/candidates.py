@@ -33,8 +33,8 @@ class _Lowered:
 
 
 class Candidates:
-    """Lowers policies with the back end of a target, each once in a process. Models are kept under the hash of their content, so that an
-    engine that is known is not made again.
+    """Lowers policies with the back end of a target, each once in a process. Models are kept under the hash of their
+    content, so that an engine that is known is not made again.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Candidates:
         backend: Backend,
         batch: int,
     ) -> None:
-        """`source` is the float ONNX model, and `plan` gives the quantisation plan of a policy. `batch` is the usual batch
-        size.
+        """`source` is the float ONNX model, and `plan` gives the quantisation plan of a policy. `batch` is the usual
+        batch size.
         """
         self._directory = directory
         self._source, self._source_sha256, self._plan = source, sha256(source), plan

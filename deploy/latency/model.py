@@ -77,9 +77,9 @@ class LatencyModel:
 def fit(space: Space, edges: Sequence[Edge], observations: Sequence[Observation]) -> LatencyModel:
     """Fit the model to whole-engine measurements.
 
-    Bayesian linear regression. The prior's parts (`deploy.latency.terms.prior_of`) have strengths that differ from network to
-    network: those with the highest marginal likelihood are taken (empirical Bayes), and the scatter with them. Costs of
-    conversions are kept at zero or above, which the solver relies on. Ours.
+    Bayesian linear regression. The prior's parts (`deploy.latency.terms.prior_of`) have strengths that differ from
+    network to network: those with the highest marginal likelihood are taken (empirical Bayes), and the scatter with
+    them. Costs of conversions are kept at zero or above, which the solver relies on. Ours.
     """
     terms = terms_of(space, edges)
     prior = prior_of(space, edges, terms)

@@ -28,7 +28,8 @@ class Goal:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A policy to measure next, and why (`label`). The model predicts its ratio to the float engine with a 95 % interval.
+    """A policy to measure next, and why (`label`). The model predicts its ratio to the float engine with a 95 %
+    interval.
 
     `predicted_from` counts the measured engines that the model was fitted to, without the float engine.
     """

@@ -13,7 +13,9 @@ _NAMED = 4
 
 @dataclass(frozen=True)
 class Answer:
-    """A question, what the answer comes to, and the sentences; the first is the answer, unless all are steps to take."""
+    """A question, what the answer comes to, and the sentences; the first is the answer, unless all are steps to
+    take.
+    """
 
     question: str
     verdict: Verdict

@@ -34,8 +34,8 @@ class Target:
     8. `compute_capabilities`: GPUs that the engine is for, as in `sm86`: one for each plan, or none for the GPU of the
        machine that builds.
     9. `version`: version of the runtime that the engine is for, None where it does not matter or is not known.
-    10. `newest_opset`: the newest ONNX opset that is written for it; a weight is stored in a type of that opset only where
-        its kernel wants the type.
+    10. `newest_opset`: the newest ONNX opset that is written for it; a weight is stored in a type of that opset only
+        where its kernel wants the type.
     11. `description`: what it is, for people.
     """
 
@@ -85,8 +85,8 @@ FAMILIES: dict[str, Family] = {}
 def add_family(file: Path) -> None:
     """Register the table of a file; its targets can then be named.
 
-    Those of the package are the files of `deploy/targets/capabilities`: a new one only has to be there. A wrong table is
-    a bug, hence ValueError.
+    Those of the package are the files of `deploy/targets/capabilities`: a new one only has to be there. A wrong table
+    is a bug, hence ValueError.
     """
     data = json.loads(file.read_text("utf-8"))
     if data["schema_version"] != SCHEMA_VERSION:

@@ -34,8 +34,8 @@ class Capability:
        says which.
 
     `stored_as` is the format whose integer types hold it, where that is another one: `w7a8` is stored and computed as
-    `w8a8`. `may_fail`: on some GPUs the whole engine does not build. `measured`: the answer is about times of engines, and
-    no kernel's name tells it.
+    `w8a8`. `may_fail`: on some GPUs the whole engine does not build. `measured`: the answer is about times of engines,
+    and no kernel's name tells it.
     """
 
     status: Status
@@ -68,8 +68,8 @@ class CapabilityRow:
     1. `operators` are kinds of operator, `convolutions`, `linears`, or `*` for all of them and for those that are never
        quantised.
     2. `formats` are patterns: `w8a8`, `w{4,8}a16`, `w{2..8}a{4..8}`, `w4a16b*`; or `*` alone for all formats.
-    3. `basis` is how we know: `built` (the builder's kernels were read), `measured` (engines were timed), `docs` (it is written in public documents or
-       source), `inferred` (from another runtime or version); `source` says from where.
+    3. `basis` is how we know: `built` (the builder's kernels were read), `measured` (engines were timed), `docs` (it is
+       written in public documents or source), `inferred` (from another runtime or version); `source` says from where.
     4. `several_blocks`: the rule leaves out a single block as long as the input dimension.
     5. `even_elements`: the weight must have an even number of elements when it has 4 bits.
     6. `odd_outputs`: the rule is only for layers with an odd number of outputs.

@@ -139,7 +139,8 @@ def explanation(problem: Problem) -> Impossible:
 
 
 class _Columns:
-    """The variables: a binary one for each (group, format), and three for each join where a ceiling has costs for joins.
+    """The variables: a binary one for each (group, format), and three for each join where a ceiling has costs for
+    joins.
 
     `works`: the join computes on integers; binary. `among`: it is in an integer region. `merges`: all its operands are.
     The last two follow from the others.

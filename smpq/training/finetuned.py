@@ -226,7 +226,9 @@ class FineTunedWeights:
 
 
 def policy_of_file(path: Path) -> str:
-    """Return the key of the policy that a file is about, without reading its tensors; UserError as `FineTunedWeights.load`."""
+    """Return the key of the policy that a file is about, without reading its tensors; UserError as
+    `FineTunedWeights.load`.
+    """
     return record_of_file(path).policy
 
 

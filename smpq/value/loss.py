@@ -60,9 +60,9 @@ def loss_of(differences: Tensor, largest: float = 0.0, *, complete: bool = True)
     """Return the mean of paired differences `[n]` with its standard error.
 
     The error is that of the adjusted Wald interval for paired proportions (Bonett and Price 2012): two samples more,
-    one that loses and one that gains as much as one sample can (`largest`), or as the largest difference seen, or 1 where
-    none is. Few samples without a change do not show that there are none. For metrics that are no shares the same rule
-    is ours.
+    one that loses and one that gains as much as one sample can (`largest`), or as the largest difference seen, or 1
+    where none is. Few samples without a change do not show that there are none. For metrics that are no shares the same
+    rule is ours.
     """
     count = len(differences)
     values = differences.double()

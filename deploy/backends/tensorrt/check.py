@@ -25,8 +25,8 @@ class UnitCheck:
     `found` is one of
 
     1. `int8`, `fp8`: weight and input are of that type;
-    2. `int4-weight-only`, `int8-weight-only`, `fp8-weight-only`: the values are a constant of the kernel that multiplies, the input is
-       float;
+    2. `int4-weight-only`, `int8-weight-only`, `fp8-weight-only`: the values are a constant of the kernel that
+       multiplies, the input is float;
     3. `dequantized`: a kernel of its own turns the weight into floats on every run, then a float kernel multiplies;
     4. `fp16`, `fp32`, `tf32`, `bf16`: nothing is quantised;
     5. `missing`: no kernel names the unit; `kernel` is empty.
@@ -48,8 +48,9 @@ def check_units(kernels: Sequence[PlanKernel], planned: Mapping[str, Format]) ->
 
     1. `w8a8` with `int8`, `fp8` with `fp8`;
     2. `w4a16b128` with `int4-weight-only` alone, because blocks are there to be fused;
-    3. `w4a16`, `w8a16` and `wfp8a16`, with or without a block for the second, with the fused kernel or with `dequantized` from the
-       same bits, since which of the two it is depends on the operator (the capability table knows);
+    3. `w4a16`, `w8a16` and `wfp8a16`, with or without a block for the second, with the fused kernel or with
+       `dequantized` from the same bits, since which of the two it is depends on the operator (the capability table
+       knows);
     4. `fp16` with itself; `fp32` also with `tf32`.
     """
     dequantized = _dequantized_bits(kernels)

@@ -25,8 +25,9 @@ def quantize_weights(
 ) -> int:
     """Replace the float weight of every unit of the plan; returns the number of weights stored.
 
-    1. The values are an initialiser `path/weight` behind a node `path/weight/DQ`, in the narrowest ONNX type of the number
-       type (`NumberType.weight_storages`) that `newest_opset` has. The model's opset is raised where the type needs it.
+    1. The values are an initialiser `path/weight` behind a node `path/weight/DQ`, in the narrowest ONNX type of the
+       number type (`NumberType.weight_storages`) that `newest_opset` has. The model's opset is raised where the type
+       needs it.
     2. One scale for each output channel: axis 0 of Conv and Gemm with transB, axis 1 of MatMul and Gemm without (`[K,
        N]`).
     3. Block scales need MatMul: `[K, N]` values, axis 0, scale `[K / block, N]`. Anything else is a ValueError (a

@@ -1,4 +1,6 @@
-"""A back end that lives in the tests alone: nothing in the package knows of it. Its table is the JSON file beside it."""
+"""A back end that lives in the tests alone: nothing in the package knows of it. Its table is the JSON file beside
+it.
+"""
 
 from __future__ import annotations
 
