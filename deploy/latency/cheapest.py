@@ -1,6 +1,4 @@
-"""The closed loop for a budget on the loss: the policy whose engine is measured to be fastest of those that are
-allowed.
-"""
+"""The closed loop for a budget on the loss: the policy whose engine is measured to be fastest of those that are allowed."""
 
 from __future__ import annotations
 
@@ -20,8 +18,7 @@ _TINY = 1e-6
 
 
 class CheapestLoop(LatencyLoop):
-    """Asks and is told as `LatencyLoop` is; its goal's limit is the slowest engine that is of use, 1 without another
-    one.
+    """Asks and is told as `LatencyLoop` is; its goal's limit is the slowest engine that is of use, 1 without another one.
 
     1. The same experiments come first, and the same model is fitted.
     2. Then the cheapest policy is searched by bisection: the most valuable policy within a latency that the model
@@ -34,8 +31,14 @@ class CheapestLoop(LatencyLoop):
         self._may = allowed
         super().__init__(*args, **kwargs)
 
-    def _search_on(self) -> Proposal | None:
-        """Return the policy that may be faster than the fastest known one, None when there is none."""
+    def ask(self) -> Proposal | None:
+        """Return the policy to measure next, None when there is no use in another one."""
+        if len(self._state.steps) >= self._settings.measurements:
+            self._state.stop_reason = "measurements"
+            return None
+        following = self._experiments()
+        if following:
+            return following[0]
         policy = self._next()
         if policy is not None:
             return self._proposal("proposal", policy)
