@@ -186,8 +186,8 @@ def test_libraries_that_pip_installed_are_found(place, tmp_path):
 @pytest.mark.parametrize(
     ("version", "told"),
     [
-        (None, r"pip install 'tensorrt-cu13<11'"),
-        ("11.4.0", r"tensorrt 11.4.0 is installed.*pip install 'tensorrt-cu13<11'"),
+        (None, r"pip install 'tensorrt-cu13>=10,<11'"),
+        ("11.4.0", r"tensorrt 11.4.0 is installed.*pip install 'tensorrt-cu13>=10,<11'"),
     ],
 )
 def test_without_tensorrt_10_the_message_names_it(place, version, told, tmp_path):
