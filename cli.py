@@ -7,7 +7,7 @@ import sys
 import click
 
 from calib.errors import UserError
-from deploy.commands import looking, making, measuring, searching, training
+from deploy.commands import curving, looking, making, measuring, searching, training
 from deploy.commands.internal_error import InternalError
 from deploy.commands.options import WRONG_INPUT
 from deploy.terminal.printable import printable
@@ -75,6 +75,8 @@ def smpq(context: click.Context) -> None:
     export         -> model.*.onnx       the plan as ONNX with Q/DQ nodes for the target
     build          -> engine.*           the engine, and what each layer became in it
     measure        -> latency.json       the engine against the float engine, interleaved
+    curve          -> curve.json         engines across the whole range: latency and accuracy, with intervals
+    take           -> policy.json        a point of the curve in place of a budget
     bundle, feedback                     measure on a device without a network connection (with one: run --device)
     explain        -> contributions.json what each layer's format costs, with intervals
     verify         -> verify.json        the evaluation data through PyTorch, ONNX and engine
@@ -90,7 +92,7 @@ def smpq(context: click.Context) -> None:
 
 
 for _command in (
-    searching.run, searching.score, searching.solve, searching.explain, training.train_supernet, training.finetune,
+    searching.run, searching.score, searching.solve, searching.explain, curving.curve, curving.take, training.train_supernet, training.finetune,
     making.export, making.build, measuring.measure, measuring.profile, measuring.bundle, measuring.feedback,
     measuring.doctor, looking.verify, looking.report, looking.methods, looking.targets,
 ):  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,25 @@ class Backend(ABC):
 
         `inputs` are the names of the model's inputs. UserError when a file is missing or damaged.
         """
+
+    def open_lowered(
+        self, model: Path, settings: Mapping[str, Any], inputs: Sequence[str], batch: int, threads: int, cache: Path
+    ) -> OpenEngine | str:
+        """Open an engine of a lowered file, as a device does that times it with these settings; returns why none runs
+        here otherwise. `cache` is where this machine keeps what it has built.
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            engine = Path(directory) / f"engine.{self.suffix}"
+            built = self.build(model, engine, cache=cache)
+            return built.reason if isinstance(built, BuildFailed) else self.open({"": engine}, inputs, batch, threads)
+
+    def quantize_itself(
+        self, float_model: Path, out: Path, feeds: Iterable[dict[str, npt.NDArray[Any]]]
+    ) -> dict[str, Any] | BuildFailed | None:
+        """Write what the runtime's own quantiser makes of a float model and of calibration batches by input name;
+        returns the settings for its engine. None where the runtime has no quantiser of its own.
+        """
+        return None
 
     def unit_kernels(
         self, engine: Path, layers: Sequence[Layer], units: Sequence[Unit], formats: Mapping[str, Format]

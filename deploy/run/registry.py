@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from calib.files.storage import FileRecord
+from deploy.files.curve import CurveFile
 from deploy.files.engine import BuildFile, ExportFile, FinetuneFile, FloatModelFile, LatencyFile, VerifyFile
 from deploy.files.loop import BundleFile, LoopFile, ObservationsFile
 from deploy.files.profile import ProfileFile
@@ -14,13 +15,14 @@ from smpq.supernet.files import SupernetFile
 
 RUN_FILES: tuple[type[FileRecord], ...] = (
     RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, LossFile, StabilityFile, ContributionsFile, ObservationsFile,
-    LoopFile, BundleFile, FloatModelFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
+    LoopFile, BundleFile, CurveFile, FloatModelFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
     ProfileFile,
 )  # fmt: skip
 """In the order in which a run writes them."""
 
 __all__ = [
     "RUN_FILES", "BudgetFile", "BuildFile", "BundleFile", "CalibrationFile", "ContributionsFile", "CostsFile",
+    "CurveFile",
     "ExportFile", "FinetuneFile", "FloatModelFile",
     "LatencyFile", "LoopFile", "LossFile", "ObservationsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile", "ScoresFile",
     "SpaceFile", "StabilityFile",

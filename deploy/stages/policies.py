@@ -24,16 +24,17 @@ def policy_of_run(run: Run, space: Space, refused: Mapping[str, str]) -> Policy:
     """
     record = run.read(PolicyFile)
     with run.about(PolicyFile):
-        return _allowed(Policy.from_file(record, space), space, refused)
+        return allowed(Policy.from_file(record, space), space, refused)
 
 
-def _allowed(policy: Policy, space: Space, refused: Mapping[str, str]) -> Policy:
+def allowed(policy: Policy, space: Space, refused: Mapping[str, str], file: str = PolicyFile.NAME) -> Policy:
+    """Return the policy that a file holds; UserError names a format that the space does not offer, and why."""
     for group in space.groups:
         chosen = policy[group.name]
         if chosen not in space.formats[group.name] and chosen != space.reference:
             known = ", ".join(map(str, space.formats[group.name]))
             reason = refused.get(f"{group.name}: {chosen}", "it is not in this run's list of formats")
-            raise UserError(f"policy.json gives {group.name} the format {chosen}: {reason}; it may have {known}")
+            raise UserError(f"{file} gives {group.name} the format {chosen}: {reason}; it may have {known}")
     return policy
 
 

@@ -41,8 +41,8 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
     names, threads = workspace.backend.names, torch.get_num_threads()
     runners: dict[StageName, Runner | str] = {
         "eager": _eager_runner(workspace, fixed),
-        "float": _in_batches(workspace, traced.run, fixed),
-        "fake_quant": _in_batches(workspace, lambda inputs: simulated.run(inputs, edits), fixed),
+        "float": in_batches(workspace, traced.run, fixed),
+        "fake_quant": in_batches(workspace, lambda inputs: simulated.run(inputs, edits), fixed),
     }
     model = run.file(names.model)
     reference = directory / model.name
@@ -51,7 +51,7 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
         runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
     else:
         written = ort_backend.load_engine(reference, threads=threads)
-        runners["onnx"] = _engine_runner(workspace, OpenEngine(written.run, written.batch))
+        runners["onnx"] = engine_runner(workspace, OpenEngine(written.run, written.batch))
     build = run.find(BuildFile)
     built_on = build.built_on if build is not None else None
     if built_on is not None:
@@ -59,7 +59,7 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
     else:
         engines = {sm: run.file(name) for sm, name in names.engines.items()}
         opened = workspace.backend.open(engines, traced.inputs, workspace.settings.batch, threads)
-        runners["engine"] = opened if isinstance(opened, str) else _engine_runner(workspace, opened)
+        runners["engine"] = opened if isinstance(opened, str) else engine_runner(workspace, opened)
     return runners
 
 
@@ -67,7 +67,7 @@ def _eager_runner(workspace: Workspace, fixed: int | None) -> Runner:
     """Return how the user's module computes a batch; one that takes a single size gets batches that were filled up to
     it.
     """
-    filled = _in_batches(workspace, lambda inputs: run_eager(workspace.original, inputs, "the evaluation data"), fixed)
+    filled = in_batches(workspace, lambda inputs: run_eager(workspace.original, inputs, "the evaluation data"), fixed)
 
     def run(batch: Batch) -> Any:
         if fixed is None or len(batch.inputs[0]) == fixed:
@@ -77,8 +77,9 @@ def _eager_runner(workspace: Workspace, fixed: int | None) -> Runner:
     return run
 
 
-def _engine_runner(workspace: Workspace, engine: OpenEngine) -> Runner:
-    return _in_batches(workspace, _on_arrays(workspace, engine.run), engine.batch)
+def engine_runner(workspace: Workspace, engine: OpenEngine) -> Runner:
+    """Return how an engine computes a batch."""
+    return in_batches(workspace, _on_arrays(workspace, engine.run), engine.batch)
 
 
 def _on_arrays(
@@ -95,7 +96,7 @@ def _on_arrays(
     return run
 
 
-def _in_batches(workspace: Workspace, compute: Callable[[Sequence[Tensor]], Any], size: int | None) -> Runner:
+def in_batches(workspace: Workspace, compute: Callable[[Sequence[Tensor]], Any], size: int | None) -> Runner:
     """Return how a stage that takes batches of `size`, or of any size, computes a batch."""
     spec = workspace.traced.out_spec
 

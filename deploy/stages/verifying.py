@@ -49,7 +49,7 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
     with tempfile.TemporaryDirectory() as directory:
         runners = stage_runners(workspace, policy, Path(directory))
     stages: dict[StageName, StageRow] = {}
-    previous: _Results | None = None
+    previous: StageResults | None = None
     for name, runner in runners.items():
         if isinstance(runner, str):
             stages[name] = StageRow(
@@ -58,7 +58,7 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
             continue
         reference = previous.outputs if name == "float" and previous is not None else ()
         with workspace.progress.bar(f"verify {name}", len(batches)) as advance:
-            current = _collect(workspace, batches, name, runner, reference, advance)
+            current = collect(workspace, batches, name, runner, reference, advance)
         stages[name] = _compared(current, previous)
         previous = current
     if callable(runners["engine"]) and callable(runners["fake_quant"]):
@@ -81,7 +81,7 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
 
 
 @dataclass
-class _Results:
+class StageResults:
     """What one stage gave: `[n]` metric values, `[n]` top classes where the output is `[n, classes]`, the first
     outputs.
 
@@ -94,14 +94,18 @@ class _Results:
     problem: str | None = None
 
 
-def _collect(
+def collect(
     workspace: Workspace,
     batches: Sequence[Batch],
     name: str,
     runner: Runner,
     reference: Sequence[Any],
     advance: Callable[[], None],
-) -> _Results:
+) -> StageResults:
+    """Return what a stage gives for the evaluation batches; its first outputs are compared with `reference`.
+
+    UserError where an output holds NaN or infinity.
+    """
     values, classes, outputs, room = [], [], [], _KEPT_BYTES
     broken, problem = 0, None
     agreement = Agreement(reference[0]) if reference else None
@@ -126,7 +130,9 @@ def _collect(
             "data: "
             f"{'correct the model or the data' if name in ('eager', 'float') else 'try another format, observer or target'}"
         )
-    return _Results(torch.cat(values), torch.cat(classes) if len(classes) == len(batches) else None, outputs, problem)
+    return StageResults(
+        torch.cat(values), torch.cat(classes) if len(classes) == len(batches) else None, outputs, problem
+    )
 
 
 def _not_finite(leaves: Sequence[Tensor], count: int) -> int:
@@ -141,11 +147,11 @@ def _not_finite(leaves: Sequence[Tensor], count: int) -> int:
     return int(found.sum())
 
 
-def _compared(current: _Results, previous: _Results | None) -> StageRow:
-    mean, interval = _mean_interval(current.values)
+def _compared(current: StageResults, previous: StageResults | None) -> StageRow:
+    mean, interval = mean_interval(current.values)
     change, change_interval, agreement = None, None, None
     if previous is not None:
-        change, change_interval = _mean_interval(current.values - previous.values)
+        change, change_interval = mean_interval(current.values - previous.values)
         if current.classes is not None and previous.classes is not None:
             agreement = float((current.classes == previous.classes).double().mean())
     return StageRow(
@@ -158,7 +164,8 @@ def _compared(current: _Results, previous: _Results | None) -> StageRow:
     )
 
 
-def _mean_interval(values: Tensor) -> tuple[float, Interval]:
+def mean_interval(values: Tensor) -> tuple[float, Interval]:
+    """Return the mean of `[n]` values with its 95 % interval."""
     mean = float(values.mean())
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return mean, Interval(mean - NORMAL_95 * error, mean + NORMAL_95 * error)

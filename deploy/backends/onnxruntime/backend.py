@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy.typing as npt
 
 from calib.errors import UserError
 from calib.formats.format import FP16, Format
 from calib.network.units import Unit
 from deploy.backends.base import Backend, BuildFailed, BuildTool, Built, OpenEngine, UnitKernel, backend
 from deploy.backends.onnxruntime.build import build_engine, check_providers, has_providers, session_settings
-from deploy.backends.onnxruntime.engine import load_engine
+from deploy.backends.onnxruntime.engine import load_engine, open_lowered
 from deploy.backends.onnxruntime.kernels import check_units, unit_kernels
 from deploy.backends.onnxruntime.record import OrtEngineRecord
+from deploy.backends.onnxruntime.static import plain_settings, quantize_plainly
 from deploy.backends.tensorrt.lowering import for_tensorrt
 from deploy.backends.tensorrt.tools import Trtexec
 from deploy.devices.messages import Layer
@@ -73,6 +76,19 @@ class OnnxRuntime(Backend):
             raise UserError(f"{path} is missing: build it with smpq build")
         engine = load_engine(path, threads=threads)
         return OpenEngine(engine.run, engine.batch)
+
+    def open_lowered(
+        self, model: Path, settings: Mapping[str, Any], inputs: Sequence[str], batch: int, threads: int, cache: Path
+    ) -> OpenEngine | str:
+        """Open a session with the settings."""
+        return open_lowered(model, settings, threads)
+
+    def quantize_itself(
+        self, float_model: Path, out: Path, feeds: Iterable[dict[str, npt.NDArray[Any]]]
+    ) -> dict[str, Any] | BuildFailed | None:
+        """Use `quantize_static`."""
+        refused = quantize_plainly(float_model, out, feeds)
+        return refused if refused is not None else plain_settings(self.settings(out))
 
     def unit_kernels(
         self, engine: Path, layers: Sequence[Layer], units: Sequence[Unit], formats: Mapping[str, Format]

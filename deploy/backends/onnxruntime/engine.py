@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from calib.errors import UserError
 from calib.files.storage import in_a_line, plain
+from deploy.backends.base import OpenEngine
 from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, TensorRow, find_record
 from deploy.lowering.onnx_files import sha256
 from deploy.runner import ort as on_device
@@ -79,6 +80,24 @@ def load_engine(engine: Path, threads: int | None = None) -> OrtEngine:
             f"{engine} has other inputs or outputs than {engine.with_name(ENGINE_FILE)} says: build the engine again"
         )
     return OrtEngine(engine, record, session)
+
+
+def open_lowered(model: Path, settings: Mapping[str, Any], threads: int) -> OpenEngine:
+    """Open a lowered file with settings of a session, as a device does that times it. UserError when it does not
+    load.
+    """
+    try:
+        session = on_device.open_session(model, settings, threads=threads)
+    except Exception as error:  # no common base class
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{model} does not load in onnxruntime {ort.__version__}: {in_a_line(reason[0])}") from error
+    entries = session.get_inputs()
+    names, size = [entry.name for entry in entries], entries[0].shape[0]
+
+    def run(inputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        return list(session.run(None, dict(zip(names, map(np.ascontiguousarray, inputs), strict=True))))
+
+    return OpenEngine(run, size if isinstance(size, int) else None)
 
 
 def _tensors(entries: Sequence[Any]) -> tuple[TensorRow, ...]:

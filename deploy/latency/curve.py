@@ -1,0 +1,83 @@
+"""Engines across the whole range of latency, measured one by one with the latency model of the loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from deploy.latency.ladder import Ladder, Rung
+from deploy.latency.loop import LatencyLoop
+from deploy.latency.steps import Proposal
+from smpq.problem.policy import Policy
+from smpq.solve.allocate import Ceiling, Problem, nearest_feasible
+
+_TINY = 1e-6
+_FASTER = 0.98
+"""A policy is worth measuring as the fastest one when it is predicted to take less than this share of the fastest."""
+_ROOM = 1.01
+
+
+class CurveLoop(LatencyLoop):
+    """Asks and is told as `LatencyLoop` is; its goal has no limit: it looks for the best engine at every latency.
+
+    1. The same experiments come first, uniform formats among them, and the same model is fitted.
+    2. Then the fastest engine is looked for, as long as the model predicts one that is clearly faster.
+    3. Then the widest gap between measured engines, none of which beats the other in both latency and value, is halved:
+       the most valuable policy within its middle is built and measured, and the model is fitted again.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ladder = Ladder()
+
+    @property
+    def stop_reason(self) -> str:
+        """Why nothing more is asked for; empty before that."""
+        return self._state.stop_reason
+
+    def ask(self) -> Proposal | None:
+        """Return the policy to measure next; None when the gaps are closed, or enough engines are measured."""
+        if len(self._state.steps) >= self._settings.measurements:
+            self._state.stop_reason = "measurements"
+            return None
+        following = self._experiments()
+        if following:
+            return following[0]
+        policy = self._fastest() or self._ladder.next(self._rungs(), self._best_within, self._is_new)
+        if policy is not None:
+            return self._proposal("proposal", policy)
+        self._state.stop_reason = "no gap of the curve has another engine in it"
+        return None
+
+    def _rungs(self) -> list[Rung]:
+        """Return what is measured to be faster than the float engine, and the float engine."""
+        reference = self._reference
+        known = [
+            o
+            for o in self._state.observed.values()
+            if o.ratio < 1.0 and o.policy != reference.policy and self._allowed(o.policy)
+        ]
+        return [Rung(o.policy, o.ratio, self._value(o.policy)) for o in (*known, reference)]
+
+    def _fastest(self) -> Policy | None:
+        """Return the most valuable policy near the one that is predicted to be fastest, if that is clearly faster than
+        all others.
+        """
+        left_out = [refusal.policy for refusal in self._state.refusals if not refusal.blamed]
+        ceilings = [Ceiling(self._model.cost_model(1.0), _TINY)]
+        quickest = nearest_feasible(Problem(self._space, {}, ceilings, left_out))
+        predicted, _ = self._model.predict(quickest)
+        if predicted >= _FASTER * min(rung.cost for rung in self._rungs()):
+            return None
+        found = self._best_within(predicted * _ROOM) if predicted > 0 else None
+        return next((policy for policy in (found, quickest) if policy is not None and self._is_new(policy)), None)
+
+    def _best_within(self, limit: float) -> Policy | None:
+        """Return the most valuable policy within a latency. Each latency starts from the scores: what was learnt near
+        the policy of another one does not hold here.
+        """
+        goal, starts = self.goal, self._state.marginals
+        self.goal = replace(goal, limit=limit)
+        choice = self._search(0.0)
+        self.goal, self._state.marginals = goal, starts
+        return choice.policy if choice is not None else None

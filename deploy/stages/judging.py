@@ -1,0 +1,110 @@
+"""How accurate engines are on the evaluation data, each compared with the float model sample by sample."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from calib.data import materialize
+from calib.errors import UserError
+from deploy.devices.base import Candidate
+from deploy.devices.places import machine_directory
+from deploy.files.curve import JudgedPoint
+from deploy.files.engine import StageName
+from deploy.run.opening import call_task
+from deploy.run.workspace import DEVICE, Workspace
+from deploy.runner.experiment import CACHE_DIRECTORY
+from deploy.runner.state import machine
+from deploy.stages.stage_runners import Runner, engine_runner, in_batches
+from deploy.stages.verifying import collect, mean_interval
+from smpq.files import SHARES, Interval
+from smpq.problem.policy import Policy
+from smpq.value.loss import loss_of
+
+
+class Judge:
+    """Runs the evaluation data through engines where this machine runs those of the target, else through the
+    fake-quantised model.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        """Load the evaluation data; the float model goes through it when the first engine does."""
+        self._workspace = workspace
+        self._batches = materialize(call_task(workspace.task, "evaluation"), what="evaluation")
+        self._runs_here = workspace.not_measurable is None and workspace.backend.why_not_timed() is None
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return sum(len(batch.inputs[0]) for batch in self._batches)
+
+    def of_policy(self, policy: Policy, what: str) -> JudgedPoint:
+        """Return how accurate a policy's engine is; `what` names it for people. UserError where it gives NaN or
+        infinity, or does not open.
+        """
+        measured_on: Literal["engine", "fake_quant"] = "engine" if self._runs_here else "fake_quant"
+        if policy != self._reference:
+            return self._compared(self._of_policy(policy, what), measured_on)
+        accuracy, interval = mean_interval(self._float_values)
+        same = Interval(0.0, 0.0)
+        return JudgedPoint(
+            accuracy=accuracy, interval=interval, change=0.0, change_interval=same, measured_on=measured_on
+        )
+
+    def of_candidate(self, candidate: Candidate, what: str) -> JudgedPoint:
+        """Return how accurate the engine of another model is, as `of_policy`."""
+        return self._compared(self._values(self._engine(candidate, what), "engine", what), "engine")
+
+    def _compared(self, values: Tensor, measured_on: Literal["engine", "fake_quant"]) -> JudgedPoint:
+        accuracy, interval = mean_interval(values)
+        share = self._workspace.task.metric_name in SHARES
+        lost = loss_of(self._float_values.double() - values.double(), largest=1.0 if share else 0.0)
+        low, high = lost.interval
+        return JudgedPoint(
+            accuracy=accuracy,
+            interval=interval,
+            change=-lost.mean + 0.0,  # minus zero is zero
+            change_interval=Interval(-high, -low),
+            measured_on=measured_on,
+        )
+
+    @cached_property
+    def _float_values(self) -> Tensor:
+        return self._of_policy(self._reference, "the float model")
+
+    @property
+    def _reference(self) -> Policy:
+        return self._workspace.space.uniform(self._workspace.space.reference)
+
+    def _of_policy(self, policy: Policy, what: str) -> Tensor:
+        if not self._runs_here:
+            return self._values(self._fake(policy), "fake_quant", what)
+        return self._values(self._engine(self._workspace.candidates.candidate(policy), what), "engine", what)
+
+    def _fake(self, policy: Policy) -> Runner:
+        traced, fake = self._workspace.traced, self._workspace.fake_quantizer
+        edits = fake.edits(self._workspace.plan(policy))
+        fixed = None if traced.dynamic_batch else len(traced.example[0])
+        return in_batches(self._workspace, lambda inputs: traced.run(inputs, edits), fixed)
+
+    def _engine(self, candidate: Candidate, what: str) -> Runner:
+        workspace = self._workspace
+        opened = workspace.backend.open_lowered(
+            candidate.model,
+            candidate.settings,
+            workspace.traced.inputs,
+            workspace.settings.batch,
+            torch.get_num_threads(),
+            machine_directory(workspace.run.file(DEVICE), machine()) / CACHE_DIRECTORY,
+        )
+        if isinstance(opened, str):
+            raise UserError(f"the engine of {what} does not open: {opened}")
+        return engine_runner(workspace, opened)
+
+    def _values(self, runner: Runner, stage: StageName, what: str) -> Tensor:
+        """Return `[n]`, the metric of each sample."""
+        with self._workspace.progress.bar(f"accuracy of {what}", len(self._batches)) as advance:
+            return collect(self._workspace, self._batches, stage, runner, (), advance).values
