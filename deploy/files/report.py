@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 
 from calib.files.storage import AboveZero, Amount, Count, FileRecord, Positive, Record
+from deploy.files.curve import CurveFile
 from deploy.files.engine import FinetuneFile, StageName, VerifyFile
 from deploy.files.search import SkippedRow
 from smpq.files import ContributionsFile, FormatText, Interval, StabilityFile
@@ -131,7 +132,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 7
+    VERSION = 8
 
     task: str
     target: str
@@ -156,6 +157,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     contributions: ContributionsFile | None
     observations: Annotated[tuple[ReportedStep, ...], msgspec.Meta(max_length=MOST_SHOWN)]
     pareto: tuple[CurvePoint, ...]
+    curve: CurveFile | None
     scores: ScoresPart
     skipped: tuple[SkippedRow, ...]
     refused: dict[str, str]

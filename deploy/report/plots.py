@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from deploy.files.report import CurvePoint, LayerRow, ReportedStep
+from deploy.report.axes import Scale, ends, fit, frame_of, free_place, horizontal, legend_of
 from deploy.report.svg import LETTER, element, hinted, label, line, picture
 from deploy.report.wording import shown, signed
-from smpq.files import Interval
 
 _LABEL_LETTERS = 24
 _LABEL_PITCH = 14.0
 """Least distance in px of slanted labels that do not touch."""
 _SLANT = math.radians(60)
 _FLOAT_BITS = 16
-_FARTHEST = 1e300
-"""What is farther from zero is drawn here: the width of a range stays finite."""
-_Box = tuple[float, float, float, float]
-"""Left, top, right and bottom."""
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Maps values between `low` and `high` to pixels between `start` and `stop`; values outside stay at the edge."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return self.start + (self.stop - self.start) * min(1.0, max(0.0, share))
-
-    def ticks(self, wanted: int = 5) -> list[float]:
-        """Return about this many round values inside the range."""
-        rough = (self.high - self.low) / wanted
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.75)
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(index * step, 12) for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def bits_plot(layers: Sequence[LayerRow]) -> Markup:
@@ -73,10 +46,10 @@ def _bit_bars(
     bits = [layer.bits for layer in layers]
     wide = max(bits) > 8
     # Next to 16 or 32 bits the steps between 2, 3 and 4 would vanish: then each doubling is one step.
-    scale = _Scale(0, math.log2(max(bits)) if wide else 8, bottom, top + 14)
+    scale = Scale(0, math.log2(max(bits)) if wide else 8, bottom, top + 14)
     parts = [label(left, top - 6, "weight bits, each doubling one step" if wide else "weight bits", "title")]
     for tick in [value for value in (2, 4, 8, 16, 32) if value <= max(bits)] if wide else (2, 4, 6, 8):
-        parts += _horizontal(scale(math.log2(tick) if wide else tick), left, right, str(tick))
+        parts += horizontal(scale(math.log2(tick) if wide else tick), left, right, str(tick))
     bar = min(30.0, step * 0.72)
     for index, (layer, count) in enumerate(zip(layers, bits, strict=True)):
         x, y = left + step * (index + 0.5), scale(math.log2(count) if wide else count)
@@ -99,12 +72,12 @@ def _score_points(
     ]
     if not known:
         return [*parts, label(left + 8, (top + bottom) / 2, "no scores")]
-    scale = _range([0.0, *(end for _, _, score, interval in known for end in (score, *_ends(interval)))], bottom, top)
+    scale = fit([0.0, *(end for _, _, score, interval in known for end in (score, *ends(interval)))], bottom, top)
     for tick in scale.ticks(4):
-        parts += _horizontal(scale(tick), left, right, signed(f"{tick:g}"), "axis" if tick == 0 else "grid")
+        parts += horizontal(scale(tick), left, right, signed(f"{tick:g}"), "axis" if tick == 0 else "grid")
     for index, path, score, interval in known:
         x = left + step * (index + 0.5)
-        low, high = _ends(interval)
+        low, high = ends(interval)
         parts.append(line(x, scale(low), x, scale(high), "whisker"))
         hint = f"{path}: {score:.3g}, {low:.3g} to {high:.3g}"
         radius = min(3.0, max(1.2, step * 0.3))
@@ -119,15 +92,15 @@ def latency_plot(observations: Sequence[ReportedStep], budget_ratio: float | Non
     points = []
     for number, seen in enumerate(observations, start=1):
         if seen.measured is not None and seen.measured_interval is not None:
-            across = (seen.predicted, *_ends(seen.predicted_interval))
-            points.append((number, seen, across, (seen.measured, *_ends(seen.measured_interval))))
+            across = (seen.predicted, *ends(seen.predicted_interval))
+            points.append((number, seen, across, (seen.measured, *ends(seen.measured_interval))))
     if not points:
         return Markup()
     left, top, side, width, height = 72.0, 40.0, 392.0, 484.0, 490.0
     bounds = [value for _, _, across, up in points for value in (*across, *up)]
     bounds += [] if budget_ratio is None else [budget_ratio]
-    x_scale, y_scale = _range(bounds, left, left + side, least=0.04), _range(bounds, top + side, top, least=0.04)
-    parts = _frame(x_scale, y_scale, "predicted, in float engine's time", "measured")
+    x_scale, y_scale = fit(bounds, left, left + side, least=0.04), fit(bounds, top + side, top, least=0.04)
+    parts = frame_of(x_scale, y_scale, "predicted, in float engine's time", "measured")
     parts.append(line(left, top + side, left + side, top, "diagonal"))
     legend = [("diagonal", "predicted = measured")]
     if budget_ratio is not None:
@@ -147,10 +120,10 @@ def latency_plot(observations: Sequence[ReportedStep], budget_ratio: float | Non
         parts.append(line(x, y_scale(up[1]), x, y_scale(up[2]), "whisker" + kind))
         hint = f"{number}. {seen.label}: predicted {across[0]:.3f}, measured {up[0]:.3f}"
         parts.append(hinted("circle", hint, class_=f"point{kind}", cx=x, cy=y, r=4))
-        place = _free_place(x, y, len(str(number)) * LETTER, boxes, frame)
+        place = free_place(x, y, len(str(number)) * LETTER, boxes, frame)
         if place is not None:
             parts.append(label(*place, str(number)))
-    return picture(width, height, "Predicted against measured latency", [*parts, *_legend(legend, left, 16)])
+    return picture(width, height, "Predicted against measured latency", [*parts, *legend_of(legend, left, 16)])
 
 
 def pareto_plot(points: Sequence[CurvePoint], cost: str, chosen: float | None) -> Markup:
@@ -159,9 +132,9 @@ def pareto_plot(points: Sequence[CurvePoint], cost: str, chosen: float | None) -
     if not pairs:
         return Markup()
     left, top, across, high, width, height = 72.0, 40.0, 392.0, 210.0, 484.0, 308.0
-    x_scale = _range([reached for reached, _ in pairs] + ([chosen] if chosen is not None else []), left, left + across)
-    y_scale = _range([value for _, value in pairs], top + high, top)
-    parts = _frame(x_scale, y_scale, cost.replace("_", " "), "value of the plan")
+    x_scale = fit([reached for reached, _ in pairs] + ([chosen] if chosen is not None else []), left, left + across)
+    y_scale = fit([value for _, value in pairs], top + high, top)
+    parts = frame_of(x_scale, y_scale, cost.replace("_", " "), "value of the plan")
     corners = " ".join(f"{x_scale(reached):.1f},{y_scale(value):.1f}" for reached, value in pairs)
     parts.append(element("polyline", class_="curve", points=corners))
     for reached, value in pairs:
@@ -171,7 +144,7 @@ def pareto_plot(points: Sequence[CurvePoint], cost: str, chosen: float | None) -
     if chosen is not None:
         parts.append(line(x_scale(chosen), top, x_scale(chosen), top + high, "limit"))
         legend.append(("limit", f"this engine, {chosen:.3g}"))
-    return picture(width, height, f"Value against {cost}", [*parts, *_legend(legend, left, 16)])
+    return picture(width, height, f"Value against {cost}", [*parts, *legend_of(legend, left, 16)])
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -187,60 +160,3 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return [
         name if len(name) <= _LABEL_LETTERS else f"{name[:head]}…{name[head + 1 - _LABEL_LETTERS :]}" for name in names
     ]
-
-
-def _ends(interval: Interval) -> tuple[float, float]:
-    return interval.low, interval.high
-
-
-def _range(values: Iterable[float], start: float, stop: float, least: float = 0.0) -> _Scale:
-    """Fit a scale around values with a margin, at least `least` wide; a single value gets room on both sides."""
-    drawn = [min(max(value, -_FARTHEST), _FARTHEST) for value in values]
-    low, high = min(drawn), max(drawn)
-    spread = max(high - low, least, 1e-6 * max(abs(low), abs(high)), 1e-12)
-    middle, half = (low + high) / 2, spread * 0.56
-    return _Scale(middle - half, middle + half, start, stop)
-
-
-def _free_place(x: float, y: float, width: float, boxes: list[_Box], frame: _Box) -> tuple[float, float] | None:
-    """Find a place for a number near its point that covers no box, and add it to them; None when it is too crowded."""
-    for distance in (11.0, 18.0, 28.0):
-        for turn in (45, -45, 135, -135, 20, -20, 160, -160, 70, -70, 110, -110):
-            right = x + distance * math.cos(math.radians(turn)) + (0 if abs(turn) > 90 else width)
-            middle = y - distance * math.sin(math.radians(turn))
-            box = (right - width - 1, middle - 5, right + 1, middle + 5)
-            inside = frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]
-            if inside and not any(_overlap(box, other) for other in boxes):
-                boxes.append(box)
-                return right - width, middle + 4
-    return None
-
-
-def _overlap(one: _Box, other: _Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _frame(x_scale: _Scale, y_scale: _Scale, x_title: str, y_title: str) -> list[Markup]:
-    """Draw the grid with its numbers, and the names of the axes."""
-    parts = []
-    for tick in y_scale.ticks():
-        parts += _horizontal(y_scale(tick), x_scale.start, x_scale.stop, signed(f"{tick:g}"))
-    for tick in x_scale.ticks():
-        parts.append(line(x_scale(tick), y_scale.start, x_scale(tick), y_scale.stop, "grid"))
-        parts.append(label(x_scale(tick), y_scale.start + 16, f"{tick:g}", anchor="middle"))
-    parts.append(label((x_scale.start + x_scale.stop) / 2, y_scale.start + 38, x_title, "title", "middle"))
-    y = (y_scale.start + y_scale.stop) / 2
-    parts.append(label(16, y, y_title, "title", "middle", turned=-90))
-    return parts
-
-
-def _legend(entries: Sequence[tuple[str, str]], x: float, y: float) -> list[Markup]:
-    parts = []
-    for kind, text in entries:
-        parts += [line(x, y, x + 22, y, kind), label(x + 28, y + 4, text)]
-        x += 28 + len(text) * LETTER + 26
-    return parts
-
-
-def _horizontal(y: float, left: float, right: float, name: str, kind: str = "grid") -> list[Markup]:
-    return [line(left, y, right, y, kind), label(left - 8, y + 4, name, anchor="end")]

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-
-from markupsafe import Markup
+from collections.abc import Iterator, Mapping
 
 from deploy.files.report import ReportedStep, ReportFile
 from deploy.report.answers import budget_ratio, differing_kernels
+from deploy.report.curve_section import curve_section
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot
+from deploy.report.section import Section, Warned
 from deploy.report.wording import aligned, amount, counted, fixed, magnitude, number, size, span
 from smpq.files import ContributionsFile
-
-
-class Warned(str):
-    """A word of a table that warns."""
-
-    __slots__ = ()
-    warns = True
-
-
-@dataclass(frozen=True)
-class Section:
-    """A title, and what stands under it in this order; all of it may be missing.
-
-    Columns are named, each with what stands in it: "word", "number", "text", "path" or "code". The last cell of a row
-    with too few is a text over the columns that are left.
-    """
-
-    title: str
-    note: str = ""
-    figure: Markup = field(default_factory=Markup)
-    caption: str = ""
-    columns: Sequence[tuple[str, str]] = ()
-    rows: Sequence[Sequence[str]] = ()
-    text: str = ""
-    items: Mapping[str, str] = field(default_factory=dict)
 
 
 def sections(report: ReportFile) -> Iterator[Section]:
@@ -44,6 +18,8 @@ def sections(report: ReportFile) -> Iterator[Section]:
     yield _budget(report)
     if report.layers:
         yield Section("Bits per layer", figure=bits_plot(report.layers), caption=_bits_caption(report))
+    if report.curve is not None:
+        yield curve_section(report.curve)
     yield _latency(report)
     yield from _curves(report)
     yield _plan(report)
@@ -120,7 +96,8 @@ def _curves(report: ReportFile) -> Iterator[Section]:
 def _latency(report: ReportFile) -> Section:
     title, seen = "Predicted against measured latency", report.observations
     if not seen:
-        return Section(title, note=f"Nothing to draw: {report.latency_note or 'no engine was measured'}")
+        reason = report.latency_note or "no search has measured engines for this budget"
+        return Section(title, note=f"Nothing to draw: {reason}")
     columns = [
         ("", "number"), ("engine", "word"), ("predicted", "number"), ("95 % interval", "number"), ("measured", "number"),
         ("95 % interval", "number"), ("", "text"),

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from calib.errors import UserError
 from calib.files.checkpoint import shown
+from deploy.files.curve import CurveFile
 from deploy.files.engine import BuildFile, KernelRow, LatencyFile, VerifyFile
 from deploy.files.report import (
     LatencyPart,
@@ -119,6 +120,16 @@ class Recorded:
                     f"it has a kernel of {shown(unknown[0])}, which is no layer: use {BuildFile.MADE_BY} again"
                 )
         return kernels
+
+    @cached_property
+    def curve(self) -> CurveFile | None:
+        """Engines across the whole range; None where there is no curve, or one that was stopped."""
+        record = self.run.find(CurveFile)
+        for point in record.points if record is not None else ():
+            if point.policy is not None:
+                with self.run.about(CurveFile):
+                    Policy.from_file(point.policy, self.space)
+        return record if record is not None and record.complete else None
 
     @cached_property
     def stability(self) -> StabilityFile | None:

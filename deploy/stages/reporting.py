@@ -74,7 +74,8 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         stability=read.stability,
         contributions=read.contributions,
         observations=tuple(map(_observation, steps_for(run.find(LoopFile), str(read.budget))[-MOST_SHOWN:])),
-        pareto=_curve(read),
+        pareto=_pareto(read),
+        curve=read.curve,
         scores=_provenance(read),
         skipped=read.space_file.skipped,
         refused=read.space_file.refused,
@@ -184,7 +185,7 @@ def _observation(step: StepRow) -> ReportedStep:
     )
 
 
-def _curve(read: Recorded) -> tuple[CurvePoint, ...]:
+def _pareto(read: Recorded) -> tuple[CurvePoint, ...]:
     """Re-solve for budgets over the whole range of average bits; the value is what the scores predict."""
     if read.scores is None:
         return ()

@@ -16,6 +16,7 @@ from calib.errors import UserError
 from calib.files.storage import json_text
 from deploy.files.report import ReportFile
 from deploy.report.page import render_html, write_html
+from tests.deploy.report.curve_sample import curve
 from tests.deploy.report.report_sample import VERIFICATION, observation, plain_report, report, stage
 
 Place = tuple[str | int, ...]
@@ -24,6 +25,7 @@ FULL = {
     "verification": {**VERIFICATION, "stages": {**VERIFICATION["stages"], "engine": stage(None, not_run="no GPU")}},
     "observations": [observation("a", 0.6, 0.6), observation("b", 0.6, None, refused="no kernel", met=False)],
     "pareto": [{"cost": "avg_bits", "reached": 4.0, "value": -0.1}],
+    "curve": curve(),
     "contributions": {
         "schema": 1, "policy": "a", "value": "kl", "total": -0.1, "estimator": "owen", "evaluations": 10, "seed": 0, "stop_reason": "precision",
         "contributions": [{"group": "a", "format": "w8a8", "value": -0.1, "standard_error": 0.01, "interval": [-0.12, -0.08], "samples": 5}],
@@ -38,8 +40,8 @@ EXTREMES = (-1e300, 1.7e308, 5e-324, 2**53, 0)
     [
         (None, "is missing: make it with smpq report"),
         (json_text(report())[:500].encode(), "is not valid JSON"),
-        (b'{"schema": 7, "task": "\xff"}', "is not valid JSON"),
-        (json.dumps({**plain_report(), "schema": 1}).encode(), "has schema 1, this version of smpq reads schema 7"),
+        (b'{"schema": 8, "task": "\xff"}', "is not valid JSON"),
+        (json.dumps({**plain_report(), "schema": 1}).encode(), "has schema 1, this version of smpq reads schema 8"),
         (json.dumps(plain_report(seconds={"a": 1.0, "score": -1})).encode(), 'at `$.seconds["score"]`'),
     ],
 )
