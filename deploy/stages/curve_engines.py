@@ -13,7 +13,7 @@ import numpy as np
 
 from deploy.backends.base import BuildFailed
 from deploy.devices.base import Candidate
-from deploy.files.curve import PointKind
+from deploy.files.curve import CurveFile, PointKind
 from deploy.latency.curve import CurveLoop
 from deploy.latency.ladder import Ladder, Rung, frontier
 from deploy.latency.observed import Observation
@@ -63,14 +63,15 @@ class Drawn:
     stop_reason: str
 
 
-def measured_engines(workspace: Workspace, scores: Scores, most: int) -> Drawn:
+def measured_engines(workspace: Workspace, scores: Scores, most: int, earlier: CurveFile | None) -> Drawn:
     """Measure engines across the whole range of latency, `most` with those that the run has measured already.
 
-    Uniform formats are measured in any case. Adds to `observations.json`, so that none is measured twice.
+    Uniform formats are measured in any case. Adds to `observations.json`, so that none is measured twice; what
+    onnxruntime makes by itself stands in the `earlier` curve of the same machine.
     """
     export_float_model(workspace)
     bench, observations, space = workspace.bench, workspace.observations, workspace.space
-    own = _runtimes_own(workspace)
+    own = _known_own(earlier) or _runtimes_own(workspace)
     known, refused = _known(workspace), observations.refusals(bench.machine)
     seen = {each.policy.key() for each in known} | {each.policy.key() for each in refused}
     missing = sum(policy.key() not in seen for policy in uniform_policies(space))
@@ -97,8 +98,10 @@ def measured_engines(workspace: Workspace, scores: Scores, most: int) -> Drawn:
     return Drawn((_float(workspace), *policies, *([own] if own is not None else [])), float_ms, reason)
 
 
-def sized_engines(workspace: Workspace, scores: Scores, most: int, known: Sequence[Policy]) -> Drawn:
-    """Choose policies across the whole range of sizes, `most` with those that are `known`: nothing is measured."""
+def sized_engines(workspace: Workspace, scores: Scores, most: int, earlier: CurveFile | None) -> Drawn:
+    """Choose policies across the whole range of sizes, `most` with those of the `earlier` curve: nothing is measured."""
+    rows = earlier.points if earlier is not None else ()
+    known = [Policy.from_file(row.policy, workspace.space) for row in rows if row.policy is not None]
     space, size = workspace.space, workspace.costs["size"]
     reference = space.uniform(space.reference)
     found = {policy.key(): policy for policy in (*uniform_policies(space), *known)}
@@ -192,6 +195,14 @@ def _of_policy(workspace: Workspace, policy: Policy, ratio: float) -> Engine:
 
 def _kind(space: Space, policy: Policy) -> PointKind:
     return "uniform" if policy in uniform_policies(space) else "found"
+
+
+def _known_own(earlier: CurveFile | None) -> Engine | None:
+    """Return what is known of the runtime's own quantiser, if the evaluation data have been through it."""
+    for row in earlier.points if earlier is not None else ():
+        if row.kind == "quantize_static" and row.judged is not None:
+            return Engine(row.kind, None, row.ratio, row.ratio_interval)
+    return None
 
 
 def _runtimes_own(workspace: Workspace) -> Engine | None:

@@ -51,11 +51,9 @@ def draw_curve(workspace: Workspace, most: int = MOST_ENGINES) -> CurveFile:
 
 def _drawn(workspace: Workspace, scores: Scores, most: int, earlier: CurveFile | None) -> Drawn:
     if workspace.not_measurable is None:
-        return measured_engines(workspace, scores, most)
+        return measured_engines(workspace, scores, most, earlier)
     workspace.progress.say(f"{workspace.not_measurable}: size stands for latency, and engines are simulated")
-    rows = earlier.points if earlier is not None else ()
-    known = [Policy.from_file(row.policy, workspace.space) for row in rows if row.policy is not None]
-    return sized_engines(workspace, scores, most, known)
+    return sized_engines(workspace, scores, most, earlier)
 
 
 def _earlier(workspace: Workspace) -> CurveFile | None:

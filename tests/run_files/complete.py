@@ -12,6 +12,7 @@ from deploy.latency.steps import LoopSettings, Step
 from deploy.run.settings import Settings
 from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
+from deploy.stages.curving import draw_curve
 from deploy.stages.explaining import explain
 from deploy.stages.finetuning import finetune
 from deploy.stages.looping import _proposals, write_next_bundle
@@ -41,6 +42,7 @@ def make_run(path: Path) -> Workspace:
     build(workspace, solution.policy)
     measure(workspace, solution.policy, [2])
     verify(workspace, solution.policy)
+    draw_curve(workspace, 2)
     explain(workspace, solution.policy)
     train_supernet(workspace, SupernetSettings(epochs=2, steps=2, walks=2, samples=16))
     write_reports(workspace.run, Progress())

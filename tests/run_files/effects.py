@@ -11,6 +11,7 @@ import numpy as np
 
 from calib.files.storage import plain
 from deploy.backends.onnxruntime import load_engine
+from deploy.files.curve import CurveFile
 from deploy.files.loop import BundleFile, LoopFile
 from deploy.files.profile import ProfileFile
 from deploy.files.report import ReportFile
@@ -27,6 +28,7 @@ from deploy.stages.looping import _proposals
 from deploy.stages.making import _needs_build, _needs_export
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import score
+from deploy.stages.taking import take_point
 from deploy.terminal.progress import Progress
 from smpq.problem.budget import Budget
 from smpq.problem.policy import Policy
@@ -162,6 +164,13 @@ def _profile(workspace: Workspace) -> Any:
     return profile_lines(record), profile_svg(record)
 
 
+def _curve(workspace: Workspace) -> Any:
+    """`smpq curve` goes on from it, and `smpq take` and `smpq report` read it."""
+    curve = workspace.run.read(CurveFile)
+    taken = [take_point(workspace.run.path, point.name) for point in curve.points if point.policy is not None]
+    return plain(curve), [plain(point) for point in taken]
+
+
 USES: Mapping[str, tuple[Effect, ...]] = {
     "run.json": (_settings, _report),
     "calibration.json": (_calibration,),
@@ -176,6 +185,7 @@ USES: Mapping[str, tuple[Effect, ...]] = {
     "observations.json": (_observations,),
     "loop.json": (_loop, _report),
     "bundle.json": (_bundle,),
+    "curve.json": (_report, _curve),
     "model.float.json": (_float_model,),
     "export.json": (_exported,),
     "build.json": (_built, _report),

@@ -19,6 +19,8 @@ TAUGHT = {
     "measure": ["latency.json"],
     "bundle": ["runner.pyz", "measurements.json", "smpq feedback"],
     "feedback": ["policy.json", "Exit code 1"],
+    "curve": ["curve.json", "smpq report", "smpq take"],
+    "take": ["policy.json", "smpq export", "budget.json"],
     "verify": ["verify.json"],
     "report": ["report.json", "report.html"],
     "profile": ["profile.json", "profile.svg"],
