@@ -19,6 +19,12 @@ KINDS: Mapping[PointKind, str] = {
     "float": "float engine",
     "quantize_static": "plain quantize_static",
 }
+_CORNERS: Mapping[PointKind, Sequence[tuple[int, int]]] = {
+    "uniform": ((-4, -4), (4, -4), (4, 4), (-4, 4)),
+    "float": ((0, -6), (6, 0), (0, 6), (-6, 0)),
+    "quantize_static": ((0, -6), (6, 5), (-6, 5)),
+}
+"""Of the marks that are no circles, in px around the point."""
 _LEFT, _TOP, _ACROSS, _HIGH = 72.0, 40.0, 560.0, 300.0
 _WIDTH, _HEIGHT = 648.0, 420.0
 _RADIUS = 4.5
@@ -129,11 +135,9 @@ def short_plan(point: PointRow) -> str:
 
 
 def _mark(kind: PointKind, x: float, y: float) -> Markup:
-    if kind == "found":
+    corners = _CORNERS.get(kind)
+    if corners is None:
         return element("circle", class_="point", cx=x, cy=y, r=_RADIUS)
-    if kind == "uniform":
-        return element("rect", class_="point", x=x - 4, y=y - 4, width=8.0, height=8.0)
-    corners = ((0, -6), (6, 0), (0, 6), (-6, 0)) if kind == "float" else ((0, -6), (6, 5), (-6, 5))
     return element("polygon", class_="point", points=" ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners))
 
 

@@ -31,8 +31,9 @@ def engines(content: dict) -> list[ET.Element]:
 def test_every_engine_is_drawn_with_both_intervals_and_its_kind():
     found = engines(curve())
     assert [each.attrib["class"] for each in found] == ["engine", "engine", "engine pale", "engine pale", "engine"]
-    marks = [next(part.tag for part in each if part.attrib.get("class") == "point") for each in found]
-    assert marks == ["rect", "circle", "polygon", "circle", "polygon"]
+    marks = [next(part for part in each if part.attrib.get("class") == "point") for each in found]
+    assert [mark.tag for mark in marks] == ["polygon", "circle", "polygon", "circle", "polygon"]
+    assert [len(mark.attrib.get("points", "").split()) for mark in marks] == [4, 0, 3, 0, 4]
     assert all(len(each.findall("line")) == 2 for each in found)
     across = [float(each.find("line").attrib["x1"]) for each in found]
     assert across == sorted(across)
