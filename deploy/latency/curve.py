@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+from calib.formats.format import Format
 from deploy.latency.ladder import Ladder, Rung
 from deploy.latency.loop import LatencyLoop
 from deploy.latency.steps import Proposal
 from smpq.problem.policy import Policy
 from smpq.solve.allocate import Ceiling, Problem, nearest_feasible
+from smpq.solve.allocate import Values as Marginals
 
 _TINY = 1e-6
 _FASTER = 0.98
 """A policy is worth measuring as the fastest one when it is predicted to take less than this share of the fastest."""
 _ROOM = 1.01
+_NEAR = 0.1
+"""Latencies that differ by less have plans that are alike, in shares of the float engine's time."""
 
 
 class CurveLoop(LatencyLoop):
@@ -27,8 +33,9 @@ class CurveLoop(LatencyLoop):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self._ladder = Ladder()
+        self._refined: dict[float, Marginals] = {}
+        super().__init__(*args, **kwargs)
 
     @property
     def stop_reason(self) -> str:
@@ -73,11 +80,24 @@ class CurveLoop(LatencyLoop):
         return next((policy for policy in (found, quickest) if policy is not None and self._is_new(policy)), None)
 
     def _best_within(self, limit: float) -> Policy | None:
-        """Return the most valuable policy within a latency. Each latency starts from the scores: what was learnt near
-        the policy of another one does not hold here.
+        """Return the most valuable policy within a latency.
+
+        What single changes of a plan are worth is measured near some latencies; between them those of the nearest one
+        stand beside the scores.
         """
         goal, starts = self.goal, self._state.marginals
+        near = min(self._refined, key=lambda latency: abs(latency - limit), default=math.inf)
+        if abs(near - limit) <= _NEAR:
+            self._state.marginals = {**starts, "refined": self._refined[near]}
         self.goal = replace(goal, limit=limit)
         choice = self._search(0.0)
         self.goal, self._state.marginals = goal, starts
-        return choice.policy if choice is not None else None
+        if choice is None:
+            return None
+        if abs(near - limit) > _NEAR:
+            self._refined[limit] = choice.marginals
+        return choice.policy
+
+    def _leave_out(self, blamed: Collection[tuple[str, Format]]) -> None:
+        super()._leave_out(blamed)
+        self._refined.clear()  # of formats that are not offered any more
