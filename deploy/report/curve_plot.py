@@ -90,21 +90,22 @@ def _engine(
     room = free_place(x, y, len(point.name) * LETTER, boxes, (_LEFT, _TOP, _LEFT + _ACROSS, _TOP + _HIGH))
     if room is not None:
         parts.append(label(*room, point.name))
-    text = f"{described(point, judged, curve.metric)} {full_plan(point)}"
+    text = f"{described(curve, point, judged)} {full_plan(point)}"
     kind = "engine pale" if point.dominated else "engine"
     attributes = {"class": kind, "tabindex": "0", "role": "img", "data-plan": text}
     return element("g", element("title", text), *parts, **attributes)
 
 
-def described(point: PointRow, judged: JudgedPoint, metric: str) -> str:
+def described(curve: CurveFile, point: PointRow, judged: JudgedPoint) -> str:
     """Return what a point is, costs and reaches, in a sentence."""
+    metric, whole = curve.metric, "the float engine's time" if curve.cost == "latency" else "the float model's size"
     low, high = _ends(point.ratio_interval) or (None, None)
     interval = f" ({number(low)} to {number(high)})" if low is not None else ""
     took = f", {number(point.ms)} ms" if point.ms is not None else ""
     ends = judged.change_interval
     lost = f"{change(judged.change, metric)} ({change(ends.low, metric)} to {change(ends.high, metric)}) against float"
     return (
-        f"{point.name}, {KINDS[point.kind]}: {number(point.ratio)}{interval} of the float engine{took}; "
+        f"{point.name}, {KINDS[point.kind]}: {number(point.ratio)}{interval} of {whole}{took}; "
         f"{metric} {measure(judged.accuracy, judged.interval, metric)}, {lost}."
     )
 

@@ -59,7 +59,7 @@ def test_a_focused_engine_tells_its_plan_and_tables_sort(browsed: tuple[Page, st
     page = browsed[0]
     assert [row[0] for row in page.rows if re.fullmatch(r"P\d", row[0])] == ["P3", "P1", "P4", "P2", "P5"]
     assert ("aria-sort", "ascending") in [pair for tag, given in page.tags if tag == "th" for pair in given.items()]
-    assert "P1, one format everywhere: 0.58 (0.576 to 0.584) of the float engine" in page.text
+    assert "P1, one format everywhere: 0.58 (0.576 to 0.584) of the float engine's time" in page.text
     assert page.text.count("P1, one format everywhere") == 2, "its title, and below the plot"
 
 

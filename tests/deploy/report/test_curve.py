@@ -44,7 +44,7 @@ def test_a_point_tells_its_plan_when_pointed_at_or_focused():
     assert second.attrib["tabindex"] == "0"
     text = second.attrib["data-plan"]
     assert second.find("title").text == text
-    assert text.startswith("P2, found by the search: 0.642 (0.638 to 0.646) of the float engine, 1.88 ms; ")
+    assert text.startswith("P2, found by the search: 0.642 (0.638 to 0.646) of the float engine's time, 1.88 ms; ")
     assert "top-1 89.85 % (89.25 to 90.45), −0.15 (−0.45 to +0.15) against float" in text
     assert text.endswith("Plan: stem fp32, layer1.conv1 to head (2 layers) w8a8.")
 
@@ -80,6 +80,11 @@ def test_what_cannot_be_timed_is_said_to_be_simulated():
     assert "simulated, through the fake-quantised model" in page.text
     (row,) = [row for row in page.rows if row[:1] == ["P2"]]
     assert len(row) == 8
+    assert (
+        engines(sized_curve())[0]
+        .attrib["data-plan"]
+        .startswith("P1, one format everywhere: 0.58 of the float model's size; ")
+    )
 
 
 def test_without_a_curve_there_is_no_section():
