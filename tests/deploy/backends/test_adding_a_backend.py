@@ -43,6 +43,10 @@ def test_it_does_the_whole_job(tmp_path):
     assert built["engines"][f"engine.{NAME}.away"]["versions"] == {"away": "1"}
     assert report["verification"]["stages"]["engine"]["mean"] is not None, "the engine was opened and run"
     assert report["latency"]["ratio"] > 0, "and timed"
+    curve = json.loads(done("curve", run, "--engines", "1", "--json").out)
+    assert {point["kind"] for point in curve["points"]} >= {"uniform", "float"}
+    assert "quantize_static" not in [point["kind"] for point in curve["points"]], "it has no quantiser of its own"
+    assert {point["judged"]["measured_on"] for point in curve["points"]} == {"engine"}
     assert f"smpq profile knows no profiler for engines of {NAME}" in refused("profile", run)
     assert f"this run is for {NAME}" in refused("export", run, "--format", "onnx-qdq")
 
