@@ -94,8 +94,9 @@ def measured_engines(workspace: Workspace, scores: Scores, most: int, earlier: C
             workspace.progress.say(f"{proposal.label}: {said}, predicted {proposal.predicted:.3f}")
     float_ms = observations.float_ms(bench.machine) or bench.float_ms()
     policies = [_of_observation(workspace, each) for each in _known(workspace)]
-    reason = f"{most} engines are measured" if loop.stop_reason == "measurements" else loop.stop_reason
-    return Drawn((_float(workspace), *policies, *([own] if own is not None else [])), float_ms, reason)
+    engines = [*policies, *([own] if own is not None else [])]
+    reason = f"{len(engines)} engines are measured" if loop.stop_reason == "measurements" else loop.stop_reason
+    return Drawn((_float(workspace), *engines), float_ms, reason)
 
 
 def sized_engines(workspace: Workspace, scores: Scores, most: int, earlier: CurveFile | None) -> Drawn:

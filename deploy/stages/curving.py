@@ -34,16 +34,15 @@ def draw_curve(workspace: Workspace, most: int = MOST_ENGINES) -> CurveFile:
     names = _names(engines, known)
     judged = {name: known[key].judged for key, name in names.items() if key in known}
     judge = Judge(workspace)
-    for engine in engines:
+    waiting = [engine for engine in engines if judged.get(names[engine.key]) is None]
+    if waiting:  # what is wrong with the float model, or with the data, is wrong for all
+        judge.run_float()
+    for engine in waiting:
         name = names[engine.key]
-        if judged.get(name) is not None:
-            continue
         _write(workspace, drawn, engines, names, judged, judge.samples)
         try:
             judged[name] = _judged(judge, engine, name)
         except UserError as error:
-            if engine.kind == "float":
-                raise
             workspace.progress.warn(f"{name} is left out: {error}")
             names.pop(engine.key)
     return _write(workspace, drawn, engines, names, judged, judge.samples)

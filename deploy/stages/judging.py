@@ -31,7 +31,7 @@ class Judge:
     """
 
     def __init__(self, workspace: Workspace) -> None:
-        """Load the evaluation data; the float model goes through it when the first engine does."""
+        """Load the evaluation data."""
         self._workspace = workspace
         self._batches = materialize(call_task(workspace.task, "evaluation"), what="evaluation")
         self._runs_here = workspace.not_measurable is None and workspace.backend.why_not_timed() is None
@@ -40,6 +40,12 @@ class Judge:
     def samples(self) -> int:
         """How many samples there are."""
         return sum(len(batch.inputs[0]) for batch in self._batches)
+
+    def run_float(self) -> Tensor:
+        """Run the float model, which all others are compared with; returns `[n]`, the metric of each sample. UserError
+        where it or the task does not work.
+        """
+        return self._float_values
 
     def of_policy(self, policy: Policy, what: str) -> JudgedPoint:
         """Return how accurate a policy's engine is; `what` names it for people. UserError where it gives NaN or

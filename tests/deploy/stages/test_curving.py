@@ -21,6 +21,7 @@ from deploy.stages.taking import take_point
 from deploy.terminal.progress import Progress
 from smpq.problem.budget import Budget
 from tests.deploy.board import FASTER, Board
+from tests.tiny_task import Tiny
 
 
 def on(workspace, **limits):
@@ -117,6 +118,16 @@ def test_an_engine_that_gives_no_numbers_is_left_out_with_a_warning(workspace, m
     record = draw_curve(on(workspace))
     assert {point.policy.policy["head"] for point in record.points if point.policy is not None} == {"fp32"}
     assert "is left out: the output of stage engine holds NaN" in said[0]
+
+
+def test_what_is_wrong_with_the_float_model_is_told(workspace):
+    class Wrong(Tiny):
+        def metric(self, output, target):
+            raise KeyError("top1")
+
+    with pytest.raises(UserError, match="KeyError"):
+        draw_curve(replace(on(workspace), task=Wrong()), 2)
+    assert not workspace.run.has("curve.json")
 
 
 def test_another_machine_has_another_curve(workspace):
