@@ -2,8 +2,6 @@ import contextlib
 import multiprocessing.spawn
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -17,8 +15,6 @@ from smpq.value.evaluate import Evaluator
 from smpq.value.journal import Journal
 from smpq.value.workers.local import LocalWorkerSource
 from smpq.value.workers.pool import WorkerError, WorkerPool
-from tests.conftest import ROOT
-from tests.processes import hearing_signals
 from tests.smpq.value.workers.evaluated import OUTPUTS, Deadly, Refusing, Task, compute, drawn
 
 
@@ -170,12 +166,8 @@ def test_workers_end_with_close_and_when_forgotten():
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_the_process_that_started_them(number):
-    process = subprocess.Popen(
-        hearing_signals(sys.executable, "-m", "tests.smpq.value.workers.evaluated"), cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout is not None
+def test_workers_end_with_the_process_that_started_them(warm, number):
+    process = warm.run("tests.smpq.value.workers.evaluated", new_session=True)
     pids = []
     while not pids:
         pids = [int(text) for text in process.stdout.readline().split()]
