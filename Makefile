@@ -14,6 +14,9 @@ STAMP := $(VENV)/.installed
 ON_LINUX := sys_platform == 'linux' and platform_machine == 'x86_64'
 BESIDE = $(BIN)/python -m pip install --quiet --no-deps --upgrade --target
 
+# Compiled modules are kept, where the environment does not want that: tests start many processes, and pytest rewrites assertions.
+test test-quick: export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-quick lint types docs check install providers
 .DELETE_ON_ERROR:
 

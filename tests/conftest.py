@@ -1,12 +1,19 @@
 """Where the tests find what a machine may lack."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import slow_tests
+
+if TYPE_CHECKING:
+    from tests.warm import Server
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that share the cores wait for each other's threads at every product of matrices otherwise, up to twenty
@@ -48,6 +55,16 @@ def _fast() -> Iterator[None]:
 
     with garbage_kept(), torch_kept(), traced_once():
         yield
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """What starts processes that have made their imports already; one for all workers of this run of the tests."""
+    from tests.warm import Server
+
+    directory = tmp_path_factory.getbasetemp()
+    with closing(Server(directory.parent if "PYTEST_XDIST_WORKER" in os.environ else directory)) as server:
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)

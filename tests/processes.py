@@ -22,11 +22,6 @@ def hearing_signals(*command: object) -> list[str]:
     return [sys.executable, "-c", _PROGRAM.format(ignored=()), *map(str, command)]
 
 
-def ignoring_interrupts(*command: object) -> list[str]:
-    """Return a command that runs `command` as a job in the background of a script, which does not hear SIGINT."""
-    return [sys.executable, "-c", _PROGRAM.format(ignored=("SIGINT",)), *map(str, command)]
-
-
 def ignoring_hangups(*command: object) -> list[str]:
     """Return a command that runs `command` as under nohup, where it does not hear SIGHUP."""
     return [sys.executable, "-c", _PROGRAM.format(ignored=("SIGHUP",)), *map(str, command)]

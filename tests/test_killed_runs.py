@@ -2,18 +2,14 @@
 larger task.
 """
 
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
 from tests.commands import TINY, smpq
-from tests.conftest import ROOT
 
 COMMAND = [
     "run", *TINY[:2], "--evaluations", "60", "--samples", "16", "--target", "simulate", "--formats", "w2a8,w3a8,w4a8,w8a8,w4a16,w8a16,fp32",
@@ -34,14 +30,6 @@ def rows(run):
         database.close()
 
 
-def start(run, *options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-m", "tests.quick_cli", *COMMAND, "--out", str(run), *options]
-    return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-
-
 def finish(run):
     """Start the command in this process, with as many threads as the others have, and see its end."""
     before = torch.get_num_threads()
@@ -54,14 +42,14 @@ def finish(run):
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(warm, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     finish(whole)
     expected = rows(whole)
     assert len(expected) > 60
     survivors = []
     for known, options in ((1, ("--workers", "2")), (50, ())):
-        process = start(run, *options)
+        process = warm.run("cli", *COMMAND, "--out", run, *options, environment={"OMP_NUM_THREADS": "1"})
         while len(rows(run)) < known:
             assert process.poll() is None, process.communicate()
             time.sleep(0.005)

@@ -9,35 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.commands import TINY
+from tests.commands import TINY, done
 from tests.conftest import ROOT
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import cli
 from tests.torch_kept import garbage_kept, torch_kept
 from tests.traced_once import traced_once
 
-def smpq(*arguments):
-    sys.argv = ["smpq", *arguments, "--quiet"]
-    try:
-        cli.main()
-    except SystemExit as stopped:
-        assert not stopped.code, stopped.code
-
-out, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
-with garbage_kept(), torch_kept(), traced_once():
-    for name, (options, policy) in commands.items():
-        run = out / name
-        smpq("score", *options, "--out", str(run))
-        smpq("solve", str(run), "--budget", "avg_bits=9")
-        smpq("explain", str(run), "--evaluations", "24")
-        if policy:
-            (run / "policy.json").write_text(json.dumps({"schema": 1, "policy": policy}))
-        smpq("export", str(run))
-"""
 COMMANDS = {
     "simulate": ([*TINY, "--target", "simulate", "--formats", "w2a8,w3a8,w4a8,w8a8,w4a16,w8a16,fp32"], None),
     "orin": (
@@ -51,12 +29,30 @@ def files(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(run.iterdir()) if path.suffix in {".json", ".onnx"}}
 
 
+def make(out: Path) -> None:
+    for name, (options, policy) in COMMANDS.items():
+        run = out / name
+        done("score", *options, "--out", run)
+        done("solve", run, "--budget", "avg_bits=9")
+        done("explain", run, "--evaluations", "24")
+        if policy:
+            (run / "policy.json").write_text(json.dumps({"schema": 1, "policy": policy}))
+        done("export", run)
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path):
-    for seed in ("1", "2"):
-        command = [sys.executable, "-c", SCRIPT, str(tmp_path / seed), json.dumps(COMMANDS)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    """This one, and one whose sets have another order."""
+    command = [sys.executable, "-m", "tests.test_same_files", tmp_path / "2"]
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        make(tmp_path / "1")
+    finally:
+        torch.set_num_threads(before)
     for name in COMMANDS:
         first, second = files(tmp_path / "1" / name), files(tmp_path / "2" / name)
         assert {"costs.json", "scores.json", "space.json", "policy.json", "contributions.json", "export.json"} <= set(
@@ -67,3 +63,8 @@ def test_two_processes_write_the_same_bytes(tmp_path):
         space, costs = json.loads(first["space.json"]), json.loads(first["costs.json"])["costs"]["size"]["parts"]
         for group, row in costs.items():
             assert list(row) == list(dict.fromkeys((*space["groups"][group]["formats"], space["reference"])))
+
+
+if __name__ == "__main__":
+    with garbage_kept(), torch_kept(), traced_once():
+        make(Path(sys.argv[1]))

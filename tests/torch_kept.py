@@ -76,7 +76,7 @@ def decompositions_kept() -> Iterator[None]:
 
 @contextmanager
 def operators_kept() -> Iterator[None]:
-    """Keep the lists of composite operators, until a library or a test registers an operator."""
+    """Keep the lists of composite operators, until a library or a test registers one."""
     in_cpp, found = utils._materialize_cpp_cia_ops, exported_program._collect_all_valid_cia_ops
     utils._materialize_cpp_cia_ops = _until_operators_are_added(in_cpp)
     exported_program._collect_all_valid_cia_ops = _until_operators_are_added(found)
@@ -88,13 +88,14 @@ def operators_kept() -> Iterator[None]:
 
 
 def _until_operators_are_added(collect: Callable[[], Any]) -> Callable[[], Any]:
-    """Return what `collect` gave for as many operators as there are."""
+    """Return what `collect` gave for as many composite operators as there are."""
 
     @functools.cache
     def collected(_operators: int) -> Any:
         return collect()
 
-    return lambda: collected(len(torch._C._dispatch_get_all_op_names()))
+    composite = "CompositeImplicitAutograd"
+    return lambda: collected(len(torch._C._dispatch_get_registrations_for_dispatch_key(composite)))
 
 
 @dataclass(frozen=True)

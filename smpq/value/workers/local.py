@@ -11,17 +11,21 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from calib.errors import UserError
 from smpq.value.workers.process import Answer, Died, Ready, Work, WorkerProcess
 
 if TYPE_CHECKING:
     from smpq.value.workers.pool import Worker
 
-_SPAWN = multiprocessing.get_context("spawn")
-"""A forked process could use neither CUDA nor the threads of OpenMP."""
+_FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+_CONTEXT: Any = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
+"""A process that is forked off this one could use neither CUDA nor the threads of OpenMP. One that is forked off a
+server, which has imported torch and done nothing with it, can: importing takes seconds, and workers share the memory.
+"""
 _PATIENCE_S = 10
 
 
@@ -29,12 +33,18 @@ class LocalWorker:
     """A process and the pipe to it."""
 
     def __init__(self) -> None:
-        """Start the process."""
-        self.connection, theirs = _SPAWN.Pipe()
-        self.process: SpawnProcess = _SPAWN.Process(target=_serve, args=(theirs,), daemon=True)
-        with _interrupts_held():
-            self.process.start()
-        theirs.close()
+        """Start the process; UserError when the system does not."""
+        if _FORKS:
+            multiprocessing.set_forkserver_preload(["torch", "smpq.value.workers.process"])
+        self.connection, theirs = _CONTEXT.Pipe()
+        self.process: BaseProcess = _CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
+        try:
+            with _interrupts_held():
+                self.process.start()
+        except (EOFError, OSError) as error:
+            raise UserError(f"worker processes cannot be started ({error}): use --workers 1") from error
+        finally:
+            theirs.close()
 
     def give(self, work: Work) -> None:
         """Send the work."""

@@ -32,10 +32,11 @@ def bare_python(tmp_path_factory) -> Path:
     here.
     """
     directory = tmp_path_factory.mktemp("bare")
-    venv.create(directory, with_pip=True, symlinks=True)
+    venv.create(directory, with_pip=False, symlinks=True)
     python = directory / "bin" / "python"
     wanted = [f"{name}=={importlib.metadata.version(name)}" for name in ONLY]
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "0", *wanted]
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "--quiet"]
+    install = [*pip, "install", "--no-compile", "--retries", "0", *wanted]
     try:
         installed = subprocess.run(install, capture_output=True, timeout=150, check=False).returncode == 0
     except subprocess.TimeoutExpired:

@@ -7,18 +7,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from deploy.runner.state import machine
-from tests.conftest import ROOT
 from tests.deploy.devices.servers import SERVERS, Server, serving
 from tests.deploy.devices.test_ssh import runners
-from tests.processes import hearing_signals, ignoring_interrupts
+from tests.warm import Process
 
 CUTS = 3
 JOB = [
@@ -48,10 +45,10 @@ def left_on(server: Server) -> list[Path]:
     return list((server.home / ".cache" / "smpq").glob("*"))
 
 
-def started(server: Server, run: Path, job: list[str], errors, prefixed=hearing_signals) -> subprocess.Popen[str]:
-    environment = {**os.environ, "SMPQ_SSH_OPTIONS": server.options, "OMP_NUM_THREADS": "1"}
-    command = prefixed(sys.executable, "-m", "tests.quick_cli", *job, "--out", run, "--device", server.address)
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+def started(warm, server: Server, run: Path, job: list[str], errors, ignored=()) -> Process:
+    environment = {"SMPQ_SSH_OPTIONS": server.options, "OMP_NUM_THREADS": "1"}
+    command = ["cli", *job, "--out", run, "--device", server.address]
+    return warm.run(*command, environment=environment, stderr=errors, ignored=ignored)
 
 
 def measured(log: str) -> list[str]:
@@ -59,12 +56,12 @@ def measured(log: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_whole_job_goes_on_after_three_cuts_and_measures_nothing_twice(server, tmp_path):
+def test_the_whole_job_goes_on_after_three_cuts_and_measures_nothing_twice(warm, server, tmp_path):
     run = tmp_path / "run"
     before = set(left_on(server))
     log, cuts = None, []
     with (tmp_path / "errors").open("w+") as errors:
-        with started(server, run, JOB, errors) as process:
+        with started(warm, server, run, JOB, errors) as process:
             while process.poll() is None:
                 time.sleep(0.02)
                 ours = [directory for directory in left_on(server) if directory not in before]
@@ -114,18 +111,12 @@ def cut_while_at_work(server: Server, directories: list[Path]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "prefixed"),
-    [
-        ("SIGTERM", hearing_signals),
-        ("SIGHUP", hearing_signals),
-        ("SIGTERM", ignoring_interrupts),
-        ("SIGINT", hearing_signals),
-    ],
+    ("name", "ignored"), [("SIGTERM", ()), ("SIGHUP", ()), ("SIGTERM", ("SIGINT",)), ("SIGINT", ())]
 )
-def test_a_command_that_is_stopped_leaves_nothing_on_the_device(server, tmp_path, name, prefixed):
+def test_a_command_that_is_stopped_leaves_nothing_on_the_device(warm, server, tmp_path, name, ignored):
     before = set(left_on(server))
     with (tmp_path / "errors").open("w+") as errors:
-        with started(server, tmp_path / "run", SMALL_JOB, errors, prefixed) as process:
+        with started(warm, server, tmp_path / "run", SMALL_JOB, errors, ignored) as process:
             deadline = time.monotonic() + MOST_SECONDS
             while not (at_work := [pid for directory in set(left_on(server)) - before for pid in runners(directory)]):
                 assert process.poll() is None, (tmp_path / "errors").read_text()

@@ -52,6 +52,10 @@ class Deadly(Task):
         return super().loss(output, target)
 
 
+def ends_at_once(_connection: object) -> None:
+    os._exit(1)
+
+
 def compute(task: object = None, value: str = "kl", rules: QdqRules = OUTPUTS, samples: int = 40) -> PolicyValue:
     network = residual()
     groups = find_groups(network.traced, network.units)

@@ -1,11 +1,9 @@
 import contextlib
-import multiprocessing.spawn
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +13,10 @@ from calib.formats.format import Format
 from smpq.quantized.plan import QdqRules
 from smpq.value.evaluate import Evaluator
 from smpq.value.journal import Journal
+from smpq.value.workers import local
 from smpq.value.workers.local import LocalWorkerSource
 from smpq.value.workers.pool import WorkerError, WorkerPool
-from tests.conftest import ROOT
-from tests.processes import hearing_signals
-from tests.smpq.value.workers.evaluated import OUTPUTS, Deadly, Refusing, Task, compute, drawn
+from tests.smpq.value.workers.evaluated import OUTPUTS, Deadly, Refusing, Task, compute, drawn, ends_at_once
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +143,31 @@ def test_a_task_that_cannot_be_sent_is_refused_with_what_to_do(pool):
     assert len(list(pool.compute(with_kl)(drawn(here.space, 2)))) == 2, "no task is needed"
 
 
-def test_workers_that_cannot_start(monkeypatch):
-    before = multiprocessing.spawn.get_executable()
-    multiprocessing.spawn.set_executable("/bin/false")
-    try:
-        pool, here = WorkerPool(LocalWorkerSource(2)), compute()
-        with pytest.raises(UserError, match=r"end before they have started \(exit code 1\)"):
-            list(pool.compute(here)(drawn(here.space, 2)))
-        pool.close()
-    finally:
-        multiprocessing.spawn.set_executable(before)
+def test_workers_that_end_before_they_have_started(monkeypatch):
+    monkeypatch.setattr(local, "_serve", ends_at_once)
+    pool, here = WorkerPool(LocalWorkerSource(2)), compute()
+    with pytest.raises(UserError, match=r"end before they have started \(exit code 1\)"):
+        list(pool.compute(here)(drawn(here.space, 2)))
+    pool.close()
+
+
+def test_workers_that_the_system_does_not_start(monkeypatch):
+    def refuse(_process):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(local._CONTEXT.Process, "start", refuse)
+    pool, here = WorkerPool(LocalWorkerSource(2)), compute()
+    with pytest.raises(UserError, match=r"cannot be started .*temporarily unavailable.*--workers 1"):
+        list(pool.compute(here)(drawn(here.space, 2)))
+    pool.close()
+
+
+def test_workers_share_what_they_import(pool):
+    """They come from one server, which has torch already: each is there at once."""
+    list(pool.compute(compute())(drawn(compute().space, 2)))
+    parents = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in pool.pids()}
+    assert len(parents) == 1
+    assert parents != {str(os.getpid())}
 
 
 def test_workers_end_with_close_and_when_forgotten():
@@ -170,12 +182,8 @@ def test_workers_end_with_close_and_when_forgotten():
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_the_process_that_started_them(number):
-    process = subprocess.Popen(
-        hearing_signals(sys.executable, "-m", "tests.smpq.value.workers.evaluated"), cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout is not None
+def test_workers_end_with_the_process_that_started_them(warm, number):
+    process = warm.run("tests.smpq.value.workers.evaluated", new_session=True)
     pids = []
     while not pids:
         pids = [int(text) for text in process.stdout.readline().split()]
