@@ -6,7 +6,7 @@ Usage: ptq_resnet20.py CIFAR10_DIR WEIGHTS [--seeds 0,1,2] [--rounding gptq,near
 Weights of 2, 3, 4 or 8 bits, activations of 8, every layer counted; top-1 on the 10,000 test images, whose labels the
 search never sees. One scoring of a seed serves all its budgets; the seconds of a row hold all of it, the calibration
 and the rounding too: `seconds` on the wall, which other processes make longer, `cpu_seconds` of this process. With
---journal a run that was stopped repeats no evaluation: its rows then have fewer `evaluations`, and too few seconds.
+--journal a run that was stopped repeats no evaluation: its rows then have too few of them, and too few seconds.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from smpq.problem.policy import Policy, Space
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.scoring.shapley import ScoringLimits, estimate
+from smpq.scoring.stability import UntilSettled
 from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
 from smpq.solve.effort import effort_from_name
 from smpq.solve.search import choose, confirm
@@ -72,11 +73,17 @@ class Bench:
         self.bits = cost_models(self.space, traced)["avg_bits"]
         seen, unseen = batches[: SAMPLES // 128], batches[SAMPLES // 128 :]
         self.value = Evaluator(PolicyValue(self.fake, self.space, task, seen), Journal(journal), rounding)
+        self.folds = self.value.folds
         self.unseen = Evaluator(
             PolicyValue(self.fake, self.space, task, unseen), Journal(journal), f"{rounding} unseen"
         )
         self._top1: dict[str, float] = {}
         self.spent = clock.spent()
+
+    def samples(self) -> int:
+        """Return how often a policy was evaluated on a sample."""
+        parts = sum(fold.evaluations for fold in self.folds if fold is not self.value)
+        return self.value.evaluations * SAMPLES + parts * (SAMPLES // len(self.folds))
 
     def top1(self, policy: Policy) -> float:
         """Return the accuracy in % on the test images."""
@@ -104,18 +111,21 @@ class Bench:
 def search(bench: Bench, rounding: str, seed: int, effort_name: str) -> list[dict]:
     effort = effort_from_name(effort_name)
     rows = []
-    clock, known = Clock(), bench.value.evaluations
+    clock, known = Clock(), bench.samples()
     budgets = BUDGETS[rounding]
     low, high = min(budgets) * 0.95, max(budgets) * 1.15
-    scores = estimate(bench.value, bench.space, ScoringLimits(effort.scoring), seed, (low, high))
-    scored, scoring = clock.spent(), bench.value.evaluations - known
+    settled = UntilSettled(bench.space, [[Ceiling(bench.bits, budget)] for budget in budgets], effort.gain, seed)
+    limits = ScoringLimits(effort.scoring)
+    scores = estimate(bench.value, bench.space, limits, seed, (low, high), stable=settled, folds=bench.folds)
+    scored, scoring = clock.spent(), bench.samples() - known
     for budget in budgets:
         ceilings = [Ceiling(bench.bits, budget)]
         alone = solve_or_explain(Problem(bench.space, scores.alone(), ceilings))
         rows.append(bench.row(alone, method="one at a time", rounding=rounding, budget=budget, seed=seed))
-        clock, known = Clock(), bench.value.evaluations
+        clock, known = Clock(), bench.samples()
         starts = {"shapley": scores.values(), "one at a time": scores.alone()}
-        choice = confirm(choose(bench.value, bench.space, starts, ceilings, effort), bench.value, bench.unseen)
+        choice = choose(bench.value, bench.space, starts, ceilings, effort, folds=bench.folds)
+        choice = confirm(choice, bench.value, bench.unseen)
         seconds, cpu_seconds = map(sum, zip(bench.spent, scored, clock.spent(), strict=True))
         rows.append(
             bench.row(
@@ -126,7 +136,8 @@ def search(bench: Bench, rounding: str, seed: int, effort_name: str) -> list[dic
                 seed=seed,
                 seconds=seconds,
                 cpu_seconds=cpu_seconds,
-                evaluations=scoring + bench.value.evaluations - known,
+                policies_on_a_sample=scoring + bench.samples() - known,
+                walks=scores.permutations,
                 path=[[name, -value] for name, value in choice.path],
             )
         )

@@ -234,7 +234,7 @@ class LatencyLoop:
         ceilings = [Ceiling(model.cost_model(1.0), raised), *goal.ceilings]
         effort = replace(goal.effort, rounds=0) if "refined" in state.marginals else goal.effort
         try:
-            choice = choose(self._value, self._space, state.marginals, ceilings, effort, left_out)
+            choice = choose(self._value, self._space, state.marginals, ceilings, effort, left_out, folds=goal.folds)
         except Impossible:
             return None
         if not is_small(self._space):

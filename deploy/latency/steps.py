@@ -12,18 +12,20 @@ from smpq.problem.policy import Policy
 from smpq.solve.allocate import Ceiling
 from smpq.solve.allocate import Values as Marginals
 from smpq.solve.effort import Effort
+from smpq.value.evaluate import ValueFunction
 
 
 @dataclass(frozen=True)
 class Goal:
     """What is searched: a limit on the ratio to the float engine, ceilings on other costs, scores to start from, and
-    the effort.
+    the effort. `folds` is the value on parts of its samples, for comparing many policies (`smpq.solve.racing`).
     """
 
     limit: float
     ceilings: Sequence[Ceiling]
     starts: dict[str, Marginals]
     effort: Effort
+    folds: Sequence[ValueFunction] = ()
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ class Settings(Record, frozen=True):
     """What the search was asked to do. A run keeps its settings: other settings need another run.
 
     `formats` is a comma-separated list, '' for the target's own; `samples` calibration samples evaluate a policy;
-    `effort` says how much the search may spend, and `evaluations`, where given, what of it scoring may; `stable` stops
-    scoring once the decision for the budget no longer changes; `batch` is the batch size that latency is measured at.
+    `effort` says how much the search may spend, and `evaluations`, where given, what of it scoring may; `batch` is the batch size that latency is measured at.
     UserError names a value that cannot be used.
     """
 
@@ -81,12 +80,6 @@ class Settings(Record, frozen=True):
             Group.LENGTH,
         ),
     ] = 0.0
-    stable: Annotated[
-        bool,
-        Declared(
-            "stop scoring when the decision for the budget no longer changes", option="--stable", group=Group.LENGTH
-        ),
-    ] = False
     seed: Annotated[int, Declared("seed of everything random", SEEDS, "--seed")] = 0
     batch: Annotated[int, Declared("batch size of the latency", Interval(1, LARGEST_BATCH), "--batch", Group.WHAT)] = 1
     size_only: Annotated[

@@ -150,7 +150,8 @@ def _by_cost(
 
     def within(limit: float) -> Policy | None:
         try:
-            return choose(workspace.evaluator, space, scores.starts(), [Ceiling(cost, limit), *ceilings], effort).policy
+            value, limits = workspace.evaluator, [Ceiling(cost, limit), *ceilings]
+            return choose(value, space, scores.starts(), limits, effort, folds=value.folds).policy
         except Impossible:
             return None
 

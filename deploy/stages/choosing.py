@@ -141,7 +141,13 @@ def _check_possible(workspace: Workspace, ceilings: Sequence[Ceiling]) -> None:
 def _choose(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling], effort: Effort) -> Solution:
     with workspace.progress.step("choose the policy"):
         choice: Choice = choose(
-            workspace.evaluator, workspace.space, scores.starts(), ceilings, effort, advance=workspace.progress.say
+            workspace.evaluator,
+            workspace.space,
+            scores.starts(),
+            ceilings,
+            effort,
+            advance=workspace.progress.say,
+            folds=workspace.evaluator.folds,
         )
         if workspace.unseen is not None:
             choice = confirm(choice, workspace.evaluator, workspace.unseen)

@@ -80,7 +80,7 @@ def measured_engines(workspace: Workspace, scores: Scores, most: int, earlier: C
         space,
         workspace.edges,
         workspace.evaluator,
-        Goal(math.inf, (), scores.starts(), _effort(workspace)),
+        Goal(math.inf, (), scores.starts(), _effort(workspace), workspace.evaluator.folds),
         known,
         LoopSettings(room, max(_DESIGNED, len(uniform_policies(space))), workspace.settings.seed),
         refused,
@@ -114,7 +114,8 @@ def sized_engines(workspace: Workspace, scores: Scores, most: int, earlier: Curv
     def best_within(limit: float) -> Policy | None:
         ceilings = [Ceiling(size, limit * size.float_total * _ROOM)]
         try:
-            choice = choose(workspace.evaluator, space, scores.starts(), ceilings, _effort(workspace))
+            value = workspace.evaluator
+            choice = choose(value, space, scores.starts(), ceilings, _effort(workspace), folds=value.folds)
         except Impossible:
             return None
         return canonical(choice.policy, space)

@@ -49,7 +49,7 @@ def search_problem(workspace: Workspace, budget: Budget | None = None) -> Search
         batches=workspace.batches,
         judging=workspace.judging,
         value_name=settings.value,
-        limits=Limits(settings.spending.scoring, settings.precision, stable=settings.stable and budget is not None),
+        limits=Limits(settings.spending.scoring, settings.precision, settings.spending.gain),
         seed=settings.seed,
         device=workspace.resources.evaluates_on,
         fingerprint=workspace.fingerprint,

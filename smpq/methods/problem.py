@@ -68,13 +68,13 @@ class Limits:
     """How much a method may spend.
 
     `evaluations` policies; 0 asks for the quickest answer. `precision`: the largest standard error that is small
-    enough, as a fraction of the spread of the scores; 0 asks for all evaluations. `stable`: stop once the decision
-    within the ceilings no longer changes.
+    enough, as a fraction of the spread of the scores; 0 asks for all evaluations. `gain`: stop once more is expected to
+    gain less, as a share of what the policy loses.
     """
 
     evaluations: int = 400
     precision: float = 0.0
-    stable: bool = False
+    gain: float = 0.0
 
 
 @dataclass(frozen=True)

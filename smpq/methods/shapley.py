@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from smpq.methods.base import method
 from smpq.methods.problem import Objective, SearchProblem
 
+if TYPE_CHECKING:
+    from smpq.solve.allocate import Ceiling
+
 _CONTEXT_SPREAD = 0.15
+_SHARES_OF_SIZE = (0.1, 0.3, 0.6)
 
 
 @method(
@@ -16,13 +22,14 @@ _CONTEXT_SPREAD = 0.15
 def shapley(problem: SearchProblem) -> Objective:
     """Shapley values of the calibrated model's formats, from paired walks; nothing is trained.
 
-    A budget on the average bits says where contexts are drawn; the scores serve every other budget too.
+    A budget on the average bits says where contexts are drawn; the scores serve every other budget too. They are
+    enough once more of them are expected to gain little in the policy that is chosen.
     """
     from smpq.scoring.shapley import ScoringLimits, estimate
-    from smpq.scoring.stability import UntilStable
+    from smpq.scoring.stability import UntilSettled
 
     limits = problem.limits
-    stable = UntilStable(problem.space, problem.ceilings, problem.seed) if limits.stable else None
+    settled = UntilSettled(problem.space, _budgets(problem), limits.gain, problem.seed)
     evaluator = problem.evaluator
     with problem.progress.bar("score", limits.evaluations or problem.space.moves()) as advance:
         scores = estimate(
@@ -33,7 +40,8 @@ def shapley(problem: SearchProblem) -> Objective:
             _context_bits(problem),
             lambda _: advance(),
             problem.value_name,
-            stable,
+            settled,
+            evaluator.folds,
         )
     return Objective(scores)
 
@@ -42,3 +50,17 @@ def _context_bits(problem: SearchProblem) -> tuple[float, float] | None:
     """Where the budget puts the average weight bits, 15 % either way; None when it does not say."""
     bits = next((ceiling.limit for ceiling in problem.ceilings if ceiling.model.name == "avg_bits"), None)
     return None if bits is None else (bits * (1 - _CONTEXT_SPREAD), bits * (1 + _CONTEXT_SPREAD))
+
+
+def _budgets(problem: SearchProblem) -> list[tuple[Ceiling, ...]]:
+    """Return the budget that is asked for; where it sets no limit that is known, as for a latency, some on the size."""
+    from smpq.solve.allocate import Ceiling
+
+    if problem.ceilings:
+        return [problem.ceilings]
+    size, space = problem.costs["size"], problem.space
+    least, most = (
+        sum(pick(size.parts[group.name][chosen] for chosen in space.formats[group.name]) for group in space.groups)
+        for pick in (min, max)
+    )
+    return [(Ceiling(size, size.fixed + least + share * (most - least)),) for share in _SHARES_OF_SIZE]

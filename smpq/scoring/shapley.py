@@ -49,6 +49,7 @@ def estimate(
     advance: Callable[[int], None] = lambda _: None,
     value_name: str = "kl",
     stable: Callable[[Scores], bool] | None = None,
+    folds: Sequence[ValueFunction] = (),
 ) -> Scores:
     """Estimate what each (group, format) contributes to the value.
 
@@ -62,17 +63,19 @@ def estimate(
     3. Policies are drawn near the efficient frontier of value against weight bits, over the whole range of bits or over
        `bits`: in contexts far from any plan that could be chosen, small differences drown in noise.
     4. The first pass tries every move alone; it costs one evaluation each and places the frontier.
+    5. Each walk, and the first pass, is evaluated on another one of `folds`, the value on parts of the samples: for
+       the same cost, more contexts on few samples say more than few contexts on many. Without folds on all samples.
 
     `value` is called with policies, `advance` with the number of policies evaluated after each, `stable` with the
     scores after each walk: it stops the sampling when it is true (`smpq.scoring.stability`). Ours, after 1.2 and 1.4 of
     the method (Kang et al., IJCAI 2025; Shapley-NAS, CVPR 2022).
     """
-    sampler = _Sampler(value, space, np.random.default_rng(seed), advance)
-    baseline = value(space.uniform(space.reference))
-    alone = sampler.alone(baseline)
+    sampler = _Sampler(space, np.random.default_rng(seed), advance)
+    folds = folds or (value,)
+    alone = sampler.alone(folds[0])
     low, high = bits if bits is not None else _bit_range(space)
     samples: dict[tuple[str, Format], list[float]] = {}
-    ends: list[Policy] = []
+    ends: list[tuple[Policy, float]] = []
     per_walk = sum(len(sampler.moves(group)) for group in space.groups)
 
     def scores(stop_reason: str) -> Scores:
@@ -80,8 +83,9 @@ def estimate(
             group.name: {chosen: _score(space, group, chosen, samples, alone) for chosen in space.formats[group.name]}
             for group in space.groups
         }
-        predicted = [sum(entries[name][chosen].value for name, chosen in end.formats.items()) for end in ends]
-        gaps = [abs(found - baseline - sums) for found, sums in zip(value.many(ends), predicted, strict=True)]
+        gaps = [
+            abs(found - sum(entries[name][chosen].value for name, chosen in end.formats.items())) for end, found in ends
+        ]
         estimator = "permutation" if samples else "one at a time"
         return Scores(
             entries,
@@ -95,13 +99,15 @@ def estimate(
         )
 
     if not stopping.evaluations:
-        ends.append(sampler.draw_policy(alone, low, high))
+        end = sampler.draw_policy(alone, low, high)
+        ends.append((end, sampler.change(end, folds[0])))
         return scores("evaluations")
     while True:
+        fold = folds[(len(ends) + 1) % len(folds)]
         end = sampler.draw_policy(alone, low, high)
-        for key, marginal in sampler.walk(end, baseline).items():
+        for key, marginal in sampler.walk(end, fold).items():
             samples.setdefault(key, []).append(marginal)
-        ends.append(end)
+        ends.append((end, sampler.change(end, fold)))
         if (
             stopping.precision
             and len(ends) >= _FEWEST_FOR_AN_INTERVAL
@@ -115,11 +121,9 @@ def estimate(
 
 
 class _Sampler:
-    def __init__(
-        self, value: ValueFunction, space: Space, generator: np.random.Generator, advance: Callable[[int], None]
-    ) -> None:
-        self._value = value
+    def __init__(self, space: Space, generator: np.random.Generator, advance: Callable[[int], None]) -> None:
         self._space = space
+        self._start = space.uniform(space.reference)
         self._generator = generator
         self._advance = advance
         self.count = 0
@@ -127,25 +131,29 @@ class _Sampler:
     def moves(self, group: Group) -> list[Format]:
         return [chosen for chosen in self._space.formats[group.name] if chosen != self._space.reference]
 
-    def evaluate(self, policies: Sequence[Policy]) -> list[float]:
-        values = self._value.many(policies)
+    def change(self, policy: Policy, value: ValueFunction) -> float:
+        """Return what a policy changes against the float model."""
+        return value(policy) - value(self._start)
+
+    def evaluate(self, policies: Sequence[Policy], value: ValueFunction) -> list[float]:
+        values = value.many(policies)
         for _ in policies:
             self.count += 1
             self._advance(self.count)
         return values
 
-    def alone(self, baseline: float) -> dict[str, dict[Format, float]]:
-        start = self._space.uniform(self._space.reference)
+    def alone(self, value: ValueFunction) -> dict[str, dict[Format, float]]:
+        baseline = value(self._start)
         moves = [(group.name, chosen) for group in self._space.groups for chosen in self.moves(group)]
-        values = self.evaluate([start.with_format(*move) for move in moves])
+        values = self.evaluate([self._start.with_format(*move) for move in moves], value)
         found: dict[str, dict[Format, float]] = {group.name: {} for group in self._space.groups}
-        for (name, chosen), value in zip(moves, values, strict=True):
-            found[name][chosen] = value - baseline
+        for (name, chosen), changed in zip(moves, values, strict=True):
+            found[name][chosen] = changed - baseline
         return found
 
-    def walk(self, end: Policy, baseline: float) -> dict[tuple[str, Format], float]:
+    def walk(self, end: Policy, value: ValueFunction) -> dict[tuple[str, Format], float]:
         """All policies of a walk are known beforehand, so they are evaluated together."""
-        context = self._space.uniform(self._space.reference)
+        context = self._start
         steps: list[tuple[str, Format]] = []
         tried: list[Policy] = []
         for index in self._generator.permutation(len(self._space.groups)):
@@ -154,13 +162,13 @@ class _Sampler:
             tried += [context.with_format(group.name, chosen) for chosen in self.moves(group)]
             context = context.with_format(group.name, end[group.name])
         marginals: dict[tuple[str, Format], float] = {}
-        before = after = baseline
+        before = after = value(self._start)
         current = None
-        for (name, chosen), value in zip(steps, self.evaluate(tried), strict=True):
+        for (name, chosen), found in zip(steps, self.evaluate(tried, value), strict=True):
             if name != current:
                 before, current = after, name
-            marginals[name, chosen] = value - before
-            after = value if chosen == end[name] else after
+            marginals[name, chosen] = found - before
+            after = found if chosen == end[name] else after
         return marginals
 
     def draw_policy(self, alone: Values, low: float, high: float) -> Policy:

@@ -4,20 +4,21 @@ sampled?
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from calib.formats.format import Format
 from smpq.files import StabilityFile
-from smpq.problem.policy import Space
+from smpq.problem.policy import Policy, Space
 from smpq.scoring.scores import Scores
-from smpq.solve.allocate import Ceiling, Problem, allocate
+from smpq.solve.allocate import Ceiling, Problem, Values, allocate
 
 RESAMPLES = 40
+_RESAMPLES_OF_A_GAIN = 20
 _FEWEST_WALKS = 3
-_SMALL_CHANGE = 0.05
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,6 @@ class Stability:
     def undecided(self) -> tuple[str, ...]:
         """Return the groups that get no format in nine of ten resamples: at this budget the scores cannot tell."""
         return tuple(name for name, row in self.frequencies.items() if max(row.values()) < StabilityFile.DECIDED)
-
-    def change(self, other: Stability) -> float:
-        """Return the mean over groups of the total variation distance between two sets of frequencies, from 0 to 1."""
-        distances = [
-            sum(
-                abs(row.get(chosen, 0.0) - other.frequencies[name].get(chosen, 0.0))
-                for chosen in dict.fromkeys((*row, *other.frequencies[name]))
-            )
-            / 2
-            for name, row in self.frequencies.items()
-        ]
-        return sum(distances) / len(distances)
 
     def to_file(self, policy_key: str) -> StabilityFile:
         """Return the file form, which is about the policy with this key."""
@@ -63,18 +52,9 @@ def decision_stability(scores: Scores, space: Space, ceilings: Sequence[Ceiling]
     """
     if scores.permutations < _FEWEST_WALKS:
         return None
-    generator = np.random.default_rng(seed)
     counts: dict[str, dict[Format, int]] = {group.name: {} for group in space.groups}
     solved = 0
-    for _ in range(RESAMPLES):
-        drawn = generator.integers(scores.permutations, size=scores.permutations)
-        values = {
-            name: {
-                chosen: float(np.mean([score.marginals[i] for i in drawn])) if score.marginals else 0.0
-                for chosen, score in row.items()
-            }
-            for name, row in scores.entries.items()
-        }
+    for values in _resampled(scores, RESAMPLES, seed):
         policy = allocate(Problem(space, values, ceilings))
         if policy is None:
             return None
@@ -84,21 +64,58 @@ def decision_stability(scores: Scores, space: Space, ceilings: Sequence[Ceiling]
     return Stability({name: {chosen: n / solved for chosen, n in row.items()} for name, row in counts.items()}, solved)
 
 
-class UntilStable:
-    """A stopping rule: true once the decision has changed little over two walks in a row."""
+def expected_gain(scores: Scores, space: Space, budgets: Sequence[Sequence[Ceiling]], seed: int = 0) -> float | None:
+    """Return how much less the chosen policy would lose if the scores were known exactly, as a share of what it loses.
 
-    def __init__(self, space: Space, ceilings: Sequence[Ceiling], seed: int = 0) -> None:
-        """Keep the budget that the decision is about."""
+    Under each resample of the walks: the value of the policy that is best there, minus that of the policy that the
+    scores choose; their mean is the expected value of perfect information (Raiffa and Schlaifer 1961). The largest of
+    the budgets, each some ceilings, counts. None when fewer than three walks were made, or no budget can be met.
+    """
+    if scores.permutations < _FEWEST_WALKS:
+        return None
+    values, gains = scores.values(), []
+    for ceilings in budgets:
+        chosen = allocate(Problem(space, values, ceilings))
+        if chosen is None:
+            continue
+        differences = []
+        for resampled in _resampled(scores, _RESAMPLES_OF_A_GAIN, seed):
+            best = allocate(Problem(space, resampled, ceilings))
+            assert best is not None  # the ceilings are the same
+            differences.append(_total(resampled, best) - _total(resampled, chosen))
+        gains.append(float(np.mean(differences)) / max(abs(_total(values, chosen)), _TINY))
+    return max(gains, default=None)
+
+
+class UntilSettled:
+    """A stopping rule: true once more walks are expected to gain less than a share of what the policy loses."""
+
+    def __init__(self, space: Space, budgets: Sequence[Sequence[Ceiling]], gain: float, seed: int = 0) -> None:
+        """Keep the budgets that the decision is about, and the share."""
         self._space = space
-        self._ceilings = ceilings
+        self._budgets = budgets
+        self._gain = gain
         self._seed = seed
-        self._last: Stability | None = None
-        self._calm = 0
 
     def __call__(self, scores: Scores) -> bool:
-        """Return whether the decision is stable, given the scores after one more walk."""
-        now = decision_stability(scores, self._space, self._ceilings, self._seed)
-        if now is not None and self._last is not None:
-            self._calm = self._calm + 1 if now.change(self._last) <= _SMALL_CHANGE else 0
-        self._last = now
-        return self._calm >= 2
+        """Return whether to stop, given the scores after one more walk."""
+        left = expected_gain(scores, self._space, self._budgets, self._seed)
+        return left is not None and left <= self._gain
+
+
+def _resampled(scores: Scores, count: int, seed: int) -> Iterator[Values]:
+    """Yield the mean scores of walks drawn with replacement."""
+    generator = np.random.default_rng(seed)
+    cells = [(name, chosen, score) for name, row in scores.entries.items() for chosen, score in row.items()]
+    marginals = np.array([score.marginals or (0.0,) * scores.permutations for _, _, score in cells])
+    for _ in range(count):
+        drawn = generator.integers(scores.permutations, size=scores.permutations)
+        means = marginals[:, drawn].mean(axis=1).tolist()
+        values: dict[str, dict[Format, float]] = {name: {} for name in scores.entries}
+        for (name, chosen, _), mean in zip(cells, means, strict=True):
+            values[name][chosen] = mean
+        yield values
+
+
+def _total(values: Values, policy: Policy) -> float:
+    return sum(values[name][chosen] for name, chosen in policy.formats.items())

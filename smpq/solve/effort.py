@@ -13,7 +13,8 @@ class Effort:
 
     `scoring` evaluations, the first pass included; with 0 the one-at-a-time scores of the first pass are all there is.
     `rounds` of marginals, `exchanges` batches of exchanges after each, `evaluations` in all. `finalists` plans are
-    judged on other samples, besides the starts.
+    judged on other samples, besides the starts. `gain` is too little to go on for, as a share of what the plan loses:
+    expected of more scoring, or gained by a round.
     """
 
     scoring: int = 400
@@ -21,12 +22,13 @@ class Effort:
     exchanges: int = 6
     evaluations: int = 400
     finalists: int = 6
+    gain: float = 0.02
 
 
 EFFORTS = {
-    "fast": Effort(scoring=0, rounds=0, exchanges=1, evaluations=8, finalists=1),
+    "fast": Effort(scoring=0, rounds=0, exchanges=1, evaluations=8, finalists=1, gain=0.1),
     "normal": Effort(),
-    "thorough": Effort(scoring=1200, rounds=10, exchanges=12, evaluations=2000),
+    "thorough": Effort(scoring=1200, rounds=10, exchanges=12, evaluations=2000, gain=0.002),
 }
 
 

@@ -11,6 +11,7 @@ from smpq.problem.policy import Policy, Space, canonical, every_policy
 from smpq.solve.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, explanation, solve_or_explain
 from smpq.solve.effort import Effort
 from smpq.solve.exchange import Exchanges
+from smpq.solve.racing import race
 from smpq.value.evaluate import ValueFunction
 
 EXHAUSTIVE = 512
@@ -44,16 +45,20 @@ def choose(
     effort: Effort,
     excluded: Sequence[Policy] = (),
     advance: Callable[[str], None] = lambda _: None,
+    folds: Sequence[ValueFunction] = (),
 ) -> Choice:
     """Return the most valuable policy found within the ceilings.
 
     1. A space of at most 512 policies, joins in float counted, is searched completely: the result is the best there is.
     2. Otherwise the plan of each set of scores in `starts` is evaluated; the best one is the start.
-    3. Rounds: measure what every single change does to the current plan, solve again within fewer and fewer changes
-       (the marginals of the rounds are averaged, so that the rounds do not oscillate), evaluate all of these, keep the
-       best seen.
-    4. After each round, batches of exchanges: pairs of changes that promise most. Each batch starts at the best seen.
-    5. Never returns a plan whose measured value is worse than the best seen. Impossible when no policy is within the
+    3. Rounds: measure what every single change does to the current plan, on another one of `folds` each time; solve
+       again within fewer and fewer changes (the marginals of the rounds are averaged, so that the rounds do not
+       oscillate); race these plans against the best seen (`smpq.solve.racing`).
+    4. After each round, batches of exchanges: pairs of changes that promise most, raced likewise. Each batch starts at
+       the best seen.
+    5. It ends with the round that gains less than `effort.gain` of what the plan loses.
+    6. `folds` is `value` on equal parts of its samples; without them every policy is evaluated on all samples.
+    7. Never returns a plan whose measured value is worse than the best seen. Impossible when no policy is within the
        ceilings.
     """
     problems = {name: Problem(space, values, ceilings, excluded) for name, values in starts.items()}
@@ -68,19 +73,19 @@ def choose(
     values = value.many(plans.values())
     path = list(zip(plans, values, strict=True))
     winner = max(path, key=lambda step: step[1])[0]
-    search = _Search(value, space, ceilings, excluded, plans[winner], starts[winner], effort.evaluations)
+    search = _Search(value, folds or (value,), space, ceilings, excluded, plans[winner], starts[winner], effort)
     singles = sum(len(space.formats[group.name]) - 1 for group in space.groups)
     for number in range(effort.rounds):
         if search.left < singles:
             break
         advance(f"round {number + 1}")
         before = search.best
-        search.measure_singles(damping=_DAMPING if number else 0.0)
+        search.measure_singles(number, damping=_DAMPING if number else 0.0)
         search.solve_near(max(2, len(space.groups) // (2 + number)))
         path.append((f"round {number + 1}", value(search.best)))
         moved = search.exchange(effort.exchanges)
         path += [(f"exchanges {number + 1}", value(search.best))] if moved else []
-        if search.best == before:
+        if not search.gained(before):
             break
     if not effort.rounds and search.exchange(effort.exchanges):
         path.append(("exchanges", value(search.best)))
@@ -107,33 +112,44 @@ class _Search:
     def __init__(
         self,
         value: ValueFunction,
+        folds: Sequence[ValueFunction],
         space: Space,
         ceilings: Sequence[Ceiling],
         excluded: Sequence[Policy],
         start: Policy,
         marginals: Values,
-        evaluations: int,
+        effort: Effort,
     ) -> None:
         self.best = start
         self.marginals: dict[str, dict[Format, float]] = {group: dict(row) for group, row in marginals.items()}
-        self.left = evaluations
+        self.left = effort.evaluations
+        self._gain = effort.gain
         self._value = value
+        self._folds = folds
         self._space = space
         self._ceilings = ceilings
         self._excluded = excluded
         self._exchanges = Exchanges(space, ceilings, excluded)
         self._seen: dict[str, Policy] = {start.key(): start}
+        self._tried: set[str] = {start.key()}
 
-    def measure_singles(self, damping: float) -> None:
-        """Measure every single change of the best policy; `damping` is the weight of what was known before."""
+    def gained(self, before: Policy) -> bool:
+        """Whether the best policy is better than `before` by more than is worth nothing."""
+        known, found = self._value.many([before, self.best])
+        return found - known > self._gain * abs(known)
+
+    def measure_singles(self, number: int, damping: float) -> None:
+        """Measure every single change of the best policy in a round; `damping` is the weight of what was known
+        before.
+        """
         moves = [
             (group.name, chosen)
             for group in self._space.groups
             for chosen in self._space.formats[group.name]
             if chosen != self.best[group.name]
         ]
-        start = self._value(self.best)
-        values = self._value.many([self.best.with_format(*move) for move in moves])
+        fold = self._folds[number % len(self._folds)]
+        start, *values = fold.many([self.best, *(self.best.with_format(*move) for move in moves)])
         self.left -= len(moves)
         for group, row in self.marginals.items():
             anchor = row[self.best[group]]
@@ -153,15 +169,17 @@ class _Search:
         self._keep_best(candidates)
 
     def exchange(self, batches: int) -> bool:
-        """Try batches of exchanges, each from the best policy, until two bring nothing; return whether the policy
+        """Try batches of exchanges, each from the best policy, until two bring too little; return whether the policy
         changed.
         """
         start = self.best
         patience = _PATIENCE
         for _ in range(batches):
             count = min(_EXCHANGES_AT_ONCE, self.left)
-            candidates = self._exchanges.propose(self.best, self.marginals, count, set(self._seen))
-            patience = _PATIENCE if candidates and self._keep_best(candidates) else patience - 1
+            before = self.best
+            candidates = self._exchanges.propose(self.best, self.marginals, count, self._tried)
+            self._keep_best(candidates)
+            patience = _PATIENCE if self.gained(before) else patience - 1
             if not candidates or not patience:
                 break
         return self.best != start
@@ -173,17 +191,17 @@ class _Search:
             policy for _, policy in sorted(zip(self._value.many(seen), seen, strict=True), key=lambda pair: -pair[0])
         ]
 
-    def _keep_best(self, candidates: Sequence[Policy]) -> bool:
-        start = self._value(self.best)
+    def _keep_best(self, candidates: Sequence[Policy]) -> None:
         centre = self.best
-        values = self._value.many(candidates)
+        found = race(self._value, self._folds, centre, candidates)
         self.left -= len(candidates)
-        self._seen |= {candidate.key(): candidate for candidate in candidates}
-        for candidate, found in zip(candidates, values, strict=True):
-            self._exchanges.learn(centre, candidate, self.marginals, found - start)
-            if found > self._value(self.best):
+        self._tried |= {candidate.key() for candidate in candidates}
+        self._seen |= {candidate.key(): candidate for candidate, _ in found.finalists}
+        for candidate, gain in zip(candidates, found.gains, strict=True):
+            self._exchanges.learn(centre, candidate, self.marginals, gain)
+        for candidate, value in found.finalists[:1]:
+            if value > self._value(centre):
                 self.best = candidate
-        return self.best != centre
 
 
 def is_small(space: Space) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 from smpq.problem.policy import Policy
@@ -34,8 +35,17 @@ class Evaluator:
         self.evaluations = 0
         self._compute = compute
         self._journal = journal
+        self._data = fingerprint
         self._fingerprint = hashlib.sha256(f"{fingerprint}|{compute.identity}".encode()).hexdigest()
         self._known: dict[str, float] = journal.read(self._fingerprint) if journal is not None else {}
+
+    @cached_property
+    def folds(self) -> tuple[Evaluator, ...]:
+        """The same value on each part of the samples; this one alone where a part would say too little."""
+        count = self._compute.folds
+        if count == 1:
+            return (self,)
+        return tuple(Evaluator(self._compute.fold(part), self._journal, self._data) for part in range(count))
 
     def __call__(self, policy: Policy) -> float:
         """Return the value of a policy."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -29,6 +30,8 @@ a CPU.
 """
 _SAMPLES_ON_A_GPU = 512
 _DEFAULT_MEMORY_MB = 1024
+_FOLDS = 8
+_FEWEST_IN_A_FOLD = 64
 TOGETHER = 32
 """Policies that are evaluated at once: enough to share most of their computations, few enough that a kill loses
 little.
@@ -44,8 +47,15 @@ class Compute(Protocol):
     together: int
     """Best batch size for `__call__`, in policies."""
 
+    folds: int
+    """How many parts the samples have; 1 where a part would say too little."""
+
     def __call__(self, policies: Sequence[Policy]) -> Iterable[tuple[int, float]]:
         """Yield (index, value) of every policy, in the order in which they are finished."""
+        ...
+
+    def fold(self, number: int) -> Compute:
+        """Return the same value on one part of the samples."""
         ...
 
 
@@ -77,8 +87,9 @@ class PolicyValue:
 
     `kl`: minus the mean KL divergence to the float model's output (needs no labels). `loss`: minus the task's mean
     loss. `metric`: the task's mean metric. Policies that are asked for together share their computations, batch by
-    batch (`smpq.value.incremental`); `memory_mb` bounds what their activations take. A pickled copy gives the same
-    values for policies of the space. `device` is where a copy is to be loaded (`smpq.value.workers.process.placed`);
+    batch (`smpq.value.incremental`); `memory_mb` bounds what their activations take. `fold` is the same value on one of
+    `folds` parts of the samples, of 64 samples or more: enough to rank most policies. A share of 0 and 1 needs them
+    all, so `metric` has one part. A pickled copy gives the same values for policies of the space. `device` is where a copy is to be loaded (`smpq.value.workers.process.placed`);
     the object that is made here computes where its tensors are.
     """
 
@@ -103,13 +114,13 @@ class PolicyValue:
         self.value_name = value
         self._fake_quantizer = fake_quantizer
         traced = fake_quantizer.traced
-        self._batches = (
-            split(batches, samples_at_once(fake_quantizer, memory_mb, device))
-            if traced.dynamic_batch
-            else list(batches)
-        )
         self._samples = measure_of(task, value)
         count = sum(len(batch.inputs[0]) for batch in batches)
+        self.folds = 1 if value == "metric" else max(1, min(_FOLDS, count // _FEWEST_IN_A_FOLD))
+        at_once = min(samples_at_once(fake_quantizer, memory_mb, device), math.ceil(count / self.folds))
+        self._batches = split(batches, at_once) if traced.dynamic_batch else list(batches)
+        self.folds = min(self.folds, len(self._batches))
+        self._parts: dict[int, PolicyValue] = {}
         # the last digits of a value depend on how large the parts are
         largest = max(len(batch.inputs[0]) for batch in self._batches)
         self.identity = f"{value}|{fake_quantizer.rules}|{fake_quantizer.calibration.settings}|{count}|{largest}"
@@ -122,6 +133,16 @@ class PolicyValue:
         run = self._fake_quantizer.traced.run
         return [run(batch.inputs) if self.value_name == "kl" else None for batch in self._batches]
 
+    def fold(self, number: int) -> PolicyValue:
+        """Return the same value on every `folds`-th batch from `number` on."""
+        if number not in self._parts:
+            part = copy(self)
+            part.__dict__.pop("_float_outputs", None)
+            part.__dict__.update(_batches=self._batches[number :: self.folds], folds=1, _parts={})
+            part.identity += f"|fold {number} of {self.folds}"
+            self._parts[number] = part
+        return self._parts[number]
+
     def __getstate__(self) -> dict[str, Any]:
         """What a copy in another process needs: nothing of the calibration data that is not evaluated on, and no more
         of the task.
@@ -130,6 +151,7 @@ class PolicyValue:
             {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
         )
         state = {name: part for name, part in self.__dict__.items() if name != "_float_outputs"}
+        state["_parts"] = {}
         if self.value_name == "kl":
             state["_batches"] = [Batch(batch.inputs, None) for batch in self._batches]
         return state

@@ -93,7 +93,12 @@ class WorkerPool:
         self._hands.close()
 
     def evaluate(
-        self, game: int, payload: bytes, policies: Sequence[Policy], pieces: Sequence[list[int]]
+        self,
+        game: int,
+        payload: bytes,
+        policies: Sequence[Policy],
+        pieces: Sequence[list[int]],
+        fold: int | None = None,
     ) -> Iterator[tuple[int, float]]:
         """Yield (index, value) piece by piece, in the order in which they are finished.
 
@@ -110,7 +115,7 @@ class WorkerPool:
                 if waiting and state.ready and state.item is None:
                     state.item = waiting.popleft()
                     work = tuple(policies[index] for index in state.item.indices)
-                    worker.give(Work(game, work, None if game in state.loaded else payload))
+                    worker.give(Work(game, work, None if game in state.loaded else payload, fold))
                     state.loaded.add(game)
             # everything that was heard is noted before anything is yielded: the caller may not come back
             heard = [(self._note(worker, said), said) for worker, said in self._hands.wait(list(self._workers))]
@@ -150,18 +155,31 @@ class CrewValue:
         """`game` is its number among those of the pool."""
         self.identity = value.identity
         self.together = TOGETHER * pool.count
+        self.folds = value.folds
         self._crew = pool
         self._game = game
         self._value = value
+        self._whole: CrewValue = self
+        self._fold: int | None = None
         self._payload: bytes | None = None
+
+    def fold(self, number: int) -> CrewValue:
+        """Return the same value on one part of the samples; the workers need no other copy for it."""
+        part = CrewValue(self._crew, self._game, self._value.fold(number))
+        part._whole, part._fold = self, number
+        return part
+
+    def packed(self) -> bytes:
+        """Return the value function as the workers read it."""
+        if self._payload is None:
+            self._payload = pack(self._value)
+        return self._payload
 
     def __call__(self, policies: Sequence[Policy]) -> Iterator[tuple[int, float]]:
         """Yield (index, value) of every policy, in the order in which they are finished."""
-        if self._payload is None:
-            self._payload = pack(self._value)
         wanted = _ITEMS_PER_WORKER * self._crew.count if self._crew.count > 1 else 1
         pieces = cut(policies, self._value.steps_behind(), self._value.steps, wanted)
-        yield from self._crew.evaluate(self._game, self._payload, policies, pieces)
+        yield from self._crew.evaluate(self._game, self._whole.packed(), policies, pieces, self._fold)
 
 
 def _values(answer: Answer) -> tuple[tuple[int, float], ...]:

@@ -22,13 +22,14 @@ from smpq.value.value import PolicyValue, measure_of
 
 @dataclass(frozen=True)
 class Work:
-    """Policies to evaluate with value function `game`; `payload` is the packed function for a worker that does not have
-    it yet.
+    """Policies to evaluate with value function `game`, on all samples or on one `fold` of them; `payload` is the packed
+    function for a worker that does not have it yet.
     """
 
     game: int
     policies: tuple[Policy, ...]
     payload: bytes | None = None
+    fold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class WorkerProcess:
         try:
             if work.payload is not None:
                 self._values[work.game] = unpack(work.payload)
-            return Answer(tuple(self._values[work.game](work.policies)))
+            value = self._values[work.game]
+            return Answer(tuple((value if work.fold is None else value.fold(work.fold))(work.policies)))
         except UserError as error:
             return Answer(wrong=str(error))
         except Exception:  # noqa: BLE001 - it is raised again where the run is

@@ -10,6 +10,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from calib.errors import UserError
@@ -40,7 +41,7 @@ class RayWorker:
 
     def give(self, work: Work) -> None:
         """Send the work, with the payload by the object store."""
-        self.pending = self.actor.answer.remote(Work(work.game, work.policies), self._hands.stored(work))
+        self.pending = self.actor.answer.remote(replace(work, payload=None), self._hands.stored(work))
 
 
 class RayWorkerSource:

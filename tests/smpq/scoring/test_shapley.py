@@ -57,7 +57,7 @@ def test_the_marginals_of_a_walk_sum_to_what_it_changes(seed):
     generator = np.random.default_rng(seed)
     every = list(policies(space))
     end = every[int(generator.integers(len(every)))]
-    marginals = _Sampler(game, space, generator, lambda _: None).walk(end, game(space.uniform(FP32)))
+    marginals = _Sampler(space, generator, lambda _: None).walk(end, game)
     taken = sum(marginals[name, chosen] for name, chosen in end.formats.items() if chosen != FP32)
     assert taken == pytest.approx(game(end) - game(space.uniform(FP32)))
     assert set(marginals) == {(name, f) for name in space.formats for f in (W8A8, W4A16, W2A8)}
@@ -123,7 +123,7 @@ def test_the_formats_of_a_group_are_compared_in_the_same_contexts():
     space = space_of(4, (W8A8, W4A16, W2A8, FP32))
     game = Interacting(losses(space))
     estimate(game, space, ScoringLimits(evaluations=1))
-    walk = [dict(pair.split("=") for pair in key.split(",")) for key in game.asked[1 + 12 :]]
+    walk = [dict(pair.split("=") for pair in key.split(",")) for key in game.asked[1 + 12 + 1 :]]
     for step in range(4):
         tried = walk[3 * step : 3 * step + 3]
         differing = [name for name in space.formats if len({policy[name] for policy in tried}) > 1]
@@ -142,8 +142,8 @@ def test_the_same_seed_gives_the_same_scores_and_another_seed_others():
 def test_contexts_lie_in_the_range_of_bits_that_is_asked_for():
     space = space_of(12, (W8A8, W4A16, W2A8))
     values = {name: {**row, FP32: 0.0} for name, row in losses(space).items()}
-    sampler = _Sampler(Additive(values), space, np.random.default_rng(0), lambda _: None)
-    alone = sampler.alone(0.0)
+    sampler = _Sampler(space, np.random.default_rng(0), lambda _: None)
+    alone = sampler.alone(Additive(values))
     drawn = [sampler.draw_policy(alone, 3.0, 4.0) for _ in range(40)]
     bits = [sum(f.weight_bits for f in policy.formats.values()) / 12 for policy in drawn]
     assert all(3.0 - 0.7 < b < 4.0 + 0.7 for b in bits)

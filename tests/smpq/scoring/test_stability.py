@@ -6,7 +6,7 @@ from smpq.files import StabilityFile
 from smpq.problem.costs import CostModel
 from smpq.scoring.scores import Score, Scores
 from smpq.scoring.shapley import ScoringLimits, estimate
-from smpq.scoring.stability import RESAMPLES, UntilStable, decision_stability
+from smpq.scoring.stability import RESAMPLES, UntilSettled, decision_stability, expected_gain
 from smpq.solve.allocate import Ceiling
 from tests.smpq.problems import FP32, W2A8, W4A16, W8A8, Additive, space_of
 
@@ -49,14 +49,25 @@ def test_fewer_than_three_walks_say_nothing_about_stability():
     assert decision_stability(scores_of({name: [-1.0, -2.0] for name in SPACE.formats}), SPACE, ()) is None
 
 
-def test_the_change_of_frequencies_is_a_distance():
-    decided = decision_stability(scores_of({f"g{i}": [-1.0 - i] * 4 for i in range(4)}), SPACE, [Ceiling(BITS, 20.0)])
-    other = decision_stability(scores_of({f"g{i}": [-9.0 + i] * 4 for i in range(4)}), SPACE, [Ceiling(BITS, 20.0)])
-    assert decided.change(decided) == 0.0
-    assert decided.change(other) == other.change(decided) == 1.0, "the two groups with eight bits are the other two"
+def test_the_expected_gain_is_what_is_not_known():
+    """Two groups may have eight bits. Scores that are sure leave nothing to gain; noisy ones leave the more the noisier
+    they are, and the fewer walks there are.
+    """
+    budget = [Ceiling(BITS, 8 + 8 + 2 + 2)]
+    sure = scores_of({f"g{i}": [-1.0 - i] * 4 for i in range(4)})
+    assert expected_gain(sure, SPACE, [budget]) == 0.0
+    assert expected_gain(scores_of({name: [-1.0, -2.0] for name in SPACE.formats}), SPACE, [budget]) is None
+    assert expected_gain(sure, SPACE, [[Ceiling(BITS, 1.0)]]) is None, "no policy is within the budget"
+
+    def noisy(spread: float, walks: int) -> float:
+        noise = np.random.default_rng(0).choice([-spread, spread], (4, walks))
+        return expected_gain(scores_of({f"g{i}": list(row - 1.0) for i, row in enumerate(noise)}), SPACE, [[], budget])
+
+    assert 0.0 < noisy(0.1, 8) < noisy(0.4, 8)
+    assert noisy(0.4, 200) < noisy(0.4, 8)
 
 
-def test_sampling_stops_once_the_decision_is_stable():
+def test_sampling_stops_once_there_is_nothing_to_gain():
     space = space_of(5, (W8A8, W4A16, W2A8, FP32))
     values = {
         name: {f: 0.0 if f.is_float else -(i + 1.0) / f.weight_bits for f in row}
@@ -65,8 +76,8 @@ def test_sampling_stops_once_the_decision_is_stable():
     bits = CostModel(
         "avg_bits", 0.0, {name: {f: float(f.weight_bits) for f in row} for name, row in space.formats.items()}, 1.0
     )
-    rule = UntilStable(space, [Ceiling(bits, 20.0)])
+    rule = UntilSettled(space, [[Ceiling(bits, 20.0)]], 0.01)
     scores = estimate(Additive(values), space, ScoringLimits(5000), stable=rule)
     assert scores.stop_reason == "stable"
-    assert scores.permutations == 5, "three walks for the first answer, two more that confirm it"
+    assert scores.permutations == 3, "three walks are the fewest"
     assert scores.evaluations < 200

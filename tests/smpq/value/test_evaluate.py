@@ -16,6 +16,7 @@ class Computed:
         self.game = game
         self.identity = identity
         self.together = 32
+        self.folds = 1
         self.batches: list[list[str]] = []
 
     def __call__(self, policies: Sequence[Policy]):

@@ -193,3 +193,13 @@ def test_workers_end_with_the_process_that_started_them(warm, number):
     assert process.returncode != 0
     assert gone(pids)
     assert errors.count("Traceback") == (1 if number == signal.SIGINT else 0), errors
+
+
+def test_a_part_of_the_samples_needs_no_other_copy(pool):
+    here = compute(samples=400)
+    assert here.folds > 1
+    shared, asked = pool.compute(here), drawn(here.space, 20)
+    with one_thread():
+        for number in (0, here.folds - 1):
+            assert dict(shared.fold(number)(asked)) == dict(here.fold(number)(asked))
+        assert dict(shared(asked)) == dict(here(asked)), "a worker keeps the whole beside its parts"
