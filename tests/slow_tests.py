@@ -48,7 +48,7 @@ FUNCTIONS = (
     "test_sampling_stops_once_there_is_nothing_to_gain", "test_small_files_that_ask_for_much_memory",
     "test_tensorrt_builds_on_the_device_and_the_job_goes_on_to_its_end",
     "test_the_batch_is_free_only_where_the_trace_holds_for_what_will_run",
-    "test_the_change_of_frequencies_is_a_distance", "test_the_cpp_program_loads_and_runs_the_plan",
+    "test_the_expected_gain_is_what_is_not_known", "test_the_cpp_program_loads_and_runs_the_plan",
     "test_the_rounds_improve_on_scores_that_mislead", "test_the_weights_are_restored_once_for_all_policies",
     "test_tuples_attention_and_several_outputs", "test_twins_score_alike", "test_unfaithful_traces_are_refused",
     "test_what_keeps_the_grid", "test_what_the_device_no_longer_has_is_none", "test_work_is_bounded",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,13 @@ def load_engine(engine: Path, threads: int | None = None) -> OrtEngine:
     if sha256(engine) != record.sha256:
         raise UserError(
             f"{engine} is not the file that engine.json describes (truncated or replaced?): build the engine again"
+        )
+    # ONNX Runtime waits for ever where the system has no memory for so many threads
+    asked, cores = max(record.intra_op_num_threads, record.inter_op_num_threads), os.cpu_count() or 1
+    if asked > cores:
+        raise UserError(
+            f"{engine.with_name(ENGINE_FILE)} asks for {asked} threads, and this machine has {cores} cores: build the "
+            "engine again"
         )
     try:
         session = open_session(engine, record, threads=threads)

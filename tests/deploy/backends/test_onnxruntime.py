@@ -256,6 +256,12 @@ def test_a_file_that_onnxruntime_refuses_is_a_value_and_leaves_nothing(tmp_path)
             "providers names 'ShellExecutionProvider'",
         ),
         (
+            lambda engine, file: file.write_text(
+                file.read_text().replace('"intra_op_num_threads": 1', '"intra_op_num_threads": 1024')
+            ),
+            "asks for 1024 threads, and this machine has",
+        ),
+        (
             lambda engine, file: engine.write_bytes(engine.read_bytes()[:2000]),
             "is not the file that engine.json describes",
         ),
