@@ -149,13 +149,19 @@ def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
+SYNONYMS = {"int8": "w8a8", "int4": "w4a16"}
+"""What people type, and which format it is."""
 FP32 = Format(NUMBER_TYPES["fp32"])
 FP16 = Format(NUMBER_TYPES["fp16"])
 
 
 def formats_from_text(text: str) -> tuple[Format, ...]:
-    """Parse a comma-separated list, e.g. `w8a8,fp32`; duplicates are an error."""
-    formats = tuple(Format.from_text(part) for part in text.split(",") if part.strip())
+    """Parse a comma-separated list, e.g. `w8a8,fp32`; duplicates are an error.
+
+    `int8` stands for `w8a8` and `int4` for `w4a16`, as the field calls them. Files hold the second spelling.
+    """
+    parts = [part.strip().lower() for part in text.split(",") if part.strip()]
+    formats = tuple(Format.from_text(SYNONYMS.get(part, part)) for part in parts)
     if not formats:
         raise UserError("no format given: write for example --formats w8a8,fp32")
     if len(set(formats)) != len(formats):

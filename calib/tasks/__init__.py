@@ -19,6 +19,9 @@ _MODULES = {
     "digits-vit": "calib.tasks.digits_vit",
     "cifar10-resnet20": "calib.tasks.cifar10_resnet20",
 }
+IN_MEMORY = "in-memory"
+"""The name of a task that a Python program holds (`deploy.optimize`)."""
+_held: list[Task] = []
 _METHODS = ("model", "calibration", "evaluation", "metric", "loss")
 _TEXTS = ("name", "metric_name")
 
@@ -51,6 +54,16 @@ def task_names() -> tuple[str, ...]:
     return tuple(_MODULES)
 
 
+@contextmanager
+def held_in_memory(task: Task) -> Iterator[None]:
+    """Let the name `in-memory` stand for an object of this program."""
+    _held.append(task)
+    try:
+        yield
+    finally:
+        _held.pop()
+
+
 def load_task(name: str, data: Path | None = None, weights: Path | None = None) -> Task:
     """Return the task called `name`: a built-in name, or `package.module:object` (a Task, or a factory called with both
     paths).
@@ -62,6 +75,10 @@ def load_task(name: str, data: Path | None = None, weights: Path | None = None) 
     """
     if ":" in name:
         return _from_user(name, data, weights)
+    if name == IN_MEMORY and _held:
+        return _checked(_held[-1], name)
+    if name == IN_MEMORY:
+        raise UserError("the model of this run was in the memory of a Python program: call deploy.optimize again there")
     if name not in _MODULES:
         known = ", ".join(task_names())
         raise UserError(f"unknown task {name!r}: use one of {known}, or package.module:object for your own")

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from calib.declared import Declared, Group, Interval, OneOf
+from calib.declared import APath, Declared, Group, Interval, OneOf, Parsed
 from calib.files.storage import plain
 from deploy.commands.declared_options import declared_options, settings_from_options
 from deploy.commands.options import NOT_MET, Result, Shared, command, printed, resource_options, run_argument
-from deploy.run.settings import Settings
+from deploy.run.settings import Settings, usual_directory
 from smpq.methods import DEFAULT_METHOD, METHODS, method_from_name
+from smpq.problem.budget import Budget
 from smpq.scoring.explanation import Explanation
 from smpq.training.settings import FineTuneSettings
 
+USUAL_BUDGET = "drop=0.5"
 _FINETUNED = " or ".join(name for name, method in METHODS.items() if method.finetuned)
 
 
@@ -22,6 +24,26 @@ _FINETUNED = " or ".join(name for name, method in METHODS.items() if method.fine
 class _Own:
     """What these commands take besides settings."""
 
+    budget_or_usual: Annotated[
+        str | None,
+        Declared(
+            "limits, e.g. drop=0.5 (points of the metric), latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model",
+            Parsed(Budget.from_text, "limits on latency, size, avg_bits, bops, drop or kl"),
+            "--budget",
+            Group.WHAT,
+            unset=USUAL_BUDGET,
+        ),
+    ] = None
+    out_or_new: Annotated[
+        Path | None,
+        Declared(
+            "the run directory; a run that is there goes on",
+            APath(),
+            "--out",
+            Group.WHAT,
+            unset="runs/TASK-TARGET",
+        ),
+    ] = None
     method: Annotated[str, Declared("where scores come from (see smpq methods)", OneOf(METHODS), "--method")] = (
         DEFAULT_METHOD
     )
@@ -48,22 +70,23 @@ class _Own:
 
 @command("run")
 @declared_options(Settings)
-@declared_options(Shared, "out", "budget", "device")
-@declared_options(_Own, "method", "finetune")
+@declared_options(_Own, "budget_or_usual", "out_or_new", "method", "finetune")
+@declared_options(Shared, "device")
 @resource_options
 @printed
 def run(
-    budget: str,
+    budget: str | None,
+    out: Path | None,
     finetune: float | None,
     method: str,
     device: str,
-    out: Path,
     progress: Any,
     resources: Any,
     **options: Any,
 ) -> Result:
     """Search, fine-tune with --finetune, export, build, measure, verify and report: the whole job.
 
+    Without a budget it looks for the fastest engine that loses at most half a point.
     Ends with the answers and the path of report.html. Exit code 1 means that the budget was not met; the closest engine
     is in the run all the same. The same command on an unfinished run goes on where it stopped.
     """
@@ -74,6 +97,9 @@ def run(
     usual = FineTuneSettings.epochs if method_from_name(method).finetuned else 0.0
     epochs = finetune if finetune is not None else usual
     tuning = FineTuneSettings(epochs=epochs) if epochs else None
+    out = out or usual_directory(settings)
+    budget = budget or USUAL_BUDGET
+    progress.say(f"{settings.task} for {settings.target} within {budget}, in {out}")
     report = run_all(out, settings, budget, progress, tuning, method, resources, device)
     lines = [*summary_lines(report), "", f"report: {out / 'report.html'}"]
     return report, lines, 0 if report.met else NOT_MET

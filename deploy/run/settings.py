@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 from calib.choices import ObserverName, RoundingName
@@ -97,3 +99,8 @@ class Settings(Record, frozen=True):
         """What the search may spend."""
         effort = effort_from_name(self.effort)
         return effort if self.evaluations is None else replace(effort, scoring=self.evaluations)
+
+
+def usual_directory(settings: Settings) -> Path:
+    """Return where a run goes that names no directory: `runs/<task>-<target>`, the same one each time."""
+    return Path("runs") / re.sub(r"[^A-Za-z0-9_.]+", "-", f"{settings.task}-{settings.target}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from calib.errors import UserError
 from calib.files.checkpoint import shown
 from calib.files.storage import FileRecord, cannot_write, read_record, write_record
-from calib.tasks import task_names
+from calib.tasks import IN_MEMORY, task_names
 from deploy.run.settings import Settings
 from deploy.terminal.progress import Progress
 
@@ -40,7 +40,7 @@ def state_directory() -> Path:
 
 def remember(run: Path, settings: Settings, progress: Progress) -> None:
     """Note that this user made the run at `run` with this task, which was given on the command line."""
-    if settings.task in task_names():
+    if settings.task in (*task_names(), IN_MEMORY):
         return
     path, record = _record_path(run), _record(run, settings)
     try:
@@ -61,7 +61,7 @@ def check_trusted(run: Path, settings: Settings, task: str | None) -> None:
         if task != settings.task:
             raise UserError(f"{run} is a run of the task {named}, not of {shown(task)}: give that one, or another run")
         return
-    if settings.task in task_names() or _made_here(run, settings):
+    if settings.task in (*task_names(), IN_MEMORY) or _made_here(run, settings):
         return
     raise UserError(
         f"{run / 'run.json'} names the task {named}, which is code, and this user has not made the run in this place: "

@@ -94,7 +94,7 @@ class Judge:
         traced, fake = self._workspace.traced, self._workspace.fake_quantizer
         edits = fake.edits(self._workspace.plan(policy))
         fixed = None if traced.dynamic_batch else len(traced.example[0])
-        return in_batches(self._workspace, lambda inputs: traced.run(inputs, edits), fixed)
+        return in_batches(self._workspace.traced, lambda inputs: traced.run(inputs, edits), fixed)
 
     def _engine(self, candidate: Candidate, what: str) -> Runner:
         workspace = self._workspace
@@ -108,7 +108,7 @@ class Judge:
         )
         if isinstance(opened, str):
             raise UserError(f"the engine of {what} does not open: {opened}")
-        return engine_runner(workspace, opened)
+        return engine_runner(workspace.traced, opened)
 
     def _values(self, runner: Runner, stage: StageName, what: str) -> Tensor:
         """Return `[n]`, the metric of each sample."""

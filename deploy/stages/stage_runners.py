@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.network.faithful import run_eager
+from calib.network.graph import TracedModel
 from calib.task import Batch
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends.base import BuildFailed, OpenEngine
@@ -41,8 +42,8 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
     names, threads = workspace.backend.names, torch.get_num_threads()
     runners: dict[StageName, Runner | str] = {
         "eager": _eager_runner(workspace, fixed),
-        "float": in_batches(workspace, traced.run, fixed),
-        "fake_quant": in_batches(workspace, lambda inputs: simulated.run(inputs, edits), fixed),
+        "float": in_batches(workspace.traced, traced.run, fixed),
+        "fake_quant": in_batches(workspace.traced, lambda inputs: simulated.run(inputs, edits), fixed),
     }
     model = run.file(names.model)
     reference = directory / model.name
@@ -51,7 +52,7 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
         runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
     else:
         written = ort_backend.load_engine(reference, threads=threads)
-        runners["onnx"] = engine_runner(workspace, OpenEngine(written.run, written.batch))
+        runners["onnx"] = engine_runner(workspace.traced, OpenEngine(written.run, written.batch))
     build = run.find(BuildFile)
     built_on = build.built_on if build is not None else None
     if built_on is not None:
@@ -59,7 +60,7 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
     else:
         engines = {sm: run.file(name) for sm, name in names.engines.items()}
         opened = workspace.backend.open(engines, traced.inputs, workspace.settings.batch, threads)
-        runners["engine"] = opened if isinstance(opened, str) else engine_runner(workspace, opened)
+        runners["engine"] = opened if isinstance(opened, str) else engine_runner(workspace.traced, opened)
     return runners
 
 
@@ -67,7 +68,9 @@ def _eager_runner(workspace: Workspace, fixed: int | None) -> Runner:
     """Return how the user's module computes a batch; one that takes a single size gets batches that were filled up to
     it.
     """
-    filled = in_batches(workspace, lambda inputs: run_eager(workspace.original, inputs, "the evaluation data"), fixed)
+    filled = in_batches(
+        workspace.traced, lambda inputs: run_eager(workspace.original, inputs, "the evaluation data"), fixed
+    )
 
     def run(batch: Batch) -> Any:
         if fixed is None or len(batch.inputs[0]) == fixed:
@@ -77,28 +80,26 @@ def _eager_runner(workspace: Workspace, fixed: int | None) -> Runner:
     return run
 
 
-def engine_runner(workspace: Workspace, engine: OpenEngine) -> Runner:
+def engine_runner(traced: TracedModel, engine: OpenEngine) -> Runner:
     """Return how an engine computes a batch."""
-    return in_batches(workspace, _on_arrays(workspace, engine.run), engine.batch)
+    return in_batches(traced, _on_arrays(traced, engine.run), engine.batch)
 
 
-def _on_arrays(
-    workspace: Workspace, compute: Callable[[list[Array]], list[Array]]
-) -> Callable[[Sequence[Tensor]], Any]:
+def _on_arrays(traced: TracedModel, compute: Callable[[list[Array]], list[Array]]) -> Callable[[Sequence[Tensor]], Any]:
     """Return how an engine, which knows arrays only, gives what `forward` returns: None where the model gives None."""
-    leaves: Any = workspace.traced.output.args[0]
+    leaves: Any = traced.output.args[0]
 
     def run(inputs: Sequence[Tensor]) -> Any:
         arrays = iter(compute([tensor.numpy() for tensor in inputs]))
         flat = [None if leaf is None else torch.from_numpy(np.asarray(next(arrays))) for leaf in leaves]
-        return pytree.tree_unflatten(flat, workspace.traced.out_spec)
+        return pytree.tree_unflatten(flat, traced.out_spec)
 
     return run
 
 
-def in_batches(workspace: Workspace, compute: Callable[[Sequence[Tensor]], Any], size: int | None) -> Runner:
+def in_batches(traced: TracedModel, compute: Callable[[Sequence[Tensor]], Any], size: int | None) -> Runner:
     """Return how a stage that takes batches of `size`, or of any size, computes a batch."""
-    spec = workspace.traced.out_spec
+    spec = traced.out_spec
 
     def run(batch: Batch) -> Any:
         count = len(batch.inputs[0])

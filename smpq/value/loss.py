@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from calib.errors import UserError
+from calib.network.execution import NO_EDITS
 from calib.task import Batch, Task
 from smpq.files import SHARES
 from smpq.problem.policy import Policy, Space
@@ -132,6 +133,8 @@ class PolicyLoss:
     def _evaluate(self, policy: Policy, limit: float) -> Loss:
         fake, parts = self._fake, []
         edits = [fake.edits(fake.plan(policy.by_unit(self._space.groups), policy.float_joins))]
+        if edits == [NO_EDITS]:  # the float model itself, whatever the samples are
+            return Loss(0.0, 0.0, sum(len(batch.inputs[0]) for batch in self._batches))
         found, seen = None, 0
         for index, batch in enumerate(self._batches):
             ((_, output),) = outputs_of(fake.traced, batch.inputs, edits)

@@ -87,3 +87,11 @@ def test_a_list_keeps_its_order():
 def test_a_wrong_list_is_a_user_error(text):
     with pytest.raises(UserError):
         formats_from_text(text)
+
+
+def test_lists_take_the_names_that_people_type():
+    assert formats_from_text("int8, INT4,fp16") == formats_from_text("w8a8,w4a16,fp16")
+    with pytest.raises(UserError, match="twice"):
+        formats_from_text("int8,w8a8")
+    with pytest.raises(UserError, match="unknown format"):
+        Format.from_text("int8")  # files hold one spelling

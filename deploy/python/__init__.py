@@ -1,0 +1,3 @@
+"""The whole job from Python: `from deploy import optimize`."""
+
+from __future__ import annotations

@@ -1,0 +1,76 @@
+"""What `optimize` returns."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calib.task import Batch
+from deploy.files.engine import StageName, StageRow
+from deploy.files.report import LatencyPart, ReportFile
+from deploy.report.page import summary_lines
+
+Call = Callable[..., Any]
+
+
+class FakeQuantized(nn.Module):
+    """The model with the formats of the plan, computed in float: for one's own evaluation."""
+
+    def __init__(self, compute: Callable[[Batch], Any]) -> None:
+        super().__init__()
+        self._compute = compute
+
+    def forward(self, *inputs: Any) -> Any:
+        """Return what the model returns."""
+        return self._compute(Batch(tuple(map(torch.as_tensor, inputs)), None))
+
+
+@dataclass(frozen=True)
+class Result:
+    """The best engine found, and its proof.
+
+    `path` is the run directory, `report` all that is known (`report.json`). `module` is the fake-quantised model.
+    `engine` calls the engine with tensors or arrays and returns what the model returns; None where it does not run
+    here, as `engine_note` says.
+    """
+
+    path: Path
+    report: ReportFile
+    module: nn.Module
+    engine: Call | None
+    engine_note: str | None
+
+    @property
+    def met(self) -> bool:
+        """Whether the budget is met."""
+        return self.report.met
+
+    @property
+    def policy(self) -> Mapping[str, str]:
+        """The format of each layer, by its path in the model."""
+        return self.report.policy
+
+    @property
+    def latency(self) -> LatencyPart | None:
+        """The measured engine: `ratio` to the float engine with its `interval`; None where it was not timed."""
+        return self.report.latency
+
+    @property
+    def accuracy(self) -> Mapping[StageName, StageRow]:
+        """The metric at each stage from the module to the engine, each with its interval."""
+        return self.report.verification.stages if self.report.verification is not None else {}
+
+    def __repr__(self) -> str:
+        """Return the answers of the report."""
+        return "\n".join([*summary_lines(self.report), f"run: {self.path}"])
+
+    def _repr_html_(self) -> str:
+        """Return the report for a notebook, in a frame of its own so that no style leaks."""
+        page = (self.path / "report.html").read_text()
+        return f'<iframe srcdoc="{html.escape(page)}" style="width: 100%; height: 40em; border: 0"></iframe>'

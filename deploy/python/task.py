@@ -1,0 +1,105 @@
+"""A model and data that are in memory, as a task."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calib.errors import UserError
+from calib.task import Batch
+from smpq.value.value import divergence
+
+Metric = Callable[[Any, Any], Tensor]
+
+
+class TaskInMemory:
+    """What `optimize` is given. Batches are taken from their iterables once, so that a loader may shuffle."""
+
+    def __init__(
+        self, name: str, model: nn.Module, calibration: Iterable[Any], evaluation: Iterable[Any], metric: Metric | None
+    ) -> None:
+        """Without a metric the model's own outputs are the targets, and minus the divergence from them is the metric."""
+        self.name = name
+        self._model = model.eval()
+        self._metric = metric
+        self.metric_name = "minus the divergence" if metric is None else getattr(metric, "__name__", "metric")
+        self._calibration = self._taken(calibration, "calibration")
+        self._evaluation = self._taken(evaluation, "evaluation")
+
+    def _taken(self, batches: Iterable[Any], what: str) -> list[Batch]:
+        found = batches_of(batches, self._model, what)
+        if self._metric is not None:
+            return found
+        with torch.no_grad():
+            return [Batch(batch.inputs, self._model(*batch.inputs)) for batch in found]
+
+    def model(self) -> nn.Module:
+        """Return the model."""
+        return self._model
+
+    def calibration(self) -> list[Batch]:
+        """Return the calibration batches."""
+        return self._calibration
+
+    def evaluation(self) -> list[Batch]:
+        """Return the evaluation batches."""
+        return self._evaluation
+
+    def metric(self, output: Any, target: Any) -> Tensor:
+        """Return `[n]`, higher is better."""
+        return self._metric(output, target) if self._metric is not None else -divergence(output, target)
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """Return `[n]`, minus the metric."""
+        return -self.metric(output, target)
+
+
+class TaskWithSelection(TaskInMemory):
+    """With held-out batches that decide about a budget on the loss."""
+
+    def __init__(self, selection: Iterable[Any], **known: Any) -> None:
+        super().__init__(**known)
+        self._selection = self._taken(selection, "selection")
+
+    def selection(self) -> list[Batch]:
+        """Return the held-out batches."""
+        return self._selection
+
+
+def batches_of(batches: Iterable[Any], model: nn.Module, what: str) -> list[Batch]:
+    """Return batches as the search takes them. UserError for what is none.
+
+    A tensor is the only input. The last of a tuple or list is the target, what stands before it the inputs. Of a dict
+    the model gets the arguments of its `forward`; what is left is the target, alone or as a dict.
+    """
+    try:
+        found = [_batch(batch, model) for batch in batches]
+    except TypeError as error:
+        raise UserError(f"{what} cannot be used as batches ({error}): give a list of them, or a DataLoader") from error
+    if not found:
+        raise UserError(f"{what} has no batches")
+    return found
+
+
+def _batch(batch: Any, model: nn.Module) -> Batch:
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, Tensor):
+        return Batch((batch,), None)
+    if isinstance(batch, Mapping):
+        names = [name for name in inspect.signature(model.forward).parameters if name in batch]
+        rest = {name: value for name, value in batch.items() if name not in names}
+        target = next(iter(rest.values())) if len(rest) == 1 else rest or None
+        return Batch(tuple(batch[name] for name in names), target)
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
+        *inputs, target = batch
+        if not inputs:
+            return Batch((target,), None)
+        first = inputs[0]
+        nested = len(inputs) == 1 and isinstance(first, Sequence) and not isinstance(first, Tensor)
+        return Batch(tuple(first) if nested else tuple(inputs), target)
+    raise TypeError(f"a batch is of type {type(batch).__name__}")

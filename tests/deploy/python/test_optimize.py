@@ -1,0 +1,146 @@
+"""`optimize`: the whole job from Python."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import deploy
+from calib.errors import UserError
+from calib.task import Batch
+from deploy import optimize
+from deploy.python.task import batches_of
+from tests import tiny_task
+from tests.commands import TINY, done, refused
+
+FORMATS = "w8a8,w4a8,fp32"
+FASTER = {"budget": "size=0.3x", "target": "simulate", "evaluations": 12, "samples": 16, "formats": FORMATS}
+
+
+def right(output, target):
+    return (output.argmax(1) == target).float()
+
+
+@pytest.fixture(scope="module")
+def optimized(tmp_path_factory):
+    out = tmp_path_factory.mktemp("python") / "run"
+    result = optimize(
+        tiny_task.network(), tiny_task.batches(1), tiny_task.batches(2), right, out=out, verbose=False, **FASTER
+    )
+    return out, result
+
+
+@pytest.mark.slow
+def test_the_files_are_those_of_the_command(optimized, tmp_path):
+    out, _ = optimized
+    run = tmp_path / "run"
+    options = ("--budget", FASTER["budget"], "--target", "simulate", "--formats", FORMATS)
+    done("run", *TINY, *options, "--out", run)
+    names = {path.name for path in run.iterdir() if path.suffix == ".json"}
+    assert names == {path.name for path in out.iterdir() if path.suffix == ".json"}
+    for name in ("policy.json", "scores.json", "space.json", "costs.json", "budget.json", "stability.json"):
+        assert (out / name).read_bytes() == (run / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_what_the_result_holds(optimized):
+    out, result = optimized
+    assert result.met
+    assert result.path == out
+    assert set(result.policy.values()) <= set(FORMATS.split(","))
+    assert result.latency is None
+    assert result.engine_note is None
+    inputs, _ = tiny_task.batches(2)[0]
+    found = result.module(inputs)
+    assert found.shape == (8, 3)
+    assert torch.equal(found, result.module(inputs.numpy()))
+    exact = torch.cat([right(result.module(x), y) for x, y in tiny_task.batches(2)]).mean()
+    assert result.accuracy["fake_quant"].mean == pytest.approx(float(exact))
+    assert "Is it faster?" in repr(result)
+    shown = result._repr_html_()
+    assert shown.startswith("<iframe srcdoc=")
+    assert "<html" not in shown, "the page is escaped"
+
+
+@pytest.mark.slow
+def test_the_commands_work_on_the_run(optimized):
+    out, _ = optimized
+    done("report", out)
+    assert "call deploy.optimize again" in refused("verify", out)
+    again = optimize(
+        tiny_task.network(), tiny_task.batches(1), tiny_task.batches(2), right, out=out, verbose=False, **FASTER
+    )
+    assert again.policy == optimized[1].policy, "its lock went with the first call"
+    with pytest.raises(UserError, match="another"):
+        optimize(
+            tiny_task.network(), tiny_task.batches(3), tiny_task.batches(2), right, out=out, verbose=False, **FASTER
+        )
+
+
+@pytest.mark.slow
+def test_an_engine_without_labels(tmp_path):
+    """Without a metric the model's own outputs are the targets; the engine is called with arrays."""
+    data = [inputs for inputs, _ in tiny_task.batches(1)]
+    result = optimize(
+        tiny_task.network(), data, iter(data), out=tmp_path / "run", verbose=False, evaluations=12, samples=16,
+        formats="w8a8,fp32", budget="size=0.9x",
+    )  # fmt: skip
+    assert result.engine_note is None
+    expected, found = result.module(data[0]), result.engine(data[0].numpy())
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=0.05 * float(expected.abs().max()))
+    assert result.latency.interval.low <= result.latency.ratio <= result.latency.interval.high
+    assert result.accuracy["eager"].mean == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"calibration": []}, "calibration has no batches"),
+        ({"calibration": [3]}, "a batch is of type int"),
+        ({"evaluation": 3}, "evaluation cannot be used as batches"),
+        ({"budget": "drop=0.5", "metric": None}, "needs a metric"),
+        ({"budget": "fast"}, "budget"),
+        ({"efort": "fast"}, "the settings are .*effort"),
+        ({"effort": "quick"}, "effort must be"),
+    ],
+)
+def test_wrong_input_is_told_and_leaves_nothing(tmp_path, wrong, message):
+    given = {
+        "calibration": tiny_task.batches(1),
+        "evaluation": tiny_task.batches(2),
+        "metric": right,
+        "out": tmp_path / "run",
+    }
+    with pytest.raises(UserError, match=message):
+        optimize(tiny_task.network(), **{**given, "verbose": False, **wrong})
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_as_people_have_them():
+    model, x, y = tiny_task.network(), torch.zeros(2, 1, 6, 6), torch.zeros(2)
+
+    def given(batch):
+        (found,) = batches_of([batch], model, "calibration")
+        return found
+
+    assert given(x) == Batch((x,), None)
+    assert given([x]) == Batch((x,), None)
+    assert given((x, y)) == Batch((x,), y)
+    assert given((x, x, y)) == Batch((x, x), y)
+    assert given(((x, x), y)) == Batch((x, x), y)
+    assert given({"x": x, "labels": y}) == Batch((x,), y)
+    assert given({"x": x}) == Batch((x,), None)
+    assert given({"x": x, "a": y, "b": y}) == Batch((x,), {"a": y, "b": y})
+    assert given(Batch((x,), y)) == Batch((x,), y)
+
+
+def test_importing_deploy_loads_nothing():
+    code = "import sys, deploy; print('torch' in sys.modules, 'optimize' in dir(deploy) or deploy.__all__)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "False ['optimize']\n"
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = deploy.nothing
