@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from calib.files.storage import Record
+from calib.files.storage import Record, in_a_line
 from calib.network.graph import TracedModel
 from calib.task import Batch
 
@@ -46,7 +46,7 @@ class Fingerprint(Record, frozen=True):
         for package in sorted({*self.versions, *other.versions}):
             before, after = self.versions.get(package, "none"), other.versions.get(package, "none")
             if before != after:
-                found.append(f"{package} {before} -> {after}")
+                found.append(in_a_line(f"{package} {before} -> {after}"))
         return tuple(found)
 
 
