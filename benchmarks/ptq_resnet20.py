@@ -82,8 +82,8 @@ class Bench:
 
     def samples(self) -> int:
         """Return how often a policy was evaluated on a sample."""
-        parts = sum(fold.evaluations for fold in self.folds if fold is not self.value)
-        return self.value.evaluations * SAMPLES + parts * (SAMPLES // len(self.folds))
+        parts = sum(fold.evaluations for fold in self.folds)
+        return self.value.evaluations * SAMPLES + parts * (SAMPLES // max(len(self.folds), 1))
 
     def top1(self, policy: Policy) -> float:
         """Return the accuracy in % on the test images."""

@@ -41,10 +41,10 @@ class Evaluator:
 
     @cached_property
     def folds(self) -> tuple[Evaluator, ...]:
-        """The same value on each part of the samples; this one alone where a part would say too little."""
+        """The same value on each part of the samples; none where a part would say too little."""
         count = self._compute.folds
         if count == 1:
-            return (self,)
+            return ()
         return tuple(Evaluator(self._compute.fold(part), self._journal, self._data) for part in range(count))
 
     def __call__(self, policy: Policy) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -136,9 +135,9 @@ class PolicyValue:
     def fold(self, number: int) -> PolicyValue:
         """Return the same value on every `folds`-th batch from `number` on."""
         if number not in self._parts:
-            part = copy(self)
+            part = object.__new__(type(self))  # `copy` would take what a copy in another process needs
+            part.__dict__.update(self.__dict__, _batches=self._batches[number :: self.folds], folds=1, _parts={})
             part.__dict__.pop("_float_outputs", None)
-            part.__dict__.update(_batches=self._batches[number :: self.folds], folds=1, _parts={})
             part.identity += f"|fold {number} of {self.folds}"
             self._parts[number] = part
         return self._parts[number]

@@ -159,7 +159,7 @@ class CrewValue:
         self._crew = pool
         self._game = game
         self._value = value
-        self._whole: CrewValue = self
+        self._whole: CrewValue | None = None
         self._fold: int | None = None
         self._payload: bytes | None = None
 
@@ -179,7 +179,7 @@ class CrewValue:
         """Yield (index, value) of every policy, in the order in which they are finished."""
         wanted = _ITEMS_PER_WORKER * self._crew.count if self._crew.count > 1 else 1
         pieces = cut(policies, self._value.steps_behind(), self._value.steps, wanted)
-        yield from self._crew.evaluate(self._game, self._whole.packed(), policies, pieces, self._fold)
+        yield from self._crew.evaluate(self._game, (self._whole or self).packed(), policies, pieces, self._fold)
 
 
 def _values(answer: Answer) -> tuple[tuple[int, float], ...]:
