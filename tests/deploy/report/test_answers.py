@@ -48,7 +48,14 @@ def test_an_interval_around_one_is_no_answer() -> None:
     content = report(latency={**LATENCY, "ratio": 0.99, "interval": [0.97, 1.02]})
     assert answer(content, 0).verdict == "unknown"
     assert answer(content, 0).sentences[0].startswith("No difference can be shown: it takes 0.99 of")
-    assert "1 of 20 layers are still floating point" in answer(content, 1).sentences[0]
+    (why,) = answer(content, 1).sentences
+    ratios = [step.measured for step in content.observations if step.measured is not None]
+    fastest, slowest = f"the fastest takes {min(ratios):.3g} of", f"the slowest {max(ratios):.3g}."
+    assert why.startswith(f"{len(ratios)} engines with other formats were measured: {fastest}")
+    assert slowest in why
+    assert "1 of 20 layers are floating point" in why
+    alone = report(latency={**LATENCY, "ratio": 0.99, "interval": [0.97, 1.02]}, observations=[])
+    assert answer(alone, 1).sentences[0].startswith("No other engine was measured.")
     assert any("keep the float engine" in step for step in answer(content, 3).sentences)
 
 
