@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 MOST_LINES = 300
-OPEN_RUN = ("deploy/run", "deploy/stages", "deploy/commands")
+OPEN_RUN = ("deploy/run", "deploy/stages", "deploy/commands", "deploy/python")
 """Where a function may take the whole open run."""
 
 

@@ -76,13 +76,13 @@ def test_a_refused_command_does_not_stand_in_the_way_of_the_right_one(tmp_path):
     done("score", *TINY, "--out", out)
 
 
-@pytest.mark.parametrize("missing", ["--task", "--budget", "--out"])
-def test_a_missing_option(tmp_path, missing):
-    options = {"--task": "tests.tiny_task:task", "--budget": "size=0.9x", "--out": str(tmp_path / "run")}
+@pytest.mark.parametrize(("command", "missing"), [("run", "--task"), ("score", "--task"), ("score", "--out")])
+def test_a_missing_option(tmp_path, command, missing):
+    options = {"--task": "tests.tiny_task:task", "--out": str(tmp_path / "run")}
     del options[missing]
-    message = refused("run", *(text for pair in options.items() for text in pair))
+    message = refused(command, *(text for pair in options.items() for text in pair))
     assert f"Missing option '{missing}'" in message
-    assert "smpq run --help" in message
+    assert f"smpq {command} --help" in message
 
 
 def test_commands_and_runs_that_are_not_there(tmp_path, run):
