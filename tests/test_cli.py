@@ -71,7 +71,9 @@ def test_the_stages_one_by_one(tmp_path):
     timed = measured["measurement"]
     low, high = timed["ratio_interval"]
     assert 0 < low <= timed["ratio"] <= high
-    assert min(timed["engine_ms"], timed["float_ms"]) > 0  # of times one after the other: how far apart they are is chance
+    assert (
+        min(timed["engine_ms"], timed["float_ms"]) > 0
+    )  # of times one after the other: how far apart they are is chance
     verified = json.loads(done("verify", out, "--json").out)
     assert list(verified["stages"]) == ["eager", "float", "fake_quant", "onnx", "engine"]
     assert verified["samples"] == 16
