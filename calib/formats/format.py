@@ -158,7 +158,8 @@ FP16 = Format(NUMBER_TYPES["fp16"])
 def formats_from_text(text: str) -> tuple[Format, ...]:
     """Parse a comma-separated list, e.g. `w8a8,fp32`; duplicates are an error.
 
-    `int8` stands for `w8a8` and `int4` for `w4a16`, as the field calls them. Files hold the second spelling.
+    `int8` stands for `w8a8` and `int4` for `w4a16`, as the field calls them. A policy holds the second
+    spelling.
     """
     parts = [part.strip().lower() for part in text.split(",") if part.strip()]
     formats = tuple(Format.from_text(SYNONYMS.get(part, part)) for part in parts)

@@ -31,14 +31,7 @@ class CheapestLoop(LatencyLoop):
         self._may = allowed
         super().__init__(*args, **kwargs)
 
-    def ask(self) -> Proposal | None:
-        """Return the policy to measure next, None when there is no use in another one."""
-        if len(self._state.steps) >= self._settings.measurements:
-            self._state.stop_reason = "measurements"
-            return None
-        following = self._experiments()
-        if following:
-            return following[0]
+    def _after_experiments(self) -> Proposal | None:
         policy = self._next()
         if policy is not None:
             return self._proposal("proposal", policy)

@@ -42,14 +42,7 @@ class CurveLoop(LatencyLoop):
         """Why nothing more is asked for; empty before that."""
         return self._state.stop_reason
 
-    def ask(self) -> Proposal | None:
-        """Return the policy to measure next; None when the gaps are closed, or enough engines are measured."""
-        if len(self._state.steps) >= self._settings.measurements:
-            self._state.stop_reason = "measurements"
-            return None
-        following = self._experiments()
-        if following:
-            return following[0]
+    def _after_experiments(self) -> Proposal | None:
         policy = self._fastest() or self._ladder.next(self._rungs(), self._best_within, self._is_new)
         if policy is not None:
             return self._proposal("proposal", policy)

@@ -120,8 +120,9 @@ class LatencyLoop:
             self._state.stop_reason = "measurements"
             return None
         following = self._experiments()
-        if following:
-            return following[0]
+        return following[0] if following else self._after_experiments()
+
+    def _after_experiments(self) -> Proposal | None:
         best = self._best()
         for optimism in (0.0, OPTIMISM):
             found = self._search(optimism)
@@ -144,8 +145,7 @@ class LatencyLoop:
         """Return up to `count` policies to measure in one go: the experiments first, then proposals from careful to
         optimistic ones.
         """
-        following = self._experiments()
-        if following:
+        if following := self._experiments():
             return following[:count]
         found: dict[str, Proposal] = {}
         first = self.ask()

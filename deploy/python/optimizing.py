@@ -16,11 +16,10 @@ from calib.tasks import IN_MEMORY, held_in_memory
 from deploy.python.result import FakeQuantized, Result
 from deploy.python.task import Metric, TaskInMemory, TaskWithSelection
 from deploy.run.settings import Settings, usual_directory
-from deploy.run.workspace import Workspace
-from deploy.stages.finetuning import tuned
 from deploy.stages.policies import read_policy
-from deploy.stages.run_all import open_run, run_all
-from deploy.stages.stage_runners import Runner, engine_runner, in_batches
+from deploy.stages.run_all import open_run, run_stages
+from deploy.stages.scoring import check_method
+from deploy.stages.stage_runners import built_engine_runner, fake_quant_runner
 from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD
 from smpq.problem.budget import Budget
@@ -51,7 +50,8 @@ def optimize(
     input; a budget that is not met is a result whose `met` is False.
     """
     text = budget or ("drop=0.5" if metric is not None else "kl=0.02")
-    loss = Budget.from_text(text).loss
+    wanted = Budget.from_text(text)
+    loss = wanted.loss
     if metric is None and loss is not None and loss.cost != "kl":
         raise UserError(f"{text} needs a metric(output, target): give one, or a budget on kl")
     known: dict[str, Any] = {
@@ -68,26 +68,10 @@ def optimize(
         raise UserError(f"{error}: the settings are {', '.join(Settings.__struct_fields__)}") from error
     progress = Progress(Console(file=sys.stderr, quiet=not verbose))
     path = Path(out) if out is not None else usual_directory(asked)
-    with held_in_memory(task):
-        report = run_all(path, asked, text, progress, method=method)
-        with open_run(path, Progress(), asked) as workspace:
-            module, engine = _callables(workspace)
+    check_method(method, wanted)
+    with held_in_memory(task), open_run(path, progress, asked) as workspace:
+        report = run_stages(workspace, wanted, None, method)
+        module = FakeQuantized(fake_quant_runner(workspace, read_policy(workspace)))
+        engine = built_engine_runner(workspace, torch.get_num_threads())
     note = engine if isinstance(engine, str) else None
-    called = None if isinstance(engine, str) else FakeQuantized(engine)
-    return Result(path, report, FakeQuantized(module), called, note)
-
-
-def _callables(workspace: Workspace) -> tuple[Runner, Runner | str]:
-    """Return how the fake-quantised model and the engine compute a batch. They keep nothing of the run, whose lock ends
-    with it.
-    """
-    policy, traced, backend = read_policy(workspace), workspace.traced, workspace.backend
-    fine_tuned = tuned(workspace, policy)
-    simulated = traced if fine_tuned is None else fine_tuned.traced
-    edits = workspace.fake_quantizer.edits(workspace.plan(policy)) if fine_tuned is None else fine_tuned.edits()
-    module = in_batches(
-        traced, lambda inputs: simulated.run(inputs, edits), None if traced.dynamic_batch else len(traced.example[0])
-    )
-    engines = {sm: workspace.run.file(name) for sm, name in backend.names.engines.items()}
-    opened = backend.open(engines, traced.inputs, workspace.settings.batch, torch.get_num_threads())
-    return module, opened if isinstance(opened, str) else engine_runner(traced, opened)
+    return Result(path, report, module, None if isinstance(engine, str) else FakeQuantized(engine), note)

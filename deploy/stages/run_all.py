@@ -81,10 +81,11 @@ def run_all(
     budget = Budget.from_text(budget_text)
     check_method(method, budget)
     with open_run(path, progress, settings, resources, device) as workspace:
-        return _run_stages(workspace, budget, tuning, method)
+        return run_stages(workspace, budget, tuning, method)
 
 
-def _run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> ReportFile:
+def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> ReportFile:
+    """Do the whole job in a run that is open; returns the contents of `report.json`."""
     progress = workspace.progress
     limit = budget.limit("latency")
     check_scores(workspace, method)

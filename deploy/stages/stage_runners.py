@@ -35,15 +35,12 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
     engine as built.
     """
     traced, run = workspace.traced, workspace.run
-    fine_tuned = tuned(workspace, policy)
-    simulated = traced if fine_tuned is None else fine_tuned.traced
-    edits = workspace.fake_quantizer.edits(workspace.plan(policy)) if fine_tuned is None else fine_tuned.edits()
     fixed = None if traced.dynamic_batch else len(traced.example[0])
     names, threads = workspace.backend.names, torch.get_num_threads()
     runners: dict[StageName, Runner | str] = {
         "eager": _eager_runner(workspace, fixed),
         "float": in_batches(workspace.traced, traced.run, fixed),
-        "fake_quant": in_batches(workspace.traced, lambda inputs: simulated.run(inputs, edits), fixed),
+        "fake_quant": fake_quant_runner(workspace, policy),
     }
     model = run.file(names.model)
     reference = directory / model.name
@@ -58,10 +55,29 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
     if built_on is not None:
         runners["engine"] = f"it was built on {built_on}, which does not have the evaluation data"
     else:
-        engines = {sm: run.file(name) for sm, name in names.engines.items()}
-        opened = workspace.backend.open(engines, traced.inputs, workspace.settings.batch, threads)
-        runners["engine"] = opened if isinstance(opened, str) else engine_runner(workspace.traced, opened)
+        runners["engine"] = built_engine_runner(workspace, threads)
     return runners
+
+
+def fake_quant_runner(workspace: Workspace, policy: Policy) -> Runner:
+    """Return how the trace with the policy's fake quantisers, and its fine-tuned weights if there are any, computes a
+    batch. It keeps nothing of the run.
+    """
+    traced, fine_tuned = workspace.traced, tuned(workspace, policy)
+    simulated = traced if fine_tuned is None else fine_tuned.traced
+    edits = workspace.fake_quantizer.edits(workspace.plan(policy)) if fine_tuned is None else fine_tuned.edits()
+    fixed = None if traced.dynamic_batch else len(traced.example[0])
+    return in_batches(traced, lambda inputs: simulated.run(inputs, edits), fixed)
+
+
+def built_engine_runner(workspace: Workspace, threads: int) -> Runner | str:
+    """Return how the engine that was built computes a batch, or why it does not run here. It keeps nothing of the
+    run.
+    """
+    traced, backend = workspace.traced, workspace.backend
+    engines = {sm: workspace.run.file(name) for sm, name in backend.names.engines.items()}
+    opened = backend.open(engines, traced.inputs, workspace.settings.batch, threads)
+    return opened if isinstance(opened, str) else engine_runner(traced, opened)
 
 
 def _eager_runner(workspace: Workspace, fixed: int | None) -> Runner:
