@@ -39,10 +39,11 @@ def verify(run: Path, task: str | None, progress: Any) -> Result:
 
     workspace = open_run(run, progress, task=task)
     record = verify_stage(workspace, read_policy(workspace))
-    lines = [
-        f"{name:>10}: {stage.mean:.4f}" if stage.mean is not None else f"{name:>10}: not run: {stage.not_run}"
-        for name, stage in record.stages.items()
-    ]
+    lines = []
+    for name, stage in record.stages.items():
+        part = f" on {stage.samples} of {record.samples} samples" if stage.samples != record.samples else ""
+        said = f"not run: {stage.not_run}" if stage.mean is None else f"{stage.mean:.4f}{part}"
+        lines.append(f"{name:>10}: {said}")
     return record, [*lines, record.explanation], 0
 
 

@@ -1,33 +1,17 @@
-"""Files about one policy's engine: how it was exported, built, measured, verified and fine-tuned."""
+"""Files about one policy's engine: how it was exported, built, measured and fine-tuned."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
 
-from calib.files.storage import AboveZero, Amount, Count, FileRecord, Fraction, Positive, Record, Sha256
+from calib.files.storage import AboveZero, Amount, Count, FileRecord, Positive, Record, Sha256
 from smpq.files import Interval, OfPolicy
-
-StageName = Literal["eager", "float", "fake_quant", "onnx", "engine"]
 
 EngineName = Annotated[str, msgspec.Meta(pattern=r"^engine\.[^/\\\x00-\x1f]+$")]
 
-STAGES: tuple[StageName, ...] = ("eager", "float", "fake_quant", "onnx", "engine")
-"""What the evaluation data goes through, in this order."""
-
-
 _ROUNDING = 1e-6
-_MEANS_ROUNDING = 1e-4
-"""Means are sums of single precision."""
-_METRIC_ROUNDING = 1e-4
-"""A change of a metric by this share of its spread over samples may be rounding, however surely the data tell it from
-zero.
-"""
-NORMAL_95 = 1.96
-"""Half the width of a 95 % interval of a normal distribution, in standard errors."""
 
 
 class FloatModelFile(FileRecord, frozen=True, kw_only=True):
@@ -151,94 +135,6 @@ class LatencyFile(OfPolicy, frozen=True, kw_only=True):
             raise ValueError("a prediction has an interval, and engines that it is made from")
         if ratio is not None and ends is not None and ratio not in ends:
             raise ValueError("a prediction lies in its interval")
-
-
-class StageRow(Record, frozen=True, kw_only=True):
-    """The metric of one stage, in the metric's unit.
-
-    `mean` with its 95 % interval over samples; `change` is the paired difference to the stage before, with its
-    interval; `agreement` the share of samples with the same top class as the stage before. `problem` says how its
-    outputs differ from what they were compared with. `not_run` says why there are no numbers.
-    """
-
-    mean: float | None
-    interval: Interval | None
-    change: float | None
-    change_interval: Interval | None
-    agreement: Fraction | None
-    problem: str | None = None
-    not_run: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.mean is None) == (self.not_run is None):
-            raise ValueError("a stage has a mean, or a reason why it was not run")
-        if (self.mean is None) != (self.interval is None) or (self.change is None) != (self.change_interval is None):
-            raise ValueError("a figure comes with its interval")
-        for value, ends in ((self.mean, self.interval), (self.change, self.change_interval)):
-            if value is not None and ends is not None and value not in ends:
-                raise ValueError("a figure lies in its interval")
-
-
-def lost_stages(stages: Mapping[StageName, StageRow], samples: int) -> list[StageName]:
-    """Return the stages that lost accuracy, the worst first.
-
-    1. Those with a problem come first, in their order.
-    2. The others have a drop that the data tell from zero and that is more than the rounding of float32; the largest
-       drop comes first.
-    """
-    first = stages.get(STAGES[0])
-    spread = 0.0
-    if first is not None and first.interval is not None and first.mean is not None:
-        spread = (first.interval.high - first.interval.low) / (2 * NORMAL_95) * math.sqrt(samples) or abs(first.mean)
-    wrong = [name for name in STAGES if name in stages and stages[name].problem is not None]
-    drops = {
-        name: row.change
-        for name, row in stages.items()
-        if name not in wrong
-        and row.change is not None
-        and row.change_interval is not None
-        and row.change_interval.high < 0
-        if row.change < -_METRIC_ROUNDING * spread
-    }
-    return [*wrong, *sorted(drops, key=lambda name: drops[name])]
-
-
-class VerifyFile(OfPolicy, frozen=True, kw_only=True):
-    """`verify.json`: the evaluation data through every stage; `lost_at` is the worst of the stages that lost
-    accuracy.
-    """
-
-    NAME = "verify.json"
-    MADE_BY = "smpq verify"
-    VERSION = 3
-
-    metric: str
-    samples: Positive
-    stages: dict[StageName, StageRow]
-    lost_at: StageName | None
-    explanation: str
-
-    @property
-    def lost(self) -> list[StageName]:
-        """See `lost_stages`."""
-        return lost_stages(self.stages, self.samples)
-
-    def contradiction(self) -> str | None:
-        """Say which of its figures contradict each other; None where none do."""
-        before: float | None = None
-        for name in STAGES:
-            row = self.stages.get(name)
-            if row is None or row.mean is None:
-                continue
-            if before is not None and row.change is not None:
-                if abs(row.mean - before - row.change) > _MEANS_ROUNDING * max(1, abs(row.mean), abs(before)):
-                    return f"the change of the stage {name} is not the difference of the means"
-            elif (before is None) != (row.change is None):
-                return f"the stage {name} has no change against the stage before, or there is none before"
-            before = row.mean
-        if self.lost_at != next(iter(self.lost), None):
-            return "lost_at is not the stage with the largest drop that can be told from zero"
-        return None
 
 
 class JudgedRow(Record, frozen=True, kw_only=True):

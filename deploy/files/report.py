@@ -10,8 +10,9 @@ import msgspec
 
 from calib.files.storage import AboveZero, Amount, Count, FileRecord, Positive, Record
 from deploy.files.curve import CurveFile
-from deploy.files.engine import FinetuneFile, StageName, VerifyFile
+from deploy.files.engine import FinetuneFile
 from deploy.files.search import SkippedRow
+from deploy.files.verification import StageName, VerifyFile
 from smpq.files import ContributionsFile, FormatText, Interval, StabilityFile
 
 MOST_SHOWN = 1_000
@@ -126,13 +127,14 @@ class DestinationPart(Record, frozen=True, kw_only=True):
 class ReportFile(FileRecord, frozen=True, kw_only=True):
     """The plan, the proof, and where every number came from; what a stage has not made yet is None or empty.
 
-    `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the plan that
+    `accuracy` has the metric of the stages that ran on all evaluation data, and None for others, whose figures are in
+    `verification`. `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the plan that
     Orin's GPU has no kernels for, as in "w3a8 on conv2d".
     """
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 8
+    VERSION = 9
 
     task: str
     target: str

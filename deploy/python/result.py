@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from calib.task import Batch
-from deploy.files.engine import StageName, StageRow
 from deploy.files.report import LatencyPart, ReportFile
+from deploy.files.verification import StageName, StageRow
 from deploy.report.page import summary_lines
 
 Call = Callable[..., Any]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from deploy.files.engine import STAGES, StageName, VerifyFile
 from deploy.files.report import ReportFile
+from deploy.files.verification import STAGES, StageName, VerifyFile
 from deploy.report.answer import Answer, Verdict, bare, capital, sentence, some
 from deploy.report.wording import change, counted, measure, number
+from smpq.files import Interval
 
 _NAMES: dict[StageName, str] = {
     "eager": "PyTorch as given",
@@ -32,7 +33,7 @@ def same_accuracy(report: ReportFile) -> Answer:
     explanation = [sentence(verification.explanation)] if verification.explanation else []
     if not ran:
         return Answer(question, "unknown", ("Not verified.", *missing, *explanation))
-    verdict, first = _verdict(ran, verification.lost)
+    verdict, first = _verdict(ran, verification)
     return Answer(question, verdict, (first, *_figures(verification, ran), *missing, *explanation))
 
 
@@ -60,7 +61,8 @@ def accuracy_steps(report: ReportFile) -> list[str]:
     return steps
 
 
-def _verdict(ran: list[StageName], lost: list[StageName]) -> tuple[Verdict, str]:
+def _verdict(ran: list[StageName], verification: VerifyFile) -> tuple[Verdict, str]:
+    lost = verification.lost
     made_here = [name for name in _MADE_HERE if name in lost]
     if "float" in lost:
         return "no", (
@@ -82,6 +84,8 @@ def _verdict(ran: list[StageName], lost: list[StageName]) -> tuple[Verdict, str]
         return "no", "The engine computes what quantised PyTorch computes, but quantising itself cost accuracy."
     if ran[0] not in ("eager", "float"):
         return "unknown", f"Not compared with PyTorch; {_NAMES[ran[0]]} is the first stage that ran."
+    if verification.lost_in_all:
+        return "no", f"No: the engine is less accurate than {_NAMES[ran[0]]}, but the data do not tell at which stage."
     return "yes", f"Yes: no stage from {_NAMES[ran[0]]} to the engine loses accuracy that can be told from chance."
 
 
@@ -90,15 +94,30 @@ def _lose(names: list[StageName]) -> str:
 
 
 def _figures(verification: VerifyFile, ran: list[StageName]) -> list[str]:
-    """Return the metric of each stage, and the step to each stage from the one before."""
+    """Return the metric of the stages that had all samples, the change from the first to the last, and the step to each
+    from the one before.
+    """
     metric, figures, steps = verification.metric, [], []
     for name in ran:
         stage = verification.stages[name]
-        if stage.mean is not None and stage.interval is not None:
+        if stage.mean is not None and stage.interval is not None and stage.samples == verification.samples:
             figures.append(f"{_NAMES[name]} {measure(stage.mean, stage.interval, metric)}")
         if name != ran[0] and stage.change is not None and stage.change_interval is not None:
-            same = "" if stage.agreement is None else f", {number(100 * stage.agreement)} % of predictions the same"
-            ends = stage.change_interval
-            between = f"{change(ends.low, metric)} to {change(ends.high, metric, unit=True)}"
-            steps.append(f"Step to {_NAMES[name]}: {change(stage.change, metric)} ({between}){same}.")
-    return [f"{capital(metric)} over {counted(verification.samples, 'sample')}: {'; '.join(figures)}.", *steps]
+            before = verification.stages[ran[ran.index(name) - 1]].samples or 0
+            shared = min(before, stage.samples or 0)
+            part = f" on {counted(shared, 'sample')}" if shared < verification.samples else ""
+            steps.append(
+                f"Step to {_NAMES[name]}{part}: {_change(stage.change, stage.change_interval, stage.agreement, metric)}."
+            )
+    whole = verification.whole
+    return [
+        f"{capital(metric)} over {counted(verification.samples, 'sample')}: {'; '.join(figures)}.",
+        f"From {_NAMES[ran[0]]} to {_NAMES[ran[-1]]}: {_change(whole.change, whole.interval, whole.agreement, metric)}.",
+        *steps,
+    ]
+
+
+def _change(value: float, ends: Interval, agreement: float | None, metric: str) -> str:
+    same = "" if agreement is None else f", {number(100 * agreement)} % of predictions the same"
+    between = f"{change(ends.low, metric)} to {change(ends.high, metric, unit=True)}"
+    return f"{change(value, metric)} ({between}){same}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from calib.files.storage import FileRecord
 from deploy.files.curve import CurveFile
-from deploy.files.engine import BuildFile, ExportFile, FinetuneFile, FloatModelFile, LatencyFile, VerifyFile
+from deploy.files.engine import BuildFile, ExportFile, FinetuneFile, FloatModelFile, LatencyFile
 from deploy.files.loop import BundleFile, LoopFile, ObservationsFile
 from deploy.files.profile import ProfileFile
 from deploy.files.report import ReportFile
 from deploy.files.search import BudgetFile, CalibrationFile, CostsFile, LossFile, SpaceFile
+from deploy.files.verification import VerifyFile
 from deploy.run.record import RunFile
 from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
 from smpq.supernet.files import SupernetFile

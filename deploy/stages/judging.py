@@ -13,13 +13,13 @@ from calib.errors import UserError
 from deploy.devices.base import Candidate
 from deploy.devices.places import machine_directory
 from deploy.files.curve import JudgedPoint
-from deploy.files.engine import StageName
+from deploy.files.verification import StageName
 from deploy.run.opening import call_task
 from deploy.run.workspace import DEVICE, Workspace
 from deploy.runner.experiment import CACHE_DIRECTORY
 from deploy.runner.state import machine
+from deploy.stages.passage import Passage, mean_interval
 from deploy.stages.stage_runners import Runner, engine_runner, in_batches
-from deploy.stages.verifying import collect, mean_interval
 from smpq.files import SHARES, Interval
 from smpq.problem.policy import Policy
 from smpq.value.loss import loss_of
@@ -113,4 +113,4 @@ class Judge:
     def _values(self, runner: Runner, stage: StageName, what: str) -> Tensor:
         """Return `[n]`, the metric of each sample."""
         with self._workspace.progress.bar(f"accuracy of {what}", len(self._batches)) as advance:
-            return collect(self._workspace, self._batches, stage, runner, (), advance).values
+            return Passage(self._workspace.task, stage, runner).go_on(self._batches, advance).values

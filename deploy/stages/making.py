@@ -10,7 +10,8 @@ import msgspec
 from calib.errors import UserError
 from deploy.backends.base import UnitKernel
 from deploy.devices.base import Candidate, Result
-from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, TimingRow, VerifyFile
+from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, TimingRow
+from deploy.files.verification import VerifyFile
 from deploy.latency.bench import FINAL, Bench
 from deploy.latency.prediction import prediction
 from deploy.lowering.onnx_files import sha256

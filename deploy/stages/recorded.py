@@ -8,11 +8,12 @@ from functools import cached_property
 from calib.errors import UserError
 from calib.files.checkpoint import shown
 from deploy.files.curve import CurveFile
-from deploy.files.engine import BuildFile, KernelRow, LatencyFile, VerifyFile
+from deploy.files.engine import BuildFile, KernelRow, LatencyFile
 from deploy.files.report import (
     LatencyPart,
 )
 from deploy.files.search import BudgetFile, CostsFile, LossFile, SpaceFile
+from deploy.files.verification import VerifyFile
 from deploy.run.directory import Run
 from deploy.run.record import RunFile
 from deploy.run.scores import find_scores

@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 
 from calib.errors import UserError
 from deploy.backends import backend_of
-from deploy.files.engine import STAGES, LatencyFile
+from deploy.files.engine import LatencyFile
 from deploy.files.loop import LoopFile, StepRow
 from deploy.files.report import (
     MOST_SHOWN,
@@ -25,6 +25,7 @@ from deploy.files.report import (
     ScoresPart,
 )
 from deploy.files.search import CostsFile
+from deploy.files.verification import STAGES
 from deploy.latency.history import steps_for
 from deploy.run.directory import Run
 from deploy.stages.finetuning import read_record
@@ -49,7 +50,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     policy, settings = read.policy, read.record.settings
     reached = {name: model.total(policy) for name, model in read.costs.items()}
     limits = _limits(read)
-    stages = read.verification.stages if read.verification is not None else {}
+    means = read.verification.means if read.verification is not None else {}
     names = backend_of(read.target).names
     report = ReportFile(
         task=settings.task,
@@ -58,7 +59,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         engine=_existing(run, names.engines),
         float_engine=_existing(run, names.float_engines),
         policy={path: str(chosen) for path, chosen in policy.by_unit(read.space.groups).items()},
-        accuracy={name: stages[name].mean if name in stages else None for name in STAGES},
+        accuracy={name: means.get(name) for name in STAGES},
         verification=read.verification,
         latency=read.latency,
         latency_note=None if read.latency is not None else _why_no_latency(read),

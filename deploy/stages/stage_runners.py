@@ -18,7 +18,8 @@ from calib.network.graph import TracedModel
 from calib.task import Batch
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends.base import BuildFailed, OpenEngine
-from deploy.files.engine import BuildFile, StageName
+from deploy.files.engine import BuildFile
+from deploy.files.verification import StageName
 from deploy.run.workspace import Workspace
 from deploy.stages.finetuning import tuned
 from smpq.problem.policy import Policy

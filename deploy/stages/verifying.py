@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import torch
 from msgspec.structs import replace
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from calib.data import materialize, per_sample
-from calib.errors import UserError
-from calib.network.agreement import Agreement
+from calib.data import materialize
 from calib.task import Batch
-from deploy.files.engine import NORMAL_95, StageName, StageRow, VerifyFile, lost_stages
+from deploy.files.verification import StageName, StageRow, VerifyFile, WholeChange, lost_stages, lowers, spread_of
 from deploy.run.opening import call_task
 from deploy.run.workspace import Workspace
 from deploy.stages.batch_sizes import differs_by_size
+from deploy.stages.passage import Passage, agreement, mean_change, mean_interval
 from deploy.stages.stage_runners import Runner, stage_runners
-from smpq.files import Interval
 from smpq.problem.policy import Policy
 
-_KEPT_BYTES = 1 << 28
-"""Of the module's own outputs so many are kept until the trace has been compared with them."""
+_FIRST_SAMPLES = 1024
+"""So many samples go through the stages between the first and the last at least."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
 _EXPLANATIONS: Mapping[StageName, str] = {
     "float": "the trace: the traced graph does not compute what the PyTorch module does; this is a bug, please report it",
     "fake_quant": "quantisation itself: give the layers more bits, or fine-tune",
@@ -40,132 +35,136 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
     """Run the evaluation data through the user's module, its trace, the fake-quantised model, the ONNX file and the
     engine.
 
-    The ONNX file is computed as written, in float with its quantisers and no integer kernels; the engine as it was
-    built. The trace must give what the module gives, and an engine for any batch size the same for a sample alone as
-    for the same sample among others. `policy_key` names the policy that is verified, and its fine-tuned weights. Raises
-    UserError when a stage gives NaN or infinity.
+    1. The ONNX file is computed as written, in float with its quantisers and no integer kernels; the engine as it was
+       built.
+    2. The first and the last stage that run here have all samples: they say what the engine is worth. The stages
+       between say where accuracy was lost. They have 1,024 samples, and where some was lost as many as it takes to know
+       the change at each stage to half of the loss.
+    3. The trace must give what the module gives, and an engine for any batch size the same for a sample alone as for
+       the same sample among others.
+
+    `policy_key` names the policy that is verified, and its fine-tuned weights. Raises UserError when a stage gives NaN
+    or infinity.
     """
-    batches = materialize(call_task(workspace.task, "evaluation"), what="evaluation")
+    batches = spread_out(materialize(call_task(workspace.task, "evaluation"), what="evaluation"))
     with tempfile.TemporaryDirectory() as directory:
         runners = stage_runners(workspace, policy, Path(directory))
-    stages: dict[StageName, StageRow] = {}
-    previous: StageResults | None = None
-    for name, runner in runners.items():
-        if isinstance(runner, str):
-            stages[name] = StageRow(
-                mean=None, interval=None, change=None, change_interval=None, agreement=None, not_run=runner
-            )
-            continue
-        reference = previous.outputs if name == "float" and previous is not None else ()
-        with workspace.progress.bar(f"verify {name}", len(batches)) as advance:
-            current = collect(workspace, batches, name, runner, reference, advance)
-        stages[name] = _compared(current, previous)
-        previous = current
+    passages = _passages(workspace, runners, batches)
+    stages = dict(_rows(runners, passages))
     if callable(runners["engine"]) and callable(runners["fake_quant"]):
         alone = differs_by_size(runners["engine"], runners["fake_quant"], batches[0], (1, workspace.settings.batch))
         stages["engine"] = replace(stages["engine"], problem=alone)
-    samples = sum(len(batch.inputs[0]) for batch in batches)
-    lost_at = next(iter(lost_stages(stages, samples)), None)
-    explanation = "no stage lost points that the data can tell from zero"
-    if lost_at is not None:
-        found = f" ({stages[lost_at].problem})" if stages[lost_at].problem is not None else ""
-        explanation = f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}{found}"
-    return VerifyFile(
+    change, interval = mean_change(passages[0], passages[-1])
+    whole = WholeChange(change=change, interval=interval, agreement=agreement(passages[0], passages[-1]))
+    record = VerifyFile(
         policy=policy_key,
         metric=workspace.task.metric_name,
-        samples=samples,
+        samples=sum(len(batch.inputs[0]) for batch in batches),
         stages=stages,
-        lost_at=lost_at,
-        explanation=explanation,
+        whole=whole,
+        lost_at=next(iter(lost_stages(stages)), None),
+        explanation="",
     )
+    return replace(record, explanation=_explanation(record))
 
 
-@dataclass
-class StageResults:
-    """What one stage gave: `[n]` metric values, `[n]` top classes where the output is `[n, classes]`, the first
-    outputs.
+def spread_out(batches: Sequence[Batch]) -> list[Batch]:
+    """Return the batches in an order of which any beginning is spread over all of them, and the first is the first.
 
-    `problem` says in words where the outputs are not those that they were compared with.
+    Data is often sorted, by class for example. The order is that of the multiples of the golden ratio modulo 1, which
+    leave no large gap (the three-distance theorem).
     """
-
-    values: Tensor
-    classes: Tensor | None
-    outputs: Sequence[Any] = field(default=())
-    problem: str | None = None
+    return [batches[index] for index in sorted(range(len(batches)), key=lambda index: index * _GOLDEN % 1)]
 
 
-def collect(
-    workspace: Workspace,
-    batches: Sequence[Batch],
-    name: str,
-    runner: Runner,
-    reference: Sequence[Any],
-    advance: Callable[[], None],
-) -> StageResults:
-    """Return what a stage gives for the evaluation batches; its first outputs are compared with `reference`.
+def _passages(
+    workspace: Workspace, runners: Mapping[StageName, Runner | str], batches: Sequence[Batch]
+) -> list[Passage]:
+    """Return the stages that run here, in their order, each with the samples that it needs."""
+    task, progress = workspace.task, workspace.progress
+    able = {name: runner for name, runner in runners.items() if not isinstance(runner, str)}
+    first, *between, last = able
+    ends = []
+    for name in (first, last):
+        with progress.bar(f"verify {name}", len(batches)) as advance:
+            ends.append(Passage(task, name, able[name]).go_on(batches, advance))
+    middle = [Passage(task, name, able[name], ends[0].outputs if name == "float" else ()) for name in between]
+    passages, samples = [ends[0], *middle, ends[1]], _FIRST_SAMPLES
+    start = 0
+    while middle and start < len(batches):
+        end = _count(batches, samples)
+        with progress.bar(f"verify {' '.join(between)}", len(between) * (end - start)) as advance:
+            for passage in middle:
+                passage.go_on(batches[start:end], advance)
+        if _settled(passages):
+            break
+        start, samples = end, 2 * samples
+    return passages
 
-    UserError where an output holds NaN or infinity.
-    """
-    values, classes, outputs, room = [], [], [], _KEPT_BYTES
-    broken, problem = 0, None
-    agreement = Agreement(reference[0]) if reference else None
+
+def _count(batches: Sequence[Batch], samples: int) -> int:
+    """Return how many of the first batches have so many samples; all where there are fewer."""
+    seen = 0
     for index, batch in enumerate(batches):
-        output, count = runner(batch), len(batch.inputs[0])
-        leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-        broken += _not_finite(leaves, count)
-        if not broken:
-            values.append(per_sample(workspace.task.metric, (output, batch.target), count, "metric"))
-        if leaves[0].dim() == 2 and len(leaves[0]) == count:  # class scores
-            classes.append(leaves[0].argmax(1))
-        if agreement is not None and index < len(reference) and problem is None:
-            problem = agreement.difference(output, reference[index])
-        room -= sum(leaf.nbytes for leaf in leaves)
-        if name == "eager" and room >= 0:
-            outputs.append(output)
-        advance()
-    if broken:
-        samples = sum(len(batch.inputs[0]) for batch in batches)
-        raise UserError(
-            f"the output of stage {name} holds NaN or infinity for {broken} of {samples} samples of the evaluation "
-            "data: "
-            f"{'correct the model or the data' if name in ('eager', 'float') else 'try another format, observer or target'}"
-        )
-    return StageResults(
-        torch.cat(values), torch.cat(classes) if len(classes) == len(batches) else None, outputs, problem
-    )
+        seen += len(batch.inputs[0])
+        if seen >= samples:
+            return index + 1
+    return len(batches)
 
 
-def _not_finite(leaves: Sequence[Tensor], count: int) -> int:
-    """Return how many samples of a batch have a value that is not finite; all of them where an output does not count
-    samples.
-    """
-    found = torch.zeros(count, dtype=torch.bool)
-    for leaf in leaves:
-        if leaf.is_floating_point() or leaf.is_complex():
-            odd = ~torch.isfinite(leaf)
-            found |= odd.reshape(count, -1).any(1) if leaf.dim() and len(leaf) == count else odd.any()
-    return int(found.sum())
+def _settled(passages: Sequence[Passage]) -> bool:
+    """Whether the data say at which stage accuracy was lost, or that none was."""
+    loss, ends = mean_change(passages[0], passages[-1])
+    first = _row(passages[0], None)
+    if not lowers(loss, ends, spread_of({passages[0].name: first})):
+        return True
+    intervals = [mean_change(before, after)[1] for before, after in pairwise(passages)]
+    return all(each.high - each.low <= abs(loss) for each in intervals)
 
 
-def _compared(current: StageResults, previous: StageResults | None) -> StageRow:
+def _rows(
+    runners: Mapping[StageName, Runner | str], passages: Sequence[Passage]
+) -> Sequence[tuple[StageName, StageRow]]:
+    done = {passage.name: passage for passage in passages}
+    rows, previous = [], None
+    for name, runner in runners.items():
+        if isinstance(runner, str):
+            empty = StageRow(
+                mean=None,
+                interval=None,
+                change=None,
+                change_interval=None,
+                agreement=None,
+                samples=None,
+                not_run=runner,
+            )
+            rows.append((name, empty))
+            continue
+        rows.append((name, _row(done[name], previous)))
+        previous = done[name]
+    return rows
+
+
+def _row(current: Passage, previous: Passage | None) -> StageRow:
     mean, interval = mean_interval(current.values)
-    change, change_interval, agreement = None, None, None
-    if previous is not None:
-        change, change_interval = mean_interval(current.values - previous.values)
-        if current.classes is not None and previous.classes is not None:
-            agreement = float((current.classes == previous.classes).double().mean())
+    change, change_interval = (None, None) if previous is None else mean_change(previous, current)
     return StageRow(
         mean=mean,
         interval=interval,
         change=change,
         change_interval=change_interval,
-        agreement=agreement,
+        agreement=None if previous is None else agreement(previous, current),
+        samples=len(current.values),
         problem=current.problem,
     )
 
 
-def mean_interval(values: Tensor) -> tuple[float, Interval]:
-    """Return the mean of `[n]` values with its 95 % interval."""
-    mean = float(values.mean())
-    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return mean, Interval(mean - NORMAL_95 * error, mean + NORMAL_95 * error)
+def _explanation(record: VerifyFile) -> str:
+    lost_at = record.lost_at
+    if lost_at is not None:
+        problem = record.stages[lost_at].problem
+        found = f" ({problem})" if problem is not None else ""
+        return f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}{found}"
+    if record.lost_in_all:
+        return "points were lost from the first stage to the last, at none of them more than chance can be"
+    return "no stage lost points that the data can tell from zero"
