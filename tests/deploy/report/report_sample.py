@@ -28,6 +28,7 @@ def stage(
         "change_interval": None if change is None else [change - 0.001, change + 0.001],
         "agreement": agreement,
         "not_run": not_run,
+        "samples": None if mean is None else 10_000,
     }
 
 
@@ -52,7 +53,7 @@ def layer(path: str, index: int = 0, bits: int = 8, **other: Any) -> dict[str, A
 
 
 VERIFICATION: dict[str, Any] = {
-    "schema": 3,
+    "schema": 4,
     "policy": "conv1=w8a8",
     "metric": "top-1",
     "samples": 10_000,
@@ -63,6 +64,7 @@ VERIFICATION: dict[str, Any] = {
         "onnx": stage(0.8842, 0.0, 1.0),
         "engine": stage(0.8841, -0.0001, 0.9997),
     },
+    "whole": {"change": -0.0009, "interval": [-0.0029, 0.0011], "agreement": 0.9908},
     "lost_at": None,
     "explanation": "",
 }
@@ -87,7 +89,7 @@ def destination(target: str) -> dict[str, Any]:
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 8,
+        "schema": 9,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "destination": destination(other.get("target", "ort-cpu")),

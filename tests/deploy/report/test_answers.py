@@ -111,7 +111,10 @@ def test_the_first_stage_is_the_module_as_given_where_it_was_run() -> None:
         "10,000 samples: PyTorch as given 88.50 % (87.90 to 89.10); float PyTorch 88.50 %"
         in answer(report(), 2).sentences[1]
     )
-    assert answer(report(), 2).sentences[2].startswith("Step to float PyTorch: +0.00 ")
+    assert answer(report(), 2).sentences[2:4] == (
+        "From PyTorch as given to the engine: −0.09 (−0.29 to +0.11 points), 99.08 % of predictions the same.",
+        "Step to float PyTorch: +0.00 (−0.10 to +0.10 points), 100 % of predictions the same.",
+    )
     without = {**VERIFICATION, "stages": {name: row for name, row in VERIFICATION["stages"].items() if name != "eager"}}
     without["stages"]["float"] = stage(0.885)
     found = answer(report(verification=without), 2)
@@ -127,6 +130,23 @@ def test_a_smaller_loss_behind_a_larger_one_is_not_left_out() -> None:
     steps = answer(content, 3).sentences
     assert steps[0].startswith("To win accuracy back, allow more budget; the lowest scores are")
     assert steps[1].startswith("Find the layer that differs at the engine")
+
+
+def test_stages_that_had_fewer_samples_say_so_and_give_no_figure_of_their_own() -> None:
+    few = {name: {**VERIFICATION["stages"][name], "samples": 1_024} for name in ("float", "fake_quant", "onnx")}
+    text = " ".join(answer(report(verification=stages(**few)), 2).sentences)
+    assert "10,000 samples: PyTorch as given 88.50 % (87.90 to 89.10); the engine 88.41 % (87.81 to 89.01)." in text
+    assert "Step to quantised PyTorch on 1,024 samples: −0.08" in text
+    assert "Step to the engine on 1,024 samples: −0.01" in text
+
+
+def test_a_loss_that_no_single_stage_shows_is_a_loss() -> None:
+    whole = {"change": -0.003, "interval": [-0.005, -0.001], "agreement": 0.98}
+    found = answer(report(verification={**VERIFICATION, "whole": whole}), 2)
+    assert found.verdict == "no"
+    assert found.sentences[0] == (
+        "No: the engine is less accurate than PyTorch as given, but the data do not tell at which stage."
+    )
 
 
 def test_what_was_not_verified_is_not_the_same() -> None:
@@ -146,6 +166,7 @@ def test_another_metric_is_not_written_in_percent() -> None:
         **VERIFICATION,
         "metric": "minus squared error",
         "stages": {"float": stage(-2.5), "engine": stage(-2.75, -0.25)},
+        "whole": {"change": -0.25, "interval": [-0.251, -0.249], "agreement": None},
     }
     text = " ".join(answer(report(verification=verification), 2).sentences)
     assert "Minus squared error over 10,000 samples: float PyTorch −2.5 (−2.506 to −2.494)" in text

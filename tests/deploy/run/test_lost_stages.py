@@ -2,11 +2,13 @@
 
 import pytest
 
-from deploy.files.engine import StageRow, lost_stages
+from deploy.files.verification import StageRow, lost_stages
 from smpq.files import Interval
 
 SAMPLES = 100
-FIRST = StageRow(mean=0.0, interval=Interval(-0.2, 0.2), change=None, change_interval=None, agreement=None)
+FIRST = StageRow(
+    mean=0.0, interval=Interval(-0.2, 0.2), change=None, change_interval=None, agreement=None, samples=SAMPLES
+)
 """Samples spread by about 1."""
 
 
@@ -18,6 +20,7 @@ def stages(**changes):
             change=change,
             change_interval=Interval(*ends),
             agreement=None,
+            samples=SAMPLES,
             problem=problem,
         )
         for name, (change, ends, problem) in changes.items()
@@ -42,4 +45,4 @@ def stages(**changes):
     ],
 )
 def test_a_stage_lost_accuracy(found, lost):
-    assert lost_stages(stages(**found), SAMPLES) == lost
+    assert lost_stages(stages(**found)) == lost

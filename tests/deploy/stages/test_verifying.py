@@ -1,5 +1,7 @@
 """Points that are lost on purpose, at one stage at a time."""
 
+from itertools import pairwise
+
 import numpy as np
 import onnx
 import pytest
@@ -9,8 +11,8 @@ from calib.errors import UserError
 from calib.task import Batch
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends.tensorrt import backend as tensorrt_backend
-from deploy.files.engine import STAGES
-from deploy.stages import read_policy
+from deploy.files.verification import STAGES
+from deploy.stages import read_policy, verifying
 from deploy.stages.run_all import open_run
 from deploy.stages.verifying import verify
 from deploy.terminal.progress import Progress
@@ -110,10 +112,10 @@ def test_the_intervals_are_those_of_paired_samples(run, monkeypatch):
     wrong = [0, 5, 9]
 
     def metric(output, target):
-        # every sample is worth something else, and three of them change behind the float stage, which is the second
+        # every sample is worth something else, and three of them are worth less in all but the module and its trace
         start = 0 if torch.equal(target, targets[:8]) else 8
         values = torch.arange(8) * 10.0
-        if metric.stage > 4:
+        if metric.stage not in (1, 2, 5, 6):  # the engine, the last stage, comes second
             values = values - torch.tensor([float(start + index in wrong) for index in range(8)])
         metric.stage += 1
         return values
@@ -148,6 +150,53 @@ def test_a_module_that_changed_behind_the_trace(run):
     assert record.lost_at == "float"
     assert "does not compute what the PyTorch module does" in record.explanation
     assert "output differs by up to" in record.explanation
+
+
+def in_order_of_classes(count):
+    """Batches of 8, sorted by class, which the float model gets all right."""
+    inputs = torch.randn(8 * count, 1, 6, 6, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        targets = network()(inputs).argmax(1)
+    inputs, targets = inputs[targets.argsort(stable=True)], targets.sort().values
+    return [Batch((inputs[a : a + 8],), targets[a : a + 8]) for a in range(0, 8 * count, 8)]
+
+
+def test_the_stages_between_have_as_many_samples_as_it_takes(run, monkeypatch):
+    workspace = open_run(run, Progress())
+    monkeypatch.setattr(verifying, "_FIRST_SAMPLES", 32)
+    monkeypatch.setattr(workspace.task, "evaluation", lambda: in_order_of_classes(40))
+    record = checked(workspace)
+    assert [row.samples for row in record.stages.values()] == [320, 32, 32, 32, 320]
+    assert set(record.means) == {"eager", "engine"}
+    assert record.whole.change == pytest.approx(record.stages["engine"].mean - record.stages["eager"].mean)
+    assert not record.lost_in_all
+
+
+def test_a_loss_is_followed_until_the_data_tell_where_it_is(run, monkeypatch):
+    compute = ort_backend.OrtEngine.run
+
+    def one_wrong(self, inputs):
+        (output,) = compute(self, inputs)
+        output[0] *= -1
+        return [output]
+
+    workspace = open_run(run, Progress())
+    monkeypatch.setattr(ort_backend.OrtEngine, "run", one_wrong)
+    monkeypatch.setattr(verifying, "_FIRST_SAMPLES", 8)
+    monkeypatch.setattr(workspace.task, "evaluation", lambda: in_order_of_classes(40))
+    record = checked(workspace)
+    between = record.stages["onnx"].samples
+    assert 8 < between < 320
+    assert record.lost_at == "onnx"
+    ends = record.stages["onnx"].change_interval
+    assert ends.high - ends.low <= -record.whole.change
+
+
+def test_any_beginning_of_the_data_is_spread_over_all_of_it():
+    order = verifying.spread_out(range(100))
+    assert order[0] == 0
+    assert sorted(order) == list(range(100))
+    assert max(b - a for a, b in pairwise(sorted(order[:10]))) <= 20
 
 
 @pytest.mark.parametrize("stage", ["eager", "engine"])
