@@ -70,7 +70,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ("latency.json", r"predicted.*", PREDICTED),
     ("verify.json", r"policy", ABOUT_ANOTHER),
     ("verify.json", r"metric|samples|explanation", INFORMATION),
-    ("verify.json", r"stages.*", FIGURE),
+    ("verify.json", r"(stages|whole).*", FIGURE),
     ("supernet.json", r".+", SUPERNET),
     ("report.json", r".+", PAGE),
     ("profile.json", r".+", PROFILE),
