@@ -42,6 +42,8 @@ def accuracy_steps(report: ReportFile) -> list[str]:
     if report.verification is None:
         return ["Verify it before relying on its accuracy: `smpq verify`."]
     lost = report.verification.lost
+    if not lost and report.verification.lost_in_all:
+        lost = [report.verification.largest_drop]
     if "float" in lost:
         return ["Report it, and use no engine of this run: its float model is not your module."]
     steps = []
@@ -85,7 +87,10 @@ def _verdict(ran: list[StageName], verification: VerifyFile) -> tuple[Verdict, s
     if ran[0] not in ("eager", "float"):
         return "unknown", f"Not compared with PyTorch; {_NAMES[ran[0]]} is the first stage that ran."
     if verification.lost_in_all:
-        return "no", f"No: the engine is less accurate than {_NAMES[ran[0]]}, but the data do not tell at which stage."
+        return "no", (
+            f"No: the engine is less accurate than {_NAMES[ran[0]]}. The data do not tell at which stage it was lost, "
+            f"the largest drop is at {_NAMES[verification.largest_drop]}."
+        )
     return "yes", f"Yes: no stage from {_NAMES[ran[0]]} to the engine loses accuracy that can be told from chance."
 
 
