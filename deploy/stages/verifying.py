@@ -113,16 +113,15 @@ def _count(batches: Sequence[Batch], samples: int) -> int:
 
 
 def _settled(passages: Sequence[Passage]) -> bool:
-    """Whether no accuracy was lost, or the changes at all stages but one are known to half of the loss, or as well as
-    the loss itself is known. What is left of the loss was then lost at the one.
+    """Whether no accuracy was lost, or the changes at all stages but one are known to half of what the loss may be at
+    most. What is left of the loss was then lost at the one.
     """
     loss, ends = mean_change(passages[0], passages[-1])
     first = _row(passages[0], None)
     if not lowers(loss, ends, spread_of({passages[0].name: first})):
         return True
-    enough = max(abs(loss), ends.high - ends.low)
     widths = sorted(each.high - each.low for _, each in starmap(mean_change, pairwise(passages)))
-    return all(width <= enough for width in widths[:-1])
+    return all(width <= -ends.low for width in widths[:-1])
 
 
 def _rows(
