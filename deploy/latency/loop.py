@@ -57,7 +57,9 @@ class LatencyLoop:
        for the one that is to blame.
     6. The outcome is the policy, of those that meet the limit, that is best on samples that the search has not used
        (`unseen`). Only the outcome depends on these samples: what is measured next does not.
-    7. Where nothing measured is faster than the float engine, the float engine is the outcome.
+    7. Where nothing meets the limit, the policy that is predicted to be nearest to it is measured as long as that is
+       nearer than what was measured. Where nothing measured is faster than the float engine, the float engine is the
+       outcome.
     """
 
     def __init__(
@@ -126,19 +128,13 @@ class LatencyLoop:
         best = self._best()
         for optimism in (0.0, OPTIMISM):
             found = self._search(optimism)
-            if (
-                found is not None
-                and (best is None or found.value > self._value(best.policy))
-                and self._is_new(found.policy)
-            ):
+            better = found is not None and (best is None or found.value > self._value(best.policy))
+            if found is not None and better and self._is_new(found.policy):
                 return self._proposal("optimistic" if optimism else "proposal", found.policy)
         if best is None and (closest := self._closest()) is not None:
-            return self._proposal("closest", closest)
-        self._state.stop_reason = (
-            "no other policy within the limit is likely to be better"
-            if best is not None
-            else "the limit is out of reach"
-        )
+            return closest
+        out_of_reach, exhausted = "the limit is out of reach", "no other policy within the limit is likely to be better"
+        self._state.stop_reason = out_of_reach if best is None else exhausted
         return None
 
     def ask_several(self, count: int) -> list[Proposal]:
@@ -245,12 +241,14 @@ class LatencyLoop:
         best = placed if self._value(placed) >= choice.value else policy
         return replace(choice, policy=best, value=self._value(best))
 
-    def _closest(self) -> Policy | None:
-        """Return the policy that the model takes for the nearest to the limit, unless it was measured already."""
+    def _closest(self) -> Proposal | None:
+        """Return the policy that is predicted to be nearest to the limit, unless one that was measured is nearer."""
         left_out = [refusal.policy for refusal in self._state.refusals if not refusal.blamed]
         ceilings = [Ceiling(self._model.cost_model(1.0), self.goal.limit), *self.goal.ceilings]
         policy = nearest_feasible(Problem(self._space, {}, ceilings, left_out))
-        return policy if self._is_new(policy) else None
+        proposal = self._proposal("closest", policy)
+        nearest = min((o.ratio for o in self._state.observed.values()), default=math.inf)
+        return proposal if self._is_new(policy) and proposal.predicted < nearest else None
 
     def _proposal(self, label: str, policy: Policy) -> Proposal:
         predicted, error = self._model.predict(policy)
