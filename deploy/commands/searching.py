@@ -56,6 +56,16 @@ class _Own:
             unset=f"that of the run, or {DEFAULT_METHOD}",
         ),
     ] = None
+    seconds: Annotated[
+        float | None,
+        Declared(
+            "end the search so long after the start, with the best it has; making and verifying the engine follow",
+            Interval(0, above=True),
+            "--seconds",
+            Group.LENGTH,
+            unset="when more is expected to gain little",
+        ),
+    ] = None
     finetune: Annotated[
         float | None,
         Declared(
@@ -70,7 +80,7 @@ class _Own:
 
 @command("run")
 @declared_options(Settings)
-@declared_options(_Own, "budget_or_usual", "out_or_new", "method", "finetune")
+@declared_options(_Own, "budget_or_usual", "out_or_new", "method", "finetune", "seconds")
 @declared_options(Shared, "device")
 @resource_options
 @printed
@@ -78,6 +88,7 @@ def run(
     budget: str | None,
     out: Path | None,
     finetune: float | None,
+    seconds: float | None,
     method: str,
     device: str,
     progress: Any,
@@ -88,11 +99,14 @@ def run(
 
     Without a budget it looks for the fastest engine that loses at most half a point.
     Ends with the answers and the path of report.html. Exit code 1 means that the budget was not met; the closest engine
-    is in the run all the same. The same command on an unfinished run goes on where it stopped.
+    is in the run all the same. The same command on an unfinished run goes on where it stopped. Ctrl-C ends the search
+    with the best engine so far; again, it stops at once.
     """
     from deploy.report.page import summary_lines
     from deploy.stages.run_all import run_all
+    from deploy.terminal.patience import Patience
 
+    progress.patience = Patience(seconds)
     settings = settings_from_options(Settings, options)
     usual = FineTuneSettings.epochs if method_from_name(method).finetuned else 0.0
     epochs = finetune if finetune is not None else usual

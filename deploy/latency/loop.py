@@ -121,6 +121,9 @@ class LatencyLoop:
         if len(self._state.steps) >= self._settings.measurements:
             self._state.stop_reason = "measurements"
             return None
+        if self.goal.enough():
+            self._state.stop_reason = "the end of the time"
+            return None
         following = self._experiments()
         return following[0] if following else self._after_experiments()
 
@@ -230,7 +233,9 @@ class LatencyLoop:
         ceilings = [Ceiling(model.cost_model(1.0), raised), *goal.ceilings]
         effort = replace(goal.effort, rounds=0) if "refined" in state.marginals else goal.effort
         try:
-            choice = choose(self._value, self._space, state.marginals, ceilings, effort, left_out, folds=goal.folds)
+            choice = choose(
+                self._value, self._space, state.marginals, ceilings, effort, left_out, folds=goal.folds, enough=goal.enough
+            )
         except Impossible:
             return None
         if not is_small(self._space):

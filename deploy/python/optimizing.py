@@ -20,6 +20,7 @@ from deploy.stages.policies import read_policy
 from deploy.stages.run_all import open_run, run_stages
 from deploy.stages.scoring import check_method
 from deploy.stages.stage_runners import built_engine_runner, fake_quant_runner
+from deploy.terminal.patience import Patience
 from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD
 from smpq.problem.budget import Budget
@@ -36,6 +37,7 @@ def optimize(
     *,
     selection: Iterable[Any] | None = None,
     method: str = DEFAULT_METHOD,
+    seconds: float | None = None,
     verbose: bool = True,
     **settings: Any,
 ) -> Result:
@@ -45,7 +47,7 @@ def optimize(
     `forward`, or a DataLoader of these. `metric(output, target)` returns `[n]`, one value per sample, higher is better;
     without one the divergence from the model's own output is what counts. `budget` is that of `smpq run`: `drop=0.5`
     by default, `kl=0.02` without a metric. `out` is the run directory: the same call goes on where it stopped, and the
-    commands that need no task work on it. `settings` are those of `smpq run` (`deploy.run.settings.Settings`):
+    commands that need no task work on it. `seconds` is after how long the search ends with the best that it has. `settings` are those of `smpq run` (`deploy.run.settings.Settings`):
     `formats`, `effort`, `samples`, `seed`, `batch` and so on. UserError, with a message that says what to do, for wrong
     input; a budget that is not met is a result whose `met` is False.
     """
@@ -66,7 +68,7 @@ def optimize(
         asked = Settings(task=IN_MEMORY, target=target, **settings)
     except TypeError as error:
         raise UserError(f"{error}: the settings are {', '.join(Settings.__struct_fields__)}") from error
-    progress = Progress(Console(file=sys.stderr, quiet=not verbose))
+    progress = Progress(Console(file=sys.stderr, quiet=not verbose), Patience(seconds))
     path = Path(out) if out is not None else usual_directory(asked)
     check_method(method, wanted)
     with held_in_memory(task), open_run(path, progress, asked) as workspace:

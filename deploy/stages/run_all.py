@@ -87,7 +87,6 @@ def run_all(
 def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> ReportFile:
     """Do the whole job in a run that is open; returns the contents of `report.json`."""
     progress = workspace.progress
-    limit = budget.limit("latency")
     check_scores(workspace, method)
     # what cannot be built or reached is told before the work and not behind it
     if workspace.times_here:
@@ -97,6 +96,17 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | 
     if tuning is not None:
         check_trainable(workspace)
     check_task(workspace, method)
+    with progress.patience.interruptible(progress.say):
+        policy = _searched(workspace, budget, tuning, method)
+    if tuning is not None:
+        _finetune(workspace, policy, tuning)
+    verify(workspace, policy)
+    return write_reports(workspace.run, workspace.progress)
+
+
+def _searched(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> Policy:
+    """Search, and make the engine; one that turns out too slow in the thorough measurement sends the search back."""
+    progress, limit = workspace.progress, budget.limit("latency")
     scores = score_for(workspace, budget, method)
     for _ in range(_PROPOSALS):
         solution = search(workspace, budget, scores)
@@ -117,10 +127,7 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | 
         progress.say(
             f"measured thoroughly the engine takes {timed.ratio:.3f}x of float, more than the budget: searching on"
         )
-    if tuning is not None:
-        _finetune(workspace, policy, tuning)
-    verify(workspace, policy)
-    return write_reports(workspace.run, workspace.progress)
+    return policy
 
 
 def _make(workspace: Workspace, policy: Policy) -> TimingRow | None:

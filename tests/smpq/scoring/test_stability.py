@@ -77,7 +77,7 @@ def test_sampling_stops_once_there_is_nothing_to_gain():
         "avg_bits", 0.0, {name: {f: float(f.weight_bits) for f in row} for name, row in space.formats.items()}, 1.0
     )
     rule = UntilSettled(space, [[Ceiling(bits, 20.0)]], 0.01)
-    scores = estimate(Additive(values), space, ScoringLimits(5000), stable=rule)
+    scores = estimate(Additive(values), space, ScoringLimits(5000), stop=rule)
     assert scores.stop_reason == "stable"
     assert scores.permutations == 3, "three walks are the fewest"
     assert scores.evaluations < 200
