@@ -13,7 +13,7 @@ from deploy.latency.designs import designed_policies, random_policies
 from deploy.latency.finalists import judged
 from deploy.latency.model import LatencyModel, fitted
 from deploy.latency.observed import Observation, Observe, Refusal
-from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step
+from deploy.latency.steps import STOPPED_EARLY, Goal, LoopSettings, Outcome, Proposal, Step
 from deploy.latency.suspects import halved, suspects, without
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space, canonical
@@ -180,7 +180,7 @@ class LatencyLoop:
             within = [o for o in candidates if self._within(o.policy)]
             # nothing that is slower than the float engine is handed over for its speed
             chosen = min([self._reference, *(within or candidates)], key=lambda each: each.upper)
-        reason = self._state.stop_reason or "stopped early"
+        reason = self._state.stop_reason or STOPPED_EARLY
         steps = tuple(self._state.steps)
         return Outcome(
             chosen.policy, self._value(chosen.policy), chosen, bool(met), reason, steps, self._model, finalists

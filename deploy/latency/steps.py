@@ -14,6 +14,9 @@ from smpq.solve.allocate import Values as Marginals
 from smpq.solve.effort import Effort
 from smpq.value.evaluate import ValueFunction
 
+STOPPED_EARLY = "stopped early"
+"""Why a loop ended that would have gone on."""
+
 
 @dataclass(frozen=True)
 class Goal:
