@@ -121,8 +121,7 @@ class LatencyLoop:
         if len(self._state.steps) >= self._settings.measurements:
             self._state.stop_reason = "measurements"
             return None
-        if self.goal.enough():
-            self._state.stop_reason = "the end of the time"
+        if self.goal.enough():  # the outcome says STOPPED_EARLY, and the next command goes on
             return None
         following = self._experiments()
         return following[0] if following else self._after_experiments()
