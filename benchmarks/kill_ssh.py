@@ -61,7 +61,9 @@ class Job:
         """
         for directory in self.left():
             with contextlib.suppress(OSError):
-                self.noted |= {each["key"] for each in json.loads((directory / "measurements.json").read_text())["results"]}
+                self.noted |= {
+                    each["key"] for each in json.loads((directory / "measurements.json").read_text())["results"]
+                }
             with contextlib.suppress(OSError):
                 log = (directory / "runner.log").open()
                 self._logs.setdefault(os.fstat(log.fileno()).st_ino, log)

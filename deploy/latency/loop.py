@@ -56,7 +56,7 @@ class LatencyLoop:
        that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
        for the one that is to blame.
     6. The outcome is the policy, of those that meet the limit, that is best on samples that the search has not used
-       (`unseen`). Only the outcome depends on these samples: what is measured next does not.
+       (`unseen`); what is measured next does not depend on these.
     7. Where nothing meets the limit, the policy that is predicted to be nearest to it is measured as long as that is
        nearer than what was measured. Where nothing measured is faster than the float engine, the float engine is the
        outcome.
@@ -77,8 +77,7 @@ class LatencyLoop:
         """`known` and `refusals` are what earlier sessions of the same run have found; `unseen` is `value` on other
         samples.
         """
-        self._space = space
-        self._whole_space = space
+        self._space = self._whole_space = space
         self._edges = edges
         self._value = value
         self._unseen = unseen
@@ -118,10 +117,10 @@ class LatencyLoop:
 
     def ask(self) -> Proposal | None:
         """Return the policy to measure next; None when no further measurement would help."""
+        if self.goal.enough():  # the outcome says STOPPED_EARLY, and the next command goes on
+            return None
         if len(self._state.steps) >= self._settings.measurements:
             self._state.stop_reason = "measurements"
-            return None
-        if self.goal.enough():  # the outcome says STOPPED_EARLY, and the next command goes on
             return None
         following = self._experiments()
         return following[0] if following else self._after_experiments()
@@ -195,7 +194,7 @@ class LatencyLoop:
 
     def _waiting(self) -> list[Policy]:
         """Return the designed policies that were not measured yet and may still be built."""
-        known = {*self._state.observed, *(refusal.policy.key() for refusal in self._state.refusals)}
+        known = {*self._state.observed} | {refusal.policy.key() for refusal in self._state.refusals}
         return [policy for policy in self._designed if policy.key() not in known and self._allowed(policy)]
 
     def _narrowing(self) -> Policy | None:
@@ -233,7 +232,14 @@ class LatencyLoop:
         effort = replace(goal.effort, rounds=0) if "refined" in state.marginals else goal.effort
         try:
             choice = choose(
-                self._value, self._space, state.marginals, ceilings, effort, left_out, folds=goal.folds, enough=goal.enough
+                self._value,
+                self._space,
+                state.marginals,
+                ceilings,
+                effort,
+                left_out,
+                folds=goal.folds,
+                enough=goal.enough,
             )
         except Impossible:
             return None

@@ -77,7 +77,9 @@ def close_loop(
     if budget.limit("latency") is not None or allowed is None:
         float_ms = None if _limit_of(budget).relative else observations.float_ms(machine) or bench.float_ms()
         limit = _ratio_limit(workspace, budget, float_ms)
-    search = Search(workspace.run, workspace.space, str(budget), machine, limit, observations.all(machine), takes_up=True)
+    search = Search(
+        workspace.run, workspace.space, str(budget), machine, limit, observations.all(machine), takes_up=True
+    )
     search.begin()
     looped = _loop(
         workspace, budget, scores, effort, search.limit, search.observations, search.refusals, settings, allowed
@@ -207,7 +209,14 @@ def _loop(
     effort = replace(
         effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP)
     )
-    goal = Goal(limit, static_ceilings(workspace, budget), scores.starts(), effort, workspace.evaluator.folds, workspace.progress.enough)
+    goal = Goal(
+        limit,
+        static_ceilings(workspace, budget),
+        scores.starts(),
+        effort,
+        workspace.evaluator.folds,
+        workspace.progress.enough,
+    )
     kind = LatencyLoop if allowed is None else partial(CheapestLoop, allowed=allowed)
     return kind(
         workspace.space,

@@ -108,7 +108,6 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | 
 
 def _searched(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> Policy:
     """Search, and make the engine; one that turns out too slow in the thorough measurement sends the search back."""
-    progress, limit = workspace.progress, budget.limit("latency")
     scores = score_for(workspace, budget, method)
     while True:
         solution = search(workspace, budget, scores)
@@ -118,7 +117,7 @@ def _searched(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | N
         timed = _make(workspace, policy)
         if timed is None or solution.outcome is None or _stands(workspace, budget, solution.outcome, timed):
             break
-        progress.say(
+        workspace.progress.say(
             f"measured thoroughly the engine takes {timed.ratio:.3f}x of float, more than the budget: searching on"
         )
     return policy

@@ -28,7 +28,9 @@ def score(workspace: Workspace, budget: Budget | None = None, method: str | None
         check_scores(workspace, method)
     scores = find_scores(run, workspace.space)
     if scores is not None and scores.stop_reason == CUT_SHORT and not workspace.progress.enough():
-        workspace.progress.say(f"scores: sampling goes on, since it was cut short after {scores.evaluations} evaluations")
+        workspace.progress.say(
+            f"scores: sampling goes on, since it was cut short after {scores.evaluations} evaluations"
+        )
         scores = None
     if scores is not None:
         contexts = f", {scores.permutations} permutations" if scores.permutations else ""
