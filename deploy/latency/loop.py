@@ -74,9 +74,7 @@ class LatencyLoop:
         unseen: ValueFunction | None = None,
         doubtful: Collection[tuple[str, Format]] = frozenset(),
     ) -> None:
-        """`known` and `refusals` are what earlier sessions of the same run have found; `unseen` is `value` on other
-        samples.
-        """
+        """`known` and `refusals` are what the run has found before; `unseen` is `value` on other samples."""
         self._space = self._whole_space = space
         self._edges = edges
         self._value = value
@@ -185,9 +183,7 @@ class LatencyLoop:
         )
 
     def _experiments(self) -> list[Proposal]:
-        """Return what to measure before anything is proposed: first the search for the cause of a refusal, then the
-        designed policies.
-        """
+        """Return what to measure first: what searches the cause of a refusal, then the designed policies."""
         narrowing = self._narrowing()
         found = [self._proposal("narrowing", narrowing)] if narrowing is not None else []
         return found + [self._proposal("experiment", policy) for policy in self._waiting() if policy != narrowing]
@@ -198,9 +194,7 @@ class LatencyLoop:
         return [policy for policy in self._designed if policy.key() not in known and self._allowed(policy)]
 
     def _narrowing(self) -> Policy | None:
-        """Return the policy that halves the suspects of a refusal, of the one with the fewest; None when that teaches
-        nothing.
-        """
+        """Return the policy that halves the suspects of the refusal with the fewest; None when that teaches nothing."""
         refused = {refusal.policy.key() for refusal in self._state.refusals}
         for accused, refusal in sorted(self._accused(), key=lambda each: len(each[0])):
             policy = halved(refusal.policy, accused, self._space)
@@ -221,9 +215,7 @@ class LatencyLoop:
                 self._leave_out(accused)
 
     def _search(self, optimism: float) -> Choice | None:
-        """Return the best policy that may meet the limit by the model; those that were measured to miss it are left
-        out.
-        """
+        """Return the best policy that may meet the limit by the model, of those that were not measured to miss it."""
         goal, model, state = self.goal, self._model, self._state
         raised = goal.limit + optimism * self._uncertainty()
         left_out = [o.policy for o in state.observed.values() if o.upper > goal.limit]
