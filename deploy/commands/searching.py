@@ -101,7 +101,7 @@ def run(
     budget = budget or USUAL_BUDGET
     progress.say(f"{settings.task} for {settings.target} within {budget}, in {out}")
     report = run_all(out, settings, budget, progress, tuning, method, resources, device)
-    lines = [*summary_lines(report), "", f"report: {out / 'report.html'}"]
+    lines = [*summary_lines(report, out), "", f"report: {out / 'report.html'}"]
     return report, lines, 0 if report.met else NOT_MET
 
 

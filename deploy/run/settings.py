@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Annotated
 
 from calib.choices import ObserverName, RoundingName
-from calib.declared import NOT_BLANK, SEEDS, APath, Declared, Group, Interval, OneOf, Parsed, check_declared
+from calib.declared import (
+    NOT_BLANK,
+    SEEDS,
+    APath,
+    Declared,
+    Group,
+    Interval,
+    OneOf,
+    Parsed,
+    check_declared,
+    declared_fields,
+)
 from calib.files.storage import Record
 from calib.formats.format import formats_from_text
 from smpq.choices import VALUES
@@ -104,3 +115,14 @@ class Settings(Record, frozen=True):
 def usual_directory(settings: Settings) -> Path:
     """Return where a run goes that names no directory: `runs/<task>-<target>`, the same one each time."""
     return Path("runs") / re.sub(r"[^A-Za-z0-9_.]+", "-", f"{settings.task}-{settings.target}")
+
+
+def options_of(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return the options that ask for these settings, each with its values; those at their defaults are left out."""
+    found = {}
+    for name, field in declared_fields(Settings).items():
+        value, option = getattr(settings, name), field.declared.option
+        if option is not None and value != field.default:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            found[option] = tuple(map(str, values))
+    return found
