@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from calib.declared import APath, Field, Group, Interval, OneOf, declared_fields
 from calib.errors import UserError
+from deploy.commands.completing import completions
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -41,6 +43,11 @@ class DeclaredType(click.ParamType):  # type: ignore[type-arg]  # generic in new
             raise click.UsageError(f"{error}.", ctx) from error
         resolved = self.field.kind is str and isinstance(self.field.declared.limits, APath)
         return str(Path(found).resolve()) if resolved else found
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return what the shell offers."""
+        del param
+        return completions(self.field, ctx, incomplete)
 
     def _read(self, text: str) -> Any:
         if self.field.kind is Path:
