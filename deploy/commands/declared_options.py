@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,17 +93,22 @@ class GroupedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options."""
-        rows: dict[Group, list[tuple[str, str]]] = {group: [] for group in Group}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                rows[_group(parameter)].append(record)
+        rows = {
+            group: [record for each in parameters if (record := each.get_help_record(ctx)) is not None]
+            for group, parameters in grouped(self.get_params(ctx)).items()
+        }
         widest = min(max(len(names) for records in rows.values() for names, _ in records), _WIDEST_COLUMN)
         for group, records in rows.items():
-            if records:
-                with formatter.section(group.value):
-                    # columns begin at the same place in all groups
-                    formatter.write_dl([(names.ljust(widest), meaning) for names, meaning in records])
+            with formatter.section(group.value):
+                # columns begin at the same place in all groups
+                formatter.write_dl([(names.ljust(widest), meaning) for names, meaning in records])
+
+
+def grouped(parameters: Iterable[click.Parameter]) -> dict[Group, list[click.Parameter]]:
+    """Return options and arguments by their group, in the order of `Group`; groups without any are left out."""
+    known = list(parameters)
+    found = {group: [each for each in known if _group(each) is group] for group in Group}
+    return {group: members for group, members in found.items() if members}
 
 
 def _group(parameter: click.Parameter) -> Group:

@@ -82,7 +82,7 @@ class Settings(Record, frozen=True):
     effort: Annotated[str, Declared("how long to search", OneOf(EFFORTS), "--effort", Group.LENGTH)] = "normal"
     evaluations: Annotated[
         int | None,
-        Declared("policies that scoring may evaluate", Interval(1), "--evaluations", Group.LENGTH, "by --effort"),
+        Declared("policies that scoring may evaluate", Interval(1), "--evaluations", Group.SELDOM, "by --effort"),
     ] = None
     precision: Annotated[
         float,
@@ -90,15 +90,17 @@ class Settings(Record, frozen=True):
             "stop scoring when all standard errors are below this share of the spread; 0: never",
             Interval(0, 1, below=True),
             "--precision",
-            Group.LENGTH,
+            Group.SELDOM,
         ),
     ] = 0.0
     seed: Annotated[int, Declared("seed of everything random", SEEDS, "--seed")] = 0
-    batch: Annotated[int, Declared("batch size of the latency", Interval(1, LARGEST_BATCH), "--batch", Group.WHAT)] = 1
+    batch: Annotated[
+        int, Declared("batch size of the latency", Interval(1, LARGEST_BATCH), "--batch", Group.SELDOM)
+    ] = 1
     size_only: Annotated[
         bool,
         Declared(
-            "also offer formats that are stored small but computed in float", option="--size-only", group=Group.WHAT
+            "also offer formats that are stored small but computed in float", option="--size-only", group=Group.SELDOM
         ),
     ] = False
 
