@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from msgspec.structs import force_setattr
+
 from calib.choices import ObserverName, RoundingName
 from calib.declared import (
     NOT_BLANK,
@@ -31,7 +33,7 @@ LARGEST_BATCH = 10**5
 class Settings(Record, frozen=True):
     """What the search was asked to do. A run keeps its settings: other settings need another run.
 
-    `formats` is a comma-separated list, '' for the target's own; `samples` calibration samples evaluate a policy;
+    `formats` is a comma-separated list, '' for the target's own, and is kept as policies spell them; `samples` calibration samples evaluate a policy;
     `effort` says how much the search may spend, and `evaluations`, where given, what of it scoring may; `batch` is the batch size that latency is measured at.
     UserError names a value that cannot be used.
     """
@@ -106,6 +108,8 @@ class Settings(Record, frozen=True):
 
     def __post_init__(self) -> None:
         check_declared(self)
+        if self.formats:  # one spelling, so that int8 goes on with a run that was asked for w8a8
+            force_setattr(self, "formats", ",".join(map(str, formats_from_text(self.formats))))
 
     @property
     def spending(self) -> Effort:
