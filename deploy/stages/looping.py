@@ -209,7 +209,14 @@ def _loop(
     effort = replace(
         effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP)
     )
-    goal = Goal(limit, static_ceilings(workspace, budget), scores.starts(), effort, workspace.evaluator.folds)
+    goal = Goal(
+        limit,
+        static_ceilings(workspace, budget),
+        scores.starts(),
+        effort,
+        workspace.evaluator.folds,
+        workspace.progress.enough,
+    )
     kind = LatencyLoop if allowed is None else partial(CheapestLoop, allowed=allowed)
     return kind(
         workspace.space,

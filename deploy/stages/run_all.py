@@ -98,6 +98,16 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | 
     if tuning is not None:
         check_trainable(workspace)
     check_task(workspace, method)
+    with progress.patience.interruptible(progress.say):
+        policy = _searched(workspace, budget, tuning, method)
+    if tuning is not None:
+        _finetune(workspace, policy, tuning)
+    verify(workspace, policy)
+    return write_reports(workspace.run, workspace.progress)
+
+
+def _searched(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> Policy:
+    """Search, and make the engine; one that turns out too slow in the thorough measurement sends the search back."""
     scores = score_for(workspace, budget, method)
     while True:
         solution = search(workspace, budget, scores)
@@ -107,13 +117,10 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | 
         timed = _make(workspace, policy)
         if timed is None or solution.outcome is None or _stands(workspace, budget, solution.outcome, timed):
             break
-        progress.say(
+        workspace.progress.say(
             f"measured thoroughly the engine takes {timed.ratio:.3f}x of float, more than the budget: searching on"
         )
-    if tuning is not None:
-        _finetune(workspace, policy, tuning)
-    verify(workspace, policy)
-    return write_reports(workspace.run, workspace.progress)
+    return policy
 
 
 def _stands(workspace: Workspace, budget: Budget, outcome: Outcome, timed: TimingRow) -> bool:
