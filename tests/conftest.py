@@ -49,11 +49,12 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast() -> Iterator[None]:
-    """Make torch's own tables once, and seldom look for garbage: half of the time of a small model."""
+    """Make once what is the same each time, and seldom look for garbage: half of the time of a small model."""
+    from tests.solved_once import solved_once
     from tests.torch_kept import garbage_kept, torch_kept
     from tests.traced_once import traced_once
 
-    with garbage_kept(), torch_kept(), traced_once():
+    with garbage_kept(), torch_kept(), traced_once(), solved_once():
         yield
 
 
