@@ -1,8 +1,9 @@
 """Processes that begin where the imports of a command end: they are forked off one that has made them.
 
 An interpreter of its own takes seven seconds of a core for what every command imports, and what tests keep (see
-`torch_kept`, `traced_once`, `solved_once`) would be made anew; nothing else differs. A forked process has its own files, environment, directory, signals and end. One server forks for all
-processes that run tests, and ends with the last of them.
+`torch_kept`, `traced_once`, `solved_once`) would be made anew; nothing else differs. A forked process has its own
+files, environment, directory, signals and end. One server forks for all processes that run tests, and ends with the
+last of them.
 """
 
 from __future__ import annotations
