@@ -70,16 +70,9 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_measurements() -> Iterator[None]:
-    """Time the final engine for a tenth of a second and not for one and a half: no test depends on how narrow the
-    interval is.
-    """
-    from deploy.latency import bench
-    from deploy.runner.protocol import Protocol
-    from deploy.stages import making
+    from tests.short_measurements import short_measurements
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(making, "FINAL", Protocol(rounds=9, round_ms=4.0, singles=200))
-        patch.setattr(bench, "THOROUGH", Protocol(rounds=15, round_ms=8.0))
+    with short_measurements():
         yield
 
 

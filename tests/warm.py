@@ -1,9 +1,9 @@
 """Processes that begin where the imports of a command end: they are forked off one that has made them.
 
-An interpreter of its own takes seven seconds of a core for what every command imports, and what tests keep (see
-`torch_kept`, `traced_once`, `solved_once`) would be made anew; nothing else differs. A forked process has its own
-files, environment, directory, signals and end. One server forks for all processes that run tests, and ends with the
-last of them.
+An interpreter of its own takes seven seconds of a core for what every command imports, and would make anew what tests
+keep: see `torch_kept`, `traced_once` and `solved_once`. Engines are timed shortly, as in the tests themselves; nothing
+else differs. A forked process has its own files, environment, directory, signals and end. One server forks for all
+processes that run tests, and ends with the last of them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import tqdm
 
+from tests.short_measurements import short_measurements
 from tests.solved_once import solved_once
 from tests.torch_kept import garbage_kept, torch_kept
 from tests.traced_once import traced_once
@@ -225,7 +226,7 @@ def _warm(directory: Path) -> None:
 
 def _main() -> int | None:
     """Serve, and return the exit code of what is run in a forked process; None in the server."""
-    with garbage_kept(), torch_kept(), traced_once(), solved_once():
+    with garbage_kept(), torch_kept(), traced_once(), solved_once(), short_measurements():
         with tempfile.TemporaryDirectory() as scratch:
             _warm(Path(scratch))
         gc.collect()
