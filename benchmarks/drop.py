@@ -6,13 +6,14 @@ Usage: drop.py CIFAR10_DIR RESNET20_WEIGHTS [--coco FOLDER] [--networks resnet20
 
 Networks on this CPU, calibrated quickly, scored once. The test images are the evaluation data of the task, for
 FastestDet two thirds of its 128 images; the rest calibrates. Each split searches anew, with ten engines at most; a
-policy's metric on the test images and an engine's latency are worked out once. A policy whose loss on the first
-thousands of images is beyond the budget by 3.5 standard errors is judged on these only, and never allowed.
+policy's metric on the test images and an engine's latency are worked out once. Images are looked at in order: a policy
+whose loss, less 3 standard errors, leaves no room for the interval of a half within the budget is allowed in no split,
+and the rest of the images is left out.
 
 A split is kept when the drop on the evaluation half is at most the budget and its own standard error. `behind` compares
 the engine with the fastest of the random and hand-made plans that the same rule allows on the selection half, each
-measured once, as the loop measures: the ratio of their latencies less 1, below zero where ours is faster. A half of the
-random plans is scattered, a quarter each drawn around the fastest engine that the first split measured and around the
+measured once, as the loop measures: the ratio of their latencies less 1. Plans are judged from the fastest on, and only
+while some split whose engine is slower has allowed none; where none is faster, `behind` is 0. A half of the random plans is scattered, a quarter each drawn around the fastest engine that the first split measured and around the
 one it chose. `behind_again` is the same with both measured again and thoroughly: the fastest of many single
 measurements owes something to their noise. Networks that are not asked for keep their rows in the record. With `--keep`
 runs, losses and measurements stay in a directory, and another call does not work them out again.
@@ -50,7 +51,7 @@ from smpq.value.incremental import outputs_of
 from smpq.value.loss import Loss, loss_of, point_of
 
 NETWORKS = ("resnet20", "digits-vit", "fastestdet")
-ENGINES, CLEARLY, AT_ONCE = 10, 3.5, 1000
+ENGINES, CLEARLY, FEWEST = 10, 3.0, 1000
 
 
 class Test:
@@ -98,10 +99,11 @@ class Test:
             ((_, output),) = outputs_of(fake.traced, batch.inputs, edits)
             parts.append(workspace.task.metric(output, batch.target).double())
             seen += len(parts[-1])
-            if early and seen % AT_ONCE == 0:
+            if early and seen >= FEWEST:
                 lost = [(b - a) / self._point for b, a in zip(self._float, parts, strict=False)]
                 found = loss_of(torch.cat(lost), self._largest)
-                if found.mean - CLEARLY * found.standard_error > self._limit:
+                of_half = found.standard_error * (2 * seen / self.images) ** 0.5
+                if found.mean - CLEARLY * found.standard_error + 1.96 * of_half > self._limit:
                     break
         return parts
 
@@ -177,7 +179,7 @@ def split_row(outcome: Outcome, test: Test, split: int, limit: float) -> dict:
         "evaluation_drop": round(there.mean, 3), "standard_error": round(there.standard_error, 3),
         "kept": there.mean <= limit + there.standard_error,
         "stop_reason": outcome.stop_reason,
-        "policy": {name: str(form) for name, form in outcome.policy.formats.items()},
+        "policy": text_of(outcome.policy),
         "float_joins": sorted(outcome.policy.float_joins),
     }  # fmt: skip
 
@@ -191,34 +193,40 @@ def integer_formats(workspace: Workspace, engines: Engines) -> list:
     return sorted(found, key=lambda each: getattr(measured[each], "ratio", float("inf")))
 
 
-def plan_rows(plans: dict[str, Policy], test: Test, engines: Engines, splits: int) -> list[dict]:
-    """Judge and time plans; those that no split allows are not timed, since nothing is compared with them."""
-    rows = []
-    for name, policy in plans.items():
-        allowed = [split for split in range(splits) if test.allows(policy, halves(test.images, split)[0])]
-        found, loss = engines.observe(policy) if allowed else None, test.loss(policy)
-        rows.append(
-            {
-                "name": name, "drop": round(loss.mean, 3), "standard_error": round(loss.standard_error, 3),
-                "images": loss.samples, "allowed_in": allowed,
-                "ratio": round(found.ratio, 4) if isinstance(found, Observation) else None,
-                "policy": {name: str(form) for name, form in policy.formats.items()},
-            }
-        )  # fmt: skip
+def plan_rows(plans: dict[str, Policy], test: Test, engines: Engines, splits: list[dict]) -> list[dict]:
+    """Time all plans, and judge them from the fastest on, as long as one may be faster than what a split has."""
+    observed = {name: engines.observe(policy) for name, policy in plans.items()}
+    ratios = {name: found.ratio for name, found in observed.items() if isinstance(found, Observation)}
+    rows = [{"name": name, "ratio": None, "policy": text_of(plans[name])} for name in plans if name not in ratios]
+    to_beat = {row["split"]: row["ratio"] for row in splits}
+    for name, ratio in sorted(ratios.items(), key=lambda pair: pair[1]):
+        rows.append({"name": name, "ratio": round(ratio, 4), "policy": text_of(plans[name])})
+        if ratio >= max(to_beat.values(), default=0.0):
+            continue
+        allowed = [split for split in to_beat if test.allows(plans[name], halves(test.images, split)[0])]
+        loss = test.loss(plans[name])
+        rows[-1] |= {
+            "drop": round(loss.mean, 3), "standard_error": round(loss.standard_error, 3), "images": loss.samples,
+            "allowed_in": allowed,
+        }  # fmt: skip
+        to_beat = {split: best for split, best in to_beat.items() if split not in allowed}
         say({key: entry for key, entry in rows[-1].items() if key != "policy"})
     return rows
 
 
+def text_of(policy: Policy) -> dict[str, str]:
+    return {name: str(form) for name, form in policy.formats.items()}
+
+
 def compare(row: dict, policy: Policy, plans: dict[str, Policy], judged: list[dict], engines: Engines) -> None:
-    """Add the fastest plan that the split allows, the float engine where it allows no other."""
-    rivals = [each for each in judged if row["split"] in each["allowed_in"] and each["ratio"] is not None]
+    """Add the fastest plan that the split allows, where that is faster than the engine."""
+    rivals = [each for each in judged if row["split"] in each.get("allowed_in", []) and each["ratio"] < row["ratio"]]
     rival = min(rivals, key=lambda each: each["ratio"], default=None)
-    best, name = (rival["ratio"], rival["name"]) if rival is not None and rival["ratio"] < 1 else (1.0, "float")
-    again = engines.again(policy), engines.again(plans[name]) if name in plans else 1.0
-    row |= {
-        "plans_allowed": len(rivals), "rival": name, "rival_ratio": best, "behind": round(row["ratio"] / best - 1, 4),
-        "behind_again": round(again[0] / again[1] - 1, 4),
-    }  # fmt: skip
+    row |= {"rival": None, "behind": 0.0, "behind_again": 0.0}
+    if rival is not None:
+        again = engines.again(policy) / engines.again(plans[rival["name"]]) - 1
+        behind = row["ratio"] / rival["ratio"] - 1
+        row |= {"rival": rival["name"], "behind": round(behind, 4), "behind_again": round(again, 4)}
 
 
 def network_row(name: str, directory: Path, options: argparse.Namespace) -> dict:
@@ -240,7 +248,7 @@ def network_row(name: str, directory: Path, options: argparse.Namespace) -> dict
         centres = [engines.fastest(), outcomes[0].policy]
         plans = random_plans(workspace.space, options.random, centres)
         plans |= handmade_plans(workspace.space, integer_formats(workspace, engines), options.handmade)
-        judged = plan_rows(plans, test, engines, options.splits)
+        judged = plan_rows(plans, test, engines, rows)
         for row, outcome in zip(rows, outcomes, strict=True):
             compare(row, outcome.policy, plans, judged, engines)
         return {

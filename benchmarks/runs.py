@@ -12,7 +12,7 @@ from deploy.terminal.progress import Progress
 NETWORKS = {"resnet20": "cifar10-resnet20", "resnet18": "networks:resnet18_task", "vit_tiny": "networks:vit_tiny_task"}
 """Name -> task; those with a colon are in `networks.py`, beside the scripts."""
 TASKS = {**NETWORKS, "digits-vit": "digits-vit", "fastestdet": "fastestdet:fastestdet_task"}
-_SAMPLES = {"resnet20": 256, "digits-vit": 256, "fastestdet": 43}
+_SAMPLES = {"resnet20": 256, "digits-vit": 256, "fastestdet": 16}
 
 
 def open_network(name: str, directory: Path, data: Path, weights: Path) -> Workspace:
