@@ -2,10 +2,10 @@
 what the engine is judged on.
 
 Usage: drop.py CIFAR10_DIR RESNET20_WEIGHTS [--coco FOLDER] [--networks resnet20,digits-vit,fastestdet]
-       [--drop 0.5] [--splits 20] [--random 60] [--handmade 10] [--keep DIRECTORY]
+       [--drop 0.5] [--splits 20] [--random 60] [--handmade 10] [--images 10000] [--keep DIRECTORY]
 
-Networks on this CPU, calibrated quickly, scored once. The test images are the evaluation data of the task, for
-FastestDet two thirds of its 128 images; the rest calibrates. Each split searches anew, with ten engines at most; a
+Networks on this CPU, calibrated quickly, scored once. The test images are the evaluation data of the task, the first
+`--images` of them, for FastestDet two thirds of its 128 images; the rest calibrates. Each split searches anew, with ten engines at most; a
 policy's metric on the test images and an engine's latency are worked out once. Images are looked at in order: a policy
 whose loss, less 3 standard errors, leaves no room for the interval of a half within the budget is allowed in no split,
 and the rest of the images is left out.
@@ -57,9 +57,9 @@ ENGINES, CLEARLY, FEWEST = 10, 3.0, 1000
 class Test:
     """What policies lose on the test images, in points, `[n]`, each worked out once."""
 
-    def __init__(self, workspace: Workspace, limit: float, file: Path) -> None:
+    def __init__(self, workspace: Workspace, limit: float, file: Path, most: int) -> None:
         self._workspace, self._limit, self._file = workspace, limit, file
-        self._batches = materialize(call_task(workspace.task, "evaluation"), what="evaluation")
+        self._batches = materialize(call_task(workspace.task, "evaluation"), most, what="evaluation")
         self._point = point_of(workspace.task)
         self._largest = 1 / self._point if workspace.task.metric_name in SHARES else 0.0
         self._float: list[torch.Tensor] = []
@@ -67,6 +67,7 @@ class Test:
         self.asked: set[str] = set()
         self._float = self._metrics(workspace.space.uniform(workspace.space.reference), early=False)
         self.images = sum(map(len, self._float))
+        self._known = {key: lost[: self.images] for key, lost in self._known.items()}
 
     @property
     def metric(self) -> float:
@@ -235,7 +236,7 @@ def network_row(name: str, directory: Path, options: argparse.Namespace) -> dict
     with open_network(name, directory / name, data, options.weights) as workspace:
         scores = score(workspace)
         export_float_model(workspace)
-        test = Test(workspace, options.drop, directory / f"{name}.safetensors")
+        test = Test(workspace, options.drop, directory / f"{name}.safetensors", options.images)
         engines = Engines(workspace, directory / f"{name}.json")
         say(f"{name}: float {test.metric:.2f} on {test.images} images, {time.process_time() - start:.0f} CPU s")
         outcomes, rows = [], []
@@ -277,6 +278,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--random", type=int, default=60)
     parser.add_argument("--handmade", type=int, default=10)
+    parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     file = RESULTS / "drop.json"
@@ -288,7 +290,7 @@ def main() -> None:
         keep(
             "drop",
             f"python benchmarks/drop.py CIFAR10_DIR WEIGHTS --coco FOLDER --drop {options.drop:g} --splits "
-            f"{options.splits} --random {options.random} --handmade {options.handmade}",
+            f"{options.splits} --random {options.random} --handmade {options.handmade} --images {options.images}",
             list(range(options.splits)),
             [rows[each] for each in NETWORKS if each in rows],
         )
