@@ -20,6 +20,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -73,8 +74,13 @@ def results(run: Path) -> list[dict]:
 
 
 def kill(process: subprocess.Popen, run: Path, evaluations: int, known_steps: int, delay: float) -> None:
-    """Kill `delay` seconds after the run has come so far."""
-    while process.poll() is None and (len(journal(run)) < evaluations or len(steps(run)) < known_steps):
+    """Kill `delay` seconds after the run has come so far: to the step where one is given, or to the evaluation, and at
+    the latest to the first step, since some runs need fewer evaluations.
+    """
+    while process.poll() is None:
+        done = len(steps(run))
+        if done >= known_steps if known_steps else done or len(journal(run)) >= evaluations:
+            break
         time.sleep(0.02)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=delay)
@@ -108,7 +114,7 @@ def experiment(task: str, kills: int, places: Path) -> tuple[list[dict], list[di
     finished(start(task, places / "undisturbed"))
     evaluations, count = 60, max(len(steps(places / "undisturbed")), 2)
     generator, rows, runs = random.Random(SEED), [], []
-    while len(rows) < kills:
+    while sum(row["ended_by"] == -signal.SIGKILL for row in rows) < kills:  # a run that has ended by then is not killed
         run, left = places / f"run{len(runs)}", []
         for moment in moments(generator, evaluations, count):
             further = len(journal(run)) > moment[0] or len(steps(run)) > moment[1] > 0

@@ -42,6 +42,7 @@ class Job:
     def __init__(self, server: Server, run: Path) -> None:
         self.server, self.run = server, run
         self._logs: dict[int, object] = {}
+        self.noted: set[str] = set()
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
@@ -56,9 +57,13 @@ class Job:
 
     def measured(self) -> list[str]:
         """Names of the engines that runners have measured, in all logs there have been; a log is read even when it has
-        been removed.
+        been removed. The keys of the results that the device has are `noted`.
         """
         for directory in self.left():
+            with contextlib.suppress(OSError):
+                self.noted |= {
+                    each["key"] for each in json.loads((directory / "measurements.json").read_text())["results"]
+                }
             with contextlib.suppress(OSError):
                 log = (directory / "runner.log").open()
                 self._logs.setdefault(os.fstat(log.fileno()).st_ino, log)
@@ -119,7 +124,8 @@ def kills(server: Server, count: int, scores: bytes, engines: int, places: Path)
         code = job.end()
         known, names = job.known(), job.measured()
         runs.append({
-            "run": len(runs), "exit_code": code, "engines": len(known), "measured": len(names), "measured_once": len(names) == len(known),
+            "run": len(runs), "exit_code": code, "engines": len(known), "measured": len(names), "measured_once": len(names) == len(job.noted | known.keys()),
+            "nothing_lost": job.noted <= known.keys(),
             "same_scores": (job.run / "scores.json").read_bytes() == scores, "same_results": all(known[key] == kept[key] for key in kept),
             "nothing_left": job.nothing_left(),
         })  # fmt: skip

@@ -116,7 +116,7 @@ def search(bench: Bench, rounding: str, seed: int, effort_name: str) -> list[dic
     low, high = min(budgets) * 0.95, max(budgets) * 1.15
     settled = UntilSettled(bench.space, [[Ceiling(bench.bits, budget)] for budget in budgets], effort.gain, seed)
     limits = ScoringLimits(effort.scoring)
-    scores = estimate(bench.value, bench.space, limits, seed, (low, high), stable=settled, folds=bench.folds)
+    scores = estimate(bench.value, bench.space, limits, seed, (low, high), stop=settled, folds=bench.folds)
     scored, scoring = clock.spent(), bench.samples() - known
     for budget in budgets:
         ceilings = [Ceiling(bench.bits, budget)]

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
-from calib.declared import Declared, OneOf
+from calib.declared import Declared, Group, OneOf
 
 Entry = TypeVar("Entry")
 
@@ -49,5 +49,5 @@ OBSERVERS: Registry[Callable[..., Any]] = Registry(
 )
 ROUNDINGS: Registry[Callable[..., Any]] = Registry({"gptq": "calib.rounding.gptq", "nearest": "calib.rounding.nearest"})
 
-ObserverName: TypeAlias = Annotated[str, Declared("range of activations", OneOf(OBSERVERS), "--observer")]
-RoundingName: TypeAlias = Annotated[str, Declared("rounding of weights", OneOf(ROUNDINGS), "--rounding")]
+ObserverName: TypeAlias = Annotated[str, Declared("range of activations", OneOf(OBSERVERS), "--observer", Group.SELDOM)]
+RoundingName: TypeAlias = Annotated[str, Declared("rounding of weights", OneOf(ROUNDINGS), "--rounding", Group.SELDOM)]

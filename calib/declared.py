@@ -42,6 +42,7 @@ class Group(Enum):
     LENGTH = "How long"
     HOW = "How it is computed"
     OUTPUT = "Output"
+    SELDOM = "Seldom needed"
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from calib.errors import UserError
-from calib.task import Task, TaskFactory
+
+if TYPE_CHECKING:
+    from calib.task import Task, TaskFactory
 
 _FACTORIES: dict[str, TaskFactory] = {}
-# Imported on demand, so that `smpq targets` does not wait for scikit-learn.
+# Imported on demand, as torch is: the names alone are quick to have.
 _MODULES = {
     "digits": "calib.tasks.digits",
     "digits-vit": "calib.tasks.digits_vit",
@@ -144,6 +147,8 @@ def _called(factory: Callable[..., object], name: str, data: Path | None, weight
 
 
 def _checked(task: object, name: str) -> Task:
+    from calib.task import Task
+
     missing = _missing(task)
     if missing:
         raise UserError(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from calib.declared import APath, Field, Group, Interval, OneOf, declared_fields
 from calib.errors import UserError
+from deploy.commands.completing import completions
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -41,6 +43,11 @@ class DeclaredType(click.ParamType):  # type: ignore[type-arg]  # generic in new
             raise click.UsageError(f"{error}.", ctx) from error
         resolved = self.field.kind is str and isinstance(self.field.declared.limits, APath)
         return str(Path(found).resolve()) if resolved else found
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return what the shell offers."""
+        del param
+        return completions(self.field, ctx, incomplete)
 
     def _read(self, text: str) -> Any:
         if self.field.kind is Path:
@@ -86,17 +93,22 @@ class GroupedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options."""
-        rows: dict[Group, list[tuple[str, str]]] = {group: [] for group in Group}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                rows[_group(parameter)].append(record)
+        rows = {
+            group: [record for each in parameters if (record := each.get_help_record(ctx)) is not None]
+            for group, parameters in grouped(self.get_params(ctx)).items()
+        }
         widest = min(max(len(names) for records in rows.values() for names, _ in records), _WIDEST_COLUMN)
         for group, records in rows.items():
-            if records:
-                with formatter.section(group.value):
-                    # columns begin at the same place in all groups
-                    formatter.write_dl([(names.ljust(widest), meaning) for names, meaning in records])
+            with formatter.section(group.value):
+                # columns begin at the same place in all groups
+                formatter.write_dl([(names.ljust(widest), meaning) for names, meaning in records])
+
+
+def grouped(parameters: Iterable[click.Parameter]) -> dict[Group, list[click.Parameter]]:
+    """Return options and arguments by their group, in the order of `Group`; groups without any are left out."""
+    known = list(parameters)
+    found = {group: [each for each in known if _group(each) is group] for group in Group}
+    return {group: members for group, members in found.items() if members}
 
 
 def _group(parameter: click.Parameter) -> Group:

@@ -56,7 +56,7 @@ def report(run: Path, progress: Any) -> Result:
     from deploy.stages.run_all import report_on
 
     record = report_on(run, progress)
-    lines = [*summary_lines(record), "", f"report: {run / 'report.html'}"]
+    lines = [*summary_lines(record, run), "", f"report: {run / 'report.html'}"]
     return record, lines, 0 if record.met or not record.limits else NOT_MET
 
 

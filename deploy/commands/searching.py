@@ -11,7 +11,7 @@ from calib.files.storage import plain
 from deploy.commands.declared_options import declared_options, settings_from_options
 from deploy.commands.options import NOT_MET, Result, Shared, command, printed, resource_options, run_argument
 from deploy.run.settings import Settings, usual_directory
-from smpq.methods import DEFAULT_METHOD, METHODS, method_from_name
+from smpq.methods import DEFAULT_METHOD, METHODS
 from smpq.problem.budget import Budget
 from smpq.scoring.explanation import Explanation
 from smpq.training.settings import FineTuneSettings
@@ -56,6 +56,16 @@ class _Own:
             unset=f"that of the run, or {DEFAULT_METHOD}",
         ),
     ] = None
+    seconds: Annotated[
+        float | None,
+        Declared(
+            "end the search so long after the start, with the best it has; making and verifying the engine follow",
+            Interval(0, above=True),
+            "--seconds",
+            Group.LENGTH,
+            unset="when more is expected to gain little",
+        ),
+    ] = None
     finetune: Annotated[
         float | None,
         Declared(
@@ -70,7 +80,7 @@ class _Own:
 
 @command("run")
 @declared_options(Settings)
-@declared_options(_Own, "budget_or_usual", "out_or_new", "method", "finetune")
+@declared_options(_Own, "budget_or_usual", "out_or_new", "method", "finetune", "seconds")
 @declared_options(Shared, "device")
 @resource_options
 @printed
@@ -78,6 +88,7 @@ def run(
     budget: str | None,
     out: Path | None,
     finetune: float | None,
+    seconds: float | None,
     method: str,
     device: str,
     progress: Any,
@@ -88,20 +99,22 @@ def run(
 
     Without a budget it looks for the fastest engine that loses at most half a point.
     Ends with the answers and the path of report.html. Exit code 1 means that the budget was not met; the closest engine
-    is in the run all the same. The same command on an unfinished run goes on where it stopped.
+    is in the run all the same. The same command on an unfinished run goes on where it stopped. Ctrl-C ends the search
+    with the best engine so far; again, it stops at once.
     """
     from deploy.report.page import summary_lines
+    from deploy.stages.finetuning import tuning_for
     from deploy.stages.run_all import run_all
+    from deploy.terminal.patience import Patience
 
+    progress.patience = Patience(seconds)
     settings = settings_from_options(Settings, options)
-    usual = FineTuneSettings.epochs if method_from_name(method).finetuned else 0.0
-    epochs = finetune if finetune is not None else usual
-    tuning = FineTuneSettings(epochs=epochs) if epochs else None
+    tuning = tuning_for(method, finetune)
     out = out or usual_directory(settings)
     budget = budget or USUAL_BUDGET
     progress.say(f"{settings.task} for {settings.target} within {budget}, in {out}")
     report = run_all(out, settings, budget, progress, tuning, method, resources, device)
-    lines = [*summary_lines(report), "", f"report: {out / 'report.html'}"]
+    lines = [*summary_lines(report, out), "", f"report: {out / 'report.html'}"]
     return report, lines, 0 if report.met else NOT_MET
 
 

@@ -124,7 +124,9 @@ class LoopRow(Record, frozen=True, kw_only=True):
     """One search over measured engines: for which budget, on which machine, what was known before it, and its steps so
     far.
 
-    `limit_ratio` is the limit as a ratio to the float engine; `outcome` is None while the search is under way.
+    `limit_ratio` is the limit as a ratio to the float engine; `outcome` is None while the search is under way. `stands`
+    says whether the run went on with what the search came to, or searched again since the thorough measurement of that
+    engine overruled it; None before that is known.
     """
 
     budget: str
@@ -133,8 +135,11 @@ class LoopRow(Record, frozen=True, kw_only=True):
     known: MachineRows
     steps: Annotated[tuple[StepRow, ...], msgspec.Meta(max_length=MOST_ENGINES)] = ()
     outcome: OutcomeRow | None = None
+    stands: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.stands is not None and self.outcome is None:
+            raise ValueError("a search that is under way neither stands nor was overruled")
         budget = Budget.from_text(self.budget)
         # with a limit on the loss alone, no engine that is slower than the float engine is of use
         limit = Limit("latency", 1.0, relative=True) if budget.loss is not None else None
@@ -156,7 +161,7 @@ class LoopFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "loop.json"
     MADE_BY = "smpq run"
-    VERSION = 2
+    VERSION = 3
 
     searches: tuple[LoopRow, ...] = ()
 

@@ -129,12 +129,13 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     `accuracy` has the metric of the stages that ran on all evaluation data, and None for others, whose figures are in
     `verification`. `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the plan that
-    Orin's GPU has no kernels for, as in "w3a8 on conv2d".
+    Orin's GPU has no kernels for, as in "w3a8 on conv2d". `options` are those of `smpq run` that differ from the
+    defaults, besides the budget and the directory; none where a Python program made the run.
     """
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 9
+    VERSION = 10
 
     task: str
     target: str
@@ -167,6 +168,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     finetuning: FinetuneFile | None
     settings: dict[str, str | int | float | bool | tuple[str, ...] | None]
+    options: dict[str, tuple[str, ...]]
     versions: dict[str, str]
     machine: str | None
     seconds: dict[str, Amount]

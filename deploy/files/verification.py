@@ -136,6 +136,12 @@ class VerifyFile(OfPolicy, frozen=True, kw_only=True):
         return lowers(self.whole.change, self.whole.interval, spread_of(self.stages))
 
     @property
+    def largest_drop(self) -> StageName:
+        """The stage with the largest drop, whether or not the data can tell it from zero."""
+        changes = {name: row.change for name, row in self.stages.items() if row.change is not None}
+        return min(changes, key=lambda name: changes[name])
+
+    @property
     def means(self) -> dict[StageName, float]:
         """The metric of the stages that ran on all samples, which alone can be compared as they stand."""
         return {name: mean for name, mean, samples in self._ran() if samples == self.samples}

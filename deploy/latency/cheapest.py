@@ -9,7 +9,7 @@ from typing import Any
 from deploy.latency.finalists import Finalist
 from deploy.latency.loop import OPTIMISM, LatencyLoop
 from deploy.latency.observed import Observation
-from deploy.latency.steps import Outcome, Proposal
+from deploy.latency.steps import STOPPED_EARLY, Outcome, Proposal
 from smpq.problem.policy import Policy
 from smpq.solve.allocate import Ceiling, Problem, nearest_feasible
 from smpq.solve.cheapest import cheapest
@@ -42,7 +42,7 @@ class CheapestLoop(LatencyLoop):
         """Return the fastest policy so far, of those that are allowed, or else the one that loses least."""
         best = self._best()
         chosen = best or self._closest_known()
-        reason = self._state.stop_reason or "stopped early"
+        reason = self._state.stop_reason or STOPPED_EARLY
         steps = tuple(self._state.steps)
         value = self._value(chosen.policy)
         finalists = (Finalist(best.policy, value, None),) if best is not None else ()

@@ -1,9 +1,10 @@
 """The searches over measured engines, step by step in `loop.json`. One that was stopped goes on with the same
-decisions.
+decisions, and so does the run that it belongs to.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from calib.formats.format import Format
 from deploy.files.loop import FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
 from deploy.files.store import RecordStore
+from deploy.latency.loop import LatencyLoop
 from deploy.latency.observed import (
     Observation,
     Observe,
@@ -20,7 +22,7 @@ from deploy.latency.observed import (
     observations_of,
     refusals_of,
 )
-from deploy.latency.steps import Outcome, Step
+from deploy.latency.steps import STOPPED_EARLY, Outcome, Proposal, Step
 from smpq.files import Interval
 from smpq.problem.policy import Policy, Space
 
@@ -30,7 +32,10 @@ class Search:
 
     1. A search that was stopped begins again with what was known at its own start. Its recorded steps are answered from
        the file. Its decisions depend on nothing else, so they are the same as before.
-    2. A search that has ended is never changed. Another one for the same budget is another entry.
+    2. A search that has ended is never changed. Where searches are taken up (`takes_up`), it comes to the same again
+       whatever has been measured since. Another one begins only where it was overruled (`settle`), or had not come to
+       its own end.
+    3. Else another one for the same budget is another entry.
     """
 
     def __init__(
@@ -41,13 +46,15 @@ class Search:
         machine: str,
         limit: float,
         known: Sequence[Observation | Refusal],
+        *,
+        takes_up: bool = False,
     ) -> None:
-        """Find the search, or begin one that starts from `known`. Nothing is written before its first step."""
-        self._store, self._space = store, space
+        """Find the search, or make one that starts from `known`. Nothing is written yet."""
+        self._store, self._space, self._takes_up = store, space, takes_up
         file = store.find(LoopFile) or LoopFile()
-        same = [row for row in file.searches if (row.budget, row.machine) == (budget, machine)]
-        if same and same[-1].outcome is None:
-            self._row = same[-1]
+        last = _last_of(file, budget, machine)
+        if last is not None and (last.outcome is None or (takes_up and _came_to_its_end(last))):
+            self._row = last
         else:
             self._row = LoopRow(budget=budget, machine=machine, limit_ratio=limit, known=machine_rows(space, known))
         self._earlier = tuple(row for row in file.searches if row is not self._row)
@@ -68,6 +75,18 @@ class Search:
         """What was refused before the search."""
         with self._store.about(LoopFile):
             return refusals_of(self._row.known, self._space)
+
+    def recalled(self, looped: LatencyLoop) -> Outcome | None:
+        """Tell a loop, which has been told nothing yet, the recorded steps; returns what it came to. None, and nothing
+        is told, while the search is under way.
+        """
+        if self._row.outcome is None:
+            return None
+        with self._store.about(LoopFile):
+            found = [(_proposal(step, self._space), _found(step, self._space)) for step in self._row.steps]
+        for proposal, verdict in found:
+            looped.tell(proposal, verdict)
+        return dataclasses.replace(looped.outcome(), stop_reason=self._row.outcome.stop_reason)
 
     def resumed(self, measure: Observe) -> Observe:
         """Return `measure` with the recorded steps answered from the file."""
@@ -95,12 +114,12 @@ class Search:
             self._write(replace(self._row, steps=(*self._row.steps, *new)))
 
     def begin(self) -> None:
-        """Write what the search starts from."""
+        """Write what the search starts from. It is the last one of the file from then on."""
         self._write(self._row)
 
     def end(self, outcome: Outcome) -> None:
-        """Write the outcome. A search without a step is removed from the file."""
-        if self._row.steps:
+        """Write the outcome. A search without a step is removed from the file where none are taken up."""
+        if self._row.steps or self._takes_up:
             self._write(replace(self._row, outcome=_outcome_row(outcome, self._space)))
         else:
             self._store.write(LoopFile(searches=self._earlier))
@@ -108,6 +127,24 @@ class Search:
     def _write(self, row: LoopRow) -> None:
         self._row = row
         self._store.write(LoopFile(searches=(*self._earlier, row)))
+
+
+def settled(store: RecordStore, budget: str, machine: str) -> tuple[bool | None, int]:
+    """Return whether what the last search for a budget came to stands, None before that is known, and how many searches
+    were overruled.
+    """
+    file = store.find(LoopFile) or LoopFile()
+    same = _all_of(file, budget, machine)
+    return same[-1].stands if same else None, sum(row.stands is False for row in same)
+
+
+def settle(store: RecordStore, budget: str, machine: str, *, stands: bool) -> None:
+    """Write whether what the last search for a budget came to stands. A file without one is left as it is."""
+    file = store.find(LoopFile) or LoopFile()
+    last = _last_of(file, budget, machine)
+    if last is not None:
+        rows = [replace(row, stands=stands) if row is last else row for row in file.searches]
+        store.write(LoopFile(searches=tuple(rows)))
 
 
 def step_row(step: Step, space: Space) -> StepRow:
@@ -134,6 +171,18 @@ def steps_for(file: LoopFile | None, budget: str) -> list[StepRow]:
     return [step for row in searches if row.machine == searches[-1].machine for step in row.steps]
 
 
+def _all_of(file: LoopFile, budget: str, machine: str) -> list[LoopRow]:
+    return [row for row in file.searches if (row.budget, row.machine) == (budget, machine)]
+
+
+def _last_of(file: LoopFile, budget: str, machine: str) -> LoopRow | None:
+    return next(reversed(_all_of(file, budget, machine)), None)
+
+
+def _came_to_its_end(row: LoopRow) -> bool:
+    return row.outcome is not None and row.outcome.stop_reason != STOPPED_EARLY and row.stands is not False
+
+
 def _outcome_row(outcome: Outcome, space: Space) -> OutcomeRow:
     return OutcomeRow(
         policy=outcome.policy.to_file(space.groups),
@@ -145,6 +194,12 @@ def _outcome_row(outcome: Outcome, space: Space) -> OutcomeRow:
             for each in outcome.finalists
         ),
     )
+
+
+def _proposal(step: StepRow, space: Space) -> Proposal:
+    interval = step.predicted_interval
+    policy = Policy.from_file(step.policy, space)
+    return Proposal(step.label, policy, step.predicted, (interval.low, interval.high), step.predicted_from)
 
 
 def _found(step: StepRow, space: Space) -> Observation | Refusal:

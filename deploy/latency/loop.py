@@ -13,7 +13,7 @@ from deploy.latency.designs import designed_policies, random_policies
 from deploy.latency.finalists import judged
 from deploy.latency.model import LatencyModel, fitted
 from deploy.latency.observed import Observation, Observe, Refusal
-from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step
+from deploy.latency.steps import STOPPED_EARLY, Goal, LoopSettings, Outcome, Proposal, Step
 from deploy.latency.suspects import halved, suspects, without
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space, canonical
@@ -56,8 +56,10 @@ class LatencyLoop:
        that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
        for the one that is to blame.
     6. The outcome is the policy, of those that meet the limit, that is best on samples that the search has not used
-       (`unseen`). Only the outcome depends on these samples: what is measured next does not.
-    7. Where nothing measured is faster than the float engine, the float engine is the outcome.
+       (`unseen`); what is measured next does not depend on these.
+    7. Where nothing meets the limit, the policy that is predicted to be nearest to it is measured as long as that is
+       nearer than what was measured. Where nothing measured is faster than the float engine, the float engine is the
+       outcome.
     """
 
     def __init__(
@@ -72,11 +74,8 @@ class LatencyLoop:
         unseen: ValueFunction | None = None,
         doubtful: Collection[tuple[str, Format]] = frozenset(),
     ) -> None:
-        """`known` and `refusals` are what earlier sessions of the same run have found; `unseen` is `value` on other
-        samples.
-        """
-        self._space = space
-        self._whole_space = space
+        """`known` and `refusals` are what the run has found before; `unseen` is `value` on other samples."""
+        self._space = self._whole_space = space
         self._edges = edges
         self._value = value
         self._unseen = unseen
@@ -116,6 +115,8 @@ class LatencyLoop:
 
     def ask(self) -> Proposal | None:
         """Return the policy to measure next; None when no further measurement would help."""
+        if self.goal.enough():  # the outcome says STOPPED_EARLY, and the next command goes on
+            return None
         if len(self._state.steps) >= self._settings.measurements:
             self._state.stop_reason = "measurements"
             return None
@@ -126,19 +127,13 @@ class LatencyLoop:
         best = self._best()
         for optimism in (0.0, OPTIMISM):
             found = self._search(optimism)
-            if (
-                found is not None
-                and (best is None or found.value > self._value(best.policy))
-                and self._is_new(found.policy)
-            ):
+            better = found is not None and (best is None or found.value > self._value(best.policy))
+            if found is not None and better and self._is_new(found.policy):
                 return self._proposal("optimistic" if optimism else "proposal", found.policy)
         if best is None and (closest := self._closest()) is not None:
-            return self._proposal("closest", closest)
-        self._state.stop_reason = (
-            "no other policy within the limit is likely to be better"
-            if best is not None
-            else "the limit is out of reach"
-        )
+            return closest
+        out_of_reach, exhausted = "the limit is out of reach", "no other policy within the limit is likely to be better"
+        self._state.stop_reason = out_of_reach if best is None else exhausted
         return None
 
     def ask_several(self, count: int) -> list[Proposal]:
@@ -181,29 +176,25 @@ class LatencyLoop:
             within = [o for o in candidates if self._within(o.policy)]
             # nothing that is slower than the float engine is handed over for its speed
             chosen = min([self._reference, *(within or candidates)], key=lambda each: each.upper)
-        reason = self._state.stop_reason or "stopped early"
+        reason = self._state.stop_reason or STOPPED_EARLY
         steps = tuple(self._state.steps)
         return Outcome(
             chosen.policy, self._value(chosen.policy), chosen, bool(met), reason, steps, self._model, finalists
         )
 
     def _experiments(self) -> list[Proposal]:
-        """Return what to measure before anything is proposed: first the search for the cause of a refusal, then the
-        designed policies.
-        """
+        """Return what to measure first: what searches the cause of a refusal, then the designed policies."""
         narrowing = self._narrowing()
         found = [self._proposal("narrowing", narrowing)] if narrowing is not None else []
         return found + [self._proposal("experiment", policy) for policy in self._waiting() if policy != narrowing]
 
     def _waiting(self) -> list[Policy]:
         """Return the designed policies that were not measured yet and may still be built."""
-        known = {*self._state.observed, *(refusal.policy.key() for refusal in self._state.refusals)}
+        known = {*self._state.observed} | {refusal.policy.key() for refusal in self._state.refusals}
         return [policy for policy in self._designed if policy.key() not in known and self._allowed(policy)]
 
     def _narrowing(self) -> Policy | None:
-        """Return the policy that halves the suspects of a refusal, of the one with the fewest; None when that teaches
-        nothing.
-        """
+        """Return the policy that halves the suspects of the refusal with the fewest; None when that teaches nothing."""
         refused = {refusal.policy.key() for refusal in self._state.refusals}
         for accused, refusal in sorted(self._accused(), key=lambda each: len(each[0])):
             policy = halved(refusal.policy, accused, self._space)
@@ -224,9 +215,7 @@ class LatencyLoop:
                 self._leave_out(accused)
 
     def _search(self, optimism: float) -> Choice | None:
-        """Return the best policy that may meet the limit by the model; those that were measured to miss it are left
-        out.
-        """
+        """Return the best policy that may meet the limit by the model, of those that were not measured to miss it."""
         goal, model, state = self.goal, self._model, self._state
         raised = goal.limit + optimism * self._uncertainty()
         left_out = [o.policy for o in state.observed.values() if o.upper > goal.limit]
@@ -234,7 +223,16 @@ class LatencyLoop:
         ceilings = [Ceiling(model.cost_model(1.0), raised), *goal.ceilings]
         effort = replace(goal.effort, rounds=0) if "refined" in state.marginals else goal.effort
         try:
-            choice = choose(self._value, self._space, state.marginals, ceilings, effort, left_out, folds=goal.folds)
+            choice = choose(
+                self._value,
+                self._space,
+                state.marginals,
+                ceilings,
+                effort,
+                left_out,
+                folds=goal.folds,
+                enough=goal.enough,
+            )
         except Impossible:
             return None
         if not is_small(self._space):
@@ -245,12 +243,14 @@ class LatencyLoop:
         best = placed if self._value(placed) >= choice.value else policy
         return replace(choice, policy=best, value=self._value(best))
 
-    def _closest(self) -> Policy | None:
-        """Return the policy that the model takes for the nearest to the limit, unless it was measured already."""
+    def _closest(self) -> Proposal | None:
+        """Return the policy that is predicted to be nearest to the limit, unless one that was measured is nearer."""
         left_out = [refusal.policy for refusal in self._state.refusals if not refusal.blamed]
         ceilings = [Ceiling(self._model.cost_model(1.0), self.goal.limit), *self.goal.ceilings]
         policy = nearest_feasible(Problem(self._space, {}, ceilings, left_out))
-        return policy if self._is_new(policy) else None
+        proposal = self._proposal("closest", policy)
+        nearest = min((o.ratio for o in self._state.observed.values()), default=math.inf)
+        return proposal if self._is_new(policy) and proposal.predicted < nearest else None
 
     def _proposal(self, label: str, policy: Policy) -> Proposal:
         predicted, error = self._model.predict(policy)

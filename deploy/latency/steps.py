@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.latency.finalists import Finalist
@@ -14,11 +14,15 @@ from smpq.solve.allocate import Values as Marginals
 from smpq.solve.effort import Effort
 from smpq.value.evaluate import ValueFunction
 
+STOPPED_EARLY = "stopped early"
+"""Why a loop ended that would have gone on."""
+
 
 @dataclass(frozen=True)
 class Goal:
     """What is searched: a limit on the ratio to the float engine, ceilings on other costs, scores to start from, and
-    the effort. `folds` is the value on parts of its samples, for comparing many policies (`smpq.solve.racing`).
+    the effort. `folds` is the value on parts of its samples, for comparing many policies (`smpq.solve.racing`). `enough` says
+    when nobody waits for a better answer any longer.
     """
 
     limit: float
@@ -26,6 +30,7 @@ class Goal:
     starts: dict[str, Marginals]
     effort: Effort
     folds: Sequence[ValueFunction] = ()
+    enough: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)

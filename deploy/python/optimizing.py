@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from calib.data import training_batches
 from calib.errors import UserError
 from calib.tasks import IN_MEMORY, held_in_memory
 from deploy.python.result import FakeQuantized, Result
-from deploy.python.task import Metric, TaskInMemory, TaskWithSelection
+from deploy.python.task import Metric, TaskInMemory, Training
 from deploy.run.settings import Settings, usual_directory
+from deploy.stages.finetuning import tuning_for
 from deploy.stages.policies import read_policy
 from deploy.stages.run_all import open_run, run_stages
 from deploy.stages.scoring import check_method
 from deploy.stages.stage_runners import built_engine_runner, fake_quant_runner
+from deploy.terminal.patience import Patience
 from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD
 from smpq.problem.budget import Budget
+from smpq.training.settings import FineTuneSettings
 
 
 def optimize(
@@ -35,7 +40,11 @@ def optimize(
     out: str | Path | None = None,
     *,
     selection: Iterable[Any] | None = None,
+    training: Training | None = None,
+    loss: Metric | None = None,
+    finetune: float | FineTuneSettings | None = None,
     method: str = DEFAULT_METHOD,
+    seconds: float | None = None,
     verbose: bool = True,
     **settings: Any,
 ) -> Result:
@@ -43,35 +52,49 @@ def optimize(
 
     `calibration`, `evaluation` and `selection` give batches: tensors, `(inputs, target)`, dicts of the arguments of
     `forward`, or a DataLoader of these. `metric(output, target)` returns `[n]`, one value per sample, higher is better;
-    without one the divergence from the model's own output is what counts. `budget` is that of `smpq run`: `drop=0.5`
+    without one the divergence from the model's own output is what counts.
+
+    `finetune` is how many epochs the weights are trained in their formats, or how (`smpq.training.settings`); it needs
+    `training`: batches, none of them in `calibration`, or a function of the epoch that gives them. The float model
+    teaches, and so does `loss(output, target)` where it is given: `[n]`, lower is better, with a gradient.
+
+    `budget` is that of `smpq run`: `drop=0.5`
     by default, `kl=0.02` without a metric. `out` is the run directory: the same call goes on where it stopped, and the
-    commands that need no task work on it. `settings` are those of `smpq run` (`deploy.run.settings.Settings`):
+    commands that need no task work on it. `seconds` is after how long the search ends with the best that it has. `settings` are those of `smpq run` (`deploy.run.settings.Settings`):
     `formats`, `effort`, `samples`, `seed`, `batch` and so on. UserError, with a message that says what to do, for wrong
     input; a budget that is not met is a result whose `met` is False.
     """
     text = budget or ("drop=0.5" if metric is not None else "kl=0.02")
     wanted = Budget.from_text(text)
-    loss = wanted.loss
-    if metric is None and loss is not None and loss.cost != "kl":
+    limit = wanted.loss
+    if metric is None and limit is not None and limit.cost != "kl":
         raise UserError(f"{text} needs a metric(output, target): give one, or a budget on kl")
-    known: dict[str, Any] = {
-        "name": IN_MEMORY,
-        "model": model,
-        "calibration": calibration,
-        "evaluation": evaluation,
-        "metric": metric,
-    }
-    task = TaskInMemory(**known) if selection is None else TaskWithSelection(selection, **known)
+    tuning = _tuning(method, finetune, labels=loss is not None)
+    task = TaskInMemory(IN_MEMORY, model, calibration, evaluation, metric, selection, training, loss)
+    if tuning is not None:
+        if training is None:
+            raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")
+        next(training_batches(task, 0))  # whether they can be used is told before anything begins
     try:
         asked = Settings(task=IN_MEMORY, target=target, **settings)
     except TypeError as error:
         raise UserError(f"{error}: the settings are {', '.join(Settings.__struct_fields__)}") from error
-    progress = Progress(Console(file=sys.stderr, quiet=not verbose))
+    progress = Progress(Console(file=sys.stderr, quiet=not verbose), Patience(seconds))
     path = Path(out) if out is not None else usual_directory(asked)
     check_method(method, wanted)
     with held_in_memory(task), open_run(path, progress, asked) as workspace:
-        report = run_stages(workspace, wanted, None, method)
+        report = run_stages(workspace, wanted, tuning, method)
         module = FakeQuantized(fake_quant_runner(workspace, read_policy(workspace)))
         engine = built_engine_runner(workspace, torch.get_num_threads())
     note = engine if isinstance(engine, str) else None
     return Result(path, report, module, None if isinstance(engine, str) else FakeQuantized(engine), note)
+
+
+def _tuning(method: str, finetune: float | FineTuneSettings | None, *, labels: bool) -> FineTuneSettings | None:
+    """Return how to fine-tune. UserError where a loss is to be learnt from that there is not."""
+    if not isinstance(finetune, FineTuneSettings):
+        found = tuning_for(method, finetune)
+        return found if found is None or labels else replace(found, labels=0.0)
+    if finetune.labels and not labels:
+        raise UserError("FineTuneSettings gives labels a weight, which needs loss=: give one, or labels=0")
+    return finetune

@@ -68,7 +68,7 @@ class Result:
 
     def __repr__(self) -> str:
         """Return the answers of the report."""
-        return "\n".join([*summary_lines(self.report), f"run: {self.path}"])
+        return "\n".join([*summary_lines(self.report, self.path), f"run: {self.path}"])
 
     def _repr_html_(self) -> str:
         """Return the report for a notebook, in a frame of its own so that no style leaks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,28 +14,53 @@ from calib.task import Batch
 from smpq.value.value import divergence
 
 Metric = Callable[[Any, Any], Tensor]
+Training = Iterable[Any] | Callable[[int], Iterable[Any]]
+"""Batches that are looped over in each epoch, or what gives those of an epoch."""
 
 
 class TaskInMemory:
-    """What `optimize` is given. Batches are taken from their iterables once, so that a loader may shuffle."""
+    """What `optimize` is given. Batches are taken from their iterables once, so that a loader may shuffle; those of the
+    training data in each epoch.
+    """
+
+    selection: Callable[[], list[Batch]]
+    """Held-out batches that decide about a budget on the loss; missing where none are given."""
+    training: Callable[[int], Iterator[Batch]]
+    """One pass over the training data; missing where none are given."""
 
     def __init__(
-        self, name: str, model: nn.Module, calibration: Iterable[Any], evaluation: Iterable[Any], metric: Metric | None
+        self,
+        name: str,
+        model: nn.Module,
+        calibration: Iterable[Any],
+        evaluation: Iterable[Any],
+        metric: Metric | None,
+        selection: Iterable[Any] | None = None,
+        training: Training | None = None,
+        loss: Metric | None = None,
     ) -> None:
         """Without a metric the model's own outputs are the targets, and minus the divergence from them is the metric."""
         self.name = name
         self._model = model.eval()
-        self._metric = metric
+        self._metric, self._loss = metric, loss
         self.metric_name = "minus the divergence" if metric is None else getattr(metric, "__name__", "metric")
         self._calibration = self._taken(calibration, "calibration")
         self._evaluation = self._taken(evaluation, "evaluation")
+        if selection is not None:
+            selected = self._taken(selection, "selection")
+            self.selection = lambda: selected
+        if training is not None:
+            passes = _passes(training)
+            self.training = lambda epoch: map(self._with_target, each_batch(passes(epoch), self._model, "training"))
 
     def _taken(self, batches: Iterable[Any], what: str) -> list[Batch]:
-        found = batches_of(batches, self._model, what)
+        return [self._with_target(batch) for batch in batches_of(batches, self._model, what)]
+
+    def _with_target(self, batch: Batch) -> Batch:
         if self._metric is not None:
-            return found
+            return batch
         with torch.no_grad():
-            return [Batch(batch.inputs, self._model(*batch.inputs)) for batch in found]
+            return Batch(batch.inputs, self._model(*batch.inputs))
 
     def model(self) -> nn.Module:
         """Return the model."""
@@ -54,20 +79,16 @@ class TaskInMemory:
         return self._metric(output, target) if self._metric is not None else -divergence(output, target)
 
     def loss(self, output: Any, target: Any) -> Tensor:
-        """Return `[n]`, minus the metric."""
-        return -self.metric(output, target)
+        """Return `[n]`, minus the metric unless a loss was given."""
+        return self._loss(output, target) if self._loss is not None else -self.metric(output, target)
 
 
-class TaskWithSelection(TaskInMemory):
-    """With held-out batches that decide about a budget on the loss."""
-
-    def __init__(self, selection: Iterable[Any], **known: Any) -> None:
-        super().__init__(**known)
-        self._selection = self._taken(selection, "selection")
-
-    def selection(self) -> list[Batch]:
-        """Return the held-out batches."""
-        return self._selection
+def _passes(training: Training) -> Callable[[int], Iterable[Any]]:
+    """Return what gives one pass. What can be looped over only once is kept."""
+    if callable(training):
+        return training
+    batches = list(training) if isinstance(training, Iterator) else training
+    return lambda _: batches
 
 
 def batches_of(batches: Iterable[Any], model: nn.Module, what: str) -> list[Batch]:
@@ -76,13 +97,19 @@ def batches_of(batches: Iterable[Any], model: nn.Module, what: str) -> list[Batc
     A tensor is the only input. The last of a tuple or list is the target, what stands before it the inputs. Of a dict
     the model gets the arguments of its `forward`; what is left is the target, alone or as a dict.
     """
-    try:
-        found = [_batch(batch, model) for batch in batches]
-    except TypeError as error:
-        raise UserError(f"{what} cannot be used as batches ({error}): give a list of them, or a DataLoader") from error
+    found = list(each_batch(batches, model, what))
     if not found:
         raise UserError(f"{what} has no batches")
     return found
+
+
+def each_batch(batches: Iterable[Any], model: nn.Module, what: str) -> Iterator[Batch]:
+    """Yield batches as the search takes them, as `batches_of`; there may be none."""
+    try:
+        for batch in batches:
+            yield _batch(batch, model)
+    except TypeError as error:
+        raise UserError(f"{what} cannot be used as batches ({error}): give a list of them, or a DataLoader") from error
 
 
 def _batch(batch: Any, model: nn.Module) -> Batch:

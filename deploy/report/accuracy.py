@@ -1,14 +1,14 @@
-"""Where accuracy was lost between the module as given and the engine, and what to do about it."""
+"""Where accuracy was lost between the module as given and the engine."""
 
 from __future__ import annotations
 
 from deploy.files.report import ReportFile
 from deploy.files.verification import STAGES, StageName, VerifyFile
-from deploy.report.answer import Answer, Verdict, bare, capital, sentence, some
+from deploy.report.answer import Answer, Verdict, bare, capital, sentence
 from deploy.report.wording import change, counted, measure, number
 from smpq.files import Interval
 
-_NAMES: dict[StageName, str] = {
+STAGE_NAMES: dict[StageName, str] = {
     "eager": "PyTorch as given",
     "float": "float PyTorch",
     "fake_quant": "quantised PyTorch",
@@ -23,10 +23,10 @@ def same_accuracy(report: ReportFile) -> Answer:
     """Say whether the engine is as accurate as PyTorch, and which stage it lost accuracy at."""
     question, verification = "Is the accuracy on the engine the same as in PyTorch?", report.verification
     if verification is None:
-        return Answer(question, "unknown", ("Not verified: use `smpq verify`.",))
+        return Answer(question, "unknown", ("Not verified.",))
     ran = [name for name in STAGES if name in verification.stages and verification.stages[name].mean is not None]
     missing = [
-        f"{capital(_NAMES[name])} was not run: {bare(verification.stages[name].not_run)}."
+        f"{capital(STAGE_NAMES[name])} was not run: {bare(verification.stages[name].not_run)}."
         for name in STAGES
         if name in verification.stages and name not in ran
     ]
@@ -35,30 +35,6 @@ def same_accuracy(report: ReportFile) -> Answer:
         return Answer(question, "unknown", ("Not verified.", *missing, *explanation))
     verdict, first = _verdict(ran, verification)
     return Answer(question, verdict, (first, *_figures(verification, ran), *missing, *explanation))
-
-
-def accuracy_steps(report: ReportFile) -> list[str]:
-    """Say what to do about accuracy that was lost."""
-    if report.verification is None:
-        return ["Verify it before relying on its accuracy: `smpq verify`."]
-    lost = report.verification.lost
-    if "float" in lost:
-        return ["Report it, and use no engine of this run: its float model is not your module."]
-    steps = []
-    if "fake_quant" in lost:
-        scored = [(layer.score, layer.path) for layer in report.layers if layer.bits < 16 and layer.score is not None]
-        worst = [path for _, path in sorted(scored, key=lambda each: each[0])[:3]]
-        steps.append(
-            f"To win accuracy back, allow more "
-            f"budget{f'; the lowest scores are those of {some(worst)}' if worst else ''}."
-        )
-    for name in _MADE_HERE:
-        if name in lost:
-            steps.append(
-                f"Find the layer that differs at {_NAMES[name]}: set half of policy.json to a float format, `smpq "
-                "verify`, and halve again."
-            )
-    return steps
 
 
 def _verdict(ran: list[StageName], verification: VerifyFile) -> tuple[Verdict, str]:
@@ -74,19 +50,22 @@ def _verdict(ran: list[StageName], verification: VerifyFile) -> tuple[Verdict, s
         return (
             "no",
             (
-                f"No: {' and '.join(_NAMES[name] for name in made_here)} {_lose(made_here)} accuracy that quantised "
+                f"No: {' and '.join(STAGE_NAMES[name] for name in made_here)} {_lose(made_here)} accuracy that quantised "
                 "PyTorch still has."
             ),
         )
     if ran[-1] != "engine":
-        return "unknown", f"Not verified on the engine; {_NAMES[ran[-1]]} is the last stage that ran."
+        return "unknown", f"Not verified on the engine; {STAGE_NAMES[ran[-1]]} is the last stage that ran."
     if "fake_quant" in lost:
         return "no", "The engine computes what quantised PyTorch computes, but quantising itself cost accuracy."
     if ran[0] not in ("eager", "float"):
-        return "unknown", f"Not compared with PyTorch; {_NAMES[ran[0]]} is the first stage that ran."
+        return "unknown", f"Not compared with PyTorch; {STAGE_NAMES[ran[0]]} is the first stage that ran."
     if verification.lost_in_all:
-        return "no", f"No: the engine is less accurate than {_NAMES[ran[0]]}, but the data do not tell at which stage."
-    return "yes", f"Yes: no stage from {_NAMES[ran[0]]} to the engine loses accuracy that can be told from chance."
+        return "no", (
+            f"No: the engine is less accurate than {STAGE_NAMES[ran[0]]}. The data do not tell at which stage it was lost, "
+            f"the largest drop is at {STAGE_NAMES[verification.largest_drop]}."
+        )
+    return "yes", f"Yes: no stage from {STAGE_NAMES[ran[0]]} to the engine loses accuracy that can be told from chance."
 
 
 def _lose(names: list[StageName]) -> str:
@@ -101,18 +80,18 @@ def _figures(verification: VerifyFile, ran: list[StageName]) -> list[str]:
     for name in ran:
         stage = verification.stages[name]
         if stage.mean is not None and stage.interval is not None and stage.samples == verification.samples:
-            figures.append(f"{_NAMES[name]} {measure(stage.mean, stage.interval, metric)}")
+            figures.append(f"{STAGE_NAMES[name]} {measure(stage.mean, stage.interval, metric)}")
         if name != ran[0] and stage.change is not None and stage.change_interval is not None:
             before = verification.stages[ran[ran.index(name) - 1]].samples or 0
             shared = min(before, stage.samples or 0)
             part = f" on {counted(shared, 'sample')}" if shared < verification.samples else ""
             steps.append(
-                f"Step to {_NAMES[name]}{part}: {_change(stage.change, stage.change_interval, stage.agreement, metric)}."
+                f"Step to {STAGE_NAMES[name]}{part}: {_change(stage.change, stage.change_interval, stage.agreement, metric)}."
             )
     whole = verification.whole
     return [
         f"{capital(metric)} over {counted(verification.samples, 'sample')}: {'; '.join(figures)}.",
-        f"From {_NAMES[ran[0]]} to {_NAMES[ran[-1]]}: {_change(whole.change, whole.interval, whole.agreement, metric)}.",
+        f"From {STAGE_NAMES[ran[0]]} to {STAGE_NAMES[ran[-1]]}: {_change(whole.change, whole.interval, whole.agreement, metric)}.",
         *steps,
     ]
 

@@ -22,6 +22,14 @@ class Answer:
     sentences: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Step:
+    """What to do, and the command that does it; None where none does, or something has to be edited before."""
+
+    sentence: str
+    command: str | None = None
+
+
 def some(names: Sequence[str]) -> str:
     """Name the first few, and count the rest."""
     rest = len(names) - _NAMED

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from deploy.files.report import LatencyPart, ReportFile
-from deploy.report.accuracy import accuracy_steps, same_accuracy
+from deploy.report.accuracy import same_accuracy
 from deploy.report.answer import Answer, Verdict, bare, sentence, some
 from deploy.report.orin import on_orin
 from deploy.report.remarks import timing_remarks
-from deploy.report.wording import amount, counted, magnitude, number, size
+from deploy.report.steps import changes, differing_kernels, predicted_well
+from deploy.report.wording import counted, magnitude, number, size
 
 
-def answers(report: ReportFile) -> list[Answer]:
-    """Answer the five questions, in the order they are asked."""
-    return [_faster(report), _why_not(report), same_accuracy(report), _changes(report), on_orin(report)]
+def answers(report: ReportFile, run: Path) -> list[Answer]:
+    """Answer the five questions, in the order they are asked; `run` is the run directory as a person types it."""
+    return [_faster(report), _why_not(report), same_accuracy(report), changes(report, run), on_orin(report)]
 
 
 def _faster(report: ReportFile) -> Answer:
@@ -41,18 +44,12 @@ def _faster(report: ReportFile) -> Answer:
 
 def _prediction(latency: LatencyPart) -> list[str]:
     """Return what was predicted without this engine's own measurements; nothing where nothing was."""
-    predicted, ends, agrees = latency.predicted_ratio, latency.predicted_interval, _predicted_well(latency)
+    predicted, ends, agrees = latency.predicted_ratio, latency.predicted_interval, predicted_well(latency)
     if predicted is None or ends is None:
         return []
     figures = f"{number(predicted)} ({number(ends.low)} to {number(ends.high)}) before it was built"
     engines = counted(latency.predicted_from, "other engine")
     return [f"Predicted was {figures}, from {engines}, which {'agrees' if agrees else 'does not agree'}."]
-
-
-def _predicted_well(latency: LatencyPart) -> bool | None:
-    """Whether the predicted and the measured interval meet; None without a prediction."""
-    ends = latency.predicted_interval
-    return None if ends is None else ends.low <= latency.interval.high and latency.interval.low <= ends.high
 
 
 def _why_not(report: ReportFile) -> Answer:
@@ -87,80 +84,6 @@ def _measured_reason(report: ReportFile) -> str:
         return f"No other engine was measured. {usual}"
     fastest = f"the fastest takes {min(ratios):.3g} of the float engine's time, the slowest {max(ratios):.3g}"
     return f"{counted(len(ratios), 'engine')} with other formats were measured: {fastest}. {usual}"
-
-
-def _changes(report: ReportFile) -> Answer:
-    steps = [*_budget_steps(report), *accuracy_steps(report)]
-    differing = differing_kernels(report)
-    if differing:
-        steps.append(
-            f"Give {some(differing)} a format with a kernel on {report.target} (`smpq targets` lists them) in "
-            "policy.json, "
-            "then `smpq export` and `smpq build`."
-        )
-    scored = [(layer.score, layer) for layer in report.layers if layer.bits < 16 and layer.score is not None]
-    unclear = [
-        layer.path for _, layer in scored if layer.interval is not None and layer.interval.low < 0 < layer.interval.high
-    ]
-    if unclear:
-        steps.append(
-            f"{counted(len(unclear), 'layer')} have a score whose interval includes zero ({some(unclear)}): do not "
-            "read an order into "
-            f"them. More samples than {report.scores.permutations} narrow it."
-        )
-    stability = report.stability
-    if stability is not None and stability.undecided:
-        undecided = stability.undecided
-        steps.append(
-            f"At this budget the scores cannot tell which format {some(undecided)} should get: drawn again "
-            f"{stability.resamples} times "
-            "from the same samples, they decide otherwise in more than one case of ten. Their accuracy hardly differs "
-            "either way; "
-            "`--effort thorough` samples more."
-        )
-    if not steps:
-        _, worst = min(scored, key=lambda each: each[0], default=(0.0, None))
-        spare = (
-            f" With budget to spare, widen {worst.path} ({worst.format}) first: its score is the lowest."
-            if worst is not None
-            else ""
-        )
-        return Answer("What do I change?", "note", ("Nothing has to change." + spare,))
-    return Answer("What do I change?", "steps", tuple(steps))
-
-
-def _budget_steps(report: ReportFile) -> list[str]:
-    steps, latency = [], report.latency
-    slower = latency is not None and latency.interval.high >= 1
-    for limit in report.limits:
-        if limit.met:
-            continue
-        asked = f"{limit.cost} ≤ {amount(limit.limit, limit.unit)}"
-        if limit.reached is None:
-            steps.append(f"Whether {asked} is met is not known: it was not measured.")
-            continue
-        advice = (
-            "offer other formats"
-            if slower and limit.cost == "latency"
-            else "allow that much, or offer formats with fewer bits"
-        )
-        steps.append(f"{asked} is not met, the nearest reached is {amount(limit.reached, limit.unit)}: {advice}.")
-    if latency is None:
-        steps.append("Measure it on the device before relying on its speed.")
-    elif slower:
-        name = f" ({report.float_engine})" if isinstance(report.float_engine, str) else ""
-        steps.append(f"Do not deploy it for speed: keep the float engine{name}, or offer other formats.")
-    elif _predicted_well(latency) is False:
-        steps.append(
-            "Predicted and measured latency do not agree: measure again on a quiet machine, or let the loop take more "
-            "turns."
-        )
-    return steps
-
-
-def differing_kernels(report: ReportFile) -> list[str]:
-    """Return the layers that became another kernel than their format asks for."""
-    return [layer.path for layer in report.layers if layer.kernel_agrees is False]
 
 
 def budget_ratio(report: ReportFile) -> float | None:

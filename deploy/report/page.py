@@ -20,29 +20,29 @@ def write_html(run: Path) -> Path:
     """
     page = run / "report.html"
     report = read_record(run / ReportFile.NAME, ReportFile, f"make it again with {ReportFile.MADE_BY}")
-    write_bytes(page, render_html(report).encode(errors="replace"))
+    write_bytes(page, render_html(report, run).encode(errors="replace"))
     return page
 
 
-def summary_lines(report: ReportFile) -> list[str]:
+def summary_lines(report: ReportFile, run: Path) -> list[str]:
     """Return the five answers as plain text for a terminal, one line each, and a line for every further step to
     take.
     """
     lines = []
-    for answer in answers(report):
+    for answer in answers(report, run):
         lines.append(f"{answer.question} {answer.sentences[0]}")
         if answer.verdict == "steps":
             lines += [f"  also: {sentence}" for sentence in answer.sentences[1:]]
     return [shown(line) for line in lines]
 
 
-def render_html(report: ReportFile) -> str:
+def render_html(report: ReportFile, run: Path) -> str:
     """Return the whole page: the answers first, then budget, plots, plan, what was left out, and where it all came
     from.
     """
     name = f"{report.task} on {report.target}"
     page = _TEMPLATES.get_template("page.html")
-    return page.render(name=name, report=report, answers=answers(report), sections=sections(report))
+    return page.render(name=name, report=report, answers=answers(report, run), sections=sections(report))
 
 
 def _printable(value: object) -> object:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from deploy.files.report import ReportedStep, ReportFile
-from deploy.report.answers import budget_ratio, differing_kernels
+from deploy.report.answers import budget_ratio
 from deploy.report.curve_section import curve_section
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot
 from deploy.report.section import Section, Warned
+from deploy.report.steps import differing_kernels
 from deploy.report.wording import aligned, amount, counted, fixed, magnitude, number, size, span
 from smpq.files import ContributionsFile
 

@@ -53,7 +53,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         """Name a run; nothing is created yet."""
         self.path = path
-        self._made = False
+        self._made: tuple[Path, ...] = ()
 
     def check(self, settings: Settings) -> None:
         """Raise UserError when a run with these settings cannot be here: a file is, other files are, or a run with
@@ -83,7 +83,7 @@ class Run:
         The directory is made when it is missing. `discard_if_new` takes it away again.
         """
         try:
-            self._made = not self.path.exists()
+            self._made = tuple(path for path in (self.path, *self.path.parents) if not path.exists())
             self.path.mkdir(parents=True, exist_ok=True)
             handle = _locked(self.file(_LOCK))
         except OSError as error:
@@ -98,15 +98,13 @@ class Run:
                 self.file(former).rename(self.file(name))
 
     def discard_if_new(self) -> None:
-        """Remove the directory, if `lock` has made it and it holds nothing else: a wrong input leaves nothing
-        behind.
-        """
+        """Remove the directories that `lock` has made and that hold nothing else: a wrong input leaves nothing behind."""
         if [entry.name for entry in _entries(self.path)] != [_LOCK]:
             return
         self.file(_LOCK).unlink(missing_ok=True)
-        if self._made:
-            with suppress(OSError):  # another process has begun something here
-                self.path.rmdir()
+        with suppress(OSError):  # another process has begun something here
+            for directory in self._made:
+                directory.rmdir()
 
     def keep(self, settings: Settings, fingerprint: Fingerprint, resources: Resources | None = None) -> None:
         """Write `run.json` unless it is there; UserError, which names what changed, when it was made of something else.

@@ -12,9 +12,11 @@ from calib.network.units import find_units
 from calib.task import Task
 from calib.tasks import load_task
 from deploy.devices.address import device_from_address
+from deploy.files.search import CalibrationFile
 from deploy.run.directory import Run
 from deploy.run.float_model import trace_float_model, try_task
 from deploy.run.settings import Settings
+from deploy.run.threads import settle_threads
 from deploy.run.workspace import DEVICE, Workspace, rules_of
 from deploy.targets.offers import refusal, unknown_offers
 from deploy.targets.target import target_from_name
@@ -43,6 +45,8 @@ def open_workspace(
     with progress.step("trace the model"):
         traced, folded = trace_float_model(model.eval(), batches, settings, target, progress)
         try_task(task, traced, batches, settings.value)
+    began = run.find(CalibrationFile)
+    threads = settle_threads(traced, batches[0], began.threads if began is not None else None)
     units, skipped = find_units(traced)
     if pool is not None:
         check_portable(task, settings.value)
@@ -75,6 +79,7 @@ def open_workspace(
         pool,
         address,
         device,
+        threads,
     )
 
 

@@ -7,8 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from msgspec.structs import force_setattr
+
 from calib.choices import ObserverName, RoundingName
-from calib.declared import NOT_BLANK, SEEDS, APath, Declared, Group, Interval, OneOf, Parsed, check_declared
+from calib.declared import (
+    NOT_BLANK,
+    SEEDS,
+    APath,
+    Declared,
+    Group,
+    Interval,
+    OneOf,
+    Parsed,
+    check_declared,
+    declared_fields,
+)
 from calib.files.storage import Record
 from calib.formats.format import formats_from_text
 from smpq.choices import VALUES
@@ -20,7 +33,7 @@ LARGEST_BATCH = 10**5
 class Settings(Record, frozen=True):
     """What the search was asked to do. A run keeps its settings: other settings need another run.
 
-    `formats` is a comma-separated list, '' for the target's own; `samples` calibration samples evaluate a policy;
+    `formats` is a comma-separated list, '' for the target's own, and is kept as policies spell them; `samples` calibration samples evaluate a policy;
     `effort` says how much the search may spend, and `evaluations`, where given, what of it scoring may; `batch` is the batch size that latency is measured at.
     UserError names a value that cannot be used.
     """
@@ -71,7 +84,7 @@ class Settings(Record, frozen=True):
     effort: Annotated[str, Declared("how long to search", OneOf(EFFORTS), "--effort", Group.LENGTH)] = "normal"
     evaluations: Annotated[
         int | None,
-        Declared("policies that scoring may evaluate", Interval(1), "--evaluations", Group.LENGTH, "by --effort"),
+        Declared("policies that scoring may evaluate", Interval(1), "--evaluations", Group.SELDOM, "by --effort"),
     ] = None
     precision: Annotated[
         float,
@@ -79,20 +92,24 @@ class Settings(Record, frozen=True):
             "stop scoring when all standard errors are below this share of the spread; 0: never",
             Interval(0, 1, below=True),
             "--precision",
-            Group.LENGTH,
+            Group.SELDOM,
         ),
     ] = 0.0
     seed: Annotated[int, Declared("seed of everything random", SEEDS, "--seed")] = 0
-    batch: Annotated[int, Declared("batch size of the latency", Interval(1, LARGEST_BATCH), "--batch", Group.WHAT)] = 1
+    batch: Annotated[
+        int, Declared("batch size of the latency", Interval(1, LARGEST_BATCH), "--batch", Group.SELDOM)
+    ] = 1
     size_only: Annotated[
         bool,
         Declared(
-            "also offer formats that are stored small but computed in float", option="--size-only", group=Group.WHAT
+            "also offer formats that are stored small but computed in float", option="--size-only", group=Group.SELDOM
         ),
     ] = False
 
     def __post_init__(self) -> None:
         check_declared(self)
+        if self.formats:  # one spelling, so that int8 goes on with a run that was asked for w8a8
+            force_setattr(self, "formats", ",".join(map(str, formats_from_text(self.formats))))
 
     @property
     def spending(self) -> Effort:
@@ -104,3 +121,14 @@ class Settings(Record, frozen=True):
 def usual_directory(settings: Settings) -> Path:
     """Return where a run goes that names no directory: `runs/<task>-<target>`, the same one each time."""
     return Path("runs") / re.sub(r"[^A-Za-z0-9_.]+", "-", f"{settings.task}-{settings.target}")
+
+
+def options_of(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return the options that ask for these settings, each with its values; those at their defaults are left out."""
+    found = {}
+    for name, field in declared_fields(Settings).items():
+        value, option = getattr(settings, name), field.declared.option
+        if option is not None and value != field.default:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            found[option] = tuple(map(str, values))
+    return found

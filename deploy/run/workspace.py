@@ -59,7 +59,8 @@ class Workspace:
     `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `pool` are the
     workers that evaluate, None when this process does. `address` is that of the machine that engines are timed on,
     `device` (`deploy.devices.address`). `compared` holds the exported files that this process has compared with the
-    module, with the hash of their content.
+    module, with the hash of their content. `threads_before` is how many threads PyTorch had before this run chose its own
+    (`deploy.run.threads`).
     """
 
     run: Run
@@ -78,6 +79,7 @@ class Workspace:
     pool: WorkerPool | None
     address: str
     device: Device
+    threads_before: int
     compared: set[tuple[Path, str]] = field(default_factory=set)
 
     def __enter__(self) -> Self:
@@ -87,10 +89,11 @@ class Workspace:
         self.close()
 
     def close(self) -> None:
-        """End the workers, if there are any, and take away what is on the device."""
+        """End the workers, if there are any, take away what is on the device, and give PyTorch its threads back."""
         if self.pool is not None:
             self.pool.close()
         self.device.close()
+        torch.set_num_threads(self.threads_before)
 
     @property
     def times_here(self) -> bool:

@@ -148,6 +148,7 @@ def _choose(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling], e
             effort,
             advance=workspace.progress.say,
             folds=workspace.evaluator.folds,
+            enough=workspace.progress.enough,
         )
         if workspace.unseen is not None:
             choice = confirm(choice, workspace.evaluator, workspace.unseen)

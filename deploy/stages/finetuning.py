@@ -19,6 +19,7 @@ from deploy.lowering.export import export_float
 from deploy.lowering.onnx_files import sha256
 from deploy.run.directory import Run
 from deploy.run.workspace import Workspace
+from smpq.methods import method_from_name
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
@@ -97,7 +98,7 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
     if found.kept == "start":
         workspace.progress.warn(
             "fine-tuning did not improve the policy on the calibration data, and changed nothing: "
-            "try a smaller learning rate (--lr) or more epochs"
+            "try a smaller learning rate (--learning-rate) or more epochs"
         )
     elif found.after.value < found.before.value:
         workspace.progress.warn(
@@ -109,6 +110,13 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
     record = _record(record_of_file(workspace.run.file(FINE_TUNED)), sha256(workspace.run.file(FINE_TUNED)))
     workspace.run.write(record)
     return record
+
+
+def tuning_for(method: str, epochs: float | None) -> FineTuneSettings | None:
+    """Return how to fine-tune for so many epochs; None: not at all, or as usual where the method wants it."""
+    usual = FineTuneSettings.epochs if method_from_name(method).finetuned else 0.0
+    wanted = usual if epochs is None else epochs
+    return FineTuneSettings(epochs=wanted) if wanted else None
 
 
 def check_trainable(workspace: Workspace) -> None:

@@ -64,7 +64,8 @@ def close_loop(
     settings: LoopSettings | None = None,
     allowed: Callable[[Policy], bool] | None = None,
 ) -> tuple[Outcome, float]:
-    """Search for the most valuable policy whose engine is measured to meet the latency budget. Writes `loop.json`.
+    """Search for the most valuable policy whose engine is measured to meet the latency budget. Writes `loop.json`. A
+    search there that has ended, and was not overruled, is not made again.
 
     With `allowed`, which says what loses little enough, the fastest of what is allowed is searched. Also returns the
     limit as a ratio to the float engine, 1 where the budget has none.
@@ -76,11 +77,15 @@ def close_loop(
     if budget.limit("latency") is not None or allowed is None:
         float_ms = None if _limit_of(budget).relative else observations.float_ms(machine) or bench.float_ms()
         limit = _ratio_limit(workspace, budget, float_ms)
-    search = Search(workspace.run, workspace.space, str(budget), machine, limit, observations.all(machine))
+    search = Search(
+        workspace.run, workspace.space, str(budget), machine, limit, observations.all(machine), takes_up=True
+    )
     search.begin()
     looped = _loop(
         workspace, budget, scores, effort, search.limit, search.observations, search.refusals, settings, allowed
     )
+    if (known := search.recalled(looped)) is not None:
+        return known, search.limit
     measure = search.resumed(lambda policy: bench.observe(policy, search.limit))
     with workspace.progress.step("close the loop"):
         outcome = looped.run(measure, workspace.progress.say, search.keep)
@@ -204,7 +209,14 @@ def _loop(
     effort = replace(
         effort, rounds=min(effort.rounds, _ROUNDS_IN_LOOP), exchanges=min(effort.exchanges, _ROUNDS_IN_LOOP)
     )
-    goal = Goal(limit, static_ceilings(workspace, budget), scores.starts(), effort, workspace.evaluator.folds)
+    goal = Goal(
+        limit,
+        static_ceilings(workspace, budget),
+        scores.starts(),
+        effort,
+        workspace.evaluator.folds,
+        workspace.progress.enough,
+    )
     kind = LatencyLoop if allowed is None else partial(CheapestLoop, allowed=allowed)
     return kind(
         workspace.space,

@@ -11,6 +11,7 @@ from contextlib import suppress
 from msgspec.structs import asdict
 
 from calib.errors import UserError
+from calib.tasks import IN_MEMORY
 from deploy.backends import backend_of
 from deploy.files.engine import LatencyFile
 from deploy.files.loop import LoopFile, StepRow
@@ -28,14 +29,16 @@ from deploy.files.search import CostsFile
 from deploy.files.verification import STAGES
 from deploy.latency.history import steps_for
 from deploy.run.directory import Run
+from deploy.run.settings import options_of
 from deploy.stages.finetuning import read_record
 from deploy.stages.recorded import COST_UNITS, Recorded
 from deploy.targets.offers import offer
 from deploy.targets.target import Target, target_from_name
 from smpq.files import Interval
-from smpq.methods import method_from_name
+from smpq.methods import DEFAULT_METHOD, method_from_name
 from smpq.problem.budget import LOSSES, Limit
 from smpq.solve.allocate import Ceiling, Impossible
+from smpq.training.settings import FineTuneSettings
 
 _CURVE_POINTS = 12
 _ORIN = "jetson-orin"
@@ -84,12 +87,25 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         warnings=_warnings(read),
         finetuning=read_record(run),
         settings=asdict(settings),
+        options=_options(read),
         versions=read.record.versions,
         machine=read.latency.machine if read.latency is not None else None,
         seconds={name: round(value, 1) for name, value in seconds.items()},
     )
     run.write(report)
     return report
+
+
+def _options(read: Recorded) -> dict[str, tuple[str, ...]]:
+    """Return what `smpq run` is given to do this again."""
+    if read.record.settings.task == IN_MEMORY:
+        return {}
+    options, tuned = options_of(read.record.settings), read_record(read.run)
+    if read.scores is not None and read.scores.method != DEFAULT_METHOD:
+        options["--method"] = (read.scores.method,)
+    if tuned is not None:
+        options["--finetune"] = (str(tuned.settings.get("epochs", FineTuneSettings.epochs)).removesuffix(".0"),)
+    return options
 
 
 def _destination(target: Target) -> DestinationPart:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from deploy.files.engine import TimingRow
 from deploy.files.report import ReportFile
+from deploy.latency.history import settle, settled
+from deploy.latency.steps import Outcome
 from deploy.report.page import write_html
 from deploy.run.directory import Run
 from deploy.run.opening import open_workspace
@@ -25,7 +27,7 @@ from smpq.training.settings import FineTuneSettings
 from smpq.value.workers.resources import Resources
 
 _PROPOSALS = 4
-"""How often an engine that turns out too slow in the thorough measurement sends the search back."""
+"""How many searches there are at most, the others because an engine turned out too slow in the thorough measurement."""
 
 
 def open_run(
@@ -87,7 +89,6 @@ def run_all(
 def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> ReportFile:
     """Do the whole job in a run that is open; returns the contents of `report.json`."""
     progress = workspace.progress
-    limit = budget.limit("latency")
     check_scores(workspace, method)
     # what cannot be built or reached is told before the work and not behind it
     if workspace.times_here:
@@ -97,30 +98,50 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | 
     if tuning is not None:
         check_trainable(workspace)
     check_task(workspace, method)
+    with progress.patience.interruptible(progress.say):
+        policy = _searched(workspace, budget, tuning, method)
+    if tuning is not None:
+        _finetune(workspace, policy, tuning)
+    verify(workspace, policy)
+    return write_reports(workspace.run, workspace.progress)
+
+
+def _searched(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> Policy:
+    """Search, and make the engine; one that turns out too slow in the thorough measurement sends the search back."""
     scores = score_for(workspace, budget, method)
-    for _ in range(_PROPOSALS):
+    while True:
         solution = search(workspace, budget, scores)
         policy = solution.policy
         if tuning is not None:
             discard_other(workspace, policy)
         timed = _make(workspace, policy)
-        if timed is None:
+        if timed is None or solution.outcome is None or _stands(workspace, budget, solution.outcome, timed):
             break
-        out_of_reach = solution.outcome is not None and not solution.outcome.met
-        if (
-            limit is None
-            or out_of_reach
-            or timed.ratio_interval.high <= limit.absolute(timed.float_ms) / timed.float_ms
-        ):
-            break
-        # the thorough measurement overrules the quick one of the loop, which now looks for another policy
-        progress.say(
+        workspace.progress.say(
             f"measured thoroughly the engine takes {timed.ratio:.3f}x of float, more than the budget: searching on"
         )
-    if tuning is not None:
-        _finetune(workspace, policy, tuning)
-    verify(workspace, policy)
-    return write_reports(workspace.run, workspace.progress)
+    return policy
+
+
+def _stands(workspace: Workspace, budget: Budget, outcome: Outcome, timed: TimingRow) -> bool:
+    """Whether the run goes on with what a search came to. The thorough measurement of the engine overrules the quick one
+    of the loop, which then looks for another policy.
+
+    It is decided once and written to `loop.json`: a run that is started again, with an engine that was fine-tuned and
+    measured since, say, goes the same way.
+    """
+    machine, limit = workspace.bench.machine, budget.limit("latency")
+    known, overruled = settled(workspace.run, str(budget), machine)
+    if known is not None:
+        return known
+    stands = (
+        limit is None
+        or not outcome.met
+        or overruled + 1 >= _PROPOSALS
+        or timed.ratio_interval.high <= limit.absolute(timed.float_ms) / timed.float_ms
+    )
+    settle(workspace.run, str(budget), machine, stands=stands)
+    return stands
 
 
 def _make(workspace: Workspace, policy: Policy) -> TimingRow | None:

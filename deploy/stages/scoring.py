@@ -13,6 +13,7 @@ from smpq.files import ScoresFile
 from smpq.methods import DEFAULT_METHOD, Limits, Method, SearchProblem, method_from_name
 from smpq.problem.budget import Budget
 from smpq.scoring.scores import Scores
+from smpq.scoring.stability import CUT_SHORT
 from smpq.solve.allocate import Ceiling
 
 
@@ -26,6 +27,11 @@ def score(workspace: Workspace, budget: Budget | None = None, method: str | None
     if method is not None:
         check_scores(workspace, method)
     scores = find_scores(run, workspace.space)
+    if scores is not None and scores.stop_reason == CUT_SHORT and not workspace.progress.enough():
+        workspace.progress.say(
+            f"scores: sampling goes on, since it was cut short after {scores.evaluations} evaluations"
+        )
+        scores = None
     if scores is not None:
         contexts = f", {scores.permutations} permutations" if scores.permutations else ""
         workspace.progress.say(f"scores: {scores.estimator}{contexts}, read from {run.file(ScoresFile.NAME)}")

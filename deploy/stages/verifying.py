@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, starmap
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -38,8 +38,8 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
     1. The ONNX file is computed as written, in float with its quantisers and no integer kernels; the engine as it was
        built.
     2. The first and the last stage that run here have all samples: they say what the engine is worth. The stages
-       between say where accuracy was lost. They have 1,024 samples, and where some was lost as many as it takes to know
-       the change at each stage to half of the loss.
+       between say where accuracy was lost. They have 1,024 samples, and where some was lost as many as it takes to tell
+       by which of them (`_settled`).
     3. The trace must give what the module gives, and an engine for any batch size the same for a sample alone as for
        the same sample among others.
 
@@ -113,13 +113,15 @@ def _count(batches: Sequence[Batch], samples: int) -> int:
 
 
 def _settled(passages: Sequence[Passage]) -> bool:
-    """Whether the data say at which stage accuracy was lost, or that none was."""
+    """Whether no accuracy was lost, or the changes at all stages but one are known to half of what the loss may be at
+    most. What is left of the loss was then lost at the one.
+    """
     loss, ends = mean_change(passages[0], passages[-1])
     first = _row(passages[0], None)
     if not lowers(loss, ends, spread_of({passages[0].name: first})):
         return True
-    intervals = [mean_change(before, after)[1] for before, after in pairwise(passages)]
-    return all(each.high - each.low <= abs(loss) for each in intervals)
+    widths = sorted(each.high - each.low for _, each in starmap(mean_change, pairwise(passages)))
+    return all(width <= -ends.low for width in widths[:-1])
 
 
 def _rows(
@@ -166,5 +168,8 @@ def _explanation(record: VerifyFile) -> str:
         found = f" ({problem})" if problem is not None else ""
         return f"points were lost at {lost_at}: {_EXPLANATIONS[lost_at]}{found}"
     if record.lost_in_all:
-        return "points were lost from the first stage to the last, at none of them more than chance can be"
+        return (
+            "points were lost from the first stage to the last; the data do not tell at which, the largest drop is at "
+            f"{record.largest_drop}"
+        )
     return "no stage lost points that the data can tell from zero"

@@ -19,6 +19,7 @@ from rich.progress import (
     Progress as RichProgress,
 )
 
+from deploy.terminal.patience import Patience
 from deploy.terminal.printable import printable
 
 _LONGEST = 4000
@@ -27,10 +28,15 @@ _LONGEST = 4000
 class Progress:
     """Steps and bars on standard error; also keeps how long each took, in seconds."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        """Write to `console`, or to nothing."""
+    def __init__(self, console: Console | None = None, patience: Patience | None = None) -> None:
+        """Write to `console`, or to nothing. `patience` is that of whoever waits; without it there is no end to it."""
         self._console = console or Console(quiet=True)
+        self.patience = patience or Patience()
         self.seconds: dict[str, float] = {}
+
+    def enough(self) -> bool:
+        """Whether a search should end with the best that it has."""
+        return self.patience.over()
 
     def say(self, text: str) -> None:
         """Print one line."""

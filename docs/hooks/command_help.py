@@ -9,7 +9,7 @@ import click
 from mkdocs.exceptions import PluginError
 
 from cli import smpq
-from deploy.commands.declared_options import DeclaredArgument, DeclaredOption
+from deploy.commands.declared_options import DeclaredArgument, DeclaredOption, grouped
 
 _MARKER = re.compile(r"^<!-- help: (?P<name>[\w-]+) -->$", re.MULTILINE)
 _PAGE = "commands.md"
@@ -31,11 +31,14 @@ def _help(name: str) -> str:
     command = smpq.commands[name]
     context = click.Context(command, info_name=name, parent=click.Context(smpq, info_name="smpq"))
     usage = " ".join(["smpq", name, *command.collect_usage_pieces(context)])
-    rows = [
-        f"| `{_line(record[0])}` | {_literal(_line(record[1]))} | {_literal(_line(_allowed(parameter)))} |"
-        for parameter in command.get_params(context)
-        if (record := parameter.get_help_record(context)) is not None
-    ]
+    rows = []
+    for group, parameters in grouped(command.get_params(context)).items():
+        rows.append(f"| **{group.value}** | | |")
+        rows += [
+            f"| `{_line(record[0])}` | {_literal(_line(record[1]))} | {_literal(_line(_allowed(parameter)))} |"
+            for parameter in parameters
+            if (record := parameter.get_help_record(context)) is not None
+        ]
     head = ["| option | meaning | allowed |", "|---|---|---|"]
     return "\n".join([_prose(command.help or ""), "", "```text", usage, "```", "", *head, *rows])
 

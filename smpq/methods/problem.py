@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 
 class Watcher(Protocol):
-    """Who is told how far a method is."""
+    """Who is told how far a method is, and says when it has waited long enough."""
+
+    def enough(self) -> bool:
+        """Whether to end with what there is."""
+        ...
 
     def say(self, text: str) -> None:
         """Print one line."""

@@ -29,7 +29,7 @@ def shapley(problem: SearchProblem) -> Objective:
     from smpq.scoring.stability import UntilSettled
 
     limits = problem.limits
-    settled = UntilSettled(problem.space, _budgets(problem), limits.gain, problem.seed)
+    settled = UntilSettled(problem.space, _budgets(problem), limits.gain, problem.seed, problem.progress.enough)
     evaluator = problem.evaluator
     with problem.progress.bar("score", limits.evaluations or problem.space.moves()) as advance:
         scores = estimate(

@@ -20,6 +20,7 @@ _UNITS: dict[str, dict[str, float]] = {
 """What is limited -> suffix -> factor to the unit that it is counted in: milliseconds, bytes, bits, bit operations,
 points of the task's metric, nats.
 """
+COSTS = tuple(_UNITS)
 LOSSES = ("drop", "kl")
 """Limits on what the network may lose, and not on what its engine costs."""
 

@@ -48,7 +48,7 @@ def estimate(
     bits: tuple[float, float] | None = None,
     advance: Callable[[int], None] = lambda _: None,
     value_name: str = "kl",
-    stable: Callable[[Scores], bool] | None = None,
+    stop: Callable[[Scores], str | None] = lambda _: None,
     folds: Sequence[ValueFunction] = (),
 ) -> Scores:
     """Estimate what each (group, format) contributes to the value.
@@ -66,9 +66,9 @@ def estimate(
     5. Each walk, and the first pass, is evaluated on another one of `folds`, the value on parts of the samples: for
        the same cost, more contexts on few samples say more than few contexts on many. Without folds on all samples.
 
-    `value` is called with policies, `advance` with the number of policies evaluated after each, `stable` with the
-    scores after each walk: it stops the sampling when it is true (`smpq.scoring.stability`). Ours, after 1.2 and 1.4 of
-    the method (Kang et al., IJCAI 2025; Shapley-NAS, CVPR 2022).
+    `value` is called with policies, `advance` with the number of policies evaluated after each, `stop` with the scores
+    after each walk: the sampling stops with the reason that it gives (`smpq.scoring.stability`). Ours, after 1.2 and
+    1.4 of the method (Kang et al., IJCAI 2025; Shapley-NAS, CVPR 2022).
     """
     sampler = _Sampler(space, np.random.default_rng(seed), advance)
     folds = folds or (value,)
@@ -114,8 +114,8 @@ def estimate(
             and _relative_error(samples) <= stopping.precision
         ):
             return scores("precision")
-        if stable is not None and stable(scores("stable")):
-            return scores("stable")
+        if (reason := stop(scores(""))) is not None:
+            return scores(reason)
         if sampler.count + per_walk > stopping.evaluations:
             return scores("evaluations")
 

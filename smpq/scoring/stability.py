@@ -4,7 +4,7 @@ sampled?
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,20 +87,36 @@ def expected_gain(scores: Scores, space: Space, budgets: Sequence[Sequence[Ceili
     return max(gains, default=None)
 
 
-class UntilSettled:
-    """A stopping rule: true once more walks are expected to gain less than a share of what the policy loses."""
+CUT_SHORT = "the end of the time"
+"""Why sampling stopped where nobody waited longer."""
 
-    def __init__(self, space: Space, budgets: Sequence[Sequence[Ceiling]], gain: float, seed: int = 0) -> None:
-        """Keep the budgets that the decision is about, and the share."""
+
+class UntilSettled:
+    """A stopping rule: `stable` once more walks are expected to gain less than a share of what the policy loses, or
+    CUT_SHORT when nobody waits any longer.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        budgets: Sequence[Sequence[Ceiling]],
+        gain: float,
+        seed: int = 0,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Keep the budgets that the decision is about, and the share. `enough` says that nobody waits any longer."""
+        self._enough = enough
         self._space = space
         self._budgets = budgets
         self._gain = gain
         self._seed = seed
 
-    def __call__(self, scores: Scores) -> bool:
-        """Return whether to stop, given the scores after one more walk."""
+    def __call__(self, scores: Scores) -> str | None:
+        """Return why to stop, given the scores after one more walk; None to go on."""
+        if self._enough():
+            return CUT_SHORT
         left = expected_gain(scores, self._space, self._budgets, self._seed)
-        return left is not None and left <= self._gain
+        return "stable" if left is not None and left <= self._gain else None
 
 
 def _resampled(scores: Scores, count: int, seed: int) -> Iterator[Values]:

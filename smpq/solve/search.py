@@ -46,6 +46,7 @@ def choose(
     excluded: Sequence[Policy] = (),
     advance: Callable[[str], None] = lambda _: None,
     folds: Sequence[ValueFunction] = (),
+    enough: Callable[[], bool] = lambda: False,
 ) -> Choice:
     """Return the most valuable policy found within the ceilings.
 
@@ -56,7 +57,7 @@ def choose(
        oscillate); race these plans against the best seen (`smpq.solve.racing`).
     4. After each round, batches of exchanges: pairs of changes that promise most, raced likewise. Each batch starts at
        the best seen.
-    5. It ends with the round that gains less than `effort.gain` of what the plan loses.
+    5. It ends with the round that gains less than `effort.gain` of what the plan loses, or when `enough` says so.
     6. `folds` is `value` on equal parts of its samples; without them every policy is evaluated on all samples.
     7. Never returns a plan whose measured value is worse than the best seen. Impossible when no policy is within the
        ceilings.
@@ -76,18 +77,18 @@ def choose(
     search = _Search(value, folds or (value,), space, ceilings, excluded, plans[winner], starts[winner], effort)
     singles = sum(len(space.formats[group.name]) - 1 for group in space.groups)
     for number in range(effort.rounds):
-        if search.left < singles:
+        if search.left < singles or enough():
             break
         advance(f"round {number + 1}")
         before = search.best
         search.measure_singles(number, damping=_DAMPING if number else 0.0)
         search.solve_near(max(2, len(space.groups) // (2 + number)))
         path.append((f"round {number + 1}", value(search.best)))
-        moved = search.exchange(effort.exchanges)
+        moved = search.exchange(0 if enough() else effort.exchanges)
         path += [(f"exchanges {number + 1}", value(search.best))] if moved else []
         if not search.gained(before):
             break
-    if not effort.rounds and search.exchange(effort.exchanges):
+    if not effort.rounds and not enough() and search.exchange(effort.exchanges):
         path.append(("exchanges", value(search.best)))
     last = {policy.key(): policy for policy in (*search.ranked()[: effort.finalists], *plans.values())}
     return Choice(search.best, value(search.best), tuple(path), search.marginals, tuple(last.values()))

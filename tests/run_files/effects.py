@@ -64,12 +64,12 @@ def _report(workspace: Workspace) -> Any:
     """`smpq report`."""
     report = write_report(workspace.run, {})
     write_html(workspace.run.path)
-    return plain(report), render_html(report), summary_lines(report)
+    return plain(report), render_html(report, workspace.run.path), summary_lines(report, workspace.run.path)
 
 
 def _page(workspace: Workspace) -> Any:
     page = write_html(workspace.run.path)
-    return page.read_bytes(), summary_lines(workspace.run.read(ReportFile))
+    return page.read_bytes(), summary_lines(workspace.run.read(ReportFile), workspace.run.path)
 
 
 def _settings(workspace: Workspace) -> Any:

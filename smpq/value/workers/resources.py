@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from calib.declared import Declared, Interval, Matching, check_declared
+from calib.declared import Declared, Group, Interval, Matching, check_declared
 from calib.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,12 @@ class Resources:
     ] = None
     ray: Annotated[
         str | None,
-        Declared(f"evaluate on a Ray cluster: {_ADDRESSES}", Matching(r".*\S.*", f"an address: {_ADDRESSES}"), "--ray"),
+        Declared(
+            f"evaluate on a Ray cluster: {_ADDRESSES}",
+            Matching(r".*\S.*", f"an address: {_ADDRESSES}"),
+            "--ray",
+            Group.SELDOM,
+        ),
     ] = None
     memory_limit_mb: Annotated[
         float | None,
@@ -42,6 +47,7 @@ class Resources:
             "memory that the activations of one evaluation may take",
             Interval(0, above=True),
             "--memory-limit",
+            Group.SELDOM,
             metavar="MB",
         ),
     ] = None
@@ -51,6 +57,7 @@ class Resources:
             "where PyTorch evaluates and trains: auto (a GPU if there is one), cpu, cuda, cuda:N",
             Matching(r"auto|cpu|cuda(:[0-9]+)?", "auto, cpu, cuda or cuda:N"),
             "--torch-device",
+            Group.WHERE,
         ),
     ] = "auto"
 

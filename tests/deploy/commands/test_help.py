@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import cli
+from deploy.commands.declared_options import grouped
 from tests.commands import done
 from tests.conftest import ROOT
 
@@ -67,3 +68,15 @@ def test_help_of_no_command_loads_what_is_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert found.stdout.strip() == ""
+
+
+def test_options_stand_in_groups_and_the_seldom_ones_come_last():
+    parameters = cli.smpq.commands["run"].params
+    groups = {group.value: [each.opts[0] for each in members] for group, members in grouped(parameters).items()}
+    assert list(groups) == ["What", "Where", "How long", "How it is computed", "Output", "Seldom needed"]
+    assert groups["What"] == ["--task", "--data", "--weights", "--formats", "--budget", "--out"]
+    assert {"--precision", "--memory-limit", "--observer"} <= set(groups["Seldom needed"])
+    text = done("run", "--help").out
+    places = [text.index(f"\n{heading}:\n") for heading in groups]
+    assert places == sorted(places)
+    assert text.index("\nSeldom needed:") < text.index("--memory-limit")

@@ -123,6 +123,9 @@ def test_a_command_that_is_stopped_leaves_nothing_on_the_device(warm, server, tm
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             process.send_signal(getattr(signal, name))
+            if name == "SIGINT":  # the first one ends the search, the second one the process
+                time.sleep(0.2)
+                process.send_signal(signal.SIGINT)
             process.communicate(timeout=MOST_SECONDS)
         errors.seek(0)
         told = errors.read()

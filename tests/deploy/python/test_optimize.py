@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import deploy
+from calib.data import training_batches
 from calib.errors import UserError
 from calib.task import Batch
 from deploy import optimize
-from deploy.python.task import batches_of
+from deploy.python.task import TaskInMemory, batches_of
+from smpq.training.settings import FineTuneSettings
 from tests import tiny_task
 from tests.commands import TINY, done, refused
 
@@ -104,6 +106,11 @@ def test_an_engine_without_labels(tmp_path):
         ({"evaluation": 3}, "evaluation cannot be used as batches"),
         ({"budget": "drop=0.5", "metric": None}, "needs a metric"),
         ({"budget": "fast"}, "budget"),
+        ({"finetune": 2}, "fine-tuning needs training="),
+        ({"finetune": -1, "training": []}, "epochs"),
+        ({"finetune": 2, "training": [3]}, "training cannot be used as batches .a batch is of type int"),
+        ({"finetune": FineTuneSettings(), "training": [3]}, "needs loss=: give one, or labels=0"),
+        ({"finetune": 2, "training": iter([])}, "gave no batch"),
         ({"efort": "fast"}, "the settings are .*effort"),
         ({"effort": "quick"}, "effort must be"),
     ],
@@ -144,3 +151,49 @@ def test_importing_deploy_loads_nothing():
     assert said == "False ['optimize']\n"
     with pytest.raises(AttributeError, match="nothing"):
         _ = deploy.nothing
+
+
+def loss(output, target):
+    return torch.nn.functional.cross_entropy(output, target, reduction="none")
+
+
+@pytest.mark.slow
+def test_the_weights_are_trained_where_that_is_asked_for(tmp_path):
+    passes = []
+
+    def training(epoch):
+        passes.append(epoch)
+        return tiny_task.batches(10 + epoch)
+
+    result = optimize(
+        tiny_task.network(), tiny_task.batches(1), tiny_task.batches(2), right, out=tmp_path / "run", verbose=False,
+        training=training, finetune=2, **{**FASTER, "formats": "w4a8,fp32"},
+    )  # fmt: skip
+    assert set(passes) == {0, 1}
+    assert result.report.finetuning.settings["epochs"] == 2
+    assert result.report.finetuning.settings["labels"] == 0, "the metric counts, and has no gradient"
+    exact = torch.cat([right(result.module(x), y) for x, y in tiny_task.batches(2)]).mean()
+    assert result.accuracy["fake_quant"].mean == pytest.approx(float(exact)), "the module has the trained weights"
+
+
+def test_training_batches_as_people_have_them():
+    model, batches = tiny_task.network(), tiny_task.batches(1)
+
+    def of(training, metric=right):
+        task = TaskInMemory("in-memory", model, batches, batches, metric, training=training, loss=loss)
+        return [list(training_batches(task, epoch)) for epoch in (0, 1)]
+
+    for training in (batches, iter(batches), lambda _: iter(batches)):
+        first, second = of(training)
+        assert len(first) == len(second) == len(batches)
+        assert torch.equal(first[0].inputs[0], batches[0][0])
+        assert first[0].target is batches[0][1]
+    taught = of([inputs for inputs, _ in batches], metric=None)[0]
+    assert torch.equal(taught[0].target, model(batches[0][0])), "without labels the model teaches"
+    with pytest.raises(UserError, match="no training data"):
+        next(training_batches(TaskInMemory("in-memory", model, batches, batches, right), 0))
+    task = TaskInMemory("in-memory", model, batches, batches, right, loss=loss)
+    assert torch.equal(task.loss(torch.eye(3), torch.arange(3)), loss(torch.eye(3), torch.arange(3)))
+    assert torch.equal(
+        TaskInMemory("in-memory", model, batches, batches, right).loss(torch.eye(3), torch.arange(3)), -torch.ones(3)
+    )

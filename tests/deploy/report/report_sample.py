@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,6 +11,8 @@ import msgspec
 from deploy.files.report import LayerRow, ReportedStep, ReportFile
 from deploy.targets.target import target_from_name
 
+RUN = Path("runs/mine")
+"""The run directory as a person typed it."""
 LATENCY: dict[str, Any] = {
     "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "p99_calls": 1000, "p99_note": None, "p99_ms": 2.41, "throughput": 530.8,
     "enqueue_ms": None, "hot_ms": None, "cold_ms": None, "throttled": [],
@@ -89,7 +92,7 @@ def destination(target: str) -> dict[str, Any]:
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 9,
+        "schema": 10,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "destination": destination(other.get("target", "ort-cpu")),
@@ -123,6 +126,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "warnings": [],
         "finetuning": None,
         "settings": {"rounding": "gptq", "formats": ["w8a8", "fp32"], "resume": True},
+        "options": {"--task": ["cifar10-resnet20"]},
         "versions": {"torch": "2.13.0", "onnxruntime": "1.24.1"},
         "machine": "a processor, Linux x86_64",
         "seconds": {"score": 81.2, "measure": 12.0},

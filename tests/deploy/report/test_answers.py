@@ -9,11 +9,11 @@ import pytest
 from deploy.files.report import ReportFile
 from deploy.report.answer import Answer
 from deploy.report.answers import answers
-from tests.deploy.report.report_sample import LATENCY, VERIFICATION, layer, long, report, stage, unmeasured
+from tests.deploy.report.report_sample import LATENCY, RUN, VERIFICATION, layer, long, report, stage, unmeasured
 
 
 def answer(content: ReportFile, index: int) -> Answer:
-    return answers(content)[index]
+    return answers(content, RUN)[index]
 
 
 def test_faster_with_ratio_interval_and_times() -> None:
@@ -27,7 +27,8 @@ def test_faster_with_ratio_interval_and_times() -> None:
 def test_a_prediction_says_what_it_was_made_from_and_whether_it_agrees() -> None:
     wrong = {**LATENCY, "predicted_interval": [0.5, 0.6], "predicted_ratio": 0.55, "predicted_from": 1}
     assert answer(report(latency=wrong), 0).sentences[-1].endswith("from 1 other engine, which does not agree.")
-    (step,) = answer(report(latency=wrong), 3).sentences
+    following, step = answer(report(latency=wrong), 3).sentences
+    assert following == "Next: `smpq measure runs/mine`."
     assert step.startswith("Predicted and measured latency do not agree")
     without = report(latency={**LATENCY, "predicted_ratio": None, "predicted_interval": None, "predicted_from": 0})
     assert len(answer(without, 0).sentences) == 2
@@ -40,8 +41,9 @@ def test_slower_names_kernels_and_warnings_and_says_not_to_deploy() -> None:
     assert why[0].startswith("4 layers run in another kernel than planned: encoder.blocks.0.attention.projection_5, ")
     assert why[1] == "14 conversions between integers and floats remain in the graph."
     steps = answer(content, 3).sentences
-    assert steps[0] == "latency ≤ 0.65x is not met, the nearest reached is 1.12x: offer other formats."
-    assert steps[1].startswith("Do not deploy it for speed: keep the float engine (engine.float.onnx)")
+    assert steps[0] == "Next: `smpq targets ort-cpu`."
+    assert steps[1] == "latency ≤ 0.65x is not met, the nearest reached is 1.12x: offer other formats."
+    assert steps[2].startswith("Do not deploy it for speed: keep the float engine (engine.float.onnx)")
 
 
 def test_an_interval_around_one_is_no_answer() -> None:
@@ -128,8 +130,11 @@ def test_a_smaller_loss_behind_a_larger_one_is_not_left_out() -> None:
     content = report(verification={**stages(**changes), "lost_at": "fake_quant"})
     assert answer(content, 2).sentences[0] == "No: the engine loses accuracy that quantised PyTorch still has."
     steps = answer(content, 3).sentences
-    assert steps[0].startswith("To win accuracy back, allow more budget; the lowest scores are")
-    assert steps[1].startswith("Find the layer that differs at the engine")
+    assert steps[0].endswith(" --finetune 4 --budget latency=0.65x --out runs/mine`.")
+    assert steps[1].startswith(
+        "To win accuracy back, fine-tune (the task needs training data), or allow more budget; the"
+    )
+    assert steps[2].startswith("Find the layer that differs at the engine")
 
 
 def test_stages_that_had_fewer_samples_say_so_and_give_no_figure_of_their_own() -> None:
@@ -145,8 +150,10 @@ def test_a_loss_that_no_single_stage_shows_is_a_loss() -> None:
     found = answer(report(verification={**VERIFICATION, "whole": whole}), 2)
     assert found.verdict == "no"
     assert found.sentences[0] == (
-        "No: the engine is less accurate than PyTorch as given, but the data do not tell at which stage."
+        "No: the engine is less accurate than PyTorch as given. The data do not tell at which stage it was lost, the "
+        "largest drop is at quantised PyTorch."
     )
+    assert answer(report(verification={**VERIFICATION, "whole": whole}), 3).sentences[1].startswith("To win accuracy")
 
 
 def test_what_was_not_verified_is_not_the_same() -> None:
@@ -157,7 +164,8 @@ def test_what_was_not_verified_is_not_the_same() -> None:
         assert answer(content, 2).verdict == "unknown"
         assert answer(content, 2).sentences[0].startswith("Not ")
     assert answer(report(verification=None), 3).sentences == (
-        "Verify it before relying on its accuracy: `smpq verify`.",
+        "Next: `smpq verify runs/mine`.",
+        "Verify it before relying on its accuracy.",
     )
 
 
@@ -175,13 +183,16 @@ def test_another_metric_is_not_written_in_percent() -> None:
 
 def test_next_steps_follow_from_the_data() -> None:
     (nothing,) = answer(report(), 3).sentences
-    assert nothing.startswith("Nothing has to change. With budget to spare, widen ")
+    assert nothing.startswith(
+        "Nothing has to change; `smpq curve runs/mine` shows what other budgets would give. With budget to spare, widen "
+    )
     limit = {"cost": "size", "limit": 200_000, "reached": 301_000, "unit": "bytes", "met": False}
     unclear = [layer("fc", interval=[-0.002, 0.001])]
     unmet = answer(report(met=False, limits=[limit], layers=unclear), 3).sentences
-    assert unmet[0].startswith("size ≤ 200 kB is not met, the nearest reached is 301 kB: allow that much")
-    assert "1 layer" in unmet[1]
-    assert "interval includes zero (fc)" in unmet[1]
+    assert unmet[0].endswith(" --budget size=310000B --out runs/mine`.")
+    assert unmet[1].startswith("size ≤ 200 kB is not met, the nearest reached is 301 kB: allow that much")
+    assert "1 layer" in unmet[2]
+    assert "interval includes zero (fc)" in unmet[2]
     stability = {
         "schema": 1,
         "policy": "conv1=w8a8",
@@ -189,7 +200,8 @@ def test_next_steps_follow_from_the_data() -> None:
         "undecided": ["fc"],
         "frequencies": {"fc": {"w8a8": 0.5, "w4a8": 0.5}},
     }
-    (undecided,) = answer(report(stability=stability), 3).sentences
+    following, undecided = answer(report(stability=stability), 3).sentences
+    assert following.endswith(" --effort thorough --budget latency=0.65x --out runs/mine-thorough`.")
     assert undecided.startswith("At this budget the scores cannot tell which format fc should get")
     assert answer(
         report(stability={**stability, "undecided": [], "frequencies": {"fc": {"w8a8": 1.0}}}), 3
@@ -197,7 +209,8 @@ def test_next_steps_follow_from_the_data() -> None:
     unknown = answer(
         unmeasured(limits=[{"cost": "latency", "limit": 0.6, "reached": None, "unit": "x", "met": None}]), 3
     ).sentences
-    assert unknown[0] == "Whether latency ≤ 0.6x is met is not known: it was not measured."
+    assert unknown[0] == "Next: `smpq doctor --target tensorrt-rtx`."
+    assert unknown[1] == "Whether latency ≤ 0.6x is met is not known: it was not measured."
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.report.page import render_html
 from tests.deploy.report.curve_sample import curve
-from tests.deploy.report.report_sample import report
+from tests.deploy.report.report_sample import RUN, report
 from tests.deploy.report.test_page import Page
 
 USED = """<script>
@@ -32,7 +32,7 @@ def browsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str]:
         pytest.skip("needs Chromium or Chrome on the path")
     place = tmp_path_factory.mktemp("browser")
     file = place / "report.html"
-    file.write_text(render_html(report(curve=curve())) + USED, encoding="utf-8")
+    file.write_text(render_html(report(curve=curve()), RUN) + USED, encoding="utf-8")
     command = [
         program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
         "--window-size=375,800",

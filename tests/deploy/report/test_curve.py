@@ -12,7 +12,7 @@ from deploy.files.curve import CurveFile
 from deploy.report.curve_plot import curve_plot, full_plan, short_plan
 from deploy.report.page import render_html
 from tests.deploy.report.curve_sample import curve, sized_curve
-from tests.deploy.report.report_sample import report
+from tests.deploy.report.report_sample import RUN, report
 from tests.deploy.report.test_page import Page
 
 
@@ -63,7 +63,7 @@ def test_plans_in_words():
 
 
 def test_the_page_has_the_figures_of_the_report():
-    page = Page(render_html(report(curve=curve())))
+    page = Page(render_html(report(curve=curve()), RUN))
     assert "Latency against accuracy" in page.headings
     (row,) = [row for row in page.rows if row[:1] == ["P2"]]
     assert row == ["P2", "found", "0.642", "0.638 to 0.646", "1.88", "89.85 %", "−0.15", "−0.45 to +0.15", "193 kB", "w8a8 on 2, fp32 on stem"]  # fmt: skip
@@ -74,7 +74,7 @@ def test_the_page_has_the_figures_of_the_report():
 
 
 def test_what_cannot_be_timed_is_said_to_be_simulated():
-    page = Page(render_html(report(curve=sized_curve())))
+    page = Page(render_html(report(curve=sized_curve()), RUN))
     assert "Size against accuracy" in page.headings
     assert "Not timed: simulate has no engine to time. Size stands for latency; " in page.text
     assert "simulated, through the fake-quantised model" in page.text
@@ -88,7 +88,7 @@ def test_what_cannot_be_timed_is_said_to_be_simulated():
 
 
 def test_without_a_curve_there_is_no_section():
-    page = Page(render_html(report()))
+    page = Page(render_html(report(), RUN))
     assert not [heading for heading in page.headings if "against accuracy" in heading]
 
 

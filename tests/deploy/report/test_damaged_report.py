@@ -17,7 +17,7 @@ from calib.files.storage import json_text
 from deploy.files.report import ReportFile
 from deploy.report.page import render_html, write_html
 from tests.deploy.report.curve_sample import curve
-from tests.deploy.report.report_sample import VERIFICATION, observation, plain_report, report, stage
+from tests.deploy.report.report_sample import RUN, VERIFICATION, observation, plain_report, report, stage
 
 Place = tuple[str | int, ...]
 
@@ -40,8 +40,8 @@ EXTREMES = (-1e300, 1.7e308, 5e-324, 2**53, 0)
     [
         (None, "is missing: make it with smpq report"),
         (json_text(report())[:500].encode(), "is not valid JSON"),
-        (b'{"schema": 9, "task": "\xff"}', "is not valid JSON"),
-        (json.dumps({**plain_report(), "schema": 1}).encode(), "has schema 1, this version of smpq reads schema 9"),
+        (b'{"schema": 10, "task": "\xff"}', "is not valid JSON"),
+        (json.dumps({**plain_report(), "schema": 1}).encode(), "has schema 1, this version of smpq reads schema 10"),
         (json.dumps(plain_report(seconds={"a": 1.0, "score": -1})).encode(), 'at `$.seconds["score"]`'),
     ],
 )
@@ -76,6 +76,6 @@ def test_a_page_is_made_of_any_number_that_is_not_refused() -> None:
             made_of = msgspec.convert(changed, ReportFile)
         except msgspec.ValidationError:
             continue
-        render_html(made_of)
+        render_html(made_of, RUN)
         made += 1
     assert made > 30

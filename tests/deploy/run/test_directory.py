@@ -52,6 +52,13 @@ def test_settings_are_kept(run):
     assert run.file("run.json").read_bytes() == before
 
 
+def test_formats_have_one_spelling(run):
+    for text in ("INT8, fp32", "int8,fp32", " w8a8,FP32,"):
+        run.check(replace(SETTINGS, formats=text))
+    assert Settings(task="m:t", formats="int4,int8").formats == "w4a16,w8a8"
+    assert content(run)["settings"]["formats"] == "w8a8,fp32"
+
+
 @pytest.mark.parametrize(
     "change", [{"target": "simulate"}, {"seed": 1}, {"formats": ""}, {"compute_capabilities": ("sm86",)}]
 )

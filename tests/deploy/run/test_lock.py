@@ -165,3 +165,16 @@ def test_a_run_with_content_is_not_taken_away(run):
     run.lock()
     run.discard_if_new()
     assert names_in(run) == ["run.json", "run.lock"]
+
+
+def test_directories_above_that_the_lock_made_are_taken_away_too(tmp_path):
+    for _ in range(2):
+        run = Run(tmp_path / "runs" / "task-target")
+        run.lock()
+        run.discard_if_new()
+        assert list(tmp_path.iterdir()) == []
+    other = tmp_path / "runs" / "other"
+    run.lock()
+    other.mkdir()
+    run.discard_if_new()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"], "another run has begun there"

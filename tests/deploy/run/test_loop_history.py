@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from calib.formats.format import FP32
 from deploy.files.loop import LoopFile
-from deploy.latency.history import Search, steps_for
+from deploy.latency.history import Search, settle, settled, steps_for
 from deploy.latency.loop import LatencyLoop
 from deploy.latency.observed import Observation, Refusal
-from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step
+from deploy.latency.steps import STOPPED_EARLY, Goal, LoopSettings, Outcome, Proposal, Step
 from deploy.run.directory import Run
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy
@@ -50,6 +51,15 @@ class Device:
         return self.found[-1]
 
 
+def looped(history: Search) -> LatencyLoop:
+    """Return a loop that has been told nothing yet, as the stage makes it."""
+    starts = {"alone": {g.name: {f: -BENCH.loss[g.name, f] for f in SPACE.formats[g.name]} for g in SPACE.groups}}
+    edges = [Edge(first, second, 64) for first, second in chain(SPACE)]
+    goal = Goal(history.limit, (), starts, Effort())
+    known = history.observations
+    return LatencyLoop(SPACE, edges, OneByOne(BENCH.value), goal, known, LoopSettings(8), history.refusals)
+
+
 def search(
     run: Run,
     measure: Callable[[Policy], Verdict],
@@ -61,18 +71,7 @@ def search(
     """Run the loop as the stage does."""
     history = Search(run, SPACE, budget, machine, limit, known)
     history.begin()
-    starts = {"alone": {g.name: {f: -BENCH.loss[g.name, f] for f in SPACE.formats[g.name]} for g in SPACE.groups}}
-    edges = [Edge(first, second, 64) for first, second in chain(SPACE)]
-    looped = LatencyLoop(
-        SPACE,
-        edges,
-        OneByOne(BENCH.value),
-        Goal(history.limit, (), starts, Effort()),
-        history.observations,
-        LoopSettings(8),
-        history.refusals,
-    )
-    outcome = looped.run(history.resumed(measure), keep=history.keep)
+    outcome = looped(history).run(history.resumed(measure), keep=history.keep)
     history.end(outcome)
     return outcome
 
@@ -171,6 +170,61 @@ def test_a_search_that_came_to_its_end_is_never_changed(run: Run) -> None:
     assert first == done
     assert len(second.known.observations) + len(second.known.refusals) == 3
     assert second.steps
+
+
+def taken_up(run: Run, known: Sequence[Verdict] = ()) -> Outcome | None:
+    """Return what the search that is taken up has come to."""
+    history = Search(run, SPACE, BUDGET, BOARD, LIMIT, known, takes_up=True)
+    return history.recalled(looped(history))
+
+
+def test_a_search_that_is_taken_up_comes_to_the_same_again(run: Run) -> None:
+    """Whatever else has been measured since."""
+    assert taken_up(run) is None
+    outcome = search(run, Device())
+    before = run.file("loop.json").read_bytes()
+    again = taken_up(run, [replace(each.observation, ratio=9.0) for each in outcome.steps if each.observation])
+    assert again is not None
+    assert said(again) == said(outcome)
+    assert run.file("loop.json").read_bytes() == before
+
+
+def test_a_search_that_was_overruled_is_not_taken_up(run: Run) -> None:
+    settle(run, BUDGET, BOARD, stands=False)
+    assert not run.has("loop.json")
+    search(run, Device())
+    search(run, Device(), budget="latency=0.6x", limit=0.6)
+    assert settled(run, BUDGET, BOARD) == (None, 0)
+    settle(run, BUDGET, BOARD, stands=False)
+    assert [row.stands for row in read(run).searches] == [False, None]
+    assert settled(run, BUDGET, BOARD) == (False, 1)
+    assert taken_up(run) is None
+    outcome = search(run, Device())
+    assert settled(run, BUDGET, BOARD) == (None, 1)
+    settle(run, BUDGET, BOARD, stands=True)
+    assert settled(run, BUDGET, BOARD) == (True, 1)
+    again = taken_up(run)
+    assert again is not None
+    assert said(again) == said(outcome)
+
+
+def test_a_search_that_would_have_gone_on_is_not_taken_up(run: Run) -> None:
+    """As one of engines that are carried to the device, where others are to be measured."""
+    outcome = search(run, Device())
+    history = Search(run, SPACE, BUDGET, BOARD, LIMIT, ())
+    history.add([Step(outcome.steps[0].proposal, Observation(outcome.policy, 0.123, 0.001), None, met=True)])
+    history.end(replace(outcome, stop_reason=STOPPED_EARLY))
+    assert taken_up(run) is None
+
+
+def test_a_search_that_is_taken_up_needs_no_step(run: Run) -> None:
+    history = Search(run, SPACE, BUDGET, BOARD, LIMIT, (), takes_up=True)
+    history.begin()
+    outcome = replace(looped(history).outcome(), stop_reason="the limit is out of reach")
+    history.end(outcome)
+    again = taken_up(run, [BENCH.observation(SPACE.uniform(W8A8))])
+    assert again is not None
+    assert said(again) == said(outcome)
 
 
 def test_a_search_without_a_step_leaves_no_trace(run: Run) -> None:

@@ -55,6 +55,35 @@ def test_a_device_that_answers_is_asked_once_for_each_engine(workspace):
     assert third.asked == []
 
 
+class Impatient(Progress):
+    """Has enough once a device was asked so often."""
+
+    def __init__(self, device, engines):
+        super().__init__(Console(quiet=True))
+        self._device, self._engines = device, engines
+
+    def enough(self):
+        return len(self._device.asked) >= self._engines
+
+
+def test_a_search_that_nobody_waits_for_ends_with_the_best_and_the_next_one_goes_on(workspace):
+    budget, whole = Budget.from_text("latency=0.75x"), Board(FASTER)
+    best = search(replace(workspace, device=whole, run=copied(workspace.run, "whole")), budget).policy
+    first, second = Board(FASTER), Board(FASTER)
+    hurried = search(replace(workspace, device=first, progress=Impatient(first, 2)), budget)
+    assert len(first.asked) == 2
+    assert hurried.stop_reason == "stopped early"
+    assert search(replace(workspace, device=second), budget).policy == best
+    assert not set(first.asked) & set(second.asked)
+    assert len(first.asked) + len(second.asked) == len(whole.asked)
+
+
+def copied(run, name):
+    path = run.path.with_name(name)
+    shutil.copytree(run.path, path)
+    return Run(path)
+
+
 def test_another_machine_is_asked_anew(workspace):
     budget = Budget.from_text("latency=0.75x")
     search(replace(workspace, device=Board(FASTER)), budget)
@@ -91,12 +120,14 @@ def test_searches_for_other_budgets_are_kept(workspace):
     search(replace(workspace, device=device), Budget.from_text("latency=0.75x"))
     (first,) = workspace.run.read(LoopFile).searches
     search(replace(workspace, device=device), Budget.from_text("latency=0.76x"))
-    assert workspace.run.read(LoopFile).searches == (first,), "what needed no engine left no trace"
+    kept, without = workspace.run.read(LoopFile).searches
+    assert kept == first
+    assert (without.budget, without.steps) == ("latency=0.76x", ()), "what needed no engine came to something as well"
     other = Board(FASTER)
     other.describe = lambda: "another board"
     search(replace(workspace, device=other), Budget.from_text("latency=0.45x"))
-    kept, second = workspace.run.read(LoopFile).searches
-    assert kept == first
+    *kept, second = workspace.run.read(LoopFile).searches
+    assert kept == [first, without]
     assert (second.budget, second.machine) == ("latency=0.45x", "another board")
     assert steps_for(workspace.run.read(LoopFile), "latency=0.75x") == list(first.steps)
 

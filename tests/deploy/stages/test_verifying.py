@@ -177,7 +177,7 @@ def test_a_loss_is_followed_until_the_data_tell_where_it_is(run, monkeypatch):
 
     def one_wrong(self, inputs):
         (output,) = compute(self, inputs)
-        output[0] *= -1
+        output[-1 if self.path.name.startswith("engine.") else -2 :][0] *= -1
         return [output]
 
     workspace = open_run(run, Progress())
@@ -187,9 +187,9 @@ def test_a_loss_is_followed_until_the_data_tell_where_it_is(run, monkeypatch):
     record = checked(workspace)
     between = record.stages["onnx"].samples
     assert 8 < between < 320
-    assert record.lost_at == "onnx"
-    ends = record.stages["onnx"].change_interval
-    assert ends.high - ends.low <= -record.whole.change
+    assert "onnx" in record.lost
+    ends = [row.change_interval for row in record.stages.values() if row.change_interval is not None]
+    assert sorted(each.high - each.low for each in ends)[-2] <= -record.whole.interval.low
 
 
 def test_any_beginning_of_the_data_is_spread_over_all_of_it():

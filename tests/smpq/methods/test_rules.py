@@ -20,6 +20,9 @@ FORMATS = (W2, W4, W8, FP32)
 
 
 class Watcher:
+    def enough(self):
+        return False
+
     def step(self, _):
         return nullcontext()
 

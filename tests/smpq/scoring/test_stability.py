@@ -6,7 +6,7 @@ from smpq.files import StabilityFile
 from smpq.problem.costs import CostModel
 from smpq.scoring.scores import Score, Scores
 from smpq.scoring.shapley import ScoringLimits, estimate
-from smpq.scoring.stability import RESAMPLES, UntilSettled, decision_stability, expected_gain
+from smpq.scoring.stability import CUT_SHORT, RESAMPLES, UntilSettled, decision_stability, expected_gain
 from smpq.solve.allocate import Ceiling
 from tests.smpq.problems import FP32, W2A8, W4A16, W8A8, Additive, space_of
 
@@ -77,7 +77,10 @@ def test_sampling_stops_once_there_is_nothing_to_gain():
         "avg_bits", 0.0, {name: {f: float(f.weight_bits) for f in row} for name, row in space.formats.items()}, 1.0
     )
     rule = UntilSettled(space, [[Ceiling(bits, 20.0)]], 0.01)
-    scores = estimate(Additive(values), space, ScoringLimits(5000), stable=rule)
+    scores = estimate(Additive(values), space, ScoringLimits(5000), stop=rule)
     assert scores.stop_reason == "stable"
     assert scores.permutations == 3, "three walks are the fewest"
     assert scores.evaluations < 200
+    hurried = UntilSettled(space, [[Ceiling(bits, 20.0)]], 0.01, enough=lambda: True)
+    scores = estimate(Additive(values), space, ScoringLimits(5000), stop=hurried)
+    assert (scores.stop_reason, scores.permutations) == (CUT_SHORT, 1)

@@ -114,6 +114,20 @@ def test_spends_no_more_evaluations_than_allowed():
     assert choice.value >= none.value
 
 
+def test_who_does_not_wait_gets_the_best_start():
+    space = space_of(9, (W8A8, W4A16, W2A8, FP32))
+    game, starts = Rugged(space, 0), {"noise": Rugged(space, 0).values}
+    asked: list[int] = []
+
+    def enough() -> bool:
+        asked.append(len(game.asked))
+        return True
+
+    choice = choose(game, space, starts, ceilings_of(space, 0), Effort(), enough=enough)
+    assert [name for name, _ in choice.path] == ["noise"]
+    assert asked == [len(set(game.asked))] == [1]
+
+
 def test_excluded_policies_are_not_chosen():
     space = space_of(7)
     values = random_values(space, np.random.default_rng(3))

@@ -1,0 +1,106 @@
+"""The command that a report names is one that the command line takes as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import cli
+from deploy.commands.declared_options import settings_from_options
+from deploy.files.report import ReportFile
+from deploy.report.steps import changes
+from deploy.run.settings import Settings, options_of
+from tests.deploy.report.curve_sample import curve
+from tests.deploy.report.report_sample import LATENCY, RUN, VERIFICATION, layer, long, report, stage, unmeasured
+
+OPTIONS = {
+    "--task": ["digits"], "--data": ["/my data"], "--formats": ["w8a8,fp32"], "--sm": ["sm86", "sm120"], "--effort": ["fast"], "--evaluations": ["90"],
+    "--size-only": [], "--method": ["hawq"], "--finetune": ["2"],
+}  # fmt: skip
+SLOWER = {**LATENCY, "ratio": 1.1, "interval": [1.05, 1.2]}
+NOT_MET = {"cost": "latency", "limit": 0.5, "reached": 0.6421, "unit": "x", "met": False}
+LOST = {
+    **VERIFICATION,
+    "lost_at": "fake_quant",
+    "stages": {**VERIFICATION["stages"], "fake_quant": stage(0.8, -0.085, 0.9)},
+}
+UNCLEAR = [layer("fc", interval=[-0.002, 0.001])]
+UNBUILT = [layer("fc", kernel=None, kernel_agrees=None)]
+LEFT = "smpq run --task cifar10-resnet20"
+KEPT = "smpq run --task digits --data '/my data' --formats w8a8,fp32 --sm sm86 --sm sm120 --effort fast --evaluations 90 --size-only --method hawq --finetune 2"
+WIDENED = KEPT.replace(" --formats w8a8,fp32", "")
+LONGER = KEPT.replace("fast --evaluations 90", "thorough")
+TUNED = {
+    "schema": 1, "policy": "p", "sha256": "0" * 64, "kept": "end", "before": {"value": 0.0, "metric": 0.5}, "after": {"value": 0.0, "metric": 0.5},
+    "samples": "calibration", "seconds": 1.0, "settings": {"epochs": 2.0}, "history": [],
+}  # fmt: skip
+
+
+def command_of(content: ReportFile, run: Path = RUN) -> str | None:
+    """The command of the answer, which is in its first sentence."""
+    found = re.search(r"`(smpq [^`]*)`", changes(content, run).sentences[0])
+    return found[1] if found else None
+
+
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        (report(), "smpq curve runs/mine"),
+        (report(curve=curve()), None),
+        (report(verification=None), "smpq verify runs/mine"),
+        (report(verification=None, layers=UNBUILT), "smpq export runs/mine"),
+        (report(latency=None, latency_note="not measured yet: use smpq measure"), "smpq measure runs/mine"),
+        (unmeasured(), "smpq doctor --target tensorrt-rtx"),
+        (long(), "smpq targets ort-cpu"),
+        (report(limits=[NOT_MET]), f"{LEFT} --budget latency=0.65x --out runs/mine"),
+        (report(limits=[NOT_MET], options=OPTIONS), f"{KEPT} --budget latency=0.65x --out runs/mine"),
+        (report(limits=[{**NOT_MET, "unit": "ms", "limit": 1, "reached": 1.884}]), f"{LEFT} --budget latency=1.9ms --out runs/mine"),
+        (report(limits=[{**NOT_MET, "limit": 0.645}]), "smpq measure runs/mine"),
+        (report(limits=[NOT_MET], latency=SLOWER, options=OPTIONS), f"{WIDENED} --budget latency=0.65x --out runs/mine-all-formats"),
+        (report(verification=LOST), f"{LEFT} --finetune 4 --budget latency=0.65x --out runs/mine"),
+        (report(verification=LOST, finetuning=TUNED), "smpq curve runs/mine"),
+        (report(layers=UNCLEAR, options=OPTIONS), f"{LONGER} --budget latency=0.65x --out runs/mine-thorough"),
+        (report(layers=UNCLEAR, settings={"effort": "thorough"}), None),
+        (report(options={}, limits=[NOT_MET]), None),
+        (report(limits=[{"cost": "drop", "limit": 0.5, "reached": 0.83, "unit": "points", "met": False}]), f"{LEFT} --budget drop=0.83 --out runs/mine"),
+    ],
+)  # fmt: skip
+def test_it_names_one_command_that_exists_with_options_that_exist(content, command):
+    found = command_of(content)
+    assert found == command
+    if found is not None:
+        program, name, *arguments = shlex.split(found)
+        assert program == "smpq"
+        cli.smpq.commands[name].make_context(name, arguments)  # as click parses it: UsageError otherwise
+
+
+def test_a_directory_is_quoted_as_a_shell_needs_it():
+    assert command_of(report(), Path("runs/my net")) == "smpq curve 'runs/my net'"
+
+
+def test_an_interval_that_reaches_beyond_the_limit_is_what_missed_it():
+    said = changes(report(limits=[{**NOT_MET, "limit": 0.645}]), RUN).sentences[1]
+    assert said.startswith("latency ≤ 0.645x is not met: 0.642x is reached, but its interval reaches 0.647x.")
+
+
+def test_the_options_of_settings_are_those_that_ask_for_them():
+    settings = Settings(
+        task="digits",
+        formats="w8a8,fp32",
+        compute_capabilities=("sm86", "sm120"),
+        effort="fast",
+        size_only=True,
+        precision=0.1,
+    )
+    options = options_of(settings)
+    assert "--seed" not in options
+    arguments = [
+        word
+        for option, values in options.items()
+        for word in ([each for value in values for each in (option, value)] or [option])
+    ]
+    context = cli.smpq.commands["run"].make_context("run", arguments)
+    assert settings_from_options(Settings, context.params) == settings
