@@ -215,8 +215,8 @@ def plan_rows(plans: dict[str, Policy], test: Test, engines: Engines, splits: li
     return rows
 
 
-def text_of(policy: Policy) -> dict[str, str]:
-    return {name: str(form) for name, form in policy.formats.items()}
+def text_of(policy: Policy) -> dict[str, str]:  # what is not in float
+    return {name: str(form) for name, form in policy.formats.items() if str(form) != "fp32"}
 
 
 def compare(row: dict, policy: Policy, plans: dict[str, Policy], judged: list[dict], engines: Engines) -> None:
