@@ -18,6 +18,7 @@ import torch
 from calib.errors import UserError
 from calib.network.graph import TracedModel
 from calib.network.units import Unit
+from deploy.lowering.exportable import Exportable
 from deploy.lowering.naming import call_name, name_batch, name_nodes, name_values
 from deploy.lowering.onnx_files import save_model
 from deploy.lowering.traced_names import TracedNames
@@ -82,7 +83,7 @@ def _export(traced: TracedModel) -> torch.onnx.ONNXProgram:
     assert not traced.dynamic_batch or _batch_is_free(traced), "somebody took int() of a free size: see elements_of_one"
     with _quiet():
         try:
-            program = torch.onnx.export(traced.program, dynamo=True, opset_version=OPSET, verbose=False)
+            program = torch.onnx.export(Exportable.of(traced.program), dynamo=True, opset_version=OPSET, verbose=False)
         except Exception as error:
             text = f"{error}\n{error.__cause__ or ''}"
             operators = list(dict.fromkeys(re.findall(r"(?:aten|prims|torchvision|torch\.ops)[.:]+[\w.:]+", text)))

@@ -1,0 +1,62 @@
+"""A traced program for torch's ONNX exporter, which decomposes it only where that changes something."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.fx.traceback import NodeSource
+
+
+class Exportable(ExportedProgram):
+    """A copy of a program that `run_decompositions` made, whose graph the exporter may change.
+
+    The exporter begins with `run_decompositions` and the table of what ONNX has no function for. That traces the whole
+    program again, half of the time of an export. Where the table holds none of its operators, the trace would return
+    what it is given, so this copy is returned as it is.
+    """
+
+    _original: ExportedProgram
+
+    @classmethod
+    def of(cls, program: ExportedProgram) -> Exportable:
+        """Copy the graph and its signature; the weights are those of `program`."""
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        for node in program.graph.nodes:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node].meta["from_node"] = [NodeSource(node)]  # what a trace leaves too: see TracedNames
+        graph.eliminate_dead_code()  # as a trace does
+        copied = cls(
+            root=program.graph_module,
+            graph=graph,
+            graph_signature=copy.deepcopy(program.graph_signature),
+            state_dict=program.state_dict,
+            range_constraints=program.range_constraints,
+            module_call_graph=program.module_call_graph,
+            example_inputs=program.example_inputs,
+            constants=program.constants,
+            verifiers=program.verifiers,
+        )
+        copied._original = program
+        return copied
+
+    def run_decompositions(self, decomp_table: dict[Any, Any] | None = None, **options: Any) -> ExportedProgram:
+        """Return this program where `decomp_table` changes nothing in it, else what torch makes of the original."""
+        if decomp_table is None or not all(_stays(node, decomp_table) for node in self.graph.nodes):
+            return self._original.run_decompositions(decomp_table, **options)
+        return self
+
+
+def _stays(node: fx.Node, table: dict[Any, Any]) -> bool:
+    """Whether a node of a decomposed graph is a node of that kind again when it is decomposed with `table`."""
+    if node.op != "call_function":
+        return node.op in ("placeholder", "output")
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the only name torch gives the class
+        return False
+    return node.target not in table and not node.target._schema.is_mutable  # noqa: SLF001 - no other way

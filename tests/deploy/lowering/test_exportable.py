@@ -1,0 +1,52 @@
+"""The exporter gets what a second decomposition would give, and only where that changes something is there one."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
+from deploy.lowering import exportable
+from deploy.lowering.export import export_float
+
+
+class Branches(nn.Module):
+    def __init__(self, padding):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=padding)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x))
+        y = (y + 2 * y.sigmoid() - torch.arange(8)[:, None, None]).mean((2, 3))
+        return torch.cat([part.softmax(-1) for part in self.head(y).chunk(2, dim=1)], dim=1), y.argmax(1)
+
+
+def _exported(padding, path):
+    traced = TracedModel(Branches(padding).eval(), (torch.randn(2, 3, 6, 6),))
+    before = str(traced.graph)
+    with mock.patch.object(ExportedProgram, "run_decompositions", autospec=True, side_effect=_decompose) as made:
+        export_float(traced, find_units(traced)[0], path)
+    assert str(traced.graph) == before  # calibration and search go on with it
+    return onnx.load(str(path)), made.call_count
+
+
+_decompose = ExportedProgram.run_decompositions
+
+
+@pytest.mark.parametrize(("padding", "count"), [(1, 0), ("same", 1)])
+def test_a_program_is_decomposed_again_only_where_the_exporter_lacks_an_operator(padding, count, tmp_path):
+    torch.manual_seed(0)
+    model, traces = _exported(padding, tmp_path / "a.onnx")
+    assert traces == count
+    torch.manual_seed(0)
+    with mock.patch.object(exportable, "_stays", return_value=False):
+        again, traces = _exported(padding, tmp_path / "b.onnx")
+    assert traces == 1
+    assert model == again
