@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from calib.data import selection_batches
@@ -33,17 +33,22 @@ _UNITS: dict[str, Literal["points", "nats"]] = {"drop": "points", "kl": "nats"}
 class Verdicts:
     """Says of policies whether they lose little enough, on held-out samples where the task has some.
 
-    `limit` is in points or nats. `data` names the batches.
+    `limit` is in points or nats. `data` names the batches. `unproven` holds, by policy, what loses less than the limit
+    in the mean of too few samples to show it.
     """
 
     loss: PolicyLoss
     limit: float
     data: Literal["selection", "calibration"]
     unit: Literal["points", "nats"]
+    unproven: dict[str, Loss] = field(default_factory=dict)
 
     def allows(self, policy: Policy) -> bool:
         """Whether the upper end of the 95 % interval of what the policy loses is within the limit."""
-        return self.loss(policy, self.limit).within(self.limit)
+        found = self.of(policy)
+        if found.samples_needed(self.limit) is not None and not found.within(self.limit):
+            self.unproven[policy.key()] = found
+        return found.within(self.limit)
 
     def of(self, policy: Policy) -> Loss:
         """Return what a policy loses."""
@@ -114,7 +119,7 @@ def solve_cheapest(workspace: Workspace, budget: Budget, scores: Scores, effort:
 
 
 def keep_loss(workspace: Workspace, budget: Budget, policy: Policy, verdicts: Verdicts) -> None:
-    """Write what the chosen policy loses, and say how many samples would show more."""
+    """Write what the chosen policy loses, and say how many samples would show more: of it, and of cheaper ones."""
     found = verdicts.of(policy)
     low, high = found.interval
     needed = found.samples_needed(verdicts.limit)
@@ -134,6 +139,14 @@ def keep_loss(workspace: Workspace, budget: Budget, policy: Policy, verdicts: Ve
     if high > verdicts.limit and needed is not None:
         said += f"; about {needed} samples would show that it is within {verdicts.limit:.3g}"
     workspace.progress.say(said)
+    cheaper = [loss for key, loss in verdicts.unproven.items() if key != policy.key()]
+    if cheaper:
+        least = min(loss.samples_needed(verdicts.limit) or 0 for loss in cheaper)
+        workspace.progress.warn(
+            f"{len(cheaper)} cheaper plans lose less than {verdicts.limit:.3g} {verdicts.unit} in the mean of "
+            f"{cheaper[0].samples} {verdicts.data} samples, which are too few to show it: about {least} would show it "
+            "of one of them"
+        )
 
 
 def _by_cost(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,18 @@ def test_few_samples_show_no_point(workspace):
     float_model = workspace.space.uniform(workspace.space.reference)
     assert verdicts.of(float_model) == Loss(0.0, 0.0, 320), "it loses nothing, however few samples there are"
     assert verdicts.allows(float_model)
+
+
+def test_the_run_says_how_many_samples_would_show_that_a_faster_engine_loses_little(workspace, monkeypatch):
+    said = []
+    monkeypatch.setattr(type(workspace.progress), "warn", lambda _, text: said.append(text))
+    workspace = replace(workspace, task=HeldOut(), device=Board(FASTER))
+    kept = search(workspace, Budget.from_text("drop=1"))
+    assert set(kept.policy.formats.values()) == {FP32}
+    (sentence,) = said
+    assert "cheaper plans lose less than 1 points in the mean of 320 selection samples, which are too few" in sentence
+    needed = int(re.search(r"about (\d+) would", sentence)[1])
+    assert 320 < needed < 20_000
 
 
 def test_a_share_of_nothing_is_refused(workspace):
