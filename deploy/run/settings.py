@@ -24,6 +24,7 @@ from calib.declared import (
 )
 from calib.files.storage import Record
 from calib.formats.format import formats_from_text
+from calib.tasks import task_names
 from smpq.choices import VALUES
 from smpq.solve.effort import EFFORTS, Effort, effort_from_name
 
@@ -40,7 +41,7 @@ class Settings(Record, frozen=True):
 
     task: Annotated[
         str,
-        Declared("digits, cifar10-resnet20, or your own as package.module:object", NOT_BLANK, "--task", Group.WHAT),
+        Declared(f"{', '.join(task_names())}, or your own as package.module:object", NOT_BLANK, "--task", Group.WHAT),
     ]
     target: Annotated[
         str,

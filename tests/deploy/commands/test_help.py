@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import cli
+from calib.tasks import task_names
 from deploy.commands.declared_options import grouped
 from tests.commands import done
 from tests.conftest import ROOT
@@ -74,6 +75,8 @@ def test_options_stand_in_groups_and_the_seldom_ones_come_last():
     parameters = cli.smpq.commands["run"].params
     groups = {group.value: [each.opts[0] for each in members] for group, members in grouped(parameters).items()}
     assert list(groups) == ["What", "Where", "How long", "How it is computed", "Output", "Seldom needed"]
+    for name in task_names():
+        assert f" {name}," in done("run", "--help").out
     assert groups["What"] == ["--task", "--data", "--weights", "--formats", "--budget", "--out"]
     assert {"--precision", "--memory-limit", "--observer"} <= set(groups["Seldom needed"])
     text = done("run", "--help").out
