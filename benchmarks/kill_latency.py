@@ -11,8 +11,9 @@ three ways:
    it had.
 3. The end is what it would have been: a second run is given the device's results of the first one and is not killed. It
    must measure nothing more, and end with the same loop.json and policy.json, byte for byte.
-A moment is a number of evaluations, plus up to .3 s, or of steps of the loop, plus up to two seconds; where the run is
-further already, up to fifteen seconds after its start.
+A moment is a number of evaluations, plus up to .3 s, or of steps of the loop, plus up to two seconds, or the end of the
+first search, plus up to eight seconds, in which its engine is measured thoroughly and another search may begin; where the
+run is further already, up to thirty seconds after its start.
 """
 
 import contextlib
@@ -30,6 +31,8 @@ from kill_resume import SEED, finish, journal, main
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS_A_RUN = 4
+SEARCHED = 1000
+"""In place of a number of steps: the first search has ended."""
 OPTIONS = ("--target", "ort-cpu", "--formats", "w8a8,w4a16b32,fp32", "--rounding", "nearest", "--evaluations", "60", "--samples", "256",
            "--seed", "5")  # fmt: skip
 BUDGET = ("--budget", "latency=0.8x")
@@ -64,6 +67,13 @@ def steps(run: Path) -> list[dict]:
     return []
 
 
+def ended(run: Path) -> int:
+    """How many searches have come to an end."""
+    with contextlib.suppress(OSError):
+        return sum(search["outcome"] is not None for search in json.loads((run / "loop.json").read_text())["searches"])
+    return 0
+
+
 def results(run: Path) -> list[dict]:
     """What the device has measured, in the order in which it did."""
     return [
@@ -74,12 +84,18 @@ def results(run: Path) -> list[dict]:
 
 
 def kill(process: subprocess.Popen, run: Path, evaluations: int, known_steps: int, delay: float) -> None:
-    """Kill `delay` seconds after the run has come so far: to the step where one is given, or to the evaluation, and at
-    the latest to the first step, since some runs need fewer evaluations.
+    """Kill `delay` seconds after the run has come so far: to the end of a search, to a step, or to an evaluation. Some
+    runs need fewer of these: then it is the end of the search, or the first step.
     """
     while process.poll() is None:
         done = len(steps(run))
-        if done >= known_steps if known_steps else done or len(journal(run)) >= evaluations:
+        if known_steps == SEARCHED:
+            reached = ended(run) > 0
+        elif known_steps:
+            reached = done >= known_steps or ended(run) > 0
+        else:
+            reached = done > 0 or len(journal(run)) >= evaluations
+        if reached:
             break
         time.sleep(0.02)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -89,9 +105,11 @@ def kill(process: subprocess.Popen, run: Path, evaluations: int, known_steps: in
 
 
 def moments(generator: random.Random, evaluations: int, count: int) -> list[tuple[int, int]]:
-    """Half of the kills fall into the scoring, half into the loop; in the order in which a run comes to them."""
-    found = [(generator.randrange(evaluations), 0) for _ in range(KILLS_A_RUN // 2)]
-    found += [(evaluations, generator.randrange(count)) for _ in range(KILLS_A_RUN - KILLS_A_RUN // 2)]
+    """One kill of a run falls into the scoring, one into the loop, the others behind the first search; in the order in
+    which a run comes to them.
+    """
+    found = [(generator.randrange(evaluations), 0), (evaluations, generator.randrange(1, count))]
+    found += [(evaluations, SEARCHED)] * (KILLS_A_RUN - len(found))
     return sorted(found)
 
 
@@ -117,13 +135,13 @@ def experiment(task: str, kills: int, places: Path) -> tuple[list[dict], list[di
     while sum(row["ended_by"] == -signal.SIGKILL for row in rows) < kills:  # a run that has ended by then is not killed
         run, left = places / f"run{len(runs)}", []
         for moment in moments(generator, evaluations, count):
-            further = len(journal(run)) > moment[0] or len(steps(run)) > moment[1] > 0
-            delay = generator.uniform(0, 15 if further else 2 if moment[1] else 0.3)
+            further = ended(run) > 0 or len(journal(run)) > moment[0] or len(steps(run)) > moment[1] > 0
+            delay = generator.uniform(0, 30 if further else 8 if moment[1] == SEARCHED else 2 if moment[1] else 0.3)
             process = start(task, run)
             kill(process, run, *moment, delay)
             left.append((journal(run), steps(run), results(run)))
             rows.append({"run": len(runs), "moment": moment, "after_s": round(delay, 2), "ended_by": process.returncode, "evaluations": len(left[-1][0]),
-                         "steps": len(left[-1][1]), "results": len(left[-1][2])})  # fmt: skip
+                         "searched": ended(run), "steps": len(left[-1][1]), "results": len(left[-1][2])})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
         finished(start(task, run))
         end = (journal(run), steps(run), results(run))

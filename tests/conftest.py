@@ -49,11 +49,12 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast() -> Iterator[None]:
-    """Make torch's own tables once, and seldom look for garbage: half of the time of a small model."""
+    """Make once what is the same each time, and seldom look for garbage: half of the time of a small model."""
+    from tests.solved_once import solved_once
     from tests.torch_kept import garbage_kept, torch_kept
     from tests.traced_once import traced_once
 
-    with garbage_kept(), torch_kept(), traced_once():
+    with garbage_kept(), torch_kept(), traced_once(), solved_once():
         yield
 
 
@@ -69,16 +70,9 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_measurements() -> Iterator[None]:
-    """Time the final engine for a tenth of a second and not for one and a half: no test depends on how narrow the
-    interval is.
-    """
-    from deploy.latency import bench
-    from deploy.runner.protocol import Protocol
-    from deploy.stages import making
+    from tests.short_measurements import short_measurements
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(making, "FINAL", Protocol(rounds=9, round_ms=4.0, singles=200))
-        patch.setattr(bench, "THOROUGH", Protocol(rounds=15, round_ms=8.0))
+    with short_measurements():
         yield
 
 

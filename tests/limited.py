@@ -2,53 +2,46 @@
 shows.
 """
 
+from __future__ import annotations
+
 import json
-import os
 import random
+import resource
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
+from calib.errors import UserError
+from calib.files.weights import load_weights
+from calib.tasks.cifar10_files import read_cifar10
+from smpq.training.finetuned import FineTunedWeights
 from tests.conftest import ROOT
+from tests.warm import Server
 
 MEMORY = 1024 * 2**20
 """Bytes on top of what the process takes once everything is imported."""
 READERS = {
-    "cifar10": "from calib.tasks.cifar10_files import read_cifar10\nread = lambda path: read_cifar10(path.parent, train=False)",
-    "weights": "from calib.files.weights import load_weights\nread = load_weights",
-    "finetuned": "from smpq.training.finetuned import FineTunedWeights\nread = FineTunedWeights.load",
+    "cifar10": lambda path: read_cifar10(path.parent, train=False),
+    "weights": load_weights,
+    "finetuned": FineTunedWeights.load,
 }
-_CODE = """
-import json, resource, sys
-from pathlib import Path
-from calib.errors import UserError
-{reader}
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + {memory}, used + {memory}))
-for path in map(Path, sys.argv[1:]):
-    try:
-        read(path)
-        print(json.dumps([path.name, "read"]))
-    except UserError as error:
-        print(json.dumps([path.name, str(error)]))
-"""
 
 
-def read_within_limits(reader, *paths, timeout=300):
+def read_within_limits(reader, *paths, warm: Server | None = None, timeout=300):
     """Return what reading each file said, "read" or the message of the UserError; an assertion fails on anything
     else.
     """
-    code = _CODE.format(reader=READERS[reader], memory=MEMORY)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *map(str, paths)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    said = [json.loads(line)[1] for line in done.stdout.splitlines()]
+    if warm is None:
+        command = [sys.executable, "-m", "tests.limited", reader, *map(str, paths)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+        code, output, errors = done.returncode, done.stdout, done.stderr
+    else:
+        with warm.run("tests.limited", reader, *paths) as process:
+            output, errors = process.stdout.read(), process.stderr.read()
+        code = process.returncode
+    assert code == 0, errors[-2000:]
+    said = [json.loads(line)[1] for line in output.splitlines()]
     assert len(said) == len(paths)
     assert not any("MemoryError" in message for message in said)
     assert all("\n" not in message and len(message) < 1000 for message in said)
@@ -71,3 +64,19 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
         else:
             changed[place:place] = generator.randbytes(length)
     return bytes(changed)
+
+
+def _main(reader: str, *paths: str) -> None:
+    warnings.simplefilter("error")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    for path in map(Path, paths):
+        try:
+            READERS[reader](path)
+            print(json.dumps([path.name, "read"]))
+        except UserError as error:
+            print(json.dumps([path.name, str(error)]))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -51,6 +51,6 @@ FUNCTIONS = (
     "test_the_expected_gain_is_what_is_not_known", "test_the_cpp_program_loads_and_runs_the_plan",
     "test_the_rounds_improve_on_scores_that_mislead", "test_the_weights_are_restored_once_for_all_policies",
     "test_tuples_attention_and_several_outputs", "test_twins_score_alike", "test_unfaithful_traces_are_refused",
-    "test_what_keeps_the_grid", "test_what_the_device_no_longer_has_is_none", "test_work_is_bounded",
+    "test_what_keeps_the_grid", "test_what_the_device_no_longer_has_is_none",
 )  # fmt: skip
 """Tests in other files that took a second or more on one core, all parameters together."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,9 +12,6 @@ import pytest
 import torch
 
 from tests.commands import TINY, done
-from tests.conftest import ROOT
-from tests.torch_kept import garbage_kept, torch_kept
-from tests.traced_once import traced_once
 
 COMMANDS = {
     "simulate": ([*TINY, "--target", "simulate", "--formats", "w2a8,w3a8,w4a8,w8a8,w4a16,w8a16,fp32"], None),
@@ -41,12 +38,12 @@ def make(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_bytes(tmp_path):
+def test_two_processes_write_the_same_bytes(warm, tmp_path):
     """This one, and one whose sets have another order."""
-    command = [sys.executable, "-m", "tests.test_same_files", tmp_path / "2"]
-    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    with warm.run("tests.test_same_files", tmp_path / "2", environment={"OMP_NUM_THREADS": "1"}) as other:
+        said = other.stdout.read()
+    assert other.returncode == 0
+    assert int(said) != hash("smpq"), "sets of text have another order there"
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -66,5 +63,7 @@ def test_two_processes_write_the_same_bytes(tmp_path):
 
 
 if __name__ == "__main__":
-    with garbage_kept(), torch_kept(), traced_once():
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()):
         make(Path(sys.argv[1]))
+    print(hash("smpq"))

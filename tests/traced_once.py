@@ -18,9 +18,12 @@ from calib.network.tracing import Program
 from calib.network.units import Unit
 from deploy.run import float_onnx
 from tests import joined_task, tiny_task
-from tests.smpq import tunable
+from tests.smpq import problems, supernets, tunable
 
-PURE = (tiny_task.Net, tiny_task.Smooth, tiny_task.Overflowing, tiny_task.Flat, joined_task.Joined, tunable.Normed)
+PURE = (
+    tiny_task.Net, tiny_task.Smooth, tiny_task.Overflowing, tiny_task.Flat, joined_task.Joined, tunable.Normed,
+    problems.Residual, supernets.Net,
+)  # fmt: skip
 """Networks whose `forward` depends on nothing but their weights and the input."""
 
 

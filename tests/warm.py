@@ -1,6 +1,7 @@
 """Processes that begin where the imports of a command end: they are forked off one that has made them.
 
-An interpreter of its own takes seven seconds of a core for what every command imports and for torch's tables; nothing
+An interpreter of its own takes seven seconds of a core for what every command imports, and would make anew what tests
+keep: see `torch_kept`, `traced_once` and `solved_once`. Engines are timed shortly, as in the tests themselves; nothing
 else differs. A forked process has its own files, environment, directory, signals and end. One server forks for all
 processes that run tests, and ends with the last of them.
 """
@@ -28,7 +29,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import tqdm
 
+from tests.short_measurements import short_measurements
+from tests.solved_once import solved_once
 from tests.torch_kept import garbage_kept, torch_kept
+from tests.traced_once import traced_once
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -95,7 +99,9 @@ class Server:
 
     def _start(self, address: Path) -> None:
         command = [sys.executable, "-m", "tests.warm", address]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # sets have another order than here, always
+        seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed}
         with address.with_suffix(".log").open("w") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log)
         assert self._process.stdout is not None
@@ -218,13 +224,15 @@ def _warm(directory: Path) -> None:
     done("run", *TINY, "--budget", "size=0.9x", "--out", directory / "run", "--quiet")
 
 
-def _main() -> _Order | None:
-    with garbage_kept(), torch_kept():
+def _main() -> int | None:
+    """Serve, and return the exit code of what is run in a forked process; None in the server."""
+    with garbage_kept(), torch_kept(), traced_once(), solved_once(), short_measurements():
         with tempfile.TemporaryDirectory() as scratch:
             _warm(Path(scratch))
         gc.collect()
         gc.freeze()
-        return _serve(sys.argv[1])
+        order = _serve(sys.argv[1])
+        return None if order is None else _run(order)
 
 
 def _run(order: _Order) -> int:
@@ -240,9 +248,8 @@ def _run(order: _Order) -> int:
 
 
 if __name__ == "__main__":
-    wanted = _main()
-    if wanted is not None:
-        code = _run(wanted)
+    code = _main()
+    if code is not None:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -45,7 +45,8 @@ _TOO_OLD = (
 )
 _REMOVE = """\
 cd {directory} 2>/dev/null || exit 0
-for process in /proc/[0-9]*; do
+for process in $(grep -ls {runner} /proc/[0-9]*/cmdline); do
+    process="${{process%/cmdline}}"
     [ "$(readlink $process/cwd)" = "$(pwd -P)" ] || continue
     tr '\\0' '\\n' < $process/cmdline | grep -qx {runner} && kill "${{process#/proc/}}"
 done 2>/dev/null

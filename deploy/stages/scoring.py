@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from calib.errors import UserError
+from deploy.files.loop import LoopFile
 from deploy.run.scores import find_scores
 from deploy.run.spaces import file_from_costs, file_from_space
 from deploy.run.workspace import Workspace
@@ -79,7 +80,8 @@ def check_scores(workspace: Workspace, method: str) -> None:
     if known is not None and known.method != method:
         path = workspace.run.file(known.NAME)
         raise UserError(
-            f"{path} is of method {known.method}, now {method} is asked for: use another --out, or delete it"
+            f"{path} is of method {known.method}, now {method} is asked for: use another --out, or delete it and "
+            f"{LoopFile.NAME}, which was searched with it"
         )
 
 

@@ -17,7 +17,7 @@ from deploy.files.profile import ProfileFile
 from deploy.files.report import ReportFile
 from deploy.latency.history import Search
 from deploy.latency.prediction import prediction
-from deploy.report.page import render_html, summary_lines, write_html
+from deploy.report.page import summary_lines, write_html
 from deploy.report.profile_lines import profile_lines
 from deploy.report.profile_plot import profile_svg
 from deploy.run.directory import Run
@@ -63,8 +63,8 @@ def effect(workspace: Workspace, file: str) -> Any:
 def _report(workspace: Workspace) -> Any:
     """`smpq report`."""
     report = write_report(workspace.run, {})
-    write_html(workspace.run.path)
-    return plain(report), render_html(report, workspace.run.path), summary_lines(report, workspace.run.path)
+    page = write_html(workspace.run.path)
+    return plain(report), page.read_bytes(), summary_lines(report, workspace.run.path)
 
 
 def _page(workspace: Workspace) -> Any:

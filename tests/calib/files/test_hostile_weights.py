@@ -55,11 +55,11 @@ def bombs(directory):
     yield path
 
 
-def test_small_files_that_ask_for_much_memory(tmp_path):
-    assert "read" not in read_within_limits("weights", *bombs(tmp_path))
+def test_small_files_that_ask_for_much_memory(warm, tmp_path):
+    assert "read" not in read_within_limits("weights", *bombs(tmp_path), warm=warm)
 
 
-def test_mutated_checkpoints_are_read_or_refused(tmp_path):
+def test_mutated_checkpoints_are_read_or_refused(warm, tmp_path):
     generator, files = random.Random(1), []
     for form, protocol in (("zip", 2), ("stream", 2), ("stream", 4)):
         content = save(layers().state_dict(), tmp_path / "w.pt", form, protocol).read_bytes()
@@ -70,5 +70,5 @@ def test_mutated_checkpoints_are_read_or_refused(tmp_path):
     for index in range(60):
         files.append(tmp_path / f"{index}.safetensors")
         files[-1].write_bytes(mutated((tmp_path / "w.safetensors").read_bytes(), generator))
-    said = read_within_limits("weights", *files)
+    said = read_within_limits("weights", *files, warm=warm)
     assert 0 < said.count("read") < len(files)

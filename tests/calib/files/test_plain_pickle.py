@@ -1,11 +1,13 @@
 import pickle
+import tracemalloc
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 
+from calib.files import plain_pickle
 from calib.files.inert import Call, Named, WrongPickleError
-from calib.files.plain_pickle import MOST_STEPS, read_pickle
+from calib.files.plain_pickle import read_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 DATA = {
@@ -87,9 +89,21 @@ def test_what_is_damaged_or_not_data_is_refused(content):
         read_pickle(content)
 
 
-def test_work_is_bounded():
-    with pytest.raises(WrongPickleError, match="operations"):
-        read_pickle(b"]" * (MOST_STEPS + 1) + b".")
+@pytest.mark.parametrize("operation", [b"]", b"}", b"(", b"\x94", b"V\n", b"h\x00", b"cs\nt\n"])
+def test_operations_are_counted_and_each_takes_little_memory(monkeypatch, operation):
+    assert plain_pickle.MOST_STEPS <= 2_000_000
+    monkeypatch.setattr(plain_pickle, "MOST_STEPS", 20_000)
+    content = b"Nq\x00" + operation * 20_000 + b"."
+    tracemalloc.start()
+    try:
+        with pytest.raises(WrongPickleError, match="more than 20,000 operations"):
+            read_pickle(content)
+        assert tracemalloc.get_traced_memory()[1] < 150 * 20_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_bytes_that_are_encoded_are_no_longer_than_the_file():
     many = b"c_codecs\nencode\nq\x00X\xe8\x03\x00\x00" + b"x" * 1000 + b"q\x01X\x06\x00\x00\x00latin1q\x02]"
     many += b"h\x00h\x01h\x02\x86Ra" * 200 + b"."
     with pytest.raises(WrongPickleError, match="longer than the file"):

@@ -129,16 +129,13 @@ BOMBS = {
     "an array of objects": b"}(Vdata\ncnumpy\nndarray\n(I99999999999\n\x85Vu1\ntRVlabels\n]u.",
     "a call of bytearray": b"}(Vdata\ncbuiltins\nbytearray\nL99999999999L\n\x85RVlabels\n]u.",
     "a large shape": b"}(Vdata\ncnumpy.core.multiarray\n_reconstruct\n)R(K\x01L99999999999L\nM\x00\x0c\x86cnumpy\ndtype\nVu1\n\x85RI0\nC\x00tbVlabels\n]u.",
-    "many lists": b"]" * 2_000_001 + b".",
-    "many marks": b"(" * 2_000_001 + b".",
-    "many memos": b"N" + b"\x94" * 2_000_001 + b".",
     "a list in itself": b"]q\x00h\x00ah\x00a.",
     "a dictionary in itself": b"}q\x00Vdata\nh\x00sVlabels\nh\x00s.",
     "corruption": CORRUPTING,
 }
 
 
-def test_files_that_ask_for_memory_or_corrupt_it(tmp_path):
+def test_files_that_ask_for_memory_or_corrupt_it(warm, tmp_path):
     files = []
     for name, content in BOMBS.items():
         (tmp_path / name).mkdir()
@@ -148,12 +145,12 @@ def test_files_that_ask_for_memory_or_corrupt_it(tmp_path):
     files.append(tmp_path / "large" / "test_batch")
     with files[-1].open("wb") as stream:
         stream.truncate(LARGEST_FILE + 1)
-    said = read_within_limits("cifar10", *files)
+    said = read_within_limits("cifar10", *files, warm=warm)
     assert "read" not in said
     assert "larger than" in said[-1]
 
 
-def test_mutated_files_are_read_or_refused(cifar10_like, tmp_path):
+def test_mutated_files_are_read_or_refused(warm, cifar10_like, tmp_path):
     generator = random.Random(0)
     genuine = pickle.loads((cifar10_like / "test_batch").read_bytes())  # noqa: TID251 - written by this test
     files = []
@@ -161,5 +158,5 @@ def test_mutated_files_are_read_or_refused(cifar10_like, tmp_path):
         (tmp_path / str(index)).mkdir()
         files.append(tmp_path / str(index) / "test_batch")
         files[-1].write_bytes(mutated(pickle.dumps(genuine, protocol=index % 6), generator))
-    said = read_within_limits("cifar10", *files)
+    said = read_within_limits("cifar10", *files, warm=warm)
     assert 0 < said.count("read") < len(files)

@@ -110,9 +110,7 @@ def cut_while_at_work(server: Server, directories: list[Path]) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "ignored"), [("SIGTERM", ()), ("SIGHUP", ()), ("SIGTERM", ("SIGINT",)), ("SIGINT", ())]
-)
+@pytest.mark.parametrize(("name", "ignored"), [("SIGTERM", ("SIGINT",)), ("SIGHUP", ()), ("SIGINT", ())])
 def test_a_command_that_is_stopped_leaves_nothing_on_the_device(warm, server, tmp_path, name, ignored):
     before = set(left_on(server))
     with (tmp_path / "errors").open("w+") as errors:

@@ -124,7 +124,7 @@ def test_the_best_of_all_policies_by_brute_force():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_measured_twice(seed):
-    bench, outcome = searched(seed, 0.7)
+    bench, outcome = searched(seed, 0.75)
     assert len(bench.measured) == len(set(bench.measured))
     proposed = [step.proposal.policy.key() for step in outcome.steps if step.proposal.label != "experiment"]
     assert len(proposed) == len(set(proposed)), "a policy that was measured to miss the limit is not proposed again"
@@ -132,10 +132,10 @@ def test_nothing_is_measured_twice(seed):
 
 
 def test_what_is_known_is_not_measured_again():
-    first, done = searched(1, 0.7)
+    first, done = searched(1, 0.75)
     known = [first.observation(step.proposal.policy) for step in done.steps]
     again = Bench(1)
-    outcome = again.run(0.7, known=known)
+    outcome = again.run(0.75, known=known)
     assert not set(again.measured) & set(first.measured)
     assert outcome.met
     assert outcome.value >= done.value
@@ -192,7 +192,7 @@ def test_the_number_of_engines_is_limited():
 def test_predictions_come_before_measurements_and_hold():
     within = []
     for seed in range(5):
-        outcome = Bench(seed).run(0.7)
+        _, outcome = searched(seed, 0.75)
         for step in outcome.steps:
             low, high = step.proposal.interval
             assert low < step.proposal.predicted < high
@@ -212,9 +212,9 @@ class Unlucky(OneByOne):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_finalists_are_judged_on_unseen_samples_and_what_is_measured_does_not_depend_on_them(seed):
-    limit = 0.8
-    plain, judged = Bench(seed), Bench(seed)
-    before = plain.run(limit)
+    limit = 0.75
+    judged = Bench(seed)
+    plain, before = searched(seed, limit)
     unseen = Unlucky(judged, seed)
     after = judged.run(limit, unseen=unseen)
     assert judged.measured == plain.measured
@@ -232,10 +232,9 @@ def test_the_finalists_are_judged_on_unseen_samples_and_what_is_measured_does_no
 
 
 def test_a_policy_that_only_seemed_good_is_not_the_outcome():
-    bench = Bench(0)
-    best = bench.run(0.8).policy
+    best = searched(0, 0.75)[1].policy
     again = Bench(0)
-    outcome = again.run(0.8, unseen=OneByOne(lambda policy: again.value(policy) - 100 * (policy.key() == best.key())))
+    outcome = again.run(0.75, unseen=OneByOne(lambda policy: again.value(policy) - 100 * (policy.key() == best.key())))
     assert outcome.met
     assert outcome.policy != best
     assert outcome.finalists[-1].policy == best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -56,16 +57,20 @@ def ends_at_once(_connection: object) -> None:
     os._exit(1)
 
 
+network = functools.cache(residual)
+"""Traced and calibrated once in a process, whatever is computed on it."""
+
+
 def compute(task: object = None, value: str = "kl", rules: QdqRules = OUTPUTS, samples: int = 40) -> PolicyValue:
-    network = residual()
-    groups = find_groups(network.traced, network.units)
+    given = network()
+    groups = find_groups(given.traced, given.units)
     space = Space(groups, {group.name: (W8A8, W4A16, W2A8, FP32) for group in groups}, FP32)
     generator = torch.Generator().manual_seed(1)
     batches = [
         Batch((torch.randn(n, 3, 8, 8, generator=generator),), torch.randint(0, 5, (n,), generator=generator))
         for n in (samples, 7)
     ]
-    quantizer = FakeQuantizer(network.traced, network.units, network.calibration, rules)
+    quantizer = FakeQuantizer(given.traced, given.units, given.calibration, rules)
     return PolicyValue(quantizer, space, task or Task(), batches, value)
 
 
@@ -81,11 +86,9 @@ def main() -> None:
     """Start a worker, say who it is, and keep it busy, until somebody ends this process."""
     from smpq.value.workers.local import LocalWorkerSource
     from smpq.value.workers.pool import WorkerPool
-    from tests.torch_kept import torch_kept
 
     torch.set_num_threads(1)
-    with torch_kept():
-        pool, value = WorkerPool(LocalWorkerSource(1)), compute(samples=200)
+    pool, value = WorkerPool(LocalWorkerSource(1)), compute(samples=200)
     shared = pool.compute(value)
     for number in range(100_000):
         for _ in shared(drawn(value.space, 60, number)):

@@ -51,8 +51,7 @@ def gone(pids, seconds=120):
     return True
 
 
-@pytest.mark.parametrize("value", ["kl", "loss", "metric"])
-@pytest.mark.parametrize("rules", [QdqRules("affine"), OUTPUTS])
+@pytest.mark.parametrize(("value", "rules"), [("kl", QdqRules("affine")), ("loss", OUTPUTS), ("metric", OUTPUTS)])
 def test_workers_give_the_same_numbers_to_the_last_bit(pool, value, rules):
     here = compute(value=value, rules=rules)
     asked = drawn(here.space, 40)
