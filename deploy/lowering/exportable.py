@@ -28,6 +28,7 @@ class Exportable(ExportedProgram):
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         for node in program.graph.nodes:
             copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node].name = node.name  # a graph gives no name that Python has, as `input`; the signature knows them
             copies[node].meta["from_node"] = [NodeSource(node)]  # what a trace leaves too: see TracedNames
         graph.eliminate_dead_code()  # as a trace does
         copied = cls(
@@ -47,7 +48,8 @@ class Exportable(ExportedProgram):
     def run_decompositions(self, decomp_table: dict[Any, Any] | None = None, **options: Any) -> ExportedProgram:
         """Return this program where `decomp_table` changes nothing in it, else what torch makes of the original."""
         if decomp_table is None or not all(_stays(node, decomp_table) for node in self.graph.nodes):
-            return self._original.run_decompositions(decomp_table, **options)
+            decomposed: ExportedProgram = self._original.run_decompositions(decomp_table, **options)
+            return decomposed
         return self
 
 

@@ -50,3 +50,18 @@ def test_a_program_is_decomposed_again_only_where_the_exporter_lacks_an_operator
         again, traces = _exported(padding, tmp_path / "b.onnx")
     assert traces == 1
     assert model == again
+
+
+class NamedAsPythonDoes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, input):  # noqa: A002
+        return self.fc(input)
+
+
+def test_an_input_may_have_a_name_that_python_has(tmp_path):
+    traced = TracedModel(NamedAsPythonDoes().eval(), (torch.randn(2, 4),))
+    export_float(traced, find_units(traced)[0], tmp_path / "a.onnx")
+    assert [each.name for each in onnx.load(str(tmp_path / "a.onnx")).graph.input] == ["input"]
