@@ -5,18 +5,19 @@ Usage: drop.py CIFAR10_DIR RESNET20_WEIGHTS [--coco FOLDER] [--networks resnet20
        [--drop 0.5] [--splits 20] [--random 60] [--handmade 10] [--images 10000] [--keep DIRECTORY]
 
 Networks on this CPU, calibrated quickly, scored once. The test images are the evaluation data of the task, the first
-`--images` of them, for FastestDet two thirds of its 128 images; the rest calibrates. Each split searches anew, with ten engines at most; a
-policy's metric on the test images and an engine's latency are worked out once. Images are looked at in order: a policy
-whose loss, less 3 standard errors, leaves no room for the interval of a half within the budget is allowed in no split,
-and the rest of the images is left out.
+`--images` of them, for FastestDet two thirds of its 128 images; the rest calibrates. Each split searches anew, with
+ten engines at most; a policy's metric on the test images and an engine's latency are worked out once. Images are
+looked at in order: a policy whose loss, less 3 standard errors, leaves no room for the interval of a half within the
+budget is allowed in no split, and the rest of the images is left out.
 
 A split is kept when the drop on the evaluation half is at most the budget and its own standard error. `behind` compares
 the engine with the fastest of the random and hand-made plans that the same rule allows on the selection half, each
 measured once, as the loop measures: the ratio of their latencies less 1. Plans are judged from the fastest on, and only
-while some split whose engine is slower has allowed none; where none is faster, `behind` is 0. A half of the random plans is scattered, a quarter each drawn around the fastest engine that the first split measured and around the
-one it chose. `behind_again` is the same with both measured again and thoroughly: the fastest of many single
-measurements owes something to their noise. Networks that are not asked for keep their rows in the record. With `--keep`
-runs, losses and measurements stay in a directory, and another call does not work them out again.
+while some split whose engine is slower has allowed none; where none is faster, `behind` is 0. A half of the random
+plans is scattered, a quarter each drawn around the fastest engine that the first split measured and around the one it
+chose. `behind_again` is the same with both measured again and thoroughly: the fastest of many single measurements owes
+something to their noise. Networks that are not asked for keep their rows in the record. With `--keep` runs, losses and
+measurements stay in a directory, and another call does not work them out again.
 """
 
 import argparse
