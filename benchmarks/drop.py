@@ -6,9 +6,8 @@ Usage: drop.py CIFAR10_DIR RESNET20_WEIGHTS [--coco FOLDER] [--networks resnet20
 
 Networks on this CPU, calibrated quickly, scored once. The test images are the evaluation data of the task, the first
 `--images` of them, for FastestDet two thirds of its 128 images; the rest calibrates. Each split searches anew, with
-ten engines at most; a policy's metric on the test images and an engine's latency are worked out once. Images are
-looked at in order: a policy whose loss, less 3 standard errors, leaves no room for the interval of a half within the
-budget is allowed in no split, and the rest of the images is left out.
+ten engines at most. Policies and engines are judged and measured once. Images are looked at in order, and no further
+where a policy's loss, less 3 standard errors, leaves no room for the interval of a half within the budget.
 
 A split is kept when the drop on the evaluation half is at most the budget and its own standard error. `behind` compares
 the engine with the fastest of the random and hand-made plans that the same rule allows on the selection half, each
