@@ -18,7 +18,8 @@ from calib.errors import UserError
 from calib.formats.format import Format
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
-from calib.network.graph import TracedModel, operator_name
+from calib.network.graph import TracedModel
+from calib.network.nodes import operator_name
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
 from calib.observers import Observed, observer_from_name
