@@ -12,6 +12,7 @@ from torch import Tensor, nn
 Inputs = Callable[[int], tuple[Tensor, ...]]
 _POSITION = 0.5
 _BIAS = 0.1
+_ABOVE_ZERO = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,25 @@ def scale(module: nn.Module) -> None:
                 weight.normal_(std=gain * fan_in**-0.5)
                 if getattr(part, "bias", None) is not None:
                     part.bias.normal_(std=_BIAS)
+                    if weight.shape[0] == 1:  # a depth, which a ReLU may follow
+                        part.bias.fill_(3 * _ABOVE_ZERO)
         for name, parameter in module.named_parameters():
             if name.rsplit(".", 1)[-1].endswith(("token", "position", "positions", "position_embeddings", "embed")):
                 parameter.normal_(std=_POSITION)
 
 
 def normalise(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Let every BatchNorm know the statistics of random data, as training would leave them."""
+    """Let every BatchNorm know the statistics of random data, as training would leave them, and shift what it gives
+    above zero: of a deep chain in which half of all units are off, chance alone decides what it answers.
+    """
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     module.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = 1.0
         norm.train()
+        if norm.bias is not None:
+            nn.init.constant_(norm.bias, _ABOVE_ZERO)
     if norms:
         with torch.no_grad():
             module(*inputs)

@@ -66,7 +66,7 @@ def _encoders() -> Iterator[Network]:
         "modernbert", "ModernBert", pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
     )
     yield _encoder("convbert", "ConvBert", embedding_size=24)
-    yield _encoder("nystromformer", "Nystromformer", num_landmarks=4, segment_means_seq_len=16)
+    yield _encoder("nystromformer", "Nystromformer", num_landmarks=16, segment_means_seq_len=16)
     yield _encoder("t5-encoder", "T5", task="EncoderModel", d_model=48, d_kv=12, d_ff=96, num_layers=2, num_heads=4)
 
 

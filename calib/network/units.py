@@ -109,10 +109,7 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
         if reason is not None:
             skipped[paths[0]] = Skipped(paths[0], operator_name(nodes[0]), reason)
             continue
-        biases = {
-            node.args[2].name if len(node.args) > 2 and isinstance(node.args[2], fx.Node) else None for node in nodes
-        }
-        units.append(_unit(traced, nodes, paths, biases))
+        units.append(_unit(traced, nodes, paths, {_bias(traced, node) for node in nodes}))
     for entry in _others(traced, calls):
         if not any(entry.path == path or entry.path.startswith(f"{path}.") for path in tuple(skipped)):
             skipped[entry.path] = entry
@@ -180,6 +177,12 @@ def _unit(traced: TracedModel, nodes: list[fx.Node], paths: list[str], biases: s
         inputs=tuple(str(node.args[0]) for node in nodes),
         aliases=tuple(paths[1:]),
     )
+
+
+def _bias(traced: TracedModel, node: fx.Node) -> str | None:
+    """Return the parameter that a layer adds; None where it adds none, or a computed tensor."""
+    bias = node.args[2] if len(node.args) > 2 else None
+    return bias.name if isinstance(bias, fx.Node) and bias.name in traced.state else None
 
 
 def _path(traced: TracedModel, node: fx.Node) -> str:
