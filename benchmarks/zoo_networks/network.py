@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,11 @@ def scale(module: nn.Module) -> None:
                 weight.normal_(std=gain * fan_in**-0.5)
                 if getattr(part, "bias", None) is not None:
                     part.bias.normal_(std=_BIAS)
-                    if weight.shape[0] == 1:  # a depth, which a ReLU may follow
-                        part.bias.fill_(3 * _ABOVE_ZERO)
+        for chain in module.modules():
+            for layer, after in itertools.pairwise(chain) if isinstance(chain, nn.Sequential) else ():
+                weight = getattr(layer, "weight", None)
+                if isinstance(after, nn.ReLU) and isinstance(weight, Tensor) and weight.shape[0] == 1:
+                    weight.abs_()  # a map of depths would be zero almost everywhere
         for name, parameter in module.named_parameters():
             if name.rsplit(".", 1)[-1].endswith(("token", "position", "positions", "position_embeddings", "embed")):
                 parameter.normal_(std=_POSITION)
@@ -68,7 +72,8 @@ def normalise(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         norm.reset_running_stats()
         norm.momentum = 1.0
         norm.train()
-        if norm.bias is not None:
+        if norm.affine:
+            nn.init.ones_(norm.weight)
             nn.init.constant_(norm.bias, _ABOVE_ZERO)
     if norms:
         with torch.no_grad():
