@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from records import keep, versions
+from records import keep
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -258,7 +258,7 @@ def main() -> int:
         "worst_cosine": min(worst),
         "weights_without_a_word": sum(len(row.get("weights_without_a_word", ())) for row in rows),
     }
-    keep("zoo", "PYTHONPATH=. python benchmarks/zoo.py", [0], rows, bars=BARS, summary=summary, of=versions())
+    keep("zoo", "PYTHONPATH=. python benchmarks/zoo.py", [0], rows, bars=BARS, summary=summary)
     return 0 if summary["tracebacks"] == 0 and all(summary[name] >= bar for name, bar in BARS.items()) else 1
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 Inputs = Callable[[int], tuple[Tensor, ...]]
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 _POSITION = 0.5
 _BIAS = 0.1
 _ABOVE_ZERO = 1.0
@@ -48,7 +49,7 @@ def scale(module: nn.Module) -> None:
             elif isinstance(part, nn.Linear) or "Conv" in type(part).__name__:
                 rows_first = type(part).__name__ != "Conv1D" and "Transpose" not in type(part).__name__
                 fan_in = weight[0].numel() if rows_first else weight.shape[0]
-                gain = 1.4 if isinstance(part, nn.modules.conv._ConvNd) else 1.0
+                gain = 1.4 if isinstance(part, _CONVOLUTIONS) else 1.0
                 weight.normal_(std=gain * fan_in**-0.5)
                 if getattr(part, "bias", None) is not None:
                     part.bias.normal_(std=_BIAS)
@@ -66,7 +67,7 @@ def normalise(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Let every BatchNorm know the statistics of random data, as training would leave them, and shift what it gives
     above zero: of a deep chain in which half of all units are off, chance alone decides what it answers.
     """
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms = [part for part in module.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
     module.eval()
     for norm in norms:
         norm.reset_running_stats()

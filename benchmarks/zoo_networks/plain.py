@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -152,7 +153,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         widths = [64, 32, 32, 8, 32, 32, 64]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
         self.chain = nn.Sequential(*layers[:-2])
 

@@ -56,9 +56,10 @@ def write_as_linear(program: ExportedProgram, parameters: Mapping[str, str]) -> 
 def parameter_from_weight(weight: Tensor, arrange: Arrangement, shape: Sequence[int]) -> Tensor:
     """Return the parameter, of `shape`, that `arrange` makes a weight of."""
     # the gradient of moves puts each value back where it came from
-    _, back = torch.func.vjp(arrange, torch.empty(shape, dtype=weight.dtype))
-    parameter: Tensor = back(weight)[0]
-    return parameter
+    with torch.enable_grad():
+        parameter = torch.empty(shape, dtype=weight.dtype, requires_grad=True)
+        (found,) = torch.autograd.grad(arrange(parameter), parameter, weight)
+    return found
 
 
 @dataclass(frozen=True)
