@@ -62,7 +62,7 @@ class TracedModel:
         names = {**self.parameter_names, **constants}
         _merge_shared(self.graph, {node: stored[name] for node, name in names.items()})
         with torch.no_grad():
-            self.arranged: dict[str, Arrangement] = write_as_linear(self.program, self.parameter_names)
+            self.arranged: dict[str, Arrangement] = write_as_linear(self.program, signature.inputs_to_parameters)
         stored = {**self.program.constants, **self.program.state_dict}
         self.state: dict[str, Tensor] = {node: stored[name].detach() for node, name in names.items()}
         merge_equal(self.program)

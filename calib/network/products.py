@@ -43,10 +43,8 @@ def write_as_linear(program: ExportedProgram, parameters: Mapping[str, str]) -> 
             _replace(program.graph, product)
         if changed is not None:
             name = parameters[parameter.name]
-            stored = program.state_dict if name in program.state_dict else program.constants
-            before = stored[name]
-            weight = changed(before.detach()).contiguous()
-            stored[name] = nn.Parameter(weight, before.requires_grad) if isinstance(before, nn.Parameter) else weight
+            before = program.state_dict[name]
+            program.state_dict[name] = nn.Parameter(changed(before.detach()).contiguous(), before.requires_grad)
             parameter.meta["val"] = changed(parameter.meta["val"]).contiguous()
             arranged[parameter.name] = changed
     program.graph_module.recompile()
@@ -107,8 +105,13 @@ def _product(node: fx.Node, parameters: Mapping[str, str]) -> _Product | None:
     if not isinstance(data, fx.Node) or not isinstance(weight, fx.Node):
         return None
     parameter, moves = source_of(weight)
-    known = parameter.name in parameters and weight.meta["val"].dim() == 2 and data.meta["val"].dim() >= 2
-    if not known or (name == "linear" and not moves) or source_of(data)[0].name in parameters:
+    matrix = weight.meta["val"].dim() == 2 and weight.meta["val"].is_floating_point() and data.meta["val"].dim() >= 2
+    if (
+        parameter.name not in parameters
+        or not matrix
+        or (name == "linear" and not moves)
+        or source_of(data)[0].name in parameters
+    ):
         return None
     assert bias is None or isinstance(bias, fx.Node)
     return _Product(node, data, parameter, moves, swapped, bias)

@@ -75,9 +75,10 @@ class LeftAlone(nn.Module):
         for name in ("both", "on_the_left", "scaled", "halved"):
             setattr(self, name, nn.Parameter(torch.randn(4, 4)))
         self.batch, self.layer = nn.Parameter(torch.randn(4, 4, 4)), nn.Linear(4, 4)
+        self.register_buffer("basis", torch.randn(4, 4))  # nothing that was learnt
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.layer(x) @ self.both
+        x = self.layer(x) @ self.basis @ self.both
         x = torch.matmul(self.on_the_left, (x @ self.both.T).T).T
         x = torch.addmm(x[0], x, self.scaled, alpha=0.5)
         return torch.einsum("nk,kko->no", x, self.batch) + x @ (self.halved / 2)
