@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from calib.files.storage import AboveZero, Amount, Count, FileRecord, Positive, Record
+from calib.files.storage import AboveZero, Amount, AtLeastOne, Count, FileRecord, Positive, Record
 from deploy.files.curve import CurveFile
 from deploy.files.engine import FinetuneFile
 from deploy.files.search import SkippedRow
@@ -33,6 +33,7 @@ class LatencyPart(Record, frozen=True, kw_only=True):
     enqueue_ms: AboveZero | None
     hot_ms: AboveZero | None
     cold_ms: AboveZero | None
+    slowdown: AtLeastOne
     throttled: tuple[str, ...]
     clock: str
     batch: Positive
@@ -135,7 +136,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 10
+    VERSION = 11
 
     task: str
     target: str
