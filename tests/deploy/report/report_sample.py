@@ -112,6 +112,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "limits": [{"cost": "latency", "limit": 0.65, "reached": 0.6421, "unit": "x", "met": True}],
         "met": True,
         "layers": [layer(f"layer{1 + i // 6}.{i % 6 // 2}.conv{1 + i % 2}", i, 32 if i == 0 else 8) for i in range(count)],
+        "cut_short": False,
         "observations": [observation("uniform w8a8", 0.58, 0.61), observation("turn 1", 0.63, 0.662, met=False), observation("turn 2", 0.639, 0.642)],
         "stability": None,
         "contributions": None,
