@@ -180,8 +180,7 @@ def split_row(outcome: Outcome, test: Test, split: int, limit: float) -> dict:
         "evaluation_drop": round(there.mean, 3), "standard_error": round(there.standard_error, 3),
         "kept": there.mean <= limit + there.standard_error,
         "stop_reason": outcome.stop_reason,
-        "policy": text_of(outcome.policy),
-        "float_joins": sorted(outcome.policy.float_joins),
+        **text_of(outcome.policy),
     }  # fmt: skip
 
 
@@ -198,10 +197,10 @@ def plan_rows(plans: dict[str, Policy], test: Test, engines: Engines, splits: li
     """Time all plans, and judge them from the fastest on, as long as one may be faster than what a split has."""
     observed = {name: engines.observe(policy) for name, policy in plans.items()}
     ratios = {name: found.ratio for name, found in observed.items() if isinstance(found, Observation)}
-    rows = [{"name": name, "ratio": None, "policy": text_of(plans[name])} for name in plans if name not in ratios]
+    rows = [{"name": name, "ratio": None, **text_of(plans[name])} for name in plans if name not in ratios]
     to_beat = {row["split"]: row["ratio"] for row in splits}
     for name, ratio in sorted(ratios.items(), key=lambda pair: pair[1]):
-        rows.append({"name": name, "ratio": round(ratio, 4), "policy": text_of(plans[name])})
+        rows.append({"name": name, "ratio": round(ratio, 4), **text_of(plans[name])})
         if ratio >= max(to_beat.values(), default=0.0):
             continue
         allowed = [split for split in to_beat if test.allows(plans[name], halves(test.images, split)[0])]
@@ -211,12 +210,14 @@ def plan_rows(plans: dict[str, Policy], test: Test, engines: Engines, splits: li
             "allowed_in": allowed,
         }  # fmt: skip
         to_beat = {split: best for split, best in to_beat.items() if split not in allowed}
-        say({key: entry for key, entry in rows[-1].items() if key != "policy"})
+        say({key: entry for key, entry in rows[-1].items() if key not in ("policy", "float_joins")})
     return rows
 
 
-def text_of(policy: Policy) -> dict[str, str]:  # what is not in float
-    return {name: str(form) for name, form in policy.formats.items() if str(form) != "fp32"}
+def text_of(policy: Policy) -> dict:
+    """Return what is not in float, and which joins are."""
+    formats = {name: str(form) for name, form in policy.formats.items() if str(form) != "fp32"}
+    return {"policy": formats, "float_joins": sorted(policy.float_joins)}
 
 
 def compare(row: dict, policy: Policy, plans: dict[str, Policy], judged: list[dict], engines: Engines) -> None:
@@ -243,12 +244,17 @@ def network_row(name: str, directory: Path, options: argparse.Namespace) -> dict
         for split in range(options.splits):
             outcomes.append(search(workspace, scores, test, engines, halves(test.images, split)[0]))
             rows.append(split_row(outcomes[-1], test, split, options.drop))
-            say({key: entry for key, entry in rows[-1].items() if key != "policy"} | {"judged": len(test.asked)})
+            say(
+                {key: entry for key, entry in rows[-1].items() if key not in ("policy", "float_joins")}
+                | {"judged": len(test.asked)}
+            )
             say(f"{time.process_time() - start:.0f} CPU s")
         searched, measured = len(test.asked), len(engines.known)
         centres = [engines.fastest(), outcomes[0].policy]
         plans = random_plans(workspace.space, options.random, centres)
+        ours = {outcome.policy.key() for outcome in outcomes}
         plans |= handmade_plans(workspace.space, integer_formats(workspace, engines), options.handmade)
+        plans = {plan: policy for plan, policy in plans.items() if policy.key() not in ours}
         judged = plan_rows(plans, test, engines, rows)
         for row, outcome in zip(rows, outcomes, strict=True):
             compare(row, outcome.policy, plans, judged, engines)
