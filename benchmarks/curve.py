@@ -26,7 +26,6 @@ from deploy.files.curve import CurveFile, PointRow
 from deploy.latency.designs import random_policies
 from deploy.latency.observed import observation_of
 from deploy.run.workspace import Workspace
-from deploy.runner.protocol import Protocol
 from deploy.stages.curving import draw_curve
 from deploy.stages.judging import Judge
 from deploy.stages.scoring import score
@@ -51,7 +50,7 @@ def drawn(workspace: Workspace, curve: CurveFile, count: int) -> list[Policy]:
 
 
 def row_of(workspace: Workspace, judge: Judge, curve: CurveFile, policy: Policy) -> dict:
-    (result,) = workspace.bench.time([workspace.candidates.candidate(policy)], Protocol())
+    (result,) = workspace.bench.time([workspace.candidates.candidate(policy)])
     observation = observation_of(policy, result)
     ratio = Interval.around(observation.ratio, observation.standard_error)
     judged = judge.of_policy(policy, "a random plan")

@@ -15,7 +15,8 @@ from deploy.stages import making
 def short_measurements() -> Iterator[None]:
     """Time final engines, and those of a search, for a short time as long as the context is open."""
     with (
-        mock.patch.object(making, "FINAL", Protocol(rounds=9, round_ms=4.0, singles=200)),
-        mock.patch.object(bench, "THOROUGH", Protocol(rounds=15, round_ms=8.0)),
+        mock.patch.object(making, "FINAL", Protocol(rounds=9, round_ms=4.0, singles=200, sets=1)),
+        mock.patch.object(bench, "THOROUGH", Protocol(rounds=15, round_ms=8.0, sets=1)),
+        mock.patch.object(bench, "QUICK", Protocol(round_ms=4.0, sets=1)),
     ):
         yield

@@ -22,6 +22,7 @@ LARGEST_JSON_BYTES = 256_000_000
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+AtLeastOne = Annotated[float, msgspec.Meta(ge=1, le=1e18)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]

@@ -90,7 +90,11 @@ def asked_of(experiment: Experiment, models: Mapping[str, str] | None = None, di
         fingerprint=experiment.fingerprint,
         batch=experiment.batch,
         protocol=Rounds(
-            rounds=protocol.rounds, round_ms=float(protocol.round_ms), calls=protocol.calls, singles=protocol.singles
+            rounds=protocol.rounds,
+            round_ms=float(protocol.round_ms),
+            calls=protocol.calls,
+            singles=protocol.singles,
+            sets=protocol.sets,
         ),
         seed=experiment.seed,
         inputs=inputs_name(experiment),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 
 from calib.errors import UserError
-from calib.files.storage import Amount, Count, FileRecord, Positive, Record, Sha256, read_record
+from calib.files.storage import Amount, AtLeastOne, Count, FileRecord, Positive, Record, Sha256, read_record
 from deploy.runner.experiment import SCHEMA
 
 LARGEST_MESSAGE_BYTES = 64_000_000
@@ -52,6 +52,7 @@ class Rounds(Record, frozen=True, kw_only=True):
     round_ms: Milliseconds
     calls: Positive
     singles: Count
+    sets: Positive
 
 
 class Asked(FileRecord, frozen=True, kw_only=True, rename={"float_": "float"}):
@@ -129,7 +130,9 @@ class Result(Record, frozen=True, kw_only=True):
     4. `cause` is "refused" when the runtime makes no engine of this model, "transient" when another attempt may
        succeed, and "internal" when the program on the device has a bug.
     5. `plan_sha256` is the hash of the plan that was timed, None for runtimes without plans.
-    6. `key` is the hash of everything that the figures depend on, the device apart.
+    6. `slowdown` is what the float engine took in these rounds by its fastest known. Where something else was at work,
+       the interval of the ratio is wider for it; see `deploy.runner.quiet`.
+    7. `key` is the hash of everything that the figures depend on, the device apart.
 
     Whether the figures agree with each other is checked by `deploy.devices.checks`.
     """
@@ -141,6 +144,7 @@ class Result(Record, frozen=True, kw_only=True):
     cause: Cause | None
     nodes: tuple[str, ...]
     clock: Line | None
+    slowdown: AtLeastOne | None
     ratio: Ratio | None
     ratio_interval: tuple[Ratio, Ratio] | None
     engine_ms: Milliseconds | None
@@ -163,6 +167,7 @@ class Result(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         needed = (
             self.clock,
+            self.slowdown,
             self.ratio,
             self.ratio_interval,
             self.engine_ms,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from calib.files.storage import AboveZero, Amount, Count, FileRecord, Positive, Record, Sha256
+from calib.files.storage import AboveZero, Amount, AtLeastOne, Count, FileRecord, Positive, Record, Sha256
 from smpq.files import Interval, OfPolicy
 
 EngineName = Annotated[str, msgspec.Meta(pattern=r"^engine\.[^/\\\x00-\x1f]+$")]
@@ -78,7 +78,8 @@ class TimingRow(Record, frozen=True, kw_only=True):
     1. `p99_ms` is the 99th percentile of `p99_calls` single calls; without one `p99_note` says why.
     2. Of an engine on a GPU: `enqueue_ms` is what the host takes to enqueue a call; `hot_ms` and `cold_ms` are single
        calls behind another one, and behind a write of twice the L2 cache.
-    3. `throttled` says what slowed the machine down, each time that the engine was timed.
+    3. `slowdown` is what the float engine took in the rounds by its fastest known; see `deploy.runner.quiet`.
+    4. `throttled` says what slowed the machine down, each time that the engine was timed.
     """
 
     batch: Positive
@@ -93,6 +94,7 @@ class TimingRow(Record, frozen=True, kw_only=True):
     enqueue_ms: AboveZero | None
     hot_ms: AboveZero | None
     cold_ms: AboveZero | None
+    slowdown: AtLeastOne
     throttled: tuple[str, ...]
     clock: str
 
@@ -118,7 +120,7 @@ class LatencyFile(OfPolicy, frozen=True, kw_only=True):
 
     NAME = "latency.json"
     MADE_BY = "smpq measure"
-    VERSION = 4
+    VERSION = 5
 
     machine: str
     rounds: Positive

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from calib.files.storage import AboveZero, Amount, Count, FileRecord, Positive, Record
+from calib.files.storage import AboveZero, Amount, AtLeastOne, Count, FileRecord, Positive, Record
 from deploy.files.curve import CurveFile
 from deploy.files.engine import FinetuneFile
 from deploy.files.search import SkippedRow
@@ -33,6 +33,7 @@ class LatencyPart(Record, frozen=True, kw_only=True):
     enqueue_ms: AboveZero | None
     hot_ms: AboveZero | None
     cold_ms: AboveZero | None
+    slowdown: AtLeastOne
     throttled: tuple[str, ...]
     clock: str
     batch: Positive
@@ -129,13 +130,13 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     `accuracy` has the metric of the stages that ran on all evaluation data, and None for others, whose figures are in
     `verification`. `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the plan that
-    Orin's GPU has no kernels for, as in "w3a8 on conv2d". `options` are those of `smpq run` that differ from the
+    Orin's GPU has no kernels for, as in "w3a8 on conv2d". `cut_short` says that scoring or the search had not come to its end. `options` are those of `smpq run` that differ from the
     defaults, besides the budget and the directory; none where a Python program made the run.
     """
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 10
+    VERSION = 11
 
     task: str
     target: str
@@ -158,6 +159,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     layers: tuple[LayerRow, ...]
     stability: StabilityFile | None
     contributions: ContributionsFile | None
+    cut_short: bool
     observations: Annotated[tuple[ReportedStep, ...], msgspec.Meta(max_length=MOST_SHOWN)]
     pareto: tuple[CurvePoint, ...]
     curve: CurveFile | None

@@ -16,6 +16,7 @@ from deploy.latency.observed import Observation, Refusal
 from deploy.runner.protocol import Protocol
 from smpq.problem.policy import Policy
 
+QUICK = Protocol()
 THOROUGH = Protocol(rounds=41, round_ms=15.0)
 FINAL = replace(THOROUGH, singles=1000)
 _NEAR = 0.03
@@ -61,19 +62,29 @@ class Bench:
         return self._device.describe()
 
     def observe(self, policy: Policy, limit: float | None = None) -> Observation | Refusal:
-        """Time one policy, thoroughly if its ratio is near `limit`. What came of it is added to the observations."""
+        """Time one policy, and again thoroughly if its ratio is near `limit`, or its interval does not tell on which side
+        of it. What came of it is added to the observations.
+        """
         candidate = self._candidates.candidate(policy)
-        (result,) = self.time([candidate], Protocol())
-        if limit is not None and result.ratio is not None and abs(result.ratio / limit - 1) < _NEAR:
+        (result,) = self.time([candidate])
+        if limit is not None and _undecided(result, limit):
             (result,) = self.time([candidate], THOROUGH)
         return self._observations.keep([(policy, result)], self.machine)[0]
 
-    def time(self, candidates: Sequence[Candidate], protocol: Protocol, batch: int | None = None) -> list[Result]:
-        """Time candidates, at the usual batch size or another one; returns their results in order."""
+    def time(
+        self, candidates: Sequence[Candidate], protocol: Protocol | None = None, batch: int | None = None
+    ) -> list[Result]:
+        """Time candidates, quickly unless said otherwise, at the usual batch size or another one; returns their
+        results in order.
+        """
         return self._device.measure(self.experiment(candidates, protocol, batch), self._announce)
 
     def experiment(
-        self, candidates: Sequence[Candidate], protocol: Protocol, batch: int | None = None, label: str = ""
+        self,
+        candidates: Sequence[Candidate],
+        protocol: Protocol | None = None,
+        batch: int | None = None,
+        label: str = "",
     ) -> Experiment:
         """Return what a device needs to time the candidates against the float engine."""
         conditions = self._conditions
@@ -84,7 +95,7 @@ class Bench:
             candidates=tuple(candidates),
             inputs=self._inputs(batch),
             batch=batch,
-            protocol=protocol,
+            protocol=protocol or QUICK,
             seed=conditions.seed,
             fingerprint=conditions.fingerprint,
             label=label or conditions.label,
@@ -92,7 +103,7 @@ class Bench:
 
     def float_ms(self) -> float:
         """Return what the float engine takes for one batch on the device, in milliseconds."""
-        (result,) = self.time([self._candidates.float_candidate()], Protocol())
+        (result,) = self.time([self._candidates.float_candidate()])
         if result.float_ms is None:
             raise UserError(f"the float engine cannot be timed: {result.failed}")
         return result.float_ms
@@ -106,3 +117,10 @@ class Bench:
             name: np.ascontiguousarray(np.concatenate([each.inputs[index].numpy() for each in found])[:batch])
             for index, name in enumerate(self._conditions.inputs)
         }
+
+
+def _undecided(result: Result, limit: float) -> bool:
+    if result.ratio is None or result.ratio_interval is None:
+        return False
+    low, high = result.ratio_interval
+    return low <= limit <= high or abs(result.ratio / limit - 1) < _NEAR

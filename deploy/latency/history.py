@@ -171,6 +171,12 @@ def steps_for(file: LoopFile | None, budget: str) -> list[StepRow]:
     return [step for row in searches if row.machine == searches[-1].machine for step in row.steps]
 
 
+def ended_early(file: LoopFile | None, budget: str) -> bool:
+    """Whether the last search for a budget had not come to its end when it was stopped."""
+    outcomes = [row.outcome for row in (file.searches if file is not None else ()) if row.budget == budget]
+    return bool(outcomes) and outcomes[-1] is not None and outcomes[-1].stop_reason == STOPPED_EARLY
+
+
 def _all_of(file: LoopFile, budget: str, machine: str) -> list[LoopRow]:
     return [row for row in file.searches if (row.budget, row.machine) == (budget, machine)]
 

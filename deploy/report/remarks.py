@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 
 from deploy.report.wording import number
+from deploy.runner.state import QUIET
 
 _LAUNCH_BOUND = 0.8
 """As in trtexec: from this share of the GPU's time on, the host may not enqueue fast enough."""
@@ -32,6 +33,10 @@ class Remarked(typing.Protocol):
         """Milliseconds of a single call behind a write of twice the L2 cache."""
 
     @property
+    def slowdown(self) -> float:
+        """The time of the float engine by its fastest known."""
+
+    @property
     def throttled(self) -> tuple[str, ...]:
         """What slowed the machine down."""
 
@@ -57,5 +62,10 @@ def timing_remarks(timed: Remarked) -> list[str]:
     if timed.throttled:
         remarks.append(
             f"The machine slowed down while it was timed, each time that was tried: {', '.join(timed.throttled)}."
+        )
+    if timed.slowdown > 1 + QUIET:
+        remarks.append(
+            f"Something else was at work while it was timed: the float engine took {number(timed.slowdown)} times as "
+            "long as at its fastest, so the interval is wider by as much. Measure again when the machine is idle."
         )
     return remarks

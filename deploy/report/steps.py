@@ -42,6 +42,8 @@ def _budget_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
     latency = report.latency
     slower = latency is not None and latency.interval.high >= 1
     steps = [_unmet(limit, report, commands, slower=slower) for limit in report.limits if not limit.met]
+    if report.cut_short:
+        steps.insert(0, Step("The search was cut short: the same command goes on where it was.", commands.again()))
     if latency is None:
         steps.append(Step("Measure it on the device before relying on its speed.", _to_measure(report, commands)))
     elif slower:

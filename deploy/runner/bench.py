@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import gc
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,9 +32,12 @@ _MOST_DEATHS = 2
 _ATTEMPTS = 2
 _MOST_TIMINGS = 3
 """How often an engine is timed while the machine slows down."""
+_REMEMBERED = 4
+"""Results whose float engine is compared with: a processor that grows warm stays slower."""
 _FLOAT, _CANDIDATE = "float", "candidate"
 _NO_FIGURES: Mapping[str, Any] = {
     "clock": None,
+    "slowdown": None,
     "ratio": None,
     "ratio_interval": None,
     "engine_ms": None,
@@ -80,30 +84,36 @@ class Bench:
         if isinstance(found, Failure):
             raise DeviceError(f"the float engine does not run ({_named(found)}): start again, what is measured is kept")
 
-    def measure(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
+    def measure(self, candidate: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """Return the result of a candidate; one that cannot be measured has a reason and a cause in place of
-        figures.
+        figures. The last of the `earlier` results tell how fast the float engine is when nothing slows it down.
         """
+        fastest_ms = _fastest_float_ms(earlier, self.experiment["batch"], self.baseline.clock)
         key = result_key(self.experiment, candidate)
         about = {"key": key, "name": candidate["name"], "batch": self.experiment["batch"]}
         with watched(self.directory, key) as deaths:
-            found = _given_up(deaths) if deaths.times >= _MOST_DEATHS else _attempted(lambda: self._figures(candidate))
+            found = (
+                _given_up(deaths)
+                if deaths.times >= _MOST_DEATHS
+                else _attempted(lambda: self._figures(candidate, fastest_ms))
+            )
         if isinstance(found, Failure):
             return {**about, "failed": _named(found), "cause": found.cause, "nodes": list(found.nodes), **_NO_FIGURES}
         return {**about, "failed": None, "cause": None, "nodes": [], **found}
 
-    def _figures(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
+    def _figures(self, candidate: Mapping[str, Any], fastest_ms: float) -> dict[str, Any]:
         start = time.perf_counter()
         engine = _open(self.experiment, self.directory, self.inputs, candidate)
         build_seconds = time.perf_counter() - start
         try:
-            timings, state = self._timed(engine)
+            timings, state = self._timed(engine, fastest_ms)
             diagnosed = _diagnosed(engine)
         finally:
             engine.close()
         timing, reference = timings[_CANDIDATE], timings[_FLOAT]
         return {
             "clock": timing.clock,
+            "slowdown": timing.slowdown,
             "ratio": timing.ratio,
             "ratio_interval": list(timing.ratio_interval),
             "engine_ms": timing.latency_ms,
@@ -120,7 +130,7 @@ class Bench:
             **diagnosed,
         }
 
-    def _timed(self, engine: Engine) -> tuple[dict[str, Timing], dict[str, Any]]:
+    def _timed(self, engine: Engine, fastest_ms: float) -> tuple[dict[str, Timing], dict[str, Any]]:
         """Time an engine against the float engine, again while the machine slows down; returns the last timings and the
         state around them.
         """
@@ -133,12 +143,24 @@ class Bench:
         readings: list[dict[str, Any]] = []
         while True:
             timings = measure_engines(
-                engines, _FLOAT, protocol, seed=seed, batch=batch, around_rounds=lambda: readings.append(read_state())
+                engines,
+                _FLOAT,
+                protocol,
+                seed=seed,
+                batch=batch,
+                around_rounds=lambda: readings.append(read_state()),
+                fastest_ms=fastest_ms,
             )
             before, after = readings[-2:]
             reasons, count = throttle_reasons(before, after), len(readings) // 2
             if not reasons or count == _MOST_TIMINGS:
                 return timings, {"before": before, "after": after, "throttled": reasons, "timings": count}
+
+
+def _fastest_float_ms(earlier: Sequence[Mapping[str, Any]], batch: int, clock: str) -> float:
+    """Return what the float engine took at its fastest in the last results, infinity where it is in none."""
+    alike = [each for each in earlier if each["failed"] is None and (each["batch"], each["clock"]) == (batch, clock)]
+    return min((each["float_ms"] / each["slowdown"] for each in alike[-_REMEMBERED:]), default=math.inf)
 
 
 def _diagnosed(engine: Engine) -> dict[str, Any]:

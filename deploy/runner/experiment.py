@@ -21,7 +21,7 @@ import numpy as np
 
 from deploy.runner.errors import DeviceError
 
-SCHEMA = 3
+SCHEMA = 4
 EXPERIMENT_FILE = "experiment.json"
 RESULTS_FILE = "measurements.json"
 STARTED_FILE = "started.json"
@@ -41,7 +41,7 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "fingerprint": str,
     "label": str,
 }
-_PROTOCOL_FIELDS = {"rounds": int, "round_ms": (int, float), "calls": int, "singles": int}
+_PROTOCOL_FIELDS = {"rounds": int, "round_ms": (int, float), "calls": int, "singles": int, "sets": int}
 _CANDIDATE_FIELDS = {"name": str, "model": str, "settings": dict, "sha256": (str, type(None))}
 
 
@@ -119,7 +119,18 @@ def read_results_file(file: Path) -> dict[str, Any] | None:
     for entry in data["results"]:
         _check(entry, {"key": str, "name": str}, file, todo)
         if not isinstance(entry.get("failed"), str):
-            _check(entry, {"ratio": (int, float), "engine_ms": (int, float), "ratio_interval": list}, file, todo)
+            _check(
+                entry,
+                {
+                    "ratio": (int, float),
+                    "engine_ms": (int, float),
+                    "float_ms": (int, float),
+                    "slowdown": (int, float),
+                    "ratio_interval": list,
+                },
+                file,
+                todo,
+            )
             if [type(end) for end in entry["ratio_interval"]] != [float, float]:
                 raise DeviceError(
                     f"{file} is damaged (the interval of {entry['name']:.20} is no pair of numbers): {todo}"

@@ -28,7 +28,7 @@ from deploy.runner.experiment import (
 )
 from deploy.runner.product import write_product
 from deploy.runner.protocol import GpuTimed
-from deploy.runner.state import jetson_release, machine, power_mode
+from deploy.runner.state import QUIET, jetson_release, machine, power_mode
 from deploy.runner.trt_log import TRT_RUNTIMES, load_module
 
 LOG_FILE = "runner.log"
@@ -194,7 +194,7 @@ def _measure_all(
         if isinstance(bench.baseline, GpuTimed):
             record["hardware"] = {**record["hardware"], "gpu": bench.baseline.gpu}
         for candidate in waiting:
-            result = bench.measure(candidate)
+            result = bench.measure(candidate, record["results"])
             record["results"].append(result)
             write_json(directory / RESULTS_FILE, record)
             announce(_line(result))
@@ -219,6 +219,12 @@ def _line(result: Mapping[str, Any]) -> str:
     if result["failed"] is not None:
         return f"failed   {result['name']}: {result['failed']}"
     low, high = result["ratio_interval"]
-    slow = "; the machine slowed down each time: " + ", ".join(result["state"]["throttled"])
+    reasons = result["state"]["throttled"]
+    slow = f"; the machine slowed down each time: {', '.join(reasons)}" if reasons else ""
+    busy = (
+        f"; the float engine took {result['slowdown']:.2f}x of its fastest time"
+        if result["slowdown"] > 1 + QUIET
+        else ""
+    )
     figures = f"{result['ratio']:.3f}x of float ({low:.3f} to {high:.3f}), {result['engine_ms']:.3f} ms"
-    return f"measured {result['name']}: {figures}{slow if result['state']['throttled'] else ''}"
+    return f"measured {result['name']}: {figures}{slow}{busy}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from deploy.runner.errors import DeviceError
+from deploy.runner.quiet import Round, quiet_rounds, widened
 
 _WARM_UP_CALLS = 3
 _STEP_MS = 20.0
@@ -93,16 +96,17 @@ class NotComparable(ValueError):  # noqa: N818 - the name says what is wrong
 
 @dataclass(frozen=True)
 class Protocol:
-    """How to measure: `rounds` rounds; in each, every engine runs at least `round_ms` milliseconds and at least `calls`
+    """How to measure: at least `rounds` rounds, of which as many are kept; in each, every engine runs at least `round_ms` milliseconds and at least `calls`
     times.
 
-    After the rounds, `singles` calls at most are timed one by one, for the 99th percentile.
+    Where something else is at work, up to `sets` sets of as many rounds are made (`deploy.runner.quiet`). After the rounds, `singles` calls at most are timed one by one, for the 99th percentile.
     """
 
     rounds: int = 15
     round_ms: float = 12.0
     calls: int = 3
     singles: int = 0
+    sets: int = 4
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ class Timing:
     """One engine, timed by turns with others: its rounds, and the ratio to the baseline of the same round.
 
     Times are milliseconds of one call; intervals are 95 %, bootstrap over rounds. `ratio` is 1 for the baseline itself.
+    `slowdown` is the time of the baseline in these rounds by its fastest known; where something else was at work, the
+    interval of the ratio is wider for it (`deploy.runner.quiet`).
     `p99_ms` is over `p99_calls` calls that were timed one by one, or None, and `p99_note` says why. `throughput` is
     samples in a second. `clock` is what all engines were timed by.
     """
@@ -124,6 +130,7 @@ class Timing:
     p99_note: str | None
     throughput: float
     clock: str
+    slowdown: float
 
 
 def measure_engines(
@@ -134,13 +141,16 @@ def measure_engines(
     seed: int = 0,
     batch: int = 1,
     around_rounds: Callable[[], None] = lambda: None,
+    fastest_ms: float = math.inf,
+    pause: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing]:
     """Time engines by turns, round by round, each call on a batch of `batch` samples; return the timing of each.
 
     All engines must read the same clock.
 
     Where one of the engines was not captured as a CUDA graph, all of them run without graphs. `around_rounds` is called
-    right before the first round and right after the last one.
+    right before the first round and right after the last one. `fastest_ms` is the fastest that the baseline is known to
+    be: while it is slower, something else is at work, and more rounds follow after a `pause`.
 
     After a warm-up the order within a round is shuffled, since an engine may profit from what ran before it. In a round
     each engine makes one call that is not timed, since others have filled the caches, and runs in two to five parts, of
@@ -158,19 +168,27 @@ def measure_engines(
     names = list(engines)
     warm = {name: _warmed(engine) for name, engine in engines.items() if isinstance(engine, GpuTimed)}
     repeats = {name: _repeats(engines[name], protocol, warm.get(name)) for name in names}
-    parts: dict[str, list[list[float]]] = {name: [] for name in names}
+
+    def one_round() -> Round:
+        order = generator.permutation(len(names))
+        times = {names[index]: _one_round(engines[names[index]], repeats[names[index]], protocol) for index in order}
+        return {name: times[name] for name in names}
+
     around_rounds()
-    for _ in range(protocol.rounds):
-        for index in generator.permutation(len(names)):
-            name = names[index]
-            parts[name].append(_one_round(engines[name], repeats[name], protocol))
+    # an idle GPU lowers its clocks
+    rounds, slowdown = quiet_rounds(
+        one_round, protocol.rounds, protocol.sets, baseline, fastest_ms, (lambda _: None) if warm else pause
+    )
     around_rounds()
-    if not all(ms > 0 for rounds in parts.values() for one_round in rounds for ms in one_round):
+    if not all(ms > 0 for each in rounds for ms in each.values()):
         raise DeviceError(
             f"the clock of this machine ({clocks[0]}) is too coarse: it reads times that are not above zero"
         )
-    reference = _rounds(parts[baseline])
-    timings = {name: _timing(parts[name], reference, generator, clocks[0], batch) for name in names}
+    by_name = {name: np.array([each[name] for each in rounds]) for name in names}
+    timings = {
+        name: _timing(times, by_name[baseline], slowdown, generator, clocks[0], batch)
+        for name, times in by_name.items()
+    }
     return {
         name: replace(timing, **_tail(engines[name], timing.latency_ms, protocol)) for name, timing in timings.items()
     }
@@ -223,10 +241,10 @@ def _repeats(engine: Timed, protocol: Protocol, warm_ms: float | None) -> int:
     return max(protocol.calls, round(protocol.round_ms / max(fastest, 1e-3)))
 
 
-def _one_round(engine: Timed, repeats: int, protocol: Protocol) -> list[float]:
+def _one_round(engine: Timed, repeats: int, protocol: Protocol) -> float:
     engine.time(1)
     parts = max(2, min(5, repeats // protocol.calls))
-    return [engine.time(max(1, repeats // parts)) for _ in range(parts)]
+    return min(engine.time(max(1, repeats // parts)) for _ in range(parts))
 
 
 def _tail(engine: Timed, latency_ms: float, protocol: Protocol) -> dict[str, Any]:
@@ -251,25 +269,26 @@ def _tail(engine: Timed, latency_ms: float, protocol: Protocol) -> dict[str, Any
     return {"p99_ms": p99, "p99_calls": count, "p99_note": None}
 
 
-def _rounds(parts: Sequence[Sequence[float]]) -> np.ndarray:
-    return np.array([min(one_round) for one_round in parts])
-
-
 def _timing(
-    parts: Sequence[Sequence[float]], reference: np.ndarray, generator: np.random.Generator, clock: str, batch: int
+    rounds: np.ndarray,
+    reference: np.ndarray,
+    slowdown: float,
+    generator: np.random.Generator,
+    clock: str,
+    batch: int,
 ) -> Timing:
-    rounds = _rounds(parts)
     ratios = rounds / reference
     latency = float(np.median(rounds))
     return Timing(
         latency_ms=latency,
         latency_interval_ms=bootstrap_median(rounds, generator),
         ratio=float(np.median(ratios)),
-        ratio_interval=bootstrap_median(ratios, generator),
+        ratio_interval=widened(bootstrap_median(ratios, generator), slowdown if rounds is not reference else 1.0),
         rounds_ms=tuple(map(float, rounds)),
         p99_ms=None,
         p99_calls=0,
         p99_note=None,
         throughput=1000.0 * batch / latency,
         clock=clock,
+        slowdown=slowdown,
     )

@@ -12,6 +12,8 @@ from typing import Any
 
 from deploy.runner.nvml import POWER_CAP, read_gpu
 
+QUIET = 0.06
+"""Beside other work an engine takes this share longer than at its fastest, or more."""
 _THROTTLED_BELOW = 0.9
 _GPU_CLOCK = re.compile(r"gpu|gv11b|ga10b|gb10b")
 

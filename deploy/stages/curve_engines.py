@@ -20,7 +20,6 @@ from deploy.latency.observed import Observation
 from deploy.latency.steps import Goal, LoopSettings
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
-from deploy.runner.protocol import Protocol
 from deploy.targets.offers import may_fail
 from smpq.files import Interval
 from smpq.problem.policy import Policy, Space, canonical
@@ -223,7 +222,7 @@ def _runtimes_own(workspace: Workspace) -> Engine | None:
             workspace.progress.warn(f"the curve has no quantize_static, which failed: {settings.reason}")
             return None
         candidate = replace(workspace.candidates.kept(out), settings=settings)
-    (result,) = workspace.bench.time([candidate], Protocol())
+    (result,) = workspace.bench.time([candidate])
     if result.ratio is None or result.ratio_interval is None:
         workspace.progress.warn(f"the curve has no quantize_static, whose engine does not build: {result.failed}")
         return None

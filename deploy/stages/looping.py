@@ -24,7 +24,6 @@ from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import DEVICE, Workspace
 from deploy.runner.experiment import EXPERIMENT_FILE, RESULTS_FILE
 from deploy.runner.product import ENGINES_DIRECTORY
-from deploy.runner.protocol import Protocol
 from deploy.stages.making import export
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import method_of, score, static_ceilings
@@ -116,7 +115,7 @@ def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: 
         raise UserError(f"no other engine needs to be measured: {looped.outcome().stop_reason}")
     candidates = [workspace.candidates.candidate(proposal.policy) for proposal in proposals]
     (directory / RESULTS_FILE).unlink(missing_ok=True)
-    experiment = workspace.bench.experiment(candidates, Protocol(), label=str(budget))
+    experiment = workspace.bench.experiment(candidates, label=str(budget))
     write_bundle(experiment, directory)
     keep_asked(experiment, workspace.run.file(DEVICE))
     workspace.run.write(

@@ -161,7 +161,18 @@ def timed_row(result: Result) -> TimingRow:
     other.
     """
     assert result.state is not None
-    figures = ("batch", "ratio", "engine_ms", "float_ms", "p99_ms", "p99_calls", "p99_note", "throughput", "clock")
+    figures = (
+        "batch",
+        "ratio",
+        "engine_ms",
+        "float_ms",
+        "p99_ms",
+        "p99_calls",
+        "p99_note",
+        "throughput",
+        "slowdown",
+        "clock",
+    )
     on_gpu = ("enqueue_ms", "hot_ms", "cold_ms")
     values = {name: getattr(result, name) for name in (*figures, *on_gpu)} | {"throttled": result.state.throttled}
     try:

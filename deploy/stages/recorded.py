@@ -182,6 +182,7 @@ def latency_part(record: LatencyFile) -> LatencyPart:
         enqueue_ms=timed.enqueue_ms,
         hot_ms=timed.hot_ms,
         cold_ms=timed.cold_ms,
+        slowdown=timed.slowdown,
         throttled=timed.throttled,
         clock=timed.clock,
         batch=timed.batch,

@@ -27,7 +27,7 @@ from deploy.files.report import (
 )
 from deploy.files.search import CostsFile
 from deploy.files.verification import STAGES
-from deploy.latency.history import steps_for
+from deploy.latency.history import ended_early, steps_for
 from deploy.run.directory import Run
 from deploy.run.settings import options_of
 from deploy.stages.finetuning import read_record
@@ -37,6 +37,7 @@ from deploy.targets.target import Target, target_from_name
 from smpq.files import Interval
 from smpq.methods import DEFAULT_METHOD, method_from_name
 from smpq.problem.budget import LOSSES, Limit
+from smpq.scoring.stability import CUT_SHORT
 from smpq.solve.allocate import Ceiling, Impossible
 from smpq.training.settings import FineTuneSettings
 
@@ -55,6 +56,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     limits = _limits(read)
     means = read.verification.means if read.verification is not None else {}
     names = backend_of(read.target).names
+    loop = run.find(LoopFile)
     report = ReportFile(
         task=settings.task,
         target=read.target.name,
@@ -77,7 +79,8 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         layers=_layers(read),
         stability=read.stability,
         contributions=read.contributions,
-        observations=tuple(map(_observation, steps_for(run.find(LoopFile), str(read.budget))[-MOST_SHOWN:])),
+        cut_short=_cut_short(read, loop),
+        observations=tuple(map(_observation, steps_for(loop, str(read.budget))[-MOST_SHOWN:])),
         pareto=_pareto(read),
         curve=read.curve,
         scores=_provenance(read),
@@ -106,6 +109,10 @@ def _options(read: Recorded) -> dict[str, tuple[str, ...]]:
     if tuned is not None:
         options["--finetune"] = (str(tuned.settings.get("epochs", FineTuneSettings.epochs)).removesuffix(".0"),)
     return options
+
+
+def _cut_short(read: Recorded, loop: LoopFile | None) -> bool:
+    return ended_early(loop, str(read.budget)) or (read.scores is not None and read.scores.stop_reason == CUT_SHORT)
 
 
 def _destination(target: Target) -> DestinationPart:

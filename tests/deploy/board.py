@@ -15,6 +15,7 @@ SLOWER = dict.fromkeys(LAYERS, 0.1)
 NO_FIGURES = dict.fromkeys(
     (
         "clock",
+        "slowdown",
         "ratio",
         "ratio_interval",
         "engine_ms",
@@ -83,7 +84,15 @@ def figures(integers: Iterable[str], costs: dict[str, float], refuses: Refuses) 
         "cause": None,
         "nodes": [],
     }
-    return {**empty, **times, **rounds, "clock": "CUDA events", "ratio": ratio, "ratio_interval": interval}
+    return {
+        **empty,
+        **times,
+        **rounds,
+        "clock": "CUDA events",
+        "slowdown": 1.0,
+        "ratio": ratio,
+        "ratio_interval": interval,
+    }
 
 
 def nothing(_integers: set[str]) -> None:

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
     "intra_op_num_threads": 1,
     "inter_op_num_threads": 1,
 }
-QUICK = Protocol(rounds=5, round_ms=1.0, calls=2, singles=200)
+QUICK = Protocol(rounds=5, round_ms=1.0, calls=2, singles=200, sets=1)
 WIDTH = 64
 
 

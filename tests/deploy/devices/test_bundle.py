@@ -122,7 +122,7 @@ def first(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: {**data, "schema": 4}, "schema 4, this version of smpq reads schema 3"),
+        (lambda data: {**data, "schema": 3}, "schema 3, this version of smpq reads schema 4"),
         (lambda data: {**data, "results": {}}, r"expected `array`, got `object` - at `\$.results`"),
         (lambda data: {**data, "results": [1]}, r"expected `object`, got `int` - at `\$.results\[0\]`"),
         (first(ratio="fast"), r"got `str` - at `\$.results\[0\].ratio`"),
@@ -158,6 +158,7 @@ def test_damaged_measurements(measured, tmp_path, change, message):
         (first(throughput=0.5), "throughput is 0.5, and .* is what its batch size and engine_ms give"),
         (first(ratio_interval=[2.6, 0.4]), "interval of its ratio is 2.6 to 0.4, and the ratio is"),
         (first(ratio_interval=[1e-9, 1e9]), "its rounds put the end 1e-09 between"),
+        (first(slowdown=1e6), "its rounds put the end"),
         (first(rounds_ms=[1.0]), "it has 1 rounds, and 5 were asked for"),
         (first(float_rounds_ms=[1.0]), "it has 1 rounds of the float engine, and 5 were asked for"),
     ],

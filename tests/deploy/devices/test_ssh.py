@@ -22,7 +22,7 @@ from tests.deploy.devices.conftest import place_there
 from tests.deploy.devices.remote_runners import measured_in, runners
 from tests.deploy.experiments import broken_candidate, experiment
 
-SLOWER = Protocol(rounds=15, round_ms=12.0)
+SLOWER = Protocol(rounds=15, round_ms=12.0, sets=1)
 """Nearly half a second for a candidate: what is done to the runner while it works comes in time."""
 
 

@@ -89,6 +89,7 @@ def result(layers: tuple[Layer, ...] | None, enqueue_ms: float | None = 0.25, ro
         **about,
     }
     measured = {
+        "slowdown": 1.0,
         "ratio": 0.5,
         "ratio_interval": [0.5, 0.5],
         "rounds_ms": [1.0] * rounds,

@@ -24,6 +24,8 @@ FIGURES = {**LATENCY, "engine_ms": 0.1, "throughput": 10_000}
             {"throttled": ["oc3_event_cnt rose by 2"]},
             ["The machine slowed down while it was timed, each time that was tried: oc3_event_cnt"],
         ),
+        ({"slowdown": 1.05}, []),
+        ({"slowdown": 1.3}, ["Something else was at work while it was timed: the float engine took 1.3 times as long"]),
     ],
 )
 def test_remarks(figures, remarks):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.latency.history import Search, settle, settled, steps_for
+from deploy.files.loop import LoopFile
+from deploy.latency.history import Search, ended_early, settle, settled, steps_for
 from deploy.latency.loop import LatencyLoop
 from deploy.latency.observed import Observation, Refusal
 from deploy.latency.steps import STOPPED_EARLY, Goal, Outcome, Proposal, Step
@@ -152,7 +153,9 @@ def test_a_search_that_would_have_gone_on_is_not_taken_up(run: Run) -> None:
     outcome = search(run, Device())
     history = Search(run, SPACE, BUDGET, BOARD, LIMIT, ())
     history.add([Step(outcome.steps[0].proposal, Observation(outcome.policy, 0.123, 0.001), None, met=True)])
+    assert not ended_early(run.find(LoopFile), BUDGET)
     history.end(replace(outcome, stop_reason=STOPPED_EARLY))
+    assert ended_early(run.find(LoopFile), BUDGET)
     assert taken_up(run) is None
 
 

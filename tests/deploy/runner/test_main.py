@@ -16,6 +16,7 @@ import pytest
 from deploy.devices.bundle import write_bundle
 from deploy.runner import bench as module
 from deploy.runner.errors import DeviceError
+from deploy.runner.experiment import SCHEMA
 from deploy.runner.main import list_candidates, main, run_experiment
 from deploy.runner.protocol import Protocol
 from deploy.runner.state import machine
@@ -45,7 +46,7 @@ def test_what_is_written(directory, wanted):
     lines = []
     record = run_experiment(directory, lines.append)
     assert json.loads((directory / "measurements.json").read_text()) == record
-    assert (record["schema"], record["fingerprint"], record["runtime"]) == (3, wanted.fingerprint, "onnxruntime")
+    assert (record["schema"], record["fingerprint"], record["runtime"]) == (SCHEMA, wanted.fingerprint, "onnxruntime")
     assert record["machine"] == machine()
     assert set(record["versions"]) == {"python", "numpy", "onnxruntime"}
     assert record["hardware"] == {"gpu": None, "jetson_release": None, "power_mode": None}
@@ -217,7 +218,7 @@ def test_the_log_goes_on_when_nobody_listens(directory, monkeypatch):
         (lambda d: (d / "experiment.json").write_text("[]"), "is no object"),
         (lambda d: change(d / "experiment.json", schema=9), "schema 9"),
         (lambda d: change(d / "experiment.json", batch="1"), "batch missing or of the wrong type"),
-        (lambda d: change(d / "experiment.json", protocol={}), "rounds, round_ms, calls, singles missing"),
+        (lambda d: change(d / "experiment.json", protocol={}), "rounds, round_ms, calls, singles, sets missing"),
         (lambda d: change(d / "experiment.json", candidates=[{"name": "a"}]), "model, settings missing"),
         (lambda d: change(d / "experiment.json", runtime="abacus"), "abacus"),
         (lambda d: change(d / "experiment.json", inputs="other.npz"), "copy the whole directory again"),

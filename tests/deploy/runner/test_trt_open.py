@@ -101,6 +101,6 @@ def write_experiment(directory):
     onnx.save(one_layer(Layer("conv2d", FP16), half=True), directory / "model.onnx")
     np.savez(directory / "inputs.npz", x=np.zeros((1,), np.float16))
     engine = {"name": "0" * 16, "model": "model.onnx", "settings": {}, "sha256": None}
-    plain = {"schema": 3, "runtime": "tensorrt-rtx", "float": engine, "candidates": [{**engine, "name": "1" * 16}], "inputs": "inputs.npz",
-             "batch": 1, "protocol": {"rounds": 5, "round_ms": 1.0, "calls": 2, "singles": 0}, "seed": 0, "fingerprint": "f" * 64, "label": ""}  # fmt: skip
+    plain = {"schema": 4, "runtime": "tensorrt-rtx", "float": engine, "candidates": [{**engine, "name": "1" * 16}], "inputs": "inputs.npz",
+             "batch": 1, "protocol": {"rounds": 5, "round_ms": 1.0, "calls": 2, "singles": 0, "sets": 1}, "seed": 0, "fingerprint": "f" * 64, "label": ""}  # fmt: skip
     (directory / "experiment.json").write_text(json.dumps(plain), "utf-8")

@@ -61,7 +61,7 @@ def answered(
         integers = [layer for layer, chosen in policy.items() if chosen != "fp32"]
         results.append({**about, **figures(integers, costs, refuses)})
     record = {
-        "schema": 3,
+        "schema": 4,
         "fingerprint": experiment["fingerprint"],
         "runtime": "onnxruntime",
         "versions": {},
@@ -247,7 +247,7 @@ def failure(result: dict, cause: str) -> dict:
 
 def answered_file(file: Path, results: list, workspace) -> Path:
     record = {
-        "schema": 3,
+        "schema": 4,
         "fingerprint": workspace.fingerprint,
         "runtime": "onnxruntime",
         "versions": {},

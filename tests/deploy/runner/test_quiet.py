@@ -1,0 +1,83 @@
+"""Rounds beside a neighbour: another set of them, the quietest kept, a wider interval where none were quiet."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from deploy.runner.protocol import Protocol, measure_engines
+from deploy.runner.quiet import quiet_rounds, widened
+
+QUIET, BUSY = {"float": 1.0, "engine": 0.6}, {"float": 1.3, "engine": 1.0}
+
+
+def told(rounds, count, fastest_ms=math.inf):
+    """Choose among `rounds`; returns what was chosen, the slowdown, how many rounds were made, and the pauses."""
+    made, pauses = iter(rounds), []
+    chosen, slowdown = quiet_rounds(lambda: next(made), count, 4, "float", fastest_ms, pauses.append)
+    return chosen, slowdown, len(rounds) - len(list(made)), pauses
+
+
+def test_quiet_rounds_are_all_there_are():
+    assert told([QUIET] * 9, 3) == ([QUIET] * 3, 1.0, 3, [])
+
+
+def test_a_neighbour_that_comes_and_goes():
+    chosen, slowdown, made, pauses = told([QUIET, BUSY, BUSY, BUSY, QUIET, QUIET], 3)
+    assert (chosen, slowdown, made, len(pauses)) == ([QUIET] * 3, 1.0, 6, 1)
+
+
+def test_a_neighbour_from_the_first_to_the_last_round_is_told_by_earlier_measurements():
+    rounds = [BUSY] * 60
+    assert told(rounds, 3)[1:3] == (1.0, 3), "nothing tells it"
+    chosen, slowdown, made, pauses = told(rounds, 3, fastest_ms=1.0)
+    assert (chosen, slowdown, made) == ([BUSY] * 3, 1.3, 12)
+    assert [pause / pauses[0] for pause in pauses] == pytest.approx([1, 2, 4])
+
+
+def test_no_engine_is_favoured_by_the_choice():
+    lucky = {"float": 0.97, "engine": 0.66}
+    chosen, *_ = told([BUSY, lucky, BUSY, QUIET, QUIET, QUIET], 3)
+    assert chosen == [QUIET] * 3, "not the round in which the float engine alone was fastest"
+
+
+def test_the_interval_is_as_wide_as_the_float_engine_was_slow():
+    assert widened((0.5, 0.6), 1.06) == (0.5, 0.6)
+    assert widened((0.5, 0.6), 1.25) == pytest.approx((0.4, 0.75))
+
+
+class Neighboured:
+    """An engine that takes `ms`, and `factor` as long while the neighbour is there."""
+
+    clock = "thread CPU time"
+
+    def __init__(self, ms, factor, busy):
+        self.ms, self.factor, self.busy = ms, factor, busy
+
+    def time(self, _repeats):
+        return self.ms * (self.factor if self.busy() else 1)
+
+
+def measured(stays):
+    """Time two engines beside a neighbour that `stays`, or is gone after a pause."""
+    pauses = []
+    engines = {
+        name: Neighboured(ms, factor, lambda: stays or not pauses)
+        for name, ms, factor in (("float", 1.0, 1.3), ("engine", 0.6, 1.6))
+    }
+    return measure_engines(engines, "float", Protocol(rounds=5), fastest_ms=1.0, pause=pauses.append), pauses
+
+
+def test_engines_are_timed_when_the_neighbour_is_gone():
+    timings, pauses = measured(stays=False)
+    assert timings["engine"].ratio == pytest.approx(0.6)
+    assert (timings["engine"].slowdown, len(timings["engine"].rounds_ms), len(pauses)) == (1.0, 5, 1)
+
+
+def test_a_neighbour_that_stays_makes_the_interval_wider():
+    timings, _ = measured(stays=True)
+    assert timings["engine"].ratio == pytest.approx(0.96 / 1.3)
+    low, high = timings["engine"].ratio_interval
+    assert low < 0.6 < high
+    assert timings["float"].ratio_interval == (1.0, 1.0)
