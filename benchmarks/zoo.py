@@ -6,7 +6,7 @@ Architectures of `transformers` and plain PyTorch ones (`zoo_networks`), small, 
 process of its own: a crash ends one line. A line tells which units were found and which weights were skipped and why,
 how it ended, the cosines between the outputs of fake-quantised model, ONNX file and engine, and CPU seconds by stage.
 Outcomes are kept in FILE (`runs/zoo.jsonl`), and networks that are there are not run again; with NAMEs only those run,
-nothing is kept, and tracebacks are printed.
+nothing is kept, and tracebacks are printed. Needs the extra `bench`.
 """
 
 import argparse
