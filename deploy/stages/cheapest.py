@@ -24,7 +24,8 @@ from smpq.solve.allocate import Ceiling, Impossible, Problem, nearest_feasible
 from smpq.solve.cheapest import cheapest
 from smpq.solve.effort import Effort
 from smpq.solve.search import choose
-from smpq.value.loss import Loss, PolicyLoss
+from smpq.value.loss import Loss
+from smpq.value.policy_loss import PolicyLoss
 
 _UNITS: dict[str, Literal["points", "nats"]] = {"drop": "points", "kl": "nats"}
 
