@@ -20,7 +20,7 @@ from deploy.stages.passage import Passage, go_on
 from deploy.stages.stage_runners import Runner, engine_runner, in_batches
 from smpq.files import SHARES, Interval
 from smpq.problem.policy import Policy
-from smpq.value.metric import Collected
+from smpq.value.collected import Collected
 
 
 class Judge:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from calib.data import per_sample
+from calib.errors import UserError
 from calib.task import Batch, Task
 from smpq.training.finetuned import Judged
 from smpq.training.placing import batch_on
 from smpq.training.trainable import TrainableGraph
 from smpq.value.metric import collected
+from smpq.value.resampling import UndefinedError
 from smpq.value.value import divergence
 
 
@@ -38,5 +40,8 @@ class Judge:
                     values.append(-per_sample(function, (output, expected), count, "divergence"))
                 elif self._value == "loss":
                     values.append(-per_sample(self._task.loss, (output, batch.target), count, "loss"))
-        found = metric.value
+        try:
+            found = metric.value
+        except UndefinedError as error:
+            raise UserError(f"fine-tuning is judged on the calibration batches: {error}") from error
         return Judged(float(torch.cat(values).mean()) if values else found, found)

@@ -14,11 +14,12 @@ from calib.task import Batch, Task
 from smpq.files import SHARES
 from smpq.problem.policy import Policy, Space
 from smpq.quantized.quantize import FakeQuantizer
+from smpq.value.collected import Collected, MeanCollected
 from smpq.value.incremental import outputs_of
 from smpq.value.journal import Journal
 from smpq.value.loss import Loss, point_of
-from smpq.value.metric import Collected, MeanCollected, collected
-from smpq.value.resampling import RESAMPLES
+from smpq.value.metric import collected
+from smpq.value.resampling import RESAMPLES, UndefinedError
 from smpq.value.value import measure_of, samples_at_once, split
 
 _EARLY = 3.5
@@ -77,6 +78,15 @@ class PolicyLoss:
             return 0.0
         self._run_float(len(self._batches))
         return self._float.value / self._point
+
+    def doubt(self) -> str | None:
+        """Say why these batches cannot tell how sure a loss in the metric is; None where they can."""
+        self._run_float(len(self._batches))
+        try:
+            self._float.figure()
+        except UndefinedError as error:
+            return str(error)
+        return self._float.doubt()
 
     def __call__(self, policy: Policy, limit: float) -> Loss:
         """Return what a policy loses, as exactly as the verdict about `limit` needs."""

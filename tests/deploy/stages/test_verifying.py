@@ -1,7 +1,5 @@
 """Points that are lost on purpose, at one stage at a time."""
 
-from itertools import pairwise
-
 import numpy as np
 import onnx
 import pytest
@@ -13,7 +11,6 @@ from deploy.backends import onnxruntime as ort_backend
 from deploy.backends.tensorrt import backend as tensorrt_backend
 from deploy.files.verification import STAGES
 from deploy.stages import read_policy, verifying
-from deploy.stages.evaluation import spread_out
 from deploy.stages.run_all import open_run
 from deploy.stages.verifying import verify
 from deploy.terminal.progress import Progress
@@ -191,13 +188,6 @@ def test_a_loss_is_followed_until_the_data_tell_where_it_is(run, monkeypatch):
     assert "onnx" in record.lost
     ends = [row.change_interval for row in record.stages.values() if row.change_interval is not None]
     assert sorted(each.high - each.low for each in ends)[-2] <= -record.whole.interval.low
-
-
-def test_any_beginning_of_the_data_is_spread_over_all_of_it():
-    order = spread_out(100)
-    assert order[0] == 0
-    assert sorted(order) == list(range(100))
-    assert max(b - a for a, b in pairwise(sorted(order[:10]))) <= 20
 
 
 @pytest.mark.parametrize("stage", ["eager", "engine"])
