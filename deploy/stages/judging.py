@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -63,7 +63,7 @@ class Judge:
         """Return how accurate the engine of another model is, as `of_policy`."""
         return self._compared(self._found(self._engine(candidate, what), "engine", what), "engine")
 
-    def _compared(self, found: Collected[Any], measured_on: Literal["engine", "fake_quant"]) -> JudgedPoint:
+    def _compared(self, found: Collected, measured_on: Literal["engine", "fake_quant"]) -> JudgedPoint:
         figure = found.figure()
         share = self._workspace.task.metric_name in SHARES
         lost = self._float.loss_to(found, point=1.0, largest=1.0 if share else 0.0)
@@ -77,14 +77,14 @@ class Judge:
         )
 
     @cached_property
-    def _float(self) -> Collected[Any]:
+    def _float(self) -> Collected:
         return self._of_policy(self._reference, "the float model")
 
     @property
     def _reference(self) -> Policy:
         return self._workspace.space.uniform(self._workspace.space.reference)
 
-    def _of_policy(self, policy: Policy, what: str) -> Collected[Any]:
+    def _of_policy(self, policy: Policy, what: str) -> Collected:
         if not self._runs_here:
             return self._found(self._fake(policy), "fake_quant", what)
         return self._found(self._engine(self._workspace.candidates.candidate(policy), what), "engine", what)
@@ -109,7 +109,7 @@ class Judge:
             raise UserError(f"the engine of {what} does not open: {opened}")
         return engine_runner(workspace.traced, opened)
 
-    def _found(self, runner: Runner, stage: StageName, what: str) -> Collected[Any]:
+    def _found(self, runner: Runner, stage: StageName, what: str) -> Collected:
         """Return what the metric keeps of a stage."""
         with self._workspace.progress.bar(f"accuracy of {what}", len(self._data)) as advance:
             (passage,) = go_on([Passage(self._workspace.task, stage, runner)], self._data.batches(), advance)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,34 +13,25 @@ from calib.network.agreement import Agreement
 from calib.task import Batch, Task
 from deploy.files.verification import StageName
 from deploy.stages.stage_runners import Runner
+from smpq.value.column import Column
 from smpq.value.metric import collected
-
-_KEPT_BYTES = 1 << 28
-"""Of the module's own outputs about so many are kept until the trace has been compared with them."""
 
 
 class Passage:
-    """A stage that computes batch after batch of the evaluation data.
+    """A stage that computes batch after batch of the evaluation data, and keeps nothing that is large.
 
-    `outputs` are those on the first ones by number, as many as there is room for; empty except for the user's own
-    module. `problem` says in words where its outputs are not `reference`; None as long as they are. `found` is what the
-    task's metric keeps.
+    `problem` says in words where its outputs are not those of `reference`; None as long as they are. `found` is what
+    the task's metric keeps, `classes` the top class of each sample.
     """
 
-    def __init__(self, task: Task, name: StageName, runner: Runner, reference: Mapping[int, Any] | None = None) -> None:
+    def __init__(self, task: Task, name: StageName, runner: Runner, reference: Runner | None = None) -> None:
         """Compute nothing yet."""
         self.name, self.found = name, collected(task)
-        self.outputs: dict[int, Any] = {}
         self.problem: str | None = None
-        self._runner, self._reference = runner, reference or {}
-        self._agreement = Agreement(self._reference[0]) if self._reference else None
-        self._classes: dict[int, Tensor] = {}
+        self.classes = Column(torch.int64)
+        self._runner, self._reference = runner, reference
+        self._agreement: Agreement | None = None
         self._broken = self._seen = 0
-
-    @property
-    def classes(self) -> Mapping[int, Tensor] | None:
-        """`[n]` by batch: the top class of each sample so far; None where an output is not `[n, classes]`."""
-        return self._classes if len(self._classes) == self.found.batches else None
 
     def take(self, number: int, batch: Batch) -> None:
         """Compute one more batch."""
@@ -52,11 +42,11 @@ class Passage:
             return
         self.found.take(number, output, batch)
         if leaves[0].dim() == 2 and len(leaves[0]) == count:  # class scores
-            self._classes[number] = leaves[0].argmax(1)
-        if self._agreement is not None and number in self._reference and self.problem is None:
-            self.problem = self._agreement.difference(output, self._reference[number])
-        if self.name == "eager" and (number + 1) * sum(leaf.nbytes for leaf in leaves) <= _KEPT_BYTES:
-            self.outputs[number] = output
+            self.classes.add(number, leaves[0].argmax(1))
+        if self._reference is not None and self.problem is None:
+            expected = self._reference(batch)
+            self._agreement = self._agreement or Agreement(expected)
+            self.problem = self._agreement.difference(output, expected)
 
     def check(self) -> None:
         """Raise UserError where an output held NaN or infinity."""
@@ -87,11 +77,10 @@ def go_on(
 
 def agreement(first: Passage, second: Passage) -> float | None:
     """Return the share of the samples of both with the same top class; None where there are no classes."""
-    one, two = first.classes, second.classes
-    if one is None or two is None:
+    if any(len(stage.classes.sizes) < stage.found.batches for stage in (first, second)):
         return None
-    same = [one[number] == two[number] for number in sorted(one.keys() & two.keys())]
-    return float(torch.cat(same).double().mean())
+    shared = first.classes.shared(second.classes)
+    return float((first.classes.of(shared) == second.classes.of(shared)).double().mean())
 
 
 def _not_finite(leaves: Sequence[Tensor], count: int) -> int:

@@ -78,7 +78,7 @@ def _passages(workspace: Workspace, runners: Mapping[StageName, Runner | str], d
     for name in (first, last):
         with progress.bar(f"verify {name}", len(data)) as advance:
             ends.extend(go_on([Passage(task, name, able[name])], data.batches(), advance))
-    middle = [Passage(task, name, able[name], ends[0].outputs if name == "float" else None) for name in between]
+    middle = [Passage(task, name, able[name], able[first] if name == "float" else None) for name in between]
     passages, samples = [ends[0], *middle, ends[1]], _FIRST_SAMPLES
     start = 0
     while middle and start < len(data):

@@ -6,16 +6,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from calib.task import Batch
 from smpq.files import Interval
+from smpq.value.column import Column
 from smpq.value.loss import Loss, loss_of
-
-_Piece = TypeVar("_Piece")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Figure:
         return Interval.around(self.value, self.standard_error)
 
 
-class Collected(ABC, Generic[_Piece]):
+class Collected(ABC):
     """What a metric keeps of the batches that went through one model.
 
     Batches are numbered, and count in the order of their numbers. Two of these are compared over the batches of both,
@@ -42,7 +41,6 @@ class Collected(ABC, Generic[_Piece]):
     """Whether a part of the samples says what all of them will."""
 
     def __init__(self) -> None:
-        self._pieces: dict[int, _Piece] = {}
         self.sizes: dict[int, int] = {}  # samples of each batch
 
     @property
@@ -55,14 +53,11 @@ class Collected(ABC, Generic[_Piece]):
         """How many samples it has."""
         return sum(self.sizes.values())
 
+    @abstractmethod
     def take(self, number: int, output: Any, batch: Batch) -> None:
         """Keep of a model's output what the metric needs. UserError where the task's functions do not work."""
-        self._keep(number, self._piece(output, batch), len(batch.inputs[0]))
 
-    def _keep(self, number: int, piece: _Piece, size: int) -> None:
-        self._pieces[number], self.sizes[number] = piece, size
-
-    def _shared(self, other: Collected[Any]) -> tuple[int, ...]:
+    def _shared(self, other: Collected) -> tuple[int, ...]:
         return tuple(sorted(self.sizes.keys() & other.sizes.keys()))
 
     @property
@@ -88,11 +83,8 @@ class Collected(ABC, Generic[_Piece]):
     def doubt(self) -> str | None:
         """Say why the interval cannot be relied on; None where it can."""
 
-    @abstractmethod
-    def _piece(self, output: Any, batch: Batch) -> _Piece: ...
 
-
-class MeanCollected(Collected[Tensor]):
+class MeanCollected(Collected):
     """One value of each sample; the figure is their mean."""
 
     early = True
@@ -101,26 +93,29 @@ class MeanCollected(Collected[Tensor]):
         """`measure` gives the `[n]` values of a model's output on a batch."""
         super().__init__()
         self._measure = measure
+        self._column = Column(torch.float64)
 
     def add(self, number: int, values: Tensor) -> None:
         """Keep the `[n]` values of a batch."""
-        self._keep(number, values, len(values))
+        self.sizes[number] = len(values)
+        self._column.add(number, values)
 
-    def _piece(self, output: Any, batch: Batch) -> Tensor:
-        return self._measure(output, batch)
+    def take(self, number: int, output: Any, batch: Batch) -> None:
+        """Keep the values of a batch."""
+        self.add(number, self._measure(output, batch))
 
     def values_of(self, numbers: Sequence[int]) -> Tensor:
         """Return the values of some batches."""
-        return torch.cat([self._pieces[number] for number in numbers])
+        return self._column.of(numbers)
 
     @property
     def value(self) -> float:
         """The mean."""
-        return float(self.values_of(sorted(self._pieces)).mean())
+        return float(self.values_of(sorted(self.sizes)).mean())
 
     def figure(self) -> Figure:
         """Return the mean with its standard error."""
-        return _mean(self.values_of(sorted(self._pieces)))
+        return _mean(self.values_of(sorted(self.sizes)))
 
     def change_to(self, later: MeanCollected) -> Figure:
         """Return the mean of the paired differences."""

@@ -14,7 +14,7 @@ from smpq.value.collected import Collected, MeanCollected
 from smpq.value.set_metric import SetCollected
 
 
-def collected(task: Task) -> Collected[Any]:
+def collected(task: Task) -> Collected:
     """Return what is to keep outputs of a model, and keeps nothing yet, for the metric of a task."""
     if isinstance(task, SetTask):
         return SetCollected(task)

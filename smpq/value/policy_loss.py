@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -64,7 +63,7 @@ class PolicyLoss:
             self._fingerprint += f" of all samples|{RESAMPLES}"
         self._known: dict[tuple[str, float], Loss] = {}
 
-    def _nothing(self) -> Collected[Any]:
+    def _nothing(self) -> Collected:
         """Return what is to keep a model's outputs: their metric, or minus their divergence from the float model's."""
         if not self._kl:
             return collected(self._task)

@@ -17,7 +17,7 @@ from smpq.value.loss import Loss
 from smpq.value.resampling import FEWEST_GROUPS, Resampled, figure_of, replicates, standard_error
 
 
-class SetCollected(Collected[list[tuple[Any, Hashable]]]):
+class SetCollected(Collected):
     """One record of each sample; the figure is what the task makes of all records.
 
     1. Standard errors are those of a bootstrap over groups of samples, or over samples where the task has no `groups`.
@@ -34,13 +34,16 @@ class SetCollected(Collected[list[tuple[Any, Hashable]]]):
     def __init__(self, task: SetTask) -> None:
         super().__init__()
         self._task = task
+        self._pieces: dict[int, list[tuple[Any, Hashable]]] = {}
         self._known: dict[tuple[int, ...], Resampled] = {}
 
-    def _piece(self, output: Any, batch: Batch) -> list[tuple[Any, Hashable]]:
+    def take(self, number: int, output: Any, batch: Batch) -> None:
+        """Keep the records of a batch."""
         count = len(batch.inputs[0])
         with torch.no_grad():
             records = _of_each(self._task.records, (output, batch.target), count, "records")
-        return list(zip(records, _groups(self._task, batch) or [None] * count, strict=True))
+        groups = _groups(self._task, batch) or [None] * count
+        self._pieces[number], self.sizes[number] = list(zip(records, groups, strict=True)), count
 
     def resampled(self, numbers: tuple[int, ...]) -> Resampled:
         """Return the records of some batches, to be resampled."""
