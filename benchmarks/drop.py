@@ -15,8 +15,8 @@ measured once, as the loop measures: the ratio of their latencies less 1. Plans 
 while some split whose engine is slower has allowed none; where none is faster, `behind` is 0. A half of the random
 plans is scattered, a quarter each drawn around the fastest engine that the first split measured and around the one it
 chose. `behind_again` is the same with both measured again and thoroughly: the fastest of many single measurements owes
-something to their noise. Networks that are not asked for keep their rows in the record. With `--keep` runs, losses and
-measurements stay in a directory, and another call does not work them out again.
+something to their noise. Networks that are not asked for keep their rows in the record. With `--keep` another call
+works nothing out again.
 """
 
 import argparse
@@ -29,15 +29,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from measured_engines import Engines
 from plans import handmade_plans, random_plans
 from records import RESULTS, keep
 from runs import open_network
 from safetensors.torch import load_file, save_file
 
 from calib.data import materialize
-from deploy.latency.bench import THOROUGH
 from deploy.latency.cheapest import CheapestLoop
-from deploy.latency.observed import Observation, Refusal, observation_of
+from deploy.latency.observed import Observation
 from deploy.latency.steps import Goal, LoopSettings, Outcome
 from deploy.run.float_onnx import export_float_model
 from deploy.run.opening import call_task
@@ -62,7 +62,6 @@ class Test:
         self._batches = materialize(call_task(workspace.task, "evaluation"), most, what="evaluation")
         self._point = point_of(workspace.task)
         self._largest = 1 / self._point if workspace.task.metric_name in SHARES else 0.0
-        self._float: list[torch.Tensor] = []
         self._known: dict[str, torch.Tensor] = load_file(file) if file.is_file() else {}
         self.asked: set[str] = set()
         self._float = self._metrics(workspace.space.uniform(workspace.space.reference), early=False)
@@ -109,47 +108,6 @@ class Test:
         return parts
 
 
-class Engines:
-    """Measured engines, each once as the loop does, and again where that is asked for."""
-
-    def __init__(self, workspace: Workspace, file: Path) -> None:
-        self._bench, self._candidates, self._file = workspace.bench, workspace.candidates, file
-        reference = workspace.space.uniform(workspace.space.reference)
-        self.known: dict[str, Observation | Refusal] = {}
-        self._kept: dict[str, list] = json.loads(file.read_text()) if file.is_file() else {}
-        self._reference = Observation(reference, 1.0, 0.0)
-
-    def observe(self, policy: Policy) -> Observation | Refusal:
-        if policy == self._reference.policy:
-            return self._reference
-        key = policy.key()
-        if key not in self.known and key in self._kept:
-            self.known[key] = Observation(policy, *self._kept[key])
-        if key not in self.known:
-            found = self.known[key] = self._bench.observe(policy)
-            if isinstance(found, Observation):
-                self._keep(key, [found.ratio, found.standard_error])
-        return self.known[key]
-
-    def again(self, policy: Policy) -> float:
-        """Return the ratio by a thorough measurement of its own."""
-        key = f"again {policy.key()}"
-        if policy == self._reference.policy:
-            return 1.0
-        if key not in self._kept:
-            (result,) = self._bench.time([self._candidates.candidate(policy)], THOROUGH)
-            self._keep(key, [observation_of(policy, result).ratio])
-        return self._kept[key][0]
-
-    def _keep(self, key: str, entry: list[float]) -> None:
-        self._kept[key] = entry
-        self._file.write_text(json.dumps(self._kept))
-
-    def fastest(self) -> Policy:
-        found = [each for each in self.known.values() if isinstance(each, Observation)]
-        return min(found, key=lambda each: each.ratio).policy
-
-
 def halves(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[: count // 2], order[count // 2 :]
@@ -180,16 +138,14 @@ def split_row(outcome: Outcome, test: Test, split: int, limit: float) -> dict:
         "evaluation_drop": round(there.mean, 3), "standard_error": round(there.standard_error, 3),
         "kept": there.mean <= limit + there.standard_error,
         "stop_reason": outcome.stop_reason,
-        "policy": text_of(outcome.policy),
-        "float_joins": sorted(outcome.policy.float_joins),
+        **text_of(outcome.policy),
     }  # fmt: skip
 
 
 def integer_formats(workspace: Workspace, engines: Engines) -> list:
     """Return the formats besides float, the one whose uniform engine is fastest first."""
     space = workspace.space
-    found = list(dict.fromkeys(each for row in space.formats.values() for each in row))
-    found.remove(space.reference)
+    found = {each: None for row in space.formats.values() for each in row if each != space.reference}
     measured = {each: engines.observe(space.uniform(each)) for each in found}
     return sorted(found, key=lambda each: getattr(measured[each], "ratio", float("inf")))
 
@@ -198,10 +154,10 @@ def plan_rows(plans: dict[str, Policy], test: Test, engines: Engines, splits: li
     """Time all plans, and judge them from the fastest on, as long as one may be faster than what a split has."""
     observed = {name: engines.observe(policy) for name, policy in plans.items()}
     ratios = {name: found.ratio for name, found in observed.items() if isinstance(found, Observation)}
-    rows = [{"name": name, "ratio": None, "policy": text_of(plans[name])} for name in plans if name not in ratios]
+    rows = [{"name": name, "ratio": None, **text_of(plans[name])} for name in plans if name not in ratios]
     to_beat = {row["split"]: row["ratio"] for row in splits}
     for name, ratio in sorted(ratios.items(), key=lambda pair: pair[1]):
-        rows.append({"name": name, "ratio": round(ratio, 4), "policy": text_of(plans[name])})
+        rows.append({"name": name, "ratio": round(ratio, 4), **text_of(plans[name])})
         if ratio >= max(to_beat.values(), default=0.0):
             continue
         allowed = [split for split in to_beat if test.allows(plans[name], halves(test.images, split)[0])]
@@ -211,12 +167,14 @@ def plan_rows(plans: dict[str, Policy], test: Test, engines: Engines, splits: li
             "allowed_in": allowed,
         }  # fmt: skip
         to_beat = {split: best for split, best in to_beat.items() if split not in allowed}
-        say({key: entry for key, entry in rows[-1].items() if key != "policy"})
+        tell(rows[-1])
     return rows
 
 
-def text_of(policy: Policy) -> dict[str, str]:  # what is not in float
-    return {name: str(form) for name, form in policy.formats.items() if str(form) != "fp32"}
+def text_of(policy: Policy) -> dict:
+    """Return what is not in float, and which joins are."""
+    formats = {name: str(form) for name, form in policy.formats.items() if str(form) != "fp32"}
+    return {"policy": formats, "float_joins": sorted(policy.float_joins)}
 
 
 def compare(row: dict, policy: Policy, plans: dict[str, Policy], judged: list[dict], engines: Engines) -> None:
@@ -243,12 +201,14 @@ def network_row(name: str, directory: Path, options: argparse.Namespace) -> dict
         for split in range(options.splits):
             outcomes.append(search(workspace, scores, test, engines, halves(test.images, split)[0]))
             rows.append(split_row(outcomes[-1], test, split, options.drop))
-            say({key: entry for key, entry in rows[-1].items() if key != "policy"} | {"judged": len(test.asked)})
-            say(f"{time.process_time() - start:.0f} CPU s")
+            tell(rows[-1])
+            say(f"{len(test.asked)} policies judged, {time.process_time() - start:.0f} CPU s")
         searched, measured = len(test.asked), len(engines.known)
         centres = [engines.fastest(), outcomes[0].policy]
         plans = random_plans(workspace.space, options.random, centres)
+        ours = {outcome.policy.key() for outcome in outcomes}
         plans |= handmade_plans(workspace.space, integer_formats(workspace, engines), options.handmade)
+        plans = {plan: policy for plan, policy in plans.items() if policy.key() not in ours}
         judged = plan_rows(plans, test, engines, rows)
         for row, outcome in zip(rows, outcomes, strict=True):
             compare(row, outcome.policy, plans, judged, engines)
@@ -266,6 +226,10 @@ def network_row(name: str, directory: Path, options: argparse.Namespace) -> dict
 
 
 say = partial(print, file=sys.stderr, flush=True)
+
+
+def tell(row: dict) -> None:
+    say({key: entry for key, entry in row.items() if key not in ("policy", "float_joins")})
 
 
 def main() -> None:

@@ -5,8 +5,9 @@ Usage: ptq_resnet20.py CIFAR10_DIR WEIGHTS [--seeds 0,1,2] [--rounding gptq,near
 
 Weights of 2, 3, 4 or 8 bits, activations of 8, every layer counted; top-1 on the 10,000 test images, whose labels the
 search never sees. One scoring of a seed serves all its budgets; the seconds of a row hold all of it, the calibration
-and the rounding too: `seconds` on the wall, which other processes make longer, `cpu_seconds` of this process. With
---journal a run that was stopped repeats no evaluation: its rows then have too few of them, and too few seconds.
+and the rounding too: `seconds` on the wall, which other processes make longer, `cpu_seconds` of this process, of which
+`shared_cpu_seconds` are those of all budgets together. With --journal a run that was stopped repeats no evaluation: its
+rows then have too few of them, and too few seconds.
 """
 
 import argparse
@@ -136,6 +137,7 @@ def search(bench: Bench, rounding: str, seed: int, effort_name: str) -> list[dic
                 seed=seed,
                 seconds=seconds,
                 cpu_seconds=cpu_seconds,
+                shared_cpu_seconds=bench.spent[1] + scored[1],
                 policies_on_a_sample=scoring + bench.samples() - known,
                 walks=scores.permutations,
                 path=[[name, -value] for name, value in choice.path],

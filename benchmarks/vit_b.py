@@ -76,7 +76,7 @@ def expected_bytes(units: tuple[Unit, ...], formats: dict[str, Format], paramete
     return total
 
 
-def fused_attentions(kernels: tuple[tensorrt.Kernel, ...]) -> int:
+def fused_attentions(kernels: tuple[tensorrt.PlanKernel, ...]) -> int:
     """Kernels that hold a softmax and the two products around it."""
     products = [[node.rsplit("/", 1)[-1].split("_")[0] for node in kernel.onnx_nodes] for kernel in kernels]
     return sum("Softmax" in names and names.count("MatMul") == 2 for names in products)

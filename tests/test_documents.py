@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from cli import smpq
 
 ROOT = Path(__file__).parents[1]
+PRODUCT = [file for room in ("calib", "smpq", "deploy") for file in sorted((ROOT / room).rglob("*.py"))]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
@@ -38,6 +40,24 @@ def test_every_command_has_its_section_and_the_doctor_comes_first() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     named = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(named)
+
+
+def test_every_message_that_is_explained_is_one_that_the_tool_prints() -> None:
+    said = " ".join(text for file in PRODUCT for text in messages(file))
+    explained = re.findall(r"^- \*\*(.+?)\*\*: ", (ROOT / "docs" / "your-network.md").read_text(), re.MULTILINE)
+    assert len(explained) > 20
+    assert [message for message in explained if message not in said] == []
+
+
+def messages(file: Path) -> list[str]:
+    """Return the strings of a source file; what a format string puts in is left out."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(part.value for part in node.values if isinstance(part, ast.Constant)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found
 
 
 def broken_links(document: Path, text: str) -> list[str]:

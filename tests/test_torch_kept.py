@@ -1,10 +1,14 @@
 """Tables of torch that are kept while tests run change nothing that torch makes."""
 
+from unittest import mock
+
 import torch
 from torch import nn
 from torch.export import exported_program
+from torch.fx.experimental.sym_node import SymNode
 from torch.onnx._internal.exporter import _decomp
 
+from tests.symbols_kept import TORCHS, symbols_kept
 from tests.torch_kept import decompositions_kept, operators_kept, overrides_kept
 
 
@@ -69,3 +73,39 @@ def test_an_operator_that_is_new_is_found():
             library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
             new = exported_program._collect_all_valid_cia_ops() - before
             assert new == {torch.ops.smpq_tests.twice.default}
+
+
+class Sizes(nn.Module):
+    """Sums, products and comparisons of sizes, which are computed and, some of them, recorded."""
+
+    def forward(self, x):
+        padded = nn.functional.pad(x, (1, 2))
+        halves = padded.reshape(x.shape[0] * 2, -1)
+        return torch.cat([halves, halves[:, : x.shape[1] // 2].repeat(1, 3)], 1), padded.transpose(1, 2).contiguous()
+
+
+def written(program):
+    nodes = [f"{node.format_node()} {node.meta.get('val')}" for node in program.graph.nodes]
+    return [*nodes, str(program.range_constraints), str(program._guards_code)]
+
+
+def test_sizes_are_as_without():
+    dimensions = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    counted = mock.Mock(wraps=TORCHS["_mul"])
+
+    def traced():
+        counted.reset_mock()
+        program = torch.export.export(Sizes().eval(), (torch.ones(4, 6, 5),), dynamic_shapes=dimensions)
+        return written(program) + written(program.run_decompositions({})), counted.call_count
+
+    def multiply(one, two):
+        return counted(one, two)
+
+    operators = {**TORCHS, "_mul": multiply}
+    with mock.patch.multiple(SymNode, **operators):
+        plain, all_products = traced()
+    with mock.patch.dict(TORCHS, operators), symbols_kept():
+        kept, products = traced()
+    assert kept == plain
+    assert any("sym_size_int" in line for line in plain)
+    assert products < all_products / 2

@@ -18,11 +18,13 @@ from torch._subclasses import fake_impls
 from torch.export import exported_program
 from torch.onnx._internal.exporter import _decomp, _registration
 
+from tests.symbols_kept import symbols_kept
+
 
 @contextmanager
 def torch_kept() -> Iterator[None]:
     """Keep all tables for as long as the context is open."""
-    with exporter_kept(), decompositions_kept(), overrides_kept(), operators_kept():
+    with exporter_kept(), decompositions_kept(), overrides_kept(), operators_kept(), symbols_kept():
         yield
 
 

@@ -18,6 +18,7 @@ from torch.export.graph_signature import OutputKind
 
 from calib.errors import UserError
 from calib.network.batch_range import holds_for
+from calib.network.unwritten import unwritten_code
 
 _OFF_WITHOUT_TRAINING = {"train", "training"}
 _OFF_AT_ZERO = {"p", "dropout_p", "dropout"}
@@ -244,7 +245,13 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     try:
         nowhere = io.StringIO()  # torch prints the graph of what it cannot trace
-        with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(nowhere), redirect_stderr(nowhere):
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            unwritten_code(),
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -62,10 +62,12 @@ class Bench:
         return self._device.describe()
 
     def observe(self, policy: Policy, limit: float | None = None) -> Observation | Refusal:
-        """Time one policy, thoroughly if its ratio is near `limit`. What came of it is added to the observations."""
+        """Time one policy, and again thoroughly if its ratio is near `limit`, or its interval does not tell on which side
+        of it. What came of it is added to the observations.
+        """
         candidate = self._candidates.candidate(policy)
         (result,) = self.time([candidate])
-        if limit is not None and result.ratio is not None and abs(result.ratio / limit - 1) < _NEAR:
+        if limit is not None and _undecided(result, limit):
             (result,) = self.time([candidate], THOROUGH)
         return self._observations.keep([(policy, result)], self.machine)[0]
 
@@ -115,3 +117,10 @@ class Bench:
             name: np.ascontiguousarray(np.concatenate([each.inputs[index].numpy() for each in found])[:batch])
             for index, name in enumerate(self._conditions.inputs)
         }
+
+
+def _undecided(result: Result, limit: float) -> bool:
+    if result.ratio is None or result.ratio_interval is None:
+        return False
+    low, high = result.ratio_interval
+    return low <= limit <= high or abs(result.ratio / limit - 1) < _NEAR

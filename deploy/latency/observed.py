@@ -42,11 +42,13 @@ Observe: TypeAlias = Callable[[Policy], "Observation | Refusal"]
 
 
 def observation_of(policy: Policy, result: Result) -> Observation:
-    """Return what the latency model learns from a result; only of an engine that was built."""
+    """Return what the latency model learns from a result; only of an engine that was built. The wider side of a
+    lopsided interval counts: an engine within a limit here is within it by the interval itself too.
+    """
     assert result.ratio is not None
     assert result.ratio_interval is not None
     low, high = result.ratio_interval
-    return Observation(policy, result.ratio, (high - low) / (2 * 1.96))
+    return Observation(policy, result.ratio, max(high - result.ratio, result.ratio - low) / 1.96)
 
 
 def machine_rows(space: Space, found: Sequence[Observation | Refusal], float_ms: float | None = None) -> MachineRows:

@@ -18,6 +18,7 @@ import torch
 from calib.errors import UserError
 from calib.network.graph import TracedModel
 from calib.network.units import Unit
+from calib.network.unwritten import unwritten_code
 from deploy.lowering.exportable import Exportable
 from deploy.lowering.naming import call_name, name_batch, name_nodes, name_values
 from deploy.lowering.onnx_files import save_model
@@ -111,7 +112,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), unwritten_code():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -23,6 +23,7 @@ from deploy.targets.target import target_from_name
 from deploy.terminal.progress import Progress
 from smpq.problem.groups import find_groups, space_from_formats
 from smpq.problem.joins import find_joins
+from smpq.problem.pins import pin_from_text
 from smpq.value.value import check_memory_limit
 from smpq.value.workers.process import check_portable
 from smpq.value.workers.resources import Resources
@@ -59,6 +60,7 @@ def open_workspace(
         target.reference,
         lambda unit, chosen: refusal(target, unit, chosen, size_only=settings.size_only),
         find_joins(traced, groups, rules_of(target)),
+        [pin_from_text(text) for text in settings.pins],
     )
     for sentence in unknown_offers(target, space, settings.batch):
         progress.warn(sentence)

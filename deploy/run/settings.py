@@ -26,6 +26,7 @@ from calib.files.storage import Record
 from calib.formats.format import formats_from_text
 from calib.tasks import task_names
 from smpq.choices import VALUES
+from smpq.problem.pins import pin_from_text
 from smpq.solve.effort import EFFORTS, Effort, effort_from_name
 
 LARGEST_BATCH = 10**5
@@ -72,6 +73,15 @@ class Settings(Record, frozen=True):
             unset="the target's",
         ),
     ] = ""
+    pins: Annotated[
+        tuple[str, ...],
+        Declared(
+            "a format that layers must have or not have, as 'head*=float' or 'blocks.[0-3].*!=w4a16'; repeat for several",
+            Parsed(pin_from_text, "a pattern of layers and a format, as 'head*=float'"),
+            "--pin",
+            Group.WHAT,
+        ),
+    ] = ()
     compute_capabilities: Annotated[
         tuple[str, ...],
         Declared("compute capability to build for, as sm86; repeat for several", NOT_BLANK, "--sm", Group.WHERE),

@@ -8,6 +8,7 @@ from calib.errors import UserError
 from calib.formats.format import Format
 from calib.network.graph import TracedModel, operator_name
 from calib.network.units import Unit
+from smpq.problem.pins import Pin, check_pins, pinned
 from smpq.problem.policy import Group, Join, Space
 
 
@@ -50,24 +51,32 @@ def space_from_formats(
     reference: Format,
     allowed: Callable[[Unit, Format], str | None],
     joins: tuple[Join, ...] = (),
+    pins: Sequence[Pin] = (),
 ) -> tuple[Space, dict[str, str]]:
     """Return the space, and what was refused: `group: format` -> reason.
 
     `allowed` returns None, or why a unit cannot have a format. A group for which nothing in the list is allowed gets
-    the reference format, which every target runs.
+    the reference format, which every target runs. `pins` leave less of the list, or say what a group has; UserError
+    where that is not allowed.
     """
     if not groups:
         raise UserError("the model has no layer that can be quantised (convolution or linear)")
+    check_pins(groups, pins)
     offered: dict[str, tuple[Format, ...]] = {}
     refused: dict[str, str] = {}
     for group in groups:
         kept = []
-        for chosen in formats:
+        candidates = pinned(group, formats, reference, pins)
+        for chosen in candidates:
             reasons = [reason for unit in group.units if (reason := allowed(unit, chosen)) is not None]
             if reasons:
                 refused[f"{group.name}: {chosen}"] = reasons[0]
             else:
                 kept.append(chosen)
+        if not kept and candidates != tuple(formats):
+            raise UserError(
+                f"{group.name} cannot have what it is pinned to: {refused[f'{group.name}: {candidates[0]}']}"
+            )
         offered[group.name] = tuple(kept) or (reference,)
     if all(choices == (reference,) for choices in offered.values()) and tuple(formats) != (reference,):
         raise UserError(f"none of the formats can be used on any layer; for example {next(iter(refused.items()))}")

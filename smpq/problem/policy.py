@@ -62,8 +62,12 @@ class Space:
         raise UserError(f"the model has no quantisable layer {path!r}; the first ones are {known}")
 
     def uniform(self, chosen: Format) -> Policy:
-        """Return the policy that gives every group `chosen` where it is allowed and the reference elsewhere."""
-        return Policy({g.name: chosen if chosen in self.formats[g.name] else self.reference for g in self.groups})
+        """Return the policy that gives every group `chosen` where it is allowed, elsewhere the reference, or the first
+        format where that is not allowed either. The float model is the reference everywhere.
+        """
+        if chosen == self.reference:
+            return Policy(dict.fromkeys(self.formats, chosen))
+        return Policy({name: _nearest(chosen, self.reference, row) for name, row in self.formats.items()})
 
     def moves(self) -> int:
         """How many (group, format) there are besides the reference."""
@@ -81,6 +85,10 @@ class Space:
         for formats in self.formats.values():
             total *= len(formats)
         return total
+
+
+def _nearest(chosen: Format, reference: Format, allowed: Sequence[Format]) -> Format:
+    return next((each for each in (chosen, reference) if each in allowed), allowed[0])
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tests.run_files.complete import make_run
 from tests.run_files.mutations import mutations, share
 from tests.run_files.trial import ACCEPTED, EQUAL, FAILED, REFUSED, Trials, wrong_with
 
+SCHEMAS = schemas()
 EACH = 20
 READ_BY_REPORT = (
     "run.json",
@@ -36,10 +37,10 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
         yield Trials(workspace)
 
 
-@pytest.mark.parametrize("file", schemas())
+@pytest.mark.parametrize("file", SCHEMAS)
 def test_every_mutation_is_refused_or_accepted_for_a_reason(trials: Trials, file: str) -> None:
     content = (trials.run / file).read_bytes()
-    verdicts = [trials(mutation) for mutation in share(file, content, schemas()[file], EACH)]
+    verdicts = [trials(mutation) for mutation in share(file, content, SCHEMAS[file], EACH)]
     assert [f"{verdict.mutation}: {verdict.said}" for verdict in verdicts if verdict.kind == FAILED] == []
     kinds = {verdict.kind for verdict in verdicts}
     assert REFUSED in kinds
@@ -48,7 +49,7 @@ def test_every_mutation_is_refused_or_accepted_for_a_reason(trials: Trials, file
 
 @pytest.mark.parametrize("file", READ_BY_REPORT)
 def test_keys_in_another_order_change_nothing(trials: Trials, file: str) -> None:
-    found = mutations(file, (trials.run / file).read_bytes(), schemas()[file])
+    found = mutations(file, (trials.run / file).read_bytes(), SCHEMAS[file])
     (mutation,) = [each for each in found if not each.place and each.kind == "keys in another order"]
     assert trials(mutation).kind == EQUAL
 
@@ -59,7 +60,7 @@ def test_the_command_says_it_in_one_line(trials: Trials, file: str, tmp_path: Pa
     kinds = {"cut at 50 %", "nested objects", "not UTF-8 in a key", "another key", "emptied"}
     chosen = [
         each
-        for each in mutations(file, (run / file).read_bytes(), schemas()[file])
+        for each in mutations(file, (run / file).read_bytes(), SCHEMAS[file])
         if each.kind in kinds and not each.place
     ]
     assert len(chosen) == len(kinds)

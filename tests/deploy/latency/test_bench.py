@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from calib.errors import UserError
 from calib.formats.format import FP32, Format
+from deploy.latency import bench
 from deploy.latency.candidates import CANDIDATES
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
@@ -17,6 +19,7 @@ from deploy.run.settings import Settings
 from deploy.runner.protocol import Protocol
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
+from tests.deploy.board import FASTER, Board
 
 W8A8 = Format.from_text("w8a8")
 
@@ -67,6 +70,30 @@ def test_an_engine_is_timed_and_remembered(workspace):
     assert observation.ratio > 0
     assert workspace.bench.observe(policy) == observation, "not timed again"
     assert workspace.bench.float_ms() > 0
+
+
+class Unsure(Board):
+    """A board whose quick measurements have an interval that reaches `width` to both sides."""
+
+    def __init__(self, width):
+        super().__init__(FASTER)
+        self.width = width
+
+    def measure(self, experiment, announce=None):
+        results = super().measure(experiment, announce)
+        if experiment.protocol == bench.THOROUGH:
+            return results
+        return [
+            structs.replace(each, ratio_interval=(each.ratio - self.width, each.ratio + self.width)) for each in results
+        ]
+
+
+@pytest.mark.parametrize(("width", "times"), [(0.001, 1), (0.1, 1), (0.2, 2)])
+def test_an_engine_that_may_lie_on_either_side_of_the_limit_is_timed_again(workspace, width, times):
+    board = Unsure(width)
+    observation = replace(workspace, device=board).bench.observe(workspace.space.uniform(W8A8), 0.5)
+    assert (len(board.experiments), observation.ratio) == (times, pytest.approx(0.65))
+    assert (board.experiments[-1].protocol == bench.THOROUGH) == (times == 2)
 
 
 def test_a_damaged_model_is_no_candidate(workspace, tmp_path):

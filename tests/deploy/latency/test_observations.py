@@ -16,7 +16,7 @@ from calib.formats.format import FP32, Format
 from deploy.devices.base import Result
 from deploy.latency.candidates import CANDIDATES
 from deploy.latency.observations import blamed_formats, latency_model
-from deploy.latency.observed import Refusal
+from deploy.latency.observed import Refusal, observation_of
 from deploy.run.settings import Settings
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
@@ -157,3 +157,12 @@ def test_a_model_needs_a_measurement(workspace, said):
         measured(workspace, "second")[0]
     )
     assert predicted == pytest.approx(0.7, abs=3 * error)
+
+
+def test_within_a_limit_by_the_loop_is_within_it_by_the_interval(task):
+    """The end of the search looks at the interval itself: a lopsided one must not send it back for nothing."""
+    plain = {"key": "0" * 16, "name": "1" * 16, "batch": 1, **figures(["first"], FASTER, lambda _: None)}
+    made = msgspec.convert({**plain, "ratio_interval": [plain["ratio"] - 0.001, plain["ratio"] + 0.01]}, Result)
+    observed = observation_of(task.space.uniform(W8A8), made)
+    assert made.ratio_interval is not None
+    assert observed.upper == pytest.approx(made.ratio_interval[1])

@@ -16,7 +16,9 @@ from deploy.run.settings import Settings
 from smpq.files import PolicyFile
 from smpq.value.workers.resources import Resources
 
-SETTINGS = Settings(task="m:t", formats="w8a8,fp32", compute_capabilities=("sm86", "sm89"), samples=64)
+SETTINGS = Settings(
+    task="m:t", formats="w8a8,fp32", compute_capabilities=("sm86", "sm89"), samples=64, pins=("head=float",)
+)
 BUILD = BuildFile(
     policy="a=w8a8", built_on=None, engines={"engine.onnx": BuiltRow(sha256="0" * 64, size_bytes=1, build_seconds=0.1, versions={})}, kernels={}
 )  # fmt: skip
@@ -43,7 +45,7 @@ def content(run, name="run.json"):
 def test_settings_are_kept(run):
     assert run.settings() == SETTINGS
     record = content(run)
-    assert record["settings"] == {**asdict(SETTINGS), "compute_capabilities": ["sm86", "sm89"]}
+    assert record["settings"] == {**asdict(SETTINGS), "compute_capabilities": ["sm86", "sm89"], "pins": ["head=float"]}
     assert record["versions"] == versions()
     assert {"torch", "onnx", "onnxruntime"} <= versions().keys()
     before = run.file("run.json").read_bytes()
