@@ -16,17 +16,21 @@ from smpq.value.collected import Collected, Figure
 from smpq.value.loss import Loss
 from smpq.value.resampling import FEWEST_GROUPS, Resampled, figure_of, replicates, standard_error
 
+_ROUNDING = 1e-9
+"""A difference of this share of the figure is none."""
+
 
 class SetCollected(Collected):
     """One record of each sample; the figure is what the task makes of all records.
 
     1. Standard errors are those of a bootstrap over groups of samples, or over samples where the task has no `groups`.
        Two models are given the same resamples, so that what both find hard cancels.
-    2. `loss_to` adds what one group more that loses and one that gains would change, as Bonett and Price do for paired
-       proportions (2012; that it serves other figures is ours). How much that is, is measured: the largest change of
-       the difference when one of 100 blocks of groups is left out. Where no block makes a difference it is what a
-       group may change the figure itself by: its share of it, or as much as leaving out a block does, which is the
-       square root of the groups in a block for one group of them.
+    2. Few samples without a change do not show that there are none. So `loss_to` adds to the variance what one group
+       more that loses and one that gains would, as Bonett and Price (2012) do for paired proportions. Ours: how much a
+       group can change the difference is measured, by the largest change when one of up to 100 blocks of groups is
+       left out.
+    3. Where no block changes the difference, a group counts with its share of the figure (of 1 where the figure is 0),
+       or with what leaving out a block changes the figure itself by, divided by the square root of the groups in it.
     """
 
     early = False
@@ -89,15 +93,24 @@ class SetCollected(Collected):
     def loss_to(self, later: SetCollected, point: float, largest: float, *, complete: bool = True) -> Loss:
         """Return what is lost; see the class."""
         numbers, change = self._shared(later), self.change_to(later)
-        own, other, value = self.resampled(numbers), later.resampled(numbers), self.value_of(numbers)
-        most = max(map(len, own.groups)) / sum(map(len, own.groups))  # a group's share of the samples
+        samples = sum(self.sizes[number] for number in numbers)
+        error = math.hypot(
+            change.standard_error, math.sqrt(2) * self._effect(later, numbers, change.value, largest * point)
+        )
+        return Loss(-change.value / point + 0.0, error / point, samples, complete)
+
+    def _effect(self, later: SetCollected, numbers: tuple[int, ...], change: float, largest: float) -> float:
+        """Return what one group may change the difference by at most; `largest` is known of one sample, or 0."""
+        own, value = self.resampled(numbers), self.value_of(numbers)
+        share = max(map(len, own.groups)) / sum(map(len, own.groups))
+        if len(own.groups) < 2:
+            return abs(value) or share
         without = own.without_blocks()
-        effect = max(_largest(other.without_blocks() - without - change.value), largest * point * most)
-        if effect == 0:
-            usual = _largest(without - value) / math.sqrt(len(own.groups) / len(without))
-            effect = max(usual, abs(value) * most) or point * most
-        error = math.hypot(change.standard_error, math.sqrt(2) * effect)
-        return Loss(-change.value / point + 0.0, error / point, sum(self.sizes[n] for n in numbers), complete)
+        effect = max(_largest(later.resampled(numbers).without_blocks() - without - change), largest * share)
+        if effect > _ROUNDING * (abs(value) or 1.0):
+            return effect
+        usual = _largest(without - value) / math.sqrt(len(own.groups) / len(without))
+        return max(usual, abs(value) * share) or share
 
     def doubt(self) -> str | None:
         """Say so where there are too few groups."""

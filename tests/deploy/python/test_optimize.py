@@ -131,6 +131,7 @@ def test_wrong_input_is_told_and_leaves_nothing(tmp_path, wrong, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_metric_of_all_samples_together(tmp_path):
     def records(output, target):
         return list(zip((target == 0).tolist(), output[:, 0].tolist(), strict=True))

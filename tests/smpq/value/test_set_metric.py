@@ -54,6 +54,7 @@ class Corpus(Task):
         return list(zip(output.tolist(), target[:, 1].tolist(), strict=True))
 
     def metric_of(self, records):
+        assert records, "never asked about nothing"
         nats, tokens = zip(*records, strict=True)
         return -math.exp(sum(nats) / sum(tokens))
 
@@ -91,14 +92,14 @@ def test_the_figure_is_what_the_users_own_callable_says_of_all_data():
 def test_the_intervals_hold_their_level():
     generator, hits, found = np.random.default_rng(0), np.zeros(3), []
     true, after = (0.5 * (1 + math.erf(0.5 / math.sqrt(1 + extra))) for extra in (0.0, 0.09))
-    for _ in range(25):
+    for _ in range(16):
         scores, noisy, labels = drawn(generator, 40)
         first, second = given(Task(), scores, labels), given(Task(), noisy, labels)
         figure, change = first.figure(), first.change_to(second)
         low, high = first.loss_to(second, 0.01, 0.0).interval
         hits += true in figure.interval, after - true in change.interval, low <= 100 * (true - after) <= high
         found.append((figure.value, change.value, figure.standard_error, change.standard_error))
-    assert (hits >= 22).all(), hits
+    assert (hits >= 14).all(), hits
     values, errors = np.split(np.array(found), 2, 1)
     assert (errors.mean(0) / values.std(0) > 0.7).all()
     assert (errors.mean(0) / values.std(0) < 1.5).all(), "and are no wider than that takes"
@@ -191,10 +192,14 @@ def test_of_a_mean_the_loss_is_about_that_of_bonett_and_price(lost, gained):
     assert known.standard_error >= 0.9 * usual.standard_error
 
 
-def test_where_nothing_at_all_varies_one_point_of_a_sample_is_in_doubt():
+def test_where_nothing_varies_a_sample_may_still():
     same = torch.zeros(50)
     lost = given(MeanTask(), same, same).loss_to(given(MeanTask(), same, same), 1.0, 0.0)
     assert lost.standard_error == pytest.approx(math.sqrt(2) / 50)
+    right = torch.ones(50)
+    rounded = given(MeanTask(), right.double() + 1e-15, right)
+    lost = given(MeanTask(), right, right).loss_to(rounded, 1.0, 0.0)
+    assert lost.standard_error == pytest.approx(math.sqrt(2) / 50), "rounding is no difference"
 
 
 def test_few_groups_are_told_and_their_intervals_are_wide():
@@ -204,10 +209,13 @@ def test_few_groups_are_told_and_their_intervals_are_wide():
 
     assert of(10).doubt() is None
     assert of(9).doubt() == "the interval of AUC cannot be told from 9 groups: give data with 10 or more"
-    assert of(2).figure().standard_error > 0.5
+    values = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0])
+    student = 2.776 / 1.96 * float(values.std()) / math.sqrt(5)
+    assert given(MeanTask(), values, values).figure().standard_error == pytest.approx(student, rel=0.12)
     one = of(1)
     assert one.figure().standard_error == abs(one.value)
     assert one.change_to(one).standard_error == abs(one.value)
+    assert one.loss_to(one, 1.0, 0.0).standard_error > abs(one.value)
 
 
 def test_calls_are_counted_not_timed():
