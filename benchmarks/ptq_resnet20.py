@@ -174,18 +174,24 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     task = load_task("cifar10-resnet20", options.data, options.weights)
     seeds = [int(text) for text in options.seeds.split(",")]
-    rows: list[dict] = []
     with tempfile.TemporaryDirectory() as directory:
         for rounding in options.rounding.split(","):
             bench = Bench(task, rounding, options.journal or Path(directory) / "journal.sqlite")
+            rows: list[dict] = []
             for seed in seeds:
                 for effort in options.effort.split(","):
                     rows += search(bench, rounding, seed, effort)
-                name = (
-                    "ptq_resnet20" if options.effort == "normal" else f"ptq_resnet20_{options.effort.replace(',', '_')}"
+                keep(
+                    "_".join(
+                        ["ptq_resnet20", rounding, *options.effort.replace("normal", "").replace(",", "_").split()]
+                    ),
+                    f"python benchmarks/ptq_resnet20.py CIFAR10_DIR WEIGHTS --effort {options.effort} --rounding {rounding}",
+                    sorted({row["seed"] for row in rows}),
+                    rows,
+                    summary=summary(rows),
+                    threads=torch.get_num_threads(),
+                    resumed=options.journal is not None,
                 )
-                keep(name, f"python benchmarks/ptq_resnet20.py CIFAR10_DIR WEIGHTS --effort {options.effort}", sorted({row["seed"] for row in rows}), rows, summary=summary(rows),
-                     threads=torch.get_num_threads(), resumed=options.journal is not None)  # fmt: skip
 
 
 if __name__ == "__main__":
