@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("smpq", "torch", "numpy", "scipy", "onnx", "onnxruntime", "tensorrt-rtx", "ray", "shapiq")
+PACKAGES = ("smpq", "torch", "numpy", "scipy", "onnx", "onnxruntime", "tensorrt-rtx", "transformers", "ray", "shapiq")
 
 
 def cpu_model() -> str:

@@ -18,7 +18,8 @@ from calib.errors import UserError
 from calib.formats.format import Format
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
-from calib.network.graph import TracedModel, operator_name
+from calib.network.graph import TracedModel
+from calib.network.nodes import operator_name
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
 from calib.observers import Observed, observer_from_name
@@ -27,6 +28,7 @@ from calib.task import Batch
 
 _ROWS_PER_UNIT = 40_000
 _BIAS_LIMIT = 2**30
+_LARGEST_TO_SQUARE = 2.0**50
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _collect_moments(
         if name in observed:
             observed[name].add(tensor)
         for unit, call in by_tensor.get(name, ()):
-            patches = _patches(traced, unit, call, tensor, most[unit.path])
+            patches = _squarable(_patches(traced, unit, call, tensor, most[unit.path]))
             product = torch.einsum("gnk,gnl->gkl", patches, patches)
             totals[unit.path] = totals[unit.path] + product if unit.path in totals else product
             rows[unit.path] = rows.get(unit.path, 0) + patches.shape[1]
@@ -180,10 +182,15 @@ def _collect_moments(
     for path, total in totals.items():
         if not bool(torch.isfinite(total).all()):
             raise UserError(
-                f"the input of {path} holds NaN, infinity or numbers too large to square on the calibration data: no "
-                "integers stand for them"
+                f"the input of {path} holds NaN or infinity on the calibration data: no integers stand for them"
             )
-    return {path: Moments(total / rows[path]) for path, total in totals.items()}
+    return {path: Moments.of(total / rows[path]) for path, total in totals.items()}
+
+
+def _squarable(patches: Tensor) -> Tensor:
+    """Return numbers whose squares and their sums are no zeros or infinities: in float64 where float32 has none."""
+    largest = float(patches.abs().max()) if patches.numel() else 0.0
+    return patches if largest == 0 or 1 / _LARGEST_TO_SQUARE < largest < _LARGEST_TO_SQUARE else patches.double()
 
 
 def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: int) -> Tensor:

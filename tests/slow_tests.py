@@ -11,7 +11,7 @@ FILES = (
     "deploy/runner/test_causes.py", "deploy/runner/test_doctor.py", "deploy/runner/test_failing_engines.py",
     "deploy/runner/test_main.py", "deploy/stages/test_bundles.py", "deploy/stages/test_computed_once.py", "deploy/stages/test_curving.py",
     "deploy/stages/test_finetuning.py", "deploy/stages/test_looping.py", "deploy/stages/test_supernet.py",
-    "deploy/stages/test_verifying.py", "deploy/test_broken_graphs.py", "deploy/test_capabilities_hold.py",
+    "deploy/stages/test_verifying.py", "deploy/test_broken_graphs.py", "deploy/test_large_models.py", "deploy/test_capabilities_hold.py",
     "deploy/test_forged_weights.py", "deploy/test_networks.py", "deploy/test_residual_adds.py",
     "deploy/test_training_device.py", "examples/test_cifar10_mlp.py", "examples/test_custom_task.py",
     "nvidia/test_bindings.py", "promise/test_promise.py", "run_files/test_mutations.py",

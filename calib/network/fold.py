@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from calib.errors import UserError
-from calib.network.graph import TracedModel, module_path, operator_name
+from calib.network.graph import TracedModel
+from calib.network.nodes import module_path, operator_name
 from calib.network.tracing import Program, trace_program
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

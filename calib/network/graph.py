@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from calib.network.equal import merge_equal
 from calib.network.execution import NO_EDITS, Edits, Execution, Observe
+from calib.network.nodes import OPERATOR, module_path
+from calib.network.products import Arrangement, write_as_linear
 from calib.network.tracing import Program, export_program
-
-_OPERATOR = torch._ops.OpOverload  # noqa: SLF001 - the only name torch gives the class
 
 
 class TracedModel:
@@ -28,6 +27,8 @@ class TracedModel:
        `dynamic_batch` is False.
     4. A change of a buffer or of an input that `forward` makes in passing is left out.
     5. Parameters that share their memory are one tensor, read from one node.
+    6. Whatever multiplies by one parameter is a `linear`; `arranged` says how the weight `[out, in]` in `state` is made
+       of the parameter where that is stored in another way (`write_as_linear`).
 
     A pickled copy runs, and can be planned for, like the original. It has no `module`, `example` or `program`, and its
     nodes have no `meta`: another process may not be able to import the classes of the model. A copy whose tensors were
@@ -57,11 +58,13 @@ class TracedModel:
         signature = self.program.graph_signature
         self.parameter_names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         constants = {**signature.inputs_to_lifted_tensor_constants}
-        self.state: dict[str, Tensor] = {}
-        for node, name in {**self.parameter_names, **constants}.items():
-            stored = self.program.state_dict.get(name, self.program.constants.get(name))
-            self.state[node] = stored.detach()
-        _merge_shared(self.graph, self.state)
+        stored = {**self.program.constants, **self.program.state_dict}
+        names = {**self.parameter_names, **constants}
+        _merge_shared(self.graph, {node: stored[name] for node, name in names.items()})
+        with torch.no_grad():
+            self.arranged: dict[str, Arrangement] = write_as_linear(self.program, signature.inputs_to_parameters)
+        stored = {**self.program.constants, **self.program.state_dict}
+        self.state: dict[str, Tensor] = {node: stored[name].detach() for node, name in names.items()}
         merge_equal(self.program)
         self.inputs: tuple[str, ...] = tuple(name for name in signature.user_inputs if isinstance(name, str))
         self.out_spec: pytree.TreeSpec = self.program.call_spec.out_spec
@@ -154,7 +157,7 @@ class _Written:
 
     @classmethod
     def of(cls, node: fx.Node) -> _Written:
-        target = _Named(str(node.target)) if isinstance(node.target, _OPERATOR) else node.target
+        target = _Named(str(node.target)) if isinstance(node.target, OPERATOR) else node.target
         args, kwargs = (fx.node.map_arg(part, _named) for part in (node.args, node.kwargs))
         return cls(node.name, node.op, target, args, kwargs)
 
@@ -178,21 +181,6 @@ def _operator(name: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part)
     return found
-
-
-def operator_name(node: fx.Node) -> str:
-    """Return the ATen name of a node, as `conv2d` or `add`; '' for what is not a call."""
-    if node.op != "call_function":
-        return ""
-    if isinstance(node.target, _OPERATOR):
-        return str(node.target.overloadpacket.__name__)
-    return "getitem" if node.target is operator.getitem else str(node.target)
-
-
-def module_path(node: fx.Node) -> str:
-    """Return the path of the module whose `forward` ran a node, '' for the model itself."""
-    stack = node.meta.get("nn_module_stack")
-    return str(list(stack.values())[-1][0]).split("@", 1)[0] if stack else ""
 
 
 def elements_of_one(value: Tensor) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from calib.network.graph import operator_name
+from calib.network.nodes import operator_name
 
 MOVES = {
     "max_pool2d", "max_pool1d", "view", "_unsafe_view", "reshape", "flatten", "transpose", "permute", "squeeze",

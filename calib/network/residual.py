@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from calib.network.graph import TracedModel, operator_name
+from calib.network.graph import TracedModel
 from calib.network.moves import MOVES, keeps_grid
+from calib.network.nodes import operator_name
 from calib.network.units import Unit
 
 _POINTWISE = {

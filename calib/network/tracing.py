@@ -7,7 +7,7 @@ import io
 import keyword
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -50,6 +50,7 @@ def export_program(
     except Exception as error:
         raise _untraceable(error) from error
     _check_straight(program.graph)
+    forget_layouts(program)
     _drop_side_effects(program)
     _check_output(program)
     return program, is_free
@@ -72,7 +73,9 @@ def trace_program(
     for module in program.graph_module.modules():  # the parts under autocast or no_grad are modules of their own
         if isinstance(module, fx.GraphModule):
             check_deterministic(module.graph)
-            _check_norms(module.graph)
+            whole = module is program.graph_module
+            names = [node.name for node in module.graph.find_nodes(op="placeholder")]
+            _check_norms(module.graph, program.graph_signature.user_inputs if whole else names)
     return program, is_free
 
 
@@ -146,12 +149,15 @@ def draws(node: fx.Node) -> bool:
     return not any(off)
 
 
-def _check_norms(graph: fx.Graph) -> None:
+def _check_norms(graph: fx.Graph, inputs: Collection[str]) -> None:
     """Refuse a BatchNorm that takes the statistics of the batch: what a sample gives would depend on the samples beside
-    it.
+    it. Weights may be normalised so (weight standardisation).
     """
+    computed: set[fx.Node] = set()
     for node in graph.nodes:
-        if _name(node) not in ("batch_norm", "cudnn_batch_norm", "native_batch_norm"):
+        if not computed.isdisjoint(node.all_input_nodes) or (node.op == "placeholder" and node.name in inputs):
+            computed.add(node)
+        if _name(node) not in ("batch_norm", "cudnn_batch_norm", "native_batch_norm") or node not in computed:
             continue
         names = [argument.name for argument in node.target._schema.arguments]  # noqa: SLF001 - no other way to the names
         values = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -170,6 +176,15 @@ def _check_straight(graph: fx.Graph) -> None:
                 f"the model branches on values ({next(iter(node.users)).target}): quantise the parts apart, or write "
                 "it with torch.where"
             )
+
+
+def forget_layouts(program: ExportedProgram) -> None:
+    """Let `reshape` stand for `view`, in place. A view is about memory, which an engine does not know, and a fused
+    attention may lay out its result in another way each time it is traced.
+    """
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
+    program.graph_module.recompile()
 
 
 def _drop_side_effects(program: ExportedProgram) -> None:

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx
 
-from calib.network.graph import TracedModel, elements_of_one, operator_name
+from calib.network.graph import TracedModel, elements_of_one
+from calib.network.nodes import module_path, moved_from, operator_name
 
 _OPERATORS = {"conv1d", "conv2d", "linear"}
+_LOOK_UP = "a table look-up multiplies nothing"
+_TRANSPOSED = "transposed convolutions have no integer kernel on any target"
+_RECURRENT = "recurrent layers are one fused operator"
+_PRODUCT = (
+    "a product that no linear layer computes: the parameter is not one matrix on the right, or is used in two ways"
+)
 _WEIGHTED_BUT_SKIPPED = {
     "conv3d": "3-D convolutions have no integer kernel on any target",
-    "conv_transpose1d": "transposed convolutions have no integer kernel on any target",
-    "conv_transpose2d": "transposed convolutions have no integer kernel on any target",
-    "conv_transpose3d": "transposed convolutions have no integer kernel on any target",
-    "embedding": "a table look-up multiplies nothing",
-    "embedding_bag": "a table look-up multiplies nothing",
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _TRANSPOSED),
+    **dict.fromkeys(("embedding", "embedding_bag"), _LOOK_UP),
     "bilinear": "bilinear layers have no integer kernel on any target",
-    "lstm": "recurrent layers are one fused operator",
-    "gru": "recurrent layers are one fused operator",
-    "rnn_tanh": "recurrent layers are one fused operator",
-    "matmul": "a product with a parameter that is not a Linear module",
-    "mm": "a product with a parameter that is not a Linear module",
-    "einsum": "a product with a parameter that is not a Linear module",
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT),
+    **dict.fromkeys(("matmul", "mm", "addmm", "bmm", "baddbmm", "mv", "einsum"), _PRODUCT),
 }
 
 
@@ -85,7 +87,8 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
     2. The path is that of the module; a parameter used by `F.linear` outside a Linear module goes by its own name.
     3. A weight that is computed in the graph (weight norm, a product of parameters) is left in floating point; so is
        one that another operator reads as well (a head tied to an embedding), which would otherwise see the rounded
-       values.
+       values, and one of a layer that sees no input of the model: what it gives is a constant.
+    4. Every other parameter of two dimensions or more that something reads is skipped too, with what reads it.
     """
     calls: dict[str, list[fx.Node]] = defaultdict(list)
     skipped: dict[str, Skipped] = {}
@@ -96,37 +99,75 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
             if isinstance(weight, fx.Node) and weight.name in traced.parameter_names:
                 calls[weight.name].append(node)
             else:
-                path = traced.module_path(node) or node.name
+                path = module_path(node) or node.name
                 skipped[path] = Skipped(path, name, "its weight is computed inside the model")
-        elif name in _WEIGHTED_BUT_SKIPPED and any(
-            argument.name in traced.parameter_names for argument in node.all_input_nodes
-        ):
-            path = traced.module_path(node) or node.name
-            skipped[path] = Skipped(path, name, _WEIGHTED_BUT_SKIPPED[name])
+    computed = _computed(traced)
     units = []
     for nodes in calls.values():
-        kinds = {_kind(node) for node in nodes}
-        biases = {
-            node.args[2].name if len(node.args) > 2 and isinstance(node.args[2], fx.Node) else None for node in nodes
-        }
         paths = list(dict.fromkeys(_path(traced, node) for node in nodes))
-        if len(kinds) > 1:
-            skipped[paths[0]] = Skipped(paths[0], operator_name(nodes[0]), "its weight is used by different operators")
+        reason = _reason(nodes, computed)
+        if reason is not None:
+            skipped[paths[0]] = Skipped(paths[0], operator_name(nodes[0]), reason)
             continue
-        others = [operator_name(user) for user in _weight(nodes[0]).users if user not in nodes]
-        if others:
-            skipped[paths[0]] = Skipped(paths[0], operator_name(nodes[0]), f"its weight is read by {others[0]} too")
-            continue
-        units.append(_unit(traced, nodes, kinds.pop(), paths, biases))
+        units.append(_unit(traced, nodes, paths, {_bias(traced, node) for node in nodes}))
+    for entry in _others(traced, calls):
+        if not any(entry.path == path or entry.path.startswith(f"{path}.") for path in tuple(skipped)):
+            skipped[entry.path] = entry
     return tuple(units), tuple(skipped.values())
 
 
-def _unit(traced: TracedModel, nodes: list[fx.Node], kind: str, paths: list[str], biases: set[str | None]) -> Unit:
+def _computed(traced: TracedModel) -> set[fx.Node]:
+    """Return the tensors that depend on an input of the model."""
+    found = {traced.nodes[name] for name in traced.inputs}
+    for node in traced.steps:
+        if not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _reason(nodes: Sequence[fx.Node], computed: set[fx.Node]) -> str | None:
+    """Return why the weight that some calls multiply by cannot be a unit; None when it can."""
+    if not computed.issuperset(nodes):
+        return "it sees no input of the model: what it gives is a constant"
+    if len({_kind(node) for node in nodes}) > 1:
+        return "its weight is used by different operators"
+    others = [operator_name(user) for user in _weight(nodes[0]).users if user not in nodes]
+    return f"its weight is read by {others[0]} too" if others else None
+
+
+def _others(traced: TracedModel, calls: Mapping[str, Collection[fx.Node]]) -> Iterator[Skipped]:
+    """Yield the parameters of two dimensions or more that something else than `calls` reads, and what does."""
+    own = {name for name, _ in traced.module.named_parameters()}
+    for node, parameter in traced.parameter_names.items():
+        if parameter not in own or traced.state[node].dim() < 2:
+            continue
+        reader = _first_reader(traced.nodes[node], calls.get(node, ()))
+        if reader is None:
+            continue
+        name = operator_name(reader)
+        path, reason = module_path(reader), _WEIGHTED_BUT_SKIPPED.get(name)
+        if reason is None or not path or not parameter.startswith(f"{path}."):
+            path = parameter.removesuffix(".weight")
+        yield Skipped(path, name, reason or f"no layer multiplies by it ({name} reads it)")
+
+
+def _first_reader(node: fx.Node, known: Collection[fx.Node]) -> fx.Node | None:
+    """Return what reads a tensor first, besides what is known, through whatever only moves its values; None where
+    nothing does.
+    """
+    for user in node.users:
+        found = user if moved_from(user) is None else _first_reader(user, known)
+        if found is not None and found.op == "call_function" and found not in known:
+            return found
+    return None
+
+
+def _unit(traced: TracedModel, nodes: list[fx.Node], paths: list[str], biases: set[str | None]) -> Unit:
     weight = _weight(nodes[0])
     shape = tuple(traced.state[weight.name].shape)
     return Unit(
         path=paths[0],
-        operator=kind,
+        operator=_kind(nodes[0]),
         weight=weight.name,
         bias=biases.pop() if len(biases) == 1 else None,
         weight_shape=shape,
@@ -138,13 +179,18 @@ def _unit(traced: TracedModel, nodes: list[fx.Node], kind: str, paths: list[str]
     )
 
 
+def _bias(traced: TracedModel, node: fx.Node) -> str | None:
+    """Return the parameter that a layer adds; None where it adds none, or a computed tensor."""
+    bias = node.args[2] if len(node.args) > 2 else None
+    return bias.name if isinstance(bias, fx.Node) and bias.name in traced.state else None
+
+
 def _path(traced: TracedModel, node: fx.Node) -> str:
     """The module path when the weight is the `weight` of that module, else the parameter's own name."""
-    weight = _weight(node)
-    parameter = traced.parameter_names[weight.name]
-    module = traced.module_path(node)
+    parameter = traced.parameter_names[_weight(node).name]
+    module = module_path(node)
     own = getattr(traced.module.get_submodule(module), "weight", None)
-    if module and isinstance(own, Tensor) and own.data_ptr() == traced.state[weight.name].data_ptr():
+    if module and isinstance(own, Tensor) and own.data_ptr() == attrgetter(parameter)(traced.module).data_ptr():
         return module
     return parameter.removesuffix(".weight")
 

@@ -19,6 +19,8 @@ _SMALLEST_NORMAL, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.
 _DAMPINGS = (0.01, 0.1, 1.0)
 _SHARE_OF_ALL = 1e-4
 _STEP_OF_ZEROS = 2.0**-20
+_ROUNDING_ERRORS = 8 * torch.finfo(torch.float32).eps
+"""Of sums in float32, as a share of what each error would do alone, and times the root of the number of terms."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,16 @@ class Moments:
     """
 
     matrix: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Moments:
+        """Take moments in float32 or float64. A factor of a group changes nothing: those that were summed in float64 are
+        scaled to what float32 holds.
+        """
+        if matrix.dtype == torch.float32:
+            return cls(matrix)
+        diagonal = torch.diagonal(matrix, dim1=1, dim2=2)
+        return cls(scaled_by_powers(matrix, -exponents(diagonal.mean(dim=1))[:, None, None]).float())
 
     @property
     def diagonal(self) -> Tensor:
@@ -89,6 +101,35 @@ def scaled_by_powers(values: Tensor, powers: Tensor) -> Tensor:
     """Multiply by powers of two, which changes no digit."""
     half = powers // 2  # in two steps: 2 ** 140 is no float32
     return torch.ldexp(torch.ldexp(values, half), powers - half)
+
+
+def output_errors(difference: Tensor, moments: Moments) -> Tensor:
+    """Return `[rows]`, by how much errors `[rows, k]` of a weight change the layer's output: e H e', up to a factor for
+    each group.
+    """
+    return _quadratic(difference, moments.scaled)
+
+
+def are_worse(first: Tensor, second: Tensor, moments: Moments) -> Tensor:
+    """Return for each row whether errors `[rows, k]` of a weight change the output more than others do.
+
+    Where float32 cannot tell, as where inputs depend on one another, it is worked out in float64.
+    """
+    scaled = moments.scaled
+    errors = [_quadratic(difference, scaled) for difference in (first, second)]
+    worse = errors[0] > errors[1]
+    weight = torch.diagonal(scaled, dim1=1, dim2=2).abs().repeat_interleave(len(first) // len(scaled), dim=0)
+    alone = sum((difference.square() * weight).sum(dim=1) for difference in (first, second))
+    doubtful = ~((errors[0] - errors[1]).abs() > _ROUNDING_ERRORS * first.shape[1] ** 0.5 * alone)
+    if bool(doubtful.any()):
+        exact = [_quadratic(difference.double(), scaled.double()) for difference in (first, second)]
+        worse = torch.where(doubtful, exact[0] > exact[1], worse)
+    return worse
+
+
+def _quadratic(difference: Tensor, matrix: Tensor) -> Tensor:
+    grouped = difference.reshape(len(matrix), -1, difference.shape[1])
+    return ((grouped @ matrix) * grouped).sum(dim=2).reshape(-1)
 
 
 class RoundWeight(Protocol):

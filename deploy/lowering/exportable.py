@@ -11,6 +11,8 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.traceback import NodeSource
 
+from calib.network.tracing import forget_layouts
+
 
 class Exportable(ExportedProgram):
     """A copy of a program that `run_decompositions` made, whose graph the exporter may change.
@@ -49,6 +51,7 @@ class Exportable(ExportedProgram):
         """Return this program where `decomp_table` changes nothing in it, else what torch makes of the original."""
         if decomp_table is None or not all(_stays(node, decomp_table) for node in self.graph.nodes):
             decomposed: ExportedProgram = self._original.run_decompositions(decomp_table, **options)
+            forget_layouts(decomposed)
             return decomposed
         return self
 

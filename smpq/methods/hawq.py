@@ -124,7 +124,7 @@ def mean_traces(
 
 def _layouts(traced: TracedModel) -> dict[str, Edit]:
     """Edits that give the results of attention the order in memory of the trace: not every kernel gives the same."""
-    from calib.network.graph import operator_name
+    from calib.network.nodes import operator_name
 
     def edit(strides: Sequence[int]) -> Edit:
         order = sorted(range(len(strides)), key=lambda axis: -strides[axis])

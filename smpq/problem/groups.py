@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from calib.errors import UserError
 from calib.formats.format import Format
-from calib.network.graph import TracedModel, operator_name
+from calib.network.graph import TracedModel
+from calib.network.nodes import operator_name
 from calib.network.units import Unit
 from smpq.problem.pins import Pin, check_pins, pinned
 from smpq.problem.policy import Group, Join, Space

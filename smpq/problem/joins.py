@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from calib.network.graph import TracedModel, elements_of_one, operator_name
+from calib.network.graph import TracedModel, elements_of_one
 from calib.network.moves import MOVES
+from calib.network.nodes import operator_name
 from calib.network.residual import ResidualAdd, residual_adds
 from smpq.problem.policy import Group, Join
 from smpq.quantized.plan import JOINS, QdqRules, result_after_relu

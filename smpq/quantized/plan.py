@@ -15,8 +15,9 @@ from calib.calibrate import Calibration
 from calib.formats.format import Format
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight, Scheme
-from calib.network.graph import TracedModel, operator_name
+from calib.network.graph import TracedModel
 from calib.network.moves import keeps_grid
+from calib.network.nodes import operator_name
 from calib.network.residual import ResidualAdd, residual_adds
 from calib.network.units import Unit
 

@@ -23,6 +23,7 @@ from calib.formats.integers import integer
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight, Scheme
 from calib.network.graph import TracedModel
+from calib.network.products import parameter_from_weight
 from calib.network.units import Unit
 from smpq.training.trainable import leaf_names
 
@@ -194,11 +195,16 @@ class FineTunedWeights:
         """
         model = copy.deepcopy(traced.module)
         own = dict(model.named_parameters())
+        arranged = {traced.parameter_names[node]: arrange for node, arrange in traced.arranged.items()}
         with torch.no_grad():
             for name, tensor in self.parameters.items():
-                if name not in own or own[name].shape != tensor.shape:
+                fits = (
+                    name in own and (arranged[name](own[name]) if name in arranged else own[name]).shape == tensor.shape
+                )
+                if not fits:
                     raise UserError(f"the fine-tuned {name!r} does not fit the model: fine-tune again")
-                own[name].copy_(tensor)
+                stored = parameter_from_weight(tensor, arranged[name], own[name].shape) if name in arranged else tensor
+                own[name].copy_(stored)
         again = TracedModel(model, traced.example, free=traced.dynamic_batch)
         assert list(again.nodes) == list(traced.nodes), "the same model was traced to another graph"
         return again

@@ -29,7 +29,7 @@ from deploy.backends import backend_of, onnxruntime, tensorrt
 from deploy.lowering import onnx_files
 from deploy.lowering.export import export_float
 from deploy.lowering.fp16_range import check_fp16_range
-from deploy.lowering.onnx_files import copy_model, data_path, load_model, save_model, sha256
+from deploy.lowering.onnx_files import load_model, save_model
 from deploy.targets.target import Target, capability, target_from_name
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
@@ -266,47 +266,3 @@ def test_a_full_or_read_only_disk_leaves_nothing_behind(code, tmp_path, monkeypa
 def test_a_run_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert "Not a directory" in refused("run", *TINY, "--budget", "size=0.9x", "--out", tmp_path / "file" / "run")
-
-
-def _picking(rows):
-    """A model that picks one of `rows` numbers, of which the last is 7 and the others are 0."""
-    values = np.zeros(rows, np.float32)
-    values[-1] = 7
-    weight = ir.Value(name="w", shape=ir.Shape([rows]), type=ir.TensorType(ir.DataType.FLOAT))
-    weight.const_value = ir.tensor(values, name="w")
-    index = ir.Value(name="i", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
-    node = ir.node("Gather", [weight, index], num_outputs=1)
-    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = (
-        "y",
-        ir.TensorType(ir.DataType.FLOAT),
-        ir.Shape([1]),
-    )
-    graph = ir.Graph([index], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 21}, name="large")
-    return ir.Model(graph, ir_version=10)
-
-
-def test_more_than_two_gigabytes_of_weights(tmp_path):
-    if (
-        shutil.disk_usage(tmp_path).free < 12 * 2**30
-        or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 8 * 2**30
-    ):
-        pytest.skip("needs 12 GiB of disk and 8 GiB of memory")
-    rows = 2**29 + 2**20
-    path = tmp_path / "large.onnx"
-    save_model(_picking(rows), path)
-    assert data_path(path).stat().st_size >= 4 * rows
-    assert path.stat().st_size < 10_000
-    copy_model(path, tmp_path / "copy" / "large.onnx")
-    assert _run(tmp_path / "copy" / "large.onnx", (torch.tensor([rows - 1]),))[0] == 7
-    shutil.rmtree(tmp_path)
-
-
-def test_weights_in_a_file_of_their_own_are_part_of_a_model(tmp_path):
-    path, copy = tmp_path / "model.onnx", tmp_path / "copy" / "model.onnx"
-    save_model(_picking(1000), path, largest_single_file=1000)
-    assert data_path(path).stat().st_size >= 4000
-    copy_model(path, copy)
-    assert _run(copy, (torch.tensor([999]),))[0] == 7
-    assert sha256(copy) == sha256(path)
-    data_path(copy).write_bytes(bytes(4000))
-    assert sha256(copy) != sha256(path)

@@ -2,7 +2,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calib.network.graph import TracedModel, operator_name
+from calib.network.graph import TracedModel
+from calib.network.nodes import operator_name
 
 
 class Twice(nn.Module):

@@ -9,7 +9,8 @@ from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.network.execution import Edits
-from calib.network.graph import TracedModel, elements_of_one, operator_name
+from calib.network.graph import TracedModel, elements_of_one
+from calib.network.nodes import operator_name
 
 
 class InPlace(nn.Module):

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calib.network.graph import TracedModel, operator_name
+from calib.network.graph import TracedModel
+from calib.network.nodes import operator_name
 from calib.network.residual import residual_adds
 from calib.network.units import find_units
 

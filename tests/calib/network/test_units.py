@@ -136,19 +136,41 @@ def test_what_is_skipped_says_why():
     class Mixed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.up = nn.ConvTranspose2d(2, 3, 2)
+            self.up = nn.ConvTranspose2d(2, 3, 2, 2)
             self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))
             self.both = nn.Linear(3, 3)
-            self.product = nn.Parameter(torch.randn(3, 3))
+            self.inside, self.position = nn.Linear(3, 3), nn.Parameter(torch.randn(1, 64, 3))
 
         def forward(self, x):
-            y = self.normed(self.up(x)).flatten(2).transpose(1, 2)
-            y = self.both(y) @ self.product
-            return self.both(y.mean(1))
+            y = self.normed(self.up(x)).flatten(2).transpose(1, 2) + self.inside(self.position)
+            return self.both(self.both(y).mean(1))
 
     units, skipped = units_of(Mixed(), 2, 4, 4)
     assert not units
+    assert {path: entry.operator for path, entry in skipped.items()} == {
+        "up": "conv_transpose2d",
+        "normed": "conv2d",
+        "both": "linear",
+        "inside": "linear",
+        "position": "linear",
+    }
     assert "transposed" in skipped["up"].reason
     assert "computed inside" in skipped["normed"].reason
     assert "different operators" in skipped["both"].reason
-    assert any("not a Linear" in entry.reason for entry in skipped.values())
+    assert "sees no input" in skipped["inside"].reason
+    assert "no layer multiplies by it" in skipped["position"].reason
+
+
+def test_a_bias_that_is_computed_is_none_of_the_layer():
+    class Biases(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            bias = torch.cat([self.first.bias, self.second.bias])[2:6]
+            return F.linear(F.linear(x, self.first.weight, self.first.bias), self.second.weight, bias)
+
+    units, _ = units_of(Biases(), 4)
+    assert units["first"].bias is not None
+    assert units["second"].bias is None

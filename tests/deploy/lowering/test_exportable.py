@@ -5,8 +5,10 @@ from __future__ import annotations
 from unittest import mock
 
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -65,3 +67,25 @@ def test_an_input_may_have_a_name_that_python_has(tmp_path):
     traced = TracedModel(NamedAsPythonDoes().eval(), (torch.randn(2, 4),))
     export_float(traced, find_units(traced)[0], tmp_path / "a.onnx")
     assert [each.name for each in onnx.load(str(tmp_path / "a.onnx")).graph.input] == ["input"]
+
+
+class Attends(nn.Module):
+    """Attention with a mask, whose fused form may lay out its result in either way, and an operator that ONNX lacks."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.mask = nn.Linear(8, 24), nn.Parameter(torch.randn(1, 2, 5, 5))
+
+    def forward(self, x):
+        q, k, v = self.qkv(torch.min(x, 2 * x)).reshape(x.shape[0], 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = self.mask.expand(x.shape[0], -1, -1, -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(x.shape[0], 5, 8)
+
+
+def test_what_is_traced_again_forgets_layouts(tmp_path):
+    traced = TracedModel(Attends().eval(), (torch.randn(2, 5, 8),))
+    export_float(traced, find_units(traced)[0], tmp_path / "model.onnx")
+    session = ort.InferenceSession(tmp_path / "model.onnx")
+    x = torch.randn(3, 5, 8)
+    (found,) = session.run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), traced.run((x,)), rtol=1e-4, atol=1e-5)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from calib.errors import UserError
 from calib.formats.format import Format
 from calib.formats.integers import integer
+from calib.network.graph import TracedModel
 from smpq.training.finetune import finetune
 from smpq.training.finetuned import FineTunedWeights, policy_of_file
 from smpq.training.settings import FineTuneSettings
@@ -59,6 +61,28 @@ def test_the_model_with_its_parameters_has_the_same_graph(given, result):
     for node, name in traced.parameter_names.items():
         if name in result.parameters and traced.nodes[node].users:
             assert torch.equal(traced.state[node], result.parameters[name]), name
+
+
+class Product(nn.Module):
+    """Its parameter is stored as `[in, out]`."""
+
+    def __init__(self):
+        super().__init__()
+        self.product = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x):
+        return x @ self.product
+
+
+def test_a_weight_goes_back_to_a_parameter_of_another_layout(result):
+    traced = TracedModel(Product().eval(), (torch.randn(2, 4),))
+    tuned = dataclasses.replace(result, parameters={"product": torch.randn(3, 4)})
+    again = tuned.traced(traced)
+    assert torch.equal(again.module.product, tuned.parameters["product"].T)
+    assert torch.equal(again.state["p_product"], tuned.parameters["product"])
+    wrong = dataclasses.replace(result, parameters={"product": torch.randn(4, 3)})
+    with pytest.raises(UserError, match="does not fit"):
+        wrong.traced(traced)
 
 
 def test_only_what_was_trained_can_be_asked_for(given, result):

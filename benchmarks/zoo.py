@@ -1,0 +1,266 @@
+"""Networks that nobody here wrote: each becomes an 8-bit engine that computes what the fake-quantised model does.
+
+Usage: zoo.py [NAME ...] [--keep FILE]
+
+Architectures of `transformers` and plain PyTorch ones (`zoo_networks`), small, with random weights. Each runs in a
+process of its own: a crash ends one line. A line tells which units were found and which weights were skipped and why,
+how it ended, the cosines between the outputs of fake-quantised model, ONNX file and engine, and CPU seconds by stage.
+Outcomes are kept in FILE (`runs/zoo.jsonl`), and networks that are there are not run again; with NAMEs only those run,
+nothing is kept, and tracebacks are printed. Needs the extra `bench`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from records import keep
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from zoo_networks import NETWORKS
+from zoo_networks.network import Network
+
+from calib.errors import UserError
+from calib.tasks import IN_MEMORY, held_in_memory
+from deploy.python.task import TaskInMemory
+from deploy.run.settings import Settings
+from deploy.run.workspace import Workspace
+from deploy.stages import build, export, verify
+from deploy.stages.run_all import open_run
+from deploy.stages.stage_runners import stage_runners
+from deploy.terminal.progress import Progress
+from smpq.problem.policy import Policy
+
+BATCH, CALIBRATION, EVALUATION = 8, 4, 2
+LONGEST_SECONDS = 600
+BARS = {"networks": 45, "engines": 43, "median_cosine": 0.9999, "worst_cosine": 0.999}
+
+
+class Stages:
+    """CPU seconds of each stage; the last one that began is where a failure happened."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.now = "make"
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.now, start = name, time.process_time()
+        yield
+        self.seconds[name] = round(time.process_time() - start, 2)
+
+
+def taken(network: Network) -> dict[str, Any]:
+    """Return the line of a network."""
+    stages = Stages()
+    row: dict[str, Any] = {"network": network.name, "field": network.field}
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            _take(network, Path(scratch), stages, row)
+        ended = "engine"
+    except UserError as error:
+        ended = f"refused at {stages.now}: {error}"
+    except Exception as error:  # noqa: BLE001 - any other exception is what the zoo looks for
+        frames = traceback.extract_tb(error.__traceback__)[-5:]
+        where = " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
+        ended = f"traceback at {stages.now}: {type(error).__name__}: {str(error)[:400]} ({where})"
+        row["traceback"] = traceback.format_exc()
+    return {**row, "ended": ended, "cpu_seconds": stages.seconds}
+
+
+def _take(network: Network, scratch: Path, stages: Stages, row: dict[str, Any]) -> None:
+    with stages("make"):
+        module = network.module()
+        row["parameters"] = sum(parameter.numel() for parameter in module.parameters())
+        batches = [(*network.inputs(BATCH), torch.zeros(BATCH)) for _ in range(CALIBRATION + EVALUATION)]
+        task = TaskInMemory(IN_MEMORY, module, batches[:CALIBRATION], batches[CALIBRATION:], first_output)
+    settings = Settings(task=IN_MEMORY, formats="w8a8,fp32", value="loss", samples=BATCH)
+    progress = Progress(Console(file=sys.stderr, quiet=True))
+    with held_in_memory(task):
+        with stages("trace"):
+            workspace = open_run(scratch / "run", progress, settings)
+        with workspace:
+            row["free_batch"] = workspace.traced.dynamic_batch
+            row["units"] = len(workspace.space.units)
+            row["skipped"] = {entry.path: f"{entry.operator}: {entry.reason}" for entry in workspace.skipped}
+            row["refused_formats"] = workspace.refused
+            row["weights_without_a_word"] = unnamed(workspace, module)
+            policy = eight_bits(workspace)
+            with stages("calibrate"):
+                _ = workspace.fake_quantizer
+            with stages("export"):
+                export(workspace, policy)
+            with stages("engine"):
+                row["layers_as_planned"] = [row.agrees for row in build(workspace, policy).kernels.values()].count(True)
+            stages.now = "compare"
+            row.update(cosines(workspace, policy, scratch))
+            with stages("verify"):
+                verify(workspace, policy)
+
+
+def first_output(output: Any, target: Tensor) -> Tensor:
+    """Minus the mean square of the first output for each sample: no metric of use, but one of any output."""
+    leaf = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and len(leaf) == len(target))
+    return -leaf.detach().double().reshape(len(target), -1).square().mean(1).log1p()
+
+
+def eight_bits(workspace: Workspace) -> Policy:
+    """Return the policy of 8 bits wherever they are offered."""
+    space = workspace.space
+    return Policy({group.name: space.formats[group.name][0] for group in space.groups})
+
+
+def unnamed(workspace: Workspace, module: nn.Module) -> list[str]:
+    """Return the weights, parameters of two dimensions or more, that are neither units nor named as skipped."""
+    traced, units = workspace.traced, workspace.space.units
+    quantised = {traced.parameter_names[unit.weight] for unit in units}
+    named = [entry.path for entry in workspace.skipped]
+    used = {name for node, name in traced.parameter_names.items() if traced.nodes[node].users}
+    return [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.dim() >= 2
+        and name in used - quantised
+        and not any(name == path or name.startswith(f"{path}.") for path in named)
+    ]
+
+
+def cosines(workspace: Workspace, policy: Policy, scratch: Path) -> dict[str, Any]:
+    """Return cosines between the outputs of stages over all evaluation data, each that of the output that is furthest
+    off; `spread` is the share of an output that differs from sample to sample, the least of all outputs.
+    """
+    runners = stage_runners(workspace, policy, scratch)
+    outputs: dict[str, list[Tensor]] = {}
+    for stage in ("eager", "fake_quant", "onnx", "engine"):
+        runner = runners[stage]
+        if isinstance(runner, str):
+            raise UserError(f"{stage}: {runner}")
+        parts = [_leaves(runner(batch)) for batch in workspace.task.evaluation()]
+        outputs[stage] = [
+            torch.cat([leaf.reshape(-1) if leaf.dim() == 0 else leaf for leaf in column])
+            for column in zip(*parts, strict=True)
+        ]
+    pairs = {
+        "engine_and_fake_quant": ("engine", "fake_quant"),
+        "onnx_and_fake_quant": ("onnx", "fake_quant"),
+        "fake_quant_and_float": ("fake_quant", "eager"),
+    }
+    found: dict[str, Any] = {
+        name: round(min(map(_cosine, outputs[one], outputs[two])), 7) for name, (one, two) in pairs.items()
+    }
+    return {**found, "spread": round(min(map(_spread, outputs["eager"])), 4)}
+
+
+def _leaves(output: Any) -> list[Tensor]:
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [leaf.double() for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
+
+
+def _cosine(one: Tensor, two: Tensor) -> float:
+    return float(nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0))
+
+
+def _spread(output: Tensor) -> float:
+    return float((output - output.mean(0)).norm() / output.norm()) if len(output) > 1 else 0.0
+
+
+def alone(network: Network) -> dict[str, Any]:
+    """Return the line of a network, taken in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(network, theirs))
+    process.start()
+    theirs.close()
+    try:
+        row = ours.recv() if ours.poll(LONGEST_SECONDS) else {"ended": f"traceback: not done in {LONGEST_SECONDS} s"}
+    except EOFError:
+        process.join()
+        row = {"ended": f"traceback: the process ended with {process.exitcode}"}
+    if process.is_alive():
+        process.join(5)
+        process.kill()
+    return {"network": network.name, "field": network.field, **row}
+
+
+def _send(network: Network, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    pipe.send(taken(network))
+
+
+def told(row: dict[str, Any]) -> str:
+    parts = [f"{row['network']:20s}", f"{row.get('units', 0):3d} units", f"{len(row.get('skipped', {})):2d} skipped"]
+    if "engine_and_fake_quant" in row:
+        parts += [
+            f"{name[:14]} {row[name]:.6f}"
+            for name in ("engine_and_fake_quant", "onnx_and_fake_quant", "fake_quant_and_float")
+        ]
+        parts += [f"spread {row['spread']:.2f}"]
+    seconds = " ".join(f"{name} {value:.1f}" for name, value in row.get("cpu_seconds", {}).items())
+    unnamed_ = f" UNNAMED {row['weights_without_a_word']}" if row.get("weights_without_a_word") else ""
+    return f"{', '.join(parts)} [{seconds}] {row['ended'][:300]}{unnamed_}"
+
+
+def warm() -> None:
+    """Import what every network needs, once for all processes, and let torch make its tables."""
+    network = NETWORKS["vit"]
+    module = network.module()
+    program = torch.export.export(module, network.inputs(2)).run_decompositions({})
+    torch.onnx.export(program, dynamo=True, verbose=False)
+
+
+def complete(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Run what the file does not have."""
+    rows = {row["network"]: row for row in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        for name in names:
+            if name not in rows:
+                rows[name] = alone(NETWORKS[name])
+                file.write(json.dumps(rows[name]) + "\n")
+                file.flush()
+                print(told(rows[name]), file=sys.stderr, flush=True)
+    return [rows[name] for name in names]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*NETWORKS, []])
+    parser.add_argument("--keep", type=Path, default=Path("runs/zoo.jsonl"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warm()
+    if options.names:
+        for name in options.names:
+            row = alone(NETWORKS[name])
+            print(json.dumps({key: value for key, value in row.items() if key != "traceback"}, indent=1))
+            print(row.get("traceback", ""))
+        return 0
+    rows = complete(options.keep, list(NETWORKS))
+    ends = [row["ended"].split()[0].rstrip(":") for row in rows]
+    worst = [row["engine_and_fake_quant"] for row in rows if row["ended"] == "engine"]
+    summary = {
+        "networks": len(rows),
+        "engines": ends.count("engine"),
+        "refused": ends.count("refused"),
+        "tracebacks": ends.count("traceback"),
+        "median_cosine": round(median(worst), 7),
+        "worst_cosine": min(worst),
+        "weights_without_a_word": sum(len(row.get("weights_without_a_word", ())) for row in rows),
+    }
+    keep("zoo", "PYTHONPATH=. python benchmarks/zoo.py", [0], rows, bars=BARS, summary=summary)
+    return 0 if summary["tracebacks"] == 0 and all(summary[name] >= bar for name, bar in BARS.items()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

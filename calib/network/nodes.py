@@ -1,0 +1,67 @@
+"""Questions about single nodes of a traced graph, and how one is put into it."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+OPERATOR = torch._ops.OpOverload  # noqa: SLF001 - the only name torch gives the class
+
+_MOVES_ALL = {
+    "permute", "t", "transpose", "numpy_T", "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze",
+    "unsqueeze", "movedim", "alias", "clone", "contiguous", "detach",
+}  # fmt: skip
+"""Operators that give every value of their input once, in another order or shape."""
+_KEPT = ("nn_module_stack", "source_fn_stack", "stack_trace", "torch_fn", "from_node")
+
+
+def operator_name(node: fx.Node) -> str:
+    """Return the ATen name of a node, as `conv2d` or `add`; '' for what is not a call."""
+    if node.op != "call_function":
+        return ""
+    if isinstance(node.target, OPERATOR):
+        return str(node.target.overloadpacket.__name__)
+    return "getitem" if node.target is operator.getitem else str(node.target)
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the module whose `forward` ran a node, '' for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]).split("@", 1)[0] if stack else ""
+
+
+def moved_from(node: fx.Node) -> fx.Node | None:
+    """Return the tensor whose values a node only moves, all of them; None for any other node."""
+    if operator_name(node) not in _MOVES_ALL or len(node.all_input_nodes) != 1:
+        return None
+    return node.all_input_nodes[0]
+
+
+def source_of(node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    """Return the tensor that a node's values come from, and the nodes that move them, in their order."""
+    moves: list[fx.Node] = []
+    while (source := moved_from(node)) is not None:
+        moves.append(node)
+        node = source
+    return node, tuple(reversed(moves))
+
+
+def insert_call(graph: fx.Graph, before: fx.Node, target: Any, args: tuple[Any, ...], value: Any = None) -> fx.Node:
+    """Put a call in front of a node, as a part of what that node does; `value` is what it gives, as the trace knows it,
+    unless the arguments tell.
+    """
+    if value is None:
+        value = target(*fx.node.map_arg(args, lambda argument: argument.meta["val"]))
+    with graph.inserting_before(before):
+        node = graph.create_node("call_function", target, args, name=target.overloadpacket.__name__)
+    node.meta.update({key: before.meta[key] for key in _KEPT if key in before.meta})
+    node.meta["val"] = value
+    return node
+
+
+def become(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+    """Let a node compute the same by another operator; its name and its readers stay."""
+    node.target, node.args, node.kwargs = target, args, {}
