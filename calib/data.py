@@ -22,19 +22,27 @@ def materialize(batches: Iterable[Any], limit: int | None = None, *, what: str =
     inputs, for inputs of one batch that disagree on `n`, and for batches that disagree on number, type or shape of the
     inputs.
     """
-    checked: list[Batch] = []
+    found: list[Batch] = []
     samples = 0
-    for index, item in enumerate(_looped(batches, what)):
-        batch = _batch(item, f"{what} batch {index}")
-        if checked:
-            _check_same(checked[0], batch, f"{what} batch {index}")
-        checked.append(batch)
+    for batch in each_batch(batches, what):
+        found.append(batch)
         samples += batch.inputs[0].shape[0]
         if limit is not None and samples >= limit:
             break
-    if not checked:
+    return found
+
+
+def each_batch(batches: Iterable[Any], what: str) -> Iterator[Batch]:
+    """Yield the batches, each checked as `materialize` does; only the first is kept."""
+    first: Batch | None = None
+    for index, item in enumerate(_looped(batches, what)):
+        batch = _batch(item, f"{what} batch {index}")
+        if first is not None:
+            _check_same(first, batch, f"{what} batch {index}")
+        first = first or batch
+        yield batch
+    if first is None:
         raise UserError(f"{what}() gave no batch: is the loader empty, or an iterator that was already used up?")
-    return checked
 
 
 def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Batch(NamedTuple):
-    """One batch: the model's positional inputs, each `[n, ...]`, and the target, any object that `metric`
+    """One batch: the model's positional inputs, each `[n, ...]`, and the target, any object that the metric
     understands.
     """
 
@@ -20,17 +20,15 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """A model, calibration batches, evaluation batches and a metric.
+    """A model, calibration batches, evaluation batches and a metric: that of a `SampleTask` or of a `SetTask`.
 
     1. `calibration` batches drive the whole search. `evaluation` batches are only ever used to verify the result.
-    2. `metric` returns one value per sample, higher is better; their mean is the figure that is reported, and their
-       spread is its interval. Top-1 accuracy returns 0 or 1.
-    3. `loss` also returns one value per sample, lower is better. It is used when the search runs with `--value loss`.
-    4. `output` is whatever the model's `forward` returns.
-    5. Iterating `calibration` or `evaluation` twice gives the same batches.
-    6. Optional: `selection() -> Iterable[Batch]`, held-out batches with targets that are not those of `evaluation`. A
+    2. `loss` returns one value per sample, lower is better. It is used when the search runs with `--value loss`.
+    3. `output` is whatever the model's `forward` returns.
+    4. Iterating `calibration` or `evaluation` twice gives the same batches.
+    5. Optional: `selection() -> Iterable[Batch]`, held-out batches with targets that are not those of `evaluation`. A
        budget on the loss (`drop=0.5`) is decided on them, else on the calibration batches.
-    7. Optional: `metric_point: float`, how much of the metric is one point. Without it a point is 0.01 of top-1, top-5
+    6. Optional: `metric_point: float`, how much of the metric is one point. Without it a point is 0.01 of top-1, top-5
        and accuracy, and 1 of any other metric.
     """
 
@@ -49,12 +47,43 @@ class Task(Protocol):
         """Return the held-out batches."""
         ...
 
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """Return `[n]`, one value per sample, lower is better."""
+        ...
+
+
+@runtime_checkable
+class SampleTask(Task, Protocol):
+    """A task whose figure is the mean of one value per sample; their spread is its interval. Top-1 accuracy is the mean
+    of 0 and 1.
+    """
+
     def metric(self, output: Any, target: Any) -> Tensor:
         """Return `[n]`, one value per sample, higher is better."""
         ...
 
-    def loss(self, output: Any, target: Any) -> Tensor:
-        """Return `[n]`, one value per sample, lower is better."""
+
+@runtime_checkable
+class SetTask(Task, Protocol):
+    """A task whose figure is that of all samples together: average precision, AUC, mean IoU, perplexity, word error
+    rate.
+
+    1. A record holds what the figure needs of one sample, and should be small: those of the evaluation data are kept in
+       memory. For a detector it is the kept boxes and the true ones, for a corpus the nats and the tokens.
+    2. The interval is that of a bootstrap over the samples, which calls `metric_of` 200 times for each stage. A budget
+       on the loss calls it 300 times for each plan. What costs time belongs into `records`.
+    3. `metric_of` returns NaN, or raises ValueError, where the figure is undefined, as AUC is on samples of one class.
+    4. Optional: `groups(target) -> Sequence[Hashable]`, the name of each sample's group (a document, a patient). Samples
+       of one group are drawn together, since they are alike.
+    5. A `metric` is not needed, and not used.
+    """
+
+    def records(self, output: Any, target: Any) -> Sequence[Any]:
+        """Return `n` objects, one per sample."""
+        ...
+
+    def metric_of(self, records: Sequence[Any]) -> float:
+        """Return the figure of some records, higher is better."""
         ...
 
 

@@ -26,6 +26,8 @@ IN_MEMORY = "in-memory"
 """The name of a task that a Python program holds (`deploy.optimize`)."""
 _held: list[Task] = []
 _METHODS = ("model", "calibration", "evaluation", "metric", "loss")
+_SET_METRIC = ("records", "metric_of")
+"""In place of `metric`."""
 _TEXTS = ("name", "metric_name")
 
 
@@ -35,7 +37,8 @@ def register(name: str) -> Callable[[TaskFactory], TaskFactory]:
     A built-in task is one file in this package:
 
     1. write a class with the members of `calib.task.Task`: `name`, `metric_name`, `model()`, `calibration()`,
-       `evaluation()`, `metric(output, target)` and `loss(output, target)`; `calib.tasks.digits` is a short one to copy;
+       `evaluation()`, `metric(output, target)` (or what `calib.task.SetTask` has) and `loss(output, target)`;
+       `calib.tasks.digits` is a short one to copy;
        `training(epoch)` besides (`calib.task.TrainableTask`) lets it be fine-tuned;
     2. write a function `(data: Path | None, weights: Path | None) -> Task`. It gets the paths of `--data` and
        `--weights`, and raises `UserError` with a message that says what to do when it cannot work with them;
@@ -154,7 +157,7 @@ def _checked(task: object, name: str) -> Task:
         raise UserError(
             f"task {name} gave an object of type {type(task).__name__} without {', '.join(missing)}: a task has "
             f"{', '.join(_TEXTS)} "
-            f"and the methods {', '.join(_METHODS)} (see calib.task.Task)"
+            f"and the methods {', '.join(_METHODS)} (see calib.task.Task; {' and '.join(_SET_METRIC)} may stand for metric)"
         )
     # isinstance with a run-time protocol looks at names only, which `_missing` did more closely.
     assert isinstance(task, Task)
@@ -163,7 +166,10 @@ def _checked(task: object, name: str) -> Task:
 
 def _missing(task: object) -> list[str]:
     texts = [text for text in _TEXTS if not isinstance(getattr(task, text, None), str)]
-    return texts + [f"{method}()" for method in _METHODS if not callable(getattr(task, method, None))]
+    methods: tuple[str, ...] = _METHODS
+    if any(hasattr(task, name) for name in _SET_METRIC):
+        methods = (*(name for name in _METHODS if name != "metric"), *_SET_METRIC)
+    return texts + [f"{method}()" for method in methods if not callable(getattr(task, method, None))]
 
 
 @contextmanager

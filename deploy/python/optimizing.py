@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from calib.data import training_batches
 from calib.errors import UserError
 from calib.tasks import IN_MEMORY, held_in_memory
 from deploy.python.result import FakeQuantized, Result
-from deploy.python.task import Metric, TaskInMemory, Training
+from deploy.python.task import Groups, Metric, Records, SetMetric, TaskInMemory, Training
 from deploy.run.settings import Settings, usual_directory
 from deploy.stages.finetuning import tuning_for
 from deploy.stages.policies import read_policy
@@ -39,6 +39,9 @@ def optimize(
     target: str = "ort-cpu",
     out: str | Path | None = None,
     *,
+    records: Records | None = None,
+    metric_of: Callable[[Sequence[Any]], Any] | None = None,
+    groups: Groups | None = None,
     selection: Iterable[Any] | None = None,
     training: Training | None = None,
     loss: Metric | None = None,
@@ -52,7 +55,9 @@ def optimize(
 
     `calibration`, `evaluation` and `selection` give batches: tensors, `(inputs, target)`, dicts of the arguments of
     `forward`, or a DataLoader of these. `metric(output, target)` returns `[n]`, one value per sample, higher is better;
-    without one the divergence from the model's own output is what counts.
+    without one the divergence from the model's own output is what counts. A figure of all samples together (AUC, average
+    precision) is said by `records(output, target)`, one small object per sample, and `metric_of(records)` in place of
+    `metric`; `groups(target)` names what samples belong together (`calib.task.SetTask`).
 
     `finetune` is how many epochs the weights are trained in their formats, or how (`smpq.training.settings`); it needs
     `training`: batches, none of them in `calibration`, or a function of the epoch that gives them. The float model
@@ -64,13 +69,15 @@ def optimize(
     `formats`, `effort`, `samples`, `seed`, `batch` and so on. UserError, with a message that says what to do, for wrong
     input; a budget that is not met is a result whose `met` is False.
     """
-    text = budget or ("drop=0.5" if metric is not None else "kl=0.02")
+    whole = _whole(metric, records, metric_of, groups)
+    judged = metric is not None or whole is not None
+    text = budget or ("drop=0.5" if judged else "kl=0.02")
     wanted = Budget.from_text(text)
     limit = wanted.loss
-    if metric is None and limit is not None and limit.cost != "kl":
+    if not judged and limit is not None and limit.cost != "kl":
         raise UserError(f"{text} needs a metric(output, target): give one, or a budget on kl")
     tuning = _tuning(method, finetune, labels=loss is not None)
-    task = TaskInMemory(IN_MEMORY, model, calibration, evaluation, metric, selection, training, loss)
+    task = TaskInMemory(IN_MEMORY, model, calibration, evaluation, metric, selection, training, loss, whole)
     if tuning is not None:
         if training is None:
             raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")
@@ -88,6 +95,22 @@ def optimize(
         engine = built_engine_runner(workspace, torch.get_num_threads())
     note = engine if isinstance(engine, str) else None
     return Result(path, report, module, None if isinstance(engine, str) else FakeQuantized(engine), note)
+
+
+def _whole(
+    metric: Metric | None,
+    records: Records | None,
+    metric_of: Callable[[Sequence[Any]], Any] | None,
+    groups: Groups | None,
+) -> SetMetric | None:
+    """Return the metric of all samples together, None where there is none. UserError for half of one, or for two."""
+    if records is None and metric_of is None and groups is None:
+        return None
+    if records is None or metric_of is None:
+        raise UserError("a metric of all samples together needs records(output, target) and metric_of(records)")
+    if metric is not None:
+        raise UserError("metric is one value per sample, records and metric_of are a figure of all: give one of them")
+    return SetMetric(records, metric_of, groups)
 
 
 def _tuning(method: str, finetune: float | FineTuneSettings | None, *, labels: bool) -> FineTuneSettings | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,17 @@ from smpq.value.value import divergence
 Metric = Callable[[Any, Any], Tensor]
 Training = Iterable[Any] | Callable[[int], Iterable[Any]]
 """Batches that are looped over in each epoch, or what gives those of an epoch."""
+Records = Callable[[Any, Any], Sequence[Any]]
+Groups = Callable[[Any], Sequence[Hashable]]
+
+
+@dataclass(frozen=True)
+class SetMetric:
+    """A metric of all samples together, as `calib.task.SetTask` has it."""
+
+    records: Records
+    metric_of: Callable[[Sequence[Any]], Any]
+    groups: Groups | None = None
 
 
 class TaskInMemory:
@@ -27,6 +39,11 @@ class TaskInMemory:
     """Held-out batches that decide about a budget on the loss; missing where none are given."""
     training: Callable[[int], Iterator[Batch]]
     """One pass over the training data; missing where none are given."""
+    records: Records
+    """One record of each sample, of which `metric_of` makes the metric; both are missing where none are given."""
+    metric_of: Callable[[Sequence[Any]], Any]
+    groups: Groups
+    """The group of each sample; missing where none are given."""
 
     def __init__(
         self,
@@ -38,12 +55,21 @@ class TaskInMemory:
         selection: Iterable[Any] | None = None,
         training: Training | None = None,
         loss: Metric | None = None,
+        whole: SetMetric | None = None,
     ) -> None:
-        """Without a metric the model's own outputs are the targets, and minus the divergence from them is the metric."""
+        """Without a metric of samples, or of the whole set, the model's own outputs are the targets, and minus the
+        divergence from them is the metric.
+        """
         self.name = name
         self._model = model.eval()
         self._metric, self._loss = metric, loss
-        self.metric_name = "minus the divergence" if metric is None else getattr(metric, "__name__", "metric")
+        self._labelled = metric is not None or whole is not None
+        self.metric_name = getattr(metric, "__name__", "metric") if self._labelled else "minus the divergence"
+        if whole is not None:
+            self.metric_name = getattr(whole.metric_of, "__name__", "metric")
+            self.records, self.metric_of = whole.records, whole.metric_of
+            if whole.groups is not None:
+                self.groups = whole.groups
         self._calibration = self._taken(calibration, "calibration")
         self._evaluation = self._taken(evaluation, "evaluation")
         if selection is not None:
@@ -57,7 +83,7 @@ class TaskInMemory:
         return [self._with_target(batch) for batch in batches_of(batches, self._model, what)]
 
     def _with_target(self, batch: Batch) -> Batch:
-        if self._metric is not None:
+        if self._labelled:
             return batch
         with torch.no_grad():
             return Batch(batch.inputs, self._model(*batch.inputs))
@@ -79,7 +105,9 @@ class TaskInMemory:
         return self._metric(output, target) if self._metric is not None else -divergence(output, target)
 
     def loss(self, output: Any, target: Any) -> Tensor:
-        """Return `[n]`, minus the metric unless a loss was given."""
+        """Return `[n]`, minus the metric unless a loss was given. UserError where there is neither."""
+        if self._loss is None and self._metric is None and self._labelled:
+            raise UserError("a metric of the whole set is no loss of each sample: give loss=, or do without it")
         return self._loss(output, target) if self._loss is not None else -self.metric(output, target)
 
 

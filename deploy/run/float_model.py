@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from calib.task import Batch, Task
 from deploy.run.settings import Settings
 from deploy.targets.target import Target
 from deploy.terminal.progress import Progress
+from smpq.value.metric import collected, sample_metric
+from smpq.value.resampling import UndefinedError
 from smpq.value.value import divergence
 
 
@@ -107,7 +110,12 @@ def try_task(task: Task, traced: TracedModel, batches: Sequence[Batch], value: s
         per_sample(task.loss, (output, batch.target), count, "loss")
     if value == "kl":
         per_sample(getattr(task, "divergence", divergence), (output, output), count, "divergence")
-    per_sample(task.metric, (output, batch.target), count, "metric")
+    if value == "metric":
+        sample_metric(task, "the value metric")
+    found = collected(task)
+    found.take(0, output, batch)
+    with contextlib.suppress(UndefinedError):  # as one batch may leave the figure of a set
+        _ = found.value
 
 
 def _example(batch: Batch, count: int) -> tuple[Tensor, ...]:

@@ -39,7 +39,7 @@ from smpq.quantized.plan import QdqRules, QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.evaluate import Evaluator
 from smpq.value.journal import Journal
-from smpq.value.loss import PolicyLoss
+from smpq.value.policy_loss import PolicyLoss
 from smpq.value.value import PolicyValue
 from smpq.value.workers.pool import WorkerPool
 from smpq.value.workers.process import placed

@@ -8,7 +8,7 @@ from typing import Literal
 
 from calib.data import selection_batches
 from calib.errors import UserError
-from calib.task import Batch
+from calib.task import Batch, SetTask
 from deploy.files.search import LossFile
 from deploy.latency.observations import latency_model
 from deploy.latency.steps import LoopSettings, Outcome
@@ -24,7 +24,8 @@ from smpq.solve.allocate import Ceiling, Impossible, Problem, nearest_feasible
 from smpq.solve.cheapest import cheapest
 from smpq.solve.effort import Effort
 from smpq.solve.search import choose
-from smpq.value.loss import Loss, PolicyLoss
+from smpq.value.loss import Loss
+from smpq.value.policy_loss import PolicyLoss
 
 _UNITS: dict[str, Literal["points", "nats"]] = {"drop": "points", "kl": "nats"}
 
@@ -55,15 +56,31 @@ class Verdicts:
         return self.loss(policy, self.limit)
 
 
+def check_decidable(workspace: Workspace, budget: Budget) -> None:
+    """Raise UserError where the held-out samples cannot say how sure a loss is, as may be with a metric of all of them
+    together.
+    """
+    limit = budget.loss
+    if limit is None or limit.cost != "drop" or not isinstance(workspace.task, SetTask):
+        return
+    batches, data = _held_out(workspace)
+    doubt = workspace.losses(batches, limit.cost, data).doubt()
+    if doubt is not None:
+        raise UserError(f"{limit} cannot be decided on the {data} batches: {doubt}; or give a budget on kl")
+
+
+def _held_out(workspace: Workspace) -> tuple[list[Batch], Literal["selection", "calibration"]]:
+    batches = selection_batches(workspace.task)
+    return (workspace.batches, "calibration") if batches is None else (batches, "selection")
+
+
 def verdicts_of(workspace: Workspace, limit: Limit) -> Verdicts:
     """Return who decides about a limit on the loss. Warns where the task has no held-out samples.
 
     UserError where a share of the float model's metric is asked for and that is not above zero.
     """
-    batches: list[Batch] | None = selection_batches(workspace.task)
-    data: Literal["selection", "calibration"] = "selection" if batches is not None else "calibration"
-    if batches is None:
-        batches = workspace.batches
+    batches, data = _held_out(workspace)
+    if data == "calibration":
         workspace.progress.warn(
             f"{limit} is decided on the calibration batches, which the model may have been trained on and the search "
             "uses: give the task a method selection() that returns held-out batches with targets"

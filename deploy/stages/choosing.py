@@ -11,7 +11,7 @@ from calib.errors import UserError
 from deploy.latency.observations import latency_model
 from deploy.latency.steps import LoopSettings, Outcome
 from deploy.run.workspace import Workspace
-from deploy.stages.cheapest import search_cheapest, solve_cheapest
+from deploy.stages.cheapest import check_decidable, search_cheapest, solve_cheapest
 from deploy.stages.looping import close_loop
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import method_of, score, static_ceilings
@@ -50,6 +50,7 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
         assert float_ms is not None  # what was measured has it
         ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
     _check_possible(workspace, ceilings)
+    check_decidable(workspace, budget)
     scores = score(workspace, budget, method)
     if budget.loss is None:
         return _solved(workspace, budget, scores, ceilings, effort)
@@ -59,13 +60,14 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
 
 
 def score_for(workspace: Workspace, budget: Budget, method: str | None = None) -> Scores:
-    """Return the scores to search with. UserError before that when no policy is within the budget, or when a latency is
-    asked for and engines of the target cannot be timed.
+    """Return the scores to search with. UserError before that when no policy is within the budget, when the samples
+    cannot decide about it, or when a latency is asked for and engines of the target cannot be timed.
     """
     _check_possible(workspace, static_ceilings(workspace, budget))
     timed = budget.limit("latency") is not None
     if timed and workspace.not_measurable is not None:
         raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
+    check_decidable(workspace, budget)
     scores = score(workspace, budget, method)
     if timed or budget.loss is not None:
         method_of(scores).check_latency()

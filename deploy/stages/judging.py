@@ -6,23 +6,21 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from calib.data import materialize
 from calib.errors import UserError
 from deploy.devices.base import Candidate
 from deploy.devices.places import machine_directory
 from deploy.files.curve import JudgedPoint
 from deploy.files.verification import StageName
-from deploy.run.opening import call_task
 from deploy.run.workspace import DEVICE, Workspace
 from deploy.runner.experiment import CACHE_DIRECTORY
 from deploy.runner.state import machine
-from deploy.stages.passage import Passage, mean_interval
+from deploy.stages.evaluation import Evaluation
+from deploy.stages.passage import Passage, go_on
 from deploy.stages.stage_runners import Runner, engine_runner, in_batches
 from smpq.files import SHARES, Interval
 from smpq.problem.policy import Policy
-from smpq.value.loss import loss_of
+from smpq.value.collected import Collected
 
 
 class Judge:
@@ -31,21 +29,23 @@ class Judge:
     """
 
     def __init__(self, workspace: Workspace) -> None:
-        """Load the evaluation data."""
+        """Go through the evaluation data once."""
         self._workspace = workspace
-        self._batches = materialize(call_task(workspace.task, "evaluation"), what="evaluation")
+        self._data = Evaluation(workspace.task)
         self._runs_here = workspace.not_measurable is None and workspace.backend.why_not_timed() is None
 
     @property
     def samples(self) -> int:
         """How many samples there are."""
-        return sum(len(batch.inputs[0]) for batch in self._batches)
+        return self._data.samples
 
-    def run_float(self) -> Tensor:
-        """Run the float model, which all others are compared with; returns `[n]`, the metric of each sample. UserError
-        where it or the task does not work.
+    def run_float(self) -> None:
+        """Run the float model, which all others are compared with. UserError where it or the task does not work. Warns
+        where the samples are too few for an interval.
         """
-        return self._float_values
+        doubt = self._float.doubt()
+        if doubt is not None:
+            self._workspace.progress.warn(doubt)
 
     def of_policy(self, policy: Policy, what: str) -> JudgedPoint:
         """Return how accurate a policy's engine is; `what` names it for people. UserError where it gives NaN or
@@ -54,41 +54,40 @@ class Judge:
         measured_on: Literal["engine", "fake_quant"] = "engine" if self._runs_here else "fake_quant"
         if policy != self._reference:
             return self._compared(self._of_policy(policy, what), measured_on)
-        accuracy, interval = mean_interval(self._float_values)
-        same = Interval(0.0, 0.0)
+        figure, same = self._float.figure(), Interval(0.0, 0.0)
         return JudgedPoint(
-            accuracy=accuracy, interval=interval, change=0.0, change_interval=same, measured_on=measured_on
+            accuracy=figure.value, interval=figure.interval, change=0.0, change_interval=same, measured_on=measured_on
         )
 
     def of_candidate(self, candidate: Candidate, what: str) -> JudgedPoint:
         """Return how accurate the engine of another model is, as `of_policy`."""
-        return self._compared(self._values(self._engine(candidate, what), "engine", what), "engine")
+        return self._compared(self._found(self._engine(candidate, what), "engine", what), "engine")
 
-    def _compared(self, values: Tensor, measured_on: Literal["engine", "fake_quant"]) -> JudgedPoint:
-        accuracy, interval = mean_interval(values)
+    def _compared(self, found: Collected, measured_on: Literal["engine", "fake_quant"]) -> JudgedPoint:
+        figure = found.figure()
         share = self._workspace.task.metric_name in SHARES
-        lost = loss_of(self._float_values.double() - values.double(), largest=1.0 if share else 0.0)
+        lost = self._float.loss_to(found, point=1.0, largest=1.0 if share else 0.0)
         low, high = lost.interval
         return JudgedPoint(
-            accuracy=accuracy,
-            interval=interval,
+            accuracy=figure.value,
+            interval=figure.interval,
             change=-lost.mean + 0.0,  # minus zero is zero
             change_interval=Interval(-high, -low),
             measured_on=measured_on,
         )
 
     @cached_property
-    def _float_values(self) -> Tensor:
+    def _float(self) -> Collected:
         return self._of_policy(self._reference, "the float model")
 
     @property
     def _reference(self) -> Policy:
         return self._workspace.space.uniform(self._workspace.space.reference)
 
-    def _of_policy(self, policy: Policy, what: str) -> Tensor:
+    def _of_policy(self, policy: Policy, what: str) -> Collected:
         if not self._runs_here:
-            return self._values(self._fake(policy), "fake_quant", what)
-        return self._values(self._engine(self._workspace.candidates.candidate(policy), what), "engine", what)
+            return self._found(self._fake(policy), "fake_quant", what)
+        return self._found(self._engine(self._workspace.candidates.candidate(policy), what), "engine", what)
 
     def _fake(self, policy: Policy) -> Runner:
         traced, fake = self._workspace.traced, self._workspace.fake_quantizer
@@ -110,7 +109,8 @@ class Judge:
             raise UserError(f"the engine of {what} does not open: {opened}")
         return engine_runner(workspace.traced, opened)
 
-    def _values(self, runner: Runner, stage: StageName, what: str) -> Tensor:
-        """Return `[n]`, the metric of each sample."""
-        with self._workspace.progress.bar(f"accuracy of {what}", len(self._batches)) as advance:
-            return Passage(self._workspace.task, stage, runner).go_on(self._batches, advance).values
+    def _found(self, runner: Runner, stage: StageName, what: str) -> Collected:
+        """Return what the metric keeps of a stage."""
+        with self._workspace.progress.bar(f"accuracy of {what}", len(self._data)) as advance:
+            (passage,) = go_on([Passage(self._workspace.task, stage, runner)], self._data.batches(), advance)
+            return passage.found

@@ -2,112 +2,85 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from calib.data import per_sample
 from calib.errors import UserError
 from calib.network.agreement import Agreement
 from calib.task import Batch, Task
-from deploy.files.verification import NORMAL_95, StageName
+from deploy.files.verification import StageName
 from deploy.stages.stage_runners import Runner
-from smpq.files import Interval
-
-_KEPT_BYTES = 1 << 28
-"""Of the module's own outputs so many are kept until the trace has been compared with them."""
+from smpq.value.column import Column
+from smpq.value.metric import collected
 
 
 class Passage:
-    """A stage that computes batch after batch, always in the same order; the batches of two passages are the same as
-    far as both have come.
+    """A stage that computes batch after batch of the evaluation data, and keeps nothing that is large.
 
-    `outputs` are its first ones, as many as there is room for; empty except for the user's own module. `problem` says
-    in words where its outputs are not `reference`; None as long as they are.
+    `problem` says in words where its outputs are not those of `reference`; None as long as they are. `found` is what
+    the task's metric keeps, `classes` the top class of each sample.
     """
 
-    def __init__(self, task: Task, name: StageName, runner: Runner, reference: Sequence[Any] = ()) -> None:
+    def __init__(self, task: Task, name: StageName, runner: Runner, reference: Runner | None = None) -> None:
         """Compute nothing yet."""
-        self.name, self._task, self._runner = name, task, runner
-        self.outputs: list[Any] = []
+        self.name, self.found = name, collected(task)
         self.problem: str | None = None
-        self.batches = 0
-        self._reference, self._room = reference, _KEPT_BYTES
-        self._agreement = Agreement(reference[0]) if reference else None
-        self._values: list[Tensor] = []
-        self._classes: list[Tensor] = []
+        self.classes = Column(torch.int64)
+        self._runner, self._reference = runner, reference
+        self._agreement: Agreement | None = None
+        self._broken = self._seen = 0
 
-    @property
-    def values(self) -> Tensor:
-        """`[n]`: the metric of each sample so far."""
-        return torch.cat(self._values)
-
-    @property
-    def classes(self) -> Tensor | None:
-        """`[n]`: the top class of each sample so far; None where an output is not `[n, classes]`."""
-        return torch.cat(self._classes) if len(self._classes) == self.batches else None
-
-    def go_on(self, batches: Iterable[Batch], advance: Callable[[], None]) -> Passage:
-        """Compute more batches; returns itself. UserError where an output holds NaN or infinity."""
-        broken, seen = 0, 0
-        for batch in batches:
-            output, count = self._runner(batch), len(batch.inputs[0])
-            leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-            broken, seen = broken + _not_finite(leaves, count), seen + count
-            if not broken:
-                self._take(output, leaves, batch, count)
-            advance()
-        if broken:
-            cure = "correct the model or the data" if self._of_the_model else "try another format, observer or target"
-            raise UserError(
-                f"the output of stage {self.name} holds NaN or infinity for {broken} of {seen} samples of the "
-                f"evaluation data: {cure}"
-            )
-        return self
-
-    @property
-    def _of_the_model(self) -> bool:
-        return self.name in ("eager", "float")
-
-    def _take(self, output: Any, leaves: Sequence[Tensor], batch: Batch, count: int) -> None:
-        index, self.batches = self.batches, self.batches + 1
-        self._values.append(per_sample(self._task.metric, (output, batch.target), count, "metric"))
+    def take(self, number: int, batch: Batch) -> None:
+        """Compute one more batch."""
+        output, count = self._runner(batch), len(batch.inputs[0])
+        leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        self._broken, self._seen = self._broken + _not_finite(leaves, count), self._seen + count
+        if self._broken:
+            return
+        self.found.take(number, output, batch)
         if leaves[0].dim() == 2 and len(leaves[0]) == count:  # class scores
-            self._classes.append(leaves[0].argmax(1))
-        if self._agreement is not None and index < len(self._reference) and self.problem is None:
-            self.problem = self._agreement.difference(output, self._reference[index])
-        self._room -= sum(leaf.nbytes for leaf in leaves)
-        if self.name == "eager" and self._room >= 0:
-            self.outputs.append(output)
+            self.classes.add(number, leaves[0].argmax(1))
+        if self._reference is not None and self.problem is None:
+            expected = self._reference(batch)
+            self._agreement = self._agreement or Agreement(expected)
+            self.problem = self._agreement.difference(output, expected)
+
+    def check(self) -> None:
+        """Raise UserError where an output held NaN or infinity."""
+        if not self._broken:
+            return
+        of_the_model = self.name in ("eager", "float")
+        cure = "correct the model or the data" if of_the_model else "try another format, observer or target"
+        raise UserError(
+            f"the output of stage {self.name} holds NaN or infinity for {self._broken} of {self._seen} samples of the "
+            f"evaluation data: {cure}"
+        )
+
+
+def go_on(
+    passages: Sequence[Passage], batches: Iterable[tuple[int, Batch]], advance: Callable[[], None]
+) -> Sequence[Passage]:
+    """Let all stages compute the same numbered batches; returns them. UserError where an output holds NaN or
+    infinity.
+    """
+    for number, batch in batches:
+        for passage in passages:
+            passage.take(number, batch)
+            advance()
+    for passage in passages:
+        passage.check()
+    return passages
 
 
 def agreement(first: Passage, second: Passage) -> float | None:
     """Return the share of the samples of both with the same top class; None where there are no classes."""
-    one, two = first.classes, second.classes
-    if one is None or two is None:
+    if any(len(stage.classes.sizes) < stage.found.batches for stage in (first, second)):
         return None
-    shared = min(len(one), len(two))
-    return float((one[:shared] == two[:shared]).double().mean())
-
-
-def mean_change(first: Passage, second: Passage) -> tuple[float, Interval]:
-    """Return by how much the metric changes from one stage to another, over the samples of both, with its 95 %
-    interval.
-    """
-    before, after = first.values, second.values
-    shared = min(len(before), len(after))
-    return mean_interval(after[:shared] - before[:shared])
-
-
-def mean_interval(values: Tensor) -> tuple[float, Interval]:
-    """Return the mean of `[n]` values with its 95 % interval."""
-    mean = float(values.mean())
-    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return mean, Interval(mean - NORMAL_95 * error, mean + NORMAL_95 * error)
+    shared = first.classes.shared(second.classes)
+    return float((first.classes.of(shared) == second.classes.of(shared)).double().mean())
 
 
 def _not_finite(leaves: Sequence[Tensor], count: int) -> int:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import pairwise, starmap
+from itertools import pairwise
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from calib.data import materialize
-from calib.task import Batch
 from deploy.files.verification import StageName, StageRow, VerifyFile, WholeChange, lost_stages, lowers, spread_of
-from deploy.run.opening import call_task
 from deploy.run.workspace import Workspace
 from deploy.stages.batch_sizes import differs_by_size
-from deploy.stages.passage import Passage, agreement, mean_change, mean_interval
+from deploy.stages.evaluation import Evaluation
+from deploy.stages.passage import Passage, agreement, go_on
 from deploy.stages.stage_runners import Runner, stage_runners
 from smpq.problem.policy import Policy
+from smpq.value.resampling import UndefinedError
 
 _FIRST_SAMPLES = 1024
 """So many samples go through the stages between the first and the last at least."""
-_GOLDEN = (math.sqrt(5) - 1) / 2
 _EXPLANATIONS: Mapping[StageName, str] = {
     "float": "the trace: the traced graph does not compute what the PyTorch module does; this is a bug, please report it",
     "fake_quant": "quantisation itself: give the layers more bits, or fine-tune",
@@ -46,20 +43,24 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
     `policy_key` names the policy that is verified, and its fine-tuned weights. Raises UserError when a stage gives NaN
     or infinity.
     """
-    batches = spread_out(materialize(call_task(workspace.task, "evaluation"), what="evaluation"))
+    data = Evaluation(workspace.task)
     with tempfile.TemporaryDirectory() as directory:
         runners = stage_runners(workspace, policy, Path(directory))
-    passages = _passages(workspace, runners, batches)
+    passages = _passages(workspace, runners, data)
+    doubt = passages[0].found.doubt()
+    if doubt is not None:
+        workspace.progress.warn(doubt)
     stages = dict(_rows(runners, passages))
     if callable(runners["engine"]) and callable(runners["fake_quant"]):
-        alone = differs_by_size(runners["engine"], runners["fake_quant"], batches[0], (1, workspace.settings.batch))
+        _, batch = next(data.batches(0, 1))
+        alone = differs_by_size(runners["engine"], runners["fake_quant"], batch, (1, workspace.settings.batch))
         stages["engine"] = replace(stages["engine"], problem=alone)
-    change, interval = mean_change(passages[0], passages[-1])
-    whole = WholeChange(change=change, interval=interval, agreement=agreement(passages[0], passages[-1]))
+    change = passages[0].found.change_to(passages[-1].found)
+    whole = WholeChange(change=change.value, interval=change.interval, agreement=agreement(passages[0], passages[-1]))
     record = VerifyFile(
         policy=policy_key,
         metric=workspace.task.metric_name,
-        samples=sum(len(batch.inputs[0]) for batch in batches),
+        samples=data.samples,
         stages=stages,
         whole=whole,
         lost_at=next(iter(lost_stages(stages)), None),
@@ -68,60 +69,43 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
     return replace(record, explanation=_explanation(record))
 
 
-def spread_out(batches: Sequence[Batch]) -> list[Batch]:
-    """Return the batches in an order of which any beginning is spread over all of them, and the first is the first.
-
-    Data is often sorted, by class for example. The order is that of the multiples of the golden ratio modulo 1, which
-    leave no large gap (the three-distance theorem).
-    """
-    return [batches[index] for index in sorted(range(len(batches)), key=lambda index: index * _GOLDEN % 1)]
-
-
-def _passages(
-    workspace: Workspace, runners: Mapping[StageName, Runner | str], batches: Sequence[Batch]
-) -> list[Passage]:
+def _passages(workspace: Workspace, runners: Mapping[StageName, Runner | str], data: Evaluation) -> list[Passage]:
     """Return the stages that run here, in their order, each with the samples that it needs."""
     task, progress = workspace.task, workspace.progress
     able = {name: runner for name, runner in runners.items() if not isinstance(runner, str)}
     first, *between, last = able
-    ends = []
+    ends: list[Passage] = []
     for name in (first, last):
-        with progress.bar(f"verify {name}", len(batches)) as advance:
-            ends.append(Passage(task, name, able[name]).go_on(batches, advance))
-    middle = [Passage(task, name, able[name], ends[0].outputs if name == "float" else ()) for name in between]
+        with progress.bar(f"verify {name}", len(data)) as advance:
+            ends.extend(go_on([Passage(task, name, able[name])], data.batches(), advance))
+    middle = [Passage(task, name, able[name], able[first] if name == "float" else None) for name in between]
     passages, samples = [ends[0], *middle, ends[1]], _FIRST_SAMPLES
     start = 0
-    while middle and start < len(batches):
-        end = _count(batches, samples)
+    while middle and start < len(data):
+        end = data.count(samples)
         with progress.bar(f"verify {' '.join(between)}", len(between) * (end - start)) as advance:
-            for passage in middle:
-                passage.go_on(batches[start:end], advance)
+            go_on(middle, data.batches(start, end), advance)
         if _settled(passages):
             break
         start, samples = end, 2 * samples
     return passages
 
 
-def _count(batches: Sequence[Batch], samples: int) -> int:
-    """Return how many of the first batches have so many samples; all where there are fewer."""
-    seen = 0
-    for index, batch in enumerate(batches):
-        seen += len(batch.inputs[0])
-        if seen >= samples:
-            return index + 1
-    return len(batches)
-
-
 def _settled(passages: Sequence[Passage]) -> bool:
     """Whether no accuracy was lost, or the changes at all stages but one are known to half of what the loss may be at
-    most. What is left of the loss was then lost at the one.
+    most. What is left of the loss was then lost at the one. Not as long as the metric is undefined on the samples of
+    the stages between.
     """
-    loss, ends = mean_change(passages[0], passages[-1])
+    loss = passages[0].found.change_to(passages[-1].found)
     first = _row(passages[0], None)
-    if not lowers(loss, ends, spread_of({passages[0].name: first})):
-        return True
-    widths = sorted(each.high - each.low for _, each in starmap(mean_change, pairwise(passages)))
-    return all(width <= -ends.low for width in widths[:-1])
+    lost = lowers(loss.value, loss.interval, spread_of({passages[0].name: first}))
+    try:
+        rows = [_row(current, previous) for previous, current in pairwise(passages)]
+    except UndefinedError:
+        return False
+    ends = [row.change_interval for row in rows if row.change_interval is not None]
+    widths = sorted(each.high - each.low for each in ends)
+    return not lost or all(width <= -loss.interval.low for width in widths[:-1])
 
 
 def _rows(
@@ -148,15 +132,15 @@ def _rows(
 
 
 def _row(current: Passage, previous: Passage | None) -> StageRow:
-    mean, interval = mean_interval(current.values)
-    change, change_interval = (None, None) if previous is None else mean_change(previous, current)
+    figure = current.found.figure()
+    change = None if previous is None else previous.found.change_to(current.found)
     return StageRow(
-        mean=mean,
-        interval=interval,
-        change=change,
-        change_interval=change_interval,
+        mean=figure.value,
+        interval=figure.interval,
+        change=None if change is None else change.value,
+        change_interval=None if change is None else change.interval,
         agreement=None if previous is None else agreement(previous, current),
-        samples=len(current.values),
+        samples=current.found.samples,
         problem=current.problem,
     )
 

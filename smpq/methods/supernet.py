@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from calib.errors import UserError
+from calib.task import SetTask
 from smpq.methods.base import Need, method
 from smpq.methods.problem import Objective, SearchProblem
 
@@ -77,6 +79,11 @@ def train_supernet(problem: SearchProblem, settings: SupernetSettings | None = N
     if settings is None:
         settings = SupernetSettings.from_json(state.settings) if state is not None else SupernetSettings()
     settings = replace(settings, seed=problem.seed)
+    if isinstance(problem.task, SetTask) and (settings.gamma or "metric" in settings.game.values):
+        raise UserError(
+            f"walks through a supernet need a value of each sample, and {problem.task.metric_name} is a figure of all "
+            "samples together: use --contribution kl or loss, with --gamma 0"
+        )
 
     def keep(found: SupernetState) -> None:
         found.save(files.file(name))

@@ -18,6 +18,7 @@ from smpq.supernet.network import Key, Supernet
 from smpq.supernet.settings import GameSettings
 from smpq.training.placing import batch_on
 from smpq.value.incremental import outputs_of
+from smpq.value.metric import sample_metric
 from smpq.value.value import divergence
 
 _SAMPLES_AT_ONCE = 32
@@ -136,7 +137,8 @@ def _measure(task: Task, value: str) -> _Samples:
         )
     if value == "loss":
         return lambda output, _, batch: -per_sample(task.loss, (output, batch.target), len(batch.inputs[0]), "loss")
-    return lambda output, _, batch: per_sample(task.metric, (output, batch.target), len(batch.inputs[0]), "metric")
+    metric = sample_metric(task, "the contribution metric")
+    return lambda output, _, batch: per_sample(metric, (output, batch.target), len(batch.inputs[0]), "metric")
 
 
 def _split(batches: Sequence[Batch]) -> list[Batch]:

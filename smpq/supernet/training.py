@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from calib.data import training_batches
 from calib.errors import UserError
-from calib.task import Batch
+from calib.task import Batch, SetTask
 from smpq.scoring.estimators.result import Estimate
 from smpq.supernet.contributions import Contributions
 from smpq.supernet.game import SupernetGame
@@ -200,7 +200,8 @@ def _shapley_values(
             start += len(row)
     update = epoch + 1 - settings.first_update
     batches = _in_turn(held_out, settings.samples, update)
-    values = ("metric", *(value for value in settings.game.values if value != "metric"))
+    cuts = () if isinstance(supernet.subject.task, SetTask) else ("metric",)
+    values = (*cuts, *(value for value in settings.game.values if value not in cuts))
     game = SupernetGame(supernet, batches, replace(settings.game, values=values))
     found = RemovalWalks(tuple(rows), settings.walks, settings.gamma).estimate(game.measure, (settings.seed, epoch))
     return {value: removals for value, removals in zip(values, found, strict=True) if value in settings.game.values}

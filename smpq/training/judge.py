@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from calib.data import per_sample
+from calib.errors import UserError
 from calib.task import Batch, Task
 from smpq.training.finetuned import Judged
 from smpq.training.placing import batch_on
 from smpq.training.trainable import TrainableGraph
+from smpq.value.metric import collected
+from smpq.value.resampling import UndefinedError
 from smpq.value.value import divergence
 
 
@@ -25,18 +28,20 @@ class Judge:
         self._expected = [graph.reference(batch.inputs) if value == "kl" else None for batch in batches]
 
     def __call__(self) -> Judged:
-        """Return the mean value and the mean metric."""
-        values, metrics = [], []
+        """Return the mean value and the metric."""
+        values, metric = [], collected(self._task)
         self._graph.eval()
         with torch.no_grad():
-            for batch, expected in zip(self._batches, self._expected, strict=True):
+            for index, (batch, expected) in enumerate(zip(self._batches, self._expected, strict=True)):
                 output, count = self._graph.run(batch.inputs), len(batch.inputs[0])
-                metrics.append(per_sample(self._task.metric, (output, batch.target), count, "metric"))
+                metric.take(index, output, batch)
                 if self._value == "kl":
                     function = getattr(self._task, "divergence", divergence)
                     values.append(-per_sample(function, (output, expected), count, "divergence"))
                 elif self._value == "loss":
                     values.append(-per_sample(self._task.loss, (output, batch.target), count, "loss"))
-                else:
-                    values.append(metrics[-1])
-        return Judged(float(torch.cat(values).mean()), float(torch.cat(metrics).mean()))
+        try:
+            found = metric.value
+        except UndefinedError as error:
+            raise UserError(f"fine-tuning is judged on the calibration batches: {error}") from error
+        return Judged(float(torch.cat(values).mean()) if values else found, found)

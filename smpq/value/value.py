@@ -21,6 +21,7 @@ from smpq.choices import VALUES
 from smpq.problem.policy import Policy, Space
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.incremental import bytes_per_sample, outputs_of
+from smpq.value.metric import sample_metric
 
 _TOKENS = 3
 _SAMPLES_AT_ONCE = 32
@@ -237,10 +238,14 @@ class _Measure:
 
 
 def measure_of(task: Task, value: str) -> _Measure:
-    """Return what is computed of each sample: all that a value function needs of its task."""
+    """Return what is computed of each sample: all that a value function needs of its task. UserError for the metric of
+    a task that has none of each sample.
+    """
     if value == "kl":
         return _Measure("divergence", getattr(task, "divergence", divergence))
-    return _Measure("loss", task.loss) if value == "loss" else _Measure("metric", task.metric)
+    if value == "loss":
+        return _Measure("loss", task.loss)
+    return _Measure("metric", sample_metric(task, "the value metric"))
 
 
 def split(batches: Sequence[Batch], at_once: int) -> list[Batch]:

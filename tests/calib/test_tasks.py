@@ -49,6 +49,20 @@ class Half:
         return None
 
 
+class Whole(Mine):
+    metric = None
+
+    def records(self, output, target):
+        return list(zip(output, target))
+
+    def metric_of(self, records):
+        return 1.0
+
+
+class Unfinished(Whole):
+    metric_of = None
+
+
 class Callable(Mine):
     def __call__(self, a, b):
         raise RuntimeError("a task is not called")
@@ -107,7 +121,7 @@ def test_every_built_in_name_is_known_to_its_module(cifar10_like, resnet20_like)
     assert load_task("cifar10-resnet20", cifar10_like, resnet20_like).name == "cifar10-resnet20"
 
 
-@pytest.mark.parametrize("name", ["factory", "ready", "Mine", "callable_task", "Box.inner"])
+@pytest.mark.parametrize("name", ["factory", "ready", "Mine", "Whole", "callable_task", "Box.inner"])
 def test_a_task_of_ones_own(here, name):
     task = load_task(f"own_task:{name}", Path("d"), Path("w"))
     assert isinstance(task, Task)
@@ -133,6 +147,7 @@ def test_a_task_of_ones_own(here, name):
         ("dir/own_task.py:task", "package.module:object"),
         ("own_task:ready:more", "package.module:object"),
         ("own_task:half", r"without metric_name, calibration\(\), evaluation\(\), metric\(\), loss\(\)"),
+        ("own_task:Unfinished", r"without metric_of\(\): .*\(see calib.task.Task; records and metric_of may stand for"),
         ("own_task:number", "type int without name"),
         ("own_task:nothing", "NoneType"),
         ("own_task:raises", "ValueError: no such luck"),

@@ -13,10 +13,11 @@ from calib.data import training_batches
 from calib.errors import UserError
 from calib.task import Batch
 from deploy import optimize
-from deploy.python.task import TaskInMemory, batches_of
+from deploy.python.task import SetMetric, TaskInMemory, batches_of
 from smpq.training.settings import FineTuneSettings
 from tests import tiny_task
 from tests.commands import TINY, done, refused
+from tests.smpq.ranking import auc
 
 FORMATS = "w8a8,w4a8,fp32"
 FASTER = {"budget": "size=0.3x", "target": "simulate", "evaluations": 12, "samples": 16, "formats": FORMATS}
@@ -105,6 +106,9 @@ def test_an_engine_without_labels(tmp_path):
         ({"calibration": [3]}, "a batch is of type int"),
         ({"evaluation": 3}, "evaluation cannot be used as batches"),
         ({"budget": "drop=0.5", "metric": None}, "needs a metric"),
+        ({"metric_of": max}, r"needs records\(output, target\) and metric_of\(records\)"),
+        ({"groups": list}, r"needs records\(output, target\) and metric_of\(records\)"),
+        ({"records": zip, "metric_of": max}, "give one of them"),
         ({"budget": "fast"}, "budget"),
         ({"finetune": 2}, "fine-tuning needs training="),
         ({"finetune": -1, "training": []}, "epochs"),
@@ -125,6 +129,26 @@ def test_wrong_input_is_told_and_leaves_nothing(tmp_path, wrong, message):
     with pytest.raises(UserError, match=message):
         optimize(tiny_task.network(), **{**given, "verbose": False, **wrong})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_metric_of_all_samples_together(tmp_path):
+    def records(output, target):
+        return list(zip((target == 0).tolist(), output[:, 0].tolist(), strict=True))
+
+    data = tiny_task.batches(1)
+    result = optimize(
+        tiny_task.network(), data, tiny_task.batches(2), records=records, metric_of=auc, verbose=False,
+        groups=lambda target: range(len(target)), out=tmp_path / "run", **FASTER,
+    )  # fmt: skip
+    outputs = [records(result.module(x), y) for x, y in tiny_task.batches(2)]
+    assert result.report.verification.metric == "auc"
+    assert result.accuracy["fake_quant"].mean == pytest.approx(auc(outputs[0] + outputs[1]))
+    task = TaskInMemory("in-memory", tiny_task.network(), data, data, None, whole=SetMetric(records, auc))
+    assert torch.equal(task.calibration()[0].target, data[0][1]), "the targets are those that are given"
+    assert not hasattr(task, "groups")
+    with pytest.raises(UserError, match="is no loss of each sample: give loss="):
+        task.loss(torch.eye(3), torch.arange(3))
 
 
 def test_batches_as_people_have_them():

@@ -1,7 +1,5 @@
 """Points that are lost on purpose, at one stage at a time."""
 
-from itertools import pairwise
-
 import numpy as np
 import onnx
 import pytest
@@ -115,7 +113,7 @@ def test_the_intervals_are_those_of_paired_samples(run, monkeypatch):
         # every sample is worth something else, and three of them are worth less in all but the module and its trace
         start = 0 if torch.equal(target, targets[:8]) else 8
         values = torch.arange(8) * 10.0
-        if metric.stage not in (1, 2, 5, 6):  # the engine, the last stage, comes second
+        if metric.stage not in (1, 2, 5, 8):  # the engine, the last stage, comes second, the others batch by batch
             values = values - torch.tensor([float(start + index in wrong) for index in range(8)])
         metric.stage += 1
         return values
@@ -190,13 +188,6 @@ def test_a_loss_is_followed_until_the_data_tell_where_it_is(run, monkeypatch):
     assert "onnx" in record.lost
     ends = [row.change_interval for row in record.stages.values() if row.change_interval is not None]
     assert sorted(each.high - each.low for each in ends)[-2] <= -record.whole.interval.low
-
-
-def test_any_beginning_of_the_data_is_spread_over_all_of_it():
-    order = verifying.spread_out(range(100))
-    assert order[0] == 0
-    assert sorted(order) == list(range(100))
-    assert max(b - a for a, b in pairwise(sorted(order[:10]))) <= 20
 
 
 @pytest.mark.parametrize("stage", ["eager", "engine"])

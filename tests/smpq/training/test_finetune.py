@@ -125,6 +125,31 @@ def test_other_values_judge_as_well(given, subject, value):
         assert tuned.after.value == tuned.after.metric
 
 
+class Errors(Task):
+    """A metric of all samples together: minus the share of errors, in whole counts."""
+
+    def records(self, output, target):
+        return (output.argmax(1) != target).tolist()
+
+    def metric_of(self, records):
+        return -sum(records) / len(records)
+
+
+class OneClass(Errors):
+    def metric_of(self, records):
+        return math.nan
+
+
+def test_a_metric_of_all_samples_judges_as_well(given, subject):
+    settings = FineTuneSettings(steps=1, value="metric")
+    tuned = finetune(replace(subject, task=Errors()), given.batches, settings)
+    shares = [count / 64 for count in range(64)]
+    assert tuned.after.value == tuned.after.metric
+    assert min(abs(tuned.after.metric + share) for share in shares) < 1e-9, "errors of 64 samples"
+    with pytest.raises(UserError, match=r"judged on the calibration batches: the task's metric_of\(\) gave nan"):
+        finetune(replace(subject, task=OneClass()), given.batches, settings)
+
+
 def test_a_loss_that_is_not_a_number_is_an_error(given, subject):
     with pytest.raises(UserError, match=r"diverged.* after \d+ steps.* smaller learning rate \(now 1000000000.0\)"):
         finetune(subject, given.batches, FineTuneSettings(steps=20, learning_rate=1e9))

@@ -1,0 +1,83 @@
+"""The evaluation data of a task, read anew each time it is gone through: one batch of it is in memory."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+
+import torch
+
+from calib.data import each_batch
+from calib.errors import UserError
+from calib.task import Batch, Task
+from deploy.run.opening import call_task
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+class Evaluation:
+    """The evaluation batches, each with a number: its place in an order of which any beginning is spread over all of
+    them.
+
+    Memory does not grow with the number of batches. Where they are not the same the next time is a UserError: size and
+    first sample of each are compared.
+    """
+
+    def __init__(self, task: Task) -> None:
+        """Go through the batches once, and check each as `calib.data.materialize` does."""
+        self._task = task
+        self._marks = [_mark(batch) for batch in each_batch(call_task(task, "evaluation"), "evaluation")]
+        order = spread_out(len(self._marks))
+        self._number = {index: number for number, index in enumerate(order)}
+        self._sizes = [self._marks[index][0] for index in order]
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return sum(self._sizes)
+
+    def count(self, samples: int) -> int:
+        """Return how many batches, by number, have so many samples; all where there are fewer."""
+        seen = 0
+        for number, size in enumerate(self._sizes):
+            seen += size
+            if seen >= samples:
+                return number + 1
+        return len(self)
+
+    def batches(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Batch]]:
+        """Yield number and batch of those from one number to before another, in the order of the data."""
+        wanted = range(len(self))[start:end]
+        index = -1
+        for index, batch in enumerate(each_batch(call_task(self._task, "evaluation"), "evaluation")):
+            if index >= len(self) or _mark(batch) != self._marks[index]:
+                raise UserError(_OTHERS)
+            if self._number[index] in wanted:
+                yield self._number[index], batch
+        if index + 1 < len(self):
+            raise UserError(_OTHERS)
+
+
+_OTHERS = (
+    "evaluation() gives other batches the second time: turn off shuffling and random augmentation, and let every call "
+    "make a new iterator, or no stage could be compared with another"
+)
+
+
+def spread_out(count: int) -> list[int]:
+    """Return the numbers below `count` in an order of which any beginning is spread over all of them; the first is 0.
+
+    Data is often sorted, by class for example. The order is that of the multiples of the golden ratio modulo 1, which
+    leave no large gap (the three-distance theorem).
+    """
+    return sorted(range(count), key=lambda index: index * _GOLDEN % 1)
+
+
+def _mark(batch: Batch) -> tuple[int, int]:
+    """Return how many samples a batch has, with a checksum of the first one."""
+    first = batch.inputs[0][0].detach().cpu().reshape(-1).contiguous()
+    return len(batch.inputs[0]), zlib.crc32(first.view(torch.uint8).numpy().tobytes())

@@ -1,0 +1,100 @@
+"""The evaluation data are read anew each time, one batch after the other, and must be the same."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from calib.errors import UserError
+from deploy.stages.evaluation import Evaluation, spread_out
+from deploy.stages.judging import Judge
+from tests.tiny_task import Tiny
+
+
+class Streamed(Tiny):
+    """Batches that are made when they are asked for; remembers which of them are in memory."""
+
+    def __init__(self, sizes=(3, 3, 2, 4)):
+        super().__init__()
+        self.sizes, self.alive, self.most = sizes, weakref.WeakSet(), 0
+
+    def evaluation(self):
+        for index, size in enumerate(self.sizes):
+            inputs = torch.full((size, 1, 6, 6), float(index))
+            self.alive.add(inputs)
+            self.most = max(self.most, len(self.alive))
+            yield inputs, torch.full((size,), index % 3)
+            del inputs
+
+
+def test_any_beginning_of_the_data_is_spread_over_all_of_it():
+    order = spread_out(100)
+    assert order[0] == 0
+    assert sorted(order) == list(range(100))
+    assert max(b - a for a, b in pairwise(sorted(order[:10]))) <= 20
+
+
+def test_the_batches_of_some_numbers_in_the_order_of_the_data():
+    data = Evaluation(Streamed())
+    assert (len(data), data.samples) == (4, 12)
+    order = spread_out(4)
+    numbers = {number: int(batch.inputs[0].flatten()[0]) for number, batch in data.batches()}
+    assert list(numbers.values()) == [0, 1, 2, 3]
+    assert [numbers[number] for number in range(4)] == order
+    assert [number for number, _ in data.batches(1, 3)] == [number for number in numbers if number in (1, 2)]
+    sizes = [(3, 3, 2, 4)[index] for index in order]
+    assert [data.count(samples) for samples in (1, sizes[0] + 1, 12, 13)] == [1, 2, 4, 4]
+
+
+def test_batches_are_not_kept(workspace):
+    gc.collect()
+    task = Streamed((4,) * 12)
+    Judge(replace(workspace, task=task)).run_float()
+    assert len(task.alive) <= 1
+    assert task.most <= 3, "the first, the one that is computed, and the one that was"
+
+
+@pytest.mark.parametrize("wrong", [(3, 3, 2), (3, 3, 2, 4, 1), (3, 2, 3, 4)])
+def test_other_sizes_the_second_time(wrong):
+    task = Streamed()
+    data = Evaluation(task)
+    task.sizes = wrong
+    with pytest.raises(UserError, match=r"evaluation\(\) gives other batches the second time: turn off shuffling"):
+        list(data.batches())
+
+
+def test_other_samples_the_second_time():
+    class Shuffled(Tiny):
+        def evaluation(self):
+            self.calls += 1
+            return [(torch.rand(3, 1, 6, 6), torch.zeros(3))]
+
+    data = Evaluation(Shuffled())
+    with pytest.raises(UserError, match="gives other batches"):
+        list(data.batches())
+
+
+def test_an_iterator_that_is_used_up():
+    class Once(Tiny):
+        kept = Streamed().evaluation()
+
+        def evaluation(self):
+            return self.kept
+
+    data = Evaluation(Once())
+    with pytest.raises(UserError, match="already used up"):
+        list(data.batches())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.bool, torch.int64])
+def test_samples_of_any_type_are_compared(dtype):
+    class Typed(Tiny):
+        def evaluation(self):
+            return [(torch.arange(3).to(dtype), None)]
+
+    assert [number for number, _ in Evaluation(Typed()).batches()] == [0]
