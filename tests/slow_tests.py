@@ -16,7 +16,7 @@ FILES = (
     "deploy/test_training_device.py", "examples/test_cifar10_mlp.py", "examples/test_custom_task.py",
     "nvidia/test_bindings.py", "promise/test_promise.py", "run_files/test_mutations.py",
     "smpq/training/test_devices.py", "smpq/training/test_finetune.py", "smpq/training/test_finetuned.py",
-    "smpq/value/workers/test_local.py", "smpq/value/workers/test_ray.py", "test_cli.py", "test_killed_runs.py",
+    "smpq/value/workers/test_local.py", "smpq/value/workers/test_ray.py", "test_benchmarks.py", "test_cli.py", "test_killed_runs.py",
     "test_odd_networks.py", "test_same_files.py", "test_whole_job.py", "test_wrong_data.py",
     "test_wrong_inputs.py", "test_wrong_run_files.py",
 )  # fmt: skip
