@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from calib.errors import UserError
-from calib.task import SetTask
 from smpq.methods.base import Need, method
 from smpq.methods.problem import Objective, SearchProblem
 
@@ -62,6 +61,7 @@ def train_supernet(problem: SearchProblem, settings: SupernetSettings | None = N
     UserError when the task has no training data, and when the run's supernet was trained with other settings.
     """
     from calib.data import training_batches
+    from calib.task import SetTask
     from smpq.supernet.network import Supernet
     from smpq.supernet.settings import SupernetSettings
     from smpq.supernet.state import SupernetState, SupernetStateFile

@@ -99,7 +99,7 @@ def test_what_is_unusual_but_sound_gives_a_right_engine(name, tmp_path):
     make, shape = SOUND[name]
     torch.manual_seed(0)
     case = Case(make(), _samples(shape), tmp_path)
-    assert [each.path for each in case.skipped] == STAY_FLOAT.get(name, [])
+    assert sorted(each.path for each in case.skipped) == STAY_FLOAT.get(name, [])
     path, expected = case.lower("ort-cpu", INT8)
     _assert_equal(_run(path, case.inputs), expected)
     engine = tmp_path / "engine.onnx"
@@ -181,7 +181,7 @@ def test_activations_that_are_not_numbers_name_the_layer(value, tmp_path):
     model = Network(lambda self, x: torch.sigmoid(self.b(self.a(x) * 0 + self.c)), a=nn.Linear(8, 8), b=nn.Linear(8, 8))
     model.register_buffer("c", torch.tensor(value))
     case = Case(model, _samples((8,)), tmp_path)
-    with pytest.raises(UserError, match="the input of b holds NaN, infinity"):
+    with pytest.raises(UserError, match="the input of b holds NaN or infinity"):
         case.calibration(target_from_name("ort-cpu"))
 
 
