@@ -14,7 +14,7 @@ for name in sys.argv[2:]:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name.partition(".")[0] in ("calib", "smpq", "deploy", "tests", *sys.argv[2:]):
+        if error.name.partition(".")[0] in ("calib", "smpq", "deploy", "tests", "examples", *sys.argv[2:]):
             raise  # others are of the extra `bench`
 """
 

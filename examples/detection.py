@@ -1,0 +1,300 @@
+"""A detector and the average precision over all images: `smpq run --task examples.detection:task --data D --weights W`.
+
+FastestDet, a ShuffleNetV2 with one head (github.com/dog-qiuqiu/FastestDet), on images of COCO. The folder D has
+`coco128.tar`, images of 352 x 352, and `coco128_boxes.json`: for each image's name its `boxes`, lists of class, centre
+x, centre y, width and height in fractions of the image. W is a file of the weights. Needs Pillow.
+
+Average precision is no mean over images, so the task has `records` and `metric_of` in place of `metric`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calib.errors import UserError
+from calib.files.weights import load_weights, restore
+from calib.task import Batch
+
+CLASSES, MOST_BOXES, BATCH = 80, 64, 8
+SAME_OBJECT, FOUND, LEAST_SCORE = 0.45, 0.5, 0.01
+Flags: TypeAlias = NDArray[np.bool_]
+
+
+def normed(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, *, depthwise: bool = False, relu: bool = True
+) -> list[nn.Module]:
+    """Return a convolution without a bias, its BatchNorm, and ReLU."""
+    groups = inputs if depthwise else 1
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), *([nn.ReLU()] if relu else [])]
+
+
+def named(name: str, *parts: nn.Module) -> nn.Sequential:
+    """Return the parts as one module that is called so in the file of weights."""
+    return nn.Sequential(OrderedDict({name: nn.Sequential(*parts)}))
+
+
+class Shuffle(nn.Module):
+    """A ShuffleNetV2 block. With stride 1 the odd channels are worked on and the even ones pass; with stride 2 a second
+    branch shrinks the input.
+    """
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.branch_main = nn.Sequential(
+            *normed(width, width, 1),
+            *normed(width, width, 3, stride, depthwise=True, relu=False),
+            *normed(width, width, 1),
+        )
+        shrink = [*normed(width, width, 3, 2, depthwise=True, relu=False), *normed(width, width, 1)]
+        self.branch_proj = nn.Sequential(*shrink) if stride == 2 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[n, c, h, w]` to the same shape, or with stride 2 to `[n, 2c, h/2, w/2]`."""
+        if self.branch_proj is not None:
+            return torch.cat([self.branch_proj(x), self.branch_main(x)], 1)
+        n, channels, height, width = x.shape
+        pairs = x.reshape(n, channels // 2, 2, height, width)
+        return torch.cat([pairs[:, :, 0], self.branch_main(pairs[:, :, 1])], 1)
+
+
+class Backbone(nn.Module):
+    """ShuffleNetV2 with three stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_conv = nn.Sequential(*normed(3, 24, 3, 2))
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.stage2, self.stage3, self.stage4 = (
+            nn.Sequential(Shuffle(width, 2), *(Shuffle(width, 1) for _ in range(more)))
+            for width, more in ((24, 3), (48, 7), (96, 3))
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the outputs of the stages, at an eighth, a sixteenth and a thirty-second of the size."""
+        low = self.stage2(self.maxpool(self.first_conv(x)))
+        middle = self.stage3(low)
+        return low, middle, self.stage4(middle)
+
+
+class Pyramid(nn.Module):
+    """One, two and three depthwise convolutions side by side."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.Conv1x1 = named("conv1x1", *normed(inputs, width, 1))
+        self.S1, self.S2, self.S3 = (
+            nn.Sequential(*(part for _ in range(n) for part in normed(width, width, 5, depthwise=True)))
+            for n in (1, 2, 3)
+        )
+        self.output = nn.Sequential(*normed(3 * width, width, 1, relu=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[n, inputs, h, w]` to `[n, width, h, w]`."""
+        x = self.Conv1x1(x)
+        return functional.relu(x + self.output(torch.cat([self.S1(x), self.S2(x), self.S3(x)], 1)))
+
+
+class Head(nn.Module):
+    """Objectness, box and classes of each cell."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1x1 = named("conv1x1", *normed(width, width, 1))
+        self.obj_layers, self.reg_layers, self.cls_layers = (
+            named("conv5x5", *normed(width, width, 5, depthwise=True), *normed(width, outputs, 1, relu=False))
+            for outputs in (1, 4, CLASSES)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[n, width, h, w]` to `[n, 5 + classes, h, w]`."""
+        x = self.conv1x1(x)
+        return torch.cat([self.obj_layers(x).sigmoid(), self.reg_layers(x), self.cls_layers(x).softmax(1)], 1)
+
+
+class FastestDet(nn.Module):
+    """A detector with one head: each cell of 16 x 16 pixels tells of one object. Names are those of the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.SPP, self.detect_head = Backbone(), Pyramid(336, 96), Head(96)
+        self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
+        self.avg_pool = nn.AvgPool2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images `[n, 3, h, w]`, blue first, in 0..1, to `[n, 85, h/16, w/16]`: objectness, box, classes."""
+        low, middle, high = self.backbone(x)
+        found: Tensor = self.detect_head(self.SPP(torch.cat([self.avg_pool(low), middle, self.upsample(high)], 1)))
+        return found
+
+
+def overlaps(one: Tensor, others: Tensor) -> Tensor:
+    """Return the intersection over union of corner boxes `[n, 4]` with others `[m, 4]`: `[n, m]`."""
+    low = torch.maximum(one[:, None, :2], others[None, :, :2])
+    high = torch.minimum(one[:, None, 2:], others[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (one, others)]
+    return shared / (areas[0][:, None] + areas[1][None] - shared).clamp(min=1e-12)
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Turn centre and size into corners."""
+    return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+
+
+def detections(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return corner boxes, scores and classes of an image's output `[85, h, w]`: the best first, without doubles."""
+    height, width = output.shape[1:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    best, classes = output[5:].max(0)
+    scores = output[0] ** 0.6 * best**0.4
+    centre = torch.stack(
+        [(columns + output[1].tanh()) / width, (rows + output[2].tanh()) / height, *output[3:5].sigmoid()], -1
+    )
+    kept = scores > LEAST_SCORE
+    order = scores[kept].argsort(descending=True, stable=True)
+    boxes, scores, classes = corners(centre[kept][order]), scores[kept][order], classes[kept][order]
+    doubles = (overlaps(boxes, boxes) > SAME_OBJECT) & (classes[:, None] == classes[None])
+    alive = np.ones(len(boxes), bool)
+    for index, row in enumerate(doubles.numpy()):
+        if alive[index]:
+            alive[index + 1 :] &= ~row[index + 1 :]
+    picked = torch.from_numpy(alive)
+    return boxes[picked], scores[picked], classes[picked]
+
+
+def matched(boxes: Tensor, truth: Tensor) -> Flags:
+    """Say of boxes of one class, the best score first, which find a true box that no better one has found."""
+    shares, free, found = overlaps(boxes, truth).numpy(), np.ones(len(truth), bool), np.zeros(len(boxes), bool)
+    for index in range(len(boxes)) if len(truth) else ():
+        share = np.where(free, shares[index], -1.0)
+        place = int(share.argmax())
+        if share[place] >= FOUND:
+            found[index], free[place] = True, False
+    return found
+
+
+def average_precision(found: Flags, count: int) -> float:
+    """Return the mean of the precision at 101 recalls; `found` has the best score first, `count` true boxes."""
+    hits = found.cumsum()
+    recall, precision = hits / count, hits / np.arange(1, len(found) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    places = np.searchsorted(recall, np.linspace(0, 1, 101) - 1e-9)
+    return float(np.append(precision, 0.0)[places].mean())
+
+
+class Record(NamedTuple):
+    """What average precision needs of one image: its true classes, and of each box class, score, and if it is right."""
+
+    truth: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    found: Flags
+
+
+def record_of(output: Tensor, target: Tensor) -> Record:
+    """Return the record of one image; `target` is `[n, 5]`, class and box, padded by rows of -1."""
+    truth = target[target[:, 0] >= 0]
+    boxes, scores, classes = detections(output.detach())
+    found = np.zeros(len(boxes), bool)
+    for each in truth[:, 0].unique():
+        own = classes == each
+        found[own.numpy()] = matched(boxes[own], corners(truth[truth[:, 0] == each, 1:]))
+    return Record(truth[:, 0].long().numpy(), classes.numpy(), scores.numpy(), found)
+
+
+def mean_average_precision(records: Sequence[Record]) -> float:
+    """Return the mean of the average precision over the classes in some images, NaN where nothing is in them."""
+    truth, classes, scores, found = (np.concatenate(part) for part in zip(*records, strict=True))
+    order = np.argsort(-scores, kind="stable")
+    classes, found = classes[order], found[order]
+    present, counts = np.unique(truth, return_counts=True)
+    values = [average_precision(found[classes == each], n) for each, n in zip(present, counts, strict=True)]
+    return float(np.mean(values)) if values else float("nan")
+
+
+class Detection:
+    """All images are evaluated. Every third one, mirrored, calibrates: there are no others."""
+
+    name = "fastestdet"
+    metric_name = "AP50"  # in percent: a budget drop=0.5 is then half a percent
+
+    def __init__(self, data: Path, weights: Path) -> None:
+        self._weights = weights
+        self.images, self.targets = _read(data)
+
+    def model(self) -> nn.Module:
+        """Return the trained network."""
+        model = FastestDet()
+        restore(model, load_weights(self._weights), self._weights)
+        return model.eval()
+
+    def calibration(self) -> list[Batch]:
+        """Return every third image, mirrored, with its boxes."""
+        factors, offsets = torch.tensor([1.0, -1, 1, 1, 1]), torch.tensor([0.0, 1, 0, 0, 0])  # centre x to 1 - x
+        batches = self.batches(range(0, len(self.images), 3))
+        return [Batch((batch.inputs[0].flip(3),), batch.target * factors + offsets) for batch in batches]
+
+    def evaluation(self) -> list[Batch]:
+        """Return all images."""
+        return self.batches(range(len(self.images)))
+
+    def batches(self, chosen: Sequence[int]) -> list[Batch]:
+        """Return some of the images, with the boxes of each padded to 64 rows."""
+        return [Batch((self.images[part],), self.targets[part]) for part in torch.tensor(chosen).split(BATCH)]
+
+    # Boxes are decoded and matched here, once for each image: `metric_of` is called hundreds of times for an interval.
+    def records(self, output: Tensor, target: Tensor) -> list[Record]:
+        """Return the record of each image."""
+        return [record_of(*pair) for pair in zip(output, target, strict=True)]
+
+    def metric_of(self, records: Sequence[Record]) -> float:
+        """Return AP50 in percent."""
+        return 100 * mean_average_precision(records)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return `[n]`, 1 less the average precision of an image by itself; 0 where nothing is in it."""
+        values = [mean_average_precision([record]) for record in self.records(output, target)]
+        return 1 - torch.tensor(values).nan_to_num(1.0)
+
+
+def task(data: Path | None, weights: Path | None) -> Detection:
+    """Make the task; name it `examples.detection:task`."""
+    if data is None or weights is None:
+        raise UserError("this task needs --data, a folder with coco128.tar and coco128_boxes.json, and --weights")
+    return Detection(data, weights)
+
+
+def _read(folder: Path) -> tuple[Tensor, Tensor]:
+    from PIL import Image
+
+    images, targets = [], []
+    try:
+        known = json.loads((folder / "coco128_boxes.json").read_text(encoding="utf-8"))
+        with tarfile.open(folder / "coco128.tar") as archive:
+            for member in sorted(archive.getmembers(), key=lambda each: each.name):
+                stream, name = archive.extractfile(member), Path(member.name).stem
+                if stream is None or name not in known:
+                    continue
+                pixels = np.asarray(Image.open(io.BytesIO(stream.read())).convert("RGB"))
+                # red, green, blue as [h, w, 3] -> blue, green, red as [3, h, w]
+                images.append(torch.from_numpy(pixels[..., ::-1].transpose(2, 0, 1).astype("float32") / 255))
+                boxes = torch.tensor(known[name]["boxes"]).reshape(-1, 5)
+                targets.append(functional.pad(boxes, (0, 0, 0, MOST_BOXES - len(boxes)), value=-1.0))
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise UserError(f"cannot read coco128.tar and coco128_boxes.json in {folder} ({error}): see --data") from error
+    if not images:
+        raise UserError(f"{folder / 'coco128.tar'} holds no image that coco128_boxes.json names")
+    return torch.stack(images), torch.stack(targets)
