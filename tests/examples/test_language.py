@@ -12,7 +12,7 @@ from calib.task import SetTask
 from calib.tasks import load_task
 from examples.language import CALIBRATION_ROWS, NO_TOKEN, STORIES, Llama, Tokenizer, rotated
 
-PIECES = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(bytes([byte]) for byte in range(256)), b" t", b"he", b" the", b"the"]
+PIECES = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(bytes([byte]) for byte in range(256)), b" t", b"he", b" the", b"the", b"bc", b"ab"]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,7 @@ def test_stories_are_evaluated_and_the_text_behind_them_calibrates(task):
 def test_the_best_pair_is_merged_first_and_unknown_letters_are_bytes(folder):
     tokenizer = Tokenizer(folder / "tok512.json")
     assert tokenizer.encode("the") == [1, 261]  # ` t`, `he`, then both
+    assert tokenizer.encode("abc") == [1, 35, ord("a") + 3, 263]  # not `ab`, which comes first and scores less
     assert tokenizer.encode("x the") == [1, 35, ord("x") + 3, 261]
     assert tokenizer.encode("é") == [1, 35, 0xC3 + 3, 0xA9 + 3]
 
