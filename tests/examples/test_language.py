@@ -12,7 +12,18 @@ from calib.task import SetTask
 from calib.tasks import load_task
 from examples.language import CALIBRATION_ROWS, NO_TOKEN, STORIES, Llama, Tokenizer, rotated
 
-PIECES = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(bytes([byte]) for byte in range(256)), b" t", b"he", b" the", b"the", b"bc", b"ab"]
+PIECES = [
+    b"<unk>",
+    b"\n<s>\n",
+    b"\n</s>\n",
+    *(bytes([byte]) for byte in range(256)),
+    b" t",
+    b"he",
+    b" the",
+    b"the",
+    b"bc",
+    b"ab",
+]
 
 
 @pytest.fixture(scope="module")
