@@ -185,7 +185,8 @@ def main() -> None:
                     "_".join(
                         ["ptq_resnet20", rounding, *options.effort.replace("normal", "").replace(",", "_").split()]
                     ),
-                    f"python benchmarks/ptq_resnet20.py CIFAR10_DIR WEIGHTS --effort {options.effort} --rounding {rounding}",
+                    "python benchmarks/ptq_resnet20.py CIFAR10_DIR WEIGHTS "
+                    f"--effort {options.effort} --rounding {rounding}",
                     sorted({row["seed"] for row in rows}),
                     rows,
                     summary=summary(rows),

@@ -130,7 +130,8 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     `accuracy` has the metric of the stages that ran on all evaluation data, and None for others, whose figures are in
     `verification`. `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the plan that
-    Orin's GPU has no kernels for, as in "w3a8 on conv2d". `cut_short` says that scoring or the search had not come to its end. `options` are those of `smpq run` that differ from the
+    Orin's GPU has no kernels for, as in "w3a8 on conv2d".
+    `cut_short` says that scoring or the search had not come to its end. `options` are those of `smpq run` that differ from the
     defaults, besides the budget and the directory; none where a Python program made the run.
     """
 

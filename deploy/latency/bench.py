@@ -62,8 +62,8 @@ class Bench:
         return self._device.describe()
 
     def observe(self, policy: Policy, limit: float | None = None) -> Observation | Refusal:
-        """Time one policy, and again thoroughly if its ratio is near `limit`, or its interval does not tell on which side
-        of it. What came of it is added to the observations.
+        """Time one policy, and again thoroughly if its ratio is near `limit`, or its interval does not tell on which
+        side of it. What came of it is added to the observations.
         """
         candidate = self._candidates.candidate(policy)
         (result,) = self.time([candidate])

@@ -76,7 +76,8 @@ class Settings(Record, frozen=True):
     pins: Annotated[
         tuple[str, ...],
         Declared(
-            "a format that layers must have or not have, as 'head*=float' or 'blocks.[0-3].*!=w4a16'; repeat for several",
+            "a format that layers must have or not have, as 'head*=float' or 'blocks.[0-3].*!=w4a16'; repeat for "
+            "several",
             Parsed(pin_from_text, "a pattern of layers and a format, as 'head*=float'"),
             "--pin",
             Group.WHAT,

@@ -19,6 +19,7 @@ from deploy.runner.errors import DeviceError
 from deploy.runner.experiment import CACHE_DIRECTORY, Deaths, check_model, read_inputs, result_key, watched
 from deploy.runner.ort import open_ort_engine
 from deploy.runner.protocol import Engine, GpuTimed, Protocol, Timing, measure_engines
+from deploy.runner.quiet import fastest_of
 from deploy.runner.state import read_state, throttle_reasons
 from deploy.runner.trt_log import TRT_RUNTIMES
 from deploy.runner.trt_open import open_trt_engine
@@ -159,8 +160,10 @@ class Bench:
 
 def _fastest_float_ms(earlier: Sequence[Mapping[str, Any]], batch: int, clock: str) -> float:
     """Return what the float engine took at its fastest in the last results, infinity where it is in none."""
-    alike = [each for each in earlier if each["failed"] is None and (each["batch"], each["clock"]) == (batch, clock)]
-    return min((each["float_ms"] / each["slowdown"] for each in alike[-_REMEMBERED:]), default=math.inf)
+    asked = (batch, clock)
+    alike = [each for each in earlier if each.get("failed") is None and (each.get("batch"), each.get("clock")) == asked]
+    # from its own rounds: by its slowdown a result would hand on the fastest time of all before it
+    return min((fastest_of(each["float_rounds_ms"]) for each in alike[-_REMEMBERED:]), default=math.inf)
 
 
 def _diagnosed(engine: Engine) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def read_results_file(file: Path) -> dict[str, Any] | None:
                 {
                     "ratio": (int, float),
                     "engine_ms": (int, float),
-                    "float_ms": (int, float),
+                    "float_rounds_ms": list,
                     "slowdown": (int, float),
                     "ratio_interval": list,
                 },

@@ -96,10 +96,11 @@ class NotComparable(ValueError):  # noqa: N818 - the name says what is wrong
 
 @dataclass(frozen=True)
 class Protocol:
-    """How to measure: at least `rounds` rounds, of which as many are kept; in each, every engine runs at least `round_ms` milliseconds and at least `calls`
-    times.
+    """How to measure: at least `rounds` rounds, of which as many are kept; in each, every engine runs at least
+    `round_ms` milliseconds and at least `calls` times.
 
-    Where something else is at work, up to `sets` sets of as many rounds are made (`deploy.runner.quiet`). After the rounds, `singles` calls at most are timed one by one, for the 99th percentile.
+    Where something else is at work, up to `sets` sets of as many rounds are made (`deploy.runner.quiet`). After the
+    rounds, `singles` calls at most are timed one by one, for the 99th percentile.
     """
 
     rounds: int = 15

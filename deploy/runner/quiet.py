@@ -41,7 +41,7 @@ def quiet_rounds(
     first_s = time.perf_counter() - start
     for made in range(1, sets + 1):
         quietest = _quietest(found, count)
-        fastest = min(fastest_ms, _fastest(found, baseline))
+        fastest = min(fastest_ms, fastest_of([each[baseline] for each in found]))
         slowdown = float(np.median([each[baseline] for each in quietest])) / fastest if fastest > 0 else 1.0
         if slowdown <= 1 + QUIET or made == sets:
             break
@@ -66,5 +66,6 @@ def _quietest(rounds: Sequence[Round], count: int) -> list[Round]:
     return [rounds[index] for index in sorted(np.argsort(slowness, kind="stable")[:count])]
 
 
-def _fastest(rounds: Sequence[Round], baseline: str) -> float:
-    return float(np.quantile([each[baseline] for each in rounds], _FASTEST, method="lower"))
+def fastest_of(times_ms: Sequence[float]) -> float:
+    """Return what counts as the fastest of the rounds of one engine."""
+    return float(np.quantile(times_ms, _FASTEST, method="lower"))

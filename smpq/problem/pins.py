@@ -44,7 +44,8 @@ def pin_from_text(text: str) -> Pin:
     found = _PIN.fullmatch(text.strip())
     if found is None:
         raise UserError(
-            f"{text!r} pins nothing: write a pattern of layers and a format, as 'head*=float' or 'blocks.[0-3].*!=w4a16b128'"
+            f"{text!r} pins nothing: write a pattern of layers and a format, as 'head*=float' or "
+            "'blocks.[0-3].*!=w4a16b128'"
         )
     spelt = found["format"].strip().lower()
     chosen = None if spelt == _FLOAT else formats_from_text(spelt)[0]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from deploy.runner import bench
 from deploy.runner.protocol import Protocol, measure_engines
 from deploy.runner.quiet import quiet_rounds, widened
 
@@ -81,3 +82,20 @@ def test_a_neighbour_that_stays_makes_the_interval_wider():
     low, high = timings["engine"].ratio_interval
     assert low < 0.6 < high
     assert timings["float"].ratio_interval == (1.0, 1.0)
+
+
+def result(float_ms, **other):
+    return {"failed": None, "batch": 1, "clock": "a clock", "float_rounds_ms": [float_ms] * 5, "slowdown": 2.0, **other}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "fastest_ms"),
+    [
+        ([], math.inf),
+        ([result(1.3), result(1.0), result(1.2)], 1.0),
+        ([result(1.0), *[result(1.3)] * 4], 1.3),  # a processor that has grown warm
+        ([result(1.0, batch=8), result(1.1, clock="another"), result(1.2, failed="no kernel")], math.inf),
+    ],
+)
+def test_the_last_results_say_how_fast_the_float_engine_is(earlier, fastest_ms):
+    assert bench._fastest_float_ms(earlier, 1, "a clock") == fastest_ms
