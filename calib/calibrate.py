@@ -78,7 +78,9 @@ class Calibration:
         if key not in self._weights:
             weight = self.traced.state[unit.weight].float()
             matrix = weight.reshape(unit.out_features, -1)
-            rounded = self._round(
+            # what is only looked up sees no inputs: every error counts alike
+            method = self._round if unit.calls else rounding_from_name("nearest")
+            rounded = method(
                 matrix, self._moments[unit.path], chosen.weight, chosen.weight_block, self._scale_floor(unit, chosen)
             )
             self._weights[key] = QuantizedWeight(
@@ -129,7 +131,7 @@ class Calibration:
     def _scale_floor(self, unit: Unit, chosen: Format) -> Tensor:
         """Smallest step of each row such that an integer bias fits 32 bits in units of input step times weight step."""
         weight = self.traced.state[unit.weight]
-        if unit.bias is None or not chosen.weight.is_integer:
+        if unit.bias is None or not chosen.weight.is_integer or unit.gathers:
             return torch.zeros(unit.out_features, device=weight.device)
         # any tensor of 8 bits that spans the observed range has at least this step
         spans = [self._observed[name].high - self._observed[name].low for name in unit.inputs]
@@ -166,7 +168,7 @@ def _collect_moments(
             by_tensor.setdefault(tensor, []).append((unit, call))
     totals: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
-    most = {unit.path: math.ceil(_ROWS_PER_UNIT / (len(batches) * len(unit.calls))) for unit in units}
+    most = {unit.path: math.ceil(_ROWS_PER_UNIT / (len(batches) * len(unit.calls))) for unit in units if unit.calls}
 
     def observe(name: str, tensor: Tensor) -> None:
         if name in observed:
@@ -184,7 +186,8 @@ def _collect_moments(
             raise UserError(
                 f"the input of {path} holds NaN or infinity on the calibration data: no integers stand for them"
             )
-    return {path: Moments.of(total / rows[path]) for path, total in totals.items()}
+    looked_up = {unit.path: Moments(torch.eye(unit.in_features)[None]) for unit in units if not unit.calls}
+    return looked_up | {path: Moments.of(total / rows[path]) for path, total in totals.items()}
 
 
 def _squarable(patches: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from calib.network.graph import TracedModel, elements_of_one
 from calib.network.nodes import module_path, moved_from, operator_name
 
 _OPERATORS = {"conv1d", "conv2d", "linear"}
-_LOOK_UP = "a table look-up multiplies nothing"
+_LOOKS_UP = "embedding"
+_BAG = "no target looks up rows of integers and sums them"
 _TRANSPOSED = "transposed convolutions have no integer kernel on any target"
 _RECURRENT = "recurrent layers are one fused operator"
 _PRODUCT = (
@@ -24,7 +25,7 @@ _PRODUCT = (
 _WEIGHTED_BUT_SKIPPED = {
     "conv3d": "3-D convolutions have no integer kernel on any target",
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _TRANSPOSED),
-    **dict.fromkeys(("embedding", "embedding_bag"), _LOOK_UP),
+    "embedding_bag": _BAG,
     "bilinear": "bilinear layers have no integer kernel on any target",
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT),
     **dict.fromkeys(("matmul", "mm", "addmm", "bmm", "baddbmm", "mv", "einsum"), _PRODUCT),
@@ -33,11 +34,12 @@ _WEIGHTED_BUT_SKIPPED = {
 
 @dataclass(frozen=True)
 class Unit:
-    """One quantisable layer: one weight and every place in the graph that multiplies by it.
+    """One quantisable layer: one weight and every place in the graph that uses it.
 
-    `weight` and `bias` are graph names of the parameters; `calls` are the graph nodes, in order, and `inputs` the
-    tensors they read. `macs` counts multiply-accumulates for one sample over all calls. `aliases` are further module
-    paths of the same weight (tied layers).
+    `weight` and `bias` are graph names of the parameters; `calls` are the graph nodes that multiply, in order, and
+    `inputs` the tensors they read. `gathers` are the nodes that look up rows: an `embedding` has only those, a
+    `tied_embedding` is a head too. `macs` counts multiply-accumulates for one sample over all calls. `aliases` are
+    further module paths of the same weight (tied layers).
     """
 
     path: str
@@ -50,6 +52,12 @@ class Unit:
     calls: tuple[str, ...]
     inputs: tuple[str, ...]
     aliases: tuple[str, ...] = ()
+    gathers: tuple[str, ...] = ()
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """All graph nodes that read the weight: those that multiply, then those that look up rows."""
+        return self.calls + self.gathers
 
     @property
     def out_features(self) -> int:
@@ -85,17 +93,18 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
 
     1. A unit is a weight, not a module: a module that runs twice is one unit with two calls, tied modules are one unit.
     2. The path is that of the module; a parameter used by `F.linear` outside a Linear module goes by its own name.
-    3. A weight that is computed in the graph (weight norm, a product of parameters) is left in floating point; so is
-       one that another operator reads as well (a head tied to an embedding), which would otherwise see the rounded
-       values, and one of a layer that sees no input of the model: what it gives is a constant.
-    4. Every other parameter of two dimensions or more that something reads is skipped too, with what reads it.
+    3. An embedding is a unit, and one with the head that is tied to it: both see the rounded rows.
+    4. A weight that is computed in the graph (weight norm, a product of parameters) is left in floating point; so is
+       one that yet another operator reads, which would otherwise see the rounded values, and one of a layer that sees
+       no input of the model: what it gives is a constant.
+    5. Every other parameter of two dimensions or more that something reads is skipped too, with what reads it.
     """
     calls: dict[str, list[fx.Node]] = defaultdict(list)
     skipped: dict[str, Skipped] = {}
     for node in traced.graph.nodes:
         name = operator_name(node)
-        if name in _OPERATORS:
-            weight = node.args[1]
+        if name in _OPERATORS or name == _LOOKS_UP:
+            weight = _weight_of(node)
             if isinstance(weight, fx.Node) and weight.name in traced.parameter_names:
                 calls[weight.name].append(node)
             else:
@@ -109,7 +118,7 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
         if reason is not None:
             skipped[paths[0]] = Skipped(paths[0], operator_name(nodes[0]), reason)
             continue
-        units.append(_unit(traced, nodes, paths, {_bias(traced, node) for node in nodes}))
+        units.append(_unit(traced, nodes, paths, {_bias(traced, node) for node in _products(nodes)}))
     for entry in _others(traced, calls):
         if not any(entry.path == path or entry.path.startswith(f"{path}.") for path in tuple(skipped)):
             skipped[entry.path] = entry
@@ -129,7 +138,9 @@ def _reason(nodes: Sequence[fx.Node], computed: set[fx.Node]) -> str | None:
     """Return why the weight that some calls multiply by cannot be a unit; None when it can."""
     if not computed.issuperset(nodes):
         return "it sees no input of the model: what it gives is a constant"
-    if len({_kind(node) for node in nodes}) > 1:
+    if len({_kind(node) for node in _products(nodes)}) > 1:
+        return "its weight is used by different operators"
+    if len(nodes) > len(_gathers(nodes)) > 0 and operator_name(_products(nodes)[0]) != "linear":
         return "its weight is used by different operators"
     others = [operator_name(user) for user in _weight(nodes[0]).users if user not in nodes]
     return f"its weight is read by {others[0]} too" if others else None
@@ -163,20 +174,29 @@ def _first_reader(node: fx.Node, known: Collection[fx.Node]) -> fx.Node | None:
 
 
 def _unit(traced: TracedModel, nodes: list[fx.Node], paths: list[str], biases: set[str | None]) -> Unit:
-    weight = _weight(nodes[0])
+    weight, calls, gathers = _weight(nodes[0]), _products(nodes), _gathers(nodes)
     shape = tuple(traced.state[weight.name].shape)
     return Unit(
         path=paths[0],
-        operator=_kind(nodes[0]),
+        operator=_kind(calls[0]) if not gathers else "tied_embedding" if calls else "embedding",
         weight=weight.name,
         bias=biases.pop() if len(biases) == 1 else None,
         weight_shape=shape,
         parameters=math.prod(shape),
-        macs=sum(_macs(node, shape) for node in nodes),
-        calls=tuple(node.name for node in nodes),
-        inputs=tuple(str(node.args[0]) for node in nodes),
+        macs=sum(_macs(node, shape) for node in calls),
+        calls=tuple(node.name for node in calls),
+        inputs=tuple(str(node.args[0]) for node in calls),
         aliases=tuple(paths[1:]),
+        gathers=tuple(node.name for node in gathers),
     )
+
+
+def _gathers(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    return [node for node in nodes if operator_name(node) == _LOOKS_UP]
+
+
+def _products(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    return [node for node in nodes if operator_name(node) != _LOOKS_UP]
 
 
 def _bias(traced: TracedModel, node: fx.Node) -> str | None:
@@ -196,9 +216,13 @@ def _path(traced: TracedModel, node: fx.Node) -> str:
 
 
 def _weight(node: fx.Node) -> fx.Node:
-    weight = node.args[1]
+    weight = _weight_of(node)
     assert isinstance(weight, fx.Node)
     return weight
+
+
+def _weight_of(node: fx.Node) -> object:
+    return node.args[0 if operator_name(node) == _LOOKS_UP else 1]
 
 
 def _kind(node: fx.Node) -> str:

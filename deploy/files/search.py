@@ -39,6 +39,7 @@ class UnitRow(Record, frozen=True, kw_only=True):
     calls: tuple[str, ...]
     inputs: tuple[str, ...]
     aliases: tuple[str, ...] = ()
+    gathers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.parameters != math.prod(self.weight_shape):
@@ -73,7 +74,7 @@ class SpaceFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "space.json"
     MADE_BY = "smpq score"
-    VERSION = 2
+    VERSION = 3
 
     groups: dict[str, GroupRow]
     joins: tuple[JoinRow, ...]

@@ -125,7 +125,7 @@ def blamed_formats(
     told = {*nodes_named(result.failed or "", nodes), *result.nodes} & set(nodes)
     found: list[tuple[str, Format]] = []
     for group in space.groups:
-        calls = {call_name(unit.path, index) for unit in group.units for index in range(len(unit.calls))}
+        calls = {call_name(unit.path, index) for unit in group.units for index in range(len(unit.uses))}
         # of `layer1.conv` are also `layer1.conv/weight/DQ` and whatever else was put before it
         if calls & {node.partition("/")[0] for node in told} and policy[group.name] != space.reference:
             found.append((group.name, policy[group.name]))

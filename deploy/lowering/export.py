@@ -31,14 +31,15 @@ FINGERPRINT = "smpq.fingerprint"
 """Model metadata: the key of the fingerprint of the run that exported it."""
 
 _MULTIPLIES = {"Conv", "Gemm", "MatMul"}
+_LOOKS_UP = {"Gather"}
 _FX_NAME = re.compile(r"%(\S+) :")
 
 
 def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerprint: str = "") -> None:
     """Write the float model as ONNX, opset 21, weights float32.
 
-    1. The node that multiplies by a unit's weight (Conv, Gemm, MatMul) is named by the unit's path; further calls
-       `path#2`, ...
+    1. The node that multiplies by a unit's weight (Conv, Gemm, MatMul) is named by the unit's path; further calls,
+       and those that look up rows of it (Gather), `path#2`, ...
     2. A value that is a tensor of `traced` has that tensor's name. Where the exporter dropped a tensor because another
        one is equal to it, the model's metadata (`ALIASES`) says which. The parts of a split, and what the exporter made
        up, keep its names.
@@ -132,22 +133,24 @@ def _unit_nodes(
     names: TracedNames,
     exporter_names: Mapping[ir.Node, str | None],
 ) -> dict[ir.Node, str]:
-    """Return the name of every node that multiplies by a unit's weight."""
+    """Return the name of every node that uses a unit's weight."""
     by_call: dict[str, list[ir.Node]] = {}
     for node in model.graph:
         tensor = names.traced_name(exporter_names[node])
-        if node.op_type in _MULTIPLIES and tensor is not None:
+        if node.op_type in _MULTIPLIES | _LOOKS_UP and tensor is not None:
             by_call.setdefault(tensor, []).append(node)
     found: dict[ir.Node, str] = {}
     for unit in units:
         weight = traced.state[unit.weight].detach().cpu().numpy()
         own = []
-        for index, call in enumerate(unit.calls):
-            nodes = [node for node in by_call.get(call, ()) if _holds(node, weight)]
+        for index, call in enumerate(unit.uses):
+            wanted = _LOOKS_UP if call in unit.gathers else _MULTIPLIES
+            candidates = [node for node in by_call.get(call, ()) if node.op_type in wanted]
+            nodes = [node for node in candidates if _holds(node, weight)]
             if len(nodes) == 1:
                 own.append(nodes[0])
                 found[nodes[0]] = call_name(unit.path, index)
-            elif len(nodes) > 1 or by_call.get(call):
+            elif len(nodes) > 1 or candidates:
                 raise UserError(
                     f"{unit.path}: the exported model multiplies by something else than this layer's weight; "
                     "it cannot be quantised by name. Leave it out or write it as a plain layer"
@@ -155,14 +158,15 @@ def _unit_nodes(
         # Equal calls on an equal input are one node in the exported graph; the one that is left stands for them.
         if not own:
             raise UserError(
-                f"{unit.path}: the exported model has no Conv, Gemm or MatMul for this layer; it cannot be quantised "
+                f"{unit.path}: the exported model has no Conv, Gemm, MatMul or Gather for this layer; it cannot be quantised "
                 "by name"
             )
     return found
 
 
 def _holds(node: ir.Node, weight: np.ndarray[Any, Any]) -> bool:
-    value = node.inputs[1] if len(node.inputs) > 1 else None
+    position = 0 if node.op_type in _LOOKS_UP else 1
+    value = node.inputs[position] if len(node.inputs) > 1 else None
     if value is None or value.const_value is None:
         return False
     stored = value.const_value.numpy()

@@ -15,10 +15,11 @@ from deploy.lowering.export import OPSET
 from deploy.lowering.onnx_files import load_model, save_model, sha256, size_bytes
 from deploy.lowering.passes.convert_to_fp16 import convert_to_fp16
 from deploy.lowering.passes.declare_opset import declare_opset
-from deploy.lowering.passes.editing import unit_nodes
+from deploy.lowering.passes.editing import gather_nodes, unit_nodes
 from deploy.lowering.passes.fix_batch import fix_batch
 from deploy.lowering.passes.multiply_rows import multiply_rows
 from deploy.lowering.passes.quantize_biases import quantize_biases
+from deploy.lowering.passes.quantize_rows import quantize_rows
 from deploy.lowering.passes.quantize_tensors import quantize_tensors
 from deploy.lowering.passes.quantize_weights import quantize_weights
 from deploy.lowering.passes.split_gemm import split_gemm
@@ -37,6 +38,7 @@ class Lowering:
     6. `integer_biases`: biases of integer convolutions are int32.
     7. `least_opset`: the file declares the oldest opset that its operators need. `newest_opset` is the newest one that
        a weight's type may ask for.
+    8. `packed_rows`: rows of an embedding, and the head that is tied to it, in ONNX Runtime's own operators.
     """
 
     half: bool
@@ -46,6 +48,7 @@ class Lowering:
     matrix_rows: bool = False
     integer_biases: bool = False
     least_opset: bool = False
+    packed_rows: bool = False
     newest_opset: int = OPSET
 
     @property
@@ -94,6 +97,9 @@ def lower(
         changes["fix_batch"] = fix_batch(model, batch)
     changes["split_gemm"] = split_gemm(model, plan, units, integer_inputs=lowering.integer_matmul)
     changes["quantize_weights"] = quantize_weights(model, plan, units, lowering.newest_opset, lowering.copied_from_bits)
+    changes["quantize_rows"] = quantize_rows(
+        model, plan, units, lowering.newest_opset, packed=lowering.packed_rows
+    )
     tensors = quantize_tensors(model, plan, units)
     changes["quantize_tensors"] = tensors.inserted
     if lowering.matrix_rows:
@@ -116,7 +122,7 @@ def _check_same_model(path: Path, model: ir.Model, units: Sequence[Unit]) -> Non
             f"{path} has opset {opset}, and integer weights need opset {OPSET}: delete it, it is exported again"
         )
     for unit in units:
-        if not unit_nodes(model, unit):
+        if not unit_nodes(model, unit) and not gather_nodes(model, unit):
             raise UserError(
                 f"{path} is not of this model, it has no layer {unit.path}: delete it, it is exported again"
             )

@@ -16,10 +16,11 @@ Basis = Literal["built", "measured", "docs", "inferred"]
 SCHEMA_VERSION = 1
 CONVOLUTIONS = ("conv1d", "depthwise_conv1d", "grouped_conv1d", "conv2d", "depthwise_conv2d", "grouped_conv2d")
 LINEARS = ("linear", "linear_nd")
-OPERATORS = CONVOLUTIONS + LINEARS
+EMBEDDINGS = ("embedding", "tied_embedding")
+OPERATORS = CONVOLUTIONS + LINEARS + EMBEDDINGS
 FROM_BEST_TO_WORST: tuple[Status, ...] = ("native", "dequantized", "unknown", "refused")
 
-_KINDS = {"convolutions": CONVOLUTIONS, "linears": LINEARS, **{operator: (operator,) for operator in OPERATORS}}
+_KINDS = {"convolutions": CONVOLUTIONS, "linears": LINEARS, "embeddings": EMBEDDINGS, **{operator: (operator,) for operator in OPERATORS}}
 _BASES = ("built", "measured", "docs", "inferred")
 
 
@@ -65,7 +66,7 @@ class LayerKind:
 class CapabilityRow:
     """One rule of a capability table; the first rule that fits an operator and a format decides.
 
-    1. `operators` are kinds of operator, `convolutions`, `linears`, or `*` for all of them and for those that are never
+    1. `operators` are kinds of operator, `convolutions`, `linears`, `embeddings`, or `*` for all of them and for those that are never
        quantised.
     2. `formats` are patterns: `w8a8`, `w{4,8}a16`, `w{2..8}a{4..8}`, `w4a16b*`; or `*` alone for all formats.
     3. `basis` is how we know: `built` (the builder's kernels were read), `measured` (engines were timed), `docs` (it is

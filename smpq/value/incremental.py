@@ -49,7 +49,7 @@ def bytes_per_sample(traced: TracedModel, units: Sequence[Unit]) -> int:
     """
     sizes = {node.name: _bytes(node.meta.get("val")) for node in traced.graph.nodes if node.name not in traced.state}
     alive = sum(sizes.get(name, 0) for name in traced.inputs)
-    calls = {call for unit in units for call in unit.calls}
+    calls = {call for unit in units for call in unit.uses}
     waiting = largest = 0
     for node in traced.steps:
         if node.name in calls:

@@ -51,6 +51,7 @@ class OnnxRuntime(Backend):
             integer_matmul=True,
             copied_from_bits=_COPIED_FROM_BITS,
             integer_biases=True,
+            packed_rows=True,
         )
 
     def build(self, model: Path, engine: Path, sm: str = "", cache: Path | None = None) -> Built | BuildFailed:

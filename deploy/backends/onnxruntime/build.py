@@ -135,6 +135,8 @@ def _is_weight_only(node: ir.Node) -> bool:
 def _is_dequantized(node: ir.Node, index: int) -> bool:
     value = node.inputs[index]
     producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()  # a head that is tied to an embedding
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 

@@ -16,7 +16,7 @@ from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import find_record
 from deploy.lowering.naming import call_name
 
-_FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+_FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Gather"}
 _INTEGER = {
     "QLinearConv",
     "QGemm",
@@ -26,7 +26,7 @@ _INTEGER = {
     "MatMulInteger",
     "ConvInteger",
 }
-_WEIGHT_ONLY = {"MatMulNBits"}
+_WEIGHT_ONLY = {"MatMulNBits", "GatherBlockQuantized"}
 _PRODUCTS = _FLOAT | _INTEGER | _WEIGHT_ONLY
 _DEQUANTIZED = " + DequantizeLinear"
 _STORED_SMALL = {"Conv" + _DEQUANTIZED, "FusedConv" + _DEQUANTIZED}
@@ -73,7 +73,7 @@ def unit_kernels(engine: Path, units: Sequence[Unit]) -> dict[str, str]:
     makers = {output: node for node in after.node for output in node.output}
     found: dict[str, str] = {}
     for unit in units:
-        names = {call_name(unit.path, index) for index in range(len(unit.calls))}
+        names = {call_name(unit.path, index) for index in range(len(unit.uses))}
         kernels = []
         for node in before.node:
             if node.name in names:
@@ -88,8 +88,8 @@ def unit_kernels(engine: Path, units: Sequence[Unit]) -> dict[str, str]:
 def check_units(kernels: Mapping[str, str], formats: Mapping[str, Format]) -> list[UnitKernel]:
     """Compare the kernels with the plan, both by unit path.
 
-    1. Integer activations need an integer kernel. 2. Weight-only formats need `MatMulNBits`, or a convolution that
-       dequantises its weight.
+    1. Integer activations need an integer kernel. 2. Weight-only formats need `MatMulNBits` and `GatherBlockQuantized`, or a
+       convolution that dequantises its weight.
     3. Float formats need a float kernel with a float weight: a float layer that the runtime quantised on its own is a
        disagreement too.
     4. Not for an engine built with `exact`: it has no integer kernels on purpose.
@@ -142,7 +142,8 @@ def _behind(graph: onnx.GraphProto, node: onnx.NodeProto) -> Iterator[str]:
 def _describe(product: onnx.NodeProto | None, makers: Mapping[str, onnx.NodeProto]) -> str:
     if product is None:
         return NOT_FOUND
-    weight = makers.get(product.input[1]) if len(product.input) > 1 else None
+    position = 0 if product.op_type == "Gather" else 1
+    weight = makers.get(product.input[position]) if len(product.input) > 1 else None
     while weight is not None and weight.op_type in {"Transpose", "Cast", "Reshape"}:
         weight = makers.get(weight.input[0])
     if product.op_type in _FLOAT and weight is not None and weight.op_type == "DequantizeLinear":

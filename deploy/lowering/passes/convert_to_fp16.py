@@ -14,6 +14,7 @@ from deploy.lowering.passes.editing import (
     Array,
     constant,
     free_name,
+    gather_nodes,
     insert_after,
     new_node,
     remove_unused_constants,
@@ -40,7 +41,8 @@ def convert_to_fp16(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> 
        builds no plan for SM87 where they differ (NVIDIA/TensorRT issue 4832).
     5. Left alone: integers, shapes, and inputs that ONNX wants as float32 (the sizes of Resize).
     """
-    found = (node for unit in units if plan.formats[unit.path] == FP32 for node in unit_nodes(model, unit).values())
+    wide = [unit for unit in units if plan.formats[unit.path] == FP32]
+    found = [node for unit in wide for node in (*unit_nodes(model, unit).values(), *gather_nodes(model, unit))]
     full = dict.fromkeys(found)  # in order, since casts are named as they are added
     changed = _convert_constants(model, full)
     for node in list(model.graph):
@@ -100,6 +102,8 @@ def _surround(model: ir.Model, node: ir.Node) -> int:
     for index, value in enumerate(node.inputs):
         if value is None or value.const_value is not None or value.is_graph_input():
             continue
+        if value.dtype is not None and value.dtype.is_integer():
+            continue  # the rows that are looked up
         cast = new_node(
             "Cast",
             [value],

@@ -27,6 +27,12 @@ def unit_nodes(model: ir.Model, unit: Unit) -> dict[str, ir.Node]:
     return {call: by_name[name] for call, name in names.items() if name in by_name}
 
 
+def gather_nodes(model: ir.Model, unit: Unit) -> list[ir.Node]:
+    """Return the nodes that look up rows of the unit's weight; those merged into another are left out."""
+    names = {call_name(unit.path, index) for index in range(len(unit.calls), len(unit.uses))}
+    return [node for node in model.graph if node.name in names and node.op_type == "Gather"]
+
+
 def constant(model: ir.Model, name: str, array: Array) -> ir.Value:
     """Add an initialiser, under a further name when `name` is taken, and return its value."""
     tensor = ir.tensor(array)

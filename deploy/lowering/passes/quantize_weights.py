@@ -35,11 +35,12 @@ def quantize_weights(
     4. Zero points are written out, all zero: runtimes misread a DequantizeLinear without one.
     5. A weight that several calls use is stored once and has one DequantizeLinear; except weights of `copy_from_bits`
        bits or more, which are stored for each call (see `deploy.lowering.lower`).
-    6. Units without an entry in `plan.weights` are left alone, even where the exporter gave them the same initialiser.
+    6. Units without an entry in `plan.weights` are left alone, even where the exporter gave them the same initialiser;
+       so are those whose rows are looked up (`quantize_rows`).
     """
     changed = 0
     for unit in units:
-        if unit.path not in plan.weights:
+        if unit.path not in plan.weights or unit.gathers:
             continue
         weight = plan.weights[unit.path]
         copies = copy_from_bits is not None and weight.bits >= copy_from_bits
@@ -73,6 +74,18 @@ def _dequantized(
     if inputs_first:
         values = values.T
     axis = 1 if inputs_first and weight.block is None else 0
+    dequantize = stored_weight(model, unit.path, weight, newest_opset, axis, (values, scale))
+    model.graph.insert_before(node, dequantize)
+    return dequantize.outputs[0]
+
+
+def stored_weight(
+    model: ir.Model, path: str, weight: QuantizedWeight, newest_opset: int, axis: int, arrays: tuple[Array, Array]
+) -> ir.Node:
+    """Add the integers of a unit and their steps (`arrays`), and return the DequantizeLinear that reads them, which is
+    in no graph yet; its scales lie along `axis`.
+    """
+    values, scale = arrays
     attributes = {"axis": axis} if weight.block is None else {"axis": axis, "block_size": weight.block}
     storage = _narrowest(weight, newest_opset)
     if storage.least_opset > model.opset_imports[""]:
@@ -80,10 +93,10 @@ def _dequantized(
         oldest = find_min_ir_version_for([make_opsetid("", storage.least_opset)])
         model.ir_version = max(model.ir_version, oldest)
     stored = ir.DataType[storage.onnx_type].numpy()
-    value = constant(model, f"{unit.path}/weight", _contiguous(values).astype(stored))
+    value = constant(model, f"{path}/weight", _contiguous(values).astype(stored))
     scales = constant(model, f"{value.name}/scale", _contiguous(scale))
     zero_points = constant(model, f"{value.name}/zero_point", np.zeros(scale.shape, stored))
-    dequantize = new_node(
+    return new_node(
         "DequantizeLinear",
         [value, scales, zero_points],
         free_name(model, f"{value.name}/DQ"),
@@ -91,8 +104,6 @@ def _dequantized(
         ir.Shape(values.shape),
         attributes,
     )
-    model.graph.insert_before(node, dequantize)
-    return dequantize.outputs[0]
 
 
 def _narrowest(weight: QuantizedWeight, newest_opset: int) -> Storage:
