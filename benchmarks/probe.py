@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP16, FP32, Format
@@ -24,7 +25,7 @@ from deploy.lowering.export import export_float
 from deploy.lowering.onnx_files import load_model
 from deploy.run.workspace import rules_of
 from deploy.targets.offers import offer
-from deploy.targets.rules import OPERATORS, Capability, Status
+from deploy.targets.rules import EMBEDDINGS, OPERATORS, Capability, Status
 from deploy.targets.target import Target
 from smpq.quantized.quantize import FakeQuantizer
 
@@ -72,7 +73,8 @@ class _Network:
 def probe(target: Target, operator: str, format_: Format) -> Finding:
     """Export a layer of kind `operator`, lower it in `format_` for the target, build it, and read what it became.
 
-    Convolutions have 64 channels and kernels of 3, linear layers 256 inputs and outputs and several rows. A layer in
+    Convolutions have 64 channels and kernels of 3, linear layers 256 inputs and outputs and several rows, embeddings
+    256 rows of 256. A layer in
     fp32 on a target whose float format is fp16 stands between two in fp16, since alone it would make another network. A
     target with several compute capabilities is tried for the first. Raises UserError when the runtime is not installed.
     """
@@ -137,14 +139,15 @@ def _stored_format(model: Path, format_: Format) -> Format:
     """Return the format that the types of a lowered file can tell."""
     graph = load_model(model).graph
     node = next(node for node in graph if node.name == _UNIT)
-    weight = node.inputs[1]
+    bits = node.attributes.get_int("bits", 0)  # of ONNX Runtime's own operators
+    weight = node.inputs[0 if "Gather" in node.op_type else 1]
     maker = weight.producer() if weight is not None else None
     while maker is not None and maker.inputs[0] is not None:
         weight = maker.inputs[0]
         maker = weight.producer()
     assert weight is not None
     assert weight.dtype is not None
-    held = weight.dtype.name, weight.dtype.bitwidth
+    held = (f"INT{bits}", bits) if bits else (weight.dtype.name.removeprefix("U"), weight.dtype.bitwidth)
     stored = next(found for found in NUMBER_TYPES.values() if (found.weight_storages[0].onnx_type, found.bits) == held)
     if not stored.quantized:
         return Format(stored)
@@ -164,11 +167,12 @@ def _network(operator: str, *, neighbours: bool) -> _Network:
     module = nn.Sequential()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        for name in ("before", _UNIT, "behind") if neighbours else (_UNIT,):
-            module.add_module(name, _layer(operator))
+        rows = operator in EMBEDDINGS
+        for name in ("before", _UNIT, "behind")[rows:] if neighbours else (_UNIT,):
+            module.add_module(name, _layer("linear_nd" if rows and name != _UNIT else operator))
             if neighbours:
                 module.add_module(f"{name}_act", nn.ReLU())
-        batch = torch.randn(ROWS, *_shape(operator))
+        batch = torch.randint(_FEATURES, (ROWS, 8)) if rows else torch.randn(ROWS, *_shape(operator))
     folder = tempfile.TemporaryDirectory(prefix="smpq-probe-")
     traced = TracedModel(module.eval(), (batch,))
     units, _ = find_units(traced)
@@ -177,7 +181,16 @@ def _network(operator: str, *, neighbours: bool) -> _Network:
     return _Network(traced, units, model, batch, folder)
 
 
+class _Tied(nn.Embedding):
+    """Looks up rows, and multiplies by them."""
+
+    def forward(self, words: Tensor) -> Tensor:
+        return functional.linear(torch.relu(super().forward(words)), self.weight)
+
+
 def _layer(operator: str) -> nn.Module:
+    if operator in EMBEDDINGS:
+        return (_Tied if operator == "tied_embedding" else nn.Embedding)(_FEATURES, _FEATURES)
     if operator in ("linear", "linear_nd"):
         return nn.Linear(_FEATURES, _FEATURES)
     kind: Any = nn.Conv1d if operator.endswith("1d") else nn.Conv2d

@@ -167,6 +167,9 @@ def _unit_nodes(
 def _holds(node: ir.Node, weight: np.ndarray[Any, Any]) -> bool:
     position = 0 if node.op_type in _LOOKS_UP else 1
     value = node.inputs[position] if len(node.inputs) > 1 else None
+    maker = value.producer() if value is not None else None
+    if maker is not None and maker.op_type == "Transpose":
+        value = maker.inputs[0]  # of a weight that something else reads as well, as a tied head does
     if value is None or value.const_value is None:
         return False
     stored = value.const_value.numpy()

@@ -61,6 +61,7 @@ def open_workspace(
         lambda unit, chosen: refusal(target, unit, chosen, size_only=settings.size_only),
         find_joins(traced, groups, rules_of(target)),
         [pin_from_text(text) for text in settings.pins],
+        () if settings.formats else target.default_choices,
     )
     for sentence in unknown_offers(target, space, settings.batch):
         progress.warn(sentence)

@@ -56,7 +56,7 @@ def planned_formats(workspace: Workspace, policy: Policy) -> dict[str, Format]:
     return {
         call_name(unit.path, index): formats[unit.path]
         for unit in workspace.space.units
-        for index in range(len(unit.calls))
+        for index in range(len(unit.uses))
     }
 
 

@@ -36,7 +36,9 @@ class Target:
     9. `version`: version of the runtime that the engine is for, None where it does not matter or is not known.
     10. `newest_opset`: the newest ONNX opset that is written for it; a weight is stored in a type of that opset only
         where its kernel wants the type.
-    11. `description`: what it is, for people.
+    11. `default_choices`: what is offered where nobody names formats. Of each choice a group of layers gets the first
+        format that it can have, so that there is one length of blocks for each width.
+    12. `description`: what it is, for people.
     """
 
     name: str
@@ -52,10 +54,15 @@ class Target:
     quantize_skips: bool
     integer_biases: bool
     newest_opset: int
-    default_formats: tuple[Format, ...]
+    default_choices: tuple[tuple[Format, ...], ...]
     compute_capabilities: tuple[str, ...]
     version: str | None
     description: str
+
+    @property
+    def default_formats(self) -> tuple[Format, ...]:
+        """All formats of the default choices."""
+        return tuple(chosen for choice in self.default_choices for chosen in choice)
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,9 @@ def add_family(file: Path) -> None:
         quantize_skips=described["quantize_skips"],
         integer_biases=described["integer_biases"],
         newest_opset=described.get("newest_opset", _EXPORTED_OPSET),
-        default_formats=tuple(Format.from_text(text) for text in described["default_formats"]),
+        default_choices=tuple(
+            tuple(map(Format.from_text, text.split("|"))) for text in described["default_formats"]
+        ),
         compute_capabilities=tuple(data["compute_capabilities"]["usual"]),
         version=None,
         description=described["description"],

@@ -47,7 +47,7 @@ def overview() -> Table:
         versions = [each for each in versioned_names() if each.startswith(f"{name}-")]
         names = ", ".join([name, *versions])
         gpus = target.compute_capabilities if name in device_names() else tuple(compute_capabilities_of(target))
-        formats = ", ".join(str(format_) for format_ in target.default_formats)
+        formats = ", ".join(" or ".join(map(str, choice)) for choice in target.default_choices)
         grid.add_row(names, target.description, str(target.reference), formats, ", ".join(gpus))
     return grid
 

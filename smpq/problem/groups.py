@@ -53,12 +53,14 @@ def space_from_formats(
     allowed: Callable[[Unit, Format], str | None],
     joins: tuple[Join, ...] = (),
     pins: Sequence[Pin] = (),
+    choices: Sequence[Sequence[Format]] = (),
 ) -> tuple[Space, dict[str, str]]:
     """Return the space, and what was refused: `group: format` -> reason.
 
     `allowed` returns None, or why a unit cannot have a format. A group for which nothing in the list is allowed gets
     the reference format, which every target runs. `pins` leave less of the list, or say what a group has; UserError
-    where that is not allowed.
+    where that is not allowed. Of each of `choices`, formats of the list, a group gets the first that it can have; what
+    was refused of a choice is told where nothing of it is left.
     """
     if not groups:
         raise UserError("the model has no layer that can be quantised (convolution or linear)")
@@ -66,14 +68,15 @@ def space_from_formats(
     offered: dict[str, tuple[Format, ...]] = {}
     refused: dict[str, str] = {}
     for group in groups:
-        kept = []
         candidates = pinned(group, formats, reference, pins)
-        for chosen in candidates:
-            reasons = [reason for unit in group.units if (reason := allowed(unit, chosen)) is not None]
-            if reasons:
-                refused[f"{group.name}: {chosen}"] = reasons[0]
-            else:
-                kept.append(chosen)
+        reasons = {chosen: _first_reason(group, chosen, allowed) for chosen in candidates}
+        kept = [chosen for chosen, reason in reasons.items() if reason is None]
+        for choice in choices:
+            left = [chosen for chosen in kept if chosen in choice]
+            kept = [chosen for chosen in kept if chosen not in left[1:]]
+            if left:
+                reasons = {chosen: reason for chosen, reason in reasons.items() if chosen not in choice}
+        refused |= {f"{group.name}: {chosen}": reason for chosen, reason in reasons.items() if reason is not None}
         if not kept and candidates != tuple(formats):
             raise UserError(
                 f"{group.name} cannot have what it is pinned to: {refused[f'{group.name}: {candidates[0]}']}"
@@ -82,3 +85,7 @@ def space_from_formats(
     if all(choices == (reference,) for choices in offered.values()) and tuple(formats) != (reference,):
         raise UserError(f"none of the formats can be used on any layer; for example {next(iter(refused.items()))}")
     return Space(groups, offered, reference, joins), refused
+
+
+def _first_reason(group: Group, chosen: Format, allowed: Callable[[Unit, Format], str | None]) -> str | None:
+    return next((reason for unit in group.units if (reason := allowed(unit, chosen)) is not None), None)

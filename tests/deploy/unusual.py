@@ -94,8 +94,6 @@ SOUND = {
 
 STAY_FLOAT = {
     "a transposed convolution": ["a"],
-    "integer inputs": ["a"],
-    "a head tied to an embedding": ["head", "table"],
     "a fused recurrent layer": ["a"],
 }
 """The layers that are reported as left in float."""

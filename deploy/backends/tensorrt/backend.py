@@ -82,7 +82,7 @@ class TensorRt(Backend):
     ) -> list[UnitKernel]:
         """Compare the layers with the plan."""
         planned = {
-            call_name(unit.path, index): formats[unit.path] for unit in units for index in range(len(unit.calls))
+            call_name(unit.path, index): formats[unit.path] for unit in units for index in range(len(unit.uses))
         }
         checks = check_units([PlanKernel.from_json(plain(layer)) for layer in layers], planned)
         return worst(UnitKernel(check.path.partition("#")[0], check.found, check.agrees) for check in checks)

@@ -115,7 +115,7 @@ def test_attention_has_its_two_projections():
     assert list(units) == ["attention.in_proj_weight", "attention.out_proj"]
 
 
-def test_a_head_tied_to_an_embedding_stays_float():
+def test_an_embedding_and_the_head_that_is_tied_to_it_are_one_unit():
     class Language(nn.Module):
         def __init__(self):
             super().__init__()
@@ -126,10 +126,25 @@ def test_a_head_tied_to_an_embedding_stays_float():
             return self.head(self.middle(self.embedding(x)))
 
     units, skipped = find_units(TracedModel(Language().eval(), (torch.randint(0, 7, (2, 3)),)))
-    assert [unit.path for unit in units] == ["middle"]
-    reasons = {entry.path: entry.reason for entry in skipped}
-    assert "look-up" in reasons["embedding"]
-    assert "embedding" in reasons["head"]
+    assert [unit.path for unit in units] == ["embedding", "middle"]
+    tied = units[0]
+    assert (tied.operator, len(tied.calls), len(tied.gathers)) == ("tied_embedding", 1, 1)
+    assert (tied.aliases, tied.macs, skipped) == (("head",), 3 * 7 * 4, ())
+
+
+def test_an_embedding_multiplies_nothing():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.read, self.head = nn.Embedding(7, 4), nn.Embedding(7, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.words(x) + self.words(x + 1) + self.read(x)) + self.read.weight.sum()
+
+    units, skipped = find_units(TracedModel(Words().eval(), (torch.randint(0, 6, (2, 3)),)))
+    words = units[0]
+    assert (words.operator, words.calls, words.inputs, len(words.gathers), words.macs) == ("embedding", (), (), 2, 0)
+    assert [(entry.path, entry.reason) for entry in skipped] == [("read", "its weight is read by sum too")]
 
 
 def test_what_is_skipped_says_why():

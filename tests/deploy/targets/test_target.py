@@ -11,6 +11,7 @@ from calib.formats.format import FP16, FP32, Format
 from deploy.targets.families import FAMILIES
 from deploy.targets.rules import LayerKind
 from deploy.targets.target import (
+    CONVOLUTIONS,
     LINEARS,
     OPERATORS,
     CapabilityRow,
@@ -40,10 +41,10 @@ def test_every_target_offers_its_defaults_and_its_reference(name):
     target = target_from_name(name)
     assert target.name == name
     # ONNX Runtime computes no integer convolutions on CUDA, and TensorRT 10.3 fails on some on Orin
-    operators = LINEARS if name in ("ort-cuda", "jetson-orin") else OPERATORS
-    for format_ in (*target.default_formats, target.reference):
-        for operator in operators:
-            assert capability(target, operator, format_, 256).status == "native"
+    operators = LINEARS if name in ("ort-cuda", "jetson-orin") else CONVOLUTIONS + LINEARS
+    for choice in (*target.default_choices, (target.reference,)):
+        for operator in LINEARS if choice[0].weight_block is not None else operators:  # blocks are for linear layers
+            assert any(capability(target, operator, format_, 256).status == "native" for format_ in choice)
     assert all(capability(target, operator, target.reference, 256).status == "native" for operator in OPERATORS)
 
 

@@ -104,6 +104,19 @@ def test_the_space_keeps_what_is_allowed_and_says_what_was_refused():
     assert space.reference == FP32
 
 
+def test_of_a_choice_a_group_gets_the_first_that_it_can_have():
+    network = residual()
+    groups = find_groups(network.traced, network.units)
+
+    def allowed(unit, chosen):
+        return "no such kernel" if (unit.path == "a" and chosen == W8A8) or unit.path == "head" else None
+
+    space, refused = space_from_formats(groups, (W8A8, W4A16, FP32), FP32, allowed, choices=[(W8A8, W4A16), (FP32,)])
+    assert space.formats["stem"] == (W8A8, FP32)
+    assert space.formats["a"] == (W4A16, FP32)
+    assert set(refused) == {f"head: {chosen}" for chosen in (W8A8, W4A16, FP32)}  # only where nothing is left
+
+
 def test_a_space_without_a_choice_is_a_user_error():
     network = residual()
     groups = find_groups(network.traced, network.units)
