@@ -74,7 +74,10 @@ def row_of(policy: Policy, space: Space, terms: Sequence[Term]) -> Matrix:
 
 def work_shares(space: Space) -> dict[str, float]:
     """Return group -> its expected share of the float engine's time: multiply-accumulates, and weights to be read."""
-    work = {group.name: sum(unit.macs + unit.parameters * bool(unit.calls) for unit in group.units) for group in space.groups}
+    work = {
+        group.name: sum(unit.macs + unit.parameters * bool(unit.calls) for unit in group.units)
+        for group in space.groups
+    }
     total = sum(work.values())
     return {name: amount / total for name, amount in work.items()}
 

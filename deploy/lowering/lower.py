@@ -97,9 +97,7 @@ def lower(
         changes["fix_batch"] = fix_batch(model, batch)
     changes["split_gemm"] = split_gemm(model, plan, units, integer_inputs=lowering.integer_matmul)
     changes["quantize_weights"] = quantize_weights(model, plan, units, lowering.newest_opset, lowering.copied_from_bits)
-    changes["quantize_rows"] = quantize_rows(
-        model, plan, units, lowering.newest_opset, packed=lowering.packed_rows
-    )
+    changes["quantize_rows"] = quantize_rows(model, plan, units, lowering.newest_opset, packed=lowering.packed_rows)
     tensors = quantize_tensors(model, plan, units)
     changes["quantize_tensors"] = tensors.inserted
     if lowering.matrix_rows:

@@ -114,9 +114,7 @@ def add_family(file: Path) -> None:
         quantize_skips=described["quantize_skips"],
         integer_biases=described["integer_biases"],
         newest_opset=described.get("newest_opset", _EXPORTED_OPSET),
-        default_choices=tuple(
-            tuple(map(Format.from_text, text.split("|"))) for text in described["default_formats"]
-        ),
+        default_choices=tuple(tuple(map(Format.from_text, text.split("|"))) for text in described["default_formats"]),
         compute_capabilities=tuple(data["compute_capabilities"]["usual"]),
         version=None,
         description=described["description"],

@@ -20,7 +20,12 @@ EMBEDDINGS = ("embedding", "tied_embedding")
 OPERATORS = CONVOLUTIONS + LINEARS + EMBEDDINGS
 FROM_BEST_TO_WORST: tuple[Status, ...] = ("native", "dequantized", "unknown", "refused")
 
-_KINDS = {"convolutions": CONVOLUTIONS, "linears": LINEARS, "embeddings": EMBEDDINGS, **{operator: (operator,) for operator in OPERATORS}}
+_KINDS = {
+    "convolutions": CONVOLUTIONS,
+    "linears": LINEARS,
+    "embeddings": EMBEDDINGS,
+    **{operator: (operator,) for operator in OPERATORS},
+}
 _BASES = ("built", "measured", "docs", "inferred")
 
 

@@ -165,8 +165,7 @@ class PolicyValue:
         """Return for each group how many steps run anew when its format changes."""
         position = {node.name: number for number, node in enumerate(self._fake_quantizer.traced.steps)}
         firsts = {
-            group.name: min(position[call] for unit in group.units for call in unit.uses)
-            for group in self.space.groups
+            group.name: min(position[call] for unit in group.units for call in unit.uses) for group in self.space.groups
         }
         return {name: self.steps - first for name, first in firsts.items()}
 

@@ -81,9 +81,7 @@ class TensorRt(Backend):
         self, engine: Path, layers: Sequence[Layer], units: Sequence[Unit], formats: Mapping[str, Format]
     ) -> list[UnitKernel]:
         """Compare the layers with the plan."""
-        planned = {
-            call_name(unit.path, index): formats[unit.path] for unit in units for index in range(len(unit.uses))
-        }
+        planned = {call_name(unit.path, index): formats[unit.path] for unit in units for index in range(len(unit.uses))}
         checks = check_units([PlanKernel.from_json(plain(layer)) for layer in layers], planned)
         return worst(UnitKernel(check.path.partition("#")[0], check.found, check.agrees) for check in checks)
 
