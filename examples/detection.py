@@ -154,12 +154,17 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
 
 
+def scores_of(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Return score and class of each cell: `[..., 85, h, w]` to two of `[..., h, w]`."""
+    best, classes = output[..., 5:, :, :].max(-3)
+    return output[..., 0, :, :] ** 0.6 * best**0.4, classes
+
+
 def detections(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return corner boxes, scores and classes of an image's output `[85, h, w]`: the best first, without doubles."""
     height, width = output.shape[1:]
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    best, classes = output[5:].max(0)
-    scores = output[0] ** 0.6 * best**0.4
+    scores, classes = scores_of(output)
     centre = torch.stack(
         [(columns + output[1].tanh()) / width, (rows + output[2].tanh()) / height, *output[3:5].sigmoid()], -1
     )
@@ -263,6 +268,10 @@ class Detection:
     def metric_of(self, records: Sequence[Record]) -> float:
         """Return AP50 in percent."""
         return 100 * mean_average_precision(records)
+
+    def confidences(self, output: Tensor) -> Tensor:
+        """Return `[n]`, the score of the best cell of each image."""
+        return scores_of(output)[0].flatten(1).amax(1)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return `[n]`, 1 less the average precision of an image by itself; 0 where nothing is in it."""
