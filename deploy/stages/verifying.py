@@ -43,7 +43,7 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
     `policy_key` names the policy that is verified, and its fine-tuned weights. Raises UserError when a stage gives NaN
     or infinity.
     """
-    data = Evaluation(workspace.task)
+    data = Evaluation(workspace.task, workspace.traced.sizes)
     with tempfile.TemporaryDirectory() as directory:
         runners = stage_runners(workspace, policy, Path(directory))
     passages = _passages(workspace, runners, data)

@@ -98,7 +98,7 @@ def destination(target: str) -> dict[str, Any]:
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 11,
+        "schema": 12,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "destination": destination(other.get("target", "ort-cpu")),
@@ -130,6 +130,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "skipped": [],
         "refused": {},
         "not_on_orin": [],
+        "sizes": {},
         "warnings": [],
         "finetuning": None,
         "settings": {"rounding": "gptq", "formats": ["w8a8", "fp32"], "resume": True},
