@@ -63,12 +63,12 @@ class Bench:
         """Name the machine that engines are timed on."""
         return self._device.describe()
 
-    def observe(self, policy: Policy, limit: float | None = None) -> Observation | Refusal:
+    def observe(self, policy: Policy, limit: float | None = None, *, again: bool = False) -> Observation | Refusal:
         """Time one policy, and again thoroughly if its ratio is near `limit`, or its interval does not tell on which
-        side of it. What came of it is added to the observations.
+        side of it, or it was timed before (`again`). What came of it is added to the observations.
         """
         candidate = self._candidates.candidate(policy)
-        (result,) = self.time([candidate])
+        (result,) = self.time([candidate], THOROUGH if again else None)
         if limit is not None and _undecided(result, limit):
             (result,) = self.time([candidate], THOROUGH)
         return self._observations.keep([(policy, result)], self.machine)[0]
