@@ -16,6 +16,7 @@ from calib.errors import UserError
 from calib.network.graph import TracedModel
 from calib.network.nodes import module_path, operator_name
 from calib.network.tracing import Program, trace_program
+from calib.sizes import InputSizes
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM_OPERATORS = {"_native_batch_norm_legit_no_training", "batch_norm"}
@@ -31,11 +32,16 @@ class Folded:
 
 
 def trace_folded(
-    model: nn.Module, example: Sequence[Tensor], sizes: Iterable[int] = (), *, free: bool = True
+    model: nn.Module,
+    example: Sequence[Tensor],
+    sizes: Iterable[int] = (),
+    *,
+    free: bool = True,
+    inputs: InputSizes | None = None,
 ) -> tuple[TracedModel, tuple[Folded, ...]]:
     """Return the trace of a copy of `model` whose foldable BatchNorms are folded, and what was folded into what.
 
-    `model` itself is left as it is; `sizes` and `free` are those of `TracedModel`. What is folded is said by
+    `model` itself is left as it is; `sizes`, `free` and `inputs` are those of `TracedModel`. What is folded is said by
     `fold_batchnorm`.
     """
     sizes, example = tuple(sizes), tuple(example)
@@ -45,14 +51,18 @@ def trace_folded(
     first: Program | None = None
     folded: tuple[Folded, ...] = ()
     if any(type(module) in _BATCH_NORMS for module in copied.modules()):
-        first = trace_program(copied, example, sizes, free=free)
+        first = trace_program(copied, example, sizes, free=free, inputs=inputs)
         folded = _fold(_Calls.of_program(copied, first[0]))
     if folded:
         copied.requires_grad_(False)
-    traced = TracedModel(copied, example, sizes, free=first[1] if first else free, first=None if folded else first)
+    traced = TracedModel(
+        copied, example, sizes, free=first[1] if first else free, inputs=inputs, first=None if folded else first
+    )
     rest = _fold(_Calls.of_trace(traced))
     copied.requires_grad_(False)
-    return (TracedModel(copied, example, sizes, free=traced.dynamic_batch) if rest else traced), folded + rest
+    if rest:
+        traced = TracedModel(copied, example, sizes, free=traced.dynamic_batch, inputs=inputs)
+    return traced, folded + rest
 
 
 def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Module, tuple[Folded, ...]]:

@@ -11,14 +11,19 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from calib.network.graph import TracedModel, elements_of_one
+from calib.network.graph import TracedModel
 from calib.network.nodes import module_path, moved_from, operator_name
 
 _OPERATORS = {"conv1d", "conv2d", "linear"}
 _LOOKS_UP = "embedding"
 _BAG = "no target looks up rows of integers and sums them"
-_TRANSPOSED = "transposed convolutions have no integer kernel on any target"
-_RECURRENT = "recurrent layers are one fused operator"
+_TRANSPOSED = (
+    "transposed convolutions have no integer kernel on any target: TensorRT-RTX 1.7 turns their integers into floats in "
+    "front of one in half precision"
+)
+_RECURRENT = (
+    "recurrent layers are one fused operator, which ONNX Runtime's own quantize_dynamic leaves in float as torch exports it"
+)
 _PRODUCT = (
     "a product that no linear layer computes: the parameter is not one matrix on the right, or is used in two ways"
 )
@@ -183,7 +188,7 @@ def _unit(traced: TracedModel, nodes: list[fx.Node], paths: list[str], biases: s
         bias=biases.pop() if len(biases) == 1 else None,
         weight_shape=shape,
         parameters=math.prod(shape),
-        macs=sum(_macs(node, shape) for node in calls),
+        macs=sum(_macs(traced, node, shape) for node in calls),
         calls=tuple(node.name for node in calls),
         inputs=tuple(str(node.args[0]) for node in calls),
         aliases=tuple(paths[1:]),
@@ -236,5 +241,5 @@ def _kind(node: fx.Node) -> str:
     return f"depthwise_{name}" if groups == channels else f"grouped_{name}"
 
 
-def _macs(node: fx.Node, weight_shape: tuple[int, ...]) -> int:
-    return elements_of_one(node.meta["val"]) // weight_shape[0] * math.prod(weight_shape)
+def _macs(traced: TracedModel, node: fx.Node, weight_shape: tuple[int, ...]) -> int:
+    return traced.elements_of_one(node.meta["val"]) // weight_shape[0] * math.prod(weight_shape)

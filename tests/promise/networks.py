@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from calib.sizes import resized
 from tests.promise.drawing import Draw, Shape, names_for, shape_after
 from tests.promise.endings import ODD_NAMES, ODD_OUTPUTS, ORDINARY_OUTPUTS, Sampler, beginning, second_input
 from tests.promise.layers import LAYERS
@@ -26,6 +27,8 @@ _COMMON = (
     "image_moves",
 )
 _ODD_SHARE = 0.4
+_SEVERAL_SIZES = 0.1
+"""Share of networks whose first input has several sizes. Many do not take them, and are refused."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Recipe:
     output: str
     second: bool
     layer_name: str | None
+    several_sizes: bool = False
 
     @property
     def odd(self) -> tuple[str, ...]:
@@ -58,6 +62,8 @@ class Recipe:
             fewer.append(replace(self, output="plain"))
         if self.layer_name is not None:
             fewer.append(replace(self, layer_name=None))
+        if self.several_sizes:
+            fewer.append(replace(self, several_sizes=False))
         return fewer
 
 
@@ -74,7 +80,8 @@ def recipe_from_seed(seed: int) -> Recipe:
             output = draw(*ODD_OUTPUTS)
         else:
             name = draw(*ODD_NAMES)
-    return Recipe(seed, tuple(parts), draw.chance(0.8), output, draw.chance(0.15), name)
+    head, second, several_sizes = draw.chance(0.8), draw.chance(0.15), draw.chance(_SEVERAL_SIZES)
+    return Recipe(seed, tuple(parts), head, output, second, name, several_sizes)
 
 
 class Network(nn.Module):
@@ -107,9 +114,14 @@ class Generated:
     samplers: tuple[Sampler, ...]
     parts: tuple[str, ...]
 
-    def inputs(self, count: int, seed: int) -> tuple[Tensor, ...]:
+    def inputs(self, count: int, seed: int, longer: float = 0) -> tuple[Tensor, ...]:
+        """Samples; where inputs have several sizes, the last axis of the first one is longer by this share."""
         generator = torch.Generator().manual_seed(seed)
-        return tuple(sample(count, generator) for sample in self.samplers)
+        first, *others = (sample(count, generator) for sample in self.samplers)
+        shape = tuple(first.shape[1:])
+        if self.recipe.several_sizes and len(shape) > 1:
+            first = resized(first, (*shape[:-1], int(shape[-1] * (1 + longer))))
+        return (first, *others)
 
 
 def generated(recipe: Recipe) -> Generated:

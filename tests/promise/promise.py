@@ -72,7 +72,8 @@ def check(network: Generated, directory: Path | None = None) -> Outcome:
        fake-quantised model and the eager one 4 on the calibration data (elsewhere it may clip).
     4. All of it for each sample alone and for a batch, where the eager module takes it. No value is NaN where the eager
        one is not.
-    5. A module that answers differently to equal inputs agrees with nothing: only a refusal is right.
+    5. Where inputs have several sizes: calibration has two of them, and what is compared lies between.
+    6. A module that answers differently to equal inputs agrees with nothing: only a refusal is right.
     """
     start = time.process_time()
     stage = _Stage()
@@ -102,14 +103,14 @@ class _Stage:
 def _keep_promise(network: Generated, scratch: Path, stage: _Stage) -> None:
     draw = Draw(network.recipe.seed + 7)
     sizes = draw((4, 4, 3), (2, 2, 2), (5, 3), (8,), (1, 1, 1, 1), (4, 4, 4))
-    calibration = [network.inputs(count, 100 + index) for index, count in enumerate(sizes)]
+    calibration = [network.inputs(count, 100 + index, longer=index % 2) for index, count in enumerate(sizes)]
     count = draw(2, 3, 4, 5)
-    together = network.inputs(count, 1)
+    together = network.inputs(count, 1, longer=0.5)
     batches = [*(tuple(tensor[index : index + 1] for tensor in together) for index in range(count)), together]
     oracle = ask(network.module, [*batches, *calibration])
     simulate = draw.chance(0.1)
     settings = Settings(
-        task=offer(Offer(network.module, calibration, [network.inputs(4, 2), network.inputs(3, 3)])),
+        task=offer(Offer(network.module, calibration, [network.inputs(4, 2), network.inputs(3, 3, longer=1)])),
         target="simulate" if simulate else "ort-cpu",
         formats=draw(*_SIMULATED) if simulate else draw(*_FORMATS),
         observer=draw("mse", "minmax", "percentile"),

@@ -161,7 +161,7 @@ class _Alike(nn.Module):
 
 
 def test_two_layers_that_the_exporter_cannot_tell_apart_are_an_error_of_words(tmp_path):
-    with pytest.raises(UserError, match=r"^b: .*no Conv, Gemm or MatMul"):
+    with pytest.raises(UserError, match=r"^b: .*no Conv, Gemm, MatMul or Gather"):
         export(_Alike(), torch.randn(4, 3, 4), tmp_path)
 
 
