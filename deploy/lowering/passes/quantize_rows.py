@@ -123,6 +123,8 @@ class _Rows:
         self._look_up(self._reshaped(data, [rows, packed.shape[1]]), scales, block)
         sizes = {"K": width, "N": rows, "bits": self.weight.bits, "block_size": block}
         for node in heads:
+            if node.op_type != "MatMul":
+                raise ValueError(f"{self.unit.path}: a tied head with blocks needs a MatMul, not {node.op_type}")
             self._read_instead(node, data)
             inputs = [node.inputs[0], data, scales]
             self._replace(node, "MatMulNBits", inputs, {**sizes, "accuracy_level": _FAST_PRODUCTS})
@@ -153,12 +155,13 @@ class _Rows:
             )
             self.model.graph.insert_after(dequantize, transpose)
             for node in heads:
-                self._read_instead(node, transpose.outputs[0])
+                as_stored = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+                self._read_instead(node, dequantize.outputs[0] if as_stored else transpose.outputs[0])
+            if not transpose.outputs[0].uses():
+                self.model.graph.remove(transpose, safe=True)
 
     def _read_instead(self, head: ir.Node, value: ir.Value) -> None:
         """Let a head read another weight, and remove the Transpose of the float one where nothing else reads it."""
-        if head.op_type != "MatMul":
-            raise ValueError(f"{self.unit.path}: a tied head needs a MatMul, not {head.op_type}")
         before = head.inputs[1]
         head.replace_input_with(1, value)
         maker = before.producer() if before is not None else None

@@ -37,10 +37,13 @@ def _split(model: ir.Model, gemm: ir.Node) -> bool:
         "transA", 0
     )
     data, weight = gemm.inputs[0], gemm.inputs[1]
-    if gemm.op_type != "Gemm" or not plain or weight is None or weight.const_value is None:
+    maker = weight.producer() if weight is not None else None
+    turned = maker is not None and maker.op_type == "Transpose"  # of a weight that an embedding reads as well
+    source = maker.inputs[0] if maker is not None and turned else weight
+    if gemm.op_type != "Gemm" or not plain or source is None or source.const_value is None:
         return False
-    stored = weight.const_value.numpy()
-    if attributes.get_int("transB", 0):
+    stored = source.const_value.numpy()
+    if bool(attributes.get_int("transB", 0)) != turned:
         stored = stored.T.copy()
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     result, name = gemm.outputs[0], str(gemm.name)

@@ -24,22 +24,24 @@ ROWS = 300  # so many that the exporter does not transpose the weight of a tied 
 
 
 class Words(nn.Module):
-    def __init__(self, width: int, *, tied: bool) -> None:
+    def __init__(self, width: int, *, tied: bool, flat: bool = False) -> None:
         super().__init__()
+        self.flat = flat
         self.table, self.middle = nn.Embedding(ROWS, width), nn.Linear(width, width)
         self.head = nn.Linear(width, ROWS)
         if tied:
             self.head.weight = self.table.weight
 
     def forward(self, words):
-        return self.head(torch.tanh(self.middle(self.table(words))))
+        words = self.table(words)
+        return self.head(torch.tanh(self.middle(words.mean(1) if self.flat else words)))
 
 
 @functools.cache
-def words(width: int, *, tied: bool) -> Exported:
+def words(width: int, *, tied: bool, flat: bool = False) -> Exported:
     torch.manual_seed(0)
     batch = torch.randint(0, ROWS, (4, 5))
-    return export(Words(width, tied=tied), batch, Path(tempfile.mkdtemp(prefix="smpq-tests-")))
+    return export(Words(width, tied=tied, flat=flat), batch, Path(tempfile.mkdtemp(prefix="smpq-tests-")))
 
 
 def formats(exported: Exported, text: str) -> dict[str, Format]:
@@ -98,6 +100,15 @@ def test_a_tied_weight_is_stored_once_and_costs_what_is_said(tmp_path, width, te
         array.data_type == onnx.TensorProto.FLOAT and list(array.dims) in ([ROWS, width], [width, ROWS])
         for array in onnx.load(lowered.path).graph.initializer
     )
+
+
+@pytest.mark.parametrize(("target", "text"), [("simulate", "w8a8"), ("simulate", "w4a16"), ("ort-cpu", "w4a16b16")])
+@pytest.mark.parametrize("width", [16, 64])  # the exporter transposes the smaller weight itself
+def test_a_tied_head_on_rows_of_a_matrix(tmp_path, target, text, width):
+    exported = words(width, tied=True, flat=True)
+    lowered = exported.lower(formats(exported, text), target, tmp_path)
+    found = run(lowered.path, exported, exact=target == "simulate")
+    assert relative_error(found, lowered.expected) < (1e-3 if target == "simulate" else 1e-2)
 
 
 def test_the_kernels_of_a_tied_head_are_both_named(tmp_path):
