@@ -155,7 +155,7 @@ class _Rows:
             )
             self.model.graph.insert_after(dequantize, transpose)
             for node in heads:
-                as_stored = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+                as_stored = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
                 self._read_instead(node, dequantize.outputs[0] if as_stored else transpose.outputs[0])
             if not transpose.outputs[0].uses():
                 self.model.graph.remove(transpose, safe=True)
