@@ -20,7 +20,10 @@ def holds_for(program: ExportedProgram, example: tuple[Tensor, ...], sizes: Sequ
     """
     if not all(_in_range(program, size) for size in sizes):
         return False
-    guards = getattr(program.module(), "_guards_fn", None) if sizes else None
+    # a module is a copy of the whole graph; private to torch is the list of guards, which most programs have none of
+    if not sizes or getattr(program, "_guards_code", None) == []:
+        return True
+    guards = getattr(program.module(), "_guards_fn", None)
     if guards is None:  # there are none
         return True
     try:

@@ -18,6 +18,7 @@ from torch.export.graph_signature import OutputKind
 
 from calib.errors import UserError
 from calib.network.batch_range import holds_for
+from calib.network.decomposed import without_retracing
 from calib.network.unwritten import unwritten_code
 
 _OFF_WITHOUT_TRAINING = {"train", "training"}
@@ -46,7 +47,7 @@ def export_program(
     program, is_free = first or trace_program(model, example, sizes, free=free)
     try:
         with _quiet():
-            program = program.run_decompositions({})
+            program = without_retracing(program) or program.run_decompositions({})
     except Exception as error:
         raise _untraceable(error) from error
     _check_straight(program.graph)
