@@ -15,7 +15,7 @@ from calib.network.equal import merge_equal
 from calib.network.execution import NO_EDITS, Edits, Execution, Observe
 from calib.network.nodes import OPERATOR, module_path
 from calib.network.products import Arrangement, write_as_linear
-from calib.network.tracing import Program, export_program
+from calib.network.tracing import export_program
 
 
 class TracedModel:
@@ -42,18 +42,16 @@ class TracedModel:
         sizes: Iterable[int] = (),
         *,
         free: bool = True,
-        first: Program | None = None,
     ) -> None:
         """Trace `model` on `example`, the positional inputs of one batch: of two samples or more, unless its size is
         the only one.
 
         `sizes` are the numbers of samples that will run at once; a trace that does not hold for all of them is made
-        again for the size of the example alone, as without `free`. `first` is what `trace_program` gave for all this,
-        if it was called already.
+        again for the size of the example alone, as without `free`.
         """
         self.module = model
         self.example = tuple(example)
-        self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free, first=first)
+        self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free)
         self.graph: fx.Graph = self.program.graph
         signature = self.program.graph_signature
         self.parameter_names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}

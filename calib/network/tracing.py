@@ -36,17 +36,16 @@ def export_program(
     sizes: Iterable[int] = (),
     *,
     free: bool = True,
-    first: Program | None = None,
 ) -> Program:
     """Return the traced program, in-place operators removed, and whether its batch dimension is free; see
     `trace_program`.
 
-    `first` is what that gave, if it was called already. Raises UserError when the model cannot be traced, branches on
+    Raises UserError when the model cannot be traced, branches on
     values, draws random numbers, or takes the statistics of the batch.
     """
-    program, is_free = first or trace_program(model, example, sizes, free=free)
+    program, is_free = trace_program(model, example, sizes, free=free)
     try:
-        with _quiet():
+        with quiet():
             program = without_retracing(program) or program.run_decompositions({})
     except Exception as error:
         raise _untraceable(error) from error
@@ -83,7 +82,7 @@ def trace_program(
 def _traced(
     model: nn.Module, example: tuple[Tensor, ...], sizes: Sequence[int], free: bool
 ) -> tuple[ExportedProgram, bool]:
-    with _quiet():
+    with quiet():
         if free:
             try:
                 program = torch.export.export(model, _fresh(example), dynamic_shapes=_free_batch(model, len(example)))
@@ -255,8 +254,8 @@ def _check_output(program: ExportedProgram) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Trace without gradients, warnings of torch about itself, and its log: the message that counts is ours."""
+def quiet() -> Iterator[None]:
+    """Trace or run a model without gradients, warnings of torch about itself, and its log: the message that counts is ours."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
