@@ -11,20 +11,23 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from calib.errors import UserError
+from calib.sizes import InputSizes
 from calib.task import Batch, Task, TrainableTask
 
 
-def materialize(batches: Iterable[Any], limit: int | None = None, *, what: str = "calibration") -> list[Batch]:
+def materialize(
+    batches: Iterable[Any], limit: int | None = None, *, what: str = "calibration", sizes: InputSizes | None = None
+) -> list[Batch]:
     """Return the batches as a checked list: at most `limit` samples (whole batches, at least one) when it is given.
 
     A batch is a `Batch`, or any `(inputs, target)` pair; `inputs` is a tensor `[n, ...]` or a tuple or list of them.
-    `what` names the batches in messages. Raises UserError for anything else, for an empty loader, for NaN or infinite
-    inputs, for inputs of one batch that disagree on `n`, and for batches that disagree on number, type or shape of the
-    inputs.
+    `what` names the batches in messages. `sizes` are those that the engine takes, None where calibration is to say it.
+    Raises UserError for anything else, for an empty loader, for NaN or infinite inputs, for inputs of one batch that
+    disagree on `n`, and for batches that disagree on number, type or axes of the inputs.
     """
     found: list[Batch] = []
     samples = 0
-    for batch in each_batch(batches, what):
+    for batch in each_batch(batches, what, sizes):
         found.append(batch)
         samples += batch.inputs[0].shape[0]
         if limit is not None and samples >= limit:
@@ -32,13 +35,15 @@ def materialize(batches: Iterable[Any], limit: int | None = None, *, what: str =
     return found
 
 
-def each_batch(batches: Iterable[Any], what: str) -> Iterator[Batch]:
+def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = None) -> Iterator[Batch]:
     """Yield the batches, each checked as `materialize` does; only the first is kept."""
     first: Batch | None = None
     for index, item in enumerate(_looped(batches, what)):
         batch = _batch(item, f"{what} batch {index}")
         if first is not None:
             _check_same(first, batch, f"{what} batch {index}")
+        if sizes is not None:
+            sizes.check(batch.inputs, f"{what} batch {index}")
         first = first or batch
         yield batch
     if first is None:
@@ -69,7 +74,7 @@ def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:
             )
 
 
-def selection_batches(task: Task) -> list[Batch] | None:
+def selection_batches(task: Task, sizes: InputSizes) -> list[Batch] | None:
     """Return the batches of a task's `selection()`, checked as `materialize` does; None where the task has none.
 
     They are held out: the model was not trained on them, and `evaluation()` does not have them. What may be lost is
@@ -84,11 +89,12 @@ def selection_batches(task: Task) -> list[Batch] | None:
     except Exception as error:
         raise UserError(f"the task's selection() failed: {type(error).__name__}: {error}") from error
     check_batches(batches, what="selection")
-    return materialize(batches, what="selection")
+    return materialize(batches, what="selection", sizes=sizes)
 
 
-def training_batches(task: Task, epoch: int) -> Iterator[Batch]:
+def training_batches(task: Task, epoch: int, sizes: InputSizes | None = None) -> Iterator[Batch]:
     """Yield the batches of one pass over a task's training data, each checked as `materialize` does, none of them kept.
+    `sizes` are those that the engine takes, where they are known.
 
     Raises UserError when the task has no training data, when a pass is empty, and for any batch that is not as the
     first one.
@@ -111,6 +117,8 @@ def training_batches(task: Task, epoch: int) -> Iterator[Batch]:
         batch = _batch(item, where)
         if first is not None:
             _check_same(first, batch, where)
+        if sizes is not None:
+            sizes.check(batch.inputs, where)
         first = first or batch
         yield batch
     if first is None:
@@ -213,15 +221,14 @@ def _batch(item: object, where: str) -> Batch:
 
 
 def _check_same(first: Batch, other: Batch, where: str) -> None:
-    """Only the number of samples may change from batch to batch: the engine is built for one shape."""
+    """Sizes may change from batch to batch, where the model can be traced for them; types and axes may not."""
     if len(first.inputs) != len(other.inputs):
         raise UserError(f"{where} has {len(other.inputs)} inputs, the first batch has {len(first.inputs)}")
     for position, (one, two) in enumerate(zip(first.inputs, other.inputs, strict=True)):
-        if (one.shape[1:], one.dtype) != (two.shape[1:], two.dtype):
+        if (one.dim(), one.dtype) != (two.dim(), two.dtype):
             raise UserError(
                 f"input {position} of {where} is {two.dtype} {list(two.shape)}, in the first batch {one.dtype} "
-                f"{list(one.shape)}: "
-                "only the first dimension may differ"
+                f"{list(one.shape)}: only sizes may differ"
             )
 
 

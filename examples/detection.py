@@ -2,9 +2,8 @@
 
 FastestDet, a ShuffleNetV2 with one head (github.com/dog-qiuqiu/FastestDet), on images of COCO. The folder D has
 `coco128.tar`, images of 352 x 352, and `coco128_boxes.json`: for each image's name its `boxes`, lists of class, centre
-x, centre y, width and height in fractions of the image. W is a file of the weights. Needs Pillow.
-
-Average precision is no mean over images, so the task has `records` and `metric_of` in place of `metric`.
+x, centre y, width and height in fractions of the image. W is a file of the weights. Needs Pillow. Average precision is
+no mean over images, so the task has `records` and `metric_of` in place of `metric`.
 """
 
 from __future__ import annotations
@@ -171,8 +170,7 @@ def detections(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for index, row in enumerate(doubles.numpy()):
         if alive[index]:
             alive[index + 1 :] &= ~row[index + 1 :]
-    picked = torch.from_numpy(alive)
-    return boxes[picked], scores[picked], classes[picked]
+    return boxes[alive], scores[alive], classes[alive]
 
 
 def matched(boxes: Tensor, truth: Tensor) -> Flags:
@@ -237,15 +235,14 @@ class Detection:
 
     def model(self) -> nn.Module:
         """Return the trained network."""
-        model = FastestDet()
-        restore(model, load_weights(self._weights), self._weights)
+        restore(model := FastestDet(), load_weights(self._weights), self._weights)
         return model.eval()
 
     def calibration(self) -> list[Batch]:
         """Return every third image, mirrored, with its boxes."""
         factors, offsets = torch.tensor([1.0, -1, 1, 1, 1]), torch.tensor([0.0, 1, 0, 0, 0])  # centre x to 1 - x
-        batches = self.batches(range(0, len(self.images), 3))
-        return [Batch((batch.inputs[0].flip(3),), batch.target * factors + offsets) for batch in batches]
+        found = self.batches(range(0, len(self.images), 3))
+        return [Batch((batch.inputs[0].flip(3),), batch.target * factors + offsets) for batch in found]
 
     def evaluation(self) -> list[Batch]:
         """Return all images."""
@@ -255,26 +252,29 @@ class Detection:
         """Return some of the images, with the boxes of each padded to 64 rows."""
         return [Batch((self.images[part],), self.targets[part]) for part in torch.tensor(chosen).split(BATCH)]
 
-    # Boxes are decoded and matched here, once for each image: `metric_of` is called hundreds of times for an interval.
     def records(self, output: Tensor, target: Tensor) -> list[Record]:
-        """Return the record of each image."""
+        """Return the record of each image: boxes are matched here, once, for `metric_of` is called hundreds of times."""
         return [record_of(*pair) for pair in zip(output, target, strict=True)]
 
     def metric_of(self, records: Sequence[Record]) -> float:
         """Return AP50 in percent."""
         return 100 * mean_average_precision(records)
 
+    def confidences(self, output: Tensor) -> Tensor:
+        """Return `[n]`, the score of the best cell of each image."""
+        return (output[:, 0] ** 0.6 * output[:, 5:].amax(1) ** 0.4).flatten(1).amax(1)
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return `[n]`, 1 less the average precision of an image by itself; 0 where nothing is in it."""
-        values = [mean_average_precision([record]) for record in self.records(output, target)]
-        return 1 - torch.tensor(values).nan_to_num(1.0)
+        values = torch.tensor([mean_average_precision([each]) for each in self.records(output, target)])
+        return 1 - values.nan_to_num(1.0)
 
 
 def task(data: Path | None, weights: Path | None) -> Detection:
     """Make the task; name it `examples.detection:task`."""
-    if data is None or weights is None:
-        raise UserError("this task needs --data, a folder with coco128.tar and coco128_boxes.json, and --weights")
-    return Detection(data, weights)
+    if data is not None and weights is not None:
+        return Detection(data, weights)
+    raise UserError("this task needs --data, a folder with coco128.tar and coco128_boxes.json, and --weights")
 
 
 def _read(folder: Path) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from calib.network import graph
 from calib.network.tracing import Program
 from calib.network.units import Unit
+from calib.sizes import InputSizes
 from deploy.run import float_onnx
 from tests import joined_task, tiny_task
 from tests.smpq import problems, supernets, tunable
@@ -51,10 +52,11 @@ class _Traces:
         sizes: Iterable[int] = (),
         *,
         free: bool = True,
+        inputs: InputSizes | None = None,
     ) -> Program:
         sizes = tuple(sizes)
-        if type(model) not in PURE or model.training:
-            return self._trace(model, example, sizes, free=free)
+        if type(model) not in PURE or model.training or _several_sizes(inputs):
+            return self._trace(model, example, sizes, free=free, inputs=inputs)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         shapes = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in (*example, *state.values()))
         key = (type(model), tuple(map(repr, model.modules())), shapes, frozenset(sizes), free)
@@ -65,6 +67,10 @@ class _Traces:
         assert program.state_dict.keys() == state.keys()
         program.state_dict.update(state)
         return program, is_free
+
+
+def _several_sizes(inputs: InputSizes | None) -> bool:
+    return inputs is not None and inputs.any_free
 
 
 class _Exports:

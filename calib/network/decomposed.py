@@ -148,7 +148,7 @@ class _Rewriting:
                 and isinstance(node.meta["val"].shape[0], torch.SymInt)
                 and str(node.meta["val"].shape[0]) == name
             ]
-            if not readers:
+            if not readers or self._sizes:  # the order of several is torch's
                 raise UnsureError
             with self._graph.inserting_after(self._values[inputs[-1]]):
                 made = self._graph.create_node(

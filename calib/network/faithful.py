@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from calib.errors import UserError
 from calib.network.agreement import Agreement
 from calib.network.graph import TracedModel
+from calib.sizes import Shape, resized
 from calib.task import Batch
 
 _FEW = 8
@@ -58,7 +59,8 @@ def check_faithful(module: nn.Module, traced: TracedModel, batches: Sequence[Bat
 
     1. the first calibration batch as it is, in the layout that the task gives it, and eight samples of one in the
        middle and of the last one;
-    2. where the batch is free: one sample, a short batch of three, and each of `sizes` up to 64 samples;
+    2. where the batch is free: one sample, a short batch of three, and each of `sizes` up to 64 samples; where other axes
+       are free, samples of some sizes that calibration has, and of those that were stated;
     3. the first sample, and then eight, two times more at the end, one after the other: the module must repeat what it
        gave at the start.
 
@@ -112,8 +114,10 @@ def _probes(traced: TracedModel, batches: Sequence[Batch], sizes: tuple[int, ...
     others = [
         _Probe(f"calibration batch {index}", _cut(batches[index].inputs, _FEW if free else None)) for index in chosen
     ]
+    others += _of_other_sizes(traced, batches, _FEW if free else None)
     if free:
-        pool = _pool([inputs, *(probe.inputs for probe in others)])
+        alike = [probe.inputs for probe in others if _shapes(probe.inputs) == _shapes(inputs)]
+        pool = _pool([inputs, *alike])
         missing = {_SHORT, *sizes} - {probe.samples for probe in (whole, one, *others)}
         others += [
             _Probe(f"a batch of {size}", tuple(_repeated(tensor, size) for tensor in pool))
@@ -121,6 +125,22 @@ def _probes(traced: TracedModel, batches: Sequence[Batch], sizes: tuple[int, ...
             if size <= _LARGEST
         ]
     return [whole, one, *others]
+
+
+def _of_other_sizes(traced: TracedModel, batches: Sequence[Batch], count: int | None) -> list[_Probe]:
+    """Return samples of all sizes that the trace must hold for, where there are several."""
+    if not traced.sizes.any_free:
+        return []
+    found, first = [], {_shapes(batch.inputs): batch for batch in reversed(batches)}
+    for shapes in traced.sizes.probes:
+        given = first.get(shapes, batches[0]).inputs
+        inputs = tuple(resized(tensor[:count], shape) for tensor, shape in zip(given, shapes, strict=True))
+        found.append(_Probe("samples of " + ", ".join("x".join(map(str, shape)) for shape in shapes), inputs))
+    return found
+
+
+def _shapes(inputs: Sequence[Tensor]) -> tuple[Shape, ...]:
+    return tuple(tuple(tensor.shape[1:]) for tensor in inputs)
 
 
 def _pool(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -161,8 +181,8 @@ def _compare(agreement: Agreement, traced: TracedModel, expected: Any, probe: _P
         raise UnfaithfulError(
             f"the traced model does not compute what the model does on {probe.where}{samples}: {problem}. An engine "
             "computes one "
-            "graph: forward() must not depend on the number of samples, on their layout in memory, on earlier calls or "
-            "on anything outside",
+            "graph: forward() must not depend on the number of samples, on their size or layout in memory, on earlier "
+            "calls or on anything outside",
             probe.samples,
         )
 

@@ -15,6 +15,7 @@ from calib.errors import UserError
 from calib.network.graph import TracedModel
 from calib.network.nodes import module_path, operator_name
 from calib.network.watched import norms_behind_layers
+from calib.sizes import InputSizes
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM_OPERATORS = {"_native_batch_norm_legit_no_training", "batch_norm"}
@@ -30,11 +31,16 @@ class Folded:
 
 
 def trace_folded(
-    model: nn.Module, example: Sequence[Tensor], sizes: Iterable[int] = (), *, free: bool = True
+    model: nn.Module,
+    example: Sequence[Tensor],
+    sizes: Iterable[int] = (),
+    *,
+    free: bool = True,
+    inputs: InputSizes | None = None,
 ) -> tuple[TracedModel, tuple[Folded, ...]]:
     """Return the trace of a copy of `model` whose foldable BatchNorms are folded, and what was folded into what.
 
-    `model` itself is left as it is; `sizes` and `free` are those of `TracedModel`. What is folded is said by
+    `model` itself is left as it is; `sizes`, `free` and `inputs` are those of `TracedModel`. What is folded is said by
     `fold_batchnorm`.
     """
     sizes, example = tuple(sizes), tuple(example)
@@ -45,10 +51,12 @@ def trace_folded(
     folded = tuple(_merge(copied, *pair) for pair in pairs)
     if folded:
         copied.eval().requires_grad_(False)
-    traced = TracedModel(copied, example, sizes, free=free)
+    traced = TracedModel(copied, example, sizes, free=free, inputs=inputs)
     rest = _fold(traced)
     copied.requires_grad_(False)
-    return (TracedModel(copied, example, sizes, free=traced.dynamic_batch) if rest else traced), folded + rest
+    if rest:
+        traced = TracedModel(copied, example, sizes, free=traced.dynamic_batch, inputs=inputs)
+    return traced, folded + rest
 
 
 def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Module, tuple[Folded, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from calib.network.execution import NO_EDITS, Edits, Execution, Observe
 from calib.network.nodes import OPERATOR, module_path
 from calib.network.products import Arrangement, write_as_linear
 from calib.network.tracing import export_program
+from calib.sizes import InputSizes, sizes_of
+from calib.task import Batch
 
 
 class TracedModel:
@@ -42,16 +45,19 @@ class TracedModel:
         sizes: Iterable[int] = (),
         *,
         free: bool = True,
+        inputs: InputSizes | None = None,
     ) -> None:
         """Trace `model` on `example`, the positional inputs of one batch: of two samples or more, unless its size is
         the only one.
 
         `sizes` are the numbers of samples that will run at once; a trace that does not hold for all of them is made
-        again for the size of the example alone, as without `free`.
+        again for the size of the example alone, as without `free`. `inputs` says which other sizes the inputs have, None
+        for those of the example alone.
         """
         self.module = model
         self.example = tuple(example)
-        self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free)
+        self.sizes = inputs or sizes_of([Batch(self.example, None)], ())
+        self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free, inputs=inputs)
         self.graph: fx.Graph = self.program.graph
         signature = self.program.graph_signature
         self.parameter_names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -75,7 +81,7 @@ class TracedModel:
         self.last_uses = self._find_last_uses()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("dynamic_batch", "parameter_names", "state", "inputs", "out_spec")
+        kept = ("dynamic_batch", "sizes", "parameter_names", "state", "inputs", "out_spec")
         return {
             **{name: getattr(self, name) for name in kept},
             "graph": [_Written.of(node) for node in self.graph.nodes],
@@ -105,6 +111,39 @@ class TracedModel:
         """
         with torch.set_grad_enabled(gradient):
             return Execution(self, inputs, edits, observe).advance(edits, observe=observe).output()
+
+    def elements_of_one(self, value: Tensor) -> int:
+        """Return how many elements one sample of the value of a node (`meta["val"]`) has, where inputs have their usual
+        sizes.
+
+        Use this instead of `int(size)` on a size that is free: torch then fixes that size to the example's, in the
+        traced model and in whatever is exported from it.
+        """
+        whole = math.prod(self._of_one(size) for size in value.shape)
+        counts = any(symbol in self._counting for size in value.shape for symbol in _symbols(size))
+        return whole if counts else math.prod(self._of_one(size) for size in value.shape[1:])
+
+    def _of_one(self, size: int | torch.SymInt) -> int:
+        """A size for a batch of one sample."""
+        if not isinstance(size, torch.SymInt):
+            return size
+        expression = size.node.expr
+        return int(expression.subs({symbol: self._usual.get(symbol, 1) for symbol in expression.free_symbols}))
+
+    @cached_property
+    def _counting(self) -> set[Any]:
+        """Torch's symbols for the number of samples."""
+        return {symbol for name in self.inputs for symbol in _symbols(self.nodes[name].meta["val"].shape[0])}
+
+    @cached_property
+    def _usual(self) -> dict[Any, int]:
+        """The usual sizes of other free axes, by torch's symbol."""
+        return {
+            size.node.expr: shape[axis]
+            for name, shape in zip(self.inputs, self.sizes.usual, strict=True)
+            for axis, size in enumerate(self.nodes[name].meta["val"].shape[1:])
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol
+        }
 
     def producer(self, tensor: str) -> fx.Node:
         """Return the node that makes a tensor."""
@@ -181,23 +220,8 @@ def _operator(name: str) -> Any:
     return found
 
 
-def elements_of_one(value: Tensor) -> int:
-    """Return how many elements one sample of a traced tensor has: all but the leading dimension where no size is free.
-
-    Use this instead of `int(size)` on a size that is free: torch then fixes that size to the example's, in the traced
-    model and in whatever is exported from it.
-    """
-    if not any(isinstance(size, torch.SymInt) for size in value.shape):
-        return math.prod(value.shape[1:])
-    return math.prod(_of_one(size) for size in value.shape)
-
-
-def _of_one(size: int | torch.SymInt) -> int:
-    """A size for a batch of one sample."""
-    if not isinstance(size, torch.SymInt):
-        return size
-    expression = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+def _symbols(size: int | torch.SymInt) -> set[Any]:
+    return size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
 
 
 def _merge_shared(graph: fx.Graph, state: Mapping[str, Tensor]) -> None:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import io
 import keyword
-import logging
-import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,9 +11,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
 from calib.errors import UserError
-from calib.network.batch_range import holds_for
 from calib.network.decomposed import without_retracing
-from calib.network.unwritten import unwritten_code
+from calib.network.free_axes import quiet, traced_program, untraceable
+from calib.sizes import InputSizes
 
 _OFF_WITHOUT_TRAINING = {"train", "training"}
 _OFF_AT_ZERO = {"p", "dropout_p", "dropout"}
@@ -36,19 +30,20 @@ def export_program(
     sizes: Iterable[int] = (),
     *,
     free: bool = True,
+    inputs: InputSizes | None = None,
 ) -> Program:
     """Return the traced program, in-place operators removed, and whether its batch dimension is free; see
     `trace_program`.
 
-    Raises UserError when the model cannot be traced, branches on
-    values, draws random numbers, or takes the statistics of the batch.
+    Raises UserError when the model cannot be traced, branches on values, draws random numbers, or takes the statistics
+    of the batch.
     """
-    program, is_free = trace_program(model, example, sizes, free=free)
+    program, is_free = trace_program(model, example, sizes, free=free, inputs=inputs)
     try:
         with quiet():
             program = without_retracing(program) or program.run_decompositions({})
     except Exception as error:
-        raise _untraceable(error) from error
+        raise untraceable(error) from error
     _check_straight(program.graph)
     forget_layouts(program)
     _drop_side_effects(program)
@@ -57,19 +52,25 @@ def export_program(
 
 
 def trace_program(
-    model: nn.Module, example: tuple[Tensor, ...], sizes: Iterable[int] = (), *, free: bool = True
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    sizes: Iterable[int] = (),
+    *,
+    free: bool = True,
+    inputs: InputSizes | None = None,
 ) -> Program:
-    """Return the program as torch traces it, in-place operators included, which takes half of the time of
-    `export_program`.
+    """Return the program as torch traces it, in-place operators included, and whether its batch dimension is free.
 
     With `free` the leading dimension is tried as a free one. It is kept when every size in `sizes`, the numbers of
     samples that will run at once, lies inside the range that the trace holds for. Otherwise the size of the example is
     fixed.
+
+    The axes that `inputs` says are free stay so: UserError where that cannot be.
     """
     if model.training:
         raise UserError("the model is in training mode: call model.eval() before handing it over")
     _check_names(model)
-    program, is_free = _traced(model, example, tuple(sizes), free)
+    program, is_free = traced_program(model, example, tuple(sizes), free, inputs)
     for module in program.graph_module.modules():  # the parts under autocast or no_grad are modules of their own
         if isinstance(module, fx.GraphModule):
             check_deterministic(module.graph)
@@ -77,49 +78,6 @@ def trace_program(
             names = [node.name for node in module.graph.find_nodes(op="placeholder")]
             _check_norms(module.graph, program.graph_signature.user_inputs if whole else names)
     return program, is_free
-
-
-def _traced(
-    model: nn.Module, example: tuple[Tensor, ...], sizes: Sequence[int], free: bool
-) -> tuple[ExportedProgram, bool]:
-    with quiet():
-        if free:
-            try:
-                program = torch.export.export(model, _fresh(example), dynamic_shapes=_free_batch(model, len(example)))
-                if holds_for(program, example, sizes):
-                    return program, True
-            except Exception:  # noqa: BLE001, S110 - torch raises many types; a fixed batch is tried before giving up
-                pass
-        try:
-            return torch.export.export(model, _fresh(example)), False
-        except Exception as error:
-            raise _untraceable(error) from error
-
-
-def _untraceable(error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [""])[0]
-    return UserError(
-        f"the model cannot be traced by torch.export, which ONNX export needs too: {type(error).__name__}: {reason}"
-    )
-
-
-def _fresh(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return copies: torch marks the tensors themselves as dynamic, and a second attempt on the same ones would fail
-    like the first.
-    """
-    return tuple(tensor.detach().clone() for tensor in example)
-
-
-def _free_batch(model: nn.Module, count: int) -> tuple[Any, ...]:
-    """Mark the leading dimension of `count` inputs as free; torch.export wants those that `*args` takes in one
-    tuple.
-    """
-    free: list[Any] = [{0: torch.export.Dim.DYNAMIC} for _ in range(count)]
-    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL not in kinds:
-        return tuple(free)
-    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*free[:first], tuple(free[first:]))
 
 
 def check_deterministic(graph: fx.Graph) -> None:
@@ -251,23 +209,3 @@ def _check_output(program: ExportedProgram) -> None:
             )
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
         raise UserError("forward() returns no tensor: there is nothing that an engine could give")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Trace or run a model without gradients, warnings of torch about itself, and its log: the message that counts is ours."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        nowhere = io.StringIO()  # torch prints the graph of what it cannot trace
-        with (
-            warnings.catch_warnings(),
-            torch.no_grad(),
-            unwritten_code(),
-            redirect_stdout(nowhere),
-            redirect_stderr(nowhere),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

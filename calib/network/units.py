@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from calib.network.graph import TracedModel, elements_of_one
+from calib.network.graph import TracedModel
 from calib.network.nodes import module_path, moved_from, operator_name
 
 _OPERATORS = {"conv1d", "conv2d", "linear"}
@@ -172,7 +172,7 @@ def _unit(traced: TracedModel, nodes: list[fx.Node], paths: list[str], biases: s
         bias=biases.pop() if len(biases) == 1 else None,
         weight_shape=shape,
         parameters=math.prod(shape),
-        macs=sum(_macs(node, shape) for node in nodes),
+        macs=sum(_macs(traced, node, shape) for node in nodes),
         calls=tuple(node.name for node in nodes),
         inputs=tuple(str(node.args[0]) for node in nodes),
         aliases=tuple(paths[1:]),
@@ -212,5 +212,5 @@ def _kind(node: fx.Node) -> str:
     return f"depthwise_{name}" if groups == channels else f"grouped_{name}"
 
 
-def _macs(node: fx.Node, weight_shape: tuple[int, ...]) -> int:
-    return elements_of_one(node.meta["val"]) // weight_shape[0] * math.prod(weight_shape)
+def _macs(traced: TracedModel, node: fx.Node, weight_shape: tuple[int, ...]) -> int:
+    return traced.elements_of_one(node.meta["val"]) // weight_shape[0] * math.prod(weight_shape)

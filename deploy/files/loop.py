@@ -17,11 +17,12 @@ MOST_ENGINES = 10_000
 
 
 class ObservationRow(Record, frozen=True, kw_only=True):
-    """A measured engine: its time as a ratio to the float engine's."""
+    """A measured engine: its time as a ratio to the float engine's, and the fastest of that which was known then."""
 
     policy: PolicyFile
     ratio: AboveZero
     standard_error: Amount
+    float_ms: AboveZero | None
 
 
 class RefusedRow(Record, frozen=True, kw_only=True):
@@ -52,7 +53,7 @@ class ObservationsFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "observations.json"
     MADE_BY = "smpq measure"
-    VERSION = 4
+    VERSION = 5
 
     fingerprint: str
     machines: dict[str, MachineRows]
@@ -73,12 +74,15 @@ class StepRow(Record, frozen=True, kw_only=True):
     measured: AboveZero | None = None
     standard_error: Amount | None = None
     measured_interval: Interval | None = None
+    float_ms: AboveZero | None = None
     refused: str | None = None
     blamed: tuple[tuple[str, FormatText], ...] = ()
     met: bool
 
     def __post_init__(self) -> None:
         known = [part is not None for part in (self.measured, self.standard_error, self.measured_interval)]
+        if self.float_ms is not None and self.measured is None:
+            raise ValueError("the float engine is timed beside an engine that was measured")
         if any(known) != all(known) or all(known) == (self.refused is not None):
             raise ValueError("a step is either measured, with its standard error and interval, or refused")
         if self.refused is not None and self.met:
@@ -161,7 +165,7 @@ class LoopFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "loop.json"
     MADE_BY = "smpq run"
-    VERSION = 3
+    VERSION = 4
 
     searches: tuple[LoopRow, ...] = ()
 

@@ -68,12 +68,29 @@ class SkippedRow(Record, frozen=True, kw_only=True):
     reason: str
 
 
+class SizesRow(Record, frozen=True, kw_only=True):
+    """Sizes of one sample of an input: the usual ones, which are timed, and the least and most of each axis."""
+
+    least: tuple[Count, ...]
+    usual: tuple[Count, ...]
+    most: tuple[Count, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.least) == len(self.usual) == len(self.most):
+            raise ValueError("sizes of one input have as many axes")
+        for low, middle, high in zip(self.least, self.usual, self.most, strict=True):
+            if not low <= middle <= high:
+                raise ValueError("the usual size of an axis lies between its least and its most")
+
+
 class SpaceFile(FileRecord, frozen=True, kw_only=True):
-    """`space.json`: what may be chosen. `refused` maps "group: format" to the reason; `policies` counts the choices."""
+    """`space.json`: what may be chosen. `refused` maps "group: format" to the reason; `policies` counts the choices.
+    `sizes` are those of the inputs, where an axis besides the batch has several.
+    """
 
     NAME = "space.json"
     MADE_BY = "smpq score"
-    VERSION = 2
+    VERSION = 3
 
     groups: dict[str, GroupRow]
     joins: tuple[JoinRow, ...]
@@ -81,6 +98,7 @@ class SpaceFile(FileRecord, frozen=True, kw_only=True):
     policies: Annotated[int, msgspec.Meta(ge=1)]
     skipped: tuple[SkippedRow, ...]
     refused: dict[str, str]
+    sizes: dict[str, SizesRow]
 
     def __post_init__(self) -> None:
         super().__post_init__()

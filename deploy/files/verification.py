@@ -22,6 +22,8 @@ _METRIC_ROUNDING = 1e-4
 """A change of a metric by this share of its spread over samples may be rounding, however surely the data tell it from
 zero.
 """
+_SAME_CONFIDENCE = 0.02
+"""Confidences that move by less in the mean are told, and not warned of."""
 
 
 class StageRow(Record, frozen=True, kw_only=True):
@@ -68,6 +70,39 @@ class WholeChange(Record, frozen=True, kw_only=True):
             raise ValueError("a figure lies in its interval")
 
 
+class Quantiles(Record, frozen=True, kw_only=True):
+    """Where 5, 50 and 95 % of the values lie below."""
+
+    low: float
+    median: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.median <= self.high:
+            raise ValueError("quantiles are ordered")
+
+
+class Confidence(Record, frozen=True, kw_only=True):
+    """How sure the first and the last stage that ran are of the samples, over all of them.
+
+    `change` is the mean of the paired differences with its 95 % interval.
+    """
+
+    first: Quantiles
+    last: Quantiles
+    change: float
+    interval: Interval
+
+    def __post_init__(self) -> None:
+        if self.change not in self.interval:
+            raise ValueError("a figure lies in its interval")
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the mean moved by more than 0.02, as far as the data tell: a threshold no longer means the same."""
+        return self.interval.low > _SAME_CONFIDENCE or self.interval.high < -_SAME_CONFIDENCE
+
+
 def spread_of(stages: Mapping[StageName, StageRow]) -> float:
     """Return how far single samples are from the first stage's mean: their standard deviation, or the mean's size
     where all are the same.
@@ -111,17 +146,19 @@ class VerifyFile(OfPolicy, frozen=True, kw_only=True):
     1. The first and the last stage that ran have all `samples`. Those between have as many as it takes to say where
        accuracy was lost.
     2. `whole` compares the last with the first.
-    3. `lost_at` is the worst of the stages that lost accuracy.
+    3. `confidence` is None where the outputs do not say how sure the model is.
+    4. `lost_at` is the worst of the stages that lost accuracy.
     """
 
     NAME = "verify.json"
     MADE_BY = "smpq verify"
-    VERSION = 4
+    VERSION = 5
 
     metric: str
     samples: Positive
     stages: dict[StageName, StageRow]
     whole: WholeChange
+    confidence: Confidence | None
     lost_at: StageName | None
     explanation: str
 

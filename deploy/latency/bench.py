@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calib.errors import UserError
+from calib.sizes import InputSizes, resized
 from calib.task import Batch
 from deploy.devices.base import Announce, Candidate, Device, Experiment, Result, silent
 from deploy.latency.candidates import Candidates
@@ -26,7 +27,7 @@ _NEAR = 0.03
 @dataclass(frozen=True)
 class Conditions:
     """What all engines of a run are timed with. `inputs` names the inputs of the model, and `batches` are the samples
-    that they are given.
+    that they are given, in their usual `sizes`.
 
     `batch` is the usual batch size, `fingerprint` names model and data, and `label` is a line for people.
     """
@@ -34,6 +35,7 @@ class Conditions:
     runtime: str
     inputs: tuple[str, ...]
     batches: Sequence[Batch]
+    sizes: InputSizes
     batch: int
     seed: int
     fingerprint: str
@@ -61,12 +63,12 @@ class Bench:
         """Name the machine that engines are timed on."""
         return self._device.describe()
 
-    def observe(self, policy: Policy, limit: float | None = None) -> Observation | Refusal:
+    def observe(self, policy: Policy, limit: float | None = None, *, again: bool = False) -> Observation | Refusal:
         """Time one policy, and again thoroughly if its ratio is near `limit`, or its interval does not tell on which
-        side of it. What came of it is added to the observations.
+        side of it, or it was timed before (`again`). What came of it is added to the observations.
         """
         candidate = self._candidates.candidate(policy)
-        (result,) = self.time([candidate])
+        (result,) = self.time([candidate], THOROUGH if again else None)
         if limit is not None and _undecided(result, limit):
             (result,) = self.time([candidate], THOROUGH)
         return self._observations.keep([(policy, result)], self.machine)[0]
@@ -109,13 +111,13 @@ class Bench:
         return result.float_ms
 
     def _inputs(self, batch: int) -> dict[str, np.ndarray]:
-        """Return one batch of calibration samples by input name, repeated when there are fewer."""
-        found: list[Batch] = []
+        """Return one batch of calibration samples by input name, repeated when there are fewer, in the usual sizes."""
+        conditions, found = self._conditions, list[Batch]()
         while sum(len(each.inputs[0]) for each in found) < batch:
-            found.append(self._conditions.batches[len(found) % len(self._conditions.batches)])
+            found.append(conditions.batches[len(found) % len(conditions.batches)])
         return {
-            name: np.ascontiguousarray(np.concatenate([each.inputs[index].numpy() for each in found])[:batch])
-            for index, name in enumerate(self._conditions.inputs)
+            name: np.concatenate([resized(each.inputs[index], shape).numpy() for each in found])[:batch]
+            for index, (name, shape) in enumerate(zip(conditions.inputs, conditions.sizes.usual, strict=True))
         }
 
 

@@ -5,7 +5,7 @@ decisions, and so does the run that it belongs to.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -88,15 +88,21 @@ class Search:
             looped.tell(proposal, verdict)
         return dataclasses.replace(looped.outcome(), stop_reason=self._row.outcome.stop_reason)
 
-    def resumed(self, measure: Observe) -> Observe:
-        """Return `measure` with the recorded steps answered from the file."""
+    def resumed(self, measure: Callable[[Policy, bool], Observation | Refusal]) -> Observe:
+        """Return `measure` with the recorded steps answered from the file. It is told whether a policy was measured
+        before: one that is doubtful is asked for twice.
+        """
         with self._store.about(LoopFile):
             found = [_found(step, self._space) for step in self._row.steps]
-        recorded = {each.policy.key(): each for each in found}
+        recorded: dict[str, list[Observation | Refusal]] = {}
+        for each in found:
+            recorded.setdefault(each.policy.key(), []).append(each)
+        before = {each.policy.key() for each in self.observations}
 
         def known_or_measured(policy: Policy) -> Observation | Refusal:
-            known = recorded.get(policy.key())
-            return measure(policy) if known is None else known
+            key, again = policy.key(), policy.key() in before
+            before.add(key)
+            return recorded[key].pop(0) if recorded.get(key) else measure(policy, again)
 
         return known_or_measured
 
@@ -159,6 +165,7 @@ def step_row(step: Step, space: Space) -> StepRow:
         measured=found.ratio if found is not None else None,
         standard_error=found.standard_error if found is not None else None,
         measured_interval=Interval.around(found.ratio, found.standard_error) if found is not None else None,
+        float_ms=found.float_ms if found is not None else None,
         refused=step.refusal.reason if step.refusal is not None else None,
         blamed=blamed_rows(step.refusal) if step.refusal is not None else (),
         met=step.met,
@@ -213,4 +220,4 @@ def _found(step: StepRow, space: Space) -> Observation | Refusal:
     if step.measured is None:
         blamed = tuple((group, Format.from_text(text)) for group, text in step.blamed)
         return Refusal(policy, step.refused or "", blamed)
-    return Observation(policy, step.measured, step.standard_error or 0.0)
+    return Observation(policy, step.measured, step.standard_error or 0.0, step.float_ms)

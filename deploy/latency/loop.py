@@ -6,19 +6,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from calib.formats.format import Format
 from deploy.latency.designs import designed_policies, random_policies
 from deploy.latency.finalists import judged
 from deploy.latency.model import LatencyModel, fitted
 from deploy.latency.observed import Observation, Observe, Refusal
+from deploy.latency.state import LoopState
 from deploy.latency.steps import STOPPED_EARLY, Goal, LoopSettings, Outcome, Proposal, Step
 from deploy.latency.suspects import halved, suspects, without
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space, canonical
 from smpq.solve.allocate import Ceiling, Impossible, Problem, nearest_feasible, place_joins
-from smpq.solve.allocate import Values as Marginals
 from smpq.solve.search import Choice, choose, is_small
 from smpq.value.evaluate import ValueFunction
 
@@ -26,17 +26,6 @@ OPTIMISM = 1.5
 """How many standard errors a proposal may be predicted above the limit before it is taken for too slow."""
 _TYPICAL = 32
 _STEPS_OF_OPTIMISM = (0.0, 0.75, -0.75, 1.5)
-
-
-@dataclass
-class _State:
-    """What changes from step to step."""
-
-    observed: dict[str, Observation]
-    refusals: list[Refusal] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    marginals: dict[str, Marginals] = field(default_factory=dict)
-    stop_reason: str = ""
 
 
 class LatencyLoop:
@@ -51,7 +40,8 @@ class LatencyLoop:
     3. When the proposal is one that is known to meet the limit, the search is repeated with the limit raised by the
        model's uncertainty: a more valuable policy that might just meet it is measured as well. Nothing is left then
        that is likely better.
-    4. A policy meets the limit when the upper end of the 95 % interval of its ratio does.
+    4. A policy meets the limit when the upper end of the 95 % interval of its ratio does. One whose measurement later
+       ones cast doubt on may be measured again.
     5. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
        that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
        for the one that is to blame.
@@ -83,7 +73,7 @@ class LatencyLoop:
         self._settings = settings or LoopSettings()
         self._reference = Observation(space.uniform(space.reference), 1.0, 0.0)
         observed = [replace(o, policy=canonical(o.policy, space)) for o in known]
-        self._state = _State({o.policy.key(): o for o in observed}, marginals=dict(goal.starts))
+        self._state = LoopState({o.policy.key(): o for o in observed}, marginals=dict(goal.starts))
         self._doubtful = frozenset(doubtful)
         count = min(self._settings.designed, space.size())
         self._designed = designed_policies(space, edges, count, self._settings.seed, self._doubtful)
@@ -117,7 +107,7 @@ class LatencyLoop:
         """Return the policy to measure next; None when no further measurement would help."""
         if self.goal.enough():  # the outcome says STOPPED_EARLY, and the next command goes on
             return None
-        if len(self._state.steps) >= self._settings.measurements:
+        if self._state.counted >= self._settings.measurements:
             self._state.stop_reason = "measurements"
             return None
         following = self._experiments()
@@ -160,7 +150,7 @@ class LatencyLoop:
             self._take_refusal(found)
             self._learn()
             return
-        state.observed[found.policy.key()] = found
+        found = state.keep(found)
         state.steps.append(Step(proposal, found, None, found.upper <= self.goal.limit))
         self._model = self._fit()
         self._learn()
@@ -189,8 +179,9 @@ class LatencyLoop:
         return found + [self._proposal("experiment", policy) for policy in self._waiting() if policy != narrowing]
 
     def _waiting(self) -> list[Policy]:
-        """Return the designed policies that were not measured yet and may still be built."""
-        known = {*self._state.observed} | {refusal.policy.key() for refusal in self._state.refusals}
+        """Return the designed policies that were not measured yet, or in doubt, and may still be built."""
+        known = {key for key, each in self._state.observed.items() if not each.doubtful}
+        known |= {refusal.policy.key() for refusal in self._state.refusals}
         return [policy for policy in self._designed if policy.key() not in known and self._allowed(policy)]
 
     def _narrowing(self) -> Policy | None:
@@ -218,7 +209,7 @@ class LatencyLoop:
         """Return the best policy that may meet the limit by the model, of those that were not measured to miss it."""
         goal, model, state = self.goal, self._model, self._state
         raised = goal.limit + optimism * self._uncertainty()
-        left_out = [o.policy for o in state.observed.values() if o.upper > goal.limit]
+        left_out = [o.policy for o in state.observed.values() if o.upper > goal.limit and not o.doubtful]
         left_out += [refusal.policy for refusal in state.refusals if not refusal.blamed]
         ceilings = [Ceiling(model.cost_model(1.0), raised), *goal.ceilings]
         effort = replace(goal.effort, rounds=0) if "refined" in state.marginals else goal.effort
@@ -281,7 +272,8 @@ class LatencyLoop:
         return {(name, chosen) for name, row in self._space.formats.items() for chosen in row}
 
     def _is_new(self, policy: Policy) -> bool:
-        return policy.key() not in self._state.observed and policy.key() != self._reference.policy.key()
+        known = self._state.observed.get(policy.key())
+        return policy.key() != self._reference.policy.key() and (known is None or known.doubtful)
 
     def _within(self, policy: Policy) -> bool:
         return all(ceiling.model.total(policy) <= ceiling.limit * (1 + 1e-9) for ceiling in self.goal.ceilings)

@@ -12,6 +12,7 @@ from deploy.devices.base import Result
 from deploy.devices.checks import check_measured
 from deploy.files.loop import MachineRows, ObservationsFile
 from deploy.files.store import RecordStore
+from deploy.latency.doubts import doubted
 from deploy.latency.model import LatencyModel, fitted
 from deploy.latency.observed import Observation, Refusal, machine_rows, observation_of, observations_of, refusals_of
 from deploy.lowering.naming import call_name
@@ -42,9 +43,9 @@ class Observations:
         return tuple(self._file().machines)
 
     def engines(self, machine: str | None = None) -> list[Observation]:
-        """Read what was timed."""
+        """Read what was timed, with the doubts that later measurements cast on earlier ones."""
         with self._store.about(ObservationsFile):
-            return observations_of(self._rows(machine), self.space)
+            return doubted(observations_of(self._rows(machine), self.space))
 
     def refusals(self, machine: str | None = None) -> list[Refusal]:
         """Read what the runtime refused to build."""

@@ -14,11 +14,18 @@ from smpq.problem.policy import Policy, Space
 
 @dataclass(frozen=True)
 class Observation:
-    """The latency of one policy's engine as a ratio to the float engine, and the standard error of the ratio."""
+    """The latency of one policy's engine as a ratio to the float engine, and the standard error of the ratio.
+
+    `float_ms` is the fastest time of the float engine that was known then, None where that is not known. `again` says that the policy was
+    measured once before. `doubtful` ones are worth another measurement (`deploy.latency.doubts`).
+    """
 
     policy: Policy
     ratio: float
     standard_error: float
+    float_ms: float | None = None
+    again: bool = False
+    doubtful: bool = False
 
     @property
     def upper(self) -> float:
@@ -48,7 +55,8 @@ def observation_of(policy: Policy, result: Result) -> Observation:
     assert result.ratio is not None
     assert result.ratio_interval is not None
     low, high = result.ratio_interval
-    return Observation(policy, result.ratio, max(high - result.ratio, result.ratio - low) / 1.96)
+    float_ms = result.float_ms / (result.slowdown or 1.0) if result.float_ms is not None else None
+    return Observation(policy, result.ratio, max(high - result.ratio, result.ratio - low) / 1.96, float_ms)
 
 
 def machine_rows(space: Space, found: Sequence[Observation | Refusal], float_ms: float | None = None) -> MachineRows:
@@ -57,7 +65,10 @@ def machine_rows(space: Space, found: Sequence[Observation | Refusal], float_ms:
         float_ms=float_ms,
         observations=tuple(
             ObservationRow(
-                policy=each.policy.to_file(space.groups), ratio=each.ratio, standard_error=each.standard_error
+                policy=each.policy.to_file(space.groups),
+                ratio=each.ratio,
+                standard_error=each.standard_error,
+                float_ms=each.float_ms,
             )
             for each in found
             if isinstance(each, Observation)
@@ -78,7 +89,8 @@ def blamed_rows(refusal: Refusal) -> tuple[tuple[str, str], ...]:
 def observations_of(rows: MachineRows, space: Space) -> list[Observation]:
     """Read back the engines that were timed."""
     return [
-        Observation(Policy.from_file(row.policy, space), row.ratio, row.standard_error) for row in rows.observations
+        Observation(Policy.from_file(row.policy, space), row.ratio, row.standard_error, row.float_ms)
+        for row in rows.observations
     ]
 
 

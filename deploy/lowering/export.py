@@ -20,7 +20,7 @@ from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from calib.network.unwritten import unwritten_code
 from deploy.lowering.exportable import Exportable
-from deploy.lowering.naming import call_name, name_batch, name_nodes, name_values
+from deploy.lowering.naming import call_name, name_axes, name_nodes, name_values
 from deploy.lowering.onnx_files import save_model
 from deploy.lowering.traced_names import TracedNames
 
@@ -29,6 +29,8 @@ ALIASES = "smpq.aliases"
 """Model metadata: JSON of traced tensor -> ONNX value, for tensors that the exporter found to be the same value."""
 FINGERPRINT = "smpq.fingerprint"
 """Model metadata: the key of the fingerprint of the run that exported it."""
+SIZES = "smpq.sizes"
+"""Model metadata: JSON of input -> least, usual and most sizes of one sample, where an axis besides the batch is free."""
 
 _MULTIPLIES = {"Conv", "Gemm", "MatMul"}
 _FX_NAME = re.compile(r"%(\S+) :")
@@ -43,7 +45,8 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerp
        one is equal to it, the model's metadata (`ALIASES`) says which. The parts of a split, and what the exporter made
        up, keep its names.
     3. Other nodes are named `<module path>/<operator>`, made unique by `_2`, ...
-    4. A dynamic batch stays dynamic and is called `batch`. No metadata that holds source paths is left.
+    4. A dynamic batch stays dynamic and is called `batch`, other free axes `<input>_<axis>`; the metadata says which
+       sizes they may have (`SIZES`). No metadata that holds source paths is left.
     5. Every unit's weight is compared with the initialiser found; a difference is an error, never a guess.
     6. The model's metadata holds `fingerprint` (`FINGERPRINT`), which every model that is made from this one keeps.
 
@@ -60,11 +63,14 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerp
     name_values(model, traced, resolved)
     name_nodes(model, traced, units_by_node, {node: names.traced_name(name) for node, name in exporter_names.items()})
     _clear(model)
-    name_batch(model)
+    name_axes(model)
     aliases = {tensor: value for tensor, value in names.final_names(resolved).items() if tensor != value}
     model.metadata_props[ALIASES] = json.dumps(aliases, sort_keys=True)
     if fingerprint:
         model.metadata_props[FINGERPRINT] = fingerprint
+    ranges = traced.sizes.ranges(traced.inputs)
+    if ranges:
+        model.metadata_props[SIZES] = json.dumps(ranges)
     try:
         save_model(model, path)
     except ValueError as error:  # no pass of ours has seen it yet: this is what torch's exporter makes of the model
@@ -73,6 +79,11 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerp
             "depends on the number of "
             "samples, as squeeze() of the first dimension does"
         ) from error
+
+
+def read_sizes(model: ir.Model) -> dict[str, list[list[int]]]:
+    """Return the least, the usual and the most sizes of a sample of each input; nothing where no axis is free."""
+    return dict(json.loads(model.metadata_props.get(SIZES, "{}")))
 
 
 def read_aliases(model: ir.Model) -> dict[str, str]:

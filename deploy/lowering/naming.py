@@ -67,19 +67,17 @@ def unique_name(name: str, taken: set[str]) -> str:
     return f"{name}_{number}"
 
 
-def name_batch(model: ir.Model) -> None:
-    """Call the free leading sizes of the inputs `batch`, `batch_2`, ..., wherever they appear."""
-    symbols = {
-        size.value
-        for value in model.graph.inputs
-        if value.shape
-        for size in value.shape[:1]
-        if isinstance(size, ir.SymbolicDim)
-    }
-    names = {
-        symbol: "batch" if index == 0 else f"batch_{index + 1}"
-        for index, symbol in enumerate(sorted(filter(None, symbols)))
-    }
+def name_axes(model: ir.Model) -> None:
+    """Call the free sizes of the inputs `batch` where they are in front, else `<input>_<axis>`, wherever they
+    appear.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for value in model.graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and size.value and size.value not in names:
+                names[size.value] = unique_name(f"{value.name}_{axis}" if axis else "batch", taken)
+                taken.add(names[size.value])
     if not names:
         return
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploy.files.report import ReportFile
-from deploy.files.verification import STAGES, StageName, VerifyFile
+from deploy.files.verification import STAGES, Confidence, Quantiles, StageName, VerifyFile
 from deploy.report.answer import Answer, Verdict, bare, capital, sentence
 from deploy.report.wording import change, counted, measure, number
 from smpq.files import Interval
@@ -93,7 +93,25 @@ def _figures(verification: VerifyFile, ran: list[StageName]) -> list[str]:
         f"{capital(metric)} over {counted(verification.samples, 'sample')}: {'; '.join(figures)}.",
         f"From {STAGE_NAMES[ran[0]]} to {STAGE_NAMES[ran[-1]]}: {_change(whole.change, whole.interval, whole.agreement, metric)}.",
         *steps,
+        *_confidence(verification.confidence, STAGE_NAMES[ran[0]], STAGE_NAMES[ran[-1]]),
     ]
+
+
+def _confidence(moved: Confidence | None, first: str, last: str) -> list[str]:
+    """Return how sure the outputs are, and what follows where that moved."""
+    if moved is None:
+        return []
+    ends = f"{number(moved.interval.low)} to {number(moved.interval.high)}"
+    spreads = f"{first} {_spread(moved.first)}; {last} {_spread(moved.last)}"
+    return [
+        f"Confidence of the outputs, median and 5 to 95 %: {spreads}.",
+        f"It moved by {number(moved.change)} in the mean ({ends}).",
+        *(["Choose thresholds on the confidence anew, on the engine."] if moved.has_moved else []),
+    ]
+
+
+def _spread(values: Quantiles) -> str:
+    return f"{number(values.median)} ({number(values.low)} to {number(values.high)})"
 
 
 def _change(value: float, ends: Interval, agreement: float | None, metric: str) -> str:

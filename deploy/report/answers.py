@@ -10,7 +10,7 @@ from deploy.report.answer import Answer, Verdict, bare, sentence, some
 from deploy.report.orin import on_orin
 from deploy.report.remarks import timing_remarks
 from deploy.report.steps import changes, differing_kernels, predicted_well
-from deploy.report.wording import counted, magnitude, number, size
+from deploy.report.wording import counted, magnitude, number, shape, size
 
 
 def answers(report: ReportFile, run: Path) -> list[Answer]:
@@ -39,7 +39,20 @@ def _faster(report: ReportFile) -> Answer:
         f"{latency.clock}, "
         f"{latency.rounds} rounds, both engines in turn."
     )
-    return Answer(question, verdict, (first, measured, *timing_remarks(latency), *_prediction(latency)))
+    return Answer(
+        question, verdict, (first, measured, *_sizes(report), *timing_remarks(latency), *_prediction(latency))
+    )
+
+
+def _sizes(report: ReportFile) -> list[str]:
+    """Return which sizes were timed, where the engine takes several."""
+    ranges = (
+        f"{name} of {shape(row.usual)}, of {shape(row.least)} to {shape(row.most)}"
+        for name, row in report.sizes.items()
+    )
+    return (
+        [f"Timed with samples of one size of those that the engine takes: {'; '.join(ranges)}."] if report.sizes else []
+    )
 
 
 def _prediction(latency: LatencyPart) -> list[str]:

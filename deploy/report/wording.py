@@ -64,6 +64,11 @@ def size(value: float) -> str:
     return f"{magnitude(value)}{'B' if value >= 1e3 else ' B'}"
 
 
+def shape(sizes: Iterable[int]) -> str:
+    """Write the sizes of one sample, as 3x224x224."""
+    return "x".join(map(str, sizes)) or "one number"
+
+
 def amount(value: float, unit: str) -> str:
     """Write what a limit is about, in its unit."""
     if unit in ("B", "bytes"):

@@ -13,7 +13,9 @@ from calib.errors import UserError
 from calib.network.batch_range import largest_batch
 from calib.network.faithful import UnfaithfulError, check_faithful, run_eager
 from calib.network.fold import Folded, copy_model, trace_folded
+from calib.network.free_axes import input_names
 from calib.network.graph import TracedModel
+from calib.sizes import InputSizes, resized, sizes_from_text, sizes_of
 from calib.task import Batch, Task
 from deploy.run.settings import Settings
 from deploy.targets.target import Target
@@ -30,18 +32,22 @@ def trace_float_model(
 
     1. The batch is free where the trace holds for one sample, the run's batch, and every size that calibration has.
     2. Otherwise it is fixed, which is possible where calibration has batches of one size and the engine's is the same.
+    3. Other axes are free where calibration has several sizes, or the settings state them (`calib.sizes`).
 
     Raises UserError when neither can be.
     """
     counts = {len(batch.inputs[0]) for batch in batches}
+    stated = [sizes_from_text(text) for text in settings.shapes]
+    sizes = sizes_of(batches, input_names(model, len(batches[0].inputs)), stated, settings.batch)
     given = copy_model(model)  # running the model may change what it remembers in Python
     try:
-        traced, folded = trace_folded(given, _example(max(batches, key=_count), 2), {1, settings.batch, *counts})
+        example = _example(max(batches, key=_count), sizes, 2)
+        traced, folded = trace_folded(given, example, {1, settings.batch, *counts}, inputs=sizes)
     except UserError:
         _check_runs(model, batches[0])  # where it fails as well, that is the message
         if 2 in counts or len(counts) > 1:
             raise
-        fixed = trace_folded(given, _plain(batches[0]), free=False)
+        fixed = trace_folded(given, _example(batches[0], sizes), free=False, inputs=sizes)
         if not _fits(counts, settings, target):
             raise UserError(_only_fixed(sorted(counts), settings.batch)) from None
         check_faithful(model, fixed[0], batches)
@@ -63,7 +69,7 @@ def trace_float_model(
             return traced, folded
     if not _fits(counts, settings, target):
         raise UserError(_only_fixed(sorted(counts), settings.batch))
-    return _fixed(given, model, batches)
+    return _fixed(given, model, batches, sizes)
 
 
 def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
@@ -73,8 +79,10 @@ def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
     return len(counts) == 1 and (not target.timed or settings.batch in counts)
 
 
-def _fixed(given: nn.Module, model: nn.Module, batches: Sequence[Batch]) -> tuple[TracedModel, tuple[Folded, ...]]:
-    traced, folded = trace_folded(given, _plain(batches[0]), free=False)
+def _fixed(
+    given: nn.Module, model: nn.Module, batches: Sequence[Batch], sizes: InputSizes
+) -> tuple[TracedModel, tuple[Folded, ...]]:
+    traced, folded = trace_folded(given, _example(batches[0], sizes), free=False, inputs=sizes)
     check_faithful(model, traced, batches)
     return traced, folded
 
@@ -118,17 +126,14 @@ def try_task(task: Task, traced: TracedModel, batches: Sequence[Batch], value: s
         _ = found.value
 
 
-def _example(batch: Batch, count: int) -> tuple[Tensor, ...]:
-    """Return the first samples of a batch, repeated where it has fewer: one sample would make the batch dimension a
-    constant.
+def _example(batch: Batch, sizes: InputSizes, count: int | None = None) -> tuple[Tensor, ...]:
+    """Return the first samples of a batch, or all, in the usual sizes and in the layout that an engine knows. They are
+    repeated where there are fewer: one sample would make the batch dimension a constant.
     """
-    samples = tuple(tensor[:count].contiguous() for tensor in batch.inputs)
+    samples = [resized(tensor[:count], shape) for tensor, shape in zip(batch.inputs, sizes.usual, strict=True)]
+    if count is None:
+        return tuple(samples)
     return tuple(tensor.repeat(-(-count // len(tensor)), *[1] * (tensor.dim() - 1))[:count] for tensor in samples)
-
-
-def _plain(batch: Batch) -> tuple[Tensor, ...]:
-    """Return the inputs in the layout that an engine knows."""
-    return tuple(tensor.contiguous() for tensor in batch.inputs)
 
 
 def _only_fixed(counts: Sequence[int], batch: int) -> str:

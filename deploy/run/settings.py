@@ -24,6 +24,7 @@ from calib.declared import (
 )
 from calib.files.storage import Record
 from calib.formats.format import formats_from_text
+from calib.sizes import sizes_from_text
 from calib.tasks import task_names
 from smpq.choices import VALUES
 from smpq.problem.pins import pin_from_text
@@ -111,6 +112,17 @@ class Settings(Record, frozen=True):
     batch: Annotated[
         int, Declared("batch size of the latency", Interval(1, LARGEST_BATCH), "--batch", Group.SELDOM)
     ] = 1
+    shapes: Annotated[
+        tuple[str, ...],
+        Declared(
+            "sizes of an input: the usual ones, which are timed, and the least and most of each axis, as "
+            "x=1x3x352x352:1x3x224x224:1x3x512x512; repeat for several",
+            Parsed(sizes_from_text, "an input and its sizes, as 'x=1x3x352x352'"),
+            "--shape",
+            Group.SELDOM,
+            unset="those of the calibration batches",
+        ),
+    ] = ()
     size_only: Annotated[
         bool,
         Declared(

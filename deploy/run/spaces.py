@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from calib.formats.format import Format
 from calib.network.units import Skipped, Unit
-from deploy.files.search import CostRow, CostsFile, GroupRow, JoinRow, SkippedRow, SpaceFile, UnitRow
+from calib.sizes import AxisRange
+from deploy.files.search import CostRow, CostsFile, GroupRow, JoinRow, SizesRow, SkippedRow, SpaceFile, UnitRow
 from smpq.problem.costs import CostModel
 from smpq.problem.policy import Group, Join, Space
 
 
-def file_from_space(space: Space, skipped: Sequence[Skipped], refused: Mapping[str, str]) -> SpaceFile:
-    """Return what may be chosen, and what was left out and why."""
+def file_from_space(
+    space: Space, skipped: Sequence[Skipped], refused: Mapping[str, str], sizes: Mapping[str, AxisRange]
+) -> SpaceFile:
+    """Return what may be chosen, what was left out and why, and which sizes the inputs have."""
     return SpaceFile(
         groups={
             group.name: GroupRow(
@@ -26,6 +29,7 @@ def file_from_space(space: Space, skipped: Sequence[Skipped], refused: Mapping[s
         policies=space.size(),
         skipped=tuple(SkippedRow(path=entry.path, operator=entry.operator, reason=entry.reason) for entry in skipped),
         refused=dict(refused),
+        sizes={name: SizesRow(**row._asdict()) for name, row in sizes.items()},
     )
 
 

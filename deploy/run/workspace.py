@@ -255,6 +255,7 @@ class Workspace:
             runtime=self.target.runtime,
             inputs=tuple(self.traced.inputs),
             batches=self.batches,
+            sizes=self.traced.sizes,
             batch=self.settings.batch,
             seed=self.settings.seed,
             fingerprint=self.fingerprint,

@@ -20,7 +20,7 @@ from deploy.runner.experiment import CACHE_DIRECTORY, Deaths, check_model, read_
 from deploy.runner.ort import open_ort_engine
 from deploy.runner.protocol import Engine, GpuTimed, Protocol, Timing, measure_engines
 from deploy.runner.quiet import fastest_of
-from deploy.runner.state import read_state, throttle_reasons
+from deploy.runner.state import REMEMBERED, read_state, throttle_reasons
 from deploy.runner.trt_log import TRT_RUNTIMES
 from deploy.runner.trt_open import open_trt_engine
 
@@ -33,8 +33,6 @@ _MOST_DEATHS = 2
 _ATTEMPTS = 2
 _MOST_TIMINGS = 3
 """How often an engine is timed while the machine slows down."""
-_REMEMBERED = 4
-"""Results whose float engine is compared with: a processor that grows warm stays slower."""
 _FLOAT, _CANDIDATE = "float", "candidate"
 _NO_FIGURES: Mapping[str, Any] = {
     "clock": None,
@@ -163,7 +161,7 @@ def _fastest_float_ms(earlier: Sequence[Mapping[str, Any]], batch: int, clock: s
     asked = (batch, clock)
     alike = [each for each in earlier if each.get("failed") is None and (each.get("batch"), each.get("clock")) == asked]
     # from its own rounds: by its slowdown a result would hand on the fastest time of all before it
-    return min((fastest_of(each["float_rounds_ms"]) for each in alike[-_REMEMBERED:]), default=math.inf)
+    return min((fastest_of(each["float_rounds_ms"]) for each in alike[-REMEMBERED:]), default=math.inf)
 
 
 def _diagnosed(engine: Engine) -> dict[str, Any]:

@@ -42,12 +42,14 @@ class TrtSettings:
 
     1. `runtime` is one of `TRT_RUNTIMES`.
     2. `batch_sizes` are the smallest, the usual and the largest batch, for inputs whose first dimension is free.
+       `sizes` are the least, the usual and the most sizes of one sample, by input, where others are free.
     3. `workspace_mb` is the most memory that a kernel may take for its work, in MiB; None leaves it to the runtime.
     4. `compute_capability`, as in "sm86", is for tensorrt-rtx, which builds for other GPUs than the one it runs on.
     """
 
     runtime: str
     batch_sizes: tuple[int, int, int] | None = None
+    sizes: Mapping[str, Sequence[Sequence[int]]] | None = None
     workspace_mb: int | None = None
     compute_capability: str | None = None
 
@@ -145,7 +147,7 @@ def make_config(module: ModuleType, builder: Any, network: Any, settings: TrtSet
     """Return the builder's configuration: layer information in full, and no flag for types, since the network's are the
     engine's.
 
-    Raises BuildError when the shape of an input is free and the batch sizes do not settle it, DeviceError for a
+    Raises BuildError when the shape of an input is free and the sizes do not settle it, DeviceError for a
     compute capability that the runtime does not know.
     """
     config = builder.create_builder_config()
@@ -161,9 +163,9 @@ def make_config(module: ModuleType, builder: Any, network: Any, settings: TrtSet
         sm = compute_capability(module, settings.runtime, settings.compute_capability)
         config.num_compute_capabilities = 1
         config.set_compute_capability(sm, 0)
-    free = _set_free_dimensions(builder, network, config, settings.batch_sizes)
+    free = _set_free_dimensions(builder, network, config, settings)
     if free:
-        raise log.failed([f"the shape of input {free!r} is free: export it with a fixed shape or give the batch sizes"])
+        raise log.failed([f"the shape of input {free!r} is free: export it with a fixed shape or give the sizes"])
     return config
 
 
@@ -185,21 +187,30 @@ def onnx_nodes(network: Any) -> list[str]:
     return list(dict.fromkeys(origin[1] for origin in origins if origin))
 
 
-def _set_free_dimensions(builder: Any, network: Any, config: Any, batch_sizes: Sequence[int] | None) -> str:
-    """Add an optimisation profile for free batch dimensions; return the name of an input that stays free, or an empty
+def _set_free_dimensions(builder: Any, network: Any, config: Any, settings: TrtSettings) -> str:
+    """Add an optimisation profile for free dimensions; return the name of an input that stays free, or an empty
     string.
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     free = [tensor for tensor in inputs if any(size < 0 for size in tensor.shape)]
-    for tensor in free:
-        if batch_sizes is None or any(size < 0 for size in tuple(tensor.shape)[1:]):
-            return str(tensor.name)
+    ranges = {str(tensor.name): _ranges(tensor, settings) for tensor in free}
+    for name, shapes in ranges.items():
+        if any(size < 0 for shape in shapes for size in shape):
+            return name
     if free:
         profile = builder.create_optimization_profile()
-        for tensor in free:
-            profile.set_shape(tensor.name, *((size, *tuple(tensor.shape)[1:]) for size in batch_sizes or ()))
+        for name, shapes in ranges.items():
+            profile.set_shape(name, *shapes)
         config.add_optimization_profile(profile)
     return ""
+
+
+def _ranges(tensor: Any, settings: TrtSettings) -> list[tuple[int, ...]]:
+    """Return the smallest, the usual and the largest shape of an input; what is not known stays negative."""
+    batch, *others = tuple(tensor.shape)
+    batches = settings.batch_sizes if batch < 0 and settings.batch_sizes is not None else (batch,) * 3
+    sizes = (settings.sizes or {}).get(str(tensor.name), (others,) * 3)
+    return [(count, *shape) for count, shape in zip(batches, sizes, strict=True)]
 
 
 def _origin(module: ModuleType, onnx: Path, settings: TrtSettings, gpu: Gpu | None) -> Origin:

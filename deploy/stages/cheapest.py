@@ -70,7 +70,7 @@ def check_decidable(workspace: Workspace, budget: Budget) -> None:
 
 
 def _held_out(workspace: Workspace) -> tuple[list[Batch], Literal["selection", "calibration"]]:
-    batches = selection_batches(workspace.task)
+    batches = selection_batches(workspace.task, workspace.traced.sizes)
     return (workspace.batches, "calibration") if batches is None else (batches, "selection")
 
 

@@ -10,6 +10,7 @@ import torch
 
 from calib.data import each_batch
 from calib.errors import UserError
+from calib.sizes import InputSizes
 from calib.task import Batch, Task
 from deploy.run.opening import call_task
 
@@ -24,10 +25,12 @@ class Evaluation:
     first sample of each are compared.
     """
 
-    def __init__(self, task: Task) -> None:
-        """Go through the batches once, and check each as `calib.data.materialize` does."""
+    def __init__(self, task: Task, sizes: InputSizes) -> None:
+        """Go through the batches once, and check each as `calib.data.materialize` does; `sizes` are those that the
+        engine takes.
+        """
         self._task = task
-        self._marks = [_mark(batch) for batch in each_batch(call_task(task, "evaluation"), "evaluation")]
+        self._marks = [_mark(batch) for batch in each_batch(call_task(task, "evaluation"), "evaluation", sizes)]
         order = spread_out(len(self._marks))
         self._number = {index: number for number, index in enumerate(order)}
         self._sizes = [self._marks[index][0] for index in order]

@@ -31,7 +31,7 @@ class Judge:
     def __init__(self, workspace: Workspace) -> None:
         """Go through the evaluation data once."""
         self._workspace = workspace
-        self._data = Evaluation(workspace.task)
+        self._data = Evaluation(workspace.task, workspace.traced.sizes)
         self._runs_here = workspace.not_measurable is None and workspace.backend.why_not_timed() is None
 
     @property

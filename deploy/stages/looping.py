@@ -85,7 +85,7 @@ def close_loop(
     )
     if (known := search.recalled(looped)) is not None:
         return known, search.limit
-    measure = search.resumed(lambda policy: bench.observe(policy, search.limit))
+    measure = search.resumed(lambda policy, again: bench.observe(policy, search.limit, again=again))
     with workspace.progress.step("close the loop"):
         outcome = looped.run(measure, workspace.progress.say, search.keep)
     search.end(outcome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -11,8 +12,10 @@ from torch.utils import _pytree as pytree
 from calib.errors import UserError
 from calib.network.agreement import Agreement
 from calib.task import Batch, Task
-from deploy.files.verification import StageName
+from deploy.files.verification import Confidence, Quantiles, StageName
+from deploy.stages.confidences import confidences
 from deploy.stages.stage_runners import Runner
+from smpq.value.collected import mean_of
 from smpq.value.column import Column
 from smpq.value.metric import collected
 
@@ -21,14 +24,14 @@ class Passage:
     """A stage that computes batch after batch of the evaluation data, and keeps nothing that is large.
 
     `problem` says in words where its outputs are not those of `reference`; None as long as they are. `found` is what
-    the task's metric keeps, `classes` the top class of each sample.
+    the task's metric keeps, `classes` the top class of each sample, `confidences` how sure it is of it.
     """
 
     def __init__(self, task: Task, name: StageName, runner: Runner, reference: Runner | None = None) -> None:
         """Compute nothing yet."""
-        self.name, self.found = name, collected(task)
+        self.name, self.found, self._task = name, collected(task), task
         self.problem: str | None = None
-        self.classes = Column(torch.int64)
+        self.classes, self.confidences = Column(torch.int64), Column(torch.float64)
         self._runner, self._reference = runner, reference
         self._agreement: Agreement | None = None
         self._broken = self._seen = 0
@@ -43,6 +46,9 @@ class Passage:
         self.found.take(number, output, batch)
         if leaves[0].dim() == 2 and len(leaves[0]) == count:  # class scores
             self.classes.add(number, leaves[0].argmax(1))
+        sure = confidences(self._task, output, batch)
+        if sure is not None:
+            self.confidences.add(number, sure)
         if self._reference is not None and self.problem is None:
             expected = self._reference(batch)
             self._agreement = self._agreement or Agreement(expected)
@@ -81,6 +87,21 @@ def agreement(first: Passage, second: Passage) -> float | None:
         return None
     shared = first.classes.shared(second.classes)
     return float((first.classes.of(shared) == second.classes.of(shared)).double().mean())
+
+
+def moved(first: Passage, last: Passage) -> Confidence | None:
+    """Return how the confidences of two stages with the same batches differ; None where there are none."""
+    numbers = first.confidences.shared(last.confidences)
+    if len(numbers) < first.found.batches:
+        return None
+    before, after = first.confidences.of(numbers), last.confidences.of(numbers)
+    change = mean_of(after - before)
+    return Confidence(first=_quantiles(before), last=_quantiles(after), change=change.value, interval=change.interval)
+
+
+def _quantiles(values: Tensor) -> Quantiles:
+    low, median, high = np.quantile(values.numpy(), (0.05, 0.5, 0.95)).tolist()
+    return Quantiles(low=low, median=median, high=high)
 
 
 def _not_finite(leaves: Sequence[Tensor], count: int) -> int:

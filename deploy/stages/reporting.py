@@ -87,6 +87,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         skipped=read.space_file.skipped,
         refused=read.space_file.refused,
         not_on_orin=_not_on_orin(read),
+        sizes=read.space_file.sizes,
         warnings=_warnings(read),
         finetuning=read_record(run),
         settings=asdict(settings),

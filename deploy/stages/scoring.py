@@ -97,7 +97,8 @@ def method_of(scores: Scores) -> Method:
 
 def write_space(workspace: Workspace) -> None:
     """Write what may be chosen, what was refused and why, and what each choice costs."""
-    workspace.run.write(file_from_space(workspace.space, workspace.skipped, workspace.refused))
+    sizes = workspace.traced.sizes.ranges(workspace.traced.inputs)
+    workspace.run.write(file_from_space(workspace.space, workspace.skipped, workspace.refused, sizes))
     workspace.run.write(file_from_costs(workspace.costs))
 
 

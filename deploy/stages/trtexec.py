@@ -14,6 +14,7 @@ from calib.errors import UserError
 from calib.network.units import Unit
 from deploy.backends import backend_of
 from deploy.devices.products import find_product
+from deploy.lowering.export import read_sizes
 from deploy.lowering.lower import LoweringReport
 from deploy.lowering.onnx_files import load_model, sha256
 from deploy.runner.product import ENGINE_PLAN, TIMING_CACHE
@@ -80,28 +81,31 @@ def export_for_trtexec(
 
 
 def _check_free(float_model: Path) -> None:
-    for value in load_model(float_model).graph.inputs:
+    model = load_model(float_model)
+    sizes = read_sizes(model)
+    for value in model.graph.inputs:
         batch, *others = value.shape or (1,)
         if isinstance(batch, int):
             raise UserError(
                 f"the model only runs with batches of {batch} (it does not trace with a dynamic batch): give that batch"
             )
-        if not all(isinstance(size, int) for size in others):
+        if value.name not in sizes and not all(isinstance(size, int) for size in others):
             raise UserError(f"input {value.name} has a free dimension besides the batch: trace the model with one size")
 
 
 def _free_shapes(path: Path, batch_sizes: tuple[int, int, int]) -> list[str]:
-    """Return the options for a file whose batch is free."""
-    if batch_sizes[0] == batch_sizes[2]:
+    """Return the options for a file that has free axes: the least, the usual and the most shapes of its inputs."""
+    model = load_model(path)
+    inputs, sizes = list(model.graph.inputs), read_sizes(model)
+    if all(isinstance(size, int) for value in inputs for size in value.shape or ()):
         return []
-    inputs = list(load_model(path).graph.inputs)
-    names = ("minShapes", "optShapes", "maxShapes")
-    return [
-        f"--{name}=" + ",".join(_shape(value, batch) for value in inputs)
-        for name, batch in zip(names, batch_sizes, strict=True)
-    ]
+    found = []
+    for index, name in enumerate(("minShapes", "optShapes", "maxShapes")):
+        shapes = ((value, sizes[str(value.name)][index] if sizes else list(value.shape or ())[1:]) for value in inputs)
+        found.append(f"--{name}=" + ",".join(_shape(value, [batch_sizes[index], *rest]) for value, rest in shapes))
+    return found
 
 
-def _shape(value: ir.Value, batch: int) -> str:
+def _shape(value: ir.Value, shape: Sequence[object]) -> str:
     """`name:1x3x224x224`, as trtexec reads it."""
-    return f"{value.name}:" + "x".join(map(str, (batch, *list(value.shape or ())[1:])))
+    return f"{value.name}:" + "x".join(map(str, shape))

@@ -13,7 +13,7 @@ from deploy.files.verification import StageName, StageRow, VerifyFile, WholeChan
 from deploy.run.workspace import Workspace
 from deploy.stages.batch_sizes import differs_by_size
 from deploy.stages.evaluation import Evaluation
-from deploy.stages.passage import Passage, agreement, go_on
+from deploy.stages.passage import Passage, agreement, go_on, moved
 from deploy.stages.stage_runners import Runner, stage_runners
 from smpq.problem.policy import Policy
 from smpq.value.resampling import UndefinedError
@@ -43,7 +43,7 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
     `policy_key` names the policy that is verified, and its fine-tuned weights. Raises UserError when a stage gives NaN
     or infinity.
     """
-    data = Evaluation(workspace.task)
+    data = Evaluation(workspace.task, workspace.traced.sizes)
     with tempfile.TemporaryDirectory() as directory:
         runners = stage_runners(workspace, policy, Path(directory))
     passages = _passages(workspace, runners, data)
@@ -63,6 +63,7 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
         samples=data.samples,
         stages=stages,
         whole=whole,
+        confidence=moved(passages[0], passages[-1]),
         lost_at=next(iter(lost_stages(stages)), None),
         explanation="",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from calib.network.graph import TracedModel, elements_of_one
+from calib.network.graph import TracedModel
 from calib.network.moves import MOVES
 from calib.network.nodes import operator_name
 from calib.network.residual import ResidualAdd, residual_adds
@@ -49,7 +49,7 @@ def find_edges(traced: TracedModel, groups: Sequence[Group], rules: QdqRules) ->
     found = list(_Flow(traced, groups).edges({join.name for join in joins}))
     if rules.skips:
         found += [
-            Edge(join.readers[0], join.name, elements_of_one(traced.nodes[add.skip].meta["val"]))
+            Edge(join.readers[0], join.name, traced.elements_of_one(traced.nodes[add.skip].meta["val"]))
             for join, add in _skips(traced, groups)
         ]
     return tuple(found)
@@ -64,7 +64,7 @@ def _skips(traced: TracedModel, groups: Sequence[Group]) -> Iterator[tuple[Join,
 
 class _Flow:
     def __init__(self, traced: TracedModel, groups: Sequence[Group]) -> None:
-        self._nodes = list(traced.graph.nodes)
+        self._traced, self._nodes = traced, list(traced.graph.nodes)
         self._reads = {call: group.name for group in groups for unit in group.units for call in unit.calls}
         self._makes = {
             call: group.name
@@ -95,9 +95,8 @@ class _Flow:
             for operand in operands if reader else ():
                 first = owner.get(operand.name)
                 if first is not None and first != reader:
-                    found[first, str(reader)] = found.get((first, str(reader)), 0) + elements_of_one(
-                        operand.meta["val"]
-                    )
+                    elements = self._traced.elements_of_one(operand.meta["val"])
+                    found[first, str(reader)] = found.get((first, str(reader)), 0) + elements
             if node.name in joins:
                 owner[node.name] = node.name
         for (first, second), elements in found.items():

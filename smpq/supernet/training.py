@@ -172,7 +172,7 @@ def _batches(supernet: Supernet, settings: SupernetSettings, epoch: int) -> Iter
     traced = supernet.subject.traced
     found = (
         batch
-        for batch in training_batches(supernet.subject.task, settings.seed * 10_000 + epoch)
+        for batch in training_batches(supernet.subject.task, settings.seed * 10_000 + epoch, traced.sizes)
         if len(batch.inputs[0]) > 1 and (traced.dynamic_batch or len(batch.inputs[0]) == len(traced.example[0]))
     )
     return itertools.islice(found, settings.steps)

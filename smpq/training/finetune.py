@@ -203,7 +203,7 @@ def _passes(task: Task, graph: TrainableGraph, seed: int) -> Iterator[Batch]:
     """Yield usable batches of one pass after the other, without end; UserError when a pass has none."""
     for epoch in itertools.count(seed * 10_000):
         usable = 0
-        for batch in training_batches(task, epoch):
+        for batch in training_batches(task, epoch, graph.traced.sizes):
             if _fits(batch, graph):
                 usable += 1
                 yield batch_on(batch, graph.device)
@@ -222,12 +222,12 @@ def _fits(batch: Batch, graph: TrainableGraph) -> bool:
 
 
 def _epoch_length(task: Task, graph: TrainableGraph, seed: int) -> int:
-    return sum(_fits(batch, graph) for batch in training_batches(task, seed * 10_000))
+    return sum(_fits(batch, graph) for batch in training_batches(task, seed * 10_000, graph.traced.sizes))
 
 
 def _some_inputs(task: Task, graph: TrainableGraph, seed: int) -> Iterator[Sequence[Tensor]]:
     seen = 0
-    for batch in training_batches(task, seed * 10_000):
+    for batch in training_batches(task, seed * 10_000, graph.traced.sizes):
         if seen >= _STATISTICS_SAMPLES:
             return
         if _fits(batch, graph):

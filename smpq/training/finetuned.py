@@ -205,7 +205,7 @@ class FineTunedWeights:
                     raise UserError(f"the fine-tuned {name!r} does not fit the model: fine-tune again")
                 stored = parameter_from_weight(tensor, arranged[name], own[name].shape) if name in arranged else tensor
                 own[name].copy_(stored)
-        again = TracedModel(model, traced.example, free=traced.dynamic_batch)
+        again = TracedModel(model, traced.example, free=traced.dynamic_batch, inputs=traced.sizes)
         assert list(again.nodes) == list(traced.nodes), "the same model was traced to another graph"
         return again
 

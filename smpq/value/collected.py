@@ -115,12 +115,12 @@ class MeanCollected(Collected):
 
     def figure(self) -> Figure:
         """Return the mean with its standard error."""
-        return _mean(self.values_of(sorted(self.sizes)))
+        return mean_of(self.values_of(sorted(self.sizes)))
 
     def change_to(self, later: MeanCollected) -> Figure:
         """Return the mean of the paired differences."""
         shared = self._shared(later)
-        return _mean(later.values_of(shared) - self.values_of(shared))
+        return mean_of(later.values_of(shared) - self.values_of(shared))
 
     def loss_to(self, later: MeanCollected, point: float, largest: float, *, complete: bool = True) -> Loss:
         """See `smpq.value.loss.loss_of`."""
@@ -131,5 +131,6 @@ class MeanCollected(Collected):
         """Return None."""
 
 
-def _mean(values: Tensor) -> Figure:
+def mean_of(values: Tensor) -> Figure:
+    """Return the mean of `[n]` values with its standard error."""
     return Figure(float(values.mean()), float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0)

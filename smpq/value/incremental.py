@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from calib.network.execution import Edits, Execution, signatures
-from calib.network.graph import TracedModel, elements_of_one
+from calib.network.graph import TracedModel
 from calib.network.units import Unit
 
 
@@ -47,7 +47,9 @@ def bytes_per_sample(traced: TracedModel, units: Sequence[Unit]) -> int:
     """Return how many bytes the tensors of one sample may take at once: at most one fork waits at each call of a
     unit.
     """
-    sizes = {node.name: _bytes(node.meta.get("val")) for node in traced.graph.nodes if node.name not in traced.state}
+    sizes = {
+        node.name: _bytes(traced, node.meta.get("val")) for node in traced.graph.nodes if node.name not in traced.state
+    }
     alive = sum(sizes.get(name, 0) for name in traced.inputs)
     calls = {call for unit in units for call in unit.calls}
     waiting = largest = 0
@@ -60,10 +62,10 @@ def bytes_per_sample(traced: TracedModel, units: Sequence[Unit]) -> int:
     return waiting + 2 * largest  # a quantised copy of a tensor lives beside it
 
 
-def _bytes(value: Any) -> int:
+def _bytes(traced: TracedModel, value: Any) -> int:
     if not isinstance(value, Tensor) or value.dim() == 0:
         return 0
-    return elements_of_one(value) * value.element_size()
+    return traced.elements_of_one(value) * value.element_size()
 
 
 def _numbered(rows: Sequence[Sequence[tuple[int, ...]]]) -> npt.NDArray[np.int64]:

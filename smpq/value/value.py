@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from calib.data import per_sample
 from calib.errors import UserError
-from calib.network.graph import TracedModel, elements_of_one
+from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from calib.task import Batch, Task
 from smpq.choices import VALUES
@@ -203,7 +203,7 @@ def samples_at_once(fake_quantizer: FakeQuantizer, memory_mb: float | None, devi
     """
     traced = fake_quantizer.traced
     activations = sum(
-        elements_of_one(node.meta["val"]) for node in traced.steps if isinstance(node.meta.get("val"), Tensor)
+        traced.elements_of_one(node.meta["val"]) for node in traced.steps if isinstance(node.meta.get("val"), Tensor)
     )
     parameters = sum(tensor.numel() for tensor in traced.state.values())
     wanted = max(_SAMPLES_AT_ONCE if device == "cpu" else _SAMPLES_ON_A_GPU, parameters // max(activations, 1))

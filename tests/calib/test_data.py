@@ -66,7 +66,7 @@ def bad_target():
         ([(torch.ones(2, 1), 0), (torch.tensor([[1.0], [float("nan")]]), 0)], "batch 1 holds NaN"),
         ([(torch.tensor([[float("inf")]]), 0)], "infinite"),
         ([bad_target()], "target of calibration batch 0 holds NaN"),
-        ([(torch.ones(2, 1), 0), (torch.ones(2, 2), 0)], "only the first dimension"),
+        ([(torch.ones(2, 1), 0), (torch.ones(2, 1, 1), 0)], "only sizes may differ"),
         ([(torch.ones(2, 1), 0), (torch.ones(2, 1).double(), 0)], "float64"),
         ([(torch.ones(2, 1), 0), ((torch.ones(2, 1), torch.ones(2, 1)), 0)], "2 inputs"),
     ],

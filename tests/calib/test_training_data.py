@@ -7,6 +7,7 @@ from torch import nn
 
 from calib.data import training_batches
 from calib.errors import UserError
+from calib.sizes import sizes_of
 from calib.task import Batch, TrainableTask
 from calib.tasks import load_task
 from calib.tasks.cifar10_files import read_cifar10
@@ -124,7 +125,7 @@ def good(count=4):
     [
         ([], r"training\(7\) gave no batch"),
         ([good(), Batch((torch.tensor([[1.0, 2.0, float("nan")]]),), None)], "training batch 1 of epoch 7 holds NaN"),
-        ([good(), Batch((torch.zeros(4, 5),), None)], r"training batch 1 of epoch 7 is .*\[4, 5\]"),
+        ([good(), Batch((torch.zeros(4, 5),), None)], r"training batch 1 of epoch 7 has samples of 5, and .* takes 3:"),
         ([torch.zeros(4, 3)], "must be a calib.task.Batch"),
         (3, "training.* must return batches to loop over"),
         (OSError("disk gone"), r"training\(7\) failed: OSError: disk gone"),
@@ -132,7 +133,7 @@ def good(count=4):
 )
 def test_wrong_training_data(batches, message):
     with pytest.raises(UserError, match=message):
-        list(training_batches(Own(batches), 7))
+        list(training_batches(Own(batches), 7, sizes_of([good()], ["x"])))
 
 
 def test_a_task_without_training_data():

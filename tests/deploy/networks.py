@@ -25,6 +25,7 @@ from calib.formats.quantizers import Scheme
 from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
+from calib.sizes import InputSizes
 from calib.task import Batch
 from deploy.backends import backend_of
 from deploy.lowering.export import export_float
@@ -116,9 +117,9 @@ def calibration(exported: Exported, scheme: Scheme) -> Calibration:
     return Calibration(exported.traced, exported.units, [Batch((exported.batch,), None)], settings)
 
 
-def export(model: nn.Module, batch: Tensor, directory: Path) -> Exported:
+def export(model: nn.Module, batch: Tensor, directory: Path, sizes: InputSizes | None = None) -> Exported:
     folded, _ = fold_batchnorm(model.eval(), (batch[:2],))
-    traced = TracedModel(folded, (batch[:2],))
+    traced = TracedModel(folded, (batch[:2],), inputs=sizes)
     units, _ = find_units(traced)
     path = directory / "model.float.onnx"
     export_float(traced, units, path)

@@ -111,3 +111,8 @@ def test_paths_are_needed(tmp_path):
         load_task("examples.detection:task", tmp_path)
     with pytest.raises(UserError, match="coco128_boxes"):
         load_task("examples.detection:task", tmp_path, tmp_path / "w.safetensors")
+
+
+def test_the_confidence_of_an_image_is_the_score_of_its_best_cell(task):
+    output = torch.stack([cells((0, 1, 3, 0.5, 0.2), (2, 2, 7, 0.9, 0.1)), cells()])
+    assert torch.allclose(task.confidences(output), torch.tensor([0.9, 0.0]))

@@ -123,8 +123,8 @@ def _loop(workspace: Workspace) -> Any:
     return found
 
 
-def _not_measured(policy: Any) -> Any:
-    return policy
+def _not_measured(policy: Any, again: bool) -> Any:
+    return policy, again
 
 
 def _float_model(workspace: Workspace) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -14,7 +14,7 @@ from calib.files.storage import plain
 from calib.formats.format import Format
 from calib.network.units import Unit
 from deploy.backends.base import Backend, BuildFailed, BuildTool, Built, OpenEngine, UnitKernel, backend, worst
-from deploy.backends.tensorrt.build import build_plan
+from deploy.backends.tensorrt.build import build_plan, free_sizes
 from deploy.backends.tensorrt.check import check_units
 from deploy.backends.tensorrt.execution import PlanRunner, gpu_sm
 from deploy.backends.tensorrt.kernels import PlanKernel
@@ -76,6 +76,11 @@ class TensorRt(Backend):
                 f"--sm {sm}"
             )
         return OpenEngine(PlanRunner(plan, self.target.runtime, inputs).run, batch)
+
+    def settings(self, model: Path) -> dict[str, Any]:
+        """Return the sizes that inputs may have, where they have no single ones."""
+        sizes = free_sizes(model)
+        return {"sizes": sizes} if sizes is not None else {}
 
     def unit_kernels(
         self, engine: Path, layers: Sequence[Layer], units: Sequence[Unit], formats: Mapping[str, Format]

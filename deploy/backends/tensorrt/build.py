@@ -12,6 +12,8 @@ from calib.errors import UserError
 from deploy.backends.base import BuildFailed
 from deploy.backends.tensorrt.kernels import PlanKernel, kernels_from_log
 from deploy.backends.tensorrt.runtime import load
+from deploy.lowering.export import read_sizes
+from deploy.lowering.onnx_files import load_model
 from deploy.runner import errors as on_device
 from deploy.runner.cuda import open_cuda
 from deploy.runner.gpu import Gpu, gpu_of
@@ -68,7 +70,8 @@ def build_plan(
     """Build `onnx` into `plan` with `runtime`, one of `RUNTIMES`, and return the record of it.
 
     `compute_capability` (as in `sm86`) is for tensorrt-rtx, which needs no GPU to build. `batch_sizes` are the
-    smallest, the usual and the largest batch, for inputs whose first dimension is free. `cache` is a directory that
+    smallest, the usual and the largest batch, for inputs whose first dimension is free; what other axes may be stands
+    in the file. `cache` is a directory that
     keeps plans and measured kernel times, so that nothing is built twice. A file that does not parse or build is a
     `BuildFailed`, and then `plan` is left as it was. Raises UserError when `onnx` is missing, the runtime is not
     installed or does not know the compute capability.
@@ -80,7 +83,7 @@ def build_plan(
     gpu = _gpu()
     device = str(gpu) if gpu is not None else None
     try:
-        settings = TrtSettings(runtime, batch_sizes=batch_sizes, compute_capability=sm)
+        settings = TrtSettings(runtime, batch_sizes, free_sizes(onnx), compute_capability=sm)
         built = build(module, onnx, settings, cache, gpu)
     except on_device.BuildError as failed:
         return BuildFailed(failed.reason, failed.log, failed.nodes)
@@ -104,6 +107,16 @@ def build_plan(
         warnings=warnings,
         kernels=kernels,
     )
+
+
+def free_sizes(onnx: Path) -> dict[str, list[list[int]]] | None:
+    """Return the least, the usual and the most sizes of one sample of each input; None where no axis but the batch is
+    free, and for a file that is no ONNX model, about which the builder complains.
+    """
+    try:
+        return read_sizes(load_model(onnx)) or None
+    except UserError:
+        return None
 
 
 def _gpu() -> Gpu | None:

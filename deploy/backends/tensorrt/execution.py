@@ -46,19 +46,24 @@ def open_plan(plan: Path, runtime: str, inputs: Mapping[str, npt.NDArray[Any]]) 
 
 
 class PlanRunner:
-    """A plan that takes one batch after the other, all of the same shapes. It is loaded with the first."""
+    """A plan that takes one batch after the other. It is loaded with the first, and anew for other shapes."""
 
     def __init__(self, plan: Path, runtime: str, input_names: Sequence[str]) -> None:
         """`input_names` in the order in which `run` is given the inputs."""
         self._open = partial(open_plan, plan, runtime)
         self._input_names = input_names
         self._engine: TrtEngine | None = None
+        self._shapes: list[tuple[int, ...]] = []
 
     def run(self, inputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """Return all outputs, in the order of the model's; UserError as from `open_plan`, or when the shapes change."""
+        """Return all outputs, in the order of the model's; UserError as from `open_plan`."""
         feeds = dict(zip(self._input_names, inputs, strict=True))
-        if self._engine is None:
-            self._engine = self._open(feeds)
+        shapes = [array.shape for array in inputs]
+        if self._engine is None or shapes != self._shapes:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+            self._engine, self._shapes = self._open(feeds), shapes
         else:
             try:
                 self._engine.load(feeds)

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.network.execution import Edits
-from calib.network.graph import TracedModel, elements_of_one
+from calib.network.graph import TracedModel
 from calib.network.nodes import operator_name
 
 
@@ -261,7 +261,7 @@ def test_counting_elements_leaves_a_free_batch_free():
 
     traced = TracedModel(BatchInside().eval(), (torch.randn(2, 24),))
     values = {node.name: node.meta["val"] for node in traced.steps if isinstance(node.meta["val"], torch.Tensor)}
-    assert {name: elements_of_one(value) for name, value in values.items()} == {
+    assert {name: traced.elements_of_one(value) for name, value in values.items()} == {
         "view": 24,
         "permute": 24,
         "mean": 1,
@@ -271,7 +271,8 @@ def test_counting_elements_leaves_a_free_batch_free():
 
 
 def test_elements_of_a_fixed_batch():
-    assert elements_of_one(torch.zeros(5, 3, 2)) == 6
+    traced = TracedModel(nn.Identity().eval(), (torch.randn(5, 3, 2),), free=False)
+    assert traced.elements_of_one(traced.nodes["x"].meta["val"] if "x" in traced.nodes else torch.zeros(5, 3, 2)) == 6
 
 
 @pytest.mark.parametrize("name", ["class", "None"])

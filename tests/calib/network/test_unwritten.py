@@ -32,7 +32,7 @@ def test_a_trace_is_as_with_written_code_and_writes_less():
         found = traced()
         unwritten = written.call_count
         written.reset_mock()
-        with mock.patch("calib.network.tracing.unwritten_code", nullcontext):
+        with mock.patch("calib.network.free_axes.unwritten_code", nullcontext):
             assert traced() == found
         assert unwritten < written.call_count / 1.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from deploy.backends.tensorrt import (
     load,
     open_plan,
 )
+from deploy.lowering.export import SIZES
 from deploy.runner import cuda_library
 from deploy.targets.target import capability, target_from_name
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, check_layer, needs_rtx, reason_of
@@ -148,6 +150,9 @@ def test_a_free_batch_needs_its_sizes(tmp_path):
     assert check_units(record.kernels, {"unit": W8A8})[0].agrees
     model = graph.model({"x": ("n", CHANNELS, "height", 8)}, [output])
     assert "is free" in reason_of(build(model, tmp_path, batch_sizes=(1, 4, 16)))
+    sizes = {"x": [[CHANNELS, 4, 8], [CHANNELS, 8, 8], [CHANNELS, 16, 8]]}
+    model.metadata_props.add(key=SIZES, value=json.dumps(sizes))
+    assert check_units(build(model, tmp_path, batch_sizes=(1, 4, 16)).kernels, {"unit": W8A8})[0].agrees
 
 
 @needs_rtx

@@ -43,7 +43,15 @@ def test_one_engine_takes_batch_after_batch(gpu, plan):
         np.testing.assert_array_equal(output, 2 * factor * X)
     assert gpu.calls.count("context") == 1
     with pytest.raises(UserError, match="change the input"):
-        runner.run([X[:1]])
+        runner.run([X.astype(np.float16)])
+
+
+def test_a_plan_is_opened_anew_for_other_shapes(gpu, plan):
+    runner = PlanRunner(plan, "tensorrt", ["x"])
+    runner.run([X])
+    np.testing.assert_array_equal(runner.run([X[:1]])[0], 2 * X[:1])
+    assert gpu.calls.count("context") == 2
+    assert gpu.calls.count("close") == 1
 
 
 def test_an_open_plan_is_timed(gpu, plan):

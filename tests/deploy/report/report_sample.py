@@ -56,7 +56,7 @@ def layer(path: str, index: int = 0, bits: int = 8, **other: Any) -> dict[str, A
 
 
 VERIFICATION: dict[str, Any] = {
-    "schema": 4,
+    "schema": 5,
     "policy": "conv1=w8a8",
     "metric": "top-1",
     "samples": 10_000,
@@ -68,6 +68,12 @@ VERIFICATION: dict[str, Any] = {
         "engine": stage(0.8841, -0.0001, 0.9997),
     },
     "whole": {"change": -0.0009, "interval": [-0.0029, 0.0011], "agreement": 0.9908},
+    "confidence": {
+        "first": {"low": 0.44, "median": 0.991, "high": 1.0},
+        "last": {"low": 0.41, "median": 0.988, "high": 1.0},
+        "change": -0.0061,
+        "interval": [-0.0072, -0.005],
+    },
     "lost_at": None,
     "explanation": "",
 }
@@ -92,7 +98,7 @@ def destination(target: str) -> dict[str, Any]:
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 11,
+        "schema": 12,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "destination": destination(other.get("target", "ort-cpu")),
@@ -124,6 +130,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "skipped": [],
         "refused": {},
         "not_on_orin": [],
+        "sizes": {},
         "warnings": [],
         "finetuning": None,
         "settings": {"rounding": "gptq", "formats": ["w8a8", "fp32"], "resume": True},

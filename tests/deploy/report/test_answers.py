@@ -156,6 +156,17 @@ def test_a_loss_that_no_single_stage_shows_is_a_loss() -> None:
     assert answer(report(verification={**VERIFICATION, "whole": whole}), 3).sentences[1].startswith("To win accuracy")
 
 
+def test_confidences_are_told_and_warned_of_where_they_moved() -> None:
+    told = answer(report(), 2).sentences
+    (spread,) = [each for each in told if "Confidence" in each]
+    assert "PyTorch as given 0.991 (0.44 to 1); the engine 0.988 (0.41 to 1)" in spread
+    fallen = {**VERIFICATION["confidence"], "change": -0.41, "interval": [-0.43, -0.39]}
+    told = answer(report(verification={**VERIFICATION, "confidence": fallen}), 2).sentences
+    assert "Choose thresholds on the confidence anew, on the engine." in told
+    without = report(verification={**VERIFICATION, "confidence": None})
+    assert not [each for each in answer(without, 2).sentences if "onfidence" in each]
+
+
 def test_what_was_not_verified_is_not_the_same() -> None:
     for content in (
         report(verification=None),

@@ -37,11 +37,14 @@ class Device:
 
     def __init__(self, fails_after: int = 1000) -> None:
         self.found: list[Verdict] = []
+        self.asked: set[str] = set()
         self.left = fails_after
 
-    def __call__(self, policy: Policy) -> Verdict:
+    def __call__(self, policy: Policy, again: bool = False) -> Verdict:
         if self.left == 0:
             raise KeyboardInterrupt
+        assert again == (policy.key() in self.asked)
+        self.asked.add(policy.key())
         self.left -= 1
         self.found.append(verdict(policy))
         return self.found[-1]
@@ -58,7 +61,7 @@ def looped(history: Search) -> LatencyLoop:
 
 def search(
     run: Run,
-    measure: Callable[[Policy], Verdict],
+    measure: Callable[[Policy, bool], Verdict],
     known: Sequence[Verdict] = (),
     budget: str = BUDGET,
     machine: str = BOARD,

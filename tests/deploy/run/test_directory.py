@@ -45,7 +45,12 @@ def content(run, name="run.json"):
 def test_settings_are_kept(run):
     assert run.settings() == SETTINGS
     record = content(run)
-    assert record["settings"] == {**asdict(SETTINGS), "compute_capabilities": ["sm86", "sm89"], "pins": ["head=float"]}
+    assert record["settings"] == {
+        **asdict(SETTINGS),
+        "compute_capabilities": ["sm86", "sm89"],
+        "pins": ["head=float"],
+        "shapes": [],
+    }
     assert record["versions"] == versions()
     assert {"torch", "onnx", "onnxruntime"} <= versions().keys()
     before = run.file("run.json").read_bytes()

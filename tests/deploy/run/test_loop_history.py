@@ -253,6 +253,28 @@ def test_steps_of_a_device_go_behind_those_of_a_search_that_was_stopped(run: Run
     assert row.steps[-1].label == "carried"
 
 
+def test_a_policy_that_was_measured_twice_has_two_answers_in_their_order(run: Run) -> None:
+    policy = next(iter(policies(SPACE)))
+    first = Observation(policy, 0.8, 0.01, 1.25)
+    second = Observation(policy, 0.6, 0.01, 1.0)
+    proposal = Proposal("proposal", policy, 0.5, (0.4, 0.6), 3)
+    history = Search(run, SPACE, BUDGET, BOARD, LIMIT, ())
+    history.begin()
+    history.keep([Step(proposal, each, None, met=each is second) for each in (first, second)])
+    asked: list[bool] = []
+
+    def measure(policy: Policy, again: bool) -> Observation:
+        asked.append(again)
+        return first
+
+    resumed = history.resumed(measure)
+    assert [resumed(policy), resumed(policy)] == [first, second]
+    resumed(policy)
+    other = Search(run, SPACE, "latency=0.6x", BOARD, 0.6, ()).resumed(measure)
+    other(policy)
+    assert asked == [True, False]
+
+
 def test_steps_that_the_file_has_are_not_taken_away(run: Run) -> None:
     outcome = search(run, Device())
     history = Search(run, SPACE, BUDGET, BOARD, LIMIT, ())

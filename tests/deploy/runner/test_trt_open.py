@@ -38,7 +38,9 @@ def test_a_plan_is_built_for_the_gpu_and_kept(monkeypatch, tmp_path):
     assert engines[0].plan_sha256 == hashlib.sha256(engines[0].plan).hexdigest()
     assert len(list(cache.glob("*.plan"))) == 2
     assert cuda.calls == []
-    with pytest.raises(DeviceError, match="no setting precision: use batch_sizes, workspace_mb, compute_capability"):
+    with pytest.raises(
+        DeviceError, match="no setting precision: use batch_sizes, sizes, workspace_mb, compute_capability"
+    ):
         open_trt_engine("tensorrt-rtx", model, {"precision": "int8"}, {}, cache)
     onnx.save(one_layer(Layer("conv2d", W4B32), half=True), model)
     with pytest.raises(BuildError, match="blocking dimension") as failed:

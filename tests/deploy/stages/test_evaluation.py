@@ -11,9 +11,13 @@ import pytest
 import torch
 
 from calib.errors import UserError
+from calib.sizes import sizes_of
+from calib.task import Batch
 from deploy.stages.evaluation import Evaluation, spread_out
 from deploy.stages.judging import Judge
 from tests.tiny_task import Tiny
+
+IMAGES = sizes_of([Batch((torch.zeros(2, 1, 6, 6),), None)], ["x"])
 
 
 class Streamed(Tiny):
@@ -40,7 +44,7 @@ def test_any_beginning_of_the_data_is_spread_over_all_of_it():
 
 
 def test_the_batches_of_some_numbers_in_the_order_of_the_data():
-    data = Evaluation(Streamed())
+    data = Evaluation(Streamed(), IMAGES)
     assert (len(data), data.samples) == (4, 12)
     order = spread_out(4)
     numbers = {number: int(batch.inputs[0].flatten()[0]) for number, batch in data.batches()}
@@ -62,7 +66,7 @@ def test_batches_are_not_kept(workspace):
 @pytest.mark.parametrize("wrong", [(3, 3, 2), (3, 3, 2, 4, 1), (3, 2, 3, 4)])
 def test_other_sizes_the_second_time(wrong):
     task = Streamed()
-    data = Evaluation(task)
+    data = Evaluation(task, IMAGES)
     task.sizes = wrong
     with pytest.raises(UserError, match=r"evaluation\(\) gives other batches the second time: turn off shuffling"):
         list(data.batches())
@@ -74,7 +78,7 @@ def test_other_samples_the_second_time():
             self.calls += 1
             return [(torch.rand(3, 1, 6, 6), torch.zeros(3))]
 
-    data = Evaluation(Shuffled())
+    data = Evaluation(Shuffled(), IMAGES)
     with pytest.raises(UserError, match="gives other batches"):
         list(data.batches())
 
@@ -86,7 +90,7 @@ def test_an_iterator_that_is_used_up():
         def evaluation(self):
             return self.kept
 
-    data = Evaluation(Once())
+    data = Evaluation(Once(), IMAGES)
     with pytest.raises(UserError, match="already used up"):
         list(data.batches())
 
@@ -97,4 +101,14 @@ def test_samples_of_any_type_are_compared(dtype):
         def evaluation(self):
             return [(torch.arange(3).to(dtype), None)]
 
-    assert [number for number, _ in Evaluation(Typed()).batches()] == [0]
+    sizes = sizes_of([Batch((torch.arange(3),), None)], ["x"])
+    assert [number for number, _ in Evaluation(Typed(), sizes).batches()] == [0]
+
+
+def test_samples_of_other_sizes_than_the_engine_takes():
+    class Larger(Tiny):
+        def evaluation(self):
+            return [(torch.zeros(2, 1, 6, 6), None), (torch.zeros(2, 1, 7, 6), None)]
+
+    with pytest.raises(UserError, match="evaluation batch 1 has samples of 1x7x6, and the engine takes 1x6x6"):
+        Evaluation(Larger(), IMAGES)

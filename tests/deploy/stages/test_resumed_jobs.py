@@ -62,8 +62,8 @@ class Device:
     def __init__(self, observations: Observations, notes: dict[tuple[str, bool], Result], power: Power) -> None:
         self._observations, self._notes, self._power = observations, notes, power
 
-    def observe(self, policy: Policy, _limit: float) -> Observation | Refusal:
-        return self._observations.keep([(policy, self._ask(policy, thorough=False))], self.machine)[0]
+    def observe(self, policy: Policy, _limit: float, *, again: bool) -> Observation | Refusal:
+        return self._observations.keep([(policy, self._ask(policy, thorough=again))], self.machine)[0]
 
     def thoroughly(self, policy: Policy) -> TimingRow:
         result = self._ask(policy, thorough=True)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shlex
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
 
 from calib.errors import UserError
+from calib.sizes import sizes_of
+from calib.task import Batch
 from deploy.backends.tensorrt import BuildRecord, build_plan, check_units
 from deploy.lowering.onnx_files import sha256
 from deploy.stages.trtexec import export_for_trtexec
@@ -52,6 +56,23 @@ def test_a_free_batch_needs_three_shapes(tmp_path):
         "--maxShapes=x:32x3x8x8",
     ]
     assert onnx.load(str(export.path)).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_other_free_axes_are_among_the_shapes(tmp_path):
+    sizes = sizes_of([Batch((torch.zeros(2, 3, *size),), None) for size in ((8, 12), (16, 8))], ["input"])
+    exported = export(nn.Sequential(nn.Conv2d(3, 16, 3)), torch.randn(4, 3, 16, 8), tmp_path, sizes)
+    shape = onnx.load(str(exported.path)).graph.input[0].type.tensor_type.shape.dim
+    assert [size.dim_param or size.dim_value for size in shape] == ["batch", 3, "input_2", "input_3"]
+    _, made = _export(exported, tmp_path / "out", "w8a8", batch_sizes=(4, 4, 4))
+    assert shlex.split(made.build[0])[-3:] == [
+        "--minShapes=input:4x3x8x8",
+        "--optShapes=input:4x3x16x8",
+        "--maxShapes=input:4x3x16x12",
+    ]
+    session = ort.InferenceSession(str(exported.path))
+    x = torch.randn(3, 3, 9, 11)
+    (found,) = session.run(None, {"input": x.numpy()})
+    np.testing.assert_allclose(found, exported.traced.run([x]).numpy(), atol=1e-5)
 
 
 def test_paths_with_spaces_are_quoted(tmp_path):

@@ -63,6 +63,18 @@ def test_a_good_engine_loses_nothing(run):
     assert record.stages["onnx"].agreement == 1.0
 
 
+def test_how_sure_the_model_is(run, monkeypatch):
+    """Of class scores it is known; a task that says it otherwise is asked."""
+    workspace = open_run(run, Progress())
+    record, model = checked(workspace).confidence, network()
+    with torch.no_grad():
+        known = torch.cat([model(inputs).softmax(1).amax(1) for inputs, _ in batches(2)])
+    assert record.first.median == pytest.approx(float(known.quantile(0.5)), abs=1e-6)
+    assert record.change == pytest.approx(0, abs=0.05)
+    monkeypatch.setattr(workspace.task, "confidences", lambda output: output[:, 0] * 0 + 0.25, raising=False)
+    assert checked(workspace).confidence.last.median == 0.25
+
+
 def test_a_damaged_onnx_file(run):
     turn_around(run / "model.ort-cpu.onnx")
     record = verified(run)

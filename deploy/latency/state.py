@@ -1,0 +1,40 @@
+"""What a closed loop knows, and what changes in it from step to step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from deploy.latency.doubts import doubted
+from deploy.latency.observed import Observation, Refusal
+from deploy.latency.steps import Step
+from smpq.solve.allocate import Values as Marginals
+
+
+@dataclass
+class LoopState:
+    """Measurements by policy, in the order in which they were made; refusals, steps, and what marginals were found."""
+
+    measured: dict[str, Observation]
+    refusals: list[Refusal] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    marginals: dict[str, Marginals] = field(default_factory=dict)
+    stop_reason: str = ""
+
+    @property
+    def observed(self) -> dict[str, Observation]:
+        """What was measured, with the doubts that later measurements cast on earlier ones."""
+        return {each.policy.key(): each for each in doubted(list(self.measured.values()))}
+
+    @property
+    def counted(self) -> int:
+        """How many engines the steps have measured, or tried to build, without those in doubt."""
+        observed = self.observed
+        keys = {step.proposal.policy.key() for step in self.steps}
+        return sum(not (key in observed and observed[key].doubtful) for key in keys)
+
+    def keep(self, found: Observation) -> Observation:
+        """Take in a measurement, in place of an earlier one of the same policy; returns it."""
+        key = found.policy.key()
+        found = replace(found, again=self.measured.pop(key, None) is not None)
+        self.measured[key] = found
+        return found

@@ -1,0 +1,67 @@
+"""Measurements beside other work, which only later ones can tell."""
+
+import numpy as np
+import pytest
+
+from deploy.latency.doubts import doubted
+from deploy.latency.observed import Observation
+from tests.deploy.latency.test_loop import Bench
+from tests.deploy.synthetic import FP32, W8A8, policies, space
+
+SPACE = space(3, W8A8, FP32)
+POLICIES = list(policies(SPACE))
+
+
+def timed(*float_ms):
+    return [Observation(policy, 0.7, 0.01, ms) for policy, ms in zip(POLICIES, float_ms, strict=False)]
+
+
+def test_a_slow_float_engine_casts_doubt_on_what_came_before():
+    busy, quiet = doubted(timed(1.25, 1.0))
+    assert busy.doubtful
+    assert busy.upper == pytest.approx((0.7 + 1.96 * 0.01) * 1.25)
+    assert busy.ratio == 0.7
+    assert quiet == timed(1.25, 1.0)[1]
+
+
+@pytest.mark.parametrize("float_ms", [(1.0, 1.25), (1.05, 1.0), (None, 1.0), (1.25, None)])
+def test_no_doubt_without_a_reason(float_ms):
+    assert doubted(timed(*float_ms)) == timed(*float_ms)
+
+
+def test_a_machine_that_grows_warm_casts_no_doubt_on_its_cold_times():
+    times = (1.0, 1.1, 1.1, 1.1, 1.1)
+    assert doubted(timed(*times)) == timed(*times)
+
+
+def test_only_the_next_few_are_asked():
+    assert not doubted(timed(1.2, 1.2, 1.2, 1.2, 1.2, 1.0))[0].doubtful
+    assert doubted(timed(1.2, 1.2, 1.2, 1.2, 1.0))[0].doubtful
+
+
+class Busy(Bench):
+    """Something else is at work for the first `engines`, which slows down quantised ones more than the float engine."""
+
+    def __init__(self, seed, engines, told):
+        super().__init__(seed)
+        self.engines, self.told = engines, told
+
+    def measure(self, policy):
+        self.measured.append(policy.key())
+        busy = len(self.measured) <= self.engines
+        found = self.observation(policy)
+        ratio = 1 - (1 - found.ratio) * 0.4 if busy else found.ratio
+        return Observation(policy, ratio, found.standard_error, (1.25 if busy else 1.0) if self.told else None)
+
+
+def test_a_search_that_began_beside_other_work_ends_as_well_as_another():
+    def regret(bench):
+        outcome = bench.run(0.7, measurements=12)
+        assert outcome.met
+        assert np.max(np.unique(bench.measured, return_counts=True)[1]) <= 2, "measured again once at most"
+        return max(map(bench.value, bench.feasible(0.7))) - bench.value(outcome.policy)
+
+    regrets = np.array([[regret(Busy(seed, *how)) for seed in (0, 4)] for how in ((4, True), (4, False), (0, True))])
+    told, untold, undisturbed = regrets.sum(1)
+    assert told == pytest.approx(undisturbed)
+    assert untold > told + 0.5
