@@ -13,7 +13,7 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from calib.network import fold, graph
+from calib.network import graph
 from calib.network.tracing import Program
 from calib.network.units import Unit
 from calib.sizes import InputSizes
@@ -33,7 +33,6 @@ def traced_once() -> Iterator[None]:
     """Keep the first trace and the first export of each network of `PURE` for as long as the context is open."""
     with (
         mock.patch.object(graph, "export_program", _Traces(graph.export_program)),
-        mock.patch.object(fold, "trace_program", _Traces(fold.trace_program)),
         mock.patch.object(float_onnx, "export_float", _Exports()),
     ):
         yield
@@ -53,11 +52,11 @@ class _Traces:
         sizes: Iterable[int] = (),
         *,
         free: bool = True,
-        **more: Any,
+        inputs: InputSizes | None = None,
     ) -> Program:
         sizes = tuple(sizes)
-        if type(model) not in PURE or model.training or more.get("first") or _several_sizes(more.get("inputs")):
-            return self._trace(model, example, sizes, free=free, **more)
+        if type(model) not in PURE or model.training or _several_sizes(inputs):
+            return self._trace(model, example, sizes, free=free, inputs=inputs)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         shapes = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in (*example, *state.values()))
         key = (type(model), tuple(map(repr, model.modules())), shapes, frozenset(sizes), free)

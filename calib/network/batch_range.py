@@ -22,7 +22,10 @@ def holds_for(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Seq
     """
     if not in_ranges(program, shapes):
         return False
-    guards = getattr(program.module(), "_guards_fn", None) if shapes else None
+    # a module is a copy of the whole graph; private to torch is the list of guards, which most programs have none of
+    if not shapes or getattr(program, "_guards_code", None) == []:
+        return True
+    guards = getattr(program.module(), "_guards_fn", None)
     if guards is None:  # there are none
         return True
     try:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from calib.errors import UserError
 from calib.network.graph import TracedModel
 from calib.network.nodes import module_path, operator_name
-from calib.network.tracing import Program, trace_program
+from calib.network.watched import norms_behind_layers
 from calib.sizes import InputSizes
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -46,19 +45,14 @@ def trace_folded(
     """
     sizes, example = tuple(sizes), tuple(example)
     copied = copy_model(model)
-    # torch traces for as long as the rest takes together: half of a trace shows nearly all that folds, and is used
-    # where nothing does
-    first: Program | None = None
-    folded: tuple[Folded, ...] = ()
-    if any(type(module) in _BATCH_NORMS for module in copied.modules()):
-        first = trace_program(copied, example, sizes, free=free, inputs=inputs)
-        folded = _fold(_Calls.of_program(copied, first[0]))
+    # one run shows nearly all that folds, and takes less than the trace which shows the rest
+    norms = any(type(module) in _BATCH_NORMS for module in copied.modules())
+    pairs = norms_behind_layers(copy_model(model), example) if norms else ()
+    folded = tuple(_merge(copied, *pair) for pair in pairs)
     if folded:
-        copied.requires_grad_(False)
-    traced = TracedModel(
-        copied, example, sizes, free=first[1] if first else free, inputs=inputs, first=None if folded else first
-    )
-    rest = _fold(_Calls.of_trace(traced))
+        copied.eval().requires_grad_(False)
+    traced = TracedModel(copied, example, sizes, free=free, inputs=inputs)
+    rest = _fold(traced)
     copied.requires_grad_(False)
     if rest:
         traced = TracedModel(copied, example, sizes, free=traced.dynamic_batch, inputs=inputs)
@@ -97,42 +91,10 @@ def copy_model(model: nn.Module) -> nn.Module:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Calls:
-    """What a graph says about the calls of modules. `readers` counts the nodes that read a parameter or what shares its
-    memory.
-    """
-
-    module: nn.Module
-    nodes: tuple[fx.Node, ...]
-    parameter_names: Mapping[str, str]
-    readers: Mapping[str, int]
-
-    @classmethod
-    def of_trace(cls, traced: TracedModel) -> _Calls:
-        readers = {node.name: len(node.users) for node in traced.graph.find_nodes(op="placeholder")}
-        return cls(traced.module, tuple(traced.graph.nodes), traced.parameter_names, readers)
-
-    @classmethod
-    def of_program(cls, module: nn.Module, program: ExportedProgram) -> _Calls:
-        """Read a program as torch traces it; nothing of one with parts that are graphs of their own, as under
-        autocast.
-        """
-        if any(isinstance(part, fx.GraphModule) for part in program.graph_module.children()):
-            return cls(module, (), {}, {})
-        names = program.graph_signature.inputs_to_parameters
-        places = {node: program.state_dict[name].untyped_storage().data_ptr() for node, name in names.items()}
-        users = {node.name: len(node.users) for node in program.graph.find_nodes(op="placeholder")}
-        together: dict[int, int] = {}
-        for node, place in places.items():
-            together[place] = together.get(place, 0) + users[node]
-        return cls(module, tuple(program.graph.nodes), names, {node: together[place] for node, place in places.items()})
-
-
-def _fold(calls: _Calls) -> tuple[Folded, ...]:
-    """Fold in the module of a graph, in place."""
-    folded = calls.module
-    norms = [node for node in calls.nodes if operator_name(node) in _NORM_OPERATORS]
+def _fold(traced: TracedModel) -> tuple[Folded, ...]:
+    """Fold in the module of a trace, in place."""
+    folded = traced.module
+    norms = [node for node in traced.graph.nodes if operator_name(node) in _NORM_OPERATORS]
     paths = [module_path(node) for node in norms]
     reads = [node.args[1:5] for node in norms]  # a call under autocast has lost its path, and reads the same
     done: list[Folded] = []
@@ -143,22 +105,25 @@ def _fold(calls: _Calls) -> tuple[Folded, ...]:
         if len(source.users) != 1 or not layer_path or paths.count(norm_path) != 1 or reads.count(node.args[1:5]) != 1:
             continue
         layer, norm = folded.get_submodule(layer_path), folded.get_submodule(norm_path)
-        if (
-            not isinstance(norm, _BATCH_NORMS)
-            or type(norm) not in _BATCH_NORMS
-            or not _reads_its_own(calls, source, layer_path, layer)
-        ):
-            continue
-        if isinstance(layer, _CONVOLUTIONS):
-            _replace(folded, layer_path, fuse_conv_bn_eval(layer, norm))
-        elif isinstance(layer, nn.Linear) and operator_name(source) == "linear" and source.meta["val"].dim() == 2:
-            _replace(folded, layer_path, fuse_linear_bn_eval(layer, _affine(norm)))
-        else:
-            continue
-        _replace(folded, norm_path, nn.Identity())
-        done.append(Folded(norm_path, layer_path))
+        linear = isinstance(layer, nn.Linear) and operator_name(source) == "linear" and source.meta["val"].dim() == 2
+        foldable = type(norm) in _BATCH_NORMS and (linear or isinstance(layer, _CONVOLUTIONS))
+        if foldable and _reads_its_own(traced, source, layer_path, layer):
+            done.append(_merge(folded, norm_path, layer_path))
     folded.eval()
     return tuple(done)
+
+
+def _merge(model: nn.Module, norm_path: str, layer_path: str) -> Folded:
+    """Make a BatchNorm a part of the layer before it, in place."""
+    layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
+    assert isinstance(norm, _BATCH_NORMS)
+    if isinstance(layer, _CONVOLUTIONS):
+        _replace(model, layer_path, fuse_conv_bn_eval(layer, norm))
+    else:
+        assert isinstance(layer, nn.Linear)
+        _replace(model, layer_path, fuse_linear_bn_eval(layer, _affine(norm)))
+    _replace(model, norm_path, nn.Identity())
+    return Folded(norm_path, layer_path)
 
 
 def _affine(norm: nn.Module) -> Any:
@@ -171,12 +136,12 @@ def _affine(norm: nn.Module) -> Any:
     return complete.eval()
 
 
-def _reads_its_own(calls: _Calls, call: fx.Node, path: str, layer: nn.Module) -> bool:
+def _reads_its_own(traced: TracedModel, call: fx.Node, path: str, layer: nn.Module) -> bool:
     """Whether a call multiplies by the parameters of its layer as they are, and nothing else reads them."""
     read = [argument for argument in call.args[1:3] if isinstance(argument, fx.Node)]
-    names = {calls.parameter_names.get(parameter.name) for parameter in read}
+    names = {traced.parameter_names.get(parameter.name) for parameter in read}
     own = {f"{path}.{name}" for name, _ in layer.named_parameters()}
-    return names == own and all(calls.readers.get(parameter.name) == 1 for parameter in read)
+    return names == own and all(len(parameter.users) == 1 for parameter in read)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

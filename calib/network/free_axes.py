@@ -126,7 +126,7 @@ def input_names(model: nn.Module, count: int) -> list[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Trace without gradients, warnings of torch about itself, and its log: the message that counts is ours."""
+    """Trace or run without gradients, warnings of torch about itself, and its log: the message that counts is ours."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -16,7 +16,7 @@ from calib.network.equal import merge_equal
 from calib.network.execution import NO_EDITS, Edits, Execution, Observe
 from calib.network.nodes import OPERATOR, module_path
 from calib.network.products import Arrangement, write_as_linear
-from calib.network.tracing import Program, export_program
+from calib.network.tracing import export_program
 from calib.sizes import InputSizes, sizes_of
 from calib.task import Batch
 
@@ -46,21 +46,18 @@ class TracedModel:
         *,
         free: bool = True,
         inputs: InputSizes | None = None,
-        first: Program | None = None,
     ) -> None:
         """Trace `model` on `example`, the positional inputs of one batch: of two samples or more, unless its size is
         the only one.
 
         `sizes` are the numbers of samples that will run at once; a trace that does not hold for all of them is made
         again for the size of the example alone, as without `free`. `inputs` says which other sizes the inputs have, None
-        for those of the example alone. `first` is what `trace_program` gave for all this, if it was called already.
+        for those of the example alone.
         """
         self.module = model
         self.example = tuple(example)
         self.sizes = inputs or sizes_of([Batch(self.example, None)], ())
-        self.program, self.dynamic_batch = export_program(
-            model, self.example, sizes, free=free, inputs=inputs, first=first
-        )
+        self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free, inputs=inputs)
         self.graph: fx.Graph = self.program.graph
         signature = self.program.graph_signature
         self.parameter_names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
 from calib.errors import UserError
+from calib.network.decomposed import without_retracing
 from calib.network.free_axes import quiet, traced_program, untraceable
 from calib.sizes import InputSizes
 
@@ -30,18 +31,17 @@ def export_program(
     *,
     free: bool = True,
     inputs: InputSizes | None = None,
-    first: Program | None = None,
 ) -> Program:
     """Return the traced program, in-place operators removed, and whether its batch dimension is free; see
     `trace_program`.
 
-    `first` is what that gave, if it was called already. Raises UserError when the model cannot be traced, branches on
-    values, draws random numbers, or takes the statistics of the batch.
+    Raises UserError when the model cannot be traced, branches on values, draws random numbers, or takes the statistics
+    of the batch.
     """
-    program, is_free = first or trace_program(model, example, sizes, free=free, inputs=inputs)
+    program, is_free = trace_program(model, example, sizes, free=free, inputs=inputs)
     try:
         with quiet():
-            program = program.run_decompositions({})
+            program = without_retracing(program) or program.run_decompositions({})
     except Exception as error:
         raise untraceable(error) from error
     _check_straight(program.graph)
@@ -59,8 +59,7 @@ def trace_program(
     free: bool = True,
     inputs: InputSizes | None = None,
 ) -> Program:
-    """Return the program as torch traces it, in-place operators included, which takes half of the time of
-    `export_program`.
+    """Return the program as torch traces it, in-place operators included, and whether its batch dimension is free.
 
     With `free` the leading dimension is tried as a free one. It is kept when every size in `sizes`, the numbers of
     samples that will run at once, lies inside the range that the trace holds for. Otherwise the size of the example is

@@ -75,17 +75,39 @@ def test_a_norm_that_is_called_again_in_a_part_of_its_own_is_left_alone():
     assert what_folds(CalledUnderAutocast(), 2, 4, 4) == ()
 
 
-@pytest.mark.parametrize("folds", [True, False])
-def test_one_trace_is_written_out_whether_a_norm_folds_or_not(monkeypatch, folds):
-    calls = []
+def traces(monkeypatch) -> list[nn.Module]:
+    """Return a list that every module is added to when it is traced."""
+    found = []
     whole = graph.export_program
     monkeypatch.setattr(
-        graph, "export_program", lambda *arguments, **named: calls.append(named) or whole(*arguments, **named)
+        graph, "export_program", lambda model, *rest, **named: found.append(model) or whole(model, *rest, **named)
     )
+    return found
+
+
+@pytest.mark.parametrize("folds", [True, False])
+def test_a_model_is_traced_once_whether_a_norm_folds_or_not(monkeypatch, folds):
+    found = traces(monkeypatch)
     parts = (nn.Conv2d(2, 4, 3), *(() if folds else (nn.ReLU(),)), nn.BatchNorm2d(4))
     assert len(what_folds(nn.Sequential(*parts), 2, 6, 6)) == folds
-    (call,) = calls
-    assert (call["first"] is None) == folds, "the first half of the trace is used again"
+    assert len(found) == 1
+
+
+def test_all_norms_of_a_deep_model_are_seen_in_one_run(monkeypatch):
+    """Tensors of later layers lie where those of earlier ones lay."""
+    found = traces(monkeypatch)
+    parts = [nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(12)]
+    assert len(what_folds(nn.Sequential(*parts), 4, 3, 3)) == len(parts)
+    assert len(found) == 1
+
+
+class OwnConvolution(nn.Conv2d):
+    """Torch's own by another name, which only the trace can tell."""
+
+
+def test_what_one_run_does_not_show_is_folded_by_the_trace():
+    layer = OwnConvolution(2, 4, 3)
+    assert what_folds(nn.Sequential(layer, nn.BatchNorm2d(4)), 2, 6, 6) == (Folded(norm="1", layer="0"),)
 
 
 class Base(nn.Module):
@@ -173,6 +195,34 @@ class NormThatDoesMore(StandardisedWeight):
         self.norm = NormAndActivation(2)
 
 
+class HookedLayer(NormThatDoesMore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+        self.conv.register_forward_hook(lambda module, given, output: output.abs())
+
+
+class ReturnedToo(Base):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.conv(x)
+        return [self.norm(y), y.flatten(1)]
+
+
+class ReadThroughAView(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) + y.transpose(2, 3)
+
+
+class LayerAtTwoPlaces(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = self.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.other(x))
+
+
 class Transposed(NormThatDoesMore):
     def __init__(self) -> None:
         super().__init__()
@@ -184,11 +234,19 @@ class Transposed(NormThatDoesMore):
     "network",
     [
         SharedConvolution, ReadTwice, SharedNorm, TiedWeight, WeightReadElsewhere, BiasReadElsewhere, NormFirst, ReluBetween,
-        StandardisedWeight, WeightNorm, NormThatDoesMore, Transposed,
+        StandardisedWeight, WeightNorm, NormThatDoesMore, HookedLayer, ReadThroughAView, Transposed,
     ],
 )  # fmt: skip
 def test_leaves_alone(network):
     assert what_folds(network(), 2, 5, 5) == ()
+
+
+def test_leaves_alone_what_the_model_returns_too():
+    assert fold_batchnorm(with_statistics(ReturnedToo()), (torch.randn(2, 2, 5, 5),))[1] == ()
+
+
+def test_a_layer_at_two_places_stays_right():
+    what_folds(LayerAtTwoPlaces(), 2, 5, 5)
 
 
 def test_leaves_a_norm_over_tokens_alone():
