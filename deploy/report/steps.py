@@ -155,9 +155,10 @@ def _plan_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
         if layer.bits < 16 and layer.interval is not None and layer.interval.low < 0 < layer.interval.high
     ]
     if unclear:
+        than = f" than {report.scores.permutations}" if report.scores.permutations else ""
         sentence = (
             f"{counted(len(unclear), 'layer')} have a score whose interval includes zero ({some(unclear)}): do not "
-            f"read an order into them. More samples than {report.scores.permutations} narrow it."
+            f"read an order into them. More samples{than} narrow it."
         )
         steps.append(Step(sentence, longer))
     stability = report.stability

@@ -134,7 +134,7 @@ def explanation(problem: Problem) -> Impossible:
     )
     return Impossible(
         f"no policy meets the budget; the nearest one has {reached}. Raise the budget to that point, or allow smaller "
-        "formats with --formats"
+        "formats (--formats, --pin)"
     )
 
 
