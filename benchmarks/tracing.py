@@ -86,7 +86,8 @@ def main() -> None:
             results = found[name, checkout]
             row[checkout] = {key: round(statistics.median(r[key] for r in results), 2) for key in ("first", "again")}
         rows.append(row)
-    keep("tracing", f"python benchmarks/tracing.py --rounds {options.rounds}", [0], rows, bars=BARS)
+    before = "--before CHECKOUT " if options.before else ""
+    keep("tracing", f"python benchmarks/tracing.py {before}--rounds {options.rounds}", [0], rows, bars=BARS)
 
 
 if __name__ == "__main__":
