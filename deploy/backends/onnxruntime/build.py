@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +18,12 @@ from calib.files.storage import plain
 from deploy.backends.base import BuildFailed
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import OrtEngineRecord, TensorRow, keep_record
-from deploy.lowering.onnx_files import copy_model, load_model, sha256, size_bytes
+from deploy.lowering.onnx_files import copy_model, load_model, save_model, sha256, size_bytes
 from deploy.runner.errors import DeviceError
 from deploy.runner.ort import NO_OVERFLOW, SESSION_SETTINGS, integer_sums_overflow
 from deploy.runner.ort_gpu import ORT_CPU, ORT_TENSORRT, why_missing
 
+_ACCURACY = "accuracy_level"
 _NBITS_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
 _NO_INTEGER_KERNELS = "session.disable_quant_qdq"
 CPU = (ORT_CPU,)
@@ -42,7 +44,8 @@ def build_engine(
        on such a CPU alone: elsewhere the kernels are exact anyway, and as slow with it.
     3. Weight-only layers quantise their input block by block to 8 bits inside the kernel (accuracy level 4): the fast
        kernels do.
-    4. `exact`: no integer kernels at all; the file is computed as it is written, in float. For `simulate` and for
+    4. `exact`: no integer kernels at all; the file is computed as it is written, in float, and where it asks for such
+       a weight-only layer itself, without that. For `simulate` and for
        comparison.
     5. `providers` other than the CPU take what concerns them of this. TensorRT gets the file as it is, without any
        optimisation: those that come before it is asked move Q/DQ nodes to where the plan has none, quantise biases, and
@@ -52,6 +55,12 @@ def build_engine(
     A file that onnxruntime refuses is a `BuildFailed`, and nothing is written. Raises UserError when `model` is missing
     or is not ONNX, an `engine.json` is there that cannot be read, or this machine lacks a provider.
     """
+    if exact and _lowered_products(loaded := load_model(model)):
+        with tempfile.TemporaryDirectory() as scratch:
+            for node in _lowered_products(loaded):
+                node.attributes[_ACCURACY] = ir.AttrInt64(_ACCURACY, 0)
+            save_model(loaded, Path(scratch) / model.name)
+            return build_engine(Path(scratch) / model.name, engine, exact=True, providers=providers)
     check_providers(providers)
     record = _settings(load_model(model), exact=exact, providers=providers)
     start = time.perf_counter()
@@ -75,6 +84,11 @@ def build_engine(
     record = replace(record, sha256=sha256(engine), size_bytes=size_bytes(engine))
     keep_record(engine, record)
     return record
+
+
+def _lowered_products(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes that ask for a kernel which quantises its input."""
+    return [node for node in model.graph if node.attributes.get_int(_ACCURACY, 0) != 0]
 
 
 def session_settings(model: Path, providers: Sequence[str] = CPU) -> dict[str, Any]:
