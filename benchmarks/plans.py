@@ -25,6 +25,13 @@ def handmade_plans(space: Space, formats: list[Format], count: int) -> dict[str,
     """Return `count` plans as people make them by hand; the first of the integer `formats` is the one most are made
     with.
     """
+    found = all_handmade_plans(space, formats)
+    assert len(found) >= count, "too few different plans"
+    return dict(list(found.items())[:count])
+
+
+def all_handmade_plans(space: Space, formats: list[Format]) -> dict[str, Policy]:
+    """Return all the different ones."""
     groups = list(space.groups)
     by_macs = sorted(groups, key=lambda group: -sum(unit.macs for unit in group.units))
     by_size = sorted(groups, key=lambda group: -sum(unit.parameters for unit in group.units))
@@ -47,8 +54,7 @@ def handmade_plans(space: Space, formats: list[Format], count: int) -> dict[str,
     found: dict[str, tuple[str, Policy]] = {}
     for name, policy in named.items():
         found.setdefault(policy.key(), (name, policy))
-    assert len(found) >= count, "too few different plans"
-    return dict(list(found.values())[:count])
+    return dict(found.values())
 
 
 def _grouped(unit: Unit) -> bool:

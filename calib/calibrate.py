@@ -18,6 +18,7 @@ from calib.errors import UserError
 from calib.formats.format import Format
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
+from calib.network.clips import is_clip
 from calib.network.graph import TracedModel
 from calib.network.nodes import operator_name
 from calib.network.residual import residual_adds
@@ -142,14 +143,14 @@ class Calibration:
 
 
 def _observed_tensors(traced: TracedModel, units: Sequence[Unit]) -> list[str]:
-    """Inputs and results of all units, results behind a ReLU as well, sums, and the skips of residual adds."""
+    """Inputs and results of all units, results behind a ReLU or clamp as well, sums, and the skips of residual adds."""
     names: dict[str, None] = {}
     for unit in units:
         names.update(dict.fromkeys(unit.inputs))
         names.update(dict.fromkeys(unit.calls))
     names.update({node.name: None for node in traced.graph.nodes if operator_name(node) == "add"})
     for name in list(names):
-        names.update({user.name: None for user in traced.consumers(name) if operator_name(user) == "relu"})
+        names.update({user.name: None for user in traced.consumers(name) if is_clip(user)})
     names.update({add.grid: None for add in residual_adds(traced, units)})
     return [name for name in names if _is_float_tensor(traced, name)]
 

@@ -29,7 +29,8 @@ class Format:
     2. `w8a8`, `w3a8`, ...: integer weight (one scale per output channel), integer activation (one scale per tensor).
     3. `w4a16`, `w8a16`: weight-only, `activation` is None; `w4` and `w8` are short for them.
     4. `w4a16b128`: weight-only, one scale for every block of 128 weights along the input dimension.
-    5. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
+    5. `wt7a8`, `wt8a8`: integer weights that share one scale.
+    6. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
     """
 
     weight: NumberType

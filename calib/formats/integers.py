@@ -71,6 +71,26 @@ class Integer(NumberType):
         return values.char()
 
 
+@number_type("t7", "t8")
+class SharedScale(Integer):
+    """Integers of 7 and 8 bits for weights whose output channels share one scale: kernels that are given a scale and a
+    zero point for each channel take longer, which in small layers is more than the products take.
+    """
+
+    blocks = False
+    one_scale = True
+
+    @property
+    def bits(self) -> int:
+        """Bits of one number."""
+        return int(self.name.removeprefix("t"))
+
+    @property
+    def for_activations(self) -> bool:
+        """Activations have one scale anyway."""
+        return False
+
+
 def integer(bits: int) -> NumberType:
     """Return the integers of so many bits."""
     return NUMBER_TYPES[str(bits)]

@@ -35,7 +35,8 @@ class NumberType(ABC):
     3. `blocks`: weights may have a scale for each block of inputs.
     4. `is_integer`: values are evenly spaced integers with a zero point. Sums, concatenations and biases in integers,
        and learned steps, are for these types alone.
-    5. `smallest_clip`: the clip search for weights (`calib.rounding`) goes down to this share of the largest magnitude.
+    5. `one_scale`: all output channels of a weight share one scale.
+    6. `smallest_clip`: the clip search for weights (`calib.rounding`) goes down to this share of the largest magnitude.
     """
 
     name: str
@@ -44,6 +45,7 @@ class NumberType(ABC):
     alone: ClassVar[bool] = False
     blocks: ClassVar[bool] = False
     is_integer: ClassVar[bool] = False
+    one_scale: ClassVar[bool] = False
 
     @property
     @abstractmethod

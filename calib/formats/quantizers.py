@@ -93,7 +93,8 @@ class QuantizedWeight:
     """A weight in a number type: real = scale * value.
 
     `values` are int8 for integers, float8_e4m3fn for FP8 (`NumberType.stored`), in the layout of the float weight
-    `[out, in, ...]`. `scale` is float32 `[out]`, or `[out, in / block]` with blocks along the input dimension.
+    `[out, in, ...]`. `scale` is float32 `[out]`, also where all channels share one, or `[out, in / block]` with blocks
+    along the input dimension.
     """
 
     type: NumberType
@@ -115,6 +116,15 @@ class QuantizedWeight:
     def value_bytes(self) -> bytes:
         """Return the values as they lie in memory."""
         return self.values.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+    def scale_array(self) -> npt.NDArray[np.float32]:
+        """Return the scales, a scalar where all channels share one."""
+        scale = self.scale.detach().cpu().float()
+        if not self.type.one_scale:
+            return np.asarray(scale.numpy())
+        if not bool((scale == scale[0]).all()):
+            raise ValueError(f"weights of type {self.type.name} have one scale, and the channels have several")
+        return np.asarray(scale[0].numpy())
 
     def value_array(self) -> npt.NDArray[np.float32]:
         """Return the values as float32, which holds each exactly."""

@@ -13,6 +13,13 @@ MOVES = {
 }  # fmt: skip
 """Operators that only move values (or take the largest), so that a quantised tensor stays on its grid."""
 
+_AVERAGES = {"mean", "avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool1d"}
+
+
+def is_averaged(node: fx.Node) -> bool:
+    """Whether all that reads a node averages its values, which leaves little of what rounding does to each."""
+    return bool(node.users) and all(operator_name(user) in _AVERAGES for user in node.users)
+
 
 def keeps_grid(node: fx.Node) -> bool:
     """Whether a node only moves values of its first input; padding with anything but zero adds a value of its own."""

@@ -194,10 +194,17 @@ def search_scale(weight: Tensor, importance: Tensor, grid: NumberType, scale_flo
 
 
 def search_scales(weight: Tensor, moments: Moments, grid: NumberType, block: int | None, scale_floor: Tensor) -> Tensor:
-    """Return the step sizes of a whole weight `[out, k]`: `[out]`, or `[out, k / block]`."""
+    """Return the step sizes of a whole weight `[out, k]`: `[out]`, all the same where the type has one scale, or
+    `[out, k / block]`.
+    """
     rows, length = weight.shape
     groups = moments.matrix.shape[0]
     importance = moments.diagonal.repeat_interleave(rows // groups, dim=0)
+    if grid.one_scale:
+        flat = importance.reshape(1, -1)
+        flat = scaled_by_powers(flat, -exponents(flat.amax(dim=1, keepdim=True)))
+        flat = flat if bool(flat.sum() > 0) else torch.ones_like(flat)
+        return search_scale(weight.reshape(1, -1), flat, grid, scale_floor.max().reshape(1)).expand(rows).contiguous()
     importance = scaled_by_powers(importance, -exponents(importance.amax(dim=1, keepdim=True)))
     importance = importance + importance.mean(dim=1, keepdim=True) * _SHARE_OF_ALL
     importance = torch.where(importance.sum(dim=1, keepdim=True) > 0, importance, torch.ones_like(importance))

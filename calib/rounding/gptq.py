@@ -52,8 +52,11 @@ def round_gptq(
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_values, best_scale = _chosen(better, (values, scale), (best_values, best_scale))
-    nearest = round_nearest(weight, moments, grid, block, scale_floor)
-    values, scale = nearest.values.float(), nearest.scale
+    if grid.one_scale:
+        values, scale = grid.round_(weight / found[:, None], *grid.limits), found
+    else:
+        nearest = round_nearest(weight, moments, grid, block, scale_floor)
+        values, scale = nearest.values.float(), nearest.scale
     worse = are_worse(wrong_by(best_values, best_scale), wrong_by(values, scale), moments) | ~torch.isfinite(best_error)
     best_values, best_scale = _chosen(worse, (values, scale), (best_values, best_scale))
     return QuantizedWeight(grid, grid.stored(best_values), best_scale, block)

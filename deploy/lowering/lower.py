@@ -15,9 +15,11 @@ from deploy.lowering.export import OPSET
 from deploy.lowering.onnx_files import load_model, save_model, sha256, size_bytes
 from deploy.lowering.passes.convert_to_fp16 import convert_to_fp16
 from deploy.lowering.passes.declare_opset import declare_opset
+from deploy.lowering.passes.drop_clips import drop_clips
 from deploy.lowering.passes.editing import gather_nodes, unit_nodes
 from deploy.lowering.passes.fix_batch import fix_batch
 from deploy.lowering.passes.multiply_rows import multiply_rows
+from deploy.lowering.passes.pad_integers import pad_integers
 from deploy.lowering.passes.quantize_biases import quantize_biases
 from deploy.lowering.passes.quantize_rows import quantize_rows
 from deploy.lowering.passes.quantize_tensors import quantize_tensors
@@ -35,7 +37,9 @@ class Lowering:
     3. `integer_matmul`: linear layers with integer inputs are MatMul and Add; those with integer weights always are.
     4. `copied_from_bits`: weights of that many bits or more are stored for each call, None for once.
     5. `matrix_rows`: layers with blocks of integer weights multiply rows of a matrix.
-    6. `integer_biases`: biases of integer convolutions are int32.
+    6. `integer_biases`: biases of integer convolutions, and of linear layers as the plan says, are int32.
+       `integers_between`: what stands between integer layers and would turn integers to floats there is written without
+       floats.
     7. `least_opset`: the file declares the oldest opset that its operators need. `newest_opset` is the newest one that
        a weight's type may ask for.
     8. `packed_rows`: rows of an embedding, and the head that is tied to it, in ONNX Runtime's own operators.
@@ -47,6 +51,7 @@ class Lowering:
     copied_from_bits: int | None = None
     matrix_rows: bool = False
     integer_biases: bool = False
+    integers_between: bool = False
     least_opset: bool = False
     packed_rows: bool = False
     newest_opset: int = OPSET
@@ -100,6 +105,9 @@ def lower(
     changes["quantize_rows"] = quantize_rows(model, plan, units, lowering.newest_opset, packed=lowering.packed_rows)
     tensors = quantize_tensors(model, plan, units)
     changes["quantize_tensors"] = tensors.inserted
+    if lowering.integers_between:
+        changes["drop_clips"] = drop_clips(model)
+        changes["pad_integers"] = pad_integers(model)
     if lowering.matrix_rows:
         changes["multiply_rows"] = multiply_rows(model, plan, units)
     if lowering.integer_biases:

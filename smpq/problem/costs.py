@@ -74,6 +74,7 @@ def weight_bytes(unit: Unit, chosen: Format) -> float:
     if chosen.is_float:
         return packed
     scales = unit.out_features * (unit.in_features // chosen.weight_block if chosen.weight_block else 1)
+    scales = 1 if chosen.weight.one_scale else scales
     return packed + scales * _SCALE_BYTES
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from calib.network.clips import clipped, is_clip
 from calib.network.graph import TracedModel
-from calib.network.moves import MOVES
+from calib.network.moves import MOVES, is_averaged
 from calib.network.nodes import operator_name
 from calib.network.residual import ResidualAdd, residual_adds
 from smpq.problem.policy import Group, Join
-from smpq.quantized.plan import JOINS, QdqRules, result_after_relu
+from smpq.quantized.plan import JOINS, QdqRules, gemm_calls
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Edge:
 def find_joins(traced: TracedModel, groups: Sequence[Group], rules: QdqRules) -> tuple[Join, ...]:
     """Return the sums and concatenations that may be computed or read as integers, in graph order.
 
-    1. With `rules.outputs`: every operand comes from a convolution, or from another join, and a unit reads the result.
+    1. With `rules.outputs`: every operand comes from a convolution, or from another join, and a unit reads the result,
+       or averages alone do: its operands then count as its readers.
     2. With `rules.skips`: the residual adds (`calib.network.residual`). The layer that computes the add counts as the
        operand. The layers that read the skip, and the convolution that makes it, count as readers: the add reads
        integers when one of them has integers.
@@ -42,8 +44,9 @@ def find_edges(traced: TracedModel, groups: Sequence[Group], rules: QdqRules) ->
     """Return the tensors between convolutions or joins and what reads them: where only one of the two works on
     integers, it is converted.
 
-    Linear layers hand on floats in every format, so nothing starts at them; and a tensor that another operator computes
-    is float. With `rules.skips`, the skip of each residual add is one, from the first reader of the join to the join.
+    Linear layers with one row a sample and a bias hand on integers to units, others floats in every format, so nothing
+    starts at them; and a tensor that another operator computes is float. With `rules.skips`, the skip of each residual
+    add is one, from the first reader of the join to the join.
     """
     joins = find_joins(traced, groups, rules) if rules.outputs else ()
     found = list(_Flow(traced, groups).edges({join.name for join in joins}))
@@ -73,6 +76,8 @@ class _Flow:
             if "conv" in unit.operator
             for call in unit.calls
         }
+        rows = gemm_calls(traced, [unit for group in groups for unit in group.units])
+        self._hands_on = {call: self._reads[call] for call in rows}
 
     def merges(self) -> Iterator[Join]:
         owner: dict[str, str] = {}
@@ -80,9 +85,12 @@ class _Flow:
             operands = _merged(node)
             self._hand_on(node, owner)
             if operands and all(operand.name in owner for operand in operands):
-                readers = tuple(dict.fromkeys(self._readers(result_after_relu(node))))
+                makers = tuple(dict.fromkeys(owner[operand.name] for operand in operands))
+                readers = tuple(dict.fromkeys(self._readers(clipped(node))))
+                if not readers and is_averaged(clipped(node)):
+                    readers = makers
                 if readers:
-                    yield Join(node.name, tuple(dict.fromkeys(owner[operand.name] for operand in operands)), readers)
+                    yield Join(node.name, makers, readers)
                     owner[node.name] = node.name
 
     def edges(self, joins: set[str]) -> Iterator[Edge]:
@@ -90,6 +98,8 @@ class _Flow:
         found: dict[tuple[str, str], int] = {}
         for node in self._nodes:
             self._hand_on(node, owner)
+            if node.name in self._hands_on:
+                owner[node.name] = self._hands_on[node.name]
             reader = self._reads.get(node.name) or (node.name if node.name in joins else None)
             operands = _merged(node) if node.name in joins else node.all_input_nodes[:1]
             for operand in operands if reader else ():
@@ -108,7 +118,11 @@ class _Flow:
         """
         if node.name in self._makes:
             owner[node.name] = self._makes[node.name]
-        elif operator_name(node) in {"relu", *MOVES} and node.all_input_nodes and node.all_input_nodes[0].name in owner:
+        elif (
+            (operator_name(node) in MOVES or is_clip(node))
+            and node.all_input_nodes
+            and node.all_input_nodes[0].name in owner
+        ):
             owner[node.name] = owner[node.all_input_nodes[0].name]
 
     def _readers(self, result: fx.Node) -> Iterator[str]:

@@ -15,12 +15,14 @@ from calib.calibrate import Calibration
 from calib.formats.format import Format
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight, Scheme
+from calib.network.clips import clipped, is_clipped
 from calib.network.graph import TracedModel
-from calib.network.moves import keeps_grid
+from calib.network.moves import is_averaged, keeps_grid
 from calib.network.nodes import operator_name
 from calib.network.residual import ResidualAdd, residual_adds
 from calib.network.units import Unit
 
+_MATRIX = 2
 JOINS = {"add", "cat"}
 """Operators that merge tensors, in integers when all of them are."""
 
@@ -30,7 +32,8 @@ class QdqRules:
     """What a runtime wants quantised besides the inputs of integer layers.
 
     `outputs`: an integer convolution also writes integers, and whatever only adds or moves integer tensors does too
-    (ONNX Runtime has no integer convolution with a float result). `skips`: an add that an integer layer computes reads
+    (ONNX Runtime has no integer convolution with a float result); and so does an integer linear layer, of one row a
+    sample and with a bias, that only integer layers read. `skips`: an add that an integer layer computes reads
     its other operand as integers when an integer layer makes or reads that one too (TensorRT then has one integer
     kernel for convolution and add). `integer_bias`: the bias of an integer convolution is an integer too, in units of
     input step times weight step (ONNX Runtime).
@@ -56,11 +59,15 @@ class QuantizedTensor:
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """Everything that is quantised under one policy; unit path -> format, tensors, unit path -> weight."""
+    """Everything that is quantised under one policy; unit path -> format, tensors, unit path -> weight.
+
+    `gemms` are the calls of linear layers that add their bias in integers.
+    """
 
     formats: Mapping[str, Format]
     tensors: tuple[QuantizedTensor, ...]
     weights: Mapping[str, QuantizedWeight]
+    gemms: frozenset[str] = frozenset()
 
     def input_quantizer(self, unit: Unit, call: int) -> ActivationQuantizer | None:
         """Return the quantiser of the tensor that one call of a unit reads, or None when it reads floats."""
@@ -78,16 +85,19 @@ def plan_from_policy(
     rules: QdqRules,
     float_joins: AbstractSet[str] = frozenset(),
     adds: Iterable[ResidualAdd] | None = None,
+    gemms: frozenset[str] | None = None,
 ) -> QuantPlan:
     """Decide every quantised tensor and weight for one policy given by unit path, and the joins that it keeps in float.
 
-    `adds` are the residual adds of the trace, which a pickled copy has to be given.
+    `adds` are the residual adds of the trace, and `gemms` its `gemm_calls`, which a pickled copy has to be given.
 
     1. The input of every unit whose format quantises activations is quantised, for that unit alone. The other rules are
        about units with integer activations (`NumberType.is_integer`).
-    2. With `rules.outputs`, the result of an integer convolution (after its ReLU) is quantised at the source; so is
-       every tensor that only adds, concatenates or moves tensors quantised at the source, if an integer unit reads it
-       or it keeps its grid.
+    2. With `rules.outputs`, the result of an integer convolution (after its ReLU or clamp) is quantised at the source;
+       so is every tensor that only adds, concatenates or moves tensors quantised at the source, if an integer unit
+       reads it, averages alone read it, or it keeps its grid. The result of an integer linear layer of one row a sample is, if integer units alone
+       read it, all on one grid; such a layer, and one whose float result nothing clips, adds its bias in integers
+       (ONNX Runtime has no integer Gemm with a clip and a float result).
     3. With `rules.skips`, the skip of a residual add is quantised for the add alone, as it is for the integer units
        that read it, else with the bits of the layer that computes the add. 4. A tensor that is quantised at the source
        needs no pair of its own at a consumer.
@@ -95,9 +105,17 @@ def plan_from_policy(
     read = {call: (unit, grid) for unit in units if (grid := formats[unit.path].activation) for call in unit.calls}
     integer_calls = {call: (unit, grid) for call, (unit, grid) in read.items() if grid.is_integer}
     sources: dict[str, ActivationQuantizer] = {}
+    whole: set[str] = set()
     if rules.outputs:
+        gemms = gemm_calls(traced, units) if gemms is None else gemms
         for node in traced.graph.nodes:
-            if node.name not in float_joins:
+            of_rows = node.name in gemms and node.name in integer_calls
+            grid = _grid_of_all_readers(clipped(node), integer_calls) if of_rows else None
+            if of_rows and (grid is not None or not is_clipped(node)):
+                whole.add(node.name)
+            if grid is not None:
+                sources[clipped(node).name] = calibration.quantizer(clipped(node).name, grid, rules.scheme)
+            elif node.name not in float_joins:
                 _quantize_at_source(node, integer_calls, calibration, rules, sources)
     edges: dict[tuple[str, ActivationQuantizer], list[str]] = {}
     for call, (unit, grid) in read.items():
@@ -113,15 +131,31 @@ def plan_from_policy(
     weights = {
         unit.path: calibration.weight(unit, formats[unit.path]) for unit in units if not formats[unit.path].is_float
     }
-    return QuantPlan(dict(formats), tuple(tensors), weights)
+    return QuantPlan(dict(formats), tuple(tensors), weights, frozenset(whole))
 
 
-def result_after_relu(node: fx.Node) -> fx.Node:
-    """Return the ReLU behind a node when that is all that reads it, else the node itself."""
-    users = list(node.users)
-    if len(users) == 1 and operator_name(users[0]) == "relu":
-        return users[0]
-    return node
+def gemm_calls(traced: TracedModel, units: Iterable[Unit]) -> frozenset[str]:
+    """Return the calls of linear layers that multiply a matrix, one row a sample, and add a bias: ONNX's Gemm. Needs the
+    shapes of the trace, which a pickled copy does not have.
+    """
+    calls = {call for unit in units if unit.operator == "linear" and unit.bias is not None for call in unit.calls}
+    return frozenset(call for call in calls if traced.nodes[call].meta["val"].dim() == _MATRIX)
+
+
+def _grid_of_all_readers(result: fx.Node, integer_calls: Mapping[str, tuple[Unit, NumberType]]) -> NumberType | None:
+    """Return the grid on which integer units read a tensor, also where it was only moved; None where something else
+    reads it too, or they differ.
+    """
+    grids: set[NumberType] = set()
+    left = list(result.users)
+    for user in left:
+        if user.name in integer_calls:
+            grids.add(integer_calls[user.name][1])
+        elif keeps_grid(user):
+            left += user.users
+        else:
+            return None
+    return grids.pop() if len(grids) == 1 else None
 
 
 def _quantize_at_source(
@@ -133,15 +167,17 @@ def _quantize_at_source(
 ) -> None:
     name = operator_name(node)
     if node.name in integer_calls and "conv" in integer_calls[node.name][0].operator:
-        result = result_after_relu(node)
+        result = clipped(node)
         sources[result.name] = calibration.quantizer(result.name, integer_calls[node.name][1], rules.scheme)
     elif (
         name in JOINS
         and len(node.all_input_nodes) > 1
         and all(tensor.name in sources for tensor in node.all_input_nodes)
     ):
-        result = result_after_relu(node)
+        result = clipped(node)
         grids = [integer_calls[user.name][1] for user in result.users if user.name in integer_calls]
+        if not grids and is_averaged(result):
+            grids = [sources[tensor.name].type for tensor in node.all_input_nodes]
         if grids:
             sources[result.name] = calibration.quantizer(result.name, _widest(grids), rules.scheme)
     elif node.all_input_nodes and node.all_input_nodes[0].name in sources and keeps_grid(node):

@@ -18,7 +18,7 @@ from calib.network.execution import Edit, Edits
 from calib.network.graph import TracedModel
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
-from smpq.quantized.plan import QdqRules, QuantPlan, plan_from_policy
+from smpq.quantized.plan import QdqRules, QuantPlan, gemm_calls, plan_from_policy
 
 _LARGEST_BIAS = 2**31 - 1
 
@@ -50,12 +50,14 @@ class FakeQuantizer:
         self.calibration = calibration
         self.rules = rules
         self._adds = residual_adds(traced, units) if rules.skips else ()
+        self._gemms = gemm_calls(traced, units) if rules.outputs else frozenset()
         self._weights: dict[tuple[str, str], Tensor] = {}
         self._biases: dict[tuple[int, float], tuple[QuantizedWeight, _IntegerBias]] = {}
 
     def plan(self, formats: Mapping[str, Format], float_joins: AbstractSet[str] = frozenset()) -> QuantPlan:
         """Return the plan of a policy given by unit path, and of the joins that it keeps in float."""
-        return plan_from_policy(formats, self.units, self.traced, self.calibration, self.rules, float_joins, self._adds)
+        known = self.traced, self.calibration, self.rules, float_joins, self._adds, self._gemms
+        return plan_from_policy(formats, self.units, *known)
 
     def edits(self, plan: QuantPlan) -> Edits:
         """Return the changes to the float graph that simulate a plan."""
@@ -79,9 +81,11 @@ class FakeQuantizer:
     def _bias_edits(self, plan: QuantPlan) -> dict[tuple[str, str], Edit]:
         edits: dict[tuple[str, str], Edit] = {}
         for unit in self.units:
-            if unit.bias is None or "conv" not in unit.operator:
+            if unit.bias is None:
                 continue
             for index, call in enumerate(unit.calls):
+                if "conv" not in unit.operator and call not in plan.gemms:
+                    continue
                 quantizer = plan.input_quantizer(unit, index)
                 if quantizer is not None and plan.formats[unit.path].reads_integers:
                     edits[unit.bias, call] = self._integer_bias(plan.weights[unit.path], quantizer.scale)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from calib.errors import UserError
 from calib.formats.format import Format
+from calib.formats.integers import integer
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight
 
@@ -21,13 +22,20 @@ _SMALLEST_SHARE = 1e-3
 
 
 def check_learned(formats: Iterable[Format]) -> None:
-    """Raise UserError when a format has numbers whose steps are not learned: those that are no integers."""
+    """Raise UserError when a format has numbers whose steps are not learned: those that are no integers, and weights
+    with one step, which a BatchNorm that is folded behind the training would give one for each channel.
+    """
     for chosen in formats:
         types = [found for found in (chosen.weight, chosen.activation) if found is not None and found.quantized]
         if not all(found.is_integer for found in types):
             raise UserError(
                 f"{chosen} cannot be trained: fine-tuning and supernets learn the steps of integers; leave {chosen} out "
                 "of --formats, or do not fine-tune"
+            )
+        if any(found.one_scale for found in types):
+            raise UserError(
+                f"{chosen} cannot be trained: fine-tuning and supernets learn a step for each output channel; use "
+                f"{Format(integer(chosen.weight_bits), chosen.activation)}, or do not fine-tune"
             )
 
 

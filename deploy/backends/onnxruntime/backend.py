@@ -44,7 +44,9 @@ class OnnxRuntime(Backend):
 
     @property
     def lowering(self) -> Lowering:
-        """Integer biases; MatMul and Add for linear layers. The batch stays dynamic."""
+        """Integer biases; no clips, and no floats around a Pad, between integer layers. MatMul and Add for linear layers without an integer bias.
+        The batch stays dynamic.
+        """
         return Lowering(
             half=self.target.reference == FP16,
             newest_opset=self.target.newest_opset,
@@ -52,6 +54,7 @@ class OnnxRuntime(Backend):
             copied_from_bits=_COPIED_FROM_BITS,
             integer_biases=True,
             packed_rows=True,
+            integers_between=self.target.quantize_outputs,
         )
 
     def build(self, model: Path, engine: Path, sm: str = "", cache: Path | None = None) -> Built | BuildFailed:

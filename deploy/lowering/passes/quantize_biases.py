@@ -1,4 +1,4 @@
-"""Give integer convolutions an integer bias, as ONNX Runtime's integer kernel wants it."""
+"""Give integer layers an integer bias, as ONNX Runtime's integer kernels want it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def quantize_biases(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> 
     """Store biases as INT32 behind a DequantizeLinear; returns the number of biases replaced. Runs after weights and
     tensors.
 
-    1. Conv of units with integer weights (one scale per channel) and integer input; the scale is input scale times
-       weight scale, the zero point 0.
-    2. Left alone: linear layers, whose bias is a float Add behind a MatMul; a bias that does not fit 32 bits in these
-       units, which keeps the layer in float: `check_units` tells.
+    1. Conv of units with integer weights and integer input, and Gemm of the calls in `plan.gemms`; the scale is input
+       scale times weight scale, the zero point 0.
+    2. Left alone: other linear layers, whose bias is a float Add behind a MatMul; a bias that does not fit 32 bits in
+       these units, which keeps the layer in float: `check_units` tells.
     """
     changed = 0
     for unit in units:
         if unit.path not in plan.weights or not plan.formats[unit.path].reads_integers:
             continue
-        for node in unit_nodes(model, unit).values():
+        for call, node in unit_nodes(model, unit).items():
             scale = _input_scale(node)
-            if node.op_type == "Conv" and scale is not None:
+            if (node.op_type == "Conv" or call in plan.gemms) and scale is not None:
                 changed += _quantize_bias(model, node, unit, plan, scale)
     remove_unused_constants(model)
     return changed
@@ -51,10 +51,10 @@ def _quantize_bias(model: ir.Model, node: ir.Node, unit: Unit, plan: QuantPlan, 
     if bias is None or bias.const_value is None:
         return False
     floats = bias.const_value.numpy().astype(np.float64).reshape(-1)
-    scale = (np.float32(input_scale) * weight.scale.detach().cpu().numpy().astype(np.float32)).astype(np.float32)
+    scale = np.asarray(np.float32(input_scale) * weight.scale_array(), np.float32)
     integers = np.rint(floats / scale.astype(np.float64))
     if (
-        floats.size != scale.size
+        scale.size not in (1, floats.size)
         or not np.all(scale >= np.finfo(np.float32).tiny)
         or np.abs(integers).max(initial=0) > _LARGEST
     ):
@@ -64,7 +64,12 @@ def _quantize_bias(model: ir.Model, node: ir.Node, unit: Unit, plan: QuantPlan, 
     zero_points = constant(model, f"{value.name}/zero_point", np.zeros(scale.shape, np.int32))
     name = free_name(model, f"{value.name}/DQ")
     dequantize = new_node(
-        "DequantizeLinear", [value, scales, zero_points], name, ir.DataType.FLOAT, ir.Shape(scale.shape), {"axis": 0}
+        "DequantizeLinear",
+        [value, scales, zero_points],
+        name,
+        ir.DataType.FLOAT,
+        ir.Shape(integers.shape),
+        {"axis": 0} if scale.ndim else {},
     )
     model.graph.insert_before(node, dequantize)
     node.replace_input_with(2, dequantize.outputs[0])

@@ -78,7 +78,7 @@ class _Rows:
         return next(node for node in self.model.graph if node in readers)
 
     def standard(self) -> None:
-        scale = self.weight.scale.detach().cpu().numpy().astype(np.float32)
+        scale = self.weight.scale_array()
         axis = 0 if self.weight.block is None else 1
         dequantize = stored_weight(
             self.model, self.unit.path, self.weight, self.newest_opset, axis, (self.weight.value_array(), scale)

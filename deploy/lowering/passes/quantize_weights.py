@@ -32,10 +32,11 @@ def quantize_weights(
        N]`).
     3. Block scales need MatMul: `[K, N]` values, axis 0, scale `[K / block, N]`. Anything else is a ValueError (a
        pass is missing).
-    4. Zero points are written out, all zero: runtimes misread a DequantizeLinear without one.
-    5. A weight that several calls use is stored once and has one DequantizeLinear; except weights of `copy_from_bits`
+    4. A scale that all channels share is a scalar, and so is its zero point.
+    5. Zero points are written out, all zero: runtimes misread a DequantizeLinear without one.
+    6. A weight that several calls use is stored once and has one DequantizeLinear; except weights of `copy_from_bits`
        bits or more, which are stored for each call (see `deploy.lowering.lower`).
-    6. Units without an entry in `plan.weights` are left alone, even where the exporter gave them the same initialiser;
+    7. Units without an entry in `plan.weights` are left alone, even where the exporter gave them the same initialiser;
        so are those whose rows are looked up (`quantize_rows`).
     """
     changed = 0
@@ -64,7 +65,7 @@ def _dequantized(
     model: ir.Model, node: ir.Node, unit: Unit, weight: QuantizedWeight, newest_opset: int, *, inputs_first: bool
 ) -> ir.Value:
     values = weight.value_array()
-    scale = weight.scale.detach().cpu().numpy().astype(np.float32)
+    scale = weight.scale_array()
     if weight.block is not None:
         if node.op_type != "MatMul" or values.shape[1] != weight.block * scale.shape[1]:
             raise ValueError(
@@ -87,6 +88,8 @@ def stored_weight(
     """
     values, scale = arrays
     attributes = {"axis": axis} if weight.block is None else {"axis": axis, "block_size": weight.block}
+    if weight.type.one_scale:
+        attributes = {}
     storage = _narrowest(weight, newest_opset)
     if storage.least_opset > model.opset_imports[""]:
         model.opset_imports[""] = storage.least_opset
@@ -113,4 +116,4 @@ def _narrowest(weight: QuantizedWeight, newest_opset: int) -> Storage:
 
 
 def _contiguous(array: Array) -> Array:
-    return np.ascontiguousarray(array)
+    return np.asarray(array.copy(order="C"))  # np.ascontiguousarray makes a vector of a scalar

@@ -16,8 +16,8 @@ def split_gemm(model: ir.Model, plan: QuantPlan, units: Sequence[Unit], *, integ
 
     1. Units with integer weights and float inputs: no runtime fuses a DequantizeLinear into a Gemm with transB, and
        block scales are portable in `[K, N]` only.
-    2. With `integer_inputs` (ONNX Runtime), also units with integer inputs: its integer Gemm is not used where a Relu
-       and then a float layer follow, MatMul always has an integer kernel, of the same speed; and the bias stays exact.
+    2. With `integer_inputs` (ONNX Runtime), also units with integer inputs, but for the calls of `plan.gemms`: its
+       integer Gemm is not used where a Relu and then a float layer follow, and MatMul always has an integer kernel.
     3. The MatMul takes the Gemm's name, the Add that follows is called `<name>/Add`; the result keeps its name.
     4. A Gemm that scales (alpha, beta) or transposes its input is left alone; torch does not export one.
     """
@@ -25,8 +25,9 @@ def split_gemm(model: ir.Model, plan: QuantPlan, units: Sequence[Unit], *, integ
     for unit in units:
         if unit.path not in plan.weights or (plan.formats[unit.path].quantizes_activation and not integer_inputs):
             continue
-        for node in unit_nodes(model, unit).values():
-            changed += _split(model, node)
+        for call, node in unit_nodes(model, unit).items():
+            if call not in plan.gemms:
+                changed += _split(model, node)
     remove_unused_constants(model)
     return changed
 

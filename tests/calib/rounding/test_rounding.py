@@ -4,6 +4,7 @@ from torch import Tensor
 
 from calib.errors import UserError
 from calib.formats.integers import integer
+from calib.formats.number_type import NUMBER_TYPES
 from calib.formats.quantizers import QuantizedWeight
 from calib.rounding import ROUNDINGS, Moments, gptq, round_gptq, round_nearest, rounding_from_name
 from calib.rounding.base import search_scale
@@ -207,3 +208,21 @@ def test_dead_channels_are_rounded_to_something_near():
     rounded = round_gptq(weight, moments, integer(8), None, torch.zeros(len(weight)))
     assert torch.isfinite(rounded.scale).all()
     assert (rounded.dequantize() - weight).abs().mean() < 0.3
+
+
+@pytest.mark.parametrize("method", [round_nearest, round_gptq])
+@pytest.mark.parametrize("name", ["t7", "t8"])
+def test_one_scale_for_all_channels_is_one_number_and_at_least_every_floor(method, name):
+    weight, floor = weight_of() * torch.logspace(-2, 0, OUT)[:, None], torch.zeros(OUT)
+    rounded = method(weight, correlated(), NUMBER_TYPES[name], None, floor)
+    assert rounded.scale.shape == (OUT,)
+    assert rounded.scale_array().shape == ()
+    assert (rounded.dequantize() - weight).abs().max() <= 20 * rounded.scale[0]
+    floor[3] = 0.5
+    raised = method(weight, correlated(), NUMBER_TYPES[name], None, floor)
+    assert (raised.scale == 0.5).all()
+
+
+def test_several_scales_where_one_was_said_are_a_bug():
+    with pytest.raises(ValueError, match="one scale"):
+        QuantizedWeight(NUMBER_TYPES["t7"], torch.ones(2, 2, dtype=torch.int8), torch.tensor([1.0, 2.0])).scale_array()

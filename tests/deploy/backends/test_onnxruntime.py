@@ -71,6 +71,17 @@ def test_every_unit_runs_as_planned(tmp_path, make, texts):
     assert [check for check in checks if not check.agrees] == []
 
 
+@pytest.mark.parametrize("text", ["w8a8", "w7a8", "wt8a8", "wt7a8"])
+def test_linear_layers_in_a_row_are_integer_products_and_nothing_else(tmp_path, text):
+    engine, _, lowered = _engine(exported := mlp(), tmp_path, text)
+    open_session(engine, find_record(engine), optimized=tmp_path / "optimized.onnx")
+    found = [node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node]
+    assert sorted(set(found) - {"Reshape", "Flatten"}) == ["QGemm", "QuantizeLinear"]
+    assert (found.count("QGemm"), found.count("QuantizeLinear")) == (3, 1)
+    (result,) = load_engine(engine).run([exported.batch.numpy()])
+    assert relative_error(result, lowered.expected) < 1e-3
+
+
 def test_float_convolutions_in_blocked_layout_are_found_by_the_tensor_they_make(tmp_path):
     exported = residual()
     engine, _, _ = _engine(exported, tmp_path, "fp32")
@@ -116,7 +127,7 @@ def test_two_bit_blocks_become_kernels_of_two_bits(tmp_path):
         node for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node if node.op_type == "MatMulNBits"
     ]
     assert [one.i for node in products for one in node.attribute if one.name == "bits"] == [2, 4]
-    assert [*unit_kernels(engine, exported.units).values()] == ["MatMulNBits", "MatMulNBits", "MatMulIntegerToFloat"]
+    assert [*unit_kernels(engine, exported.units).values()] == ["MatMulNBits", "MatMulNBits", "QGemm"]
     # these kernels round their inputs to 8 bits, block by block; the file says what the fake-quantised model does
     inputs = (exported.batch.numpy(),)
     (fast,) = load_engine(engine).run(inputs)

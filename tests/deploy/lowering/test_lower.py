@@ -19,13 +19,14 @@ def _float_weights(path):
     return sum(array.dtype == np.float32 and array.ndim > 1 and array.size > 100 for array in constants(path).values())
 
 
-def test_onnxruntime_gets_uint8_activations_int32_biases_and_matmuls(tmp_path):
+def test_onnxruntime_gets_uint8_activations_int32_biases_and_gemms_for_rows(tmp_path):
     exported = residual()
     lowered = exported.lower(exported.formats("w8a8"), "ort-cpu", tmp_path)
     found, graph = constants(lowered.path), nodes(lowered.path)
     zero_points = [found[node.input[2]] for node in graph.values() if node.op_type == "QuantizeLinear"]
     assert {array.dtype for array in zero_points} == {np.dtype(np.uint8)}
-    assert "Gemm" not in {node.op_type for node in graph.values()}
+    assert {name for name, node in graph.items() if node.op_type == "Gemm"} == {"head", "last"}
+    assert {"sequence", "wide", "plain"} <= {name for name, node in graph.items() if node.op_type in {"Conv", "MatMul"}}
     assert found["stem/bias"].dtype == np.int32
     assert not _float_weights(lowered.path)
     assert lowered.report.changes["quantize_weights"] == len(exported.units) + 1

@@ -63,7 +63,7 @@ def variants(name: str) -> list[Target]:
 def test_every_rule_of_a_table_decides_something(name):
     targets = variants(name)
     rests = ("a4", "a7", "a8", "a16", "a16b2", "a16b8", "a16b128", "a16b256")
-    formats = [FP16, FP32, Format.from_text("fp8"), Format.from_text("wfp8a16")]
+    formats = [FP16, FP32, *map(Format.from_text, ("fp8", "wfp8a16", "wt7a8", "wt8a8"))]
     formats += [Format.from_text(f"w{bits}{rest}") for bits in range(1, 9) for rest in rests]
     layers = [LayerKind(operator, 256, outputs) for operator in OPERATORS for outputs in (256, 255)]
     used = {capability_of(target, layer, format_).note for target in targets for layer in layers for format_ in formats}

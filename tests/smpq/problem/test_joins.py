@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 from calib.formats.format import FP32, Format
+from calib.network.clips import clipped
 from smpq.problem.costs import CostModel, JoinCost, Transition
 from smpq.problem.groups import find_groups
 from smpq.problem.joins import find_edges, find_joins
 from smpq.problem.policy import Group, Join, Policy, Space, integer_names, integer_regions
-from smpq.quantized.plan import QdqRules, result_after_relu
+from smpq.quantized.plan import QdqRules
 from smpq.solve.allocate import Ceiling, Problem, allocate
 from tests.deploy import networks
+from tests.smpq.problems import residual as residual_net
 from tests.smpq.problems import unit
 
 OUTPUTS, SKIPS = QdqRules("affine", outputs=True), QdqRules("symmetric", skips=True)
@@ -32,6 +34,14 @@ def test_rule_1_a_sum_of_convolutions_that_a_layer_reads_is_a_join():
     assert set(first.operands) == {name["b"], name["stem"]}
     assert first.readers == (name["depthwise"],)
     assert first.name in exported.traced.nodes
+
+
+def test_a_sum_that_averages_alone_read_is_a_join_and_its_operands_its_readers():
+    network = residual_net()
+    groups = find_groups(network.traced, network.units)
+    name = {unit.path: group.name for group in groups for unit in group.units}
+    first, second = find_joins(network.traced, groups, OUTPUTS)
+    assert second.operands == second.readers == (name["d"], first.name)
 
 
 def test_rule_2_the_skip_of_a_sum_is_a_join_where_a_layer_reads_or_makes_it():
@@ -67,12 +77,13 @@ def test_rule_3_without_such_rules_there_is_no_choice():
     assert found(QdqRules("affine"))[2] == ()
 
 
-def test_edges_start_at_convolutions_and_joins_only():
+def test_edges_start_at_convolutions_joins_and_linear_layers_of_one_row():
     _, groups, joins, edges = found(OUTPUTS)
     convolutions = {group.name for group in groups for unit in group.units if "conv" in unit.operator}
-    assert {edge.first for edge in edges} <= convolutions | {join.name for join in joins}
-    sizes = {(edge.first, edge.second): edge.elements for edge in edges}
     name = {unit.path: group.name for group in groups for unit in group.units}
+    assert {edge.first for edge in edges} <= convolutions | {join.name for join in joins} | {name["head"]}
+    sizes = {(edge.first, edge.second): edge.elements for edge in edges}
+    assert (name["head"], name["last"]) in sizes
     assert sizes[name["stem"], name["a"]] == 8 * 8 * 8
     assert (joins[0].name, name["depthwise"]) in sizes
     assert all(first != second for first, second in sizes)
@@ -83,7 +94,7 @@ def test_a_join_in_float_is_quantised_for_its_only_reader_instead_which_changes_
     formats = exported.formats("w8a8")
     plan, quantizer = exported.plan(formats, "ort-cpu")
     kept = quantizer.plan(formats, frozenset({joins[0].name}))
-    tensor = result_after_relu(exported.traced.nodes[joins[0].name]).name
+    tensor = clipped(exported.traced.nodes[joins[0].name]).name
     where = [{entry.tensor: entry.consumers for entry in each.tensors}[tensor] for each in (plan, kept)]
     assert where[0] is None
     assert where[1] == exported.units[3].calls

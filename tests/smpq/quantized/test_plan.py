@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from calib.formats.integers import integer
-from smpq.quantized.plan import QdqRules, QuantPlan, plan_from_policy, result_after_relu
+from calib.network.clips import clipped
+from smpq.quantized.plan import QdqRules, QuantPlan, plan_from_policy
 from tests.smpq.problems import Traced, residual
 
 
@@ -77,11 +78,9 @@ def test_rules_2_and_4_with_outputs_integers_stay_integers(network):
     first, second = named(network, "add.Tensor")
     expected = {
         relu(network, "stem"), pool, relu(network, "a"), call(network, "b"), call(network, "skip"), network.after(first),
-        relu(network, "c"), call(network, "d"),
+        relu(network, "c"), call(network, "d"), network.after(second),
     }  # fmt: skip
-    # the second add is read by a mean, which computes in floats: its result stays float, and the head gets a pair of
-    # its own
-    assert network.after(second) not in sources(plan)
+    # the second add is read by a mean, which computes in floats: the head gets a pair of its own
     assert sources(plan) == expected
     assert edges(plan) == {
         network.by_path["stem"].inputs[0]: {call(network, "stem")},
@@ -238,8 +237,8 @@ def test_what_keeps_the_grid(pad, kept):
 
 def test_a_relu_counts_as_the_result_only_when_nothing_else_reads_the_sum(network):
     nodes = network.traced.nodes
-    assert result_after_relu(nodes[call(network, "a")]).name == relu(network, "a")
-    assert result_after_relu(nodes[call(network, "b")]).name == call(network, "b")
+    assert clipped(nodes[call(network, "a")]).name == relu(network, "a")
+    assert clipped(nodes[call(network, "b")]).name == call(network, "b")
 
     class Both(nn.Module):
         def __init__(self):
@@ -251,7 +250,7 @@ def test_a_relu_counts_as_the_result_only_when_nothing_else_reads_the_sum(networ
             return F.relu(y) + y
 
     both = Traced(Both(), torch.randn(4, 2, 3, 3))
-    assert result_after_relu(both.traced.nodes[call(both, "a")]).name == call(both, "a")
+    assert clipped(both.traced.nodes[call(both, "a")]).name == call(both, "a")
 
 
 def test_the_scheme_reaches_every_quantiser():
@@ -259,3 +258,36 @@ def test_the_scheme_reaches_every_quantiser():
     plan = plan_of(network, QdqRules("symmetric"))
     assert plan.tensors
     assert all(entry.quantizer.signed and entry.quantizer.zero_point == 0 for entry in plan.tensors)
+
+
+class Chain(nn.Module):
+    def __init__(self, between=nn.Identity, last=nn.Identity):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.between, self.last = between(), last()
+
+    def forward(self, x):
+        return self.last(self.c(F.relu(self.between(self.b(F.relu(self.a(x)))))))
+
+
+def test_linear_layers_in_a_row_hand_on_integers_and_add_their_biases_in_integers():
+    torch.manual_seed(0)
+    network = Traced(Chain(), torch.randn(16, 6))
+    plan = plan_of(network, QdqRules("affine", outputs=True))
+    assert sources(plan) == {relu(network, "a"), relu(network, "b")}
+    assert set(edges(plan)) == {network.by_path["a"].inputs[0]}
+    assert plan.gemms == {call(network, path) for path in "abc"}
+    partly = plan_of(network, QdqRules("affine", outputs=True), b="fp32")
+    assert not sources(partly)
+    assert partly.gemms == {call(network, "c")}
+    assert not plan_of(network, QdqRules("affine")).gemms
+
+
+@pytest.mark.parametrize("between", [nn.Tanh, lambda: nn.Unflatten(1, (1, 8))])
+def test_another_reader_or_several_rows_end_the_row(between):
+    torch.manual_seed(0)
+    network = Traced(Chain(between), torch.randn(16, 6))
+    plan = plan_of(network, QdqRules("affine", outputs=True))
+    handed = relu(network, "a") in sources(plan)
+    assert handed
+    assert call(network, "b") not in {entry.tensor for entry in plan.tensors}

@@ -89,13 +89,13 @@ def test_an_integer_bias_gives_what_the_integer_kernel_gives():
     assert not torch.allclose(fake(network).run(formats, (network.x,)), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_only_convolutions_that_read_integers_get_an_integer_bias():
+def test_layers_that_read_integers_get_an_integer_bias():
     network = residual()
     quantizer = fake(network, QdqRules("affine", outputs=True, integer_bias=True))
     formats = network.formats("w8a8", stem="w4a16", c="fp32")
     biases = {unit.bias: unit.path for unit in network.units}
     edges = quantizer.edits(quantizer.plan(formats)).edges
-    assert {biases[tensor] for tensor, _ in edges if tensor in biases} == {"a", "b", "skip", "d"}
+    assert {biases[tensor] for tensor, _ in edges if tensor in biases} == {"a", "b", "skip", "d", "head"}
     assert not any(tensor in biases for tensor, _ in fake(network).edits(quantizer.plan(formats)).edges)
 
 

@@ -25,6 +25,7 @@ def test_int32_in_units_of_input_step_times_weight_step(tmp_path):
     plan, _ = exported.plan(exported.formats("w8a8"), "ort-cpu")
     model = _lowered(exported, plan)
     calls = sum(len(unit.calls) for unit in exported.units if "conv" in unit.operator)
+    calls += len(plan.gemms)
     assert quantize_biases(model, plan, exported.units) == calls
     save_model(model, tmp_path / "model.onnx")
     found = constants(tmp_path / "model.onnx")
@@ -48,9 +49,11 @@ def test_each_call_has_the_bias_of_its_own_input():
     assert by_name["twice"].inputs[2] is not by_name["twice#2"].inputs[2]
 
 
-def test_float_layers_and_linear_layers_are_left_alone():
+def test_float_layers_and_linear_layers_that_the_plan_does_not_name_are_left_alone():
     exported = residual()
     plan, _ = exported.plan(exported.formats("fp32", "fp32", "fp32", "fp32", "fp32", "fp32", "fp32", "w8a8"), "ort-cpu")
+    assert quantize_biases(_lowered(exported, plan), plan, exported.units) == len(plan.gemms) > 0
+    plan = replace(plan, gemms=frozenset())
     assert quantize_biases(_lowered(exported, plan), plan, exported.units) == 0
     plan, _ = exported.plan(exported.formats("w8a16"), "simulate")
     assert quantize_biases(_lowered(exported, plan), plan, exported.units) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -27,9 +29,12 @@ def test_weight_only_layers_are_split_and_compute_the_same(tmp_path):
     )
 
 
-def test_layers_with_integer_inputs_are_split_on_request():
+def test_layers_with_integer_inputs_are_split_on_request_unless_their_bias_is_an_integer():
     exported = mlp()
     plan, _ = exported.plan(exported.formats("w8a8", "w8a8", "fp32"), "ort-cpu")
+    # behind the second one follow a ReLU and a float layer
+    assert split_gemm(exported.model(), plan, exported.units, integer_inputs=True) == 1
+    plan = replace(plan, gemms=frozenset())
     assert split_gemm(exported.model(), plan, exported.units) == 0
     assert split_gemm(exported.model(), plan, exported.units, integer_inputs=True) == 2
 
