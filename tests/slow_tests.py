@@ -42,7 +42,7 @@ FUNCTIONS = (
     "test_more_bits_come_closer", "test_mutated_checkpoints_are_read_or_refused",
     "test_nearby_weights_are_nearer_to_the_float_ones",
     "test_never_worse_than_the_starts_and_within_the_ceilings", "test_nothing_is_taken_on_trust",
-    "",
+    "test_float_layers_and_linear_layers_that_the_plan_does_not_name_are_left_alone",
     "test_operators_that_could_draw_but_do_not_are_traced", "test_programs_and_files_are_as_without",
     "test_programs_and_operators_are_as_without", "test_random_networks_are_refused",
     "test_sampling_stops_once_there_is_nothing_to_gain", "test_small_files_that_ask_for_much_memory",
