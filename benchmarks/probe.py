@@ -38,6 +38,8 @@ _FORMATS = (
     FP16,
     Format.from_text("fp8"),
     Format.from_text("wfp8a16"),
+    Format.from_text("wt7a8"),
+    Format.from_text("wt8a8"),
     *(
         Format.from_text(f"w{bits}{rest}")
         for rest in ("a4", "a7", "a8", "a16", "a16b2", "a16b8", "a16b16", "a16b32", "a16b64", "a16b128", "a16b256")
@@ -142,13 +144,20 @@ def _stored_format(model: Path, format_: Format) -> Format:
     bits = node.attributes.get_int("bits", 0)  # of ONNX Runtime's own operators
     weight = node.inputs[0 if "Gather" in node.op_type else 1]
     maker = weight.producer() if weight is not None else None
+    one_scale = False
     while maker is not None and maker.inputs[0] is not None:
+        scale = maker.inputs[1] if maker.op_type == "DequantizeLinear" else None
+        one_scale |= scale is not None and scale.shape is not None and len(scale.shape) == 0
         weight = maker.inputs[0]
         maker = weight.producer()
     assert weight is not None
     assert weight.dtype is not None
     held = (f"INT{bits}", bits) if bits else (weight.dtype.name.removeprefix("U"), weight.dtype.bitwidth)
-    stored = next(found for found in NUMBER_TYPES.values() if (found.weight_storages[0].onnx_type, found.bits) == held)
+    stored = next(
+        found
+        for found in NUMBER_TYPES.values()
+        if (found.weight_storages[0].onnx_type, found.bits) == held and found.one_scale == one_scale
+    )
     if not stored.quantized:
         return Format(stored)
     reads = format_.activation
