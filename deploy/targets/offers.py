@@ -16,9 +16,9 @@ def offer(target: Target, unit: Unit, chosen: Format, batch: int | None = None) 
     known.
     """
     rows = batch if unit.operator == _ONE_ROW_A_SAMPLE else None
-    return capability_of(
-        target, LayerKind(unit.operator, unit.in_features, unit.out_features, unit.in_channels, rows), chosen
-    )
+    calls = len(unit.calls)
+    layer = LayerKind(unit.operator, unit.in_features, unit.out_features, unit.in_channels, rows, calls)
+    return capability_of(target, layer, chosen)
 
 
 def refusal(target: Target, unit: Unit, chosen: Format, *, size_only: bool) -> str | None:

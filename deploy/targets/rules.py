@@ -57,7 +57,8 @@ class LayerKind:
 
     `operator` is one of `OPERATORS`, or another, which stays float. `in_features` is the length of the reduction,
     `out_features` the number of outputs or output channels, `in_channels` the input channels of a group of a
-    convolution. `rows` is how many rows a linear layer multiplies at once.
+    convolution. `rows` is how many rows a linear layer multiplies at once, `calls` how many calls multiply by its
+    weight.
     """
 
     operator: str
@@ -65,6 +66,7 @@ class LayerKind:
     out_features: int | None = None
     in_channels: int | None = None
     rows: int | None = None
+    calls: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class CapabilityRow:
     6. `odd_outputs`: the rule is only for layers with an odd number of outputs.
     7. `fewer_channels_than`: only for layers with fewer input channels of a group, or fewer outputs;
        `outputs_not_divisible_by`: only for layers whose outputs it does not divide; `single_row`: only for linear
-       layers that multiply one row.
+       layers that multiply one row; `several_calls`: only for weights that several calls multiply by.
     8. `may_fail`: the runtime may refuse the whole engine over such a layer; the status is `unknown`.
     9. `compute_capabilities` and `versions` (`<10.12`, `>=10.3,<11`): the rule is only for these GPUs and versions of
        the runtime, so it needs to be known which they are; empty means all.
@@ -100,6 +102,7 @@ class CapabilityRow:
     fewer_channels_than: int | None = None
     outputs_not_divisible_by: int | None = None
     single_row: bool = False
+    several_calls: bool = False
     may_fail: bool = False
     compute_capabilities: tuple[str, ...] = ()
     versions: str = ""
@@ -147,6 +150,8 @@ class CapabilityRow:
             return False
         divisor = self.outputs_not_divisible_by
         if divisor is not None and (outputs is None or outputs % divisor == 0):
+            return False
+        if self.several_calls and (layer.calls or 1) == 1:
             return False
         return not self.single_row or layer.rows == 1
 

@@ -110,6 +110,8 @@ def _limits(row: CapabilityRow) -> str:
         limits.append(f"fewer than {row.fewer_channels_than} channels")
     if row.outputs_not_divisible_by is not None:
         limits.append(f"outputs that {row.outputs_not_divisible_by} does not divide")
+    if row.several_calls:
+        limits.append("several calls")
     if row.single_row:
         limits.append("a single row")
     if row.even_elements:

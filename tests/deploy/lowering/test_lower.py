@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto
+from torch import nn
 
 from calib.errors import UserError
+from calib.formats.format import Format
 from deploy.backends import backend_of
-from deploy.backends.onnxruntime import build_engine, load_engine
+from deploy.backends.onnxruntime import build_engine, load_engine, unit_kernels
+from deploy.targets.offers import offer
 from deploy.targets.target import target_from_name
-from tests.deploy.networks import constants, mlp, nodes, relative_error, residual, run_plain
+from tests.deploy.networks import constants, export, mlp, nodes, relative_error, residual, run_plain
 
 
 def _float_weights(path):
@@ -105,3 +109,25 @@ def test_a_missing_float_model_is_a_user_error(tmp_path):
     plan, _ = exported.plan(exported.formats("fp32"), "ort-cpu")
     with pytest.raises(UserError, match="does not exist"):
         backend_of(target_from_name("ort-cpu")).lower(tmp_path / "no.onnx", plan, exported.units, tmp_path / "out.onnx")
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.own = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.own(torch.relu(self.shared(torch.relu(self.shared(x)))))
+
+
+def test_the_table_says_what_becomes_of_blocks_that_several_calls_multiply_by(tmp_path):
+    exported = export(Twice(), torch.randn(4, 5, 64), tmp_path)
+    blocks, target = Format.from_text("w4a16b32"), target_from_name("ort-cpu")
+    lowered = exported.lower({unit.path: blocks for unit in exported.units}, "ort-cpu", tmp_path)
+    build_engine(lowered.path, tmp_path / "engine.onnx")
+    kernels = unit_kernels(tmp_path / "engine.onnx", exported.units)
+    assert kernels == {"shared": "MatMul + DequantizeLinear", "own": "MatMulNBits"}
+    assert {unit.path: offer(target, unit, blocks).status for unit in exported.units} == {
+        "shared": "dequantized",
+        "own": "native",
+    }

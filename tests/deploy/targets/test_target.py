@@ -69,6 +69,9 @@ def test_every_rule_of_a_table_decides_something(name):
     used = {capability_of(target, layer, format_).note for target in targets for layer in layers for format_ in formats}
     small = [LayerKind(operator, 256, 256, 3, rows=1) for operator in OPERATORS]
     used |= {capability_of(target, layer, W8A8).note for target in targets for layer in small}
+    shared = [LayerKind(operator, 256, 256, calls=2) for operator in OPERATORS]
+    blocks = Format.from_text("w4a16b128")
+    used |= {capability_of(target, layer, blocks).note for target in targets for layer in shared}
     assert not [row for target in targets for row in table(target) if row.note not in used]
 
 
