@@ -259,14 +259,14 @@ def test_a_device_that_cannot_be_reached(connect, server, tmp_path):
 def test_results_start_the_count_of_lost_connections_again(server, there, tmp_path, monkeypatch):
     fingerprint, _ = there
     monkeypatch.setenv("SMPQ_SSH_OPTIONS", server.options)
-    wanted = experiment(tmp_path / "models", (2, 4, 8, 12), fingerprint=fingerprint, protocol=SLOWER)
+    wanted = experiment(tmp_path / "models", (2, 4, 8, 12, 16, 20), fingerprint=fingerprint, protocol=SLOWER)
     device, cuts = SshDevice(server.address, tmp_path / "here", delays_s=(0.1,)), []
 
     def announce(line):
         if line.startswith("measured") and len(cuts) < 2:
             cuts.append(server.cut_connections())
 
-    assert len(device.measure(wanted, announce)) == 4
+    assert len(device.measure(wanted, announce)) == 6
     assert len(cuts) == 2, "twice as often as the delays allow in a row"
     device.close()
 
