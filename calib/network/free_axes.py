@@ -66,9 +66,13 @@ def _of_several_sizes(
             except Exception as error:  # noqa: BLE001 - torch raises many types
                 reason = reason or _reason(error)
                 continue
-            if holds_for(program, samples, wanted):
-                return program, batch
-            if in_ranges(program, wanted) and holds_for(program, samples, _with_samples([shapes], counts)):
+            try:
+                if holds_for(program, samples, wanted):
+                    return program, batch
+                holds = holds_for(program, samples, _with_samples([shapes], counts))
+            except Exception:  # noqa: BLE001 - torch writes guards as code, in which `random_.from` is no name
+                holds = True
+            if holds and in_ranges(program, wanted):
                 kept.append(program)
         if kept:
             return kept[0], batch

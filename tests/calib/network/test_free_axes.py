@@ -69,6 +69,15 @@ def test_a_model_that_does_something_else_for_one_size_is_refused(height):
         check_faithful(model, traced, given)
 
 
+def test_an_operator_that_torch_cannot_write_is_refused_for_what_it_is():
+    class Drawing(AnySize):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.empty_like(x).random_(0, 4))
+
+    with pytest.raises(UserError, match="the model draws random numbers"):
+        TracedModel(Drawing().eval(), (torch.randn(2, 3, 16, 8),), (1, 2), inputs=of_sizes((3, 8, 12), (3, 16, 8)))
+
+
 def test_a_model_that_cannot_have_several_sizes_says_why():
     class Rows(AnySize):
         def forward(self, x: Tensor) -> Tensor:
