@@ -16,8 +16,8 @@ from smpq.problem.policy import Policy, Space
 class Observation:
     """The latency of one policy's engine as a ratio to the float engine, and the standard error of the ratio.
 
-    `float_ms` is the fastest time of the float engine that was known then, None where that is not known. `again` says that the policy was
-    measured once before. `doubtful` ones are worth another measurement (`deploy.latency.doubts`).
+    `float_ms` is the fastest time of the float engine that was known then, None where that is not known. `again` says
+    that the policy was measured once before. `doubtful` ones are worth another measurement (`deploy.latency.doubts`).
     """
 
     policy: Policy

@@ -73,8 +73,8 @@ class LayerKind:
 class CapabilityRow:
     """One rule of a capability table; the first rule that fits an operator and a format decides.
 
-    1. `operators` are kinds of operator, `convolutions`, `linears`, `embeddings`, or `*` for all of them and for those that are never
-       quantised.
+    1. `operators` are kinds of operator, `convolutions`, `linears`, `embeddings`, or `*` for all of them and for those
+       that are never quantised.
     2. `formats` are patterns: `w8a8`, `w{4,8}a16`, `w{2..8}a{4..8}`, `w4a16b*`; or `*` alone for all formats.
     3. `basis` is how we know: `built` (the builder's kernels were read), `measured` (engines were timed), `docs` (it is
        written in public documents or source), `inferred` (from another runtime or version); `source` says from where.

@@ -95,8 +95,8 @@ def plan_from_policy(
        about units with integer activations (`NumberType.is_integer`).
     2. With `rules.outputs`, the result of an integer convolution (after its ReLU or clamp) is quantised at the source;
        so is every tensor that only adds, concatenates or moves tensors quantised at the source, if an integer unit
-       reads it, averages alone read it, or it keeps its grid. The result of an integer linear layer of one row a sample is, if integer units alone
-       read it, all on one grid; such a layer, and one whose float result nothing clips, adds its bias in integers
+       reads it, averages alone read it, or it keeps its grid. The result of an integer linear layer of one row a sample
+       is, if integer units alone read it, all on one grid; such a layer, and one whose float result nothing clips, adds its bias in integers
        (ONNX Runtime has no integer Gemm with a clip and a float result).
     3. With `rules.skips`, the skip of a residual add is quantised for the add alone, as it is for the integer units
        that read it, else with the bits of the layer that computes the add. 4. A tensor that is quantised at the source

@@ -44,8 +44,8 @@ class OnnxRuntime(Backend):
 
     @property
     def lowering(self) -> Lowering:
-        """Integer biases; no clips, and no floats around a Pad, between integer layers. MatMul and Add for linear layers without an integer bias.
-        The batch stays dynamic.
+        """Integer biases; no clips, and no floats around a Pad, between integer layers. MatMul and Add for linear
+        layers without an integer bias. The batch stays dynamic.
         """
         return Lowering(
             half=self.target.reference == FP16,

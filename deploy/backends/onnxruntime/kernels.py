@@ -88,8 +88,8 @@ def unit_kernels(engine: Path, units: Sequence[Unit]) -> dict[str, str]:
 def check_units(kernels: Mapping[str, str], formats: Mapping[str, Format]) -> list[UnitKernel]:
     """Compare the kernels with the plan, both by unit path.
 
-    1. Integer activations need an integer kernel. 2. Weight-only formats need `MatMulNBits` and `GatherBlockQuantized`, or a
-       convolution that dequantises its weight.
+    1. Integer activations need an integer kernel.
+    2. Weight-only formats need `MatMulNBits` and `GatherBlockQuantized`, or a convolution that dequantises its weight.
     3. Float formats need a float kernel with a float weight: a float layer that the runtime quantised on its own is a
        disagreement too.
     4. Not for an engine built with `exact`: it has no integer kernels on purpose.
