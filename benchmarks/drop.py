@@ -35,7 +35,8 @@ from records import RESULTS, keep
 from runs import open_network
 from safetensors.torch import load_file, save_file
 
-from calib.data import materialize
+from calib.data import each_batch
+from calib.task import Batch
 from deploy.latency.cheapest import CheapestLoop
 from deploy.latency.observed import Observation
 from deploy.latency.steps import Goal, LoopSettings, Outcome
@@ -59,7 +60,11 @@ class Test:
 
     def __init__(self, workspace: Workspace, limit: float, file: Path, most: int) -> None:
         self._workspace, self._limit, self._file = workspace, limit, file
-        self._batches = materialize(call_task(workspace.task, "evaluation"), most, what="evaluation")
+        self._batches = list[Batch]()
+        for batch in each_batch(call_task(workspace.task, "evaluation"), "evaluation"):
+            self._batches.append(batch)
+            if sum(len(each.inputs[0]) for each in self._batches) >= most:
+                break
         self._point = point_of(workspace.task)
         self._largest = 1 / self._point if workspace.task.metric_name in SHARES else 0.0
         self._known: dict[str, torch.Tensor] = load_file(file) if file.is_file() else {}

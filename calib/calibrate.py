@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from calib.choices import ObserverName, RoundingName
 from calib.declared import check_declared
-from calib.errors import UserError
 from calib.formats.format import Format
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
+from calib.moments import LayerMoments
 from calib.network.clips import is_clip
 from calib.network.graph import TracedModel
 from calib.network.nodes import operator_name
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
 from calib.observers import Observed, observer_from_name
-from calib.rounding import Moments, rounding_from_name
+from calib.rounding import rounding_from_name
 from calib.task import Batch
 
-_ROWS_PER_UNIT = 40_000
 _BIAS_LIMIT = 2**30
-_LARGEST_TO_SQUARE = 2.0**50
 
 
 @dataclass(frozen=True)
@@ -53,17 +49,29 @@ class Calibration:
     """
 
     def __init__(
-        self, traced: TracedModel, units: Sequence[Unit], batches: Sequence[Batch], settings: CalibrationSettings
+        self,
+        traced: TracedModel,
+        units: Sequence[Unit],
+        batches: Sequence[Batch],
+        settings: CalibrationSettings,
+        memory_mb: float | None = None,
     ) -> None:
-        """Run the calibration batches through the float model once."""
+        """Run the calibration batches through the float model once; more often where the moments of all layers do not
+        fit into `memory_mb` (`calib.moments`).
+        """
         self.traced = traced
         self.settings = settings
         self._observer = observer_from_name(settings.observer)
         self._round = rounding_from_name(settings.rounding)
         self._observed: dict[str, Observed] = {name: Observed() for name in _observed_tensors(traced, units)}
-        self._moments = _collect_moments(traced, units, batches, self._observed)
+        self._moments = LayerMoments(traced, units, batches, memory_mb)
+        self._moments.collect(self._moments.parts[0], self._observe)
         self._quantizers: dict[tuple[str, NumberType, Scheme], ActivationQuantizer] = {}
         self._weights: dict[tuple[str, str], QuantizedWeight] = {}
+
+    def _observe(self, name: str, tensor: Tensor) -> None:
+        if name in self._observed:
+            self._observed[name].add(tensor)
 
     def quantizer(self, tensor: str, grid: NumberType, scheme: Scheme) -> ActivationQuantizer:
         """Return the quantiser of one tensor of the graph."""
@@ -93,13 +101,14 @@ class Calibration:
         self, units: Sequence[Unit], formats: Mapping[str, Sequence[Format]], advance: Callable[[], None]
     ) -> None:
         """Round every weight that the search may need; `formats` is by unit path, `advance` is called after each
-        weight.
+        weight. The moments of a layer are dropped behind its last weight.
         """
         for unit in units:
             for chosen in formats[unit.path]:
                 if not chosen.is_float:
                     self.weight(unit, chosen)
                 advance()
+            self._moments.drop(unit.path)
 
     def prepare_quantizers(self, tensors: Iterable[str] | None, grids: Iterable[NumberType], scheme: Scheme) -> None:
         """Work out the ranges of `tensors`, of all that were observed when it is None, for these types."""
@@ -158,93 +167,3 @@ def _observed_tensors(traced: TracedModel, units: Sequence[Unit]) -> list[str]:
 def _is_float_tensor(traced: TracedModel, name: str) -> bool:
     value = traced.nodes[name].meta.get("val")
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _collect_moments(
-    traced: TracedModel, units: Sequence[Unit], batches: Sequence[Batch], observed: Mapping[str, Observed]
-) -> dict[str, Moments]:
-    by_tensor: dict[str, list[tuple[Unit, str]]] = {}
-    for unit in units:
-        for call, tensor in zip(unit.calls, unit.inputs, strict=True):
-            by_tensor.setdefault(tensor, []).append((unit, call))
-    totals: dict[str, Tensor] = {}
-    rows: dict[str, int] = {}
-    most = {unit.path: math.ceil(_ROWS_PER_UNIT / (len(batches) * len(unit.calls))) for unit in units if unit.calls}
-
-    def observe(name: str, tensor: Tensor) -> None:
-        if name in observed:
-            observed[name].add(tensor)
-        for unit, call in by_tensor.get(name, ()):
-            patches = _squarable(_patches(traced, unit, call, tensor, most[unit.path]))
-            product = torch.einsum("gnk,gnl->gkl", patches, patches)
-            totals[unit.path] = totals[unit.path] + product if unit.path in totals else product
-            rows[unit.path] = rows.get(unit.path, 0) + patches.shape[1]
-
-    for batch in batches:
-        traced.run(batch.inputs, observe=observe)
-    for path, total in totals.items():
-        if not bool(torch.isfinite(total).all()):
-            raise UserError(
-                f"the input of {path} holds NaN or infinity on the calibration data: no integers stand for them"
-            )
-    looked_up = {unit.path: Moments(torch.eye(unit.in_features)[None]) for unit in units if not unit.calls}
-    return looked_up | {path: Moments.of(total / rows[path]) for path, total in totals.items()}
-
-
-def _squarable(patches: Tensor) -> Tensor:
-    """Return numbers whose squares and their sums are no zeros or infinities: in float64 where float32 has none."""
-    largest = float(patches.abs().max()) if patches.numel() else 0.0
-    return patches if largest == 0 or 1 / _LARGEST_TO_SQUARE < largest < _LARGEST_TO_SQUARE else patches.double()
-
-
-def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: int) -> Tensor:
-    """Return `[groups, n, k]`: what one call multiplies by its weight, at most `most` evenly spaced rows of it."""
-    node = traced.nodes[call]
-    if operator_name(node) == "linear":
-        rows = tensor.reshape(1, -1, tensor.shape[-1])
-        return rows[:, :: max(rows.shape[1] // most, 1)].float()
-    arguments: tuple[Any, ...] = (*node.args, *_CONVOLUTION_DEFAULTS[len(node.args) :])
-    _, _, _, stride, padding, dilation, groups = arguments
-    dims = len(unit.weight_shape) - 2
-    kernel = list(unit.weight_shape[2:])
-    per_image = max(most // max(tensor.shape[0], 1), 1)
-    stride, dilation = _per_dim(stride, dims), _per_dim(dilation, dims)
-    if isinstance(padding, str):  # only statistics are taken here: an odd total may lose its last column
-        padding = [d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-    padding = _per_dim(padding, dims)
-    if dims == 1:  # unfold knows images only: a sequence is an image one pixel high
-        tensor, kernel = tensor[:, :, None], [1, *kernel]
-        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-    columns = _gathered(tensor.float(), kernel, stride, padding, dilation, per_image)
-    batch, length, kept = columns.shape
-    grouped = columns.reshape(batch, groups, length // groups, kept)
-    return grouped.permute(1, 0, 3, 2).reshape(groups, batch * kept, length // groups)
-
-
-def _gathered(
-    images: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    most: int,
-) -> Tensor:
-    """Return `[n, channels * kernel, positions]`, as F.unfold does but of evenly spaced positions only: all of them
-    would be many times more.
-    """
-    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0]))
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-    height, width = ((size - r) // s + 1 for size, r, s in zip(padded.shape[2:], reach, stride, strict=True))
-    chosen = torch.arange(0, height * width, max(height * width // most, 1) | 1, device=images.device)
-    rows = (chosen // width * stride[0])[:, None] + torch.arange(kernel[0], device=images.device) * dilation[0]
-    columns = (chosen % width * stride[1])[:, None] + torch.arange(kernel[1], device=images.device) * dilation[1]
-    patches = padded[:, :, rows[:, :, None], columns[:, None, :]]
-    return patches.permute(0, 1, 3, 4, 2).flatten(1, 3)
-
-
-_CONVOLUTION_DEFAULTS = (None, None, None, [1], [0], [1], 1)
-"""Default arguments of aten.conv1d and aten.conv2d: input, weight, bias, stride, padding, dilation, groups."""
-
-
-def _per_dim(value: Sequence[int], dims: int) -> list[int]:
-    return list(value) * dims if len(value) == 1 else list(value)

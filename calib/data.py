@@ -15,28 +15,14 @@ from calib.sizes import InputSizes
 from calib.task import Batch, Task, TrainableTask
 
 
-def materialize(
-    batches: Iterable[Any], limit: int | None = None, *, what: str = "calibration", sizes: InputSizes | None = None
-) -> list[Batch]:
-    """Return the batches as a checked list: at most `limit` samples (whole batches, at least one) when it is given.
+def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = None) -> Iterator[Batch]:
+    """Yield the batches, each checked; only the first is kept.
 
     A batch is a `Batch`, or any `(inputs, target)` pair; `inputs` is a tensor `[n, ...]` or a tuple or list of them.
     `what` names the batches in messages. `sizes` are those that the engine takes, None where calibration is to say it.
     Raises UserError for anything else, for an empty loader, for NaN or infinite inputs, for inputs of one batch that
     disagree on `n`, and for batches that disagree on number, type or axes of the inputs.
     """
-    found: list[Batch] = []
-    samples = 0
-    for batch in each_batch(batches, what, sizes):
-        found.append(batch)
-        samples += batch.inputs[0].shape[0]
-        if limit is not None and samples >= limit:
-            break
-    return found
-
-
-def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = None) -> Iterator[Batch]:
-    """Yield the batches, each checked as `materialize` does; only the first is kept."""
     first: Batch | None = None
     for index, item in enumerate(_looped(batches, what)):
         batch = _batch(item, f"{what} batch {index}")
@@ -51,10 +37,8 @@ def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = Non
 
 
 def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:
-    """Raise UserError unless `batches` can be looped over twice, with the same first batch, which is as `materialize`
-    wants it.
-
-    For loaders too large to hold: looks at one batch, two times.
+    """Raise UserError unless `batches` can be looped over twice, with the same first batch, which is as `each_batch`
+    wants it. Looks at one batch, two times.
     """
     first = _first(batches, what)
     again = _first(batches, what)
@@ -74,26 +58,8 @@ def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:
             )
 
 
-def selection_batches(task: Task, sizes: InputSizes) -> list[Batch] | None:
-    """Return the batches of a task's `selection()`, checked as `materialize` does; None where the task has none.
-
-    They are held out: the model was not trained on them, and `evaluation()` does not have them. What may be lost is
-    decided on them.
-    """
-    if getattr(task, "selection", None) is None:
-        return None
-    try:
-        batches = task.selection()  # type: ignore[attr-defined]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the task's selection() failed: {type(error).__name__}: {error}") from error
-    check_batches(batches, what="selection")
-    return materialize(batches, what="selection", sizes=sizes)
-
-
 def training_batches(task: Task, epoch: int, sizes: InputSizes | None = None) -> Iterator[Batch]:
-    """Yield the batches of one pass over a task's training data, each checked as `materialize` does, none of them kept.
+    """Yield the batches of one pass over a task's training data, each checked as `each_batch` does, none of them kept.
     `sizes` are those that the engine takes, where they are known.
 
     Raises UserError when the task has no training data, when a pass is empty, and for any batch that is not as the

@@ -17,6 +17,8 @@ from calib.formats.number_type import NumberType
 from calib.formats.quantizers import Scheme, quantizer_from_range
 
 _SAMPLES_PER_BATCH = 16_384
+_MOST_SAMPLES = 2**18
+"""Of one tensor, over all batches: 1 MB."""
 _PERCENTILE = 99.99
 _MSE_STEPS = 60
 _ENTROPY_BINS = 2048
@@ -26,11 +28,16 @@ _ENTROPY_BINS = 2048
 class Observed:
     """What is remembered of one tensor over the calibration data: exact extremes and an evenly spaced sample of the
     values.
+
+    Of a sample of more than 262,144 values a random half is dropped, and of what comes later the same share, so that
+    all batches count alike.
     """
 
     low: float = 0.0
     high: float = 0.0
     parts: list[Tensor] = field(default_factory=list)
+    _share: float = 1.0
+    _random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def add(self, tensor: Tensor) -> None:
         """Take in one batch's tensor, any shape."""
@@ -39,7 +46,15 @@ class Observed:
         self.high = max(self.high, float(flat.max()))
         # an odd stride, so that the sample does not always hit the same channel or column
         stride = max(flat.numel() // _SAMPLES_PER_BATCH, 1) | 1
-        self.parts.append(flat[::stride].cpu().clone())
+        taken = flat[::stride].cpu()
+        self.parts.append(taken.clone() if self._share == 1.0 else self._thinned(taken, self._share))
+        while sum(map(len, self.parts)) > _MOST_SAMPLES:
+            self._share /= 2
+            self.parts = [self._thinned(torch.cat(self.parts), 0.5)]
+
+    def _thinned(self, values: Tensor, share: float) -> Tensor:
+        """Return a random share of some values."""
+        return values[torch.rand(len(values), generator=self._random) < share]
 
     def sample(self) -> Tensor:
         """Return `[n]` sampled values, the extremes among them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,8 +11,6 @@ from calib.errors import UserError
 
 if TYPE_CHECKING:  # settings are read without torch
     from torch import Tensor
-
-    from calib.task import Batch
 
 Shape = tuple[int, ...]
 """Sizes of one sample: those of a tensor without its first axis."""
@@ -100,7 +98,7 @@ class InputSizes:
 
     def allow(self, inputs: Sequence[Tensor]) -> bool:
         """Whether each axis of each input lies in its range."""
-        shapes = [tuple(tensor.shape[1:]) for tensor in inputs]
+        shapes = shapes_of_one([tensor.shape for tensor in inputs])
         return len(shapes) == len(self.usual) and all(
             len(shape) == len(low) and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
             for shape, low, high in zip(shapes, self.least, self.most, strict=True)
@@ -122,16 +120,22 @@ class InputSizes:
         )
 
 
+def shapes_of_one(shapes: Sequence[Sequence[int]]) -> tuple[Shape, ...]:
+    """Return the sizes of one sample of each input, of the sizes of a batch."""
+    return tuple(tuple(shape[1:]) for shape in shapes)
+
+
 def sizes_of(
-    batches: Sequence[Batch], names: Sequence[str], stated: Sequence[StatedSizes] = (), samples: int = 1
+    shapes: Iterable[tuple[Shape, ...]], names: Sequence[str], stated: Sequence[StatedSizes] = (), samples: int = 1
 ) -> InputSizes:
-    """Return the sizes that calibration batches have, and those that were stated, which count in front of them.
+    """Return the sizes that samples of the calibration batches have (`shapes`, of each batch those of its inputs), and
+    those that were stated, which count in front of them.
 
     Without a stated one the usual size is the largest that calibration has, by its elements. `names` are those of the
     inputs, `samples` is how many the engine is timed with. UserError where what was stated is of no input, or of
     another number of axes or samples.
     """
-    seen = list(dict.fromkeys(tuple(tuple(tensor.shape[1:]) for tensor in batch.inputs) for batch in batches))
+    seen = list(dict.fromkeys(shapes))
     by_name = {each.name: each for each in stated}
     _check_stated(by_name, dict(zip(names, seen[0], strict=False)), samples)
     largest = max(seen, key=_elements)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from calib.batches import picked
 from calib.errors import UserError
 from calib.network.agreement import Agreement
 from calib.network.graph import TracedModel
-from calib.sizes import Shape, resized
+from calib.sizes import Shape, resized, shapes_of_one
 from calib.task import Batch
 
 _FEW = 8
@@ -110,9 +111,10 @@ def _probes(traced: TracedModel, batches: Sequence[Batch], sizes: tuple[int, ...
     free, inputs = traced.dynamic_batch, batches[0].inputs
     whole = _Probe("calibration batch 0", inputs)
     one = _Probe("one sample", _cut(inputs, 1)) if free else whole
-    chosen = sorted({len(batches) // 2, len(batches) - 1} - {0})
+    chosen = picked(batches, {len(batches) // 2, len(batches) - 1} - {0})
     others = [
-        _Probe(f"calibration batch {index}", _cut(batches[index].inputs, _FEW if free else None)) for index in chosen
+        _Probe(f"calibration batch {index}", _cut(batch.inputs, _FEW if free else None))
+        for index, batch in chosen.items()
     ]
     others += _of_other_sizes(traced, batches, _FEW if free else None)
     if free:
@@ -131,7 +133,11 @@ def _of_other_sizes(traced: TracedModel, batches: Sequence[Batch], count: int | 
     """Return samples of all sizes that the trace must hold for, where there are several."""
     if not traced.sizes.any_free:
         return []
-    found, first = [], {_shapes(batch.inputs): batch for batch in reversed(batches)}
+    found, first = [], dict[tuple[Shape, ...], Batch]()
+    for batch in batches:
+        shapes = _shapes(batch.inputs)
+        if shapes in traced.sizes.probes:
+            first.setdefault(shapes, batch)
     for shapes in traced.sizes.probes:
         given = first.get(shapes, batches[0]).inputs
         inputs = tuple(resized(tensor[:count], shape) for tensor, shape in zip(given, shapes, strict=True))
@@ -140,7 +146,7 @@ def _of_other_sizes(traced: TracedModel, batches: Sequence[Batch], count: int | 
 
 
 def _shapes(inputs: Sequence[Tensor]) -> tuple[Shape, ...]:
-    return tuple(tuple(tensor.shape[1:]) for tensor in inputs)
+    return shapes_of_one([tensor.shape for tensor in inputs])
 
 
 def _pool(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
+from calib.batches import add_to_hash
 from calib.files.storage import Record, in_a_line
 from calib.network.graph import TracedModel
-from calib.task import Batch
 
 
 class Fingerprint(Record, frozen=True):
@@ -50,17 +49,11 @@ class Fingerprint(Record, frozen=True):
         return tuple(found)
 
 
-def fingerprint(traced: TracedModel, batches: Iterable[Batch], versions: Mapping[str, str]) -> Fingerprint:
-    """Return the fingerprint of a traced model with its calibration batches; the same in every process.
-
-    A target that is neither a tensor, an array, a plain value nor a list, tuple or dictionary of such counts by its
-    type alone.
+def fingerprint(traced: TracedModel, data: str, versions: Mapping[str, str]) -> Fingerprint:
+    """Return the fingerprint of a traced model; the same in every process. `data` is the hash of its calibration
+    batches (`calib.batches.content_hash`).
     """
-    data = hashlib.sha256()
-    for batch in batches:
-        for part in (*batch.inputs, batch.target):
-            _update(data, part)
-    return Fingerprint(_graph_hash(traced), _weights_hash(traced), data.hexdigest(), dict(versions))
+    return Fingerprint(_graph_hash(traced), _weights_hash(traced), data, dict(versions))
 
 
 def _graph_hash(traced: TracedModel) -> str:
@@ -81,7 +74,7 @@ def _graph_hash(traced: TracedModel) -> str:
         kwargs = fx.node.map_aggregate(dict(sorted(node.kwargs.items())), written)
         digest.update(f"{node.op} {what} {args!r} {kwargs!r} {_described(node.meta.get('val'), symbols)}\n".encode())
         if node.op == "placeholder" and node.name in traced.state and node.name not in traced.parameter_names:
-            _update(digest, traced.state[node.name])
+            add_to_hash(digest, traced.state[node.name])
     digest.update(f"{traced.out_spec} {traced.dynamic_batch}".encode())
     return digest.hexdigest()
 
@@ -118,24 +111,5 @@ def _weights_hash(traced: TracedModel) -> str:
     for node, name in sorted(traced.parameter_names.items(), key=lambda item: item[1]):
         if node in used:  # not the batches that a norm has counted
             digest.update(name.encode())
-            _update(digest, traced.state[node])
+            add_to_hash(digest, traced.state[node])
     return digest.hexdigest()
-
-
-def _update(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        if value.numel():
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
-        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-    elif isinstance(value, Mapping):
-        _update(digest, [part for key in value for part in (key, value[key])])
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"{type(value).__name__} of {len(value)}".encode())
-        for part in value:
-            _update(digest, part)
-    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        digest.update(f"{type(value).__name__} {value!r}\n".encode())
-    else:
-        digest.update(f"{type(value).__qualname__}\n".encode())

@@ -17,8 +17,7 @@ from calib.network.execution import NO_EDITS, Edits, Execution, Observe
 from calib.network.nodes import OPERATOR, module_path
 from calib.network.products import Arrangement, write_as_linear
 from calib.network.tracing import export_program
-from calib.sizes import InputSizes, sizes_of
-from calib.task import Batch
+from calib.sizes import InputSizes, shapes_of_one, sizes_of
 
 
 class TracedModel:
@@ -56,7 +55,7 @@ class TracedModel:
         """
         self.module = model
         self.example = tuple(example)
-        self.sizes = inputs or sizes_of([Batch(self.example, None)], ())
+        self.sizes = inputs or sizes_of([shapes_of_one([tensor.shape for tensor in self.example])], ())
         self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free, inputs=inputs)
         self.graph: fx.Graph = self.program.graph
         signature = self.program.graph_signature

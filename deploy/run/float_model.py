@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from calib.batches import Batches
 from calib.data import check_finite, per_sample
 from calib.errors import UserError
 from calib.network.batch_range import largest_batch
@@ -15,7 +16,7 @@ from calib.network.faithful import UnfaithfulError, check_faithful, run_eager
 from calib.network.fold import Folded, copy_model, trace_folded
 from calib.network.free_axes import input_names
 from calib.network.graph import TracedModel
-from calib.sizes import InputSizes, resized, sizes_from_text, sizes_of
+from calib.sizes import InputSizes, resized, shapes_of_one, sizes_from_text, sizes_of
 from calib.task import Batch, Task
 from deploy.run.settings import Settings
 from deploy.targets.target import Target
@@ -26,7 +27,7 @@ from smpq.value.value import divergence
 
 
 def trace_float_model(
-    model: nn.Module, batches: Sequence[Batch], settings: Settings, target: Target, progress: Progress
+    model: nn.Module, batches: Batches, settings: Settings, target: Target, progress: Progress
 ) -> tuple[TracedModel, tuple[Folded, ...]]:
     """Return the trace of `model`, BatchNorm folded, which computes what the module itself does; see `check_faithful`.
 
@@ -36,12 +37,13 @@ def trace_float_model(
 
     Raises UserError when neither can be.
     """
-    counts = {len(batch.inputs[0]) for batch in batches}
+    counts = set(batches.counts)
     stated = [sizes_from_text(text) for text in settings.shapes]
-    sizes = sizes_of(batches, input_names(model, len(batches[0].inputs)), stated, settings.batch)
+    names = input_names(model, len(batches[0].inputs))
+    sizes = sizes_of(map(shapes_of_one, batches.shapes), names, stated, settings.batch)
     given = copy_model(model)  # running the model may change what it remembers in Python
     try:
-        example = _example(max(batches, key=_count), sizes, 2)
+        example = _example(batches[batches.counts.index(max(counts))], sizes, 2)
         traced, folded = trace_folded(given, example, {1, settings.batch, *counts}, inputs=sizes)
     except UserError:
         _check_runs(model, batches[0])  # where it fails as well, that is the message
@@ -80,7 +82,7 @@ def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
 
 
 def _fixed(
-    given: nn.Module, model: nn.Module, batches: Sequence[Batch], sizes: InputSizes
+    given: nn.Module, model: nn.Module, batches: Batches, sizes: InputSizes
 ) -> tuple[TracedModel, tuple[Folded, ...]]:
     traced, folded = trace_folded(given, _example(batches[0], sizes), free=False, inputs=sizes)
     check_faithful(model, traced, batches)
@@ -105,11 +107,10 @@ def _count(batch: Batch) -> int:
     return len(batch.inputs[0])
 
 
-def try_task(task: Task, traced: TracedModel, batches: Sequence[Batch], value: str) -> None:
-    """Use what the search and the verification will call once, so that a mistake shows before hours of work and not
-    after.
+def try_task(task: Task, traced: TracedModel, batch: Batch, value: str) -> None:
+    """Use what the search and the verification will call once, on the first calibration batch, so that a mistake shows
+    before hours of work and not after.
     """
-    batch = batches[0]
     output, count = traced.run(batch.inputs), len(batch.inputs[0])
     for tensor in pytree.tree_leaves(output):
         if isinstance(tensor, Tensor):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from calib.data import check_batches, check_model, materialize
+from calib.batches import calibration_batches
+from calib.data import check_model
 from calib.errors import UserError
 from calib.formats.format import formats_from_text
 from calib.network.units import find_units
@@ -40,12 +41,10 @@ def open_workspace(
     with progress.step("load the task"):
         task = load_task(settings.task, _path(settings.data), _path(settings.weights))
         model = check_model(call_task(task, "model"))
-        loader = call_task(task, "calibration")
-        check_batches(loader)
-        batches = materialize(loader)
+        batches = calibration_batches(call_task(task, "calibration"), resources.memory_limit_mb)
     with progress.step("trace the model"):
         traced, folded = trace_float_model(model.eval(), batches, settings, target, progress)
-        try_task(task, traced, batches, settings.value)
+        try_task(task, traced, batches[0], settings.value)
     began = run.find(CalibrationFile)
     threads = settle_threads(traced, batches[0], began.threads if began is not None else None)
     units, skipped = find_units(traced)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from calib.batches import Batches
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP16, Format
 from calib.network.fingerprint import Fingerprint, fingerprint
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 DEVICE = "device"
 """Directory of a run: what the device was given, and what it has measured."""
+_UNSEEN = 4
+"""So many times the samples of the search, unseen ones are kept in memory at most."""
 
 
 @dataclass
@@ -71,7 +74,7 @@ class Workspace:
     space: Space
     skipped: tuple[Skipped, ...]
     refused: dict[str, str]
-    batches: list[Batch]
+    batches: Batches
     progress: Progress
     original: nn.Module
     folded: tuple[Folded, ...]
@@ -123,7 +126,7 @@ class Workspace:
     def identity(self) -> Fingerprint:
         """What the results of the run depend on: graph, weights, calibration data and versions."""
         found = versions()
-        return fingerprint(self.traced, self.batches, {name: found[name] for name in DECISIVE if name in found})
+        return fingerprint(self.traced, self.batches.content, {name: found[name] for name in DECISIVE if name in found})
 
     @property
     def fingerprint(self) -> str:
@@ -136,7 +139,7 @@ class Workspace:
         settings = CalibrationSettings(self.settings.observer, self.settings.rounding, self.target.activation_scheme)
         units = self.space.units
         with self.progress.step("calibrate"):
-            calibration = Calibration(self.traced, units, self.batches, settings)
+            calibration = Calibration(self.traced, units, self.batches, settings, self.resources.memory_limit_mb)
         if self.target.reference == FP16:
             check_fp16_range(calibration, units)
         formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
@@ -163,26 +166,25 @@ class Workspace:
         """Evaluate policies on the first `samples` calibration samples, through the run's journal."""
         return self._evaluator(self.judging, self.fingerprint)
 
-    @property
+    @cached_property
     def judging(self) -> list[Batch]:
         """The batches that policies are judged on: the first `samples` calibration samples."""
-        return self.batches[: self._searched]
+        return self.batches[: self._reaching(self.settings.samples)]
 
     @cached_property
     def unseen(self) -> Evaluator | None:
-        """Evaluate policies on the calibration samples that the search does not use; None when they are fewer than
-        those it does.
+        """Evaluate policies on calibration samples that the search does not use, four times as many at most; None when
+        they are fewer than those it does.
         """
-        rest = self.batches[self._searched :]
-        if sum(len(batch.inputs[0]) for batch in rest) < self.settings.samples:
+        start = self._reaching(self.settings.samples)
+        end = self._reaching((1 + _UNSEEN) * self.settings.samples)
+        if sum(self.batches.counts[start:end]) < self.settings.samples:
             return None
-        return self._evaluator(rest, f"{self.fingerprint}|unseen")
+        return self._evaluator(self.batches[start:end], f"{self.fingerprint}|unseen")
 
-    @cached_property
-    def _searched(self) -> int:
-        """How many batches hold the samples that the search uses."""
-        counts = itertools.accumulate(len(batch.inputs[0]) for batch in self.batches)
-        return 1 + sum(count < self.settings.samples for count in counts)
+    def _reaching(self, samples: int) -> int:
+        """Return how many of the first batches hold so many samples."""
+        return 1 + sum(count < samples for count in itertools.accumulate(self.batches.counts))
 
     def _evaluator(self, batches: list[Batch], fingerprint: str) -> Evaluator:
         here = PolicyValue(

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from calib.data import selection_batches
+from calib.batches import Batches, selection_batches
 from calib.errors import UserError
-from calib.task import Batch, SetTask
+from calib.task import SetTask
 from deploy.files.search import LossFile
 from deploy.latency.observations import latency_model
 from deploy.latency.steps import LoopSettings, Outcome
@@ -69,8 +69,8 @@ def check_decidable(workspace: Workspace, budget: Budget) -> None:
         raise UserError(f"{limit} cannot be decided on the {data} batches: {doubt}; or give a budget on kl")
 
 
-def _held_out(workspace: Workspace) -> tuple[list[Batch], Literal["selection", "calibration"]]:
-    batches = selection_batches(workspace.task, workspace.traced.sizes)
+def _held_out(workspace: Workspace) -> tuple[Batches, Literal["selection", "calibration"]]:
+    batches = selection_batches(workspace.task, workspace.traced.sizes, workspace.resources.memory_limit_mb)
     return (workspace.batches, "calibration") if batches is None else (batches, "selection")
 
 

@@ -23,21 +23,22 @@ class Judge:
     def __init__(self, task: Task, graph: TrainableGraph, batches: Sequence[Batch], value: str) -> None:
         self._task = task
         self._graph = graph
-        self._batches = [batch_on(batch, graph.device) for batch in batches]
+        self._batches = batches
         self._value = value
-        self._expected = [graph.reference(batch.inputs) if value == "kl" else None for batch in batches]
 
     def __call__(self) -> Judged:
         """Return the mean value and the metric."""
         values, metric = [], collected(self._task)
         self._graph.eval()
         with torch.no_grad():
-            for index, (batch, expected) in enumerate(zip(self._batches, self._expected, strict=True)):
+            for index, given in enumerate(self._batches):
+                batch = batch_on(given, self._graph.device)
                 output, count = self._graph.run(batch.inputs), len(batch.inputs[0])
                 metric.take(index, output, batch)
-                if self._value == "kl":
+                if self._value == "kl":  # anew each time: the float model's outputs may not fit into memory
                     function = getattr(self._task, "divergence", divergence)
-                    values.append(-per_sample(function, (output, expected), count, "divergence"))
+                    taught = self._graph.reference(batch.inputs)
+                    values.append(-per_sample(function, (output, taught), count, "divergence"))
                 elif self._value == "loss":
                     values.append(-per_sample(self._task.loss, (output, batch.target), count, "loss"))
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
+from calib.batches import samples_in
 from calib.errors import UserError
 from calib.network.execution import NO_EDITS
 from calib.task import Batch, Task
@@ -52,7 +53,8 @@ class PolicyLoss:
         self._space = space
         self._kl = kind == "kl"
         traced = fake_quantizer.traced
-        self._batches = split(batches, samples_at_once(fake_quantizer, memory_mb)) if traced.dynamic_batch else batches
+        self._batches, self._samples = batches, samples_in(batches)
+        self._at_once = samples_at_once(fake_quantizer, memory_mb) if traced.dynamic_batch else None
         self._task, self._point = task, 1.0 if self._kl else point_of(task)
         # a sample that turns wrong loses all of a share
         self._largest = 1.0 / self._point if not self._kl and task.metric_name in SHARES else 0.0
@@ -75,12 +77,12 @@ class PolicyLoss:
         """Return the float model's metric in points; zero for the divergence."""
         if self._kl:
             return 0.0
-        self._run_float(len(self._batches))
+        self._run_float_on_all()
         return self._float.value / self._point
 
     def doubt(self) -> str | None:
         """Say why these batches cannot tell how sure a loss in the metric is; None where they can."""
-        self._run_float(len(self._batches))
+        self._run_float_on_all()
         try:
             self._float.figure()
         except UndefinedError as error:
@@ -98,13 +100,13 @@ class PolicyLoss:
         fake, found = self._fake, self._nothing()
         edits = [fake.edits(fake.plan(policy.by_unit(self._space.groups), policy.float_joins))]
         if edits == [NO_EDITS]:  # the float model itself, whatever the samples are
-            return Loss(0.0, 0.0, sum(len(batch.inputs[0]) for batch in self._batches))
+            return Loss(0.0, 0.0, self._samples)
         lost: Loss | None = None
-        for index, batch in enumerate(self._batches):
+        for index, batch in enumerate(self._parts()):
             ((_, output),) = outputs_of(fake.traced, batch.inputs, edits)
-            self._run_float(index + 1)
+            self._run_float(index, batch)
             found.take(index, output, batch)
-            complete = index + 1 == len(self._batches)
+            complete = found.samples == self._samples
             if not complete and (not found.early or found.samples < _FEWEST_EARLY):
                 continue
             lost = self._float.loss_to(found, self._point, self._largest, complete=complete)
@@ -116,13 +118,24 @@ class PolicyLoss:
         self._write(policy.key(), limit, lost)
         return lost
 
-    def _run_float(self, count: int) -> None:
-        """Run the float model on so many of the first batches."""
-        for index, batch in enumerate(self._batches[self._float.batches : count], self._float.batches):
-            if isinstance(self._float, MeanCollected) and self._kl:
-                self._float.add(index, torch.zeros(len(batch.inputs[0]), dtype=torch.float64))
-            else:
-                self._float.take(index, self._fake.traced.run(batch.inputs), batch)
+    def _parts(self) -> Iterator[Batch]:
+        """Yield the batches, cut into what is computed at once."""
+        for batch in self._batches:
+            yield from split([batch], self._at_once) if self._at_once is not None else [batch]
+
+    def _run_float_on_all(self) -> None:
+        if self._float.samples < self._samples:
+            for index, batch in enumerate(self._parts()):
+                self._run_float(index, batch)
+
+    def _run_float(self, index: int, batch: Batch) -> None:
+        """Run the float model on a batch, unless that was done; the batches come in their order."""
+        if index < self._float.batches:
+            return
+        if isinstance(self._float, MeanCollected) and self._kl:
+            self._float.add(index, torch.zeros(len(batch.inputs[0]), dtype=torch.float64))
+        else:
+            self._float.take(index, self._fake.traced.run(batch.inputs), batch)
 
     def _read(self, key: str, limit: float) -> Loss | None:
         if self._journal is None:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from calib.data import check_batches, check_model, materialize
+from calib.data import check_batches, check_model, each_batch
 from calib.errors import UserError
 from calib.task import Batch
 
@@ -20,12 +20,12 @@ class Raises:
 
 def test_batches_pass_through():
     given = batches()
-    got = materialize(given)
+    got = list(each_batch(given, "calibration"))
     assert [batch.inputs[0].tolist() for batch in got] == [batch.inputs[0].tolist() for batch in given]
 
 
 def test_a_plain_tensor_becomes_a_tuple():
-    (batch,) = materialize([[torch.ones(2, 3), torch.tensor([0, 1])]])
+    (batch,) = list(each_batch([[torch.ones(2, 3), torch.tensor([0, 1])]], "calibration"))
     assert isinstance(batch, Batch)
     assert isinstance(batch.inputs, tuple)
     assert batch.inputs[0].shape == (2, 3)
@@ -33,14 +33,8 @@ def test_a_plain_tensor_becomes_a_tuple():
 
 def test_a_data_loader_is_read():
     loader = DataLoader(TensorDataset(torch.arange(10.0).view(10, 1), torch.arange(10)), batch_size=4)
-    assert [len(batch.target) for batch in materialize(loader)] == [4, 4, 2]
+    assert [len(batch.target) for batch in list(each_batch(loader, "calibration"))] == [4, 4, 2]
     check_batches(loader)
-
-
-def test_the_limit_counts_samples_and_keeps_whole_batches():
-    assert len(materialize(batches(5, 4), limit=8)) == 2
-    assert len(materialize(batches(5, 4), limit=9)) == 3
-    assert len(materialize(batches(5, 4), limit=1)) == 1
 
 
 def bad_target():
@@ -73,12 +67,12 @@ def bad_target():
 )
 def test_wrong_batches_are_user_errors(given, message):
     with pytest.raises(UserError, match=message):
-        materialize(given)
+        list(each_batch(given, "calibration"))
 
 
 def test_the_message_names_the_method():
     with pytest.raises(UserError, match=r"evaluation\(\) gave no batch"):
-        materialize([], what="evaluation")
+        list(each_batch([], "evaluation"))
 
 
 def test_a_used_up_generator_is_found():
@@ -120,7 +114,7 @@ def test_a_lazy_model_is_named(recwarn):
 
 def test_inputs_are_handed_on_without_their_gradient_and_in_their_layout():
     given = torch.arange(6.0).reshape(3, 2).requires_grad_()
-    ((inputs, _),) = materialize([(given.t(), None)])
+    ((inputs, _),) = each_batch([(given.t(), None)], "calibration")
     assert not inputs[0].requires_grad
     assert inputs[0].stride() == given.t().stride()
     assert torch.equal(inputs[0], given.t())

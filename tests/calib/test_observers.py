@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import calib.observers
 from calib.errors import UserError
 from calib.formats.integers import integer
 from calib.formats.quantizers import quantizer_from_range
@@ -114,3 +115,27 @@ def test_tiny_values_get_the_range_that_large_ones_get(name):
         OBSERVERS[name](tiny, integer(8), "affine"), OBSERVERS[name](usual, integer(8), "affine"), strict=True
     ):
         assert found == pytest.approx(wanted * 2.0**-90, rel=1e-3)
+
+
+def test_the_sample_of_a_tensor_does_not_grow_with_the_number_of_batches(monkeypatch):
+    monkeypatch.setattr(calib.observers, "_MOST_SAMPLES", 1000)
+    seen, generator = Observed(), torch.Generator().manual_seed(1)
+    for index in range(200):  # the first half is near 0, the second near 10; in columns of two scales
+        seen.add(torch.randn(30, 2, generator=generator) * torch.tensor([1.0, 3.0]) + 10 * (index >= 100))
+        assert sum(map(len, seen.parts)) <= 1000
+    values = seen.sample()
+    assert 400 < len(values) <= 1002
+    assert abs(float((values > 5).double().mean()) - 0.5) < 0.06, "all batches count alike"
+    assert abs(float(values[values < 5].std()) - 5**0.5) < 0.3, "and so do all columns"
+
+
+def test_a_thinned_sample_is_the_same_each_time(monkeypatch):
+    monkeypatch.setattr(calib.observers, "_MOST_SAMPLES", 100)
+
+    def sampled():
+        seen = Observed()
+        for index in range(20):
+            seen.add(torch.arange(30.0) + index)
+        return seen.sample()
+
+    assert torch.equal(sampled(), sampled())

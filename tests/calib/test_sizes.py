@@ -7,15 +7,14 @@ import torch
 
 from calib.errors import UserError
 from calib.sizes import resized, sizes_from_text, sizes_of
-from calib.task import Batch
 
 
-def batches(*shapes):
-    return [Batch((torch.zeros(2, *shape),), None) for shape in shapes]
+def of_one(*shapes):
+    return [(shape,) for shape in shapes]
 
 
 def test_calibration_says_which_axes_are_free():
-    sizes = sizes_of(batches((3, 24, 32), (3, 40, 24)), ["x"])
+    sizes = sizes_of(of_one((3, 24, 32), (3, 40, 24)), ["x"])
     assert sizes.free == ((2, 3),)
     assert (sizes.least, sizes.most) == (((3, 24, 24),), ((3, 40, 32),))
     assert sizes.usual == ((3, 40, 24),), "the largest by its elements"
@@ -28,14 +27,14 @@ def test_calibration_says_which_axes_are_free():
 
 
 def test_one_size_leaves_none_free():
-    sizes = sizes_of(batches((3, 8, 8), (3, 8, 8)), ["x"])
+    sizes = sizes_of(of_one((3, 8, 8), (3, 8, 8)), ["x"])
     assert not sizes.any_free
     assert sizes.ranges(["x"]) == {}
     assert not sizes.allow([torch.zeros(1, 3, 8, 9)])
 
 
 def test_what_is_stated_counts_beside_calibration():
-    sizes = sizes_of(batches((3, 24, 24)), ["x"], [sizes_from_text("x=4x3x32x32:4x3x16x32:4x3x64x32")], samples=4)
+    sizes = sizes_of(of_one((3, 24, 24)), ["x"], [sizes_from_text("x=4x3x32x32:4x3x16x32:4x3x64x32")], samples=4)
     assert sizes.usual == ((3, 32, 32),)
     assert (sizes.least, sizes.most) == (((3, 16, 24),), ((3, 64, 32),))
     assert {((3, 16, 24),), ((3, 64, 32),), ((3, 32, 32),), ((3, 24, 24),)} == set(sizes.probes)
@@ -56,7 +55,7 @@ def test_what_is_stated_counts_beside_calibration():
 )
 def test_what_cannot_be_meant_is_refused(text, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        sizes_of(batches((3, 24, 24)), ["x"], [sizes_from_text(text)])
+        sizes_of(of_one((3, 24, 24)), ["x"], [sizes_from_text(text)])
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (5, 2), (9, 1), (3, 4)])

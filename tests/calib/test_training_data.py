@@ -7,7 +7,7 @@ from torch import nn
 
 from calib.data import training_batches
 from calib.errors import UserError
-from calib.sizes import sizes_of
+from calib.sizes import shapes_of_one, sizes_of
 from calib.task import Batch, TrainableTask
 from calib.tasks import load_task
 from calib.tasks.cifar10_files import read_cifar10
@@ -133,7 +133,7 @@ def good(count=4):
 )
 def test_wrong_training_data(batches, message):
     with pytest.raises(UserError, match=message):
-        list(training_batches(Own(batches), 7, sizes_of([good()], ["x"])))
+        list(training_batches(Own(batches), 7, sizes_of([shapes_of_one([x.shape for x in good().inputs])], ["x"])))
 
 
 def test_a_task_without_training_data():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from calib.data import check_batches, check_model, materialize
+from calib.data import check_batches, check_model, each_batch
 from calib.errors import UserError
 from calib.tasks import load_task
 
@@ -11,7 +11,7 @@ def test_the_example_learns_and_holds_what_it_promises():
     task = load_task("examples.custom_task:task")
     model = check_model(task.model())
     check_batches(task.calibration())
-    evaluation = materialize(task.evaluation(), what="evaluation")
+    evaluation = list(each_batch(task.evaluation(), "evaluation"))
     with torch.no_grad():
         correct = torch.cat([task.metric(model(*batch.inputs), batch.target) for batch in evaluation])
     assert correct.mean() > 0.88

@@ -16,7 +16,8 @@ _ADDRESSES = "local (one on this machine), auto, host:port or ray://host:port"
 
 @dataclass(frozen=True)
 class Resources:
-    """How many workers evaluate, where, and how much memory the activations of one of them may take, in MB.
+    """How many workers evaluate, where, and how much memory in MB the activations of one of them may take, the
+    statistics of layers, and the calibration data that are kept in memory.
 
     `workers` None: one, which is this process; with `ray` as many as the cluster has CPUs. `ray` is the address of a
     cluster, `local` for one of its own on this machine. `device` evaluates: cpu, cuda, cuda:1, ..., or auto for cuda
@@ -44,7 +45,7 @@ class Resources:
     memory_limit_mb: Annotated[
         float | None,
         Declared(
-            "memory that the activations of one evaluation may take",
+            "memory that the activations of one evaluation, the statistics of layers and calibration data that are kept may take, each",
             Interval(0, above=True),
             "--memory-limit",
             Group.SELDOM,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from calib.batches import content_hash
 from calib.network.fingerprint import Fingerprint, fingerprint
 from calib.network.graph import TracedModel
 from calib.task import Batch
@@ -42,7 +43,9 @@ def of(then=F.relu, data=None, edit=None, versions=VERSIONS, samples=2):
     if edit is not None:
         with torch.no_grad():
             edit(model)
-    return fingerprint(TracedModel(model, (torch.randn(samples, 4),)), batches() if data is None else data, versions)
+    return fingerprint(
+        TracedModel(model, (torch.randn(samples, 4),)), content_hash(batches() if data is None else data), versions
+    )
 
 
 FUNCTIONS = {
@@ -101,7 +104,7 @@ def traced():
 
 
 def with_target(traced, target):
-    return fingerprint(traced, [Batch(batches()[0].inputs, target)], VERSIONS)
+    return fingerprint(traced, content_hash([Batch(batches()[0].inputs, target)]), VERSIONS)
 
 
 def test_data(traced):
@@ -111,8 +114,8 @@ def test_data(traced):
     assert found == [with_target(traced, target) for target in TARGETS]
     other = inputs[0].clone()
     other[3, 3] += 1e-6
-    changed = fingerprint(traced, [Batch((other,), torch.zeros(4))], VERSIONS)
-    assert fingerprint(traced, batches(), VERSIONS).differences(changed) == ("the calibration data",)
+    changed = fingerprint(traced, content_hash([Batch((other,), torch.zeros(4))]), VERSIONS)
+    assert fingerprint(traced, content_hash(batches()), VERSIONS).differences(changed) == ("the calibration data",)
 
 
 BRAIN = torch.ones(2, 2, dtype=torch.bfloat16)

@@ -28,7 +28,7 @@ class AnySize(nn.Module):
 
 
 def of_sizes(*shapes):
-    return sizes_of([Batch((torch.zeros(2, *shape),), None) for shape in shapes], ["x"])
+    return sizes_of([(shape,) for shape in shapes], ["x"])
 
 
 def test_axes_besides_the_batch_stay_free():
@@ -64,7 +64,7 @@ def test_a_model_that_does_something_else_for_one_size_is_refused(height):
             return super().forward(x) if x.shape[2] == height else super().forward(-x)
 
     model, given = OneSize().eval(), [Batch((torch.randn(2, 3, height, 8),), None) for height in (12, 16)]
-    traced = TracedModel(model, given[1].inputs, (1, 2), inputs=sizes_of(given, ["x"]))
+    traced = TracedModel(model, given[1].inputs, (1, 2), inputs=of_sizes((3, 12, 8), (3, 16, 8)))
     with pytest.raises(UserError, match=r"does not compute what the model does on .*must not depend on .* their size"):
         check_faithful(model, traced, given)
 

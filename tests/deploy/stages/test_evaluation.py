@@ -12,12 +12,11 @@ import torch
 
 from calib.errors import UserError
 from calib.sizes import sizes_of
-from calib.task import Batch
 from deploy.stages.evaluation import Evaluation, spread_out
 from deploy.stages.judging import Judge
 from tests.tiny_task import Tiny
 
-IMAGES = sizes_of([Batch((torch.zeros(2, 1, 6, 6),), None)], ["x"])
+IMAGES = sizes_of([((1, 6, 6),)], ["x"])
 
 
 class Streamed(Tiny):
@@ -101,7 +100,7 @@ def test_samples_of_any_type_are_compared(dtype):
         def evaluation(self):
             return [(torch.arange(3).to(dtype), None)]
 
-    sizes = sizes_of([Batch((torch.arange(3),), None)], ["x"])
+    sizes = sizes_of([((),)], ["x"])
     assert [number for number, _ in Evaluation(Typed(), sizes).batches()] == [0]
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from calib.errors import UserError
 from calib.sizes import sizes_of
-from calib.task import Batch
 from deploy.backends.tensorrt import BuildRecord, build_plan, check_units
 from deploy.lowering.onnx_files import sha256
 from deploy.stages.trtexec import export_for_trtexec
@@ -59,7 +58,7 @@ def test_a_free_batch_needs_three_shapes(tmp_path):
 
 
 def test_other_free_axes_are_among_the_shapes(tmp_path):
-    sizes = sizes_of([Batch((torch.zeros(2, 3, *size),), None) for size in ((8, 12), (16, 8))], ["input"])
+    sizes = sizes_of([((3, *size),) for size in ((8, 12), (16, 8))], ["input"])
     exported = export(nn.Sequential(nn.Conv2d(3, 16, 3)), torch.randn(4, 3, 16, 8), tmp_path, sizes)
     shape = onnx.load(str(exported.path)).graph.input[0].type.tensor_type.shape.dim
     assert [size.dim_param or size.dim_value for size in shape] == ["batch", 3, "input_2", "input_3"]

@@ -1,0 +1,183 @@
+"""Second moments of the inputs of layers, for as many layers at a time as memory allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from calib.errors import UserError
+from calib.network.execution import Observe
+from calib.network.graph import TracedModel
+from calib.network.nodes import operator_name
+from calib.network.units import Unit
+from calib.rounding import Moments
+from calib.task import Batch
+
+_ROWS_PER_UNIT = 40_000
+_LARGEST_TO_SQUARE = 2.0**50
+_WORKING_COPIES = 8
+"""Matrices as large as a layer's moments that its rounding makes besides them; measured with GPTQ."""
+
+
+class LayerMoments:
+    """Moments of the inputs of each unit, over the same rows whichever units are collected together.
+
+    `parts` are the units whose moments are in memory at the same time: all of them where there is no limit. A part is
+    collected by one run of the float model through the batches, when the moments of one of its units are asked for that
+    are not in memory. Those of other parts are dropped then.
+    """
+
+    def __init__(
+        self, traced: TracedModel, units: Sequence[Unit], batches: Sequence[Batch], memory_mb: float | None
+    ) -> None:
+        """Collect nothing yet. UserError where the moments of one layer do not fit into `memory_mb`."""
+        self._traced, self._batches = traced, batches
+        self._by_path = {unit.path: unit for unit in units}
+        self.parts = _parts_within({unit: self._megabytes(unit) for unit in units if unit.calls}, memory_mb)
+        self._held: dict[str, Moments] = {}
+
+    def __getitem__(self, path: str) -> Moments:
+        unit = self._by_path[path]
+        if not unit.calls:  # what is only looked up sees no inputs
+            return Moments(torch.eye(unit.in_features)[None])
+        if path not in self._held:
+            self.collect(next(part for part in self.parts if unit in part))
+        return self._held[path]
+
+    def drop(self, path: str) -> None:
+        """Free the moments of a unit. They are collected again when they are asked for again."""
+        self._held.pop(path, None)
+
+    def collect(self, units: Sequence[Unit], watch: Observe | None = None) -> None:
+        """Run the batches through the float model; `watch` sees every tensor. UserError where an input of a layer holds
+        NaN or infinity.
+        """
+        self._held.clear()
+        by_tensor: dict[str, list[tuple[Unit, str]]] = {}
+        for unit in units:
+            for call, tensor in zip(unit.calls, unit.inputs, strict=True):
+                by_tensor.setdefault(tensor, []).append((unit, call))
+        totals: dict[str, Tensor] = {}
+        rows: dict[str, int] = {}
+        most = {unit.path: math.ceil(_ROWS_PER_UNIT / (len(self._batches) * len(unit.calls))) for unit in units}
+
+        def observe(name: str, tensor: Tensor) -> None:
+            if watch is not None:
+                watch(name, tensor)
+            for unit, call in by_tensor.get(name, ()):
+                patches = _squarable(_patches(self._traced, unit, call, tensor, most[unit.path]))
+                _add(totals, unit.path, torch.einsum("gnk,gnl->gkl", patches, patches))
+                rows[unit.path] = rows.get(unit.path, 0) + patches.shape[1]
+
+        for batch in self._batches:
+            self._traced.run(batch.inputs, observe=observe)
+        for path, count in rows.items():
+            total = totals.pop(path)
+            if not bool(torch.isfinite(total).all()):
+                raise UserError(
+                    f"the input of {path} holds NaN or infinity on the calibration data: no integers stand for them"
+                )
+            self._held[path] = Moments.of(total.div_(count))
+
+    def _megabytes(self, unit: Unit) -> float:
+        """Return the size of a unit's moments, `[groups, k, k]` in float32."""
+        call = self._traced.nodes[unit.calls[0]]
+        groups = 1 if operator_name(call) == "linear" else _convolution_arguments(call)[6]
+        return groups * unit.in_features**2 * 4 / 2**20
+
+
+def _add(totals: dict[str, Tensor], path: str, product: Tensor) -> None:
+    """Add to a sum, in its place where the type stays: float64 where one of the two is."""
+    total = totals.get(path)
+    if total is not None and total.dtype == torch.promote_types(total.dtype, product.dtype):
+        total.add_(product)
+    else:
+        totals[path] = product if total is None else total + product
+
+
+def _parts_within(sizes: Mapping[Unit, float], memory_mb: float | None) -> list[list[Unit]]:
+    """Return the units in parts, in their order, one part at least. Besides the moments of a part (`sizes`, in MB) there
+    is room for what rounding one layer of it makes. UserError where one layer does not fit.
+    """
+    parts: list[list[Unit]] = [[]]
+    for unit, size in sizes.items():
+        if memory_mb is not None and _needed([size]) > memory_mb:
+            raise UserError(
+                f"rounding {unit.path} takes {_needed([size]):.3g} MB for the second moments of its inputs, more than the "
+                f"memory limit of {memory_mb:g} MB: raise it"
+            )
+        if memory_mb is not None and _needed([*(sizes[each] for each in parts[-1]), size]) > memory_mb:
+            parts.append([])
+        parts[-1].append(unit)
+    return parts
+
+
+def _needed(sizes: Sequence[float]) -> float:
+    return sum(sizes) + _WORKING_COPIES * max(sizes)
+
+
+def _squarable(patches: Tensor) -> Tensor:
+    """Return numbers whose squares and their sums are no zeros or infinities: in float64 where float32 has none."""
+    largest = float(patches.abs().max()) if patches.numel() else 0.0
+    return patches if largest == 0 or 1 / _LARGEST_TO_SQUARE < largest < _LARGEST_TO_SQUARE else patches.double()
+
+
+def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: int) -> Tensor:
+    """Return `[groups, n, k]`: what one call multiplies by its weight, at most `most` evenly spaced rows of it."""
+    node = traced.nodes[call]
+    if operator_name(node) == "linear":
+        rows = tensor.reshape(1, -1, tensor.shape[-1])
+        return rows[:, :: max(rows.shape[1] // most, 1)].float()
+    _, _, _, stride, padding, dilation, groups = _convolution_arguments(node)
+    dims = len(unit.weight_shape) - 2
+    kernel = list(unit.weight_shape[2:])
+    per_image = max(most // max(tensor.shape[0], 1), 1)
+    stride, dilation = _per_dim(stride, dims), _per_dim(dilation, dims)
+    if isinstance(padding, str):  # only statistics are taken here: an odd total may lose its last column
+        padding = [d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    padding = _per_dim(padding, dims)
+    if dims == 1:  # unfold knows images only: a sequence is an image one pixel high
+        tensor, kernel = tensor[:, :, None], [1, *kernel]
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    columns = _gathered(tensor.float(), kernel, stride, padding, dilation, per_image)
+    batch, length, kept = columns.shape
+    grouped = columns.reshape(batch, groups, length // groups, kept)
+    return grouped.permute(1, 0, 3, 2).reshape(groups, batch * kept, length // groups)
+
+
+def _gathered(
+    images: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    most: int,
+) -> Tensor:
+    """Return `[n, channels * kernel, positions]`, as F.unfold does but of evenly spaced positions only: all of them
+    would be many times more.
+    """
+    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0]))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    height, width = ((size - r) // s + 1 for size, r, s in zip(padded.shape[2:], reach, stride, strict=True))
+    chosen = torch.arange(0, height * width, max(height * width // most, 1) | 1, device=images.device)
+    rows = (chosen // width * stride[0])[:, None] + torch.arange(kernel[0], device=images.device) * dilation[0]
+    columns = (chosen % width * stride[1])[:, None] + torch.arange(kernel[1], device=images.device) * dilation[1]
+    patches = padded[:, :, rows[:, :, None], columns[:, None, :]]
+    return patches.permute(0, 1, 3, 4, 2).flatten(1, 3)
+
+
+def _convolution_arguments(node: fx.Node) -> tuple[Any, ...]:
+    return (*node.args, *_CONVOLUTION_DEFAULTS[len(node.args) :])
+
+
+_CONVOLUTION_DEFAULTS = (None, None, None, [1], [0], [1], 1)
+"""Default arguments of aten.conv1d and aten.conv2d: input, weight, bias, stride, padding, dilation, groups."""
+
+
+def _per_dim(value: Sequence[int], dims: int) -> list[int]:
+    return list(value) * dims if len(value) == 1 else list(value)

@@ -1,0 +1,95 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from calib.calibrate import Calibration, CalibrationSettings
+from calib.errors import UserError
+from calib.formats.format import Format
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
+from calib.task import Batch
+
+W8, W4 = Format.from_text("w8a8"), Format.from_text("w4b4")
+WIDTHS = (8, 64, 32, 64, 16)
+"""The moments of the widest layer take 16 KiB, and 8 times as much while it is rounded."""
+ROOMS = {"one": 9 * 16, "two": 9 * 16 + 4, "all": 200}
+
+
+class Passes(list):
+    """Batches that count how often they are gone through."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(one, two), nn.ReLU()) for one, two in itertools.pairwise(WIDTHS)]
+    traced = TracedModel(nn.Sequential(*layers).eval(), (torch.randn(2, WIDTHS[0]),))
+    return traced, find_units(traced)[0]
+
+
+def calibrated(network, memory_kib=None):
+    batches = Passes(
+        Batch((torch.randn(40, WIDTHS[0], generator=torch.Generator().manual_seed(n)),), None) for n in range(3)
+    )
+    memory_mb = None if memory_kib is None else memory_kib / 1024
+    return Calibration(*network, batches, CalibrationSettings(), memory_mb), batches
+
+
+def prepared(network, memory_kib):
+    calibration, batches = calibrated(network, memory_kib)
+    calibration.prepare(network[1], {unit.path: (W8, W4) for unit in network[1]}, lambda: None)
+    return calibration.digest(), batches.passes
+
+
+@pytest.mark.parametrize(("room", "passes"), [("one", 4), ("two", 2), ("all", 1)])
+def test_a_limit_takes_more_passes_and_changes_no_integer(network, room, passes):
+    whole, once = prepared(network, None)
+    assert once == 1
+    assert prepared(network, ROOMS[room]) == (whole, passes)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_what_is_held_is_within_the_limit(network, room):
+    calibration, _ = calibrated(network, ROOMS[room])
+    moments = calibration._moments
+    for unit in network[1]:
+        largest = moments[unit.path].matrix.nbytes
+        assert sum(each.matrix.nbytes for each in moments._held.values()) + 8 * largest <= ROOMS[room] * 1024
+
+
+def test_moments_are_dropped_behind_the_last_weight_and_come_back_when_asked_for(network):
+    calibration, batches = calibrated(network)
+    unit = network[1][1]
+    before = calibration._moments[unit.path].matrix
+    calibration.prepare(network[1], {unit.path: (W8,) for unit in network[1]}, lambda: None)
+    assert not calibration._moments._held
+    assert torch.equal(calibration._moments[unit.path].matrix, before)
+    assert batches.passes == 2
+
+
+def test_a_layer_that_does_not_fit_is_named(network):
+    path = network[1][1].path
+    with pytest.raises(UserError, match=rf"rounding {path} takes 0.141 MB .* memory limit of 0.1\d* MB: raise it"):
+        calibrated(network, ROOMS["one"] - 4)
+
+
+def test_groups_of_a_convolution_count():
+    traced = TracedModel(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8)).eval(), (torch.randn(2, 8, 5, 5),))
+    units, _ = find_units(traced)
+    needed = 9 * 8 * 81 * 4 / 2**20
+    batches = [Batch((torch.randn(2, 8, 5, 5),), None)]
+    assert Calibration(traced, units, batches, CalibrationSettings(), needed)._moments[units[0].path].matrix.shape == (
+        8,
+        9,
+        9,
+    )
+    with pytest.raises(UserError, match="memory limit"):
+        Calibration(traced, units, batches, CalibrationSettings(), needed * 0.99)
