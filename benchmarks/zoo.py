@@ -4,7 +4,8 @@ Usage: zoo.py [NAME ...] [--keep FILE]
 
 Architectures of `transformers` and plain PyTorch ones (`zoo_networks`), small, with random weights. Each runs in a
 process of its own: a crash ends one line. A line tells which units were found and which weights were skipped and why,
-how it ended, the cosines between the outputs of fake-quantised model, ONNX file and engine, and CPU seconds by stage.
+how it ended, the cosines between the outputs of fake-quantised model, ONNX file and engine, the time of the engine by
+that of the float engine, how many kernels of a plan for SM89 are as planned, and CPU seconds by stage.
 Outcomes are kept in FILE (`runs/zoo.jsonl`), and networks that are there are not run again; with NAMEs only those run,
 nothing is kept, and tracebacks are printed. Needs the extra `bench`.
 """
@@ -26,8 +27,7 @@ from typing import Any
 import torch
 from records import keep
 from rich.console import Console
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from zoo_checks import EIGHT_BITS, SM, cosines, eight_bits, first_output, plan_for_sm89, ratio_to_float, unnamed
 from zoo_networks import NETWORKS
 from zoo_networks.network import Network
 
@@ -35,12 +35,9 @@ from calib.errors import UserError
 from calib.tasks import IN_MEMORY, held_in_memory
 from deploy.python.task import TaskInMemory
 from deploy.run.settings import Settings
-from deploy.run.workspace import Workspace
 from deploy.stages import build, export, verify
 from deploy.stages.run_all import open_run
-from deploy.stages.stage_runners import stage_runners
 from deploy.terminal.progress import Progress
-from smpq.problem.policy import Policy
 
 BATCH, CALIBRATION, EVALUATION = 8, 4, 2
 LONGEST_SECONDS = 600
@@ -85,7 +82,7 @@ def _take(network: Network, scratch: Path, stages: Stages, row: dict[str, Any]) 
         row["parameters"] = sum(parameter.numel() for parameter in module.parameters())
         batches = [(*network.inputs(BATCH), torch.zeros(BATCH)) for _ in range(CALIBRATION + EVALUATION)]
         task = TaskInMemory(IN_MEMORY, module, batches[:CALIBRATION], batches[CALIBRATION:], first_output)
-    settings = Settings(task=IN_MEMORY, formats="w8a8,fp32", value="loss", samples=BATCH)
+    settings = Settings(task=IN_MEMORY, formats=f"{EIGHT_BITS},fp32", value="loss", samples=BATCH)
     progress = Progress(Console(file=sys.stderr, quiet=True))
     with held_in_memory(task):
         with stages("trace"):
@@ -94,85 +91,29 @@ def _take(network: Network, scratch: Path, stages: Stages, row: dict[str, Any]) 
             row["free_batch"] = workspace.traced.dynamic_batch
             row["units"] = len(workspace.space.units)
             row["skipped"] = {entry.path: f"{entry.operator}: {entry.reason}" for entry in workspace.skipped}
-            row["refused_formats"] = workspace.refused
             row["weights_without_a_word"] = unnamed(workspace, module)
-            policy = eight_bits(workspace)
+            policy = eight_bits(workspace.space)
+            row["refused_formats"] = {
+                key: reason
+                for key, reason in workspace.refused.items()
+                if policy.formats[key.partition(": ")[0]].is_float
+            }
+            chosen = policy.by_unit(workspace.space.groups).values()
+            row["formats"] = {str(each): list(chosen).count(each) for each in dict.fromkeys(chosen)}
             with stages("calibrate"):
                 _ = workspace.fake_quantizer
             with stages("export"):
                 export(workspace, policy)
             with stages("engine"):
                 row["layers_as_planned"] = [row.agrees for row in build(workspace, policy).kernels.values()].count(True)
-            stages.now = "compare"
-            row.update(cosines(workspace, policy, scratch))
+            with stages("compare"):
+                row.update(cosines(workspace, policy, scratch))
             with stages("verify"):
                 verify(workspace, policy)
-
-
-def first_output(output: Any, target: Tensor) -> Tensor:
-    """Minus the mean square of the first output for each sample: no metric of use, but one of any output."""
-    leaf = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and len(leaf) == len(target))
-    return -leaf.detach().double().reshape(len(target), -1).square().mean(1).log1p()
-
-
-def eight_bits(workspace: Workspace) -> Policy:
-    """Return the policy of 8 bits wherever they are offered."""
-    space = workspace.space
-    return Policy({group.name: space.formats[group.name][0] for group in space.groups})
-
-
-def unnamed(workspace: Workspace, module: nn.Module) -> list[str]:
-    """Return the weights, parameters of two dimensions or more, that are neither units nor named as skipped."""
-    traced, units = workspace.traced, workspace.space.units
-    quantised = {traced.parameter_names[unit.weight] for unit in units}
-    named = [entry.path for entry in workspace.skipped]
-    used = {name for node, name in traced.parameter_names.items() if traced.nodes[node].users}
-    return [
-        name
-        for name, parameter in module.named_parameters()
-        if parameter.dim() >= 2
-        and name in used - quantised
-        and not any(name == path or name.startswith(f"{path}.") for path in named)
-    ]
-
-
-def cosines(workspace: Workspace, policy: Policy, scratch: Path) -> dict[str, Any]:
-    """Return cosines between the outputs of stages over all evaluation data, each that of the output that is furthest
-    off; `spread` is the share of an output that differs from sample to sample, the least of all outputs.
-    """
-    runners = stage_runners(workspace, policy, scratch)
-    outputs: dict[str, list[Tensor]] = {}
-    for stage in ("eager", "fake_quant", "onnx", "engine"):
-        runner = runners[stage]
-        if isinstance(runner, str):
-            raise UserError(f"{stage}: {runner}")
-        parts = [_leaves(runner(batch)) for batch in workspace.task.evaluation()]
-        outputs[stage] = [
-            torch.cat([leaf.reshape(-1) if leaf.dim() == 0 else leaf for leaf in column])
-            for column in zip(*parts, strict=True)
-        ]
-    pairs = {
-        "engine_and_fake_quant": ("engine", "fake_quant"),
-        "onnx_and_fake_quant": ("onnx", "fake_quant"),
-        "fake_quant_and_float": ("fake_quant", "eager"),
-    }
-    found: dict[str, Any] = {
-        name: round(min(map(_cosine, outputs[one], outputs[two])), 7) for name, (one, two) in pairs.items()
-    }
-    return {**found, "spread": round(min(map(_spread, outputs["eager"])), 4)}
-
-
-def _leaves(output: Any) -> list[Tensor]:
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return [leaf.double() for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
-
-
-def _cosine(one: Tensor, two: Tensor) -> float:
-    return float(nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0))
-
-
-def _spread(output: Tensor) -> float:
-    return float((output - output.mean(0)).norm() / output.norm()) if len(output) > 1 else 0.0
+            with stages("measure"):
+                row.update(ratio_to_float(workspace, policy))
+            with stages("sm89"):
+                row[SM] = plan_for_sm89(workspace, scratch)
 
 
 def alone(network: Network) -> dict[str, Any]:
@@ -206,6 +147,7 @@ def told(row: dict[str, Any]) -> str:
             for name in ("engine_and_fake_quant", "onnx_and_fake_quant", "fake_quant_and_float")
         ]
         parts += [f"spread {row['spread']:.2f}"]
+        parts += [f"ratio {row.get('latency_ratio')}", f"{SM} {row.get(SM, {}).get('as_planned')} of {row['units']}"]
     seconds = " ".join(f"{name} {value:.1f}" for name, value in row.get("cpu_seconds", {}).items())
     unnamed_ = f" UNNAMED {row['weights_without_a_word']}" if row.get("weights_without_a_word") else ""
     return f"{', '.join(parts)} [{seconds}] {row['ended'][:300]}{unnamed_}"
