@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
 from calib.errors import UserError
 
 
@@ -23,6 +22,10 @@ class Effort:
     evaluations: int = 400
     finalists: int = 6
     gain: float = 0.02
+
+    def most(self, moves: int) -> int:
+        """How many policies of a space with so many moves are evaluated at most, to score and in one search."""
+        return (self.scoring or moves) + self.evaluations
 
 
 EFFORTS = {
