@@ -17,7 +17,7 @@ from smpq.value.workers.resources import Resources
 QUIET = Progress(Console(quiet=True))
 COUNT = 12
 KIB = 2**-10
-LITTLE = Resources(memory_limit_mb=19 * KIB)
+LITTLE = Resources(workers=1, memory_limit_mb=19 * KIB)
 """Enough to round one layer of 16 inputs; the batches take 27 KiB, so they are drawn."""
 
 
@@ -70,7 +70,7 @@ def found(path, resources):
 
 
 def test_results_do_not_depend_on_what_is_kept(tmp_path):
-    kept, drawn = found(tmp_path / "kept", Resources()), found(tmp_path / "drawn", LITTLE)
+    kept, drawn = found(tmp_path / "kept", Resources(workers=1)), found(tmp_path / "drawn", LITTLE)
     assert (kept[0], drawn[0]) == (True, False)
     assert kept[1] == drawn[1]
 
