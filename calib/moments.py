@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,9 @@ from calib.task import Batch
 _ROWS_PER_UNIT = 40_000
 _LARGEST_TO_SQUARE = 2.0**50
 _WORKING_COPIES = 8
-"""Matrices as large as a layer's moments that its rounding makes besides them; measured with GPTQ."""
+"""Matrices as large as a layer's moments that its rounding makes besides them, and as large as its weight; measured with
+GPTQ.
+"""
 
 
 class LayerMoments:
@@ -38,7 +40,7 @@ class LayerMoments:
         """Collect nothing yet. UserError where the moments of one layer do not fit into `memory_mb`."""
         self._traced, self._batches = traced, batches
         self._by_path = {unit.path: unit for unit in units}
-        self.parts = _parts_within({unit: self._megabytes(unit) for unit in units if unit.calls}, memory_mb)
+        self.parts = _parts_within({unit: self._takes(unit) for unit in units if unit.calls}, memory_mb)
         self._held: dict[str, Moments] = {}
 
     def __getitem__(self, path: str) -> Moments:
@@ -84,11 +86,18 @@ class LayerMoments:
                 )
             self._held[path] = Moments.of(total.div_(count))
 
-    def _megabytes(self, unit: Unit) -> float:
-        """Return the size of a unit's moments, `[groups, k, k]` in float32."""
+    def _takes(self, unit: Unit) -> _Memory:
         call = self._traced.nodes[unit.calls[0]]
         groups = 1 if operator_name(call) == "linear" else _convolution_arguments(call)[6]
-        return groups * unit.in_features**2 * 4 / 2**20
+        moments = groups * unit.in_features**2 * 4 / 2**20
+        return _Memory(moments, _WORKING_COPIES * (moments + math.prod(unit.weight_shape) * 4 / 2**20))
+
+
+class _Memory(NamedTuple):
+    """What the moments of a unit take, `[groups, k, k]` in float32, and what its rounding takes besides, in MB."""
+
+    held: float
+    working: float
 
 
 def _add(totals: dict[str, Tensor], path: str, product: Tensor) -> None:
@@ -100,25 +109,25 @@ def _add(totals: dict[str, Tensor], path: str, product: Tensor) -> None:
         totals[path] = product if total is None else total + product
 
 
-def _parts_within(sizes: Mapping[Unit, float], memory_mb: float | None) -> list[list[Unit]]:
-    """Return the units in parts, in their order, one part at least. Besides the moments of a part (`sizes`, in MB) there
-    is room for what rounding one layer of it makes. UserError where one layer does not fit.
+def _parts_within(takes: Mapping[Unit, _Memory], memory_mb: float | None) -> list[list[Unit]]:
+    """Return the units in parts, in their order, one part at least. Besides the moments of a part there is room for the
+    rounding of one layer of it. UserError where one layer does not fit.
     """
     parts: list[list[Unit]] = [[]]
-    for unit, size in sizes.items():
-        if memory_mb is not None and _needed([size]) > memory_mb:
+    for unit, memory in takes.items():
+        if memory_mb is not None and _needed([memory]) > memory_mb:
             raise UserError(
-                f"rounding {unit.path} takes {_needed([size]):.3g} MB for the second moments of its inputs, more than the "
-                f"memory limit of {memory_mb:g} MB: raise it"
+                f"rounding {unit.path} takes {_needed([memory]):.3g} MB with the second moments of its inputs, more than "
+                f"the memory limit of {memory_mb:g} MB: raise it"
             )
-        if memory_mb is not None and _needed([*(sizes[each] for each in parts[-1]), size]) > memory_mb:
+        if memory_mb is not None and _needed([*(takes[each] for each in parts[-1]), memory]) > memory_mb:
             parts.append([])
         parts[-1].append(unit)
     return parts
 
 
-def _needed(sizes: Sequence[float]) -> float:
-    return sum(sizes) + _WORKING_COPIES * max(sizes)
+def _needed(part: Sequence[_Memory]) -> float:
+    return sum(each.held for each in part) + max(each.working for each in part)
 
 
 def _squarable(patches: Tensor) -> Tensor:
