@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from torch import nn
 
 from calib.errors import UserError
 from deploy.lowering.onnx_files import save_model
 from deploy.lowering.passes.fix_batch import fix_batch
 from deploy.lowering.passes.quantize_weights import quantize_weights
-from tests.deploy.networks import nodes, residual, run_plain
+from tests.deploy.networks import export, nodes, residual, run_plain
 
 
 def test_shapes_are_numbers_and_shape_arithmetic_is_gone(tmp_path):
@@ -41,3 +43,18 @@ def test_a_model_traced_with_one_batch_size_refuses_another():
     assert fix_batch(model, 2) == 0
     with pytest.raises(UserError, match="batches of 2"):
         fix_batch(model, 1)
+
+
+def test_shapes_that_onnx_does_not_infer_are_kept(tmp_path):
+    """There is no inference for GroupNormalization."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(0, 1))
+    exported = export(network, torch.randn(4, 3, 8, 8), tmp_path)
+    model = exported.model()
+    assert fix_batch(model, 2) == 1
+    save_model(model, tmp_path / "fixed.onnx")
+    by_operator = {node.op_type: node.outputs[0].shape for node in model.graph}
+    assert list(by_operator["GroupNormalization"]) == [2, 8, 6, 6]
+    assert list(by_operator["Conv"]) == [2, 4, 4, 4]
+    np.testing.assert_allclose(
+        run_plain(tmp_path / "fixed.onnx", exported.batch[:2]), run_plain(exported.path, exported.batch[:2]), atol=1e-5
+    )
