@@ -31,16 +31,19 @@ class LayerMoments:
 
     `parts` are the units whose moments are in memory at the same time: all of them where there is no limit. A part is
     collected by one run of the float model through the batches, when the moments of one of its units are asked for that
-    are not in memory. Those of other parts are dropped then.
+    are not in memory. Those of other parts are dropped then. A unit whose rounding does not fit is in no part: it may
+    stay in float.
     """
 
     def __init__(
         self, traced: TracedModel, units: Sequence[Unit], batches: Sequence[Batch], memory_mb: float | None
     ) -> None:
-        """Collect nothing yet. UserError where the moments of one layer do not fit into `memory_mb`."""
-        self._traced, self._batches = traced, batches
+        """Collect nothing yet."""
+        self._traced, self._batches, self._memory_mb = traced, batches, memory_mb
         self._by_path = {unit.path: unit for unit in units}
-        self.parts = _parts_within({unit: self._takes(unit) for unit in units if unit.calls}, memory_mb)
+        takes = {unit: self._takes(unit) for unit in units if unit.calls}
+        self._alone = {unit.path: _needed([memory]) for unit, memory in takes.items()}
+        self.parts = _parts_within(takes, math.inf if memory_mb is None else memory_mb)
         self._held: dict[str, Moments] = {}
 
     def __getitem__(self, path: str) -> Moments:
@@ -48,7 +51,13 @@ class LayerMoments:
         if not unit.calls:  # what is only looked up sees no inputs
             return Moments(torch.eye(unit.in_features)[None])
         if path not in self._held:
-            self.collect(next(part for part in self.parts if unit in part))
+            part = next((part for part in self.parts if unit in part), None)
+            if part is None:
+                raise UserError(
+                    f"rounding {path} takes {self._alone[path]:.3g} MB with the second moments of its inputs, more than "
+                    f"the memory limit of {self._memory_mb:g} MB: raise it, or pin the layer to float"
+                )
+            self.collect(part)
         return self._held[path]
 
     def drop(self, path: str) -> None:
@@ -109,18 +118,15 @@ def _add(totals: dict[str, Tensor], path: str, product: Tensor) -> None:
         totals[path] = product if total is None else total + product
 
 
-def _parts_within(takes: Mapping[Unit, _Memory], memory_mb: float | None) -> list[list[Unit]]:
-    """Return the units in parts, in their order, one part at least. Besides the moments of a part there is room for the
-    rounding of one layer of it. UserError where one layer does not fit.
+def _parts_within(takes: Mapping[Unit, _Memory], memory_mb: float) -> list[list[Unit]]:
+    """Return the units that fit, in parts, in their order, one part at least. Besides the moments of a part there is
+    room for the rounding of one layer of it.
     """
     parts: list[list[Unit]] = [[]]
     for unit, memory in takes.items():
-        if memory_mb is not None and _needed([memory]) > memory_mb:
-            raise UserError(
-                f"rounding {unit.path} takes {_needed([memory]):.3g} MB with the second moments of its inputs, more than "
-                f"the memory limit of {memory_mb:g} MB: raise it"
-            )
-        if memory_mb is not None and _needed([*(takes[each] for each in parts[-1]), memory]) > memory_mb:
+        if _needed([memory]) > memory_mb:
+            continue
+        if _needed([*(takes[each] for each in parts[-1]), memory]) > memory_mb:
             parts.append([])
         parts[-1].append(unit)
     return parts

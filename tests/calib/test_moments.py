@@ -76,10 +76,16 @@ def test_moments_are_dropped_behind_the_last_weight_and_come_back_when_asked_for
     assert batches.passes == 2
 
 
-def test_a_layer_that_does_not_fit_is_named(network):
-    path = network[1][1].path
-    with pytest.raises(UserError, match=rf"rounding {path} takes 0.203 MB .* memory limit of 0.2\d* MB: raise it"):
-        calibrated(network, ROOMS["least"] - 1)
+def test_a_layer_that_does_not_fit_is_named_where_it_is_rounded(network):
+    calibration, batches = calibrated(network, ROOMS["least"] - 1)
+    first, second, *_ = network[1]
+    assert torch.equal(calibration.weight(first, W8).values, calibrated(network)[0].weight(first, W8).values)
+    path = second.path
+    with pytest.raises(
+        UserError, match=rf"rounding {path} takes 0.203 MB .* memory limit of 0.2\d* MB: raise it, or pin"
+    ):
+        calibration.weight(second, W8)
+    assert batches.passes == 1
 
 
 def test_groups_of_a_convolution_count():
@@ -93,4 +99,4 @@ def test_groups_of_a_convolution_count():
         9,
     )
     with pytest.raises(UserError, match="memory limit"):
-        Calibration(traced, units, batches, CalibrationSettings(), needed * 0.99)
+        _ = Calibration(traced, units, batches, CalibrationSettings(), needed * 0.99)._moments[units[0].path]
