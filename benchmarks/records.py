@@ -60,3 +60,7 @@ class Parts:
             self._known[name] = make()
             self._path.write_text(json.dumps(self._known))
         return self._known[name]
+
+    def all(self) -> list:
+        """Return the results so far, in the order in which they were made."""
+        return list(self._known.values())

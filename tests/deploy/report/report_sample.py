@@ -125,7 +125,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "pareto": [],
         "curve": None,
         "scores": {
-            "method": "shapley", "value": "kl", "estimator": "permutation", "evaluations": 1640, "permutations": 40, "seed": 0, "stop_reason": "precision",
+            "method": "shapley", "value": "kl", "estimator": "permutation", "evaluations": 1640, "permutations": 40, "seed": 0, "stop_reason": "precision", "notes": [],
         },
         "skipped": [],
         "refused": {},

@@ -1,0 +1,124 @@
+"""What two moves do together besides what each does alone, around any policy, by forward passes only."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from smpq.problem.policy import Policy, Space
+from smpq.solve.allocate import Move, Pairs
+from smpq.value.evaluate import ValueFunction
+
+_ROWS_AT_ONCE = 8
+"""Moves whose pairs are asked for together: a kill loses little, and workers have enough to do."""
+
+
+@dataclass(frozen=True)
+class CrossTerms:
+    """Changes of the value around a policy: of single moves, and what pairs of them change besides.
+
+    `evaluations` policies were evaluated, most of them on a part of the samples.
+    """
+
+    singles: Mapping[Move, float]
+    pairs: Pairs
+    evaluations: int
+
+
+def moves_from(space: Space, centre: Policy) -> list[Move]:
+    """Return the moves to every other format, in the order of the groups."""
+    return [(group, chosen) for group, row in space.formats.items() for chosen in row if chosen != centre[group]]
+
+
+def all_pairs(moves: Sequence[Move]) -> list[tuple[Move, Move]]:
+    """Return the pairs of moves of different groups."""
+    return [(one, other) for number, one in enumerate(moves) for other in moves[number + 1 :] if one[0] != other[0]]
+
+
+def measure_singles(
+    value: ValueFunction, moves: Sequence[Move], centre: Policy, advance: Callable[[], None] = lambda: None
+) -> dict[Move, float]:
+    """Return what each move changes of the value of `centre`."""
+    start, *found = value.many([centre, *(centre.with_format(*move) for move in moves)])
+    for _ in moves:
+        advance()
+    return {move: each - start for move, each in zip(moves, found, strict=True)}
+
+
+def measure_pairs(
+    folds: Sequence[ValueFunction],
+    pairs: Sequence[tuple[Move, Move]],
+    centre: Policy,
+    parts: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> CrossTerms:
+    """Return V(i, j) - V(i) - V(j) + V(centre) of each pair, and the single changes as means over all folds.
+
+    A pair is evaluated on `parts` of the folds, which are parts of the samples; they go round with its first move. Its
+    single moves are evaluated on the same ones, so that what the samples have in common drops out of the difference.
+    The pairs of one move are asked for together, in the order of the other one: all of them share what runs before
+    their second move, which the evaluator computes once (`smpq.value.incremental`). CLADO (arXiv 2307.05657), section
+    3; the parts and the order are ours.
+    """
+    moves = list(dict.fromkeys(move for pair in pairs for move in pair))
+    by_first: dict[Move, list[Move]] = defaultdict(list)
+    for one, other in pairs:
+        by_first[one].append(other)
+    singles = [measure_singles(fold, moves, centre) for fold in folds]
+    found: dict[tuple[Move, Move], float] = {}
+    rows = list(by_first.items())
+    for fold_number, fold in enumerate(folds):
+        mine = [
+            (one, others) for number, (one, others) in enumerate(rows) if (fold_number - number) % len(folds) < parts
+        ]
+        for start in range(0, len(mine), _ROWS_AT_ONCE):
+            asked = [(one, other) for one, others in mine[start : start + _ROWS_AT_ONCE] for other in others]
+            known = fold(centre)
+            values = fold.many(centre.with_format(*one).with_format(*other) for one, other in asked)
+            alone = singles[fold_number]
+            for pair, value in zip(asked, values, strict=True):
+                term = value - known - alone[pair[0]] - alone[pair[1]]
+                found[pair] = found.get(pair, 0.0) + term / parts
+                advance()
+    means = {move: sum(each[move] for each in singles) / len(folds) for move in moves}
+    return CrossTerms(means, found, len(moves) * len(folds) + len(pairs) * parts)
+
+
+def parts_within(evaluations: int, pairs: int, folds: int) -> int:
+    """Return on how many parts of the samples each pair is evaluated within a number of evaluations; one at least."""
+    return max(1, min(folds, evaluations // max(pairs, 1)))
+
+
+def rebased(
+    space: Space, singles: Mapping[Move, float], pairs: Pairs
+) -> tuple[dict[Move, float], dict[tuple[Move, Move], float]]:
+    """Return the same model with the reference worth 0, and its pairs too, in each group that may have it.
+
+    Moves that `singles` does not name are those of the centre, worth 0. Every policy is worth the same but for a
+    constant.
+    """
+    table: dict[tuple[Move, Move], float] = defaultdict(float)
+    for (one, other), value in pairs.items():
+        table[one, other] = table[other, one] = value
+    base = {group: (group, space.reference) for group, row in space.formats.items() if space.reference in row}
+    moves = [(group, chosen) for group, row in space.formats.items() for chosen in row]
+
+    def between(one: Move, other: Move | None) -> float:
+        return 0.0 if other is None else table[one, other]
+
+    values = {}
+    for move in moves:
+        mine = base.get(move[0])
+        others = [each for group, each in base.items() if group != move[0]]
+        start = singles.get(mine, 0.0) if mine is not None else 0.0
+        shift = sum(between(move, each) - (between(mine, each) if mine is not None else 0.0) for each in others)
+        values[move] = singles.get(move, 0.0) - start + shift
+    found = {}
+    for one, other in all_pairs(moves):
+        mine, theirs = base.get(one[0]), base.get(other[0])
+        value = table[one, other] - between(one, theirs) - (between(other, mine))
+        value += table[mine, theirs] if mine is not None and theirs is not None else 0.0
+        if value:
+            found[one, other] = value
+    return values, found
