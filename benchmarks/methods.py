@@ -50,11 +50,11 @@ class Quiet:
         print(text, file=sys.stderr, flush=True)
 
     @contextmanager
-    def step(self, _name: str):  # noqa: ANN201
+    def step(self, _name: str):
         yield
 
     @contextmanager
-    def bar(self, _name: str, _total: int):  # noqa: ANN201
+    def bar(self, _name: str, _total: int):
         yield lambda: None
 
 
@@ -86,6 +86,7 @@ class Player:
         clock, known = Clock(), self.samples()
         scores = self.scores(budget)
         scored = clock.spent()[1]
+        print(self.method.name, budget, f"{scored:.1f} s", scores.notes, file=sys.stderr, flush=True)
         said = {}
         if pairs_of(scores.objective()):
             answer = best_or_explain(Problem(self.bench.space, scores.objective(), self.ceilings(budget)))

@@ -40,7 +40,7 @@ def clado_near(problem: SearchProblem) -> Objective:
         measure_singles,
         moves_from,
         parts_within,
-        rebased,
+        recentred,
     )
     from smpq.solve.allocate import Neighbourhood
 
@@ -66,7 +66,11 @@ def clado_near(problem: SearchProblem) -> Objective:
         if better == centre or problem.progress.enough():
             break
         centre = better
-    values, terms = rebased(space, found.singles, found.pairs)
+    float_or_plan = {
+        group: {space.reference if space.reference in row else around[group]: 1.0}
+        for group, row in space.formats.items()
+    }
+    values, terms = recentred(space, found.singles, found.pairs, float_or_plan)
     objective = second_order(problem, values, alone, terms, evaluations=spent, notes=tuple(notes))
     return replace(objective, near=Neighbourhood(around, changes))
 

@@ -55,9 +55,7 @@ def coopq(problem: SearchProblem) -> Objective:
         found = sample(game, len(players), rounds, np.random.default_rng(problem.seed), advance)
     shares = {move: _share(move, singles, min(space.formats[move[0]])) for move in moves}
     index = {group: number for number, group in enumerate(players)}
-    # a sample of the value without the others is one of the Shapley value, less half of the mean interactions
-    lone = found.marginals - found.pairs.sum(axis=1) / 2
-    samples = {move: tuple((share * lone[:, index[move[0]]]).tolist()) for move, share in shares.items()}
+    samples = {move: tuple((share * found.main[:, index[move[0]]]).tolist()) for move, share in shares.items()}
     pairs = {
         (one, other): math.sqrt(shares[one] * shares[other]) * float(found.pairs[index[one[0]], index[other[0]]])
         for number, one in enumerate(moves)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from smpq.methods.problem import Objective, SearchProblem
 from smpq.methods.shapley import shapley
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smpq.problem.policy import Policy
     from smpq.scoring.scores import Scores
     from smpq.solve.allocate import Move
@@ -29,12 +31,13 @@ def hybrid(problem: SearchProblem) -> Objective:
 
     Half of --evaluations go into walks, half into pairs. A loss of second order is a squared length, so two moves with
     single losses L(i) and L(j) have a cross term of at most 2 sqrt(L(i) L(j)) (Cauchy-Schwarz): the pairs with the
-    largest bound are measured, each on one part of the samples, and the others count as 0. The single losses are those
-    of the walks' first pass, as changes against the plan; without a budget that is known the plan is at 30 % of the way
-    from the smallest model to the largest. A pair of which one is the plan's own move is worth 0: the Shapley values,
-    means over contexts near the budget, hold what the plan does to a single move.
+    largest bound are measured, all on one part of the samples, and the others count as 0. The bound of two layers is
+    that of their largest changes against the plan, in single losses of the walks' first pass; without a budget that is
+    known the plan is at 30 % of the way from the smallest model to the largest. A Shapley value is a mean over contexts
+    in which a layer is half of the time in float, which its widest format stands for, and else near the plan: the
+    cross terms are written so that they add nothing to that mean.
     """
-    from smpq.scoring.cross_terms import all_pairs, measure_pairs, moves_from
+    from smpq.scoring.cross_terms import all_pairs, measure_pairs, moves_from, recentred
     from smpq.scoring.widest import doubt_about_widest
     from smpq.solve.allocate import Neighbourhood, Problem, solve_or_explain
 
@@ -45,22 +48,42 @@ def hybrid(problem: SearchProblem) -> Objective:
     ceilings = ceilings_or_size(problem, _SHARE_OF_SIZE)
     centre = solve_or_explain(Problem(space, linear.values(), ceilings))
     every = all_pairs(moves_from(space, centre))
-    most = sorted(every, key=lambda pair: -math.prod(_change(linear, centre, move) for move in pair))
-    kept = set(most[: limits.evaluations - limits.evaluations // 2])
-    asked = [pair for pair in every if pair in kept]
+    asked = _screened(linear, centre, every, limits.evaluations - limits.evaluations // 2)
     with problem.progress.bar("pairs", len(asked)) as advance:
-        found = measure_pairs(evaluator.folds or (evaluator,), asked, centre, 1, advance)
+        found = measure_pairs(evaluator.folds[-1:] or (evaluator,), asked, centre, 1, advance)
+    halves = {
+        group: {max(row): 1.0} if centre[group] == max(row) else {max(row): 0.5, centre[group]: 0.5}
+        for group, row in space.formats.items()
+    }
+    _, pairs = recentred(space, found.singles, found.pairs, halves)
     objective = Objective(
         replace(linear, estimator="permutation and pairs of moves", evaluations=linear.evaluations + found.evaluations),
-        found.pairs,
+        pairs,
         Neighbourhood(centre, max(2, len(space.groups) // 2)),
     )
     doubt = doubt_about_widest(space, objective.scores.objective())
     note = (
-        f"cross terms of {len(asked)} of {len(every)} pairs, those with the largest single changes, around the plan of "
+        f"cross terms of {len(asked)} of {len(every)} pairs, those of layers with the largest single changes, around the plan of "
         "the Shapley values; the others count as 0"
     )
     return replace(objective, notes=(note, *([doubt] if doubt else [])))
+
+
+def _screened(scores: Scores, centre: Policy, pairs: Sequence[tuple[Move, Move]], most: int) -> list[tuple[Move, Move]]:
+    """Return the pairs of the layers with the largest bounds, all pairs of two layers or none; of two at least."""
+    bounds: dict[tuple[str, str], float] = defaultdict(float)
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for one, other in pairs:
+        layers = one[0], other[0]
+        bounds[layers] = max(bounds[layers], _change(scores, centre, one) * _change(scores, centre, other))
+        counts[layers] += 1
+    kept: set[tuple[str, str]] = set()
+    for layers in sorted(bounds, key=lambda each: -bounds[each]):
+        most -= counts[layers]
+        if most < 0 and kept:
+            break
+        kept.add(layers)
+    return [(one, other) for one, other in pairs if (one[0], other[0]) in kept]
 
 
 def _change(scores: Scores, centre: Policy, move: Move) -> float:

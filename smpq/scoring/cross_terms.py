@@ -6,6 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from calib.formats.format import Format
 from smpq.problem.policy import Policy, Space
 from smpq.solve.allocate import Move, Pairs
 from smpq.value.evaluate import ValueFunction
@@ -90,35 +94,37 @@ def parts_within(evaluations: int, pairs: int, folds: int) -> int:
     return max(1, min(folds, evaluations // max(pairs, 1)))
 
 
-def rebased(
-    space: Space, singles: Mapping[Move, float], pairs: Pairs
+def recentred(
+    space: Space, singles: Mapping[Move, float], pairs: Pairs, shares: Mapping[str, Mapping[Format, float]]
 ) -> tuple[dict[Move, float], dict[tuple[Move, Move], float]]:
-    """Return the same model with the reference worth 0, and its pairs too, in each group that may have it.
+    """Return the same model with other parts: single moves as means over what the other groups have, and pairs that say
+    nothing on average.
 
-    Moves that `singles` does not name are those of the centre, worth 0. Every policy is worth the same but for a
-    constant.
+    `shares`: how often each group has which format; the mean value of its moves is 0 then, and so is the mean of a
+    pair's value over either of its moves (the analysis of variance of Hoeffding 1948). Moves that `singles` does not
+    name are those of the centre, worth 0. Every policy is worth the same but for a constant.
     """
-    table: dict[tuple[Move, Move], float] = defaultdict(float)
+    rows = {group: {chosen: number for number, chosen in enumerate(row)} for group, row in space.formats.items()}
+    means = {group: np.array([shares[group].get(chosen, 0.0) for chosen in row]) for group, row in rows.items()}
+    values = {group: np.array([singles.get((group, chosen), 0.0) for chosen in row]) for group, row in rows.items()}
+    tables: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
     for (one, other), value in pairs.items():
-        table[one, other] = table[other, one] = value
-    base = {group: (group, space.reference) for group, row in space.formats.items() if space.reference in row}
-    moves = [(group, chosen) for group, row in space.formats.items() for chosen in row]
-
-    def between(one: Move, other: Move | None) -> float:
-        return 0.0 if other is None else table[one, other]
-
-    values = {}
-    for move in moves:
-        mine = base.get(move[0])
-        others = [each for group, each in base.items() if group != move[0]]
-        start = singles.get(mine, 0.0) if mine is not None else 0.0
-        shift = sum(between(move, each) - (between(mine, each) if mine is not None else 0.0) for each in others)
-        values[move] = singles.get(move, 0.0) - start + shift
-    found = {}
-    for one, other in all_pairs(moves):
-        mine, theirs = base.get(one[0]), base.get(other[0])
-        value = table[one, other] - between(one, theirs) - (between(other, mine))
-        value += table[mine, theirs] if mine is not None and theirs is not None else 0.0
-        if value:
-            found[one, other] = value
-    return values, found
+        table = tables.setdefault((one[0], other[0]), np.zeros((len(rows[one[0]]), len(rows[other[0]]))))
+        table[rows[one[0]][one[1]], rows[other[0]][other[1]]] = value
+    found: dict[tuple[Move, Move], float] = {}
+    for (first, second), table in tables.items():
+        mine, theirs = table @ means[second], means[first] @ table
+        values[first] = values[first] + mine
+        values[second] = values[second] + theirs
+        left = (table - theirs) - (mine - means[first] @ mine)[:, None]  # in this order a share of 1 leaves 0
+        found |= {
+            ((first, one), (second, other)): float(left[i, j])
+            for one, i in rows[first].items()
+            for other, j in rows[second].items()
+            if left[i, j]
+        }
+    return {
+        (group, chosen): float(values[group][number] - means[group] @ values[group])
+        for group, row in rows.items()
+        for chosen, number in row.items()
+    }, found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smpq.problem.policy import Policy, Space
 from smpq.solve.allocate import Problem, Values, pairs_of, worth
-from smpq.solve.quadratic import climb, solve_pairs
+from smpq.solve.quadratic import climb
 
 _NAMED = 3
 
@@ -13,12 +13,13 @@ def doubt_about_widest(space: Space, values: Values) -> str | None:
     """Return which terms make narrower formats worth more than the widest ones; None where none do.
 
     "No budget gives the widest format" is the check that CLADO's authors make of a quadratic model (README of
-    CLADO_MPQ): terms that break it are errors of the samples, or too large for a model of second order. By local search
-    where the solver does not end.
+    CLADO_MPQ): terms that break it are errors of the samples, or too large for a model of second order. By local search,
+    from the widest formats and from the best ones by themselves.
     """
     widest = Policy({group: max(row) for group, row in space.formats.items()})
-    found = solve_pairs(Problem(space, values))
-    best = climb(Problem(space, values), widest) if found is None or found.gap else found.policy
+    everywhere = Problem(space, values)
+    alone = Policy({group: max(row, key=values[group].__getitem__) for group, row in space.formats.items()})
+    best = max((climb(everywhere, start) for start in (widest, alone)), key=lambda policy: worth(values, policy))
     gain = worth(values, best) - worth(values, widest)
     if gain <= 1e-9 * max(abs(worth(values, best)), abs(worth(values, widest))):
         return None

@@ -104,8 +104,8 @@ def allocate(problem: Problem) -> Policy | None:
     return solve_exactly(problem).policy
 
 
-def solve_exactly(problem: Problem, nodes: int | None = None, seconds: float | None = None) -> Solved:
-    """Return the best policy, or what is known of it after so many nodes of the solver's tree, or seconds.
+def solve_exactly(problem: Problem, seconds: float = np.inf) -> Solved:
+    """Return the best policy, or what is known of it after so many seconds.
 
     The objective is scaled so that its largest coefficient is 1000 and solved to a gap of zero: values of 1e-7 would
     otherwise vanish below the solver's absolute tolerance. A pair is a product of two variables, which becomes a
@@ -123,7 +123,7 @@ def solve_exactly(problem: Problem, nodes: int | None = None, seconds: float | N
     for column, value in products.items():
         gains[column] = value
     scale = 1000.0 / max(float(np.abs(gains).max()), 1e-300) if np.any(gains) else 1.0
-    found = _solve(-gains * scale, rows, columns, total, problem, nodes, seconds)
+    found = _solve(-gains * scale, rows, columns, total, problem, seconds)
     return replace(found, bound=sum(most.values()) - found.bound / scale)
 
 
@@ -172,8 +172,7 @@ def _solve(
     columns: Columns,
     total: int,
     problem: Problem,
-    nodes: int | None = None,
-    seconds: float | None = None,
+    seconds: float = np.inf,
 ) -> Solved:
     """Minimise; `bound` is in the objective's unit."""
     from scipy.optimize import Bounds, milp
@@ -182,14 +181,13 @@ def _solve(
     integrality[: columns.binary] = 1
     upper = np.full(total, np.inf)
     upper[: columns.count] = 1.0
-    limits = {"node_limit": nodes, "time_limit": seconds}
     with quiet_stdout():
         result = milp(
             objective,
             integrality=integrality,
             bounds=Bounds(np.zeros(total), upper),
             constraints=rows.constraint(total),
-            options={"mip_rel_gap": 0.0, **{name: limit for name, limit in limits.items() if limit is not None}},
+            options={"mip_rel_gap": 0.0, "time_limit": seconds},
         )
     stopped, infeasible = 1, 2
     if result.status == infeasible:

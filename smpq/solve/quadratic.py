@@ -1,7 +1,7 @@
 """The best policy for values of pairs of moves: proven where that ends within a limit, else with the gap that is left.
 
 Ours. A quadratic programme in integers may not end (CLADO's own scripts with Gurobi and SCIP did not for four formats),
-so the solver's tree is limited, and a search by single and double changes from the best policy for the values of moves
+so the solver's time is limited, and a search by single and double changes from the best policy for the values of moves
 alone goes on where it stops. The solver's bound then says how much better another policy could be at most.
 """
 
@@ -28,10 +28,8 @@ from smpq.solve.allocate import (
 )
 from smpq.solve.rows import TOLERANCE
 
-NODES = 1000
-"""Of the solver's tree; the same on every machine, unlike seconds."""
 SECONDS = 60.0
-"""Where even the first nodes of a large network take long."""
+"""Of the solver. ResNet-20 with four formats takes about three (ours)."""
 _SWEEPS = 1000
 
 
@@ -64,17 +62,18 @@ class Answer:
         )
 
 
-def solve_pairs(problem: Problem, nodes: int = NODES, seconds: float = SECONDS) -> Answer | None:
+def solve_pairs(problem: Problem, seconds: float = SECONDS) -> Answer | None:
     """Return the best policy that was found, None when no policy satisfies everything.
 
-    Values that hold near a policy are solved near it; where none there is within the ceilings, everywhere.
+    Values that hold near a policy are solved near it; where none there is within the ceilings, everywhere. Without
+    seconds for the solver, by local search.
     """
     values = problem.values
     if isinstance(values, PairedValues) and values.near is not None and problem.near is None:
-        found = _solve(replace(problem, near=values.near), nodes, seconds)
+        found = _solve(replace(problem, near=values.near), seconds)
         if found is not None:
             return replace(found, near=True)
-    return _solve(problem, nodes, seconds)
+    return _solve(problem, seconds)
 
 
 def best_or_explain(problem: Problem, *, quick: bool = False) -> Answer:
@@ -82,13 +81,13 @@ def best_or_explain(problem: Problem, *, quick: bool = False) -> Answer:
 
     `quick`: by local search alone, where there are pairs.
     """
-    answer = solve_pairs(problem, nodes=0 if quick else NODES)
+    answer = solve_pairs(problem, 0.0 if quick else SECONDS)
     if answer is None:
         raise explanation(problem)
     return answer
 
 
-def _solve(problem: Problem, nodes: int, seconds: float) -> Answer | None:
+def _solve(problem: Problem, seconds: float) -> Answer | None:
     if not pairs_of(problem.values):
         policy = allocate(problem)
         value = math.nan if policy is None else worth(problem.values, policy)
@@ -96,7 +95,7 @@ def _solve(problem: Problem, nodes: int, seconds: float) -> Answer | None:
     start = search_pairs(problem)
     if start is None:
         return None
-    solved = solve_exactly(problem, nodes, seconds) if nodes else Solved(None, math.inf, complete=False)
+    solved = solve_exactly(problem, seconds) if seconds else Solved(None, math.inf, complete=False)
     found = [start] if solved.policy is None else [start, solved.policy, climb(problem, solved.policy)]
     value, policy = max(((worth(problem.values, each), each) for each in found), key=lambda each: each[0])
     return Answer(policy, value, value if solved.complete else max(value, min(solved.bound, _trivial_bound(problem))))
