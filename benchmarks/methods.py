@@ -1,7 +1,7 @@
 """Every method that needs no training on ResNet-20: what its scores choose, and what the search makes of that.
 
 Usage: methods.py --data CIFAR10_DIR --weights WEIGHTS [--seeds 0,1,2] [--rounding nearest,gptq] [--methods a,b]
-       [--searched a,b] [--without-search] [--parts FILE]
+       [--searched a,b] [--without-search] [--without-accuracy] [--parts FILE]
 
 Weights of 2, 3, 4 or 8 bits, activations of 8, every layer counted; top-1 on the 10,000 test images with its 95 %
 interval. Stage `plan` is the best plan for the scores, stage `searched` what the search near it and the choice on other
@@ -16,6 +16,7 @@ import math
 import sys
 import tempfile
 from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import torch
 from ptq_resnet20 import BUDGETS, SAMPLES, Bench, Clock
 from records import Parts, keep
 
+from calib.formats.format import Format
 from calib.tasks import load_task
 from smpq.methods import METHODS, Limits, Method, Need, SearchProblem, method_from_name
 from smpq.problem.policy import Policy
@@ -110,11 +112,26 @@ class Player:
         scores = self.scores(budget)
         names = {"rounding": rounding, "budget": budget, "method": self.method.name, "stage": stage, "seed": self.seed}
         cost = {"evaluations": scores.evaluations, "policies_on_a_sample": self.samples() - known}
-        row = self.bench.row(policy, **names, **cost, **more)
-        half = 196 * math.sqrt(row["top1"] / 100 * (1 - row["top1"] / 100) / IMAGES)
-        row["top1_interval"] = [row["top1"] - half, row["top1"] + half]
+        row = self.bench.described(policy, **names, **cost, **more)
         print({k: v for k, v in row.items() if k not in ("policy", "path", "notes")}, file=sys.stderr, flush=True)
         return row
+
+
+def with_accuracy(parts: Parts, bench: Callable[[str], Bench], *, measure: bool) -> list[dict]:
+    """Return the rows with the accuracy of their policies, those that have none yet without it unless it is measured."""
+    rows = []
+    for row in [row for name, row in parts.all().items() if not name.startswith("top-1 ")]:
+        name = f"top-1 {row['rounding']} {sorted(row['policy'].items())}"
+        if measure:
+            formats = {path: Format.from_text(text) for path, text in row["policy"].items()}
+            parts(name, lambda row=row, formats=formats: bench(row["rounding"]).top1(Policy(formats)))
+        found = parts.all().get(name)
+        if found is None:
+            rows.append(row)
+            continue
+        half = 196 * math.sqrt(found / 100 * (1 - found / 100) / IMAGES)
+        rows.append({**row, "top1": found, "top1_interval": [found - half, found + half]})
+    return rows
 
 
 def summary(rows: list[dict]) -> dict:
@@ -122,14 +139,17 @@ def summary(rows: list[dict]) -> dict:
     found: dict = {}
     for row in rows:
         table = found.setdefault(row["rounding"], {}).setdefault(row["stage"], {}).setdefault(row["method"], {})
-        table.setdefault("top1", {}).setdefault(str(row["budget"]), []).append(row["top1"])
+        for name in ("top1", "kl_unseen"):
+            if name in row:
+                table.setdefault(name, {}).setdefault(str(row["budget"]), []).append(row[name])
         for name in ("cpu_seconds", "policies_on_a_sample"):
             table.setdefault(name, {}).setdefault(row["seed"], []).append(row[name])
     for stages in found.values():
         for methods in stages.values():
             for table in methods.values():
-                means = {budget: sum(seen) / len(seen) for budget, seen in table["top1"].items()}
-                table["top1"] = {**means, "mean": sum(means.values()) / len(means)}
+                for name in ("top1", "kl_unseen"):
+                    means = {budget: sum(seen) / len(seen) for budget, seen in table.get(name, {}).items()}
+                    table[name] = {**means, "mean": sum(means.values()) / len(means)} if means else {}
                 table["seeds"] = len(table["cpu_seconds"])
                 for name in ("cpu_seconds", "policies_on_a_sample"):
                     table[name] = sum(map(sum, table[name].values())) / table["seeds"]
@@ -146,6 +166,9 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(untrained))
     parser.add_argument("--searched", default=",".join(name for name in untrained if METHODS[name].searched))
     parser.add_argument("--without-search", action="store_true")
+    parser.add_argument(
+        "--without-accuracy", action="store_true", help="leave it to a later call with the same --parts"
+    )
     parser.add_argument("--parts", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -167,7 +190,7 @@ def main() -> None:
                                 return getattr(player(rounding, name, seed), stage)(rounding, budget)
 
                             parts(key, make)
-                rows = parts.all()
+                rows = with_accuracy(parts, bench, measure=not options.without_accuracy)
                 keep(
                     "methods",
                     "python benchmarks/methods.py --data CIFAR10_DIR --weights WEIGHTS",

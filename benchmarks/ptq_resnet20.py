@@ -75,7 +75,8 @@ class Bench:
         self.costs = cost_models(self.space, traced)
         self.bits = self.costs["avg_bits"]
         seen, unseen = batches[: SAMPLES // 128], batches[SAMPLES // 128 :]
-        self.value = Evaluator(PolicyValue(self.fake, self.space, task, seen), Journal(journal), rounding)
+        self.compute = PolicyValue(self.fake, self.space, task, seen)
+        self.value = Evaluator(self.compute, Journal(journal), rounding)
         self.folds = self.value.folds
         self.seen = seen
         self.unseen = Evaluator(
@@ -101,10 +102,13 @@ class Bench:
         return self._top1[policy.key()]
 
     def row(self, policy: Policy, **more: object) -> dict:
+        """Describe a policy so that anyone can evaluate it again, with its accuracy."""
+        return {"top1": self.top1(policy), **self.described(policy, **more)}
+
+    def described(self, policy: Policy, **more: object) -> dict:
         """Describe a policy so that anyone can evaluate it again."""
         return {
             **more,
-            "top1": self.top1(policy),
             "kl": -self.value(policy),
             "kl_unseen": -self.unseen(policy),
             "avg_bits": self.bits.total(policy),

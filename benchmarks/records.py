@@ -61,6 +61,6 @@ class Parts:
             self._path.write_text(json.dumps(self._known))
         return self._known[name]
 
-    def all(self) -> list:
+    def all(self) -> dict[str, object]:
         """Return the results so far, in the order in which they were made."""
-        return list(self._known.values())
+        return self._known

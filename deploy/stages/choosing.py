@@ -133,6 +133,7 @@ def write_stability(workspace: Workspace, scores: Scores, ceilings: Sequence[Cei
     if scores.pairs:
         with workspace.progress.step("prove the plan of the scores"):
             answer = best_or_explain(Problem(workspace.space, scores.objective(), ceilings))
+        workspace.progress.say(f"plan of the scores, pairs of layers included: {answer}")
         row = AllocationRow(value=answer.value, bound=answer.value + answer.gap)
     workspace.run.write(
         stability.to_file(policy.key())

@@ -8,7 +8,7 @@ from itertools import islice
 
 from calib.formats.format import Format
 from smpq.problem.policy import Policy, Space, canonical, every_policy
-from smpq.solve.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, explanation, pairs_of
+from smpq.solve.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, explanation
 from smpq.solve.effort import Effort
 from smpq.solve.exchange import Exchanges
 from smpq.solve.quadratic import best_or_explain
@@ -71,7 +71,7 @@ def choose(
         ranked = sorted(zip(value.many(every), every, strict=True), key=lambda pair: -pair[0])
         best, finalists = ranked[0][1], tuple(policy for _, policy in ranked[: effort.finalists])
         return Choice(best, value(best), (("all policies", value(best)),), next(iter(starts.values())), finalists)
-    plans = {name: _plan(name, problem, advance) for name, problem in problems.items()}
+    plans = {name: best_or_explain(problem).policy for name, problem in problems.items()}
     values = value.many(plans.values())
     path = list(zip(plans, values, strict=True))
     winner = max(path, key=lambda step: step[1])[0]
@@ -106,14 +106,6 @@ def confirm(choice: Choice, value: ValueFunction, unseen: ValueFunction) -> Choi
     return replace(
         choice, policy=best, value=value(best), path=(*choice.path, ("best finalist on other samples", value(best)))
     )
-
-
-def _plan(name: str, problem: Problem, advance: Callable[[str], None]) -> Policy:
-    """Return the best policy for some scores; of scores with pairs, it is told whether it is proven the best."""
-    answer = best_or_explain(problem)
-    if pairs_of(problem.values):
-        advance(f"plan of {name}: {answer}")
-    return answer.policy
 
 
 class _Search:

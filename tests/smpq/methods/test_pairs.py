@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from smpq.methods import METHODS, Limits, SearchProblem
 from smpq.scoring.scores import Scores
 from smpq.solve.allocate import Ceiling, PairedValues, Problem, worth
 from smpq.solve.quadratic import solve_pairs
+from tests.commands import done
 from tests.smpq.methods.test_rules import W2, W4, W8, bits_of
 from tests.smpq.one_by_one import OneByOne
 from tests.smpq.problems import policies, space_of
@@ -143,3 +145,18 @@ def test_the_hybrid_says_how_many_pairs_it_measured():
     assert "cross terms of 20 of 60 pairs" in scores.notes[0]
     layers = {(one[0], other[0]) for one, other in scores.pairs}
     assert len(layers) == 5, "all pairs of two layers, or none"
+
+
+@pytest.mark.slow
+def test_the_terminal_and_the_report_say_whether_the_plan_is_proven(tmp_path):
+    run = tmp_path / "run"
+    task = ("--task", "tests.tiny_task:task", "--target", "simulate", "--formats", "w4a8,w8a8,fp32", "--samples", "16")
+    said = done("run", *task, "--rounding", "nearest", "--method", "clado", "--budget", "avg_bits=6", "--out", run)
+    text = said.err + said.out
+    assert "plan of the scores, pairs of layers included: proven the best for these scores" in text
+    assert "scores: 12 pairs on 1 of 1 parts of the samples" in text
+    stability = json.loads((run / "stability.json").read_text())
+    assert stability["allocation"]["value"] == stability["allocation"]["bound"]
+    page = (run / "report.html").read_text()
+    assert "The best plan for these scores, pairs of layers included, is worth" in page
+    assert "12 pairs on 1 of 1 parts of the samples" in page
