@@ -12,20 +12,23 @@ run that was stopped goes on behind them.
 """
 
 import argparse
+import json
 import math
 import sys
 import tempfile
-from contextlib import contextmanager
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import torch
 from ptq_resnet20 import BUDGETS, SAMPLES, Bench, Clock
 from records import Parts, keep
 
-from calib.formats.format import Format
+from calib.files.storage import json_text
 from calib.tasks import load_task
+from smpq.files import PolicyFile, ScoresFile
 from smpq.methods import METHODS, Limits, Method, Need, SearchProblem, method_from_name
 from smpq.problem.policy import Policy
 from smpq.scoring.scores import Scores
@@ -63,10 +66,10 @@ class Quiet:
 class Player:
     """One method with one seed: its own evaluations, and its scores for each budget."""
 
-    def __init__(self, bench: Bench, method: Method, seed: int) -> None:
-        self.bench, self.method, self.seed = bench, method, seed
+    def __init__(self, bench: Bench, rounding: str, method: Method, seed: int, parts: Parts) -> None:
+        self.bench, self.rounding, self.method, self.seed, self.parts = bench, rounding, method, seed, parts
         self.value = Evaluator(PolicyValue(bench.fake, bench.space, bench.task, bench.seen))
-        self.scores = cache(self._score)
+        self.scores = cache(self._known)
 
     def samples(self) -> int:
         parts = sum(fold.evaluations for fold in self.value.folds)
@@ -74,6 +77,11 @@ class Player:
 
     def ceilings(self, budget: float) -> tuple[Ceiling, ...]:
         return (Ceiling(self.bench.bits, budget),)
+
+    def _known(self, budget: float) -> Scores:
+        name = f"scores {self.rounding} {self.method.name} {self.seed} {budget}"
+        found = self.parts(name, lambda: json.loads(json_text(self._score(budget).to_file())))
+        return Scores.from_file(msgspec.convert(found, ScoresFile), self.bench.space)
 
     def _score(self, budget: float) -> Scores:
         bench, effort = self.bench, EFFORTS["normal"]
@@ -84,7 +92,7 @@ class Player:
         )  # fmt: skip
         return self.method.score(problem).scores
 
-    def plan(self, rounding: str, budget: float) -> dict:
+    def plan(self, budget: float) -> dict:
         clock, known = Clock(), self.samples()
         scores = self.scores(budget)
         scored = clock.spent()[1]
@@ -96,9 +104,9 @@ class Player:
         else:
             policy = self.method.policy(self.bench.space, scores, self.ceilings(budget))
         spent = {"cpu_seconds": clock.spent()[1], "of_which_scoring": scored}
-        return self._row(policy, rounding, budget, "plan", known, **spent, **said, notes=scores.notes)
+        return self._row(policy, budget, "plan", known, **spent, **said, notes=scores.notes)
 
-    def searched(self, rounding: str, budget: float) -> dict:
+    def searched(self, budget: float) -> dict:
         clock, known = Clock(), self.samples()
         scores, effort = self.scores(budget), EFFORTS["normal"]
         space, ceilings = self.bench.space, self.ceilings(budget)
@@ -106,25 +114,29 @@ class Player:
         choice = confirm(choice, self.value, self.bench.unseen)
         path = [[name, -value] for name, value in choice.path]
         spent = {"cpu_seconds": clock.spent()[1]}
-        return self._row(choice.policy, rounding, budget, "searched", known, **spent, path=path)
+        return self._row(choice.policy, budget, "searched", known, **spent, path=path)
 
-    def _row(self, policy: Policy, rounding: str, budget: float, stage: str, known: int, **more: object) -> dict:
+    def _row(self, policy: Policy, budget: float, stage: str, known: int, **more: object) -> dict:
         scores = self.scores(budget)
-        names = {"rounding": rounding, "budget": budget, "method": self.method.name, "stage": stage, "seed": self.seed}
+        names = {"rounding": self.rounding, "budget": budget, "method": self.method.name, "stage": stage}
+        names["seed"] = self.seed
         cost = {"evaluations": scores.evaluations, "policies_on_a_sample": self.samples() - known}
         row = self.bench.described(policy, **names, **cost, **more)
         print({k: v for k, v in row.items() if k not in ("policy", "path", "notes")}, file=sys.stderr, flush=True)
         return row
 
 
+def _top1(bench: Bench, policy: dict[str, str]) -> float:
+    return bench.top1(Policy.from_file(PolicyFile(policy=policy), bench.space))
+
+
 def with_accuracy(parts: Parts, bench: Callable[[str], Bench], *, measure: bool) -> list[dict]:
     """Return the rows with the accuracy of their policies, those that have none yet without it unless it is measured."""
     rows = []
-    for row in [row for name, row in parts.all().items() if not name.startswith("top-1 ")]:
+    for row in [row for name, row in parts.all().items() if not name.startswith(("top-1 ", "scores "))]:
         name = f"top-1 {row['rounding']} {sorted(row['policy'].items())}"
         if measure:
-            formats = {path: Format.from_text(text) for path, text in row["policy"].items()}
-            parts(name, lambda row=row, formats=formats: bench(row["rounding"]).top1(Policy(formats)))
+            parts(name, lambda row=row: _top1(bench(row["rounding"]), row["policy"]))
         found = parts.all().get(name)
         if found is None:
             rows.append(row)
@@ -177,7 +189,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         parts = Parts(options.parts or Path(directory) / "parts.json")
         bench = cache(lambda rounding: Bench(task, rounding, Path(directory) / "journal.sqlite"))
-        player = cache(lambda rounding, name, seed: Player(bench(rounding), method_from_name(name), seed))
+        player = cache(
+            lambda rounding, name, seed: Player(bench(rounding), rounding, method_from_name(name), seed, parts)
+        )
         stages = {"plan": options.methods} | ({} if options.without_search else {"searched": options.searched})
         for seed in seeds:
             for stage, names in stages.items():
@@ -187,7 +201,7 @@ def main() -> None:
                             key = f"{rounding} {name} {seed} {budget} {stage}"
 
                             def make(rounding=rounding, name=name, seed=seed, budget=budget, stage=stage) -> dict:  # noqa: ANN001
-                                return getattr(player(rounding, name, seed), stage)(rounding, budget)
+                                return getattr(player(rounding, name, seed), stage)(budget)
 
                             parts(key, make)
                 rows = with_accuracy(parts, bench, measure=not options.without_accuracy)
