@@ -38,7 +38,7 @@ def clado(problem: SearchProblem) -> Objective:
         return second_order(problem, singles, singles, {}, evaluations=len(moves))
     parts = parts_within(problem.limits.evaluations, len(pairs), len(folds))
     with problem.progress.bar("pairs", len(pairs) * parts) as advance:
-        found = measure_pairs(folds, pairs, centre, parts, advance)
+        found = measure_pairs(folds, pairs, centre, parts, advance, problem.progress.enough)
     convex = project(found.singles, found.pairs)
     return second_order(
         problem,
@@ -46,7 +46,8 @@ def clado(problem: SearchProblem) -> Objective:
         found.singles,
         convex.pairs,
         evaluations=found.evaluations,
-        notes=(f"{len(pairs)} pairs on {parts} of {len(folds)} parts of the samples; {convex}",),
+        cut_short=found.cut_short,
+        notes=(f"{len(found.pairs)} of {len(pairs)} pairs on {parts} of {len(folds)} parts of the samples; {convex}",),
     )
 
 
@@ -57,11 +58,13 @@ def second_order(
     pairs: Pairs,
     *,
     evaluations: int,
+    cut_short: bool = False,
     notes: tuple[str, ...] = (),
 ) -> Objective:
     """Return the objective of a model of second order; `alone` are the single moves as they were measured."""
     from dataclasses import replace
 
+    from smpq.scoring.stability import CUT_SHORT
     from smpq.scoring.widest import doubt_about_widest
 
     linear = linear_objective(
@@ -70,7 +73,7 @@ def second_order(
         estimator="pairs of moves" if pairs else "one at a time",
         value_name=problem.value_name,
         evaluations=evaluations,
-        stop_reason="every pair" if pairs else "every move",
+        stop_reason=CUT_SHORT if cut_short else "every pair" if pairs else "every move",
         alone=alone,
     ).linear
     objective = Objective(linear, pairs)

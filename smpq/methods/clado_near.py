@@ -56,11 +56,11 @@ def clado_near(problem: SearchProblem) -> Objective:
         pairs = all_pairs(moves_from(space, centre))
         parts = parts_within(problem.limits.evaluations, len(pairs) * _ROUNDS, len(folds))
         with problem.progress.bar(f"pairs, round {number + 1}", len(pairs) * parts) as advance:
-            found = measure_pairs(folds, pairs, centre, parts, advance)
+            found = measure_pairs(folds, pairs, centre, parts, advance, problem.progress.enough)
         better, changes, tried = _improved(problem, centre, found, ceilings)
         around, spent = centre, spent + found.evaluations + tried
         notes.append(
-            f"round {number + 1}: {len(pairs)} pairs on {parts} of {len(folds)} parts of the samples, around a plan of "
+            f"round {number + 1}: {len(found.pairs)} of {len(pairs)} pairs on {parts} of {len(folds)} parts of the samples, around a plan of "
             f"value {evaluator(centre):.4g}; the best plan near it has {evaluator(better):.4g}"
         )
         if better == centre or problem.progress.enough():
@@ -71,7 +71,9 @@ def clado_near(problem: SearchProblem) -> Objective:
         for group, row in space.formats.items()
     }
     values, terms = recentred(space, found.singles, found.pairs, float_or_plan)
-    objective = second_order(problem, values, alone, terms, evaluations=spent, notes=tuple(notes))
+    objective = second_order(
+        problem, values, alone, terms, evaluations=spent, cut_short=found.cut_short, notes=tuple(notes)
+    )
     return replace(objective, near=Neighbourhood(around, changes))
 
 

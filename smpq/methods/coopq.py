@@ -34,6 +34,7 @@ def coopq(problem: SearchProblem) -> Objective:
     from smpq.problem.policy import Policy
     from smpq.scoring.cross_terms import measure_singles, moves_from
     from smpq.scoring.interactions import orders_of_a_round, sample
+    from smpq.scoring.stability import CUT_SHORT
     from smpq.scoring.widest import doubt_about_widest
 
     space, evaluator = problem.space, problem.evaluator
@@ -52,7 +53,9 @@ def coopq(problem: SearchProblem) -> Objective:
     orders = orders_of_a_round(len(players))
     rounds = max(1, problem.limits.evaluations // (2 * len(players) * orders))
     with problem.progress.bar("orders", rounds * orders) as advance:
-        found = sample(game, len(players), rounds, np.random.default_rng(problem.seed), advance)
+        found = sample(
+            game, len(players), rounds, np.random.default_rng(problem.seed), advance, problem.progress.enough
+        )
     shares = {move: _share(move, singles, min(space.formats[move[0]])) for move in moves}
     index = {group: number for number, group in enumerate(players)}
     samples = {move: tuple((share * found.main[:, index[move[0]]]).tolist()) for move, share in shares.items()}
@@ -62,10 +65,11 @@ def coopq(problem: SearchProblem) -> Objective:
         for other in moves[number + 1 :]
         if one[0] != other[0] and shares[one] and shares[other]
     }
-    linear = _objective(problem, samples, len(moves) + found.evaluations, singles).linear
+    stop_reason = CUT_SHORT if len(found.main) < rounds * orders else "evaluations"
+    linear = _objective(problem, samples, len(moves) + found.evaluations, singles, stop_reason).linear
     objective = Objective(linear, pairs)
     doubt = doubt_about_widest(space, objective.scores.objective())
-    note = f"{rounds * orders} orders of {len(players)} layers from the widest to the narrowest format, all pairs {rounds} times or more"
+    note = f"{len(found.main)} of {rounds * orders} orders of {len(players)} layers from the widest to the narrowest format, all pairs {rounds} times or more"
     return replace(objective, notes=(note, *([doubt] if doubt else [])))
 
 
@@ -74,6 +78,7 @@ def _objective(
     samples: dict[Move, tuple[float, ...]],
     evaluations: int,
     alone: dict[Move, float] | None = None,
+    stop_reason: str = "evaluations",
 ) -> Objective:
     several = max(map(len, samples.values()), default=0) > 1
     return linear_objective(
@@ -83,7 +88,7 @@ def _objective(
         value_name=f"{problem.value_name} against the widest format",
         evaluations=evaluations,
         random=several,
-        stop_reason="evaluations" if several else "every move",
+        stop_reason=stop_reason if several else "every move",
         alone=alone,
     )
 

@@ -38,6 +38,7 @@ def hybrid(problem: SearchProblem) -> Objective:
     cross terms are written so that they add nothing to that mean.
     """
     from smpq.scoring.cross_terms import all_pairs, measure_pairs, moves_from, recentred
+    from smpq.scoring.stability import CUT_SHORT
     from smpq.scoring.widest import doubt_about_widest
     from smpq.solve.allocate import Neighbourhood, Problem, solve_or_explain
 
@@ -50,20 +51,25 @@ def hybrid(problem: SearchProblem) -> Objective:
     every = all_pairs(moves_from(space, centre))
     asked = _screened(linear, centre, every, limits.evaluations - limits.evaluations // 2)
     with problem.progress.bar("pairs", len(asked)) as advance:
-        found = measure_pairs(evaluator.folds[-1:] or (evaluator,), asked, centre, 1, advance)
+        found = measure_pairs(evaluator.folds[-1:] or (evaluator,), asked, centre, 1, advance, problem.progress.enough)
     halves = {
         group: {max(row): 1.0} if centre[group] == max(row) else {max(row): 0.5, centre[group]: 0.5}
         for group, row in space.formats.items()
     }
     _, pairs = recentred(space, found.singles, found.pairs, halves)
     objective = Objective(
-        replace(linear, estimator="permutation and pairs of moves", evaluations=linear.evaluations + found.evaluations),
+        replace(
+            linear,
+            estimator="permutation and pairs of moves",
+            evaluations=linear.evaluations + found.evaluations,
+            stop_reason=CUT_SHORT if found.cut_short else linear.stop_reason,
+        ),
         pairs,
         Neighbourhood(centre, max(2, len(space.groups) // 2)),
     )
     doubt = doubt_about_widest(space, objective.scores.objective())
     note = (
-        f"cross terms of {len(asked)} of {len(every)} pairs, those of layers with the largest single changes, around the plan of "
+        f"cross terms of {len(found.pairs)} of {len(every)} pairs, those of layers with the largest single changes, around the plan of "
         "the Shapley values; the others count as 0"
     )
     return replace(objective, notes=(note, *([doubt] if doubt else [])))

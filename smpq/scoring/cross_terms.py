@@ -22,12 +22,14 @@ _ROWS_AT_ONCE = 8
 class CrossTerms:
     """Changes of the value around a policy: of single moves, and what pairs of them change besides.
 
-    `evaluations` policies were evaluated, most of them on a part of the samples.
+    `evaluations` policies were evaluated, most of them on a part of the samples. `cut_short`: not all that was asked
+    for was measured.
     """
 
     singles: Mapping[Move, float]
     pairs: Pairs
     evaluations: int
+    cut_short: bool = False
 
 
 def moves_from(space: Space, centre: Policy) -> list[Move]:
@@ -56,6 +58,7 @@ def measure_pairs(
     centre: Policy,
     parts: int = 1,
     advance: Callable[[], None] = lambda: None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> CrossTerms:
     """Return V(i, j) - V(i) - V(j) + V(centre) of each pair, and the single changes as means over all folds.
 
@@ -63,30 +66,33 @@ def measure_pairs(
     single moves are evaluated on the same ones, so that what the samples have in common drops out of the difference.
     The pairs of one move are asked for together, in the order of the other one: all of them share what runs before
     their second move, which the evaluator computes once (`smpq.value.incremental`). CLADO (arXiv 2307.05657), section
-    3; the parts and the order are ours.
+    3; the parts and the order are ours. When `enough` says so, the pairs that are left are not measured.
     """
     moves = list(dict.fromkeys(move for pair in pairs for move in pair))
     by_first: dict[Move, list[Move]] = defaultdict(list)
     for one, other in pairs:
         by_first[one].append(other)
     singles = [measure_singles(fold, moves, centre) for fold in folds]
-    found: dict[tuple[Move, Move], float] = {}
+    found: dict[tuple[Move, Move], list[float]] = defaultdict(list)
     rows = list(by_first.items())
     for fold_number, fold in enumerate(folds):
         mine = [
             (one, others) for number, (one, others) in enumerate(rows) if (fold_number - number) % len(folds) < parts
         ]
         for start in range(0, len(mine), _ROWS_AT_ONCE):
+            if enough():
+                break
             asked = [(one, other) for one, others in mine[start : start + _ROWS_AT_ONCE] for other in others]
             known = fold(centre)
             values = fold.many(centre.with_format(*one).with_format(*other) for one, other in asked)
             alone = singles[fold_number]
             for pair, value in zip(asked, values, strict=True):
-                term = value - known - alone[pair[0]] - alone[pair[1]]
-                found[pair] = found.get(pair, 0.0) + term / parts
+                found[pair].append(value - known - alone[pair[0]] - alone[pair[1]])
                 advance()
     means = {move: sum(each[move] for each in singles) / len(folds) for move in moves}
-    return CrossTerms(means, found, len(moves) * len(folds) + len(pairs) * parts)
+    count = sum(map(len, found.values()))
+    terms = {pair: sum(found[pair]) / len(found[pair]) for pair in pairs if pair in found}
+    return CrossTerms(means, terms, len(moves) * len(folds) + count, cut_short=count < len(pairs) * parts)
 
 
 def parts_within(evaluations: int, pairs: int, folds: int) -> int:

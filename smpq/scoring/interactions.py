@@ -30,7 +30,12 @@ class Interactions:
 
 
 def sample(
-    game: Game, players: int, rounds: int, generator: np.random.Generator, advance: Callable[[], None] = lambda: None
+    game: Game,
+    players: int,
+    rounds: int,
+    generator: np.random.Generator,
+    advance: Callable[[], None] = lambda: None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Interactions:
     """Estimate Shapley values (Castro et al. 2009) and Shapley interactions (Grabisch and Roubens 1999) in orders.
 
@@ -38,7 +43,7 @@ def sample(
     v(S+i+j) - v(S+i) - v(S+j) + v(S); all but v(S+j) is on the walk anyway. In the orders of a round every two players
     follow each other at least once: they are the paths into which the complete graph falls apart (Walecki 1892), with
     the players dealt out at random and every path walked in a random direction, so that each sample is unbiased. The
-    orders are ours.
+    orders are ours. When `enough` says so, it ends after the order that it is in; pairs that were not met are 0.
     """
     marginals: list[npt.NDArray[np.float64]] = []
     before: list[npt.NDArray[np.bool_]] = []
@@ -47,6 +52,8 @@ def sample(
     for _ in range(rounds):
         dealt = generator.permutation(players)
         for path in zigzags(players):
+            if marginals and enough():
+                break
             order = [int(dealt[place]) for place in (path if generator.integers(2) else path[::-1])]
             walk = [frozenset(order[:size]) for size in range(players + 1)]
             skipped = [walk[place] | {order[place + 1]} for place in range(players - 1)]

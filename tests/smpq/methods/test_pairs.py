@@ -12,6 +12,7 @@ from calib.formats.format import FP32
 from smpq.files import ScoresFile
 from smpq.methods import METHODS, Limits, SearchProblem
 from smpq.scoring.scores import Scores
+from smpq.scoring.stability import CUT_SHORT
 from smpq.solve.allocate import Ceiling, PairedValues, Problem, worth
 from smpq.solve.quadratic import solve_pairs
 from tests.commands import done
@@ -24,8 +25,12 @@ PAIRED = ("clado", "clado-near", "hybrid", "coopq")
 
 
 class Watcher:
+    def __init__(self, patience=10**9):
+        self.patience = patience
+
     def enough(self):
-        return False
+        self.patience -= 1
+        return self.patience < 0
 
     @contextmanager
     def bar(self, _name, total):
@@ -138,6 +143,18 @@ def test_what_is_read_back_is_what_was_written(name):
         )
 
 
+@pytest.mark.parametrize("name", PAIRED)
+def test_who_waits_no_longer_gets_what_there_is(name):
+    """A run that takes it up again goes on from there, as it does with walks that were cut short."""
+    space = space_of(7, (W2, W4, FP32))
+    game, _ = quadratic_game(space, 1)
+    problem = replace(problem_of(space, game, 9, evaluations=80), progress=Watcher(1))
+    cut, whole = (METHODS[name].score(each).scores for each in (problem, replace(problem, progress=Watcher())))
+    assert (cut.stop_reason, whole.stop_reason != CUT_SHORT) == (CUT_SHORT, True)
+    assert cut.evaluations < whole.evaluations
+    assert METHODS[name].policy(space, cut, problem.ceilings)
+
+
 def test_the_hybrid_says_how_many_pairs_it_measured():
     space = space_of(6, (W2, W4, FP32))
     game, _ = quadratic_game(space, 2)
@@ -154,9 +171,9 @@ def test_the_terminal_and_the_report_say_whether_the_plan_is_proven(tmp_path):
     said = done("run", *task, "--rounding", "nearest", "--method", "clado", "--budget", "avg_bits=6", "--out", run)
     text = said.err + said.out
     assert "plan of the scores, pairs of layers included: proven the best for these scores" in text
-    assert "scores: 12 pairs on 1 of 1 parts of the samples" in text
+    assert "12 of 12 pairs on 1 of 1 parts of the samples" in text
     stability = json.loads((run / "stability.json").read_text())
     assert stability["allocation"]["value"] == stability["allocation"]["bound"]
     page = (run / "report.html").read_text()
     assert "The best plan for these scores, pairs of layers included, is worth" in page
-    assert "12 pairs on 1 of 1 parts of the samples" in page
+    assert "12 of 12 pairs on 1 of 1 parts of the samples" in page
