@@ -4,7 +4,7 @@ Usage: models.py --data CIFAR10_DIR --weights WEIGHTS --parts FILE [--rounding n
 
 FILE holds the scores that methods.py has kept. A random plan is the best within the budget for random importances of
 the layers (as the method `random` draws them), so that it uses the budget. The true value is the KL divergence to the
-float model on the 512 images that the scores saw. For each method: the sum of its values of moves, and where it has
+float model on the 512 images that the scores saw, or on --folds of eight parts of them. For each method: the sum of its values of moves, and where it has
 pairs, that with those of pairs. `rms` is of the error after its mean is taken away, `spread` the standard deviation of
 the true values, `spearman` the rank correlation. `best_of`: the true KL of the plan that the prediction likes best,
 `best` that of the best plan there is among them.
@@ -41,6 +41,13 @@ def random_plans(bench: Bench, budget: float, count: int, seed: int) -> list[Pol
     return list(found.values())
 
 
+def true_values(bench: Bench, plans: list[Policy], folds: int) -> list[float]:
+    if folds >= len(bench.folds):
+        return bench.value.many(plans)
+    parts = [fold.many(plans) for fold in bench.folds[:folds]]
+    return [sum(values) / folds for values in zip(*parts, strict=True)]
+
+
 def compared(true: list[float], predicted: list[float]) -> dict[str, float]:
     ours, theirs = np.array(true), np.array(predicted)
     errors = (theirs - theirs.mean()) - (ours - ours.mean())
@@ -61,6 +68,8 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, required=True)
     parser.add_argument("--rounding", default="nearest,gptq")
     parser.add_argument("--plans", type=int, default=300)
+    parser.add_argument("--budgets", help="of those of methods.py; all without it")
+    parser.add_argument("--folds", type=int, default=8, help="of the eight parts of the images that are true enough")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -69,9 +78,9 @@ def main() -> None:
     rows = []
     for rounding in options.rounding.split(","):
         bench = Bench(task, rounding, options.parts.with_suffix(".sqlite"))
-        for budget in BUDGETS[rounding]:
+        for budget in map(float, options.budgets.split(",")) if options.budgets else BUDGETS[rounding]:
             plans = random_plans(bench, budget, options.plans, options.seed)
-            true = bench.value.many(plans)
+            true = true_values(bench, plans, options.folds)
             for name, found in known.items():
                 kind, *place = name.split(" ")
                 if kind != "scores" or place[0] != rounding or place[2:] != [str(options.seed), str(budget)]:
@@ -89,6 +98,7 @@ def main() -> None:
                             "method": place[1],
                             "model": model,
                             "plans": len(plans),
+                            "folds": options.folds,
                         }
                         | told
                     )
