@@ -62,7 +62,8 @@ class Bench:
         clock = Clock()
         self.task = task
         batches = task.calibration()
-        folded, _ = fold_batchnorm(task.model(), batches[0].inputs)
+        self.original = task.model()
+        folded, self.folded = fold_batchnorm(self.original, batches[0].inputs)
         traced = TracedModel(folded, tuple(t[:2] for t in batches[0].inputs))
         units, _ = find_units(traced)
         groups = find_groups(traced, units)
@@ -71,10 +72,13 @@ class Bench:
         calibration = Calibration(traced, units, batches, CalibrationSettings(rounding=rounding))
         calibration.prepare(units, {unit.path: formats for unit in units}, lambda: None)
         self.fake = FakeQuantizer(traced, units, calibration, QdqRules("affine"))
-        self.bits = cost_models(self.space, traced)["avg_bits"]
+        self.costs = cost_models(self.space, traced)
+        self.bits = self.costs["avg_bits"]
         seen, unseen = batches[: SAMPLES // 128], batches[SAMPLES // 128 :]
-        self.value = Evaluator(PolicyValue(self.fake, self.space, task, seen), Journal(journal), rounding)
+        self.compute = PolicyValue(self.fake, self.space, task, seen)
+        self.value = Evaluator(self.compute, Journal(journal), rounding)
         self.folds = self.value.folds
+        self.seen = seen
         self.unseen = Evaluator(
             PolicyValue(self.fake, self.space, task, unseen), Journal(journal), f"{rounding} unseen"
         )
@@ -98,10 +102,13 @@ class Bench:
         return self._top1[policy.key()]
 
     def row(self, policy: Policy, **more: object) -> dict:
+        """Describe a policy so that anyone can evaluate it again, with its accuracy."""
+        return {"top1": self.top1(policy), **self.described(policy, **more)}
+
+    def described(self, policy: Policy, **more: object) -> dict:
         """Describe a policy so that anyone can evaluate it again."""
         return {
             **more,
-            "top1": self.top1(policy),
             "kl": -self.value(policy),
             "kl_unseen": -self.unseen(policy),
             "avg_bits": self.bits.total(policy),

@@ -60,3 +60,7 @@ class Parts:
             self._known[name] = make()
             self._path.write_text(json.dumps(self._known))
         return self._known[name]
+
+    def all(self) -> dict[str, object]:
+        """Return the results so far, in the order in which they were made."""
+        return self._known

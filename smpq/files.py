@@ -80,12 +80,33 @@ class ScoreRow(Record, frozen=True, kw_only=True):
             raise ValueError("the interval of a score is its value with 1.96 standard errors on either side")
 
 
+class PairRow(Record, frozen=True, array_like=True):
+    """What two moves of different groups are worth together, besides the values of both; a list in the file."""
+
+    one: str
+    one_format: FormatText
+    other: str
+    other_format: FormatText
+    value: Change
+
+    def __post_init__(self) -> None:
+        if self.one == self.other:
+            raise ValueError("a pair is of two groups")
+
+
+class NearRow(Record, frozen=True, kw_only=True):
+    """A policy by group, and in how many groups another one may differ from it."""
+
+    policy: dict[str, FormatText]
+    changes: Positive
+
+
 class ScoresFile(FileRecord, frozen=True, kw_only=True):
     """`scores.json`: what each format contributes, by group and format, and where the numbers came from."""
 
     NAME = "scores.json"
     MADE_BY = "smpq score"
-    VERSION = 3
+    VERSION = 4
 
     method: str
     value: str
@@ -96,6 +117,28 @@ class ScoresFile(FileRecord, frozen=True, kw_only=True):
     stop_reason: str
     efficiency_gap: float
     scores: dict[str, dict[FormatText, ScoreRow]]
+    pairs: tuple[PairRow, ...]
+    near: NearRow | None
+    notes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        seen = [frozenset(((row.one, row.one_format), (row.other, row.other_format))) for row in self.pairs]
+        if len(set(seen)) < len(seen):
+            raise ValueError("each pair of moves stands once")
+
+
+class AllocationRow(Record, frozen=True, kw_only=True):
+    """The best plan for scores with values of pairs, by these scores: its value, and what no plan within the budget
+    exceeds. They are equal where it is proven the best.
+    """
+
+    value: float
+    bound: float
+
+    def __post_init__(self) -> None:
+        if self.bound < self.value:
+            raise ValueError("a bound is not below a value that was found")
 
 
 class OfPolicy(FileRecord, frozen=True, kw_only=True):
@@ -111,9 +154,11 @@ class StabilityFile(OfPolicy, frozen=True, kw_only=True):
 
     NAME = "stability.json"
     MADE_BY = "smpq solve"
+    VERSION = 2
     DECIDED: ClassVar[float] = 0.9
 
     resamples: Count
+    allocation: AllocationRow | None
     undecided: tuple[str, ...]
     frequencies: dict[str, dict[FormatText, Fraction]]
 

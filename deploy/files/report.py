@@ -112,6 +112,7 @@ class ScoresPart(Record, frozen=True, kw_only=True):
     permutations: Count
     seed: Count
     stop_reason: str
+    notes: tuple[str, ...]
 
 
 class DestinationPart(Record, frozen=True, kw_only=True):
@@ -137,7 +138,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "report.json"
     MADE_BY = "smpq report"
-    VERSION = 12
+    VERSION = 13
 
     task: str
     target: str

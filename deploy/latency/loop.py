@@ -18,7 +18,7 @@ from deploy.latency.steps import STOPPED_EARLY, Goal, LoopSettings, Outcome, Pro
 from deploy.latency.suspects import halved, suspects, without
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space, canonical
-from smpq.solve.allocate import Ceiling, Impossible, Problem, nearest_feasible, place_joins
+from smpq.solve.allocate import Ceiling, Impossible, Problem, completed, nearest_feasible, place_joins
 from smpq.solve.search import Choice, choose, is_small
 from smpq.value.evaluate import ValueFunction
 
@@ -264,8 +264,7 @@ class LatencyLoop:
     def _leave_out(self, blamed: Collection[tuple[str, Format]]) -> None:
         self._space = without(self._space, blamed)
         self._state.marginals = {
-            start: {group: {**dict.fromkeys(self._space.formats[group], 0.0), **row} for group, row in values.items()}
-            for start, values in self._state.marginals.items()
+            start: completed(values, self._space) for start, values in self._state.marginals.items()
         }
 
     def _choices(self) -> set[tuple[str, Format]]:

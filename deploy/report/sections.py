@@ -66,8 +66,27 @@ def _plan(report: ReportFile) -> Section:
         ("95 % interval", "number"), ("kernel", "code"), ("and the plan", "word"),
     ]  # fmt: skip
     note = f"Scores of the method {report.scores.method} in {report.scores.value}: the change against the layer in float; higher is better."
+    note = " ".join([note, *map(_sentence, report.scores.notes), *_proof(report)])
     text = "" if rows else "No layer could be quantised."
     return Section(f"Plan, {counted(len(rows), 'layer')}", note=note, columns=columns, rows=rows, text=text)
+
+
+def _sentence(note: str) -> str:
+    return f"{note[:1].upper()}{note[1:]}."
+
+
+def _proof(report: ReportFile) -> list[str]:
+    """Say whether the plan of scores with pairs is proven the best within the budget."""
+    row = report.stability.allocation if report.stability is not None else None
+    if row is None:
+        return []
+    if row.bound == row.value:
+        return [f"The best plan for these scores, pairs of layers included, is worth {number(row.value)}: proven."]
+    gap = number(row.bound - row.value)
+    found = f"The best plan that was found for these scores, pairs of layers included, is worth {number(row.value)}"
+    return [
+        f"{found}. It is not proven the best: the solver reached its limit, and another may be better by up to {gap}."
+    ]
 
 
 def _contributions(record: ContributionsFile) -> Section:

@@ -15,13 +15,14 @@ from deploy.stages.cheapest import check_decidable, search_cheapest, solve_cheap
 from deploy.stages.looping import close_loop
 from deploy.stages.policies import write_policy
 from deploy.stages.scoring import method_of, score, static_ceilings
-from smpq.files import StabilityFile
+from smpq.files import AllocationRow, StabilityFile
 from smpq.problem.budget import Budget
 from smpq.problem.policy import Policy
 from smpq.scoring.scores import Scores
 from smpq.scoring.stability import decision_stability
 from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
 from smpq.solve.effort import Effort
+from smpq.solve.quadratic import best_or_explain
 from smpq.solve.search import Choice, choose, confirm
 
 
@@ -124,12 +125,20 @@ def _kept(
 
 
 def write_stability(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling], policy: Policy) -> None:
-    """Write how often each layer gets each format when the scores are resampled: `stability.json`."""
+    """Write how often each layer gets each format when the scores are resampled, and of scores with pairs whether their
+    own plan is proven the best within the ceilings: `stability.json`.
+    """
     stability = decision_stability(scores, workspace.space, ceilings, workspace.settings.seed)
+    row = None
+    if scores.pairs:
+        with workspace.progress.step("prove the plan of the scores"):
+            answer = best_or_explain(Problem(workspace.space, scores.objective(), ceilings))
+        workspace.progress.say(f"plan of the scores, pairs of layers included: {answer}")
+        row = AllocationRow(value=answer.value, bound=answer.value + answer.gap)
     workspace.run.write(
         stability.to_file(policy.key())
         if stability is not None
-        else StabilityFile(policy=policy.key(), resamples=0, undecided=(), frequencies={})
+        else StabilityFile(policy=policy.key(), resamples=0, allocation=row, undecided=(), frequencies={})
     )
 
 

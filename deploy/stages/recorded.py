@@ -134,11 +134,11 @@ class Recorded:
 
     @cached_property
     def stability(self) -> StabilityFile | None:
-        """How sure the scores are of the policy; None when that was not looked at."""
+        """How sure the scores are of the policy, and whether their own plan is proven; None when that was not looked at."""
         record = self.run.find_for(StabilityFile, self.policy.key())
-        if record is None or not record.resamples:
+        if record is None or not (record.resamples or record.allocation):
             return None
-        if record.frequencies.keys() != self.policy.formats.keys():
+        if record.resamples and record.frequencies.keys() != self.policy.formats.keys():
             raise UserError(
                 f"{self.run.file(StabilityFile.NAME)} is about other layers: use {StabilityFile.MADE_BY} again"
             )

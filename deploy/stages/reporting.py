@@ -38,7 +38,7 @@ from smpq.files import Interval
 from smpq.methods import DEFAULT_METHOD, method_from_name
 from smpq.problem.budget import LOSSES, Limit
 from smpq.scoring.stability import CUT_SHORT
-from smpq.solve.allocate import Ceiling, Impossible
+from smpq.solve.allocate import Ceiling, Impossible, worth
 from smpq.training.settings import FineTuneSettings
 
 _CURVE_POINTS = 12
@@ -220,12 +220,12 @@ def _pareto(read: Recorded) -> tuple[CurvePoint, ...]:
         for pick in (min, max)
     )
     points: dict[float, float] = {}
-    values, method = read.scores.values(), method_from_name(read.scores.method)
+    values, method = read.scores.objective(), method_from_name(read.scores.method)
     for step in range(_CURVE_POINTS):
         limit = low + (high - low) * step / (_CURVE_POINTS - 1)
         with suppress(Impossible):
-            policy = method.policy(space, read.scores, [Ceiling(model, max(limit, 1e-9))])
-            points[model.total(policy)] = sum(values[name][chosen] for name, chosen in policy.formats.items())
+            policy = method.policy(space, read.scores, [Ceiling(model, max(limit, 1e-9))], quick=True)
+            points[model.total(policy)] = worth(values, policy)
     return tuple(CurvePoint(cost="avg_bits", reached=reached, value=value) for reached, value in sorted(points.items()))
 
 
@@ -240,6 +240,7 @@ def _provenance(read: Recorded) -> ScoresPart:
             permutations=0,
             seed=settings.seed,
             stop_reason="not scored",
+            notes=(),
         )
     return ScoresPart(
         method=scores.method,
@@ -249,6 +250,7 @@ def _provenance(read: Recorded) -> ScoresPart:
         permutations=scores.permutations,
         seed=scores.seed,
         stop_reason=scores.stop_reason,
+        notes=scores.notes,
     )
 
 

@@ -36,10 +36,17 @@ def score(workspace: Workspace, budget: Budget | None = None, method: str | None
     if scores is not None:
         contexts = f", {scores.permutations} permutations" if scores.permutations else ""
         workspace.progress.say(f"scores: {scores.estimator}{contexts}, read from {run.file(ScoresFile.NAME)}")
+        _say_notes(workspace, scores)
         return scores
-    scores = method_from_name(method or DEFAULT_METHOD).score(search_problem(workspace, budget)).linear
+    scores = method_from_name(method or DEFAULT_METHOD).score(search_problem(workspace, budget)).scores
     run.write(scores.to_file())
+    _say_notes(workspace, scores)
     return scores
+
+
+def _say_notes(workspace: Workspace, scores: Scores) -> None:
+    for note in scores.notes:
+        workspace.progress.say(f"scores: {note}")
 
 
 def search_problem(workspace: Workspace, budget: Budget | None = None) -> SearchProblem:

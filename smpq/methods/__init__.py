@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 # in the order in which smpq methods lists them
-from smpq.methods import shapley, supernet, hawq, largest_first, random_importance, uniform  # isort: skip
+from smpq.methods import shapley, supernet, hawq, clado, clado_near, hybrid, coopq  # isort: skip
+from smpq.methods import largest_first, random_importance, uniform  # isort: skip
 from smpq.methods.base import METHODS, Method, Need, method, method_from_name
 from smpq.methods.problem import Limits, Objective, SearchProblem, linear_objective
 
@@ -20,7 +21,11 @@ __all__ = [
     "Need",
     "Objective",
     "SearchProblem",
+    "clado",
+    "clado_near",
+    "coopq",
     "hawq",
+    "hybrid",
     "largest_first",
     "linear_objective",
     "method",

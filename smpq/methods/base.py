@@ -62,13 +62,17 @@ class Method:
         objective = self.function(problem)
         return replace(objective, linear=replace(objective.linear, method=self.name))
 
-    def policy(self, space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> Policy:
-        """Return the policy that its scores decide on within ceilings; `Impossible` when there is none."""
+    def policy(self, space: Space, scores: Scores, ceilings: Sequence[Ceiling], *, quick: bool = False) -> Policy:
+        """Return the policy that its scores decide on within ceilings; `Impossible` when there is none.
+
+        `quick`: one that a local search finds is enough, where scores have pairs.
+        """
         if self.allocate is not None:
             return self.allocate(space, scores, ceilings)
-        from smpq.solve.allocate import Problem, solve_or_explain
+        from smpq.solve.allocate import Problem
+        from smpq.solve.quadratic import best_or_explain
 
-        return solve_or_explain(Problem(space, scores.values(), ceilings))
+        return best_or_explain(Problem(space, scores.objective(), ceilings), quick=quick).policy
 
     def check_task(self, task: Task, batches: Sequence[Batch]) -> None:
         """Raise UserError when the task lacks what the method needs; `batches` are its calibration data."""
@@ -113,7 +117,8 @@ def method(
 
     1. Write one function in a file of its own in `smpq/methods`. It is given a `SearchProblem`: everything that a
        method may ask for. The first line of its docstring is what `smpq methods` shows.
-    2. It returns an `Objective`: the value of every move (group, format), higher is better, 0 for the float format.
+    2. It returns an `Objective`: the value of every move (group, format), higher is better, 0 for the float format,
+       and the values of pairs of moves, where it has any.
        `linear_objective` makes one of plain numbers, or of independent samples of each number; of samples the standard
        errors follow, and how sure the decision is.
     3. Take random numbers from `numpy.random.default_rng(problem.seed)` or a `torch.Generator` of that seed. Tell how

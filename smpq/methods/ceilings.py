@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from smpq.methods.problem import SearchProblem
     from smpq.problem.policy import Policy
     from smpq.solve.allocate import Ceiling, Impossible
 
@@ -31,3 +32,19 @@ def nothing_within(what: str, nearest: Policy, ceilings: Sequence[Ceiling]) -> I
 def excess(policy: Policy, ceilings: Sequence[Ceiling]) -> float:
     """Return the cost over its limit, of the ceiling where that is largest; at most 1 within all of them."""
     return max((ceiling.model.total(policy) / ceiling.limit for ceiling in ceilings), default=0.0)
+
+
+def ceilings_or_size(problem: SearchProblem, share: float) -> tuple[Ceiling, ...]:
+    """Return the limits that the budget sets; where it sets none that is known, as for a latency, one on the size: so
+    much of the way from the smallest policy to the largest.
+    """
+    from smpq.solve.allocate import Ceiling
+
+    if problem.ceilings:
+        return problem.ceilings
+    size, space = problem.costs["size"], problem.space
+    least, most = (
+        sum(pick(size.parts[group.name][chosen] for chosen in space.formats[group.name]) for group in space.groups)
+        for pick in (min, max)
+    )
+    return (Ceiling(size, size.fixed + least + share * (most - least)),)

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from smpq.problem.policy import Space
     from smpq.quantized.quantize import FakeQuantizer
     from smpq.scoring.scores import Scores
-    from smpq.solve.allocate import Ceiling
+    from smpq.solve.allocate import Ceiling, Move, Neighbourhood, Pairs
     from smpq.value.evaluate import Evaluator
 
 
@@ -124,9 +124,21 @@ class SearchProblem:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a method says policies are worth: the sum of the values of their moves. Values of pairs will be here too."""
+    """What a method says policies are worth: the sum of the values of their moves and of their pairs of moves.
+
+    `near`: the policy that the pairs were measured at, and how far from it they are to be trusted. `notes`: lines that
+    the terminal and the report show with the scores.
+    """
 
     linear: Scores
+    pairs: Pairs = field(default_factory=dict)
+    near: Neighbourhood | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scores(self) -> Scores:
+        """All of it as the run keeps it."""
+        return replace(self.linear, pairs=self.pairs, near=self.near, notes=self.notes)
 
 
 Samples = Mapping[tuple[str, "Format"], Sequence[float]]
@@ -142,20 +154,23 @@ def linear_objective(
     evaluations: int = 0,
     random: bool = False,
     stop_reason: str = "exact",
+    alone: Mapping[Move, float] | None = None,
 ) -> Objective:
     """Return the objective in which each move's value is the mean of its samples, and 0 for a move that is not named.
 
     `random`: the samples are draws of an estimator, which give a standard error; otherwise there is one of each move,
-    and it is exact. `estimator` and `value_name` say in the report where the values come from, and what they are.
+    and it is exact. `estimator` and `value_name` say in the report where the values come from, and what they are. `alone`: what moves
+    change by themselves, where that is something else.
     """
     from smpq.scoring.scores import Score, Scores
 
     def score(group: str, chosen: Format) -> Score:
         seen = samples.get((group, chosen), (0.0,))
         value = statistics.fmean(seen)
+        by_itself = (alone or {}).get((group, chosen), value)
         if not random or (group, chosen) not in samples:
-            return Score(value, 0.0, 0 if random else 1, value)
-        return Score(value, statistics.stdev(seen) / math.sqrt(len(seen)), len(seen), value, tuple(seen))
+            return Score(value, 0.0, 0 if random else 1, by_itself)
+        return Score(value, statistics.stdev(seen) / math.sqrt(len(seen)), len(seen), by_itself, tuple(seen))
 
     space = problem.space
     entries = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smpq.methods.base import method
+from smpq.methods.ceilings import ceilings_or_size
 from smpq.methods.problem import Objective, SearchProblem
 
 if TYPE_CHECKING:
@@ -54,13 +55,5 @@ def _context_bits(problem: SearchProblem) -> tuple[float, float] | None:
 
 def _budgets(problem: SearchProblem) -> list[tuple[Ceiling, ...]]:
     """Return the budget that is asked for; where it sets no limit that is known, as for a latency, some on the size."""
-    from smpq.solve.allocate import Ceiling
-
-    if problem.ceilings:
-        return [problem.ceilings]
-    size, space = problem.costs["size"], problem.space
-    least, most = (
-        sum(pick(size.parts[group.name][chosen] for chosen in space.formats[group.name]) for group in space.groups)
-        for pick in (min, max)
-    )
-    return [(Ceiling(size, size.fixed + least + share * (most - least)),) for share in _SHARES_OF_SIZE]
+    shares = _SHARES_OF_SIZE[:1] if problem.ceilings else _SHARES_OF_SIZE
+    return [ceilings_or_size(problem, share) for share in shares]

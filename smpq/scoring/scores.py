@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from calib.errors import UserError
 from calib.formats.format import Format
-from smpq.files import Interval, ScoreRow, ScoresFile
-from smpq.problem.policy import Space
+from smpq.files import Interval, NearRow, PairRow, ScoreRow, ScoresFile
+from smpq.problem.policy import Policy, Space
 from smpq.scoring.shrinkage import shrink
-from smpq.solve.allocate import Values
+from smpq.solve.allocate import Neighbourhood, PairedValues, Pairs, Values
 
 _FEWEST_TO_SHRINK = 2
 
@@ -53,7 +53,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """All scores of one estimation, by group name and format; `method` is the one that made them (`smpq.methods`)."""
+    """All scores of one estimation, by group name and format; `method` is the one that made them (`smpq.methods`).
+
+    `pairs`: what two moves of different groups are worth together besides, in units of the value. `near`: the policy
+    around which they were measured, and how far from it they are to be trusted; None where they hold everywhere.
+    `notes`: what a reader has to know of them.
+    """
 
     entries: Mapping[str, Mapping[Format, Score]]
     value_name: str
@@ -64,9 +69,16 @@ class Scores:
     stop_reason: str
     efficiency_gap: float
     method: str = ""
+    pairs: Pairs = field(default_factory=dict)
+    near: Neighbourhood | None = None
+    notes: tuple[str, ...] = ()
+
+    def objective(self) -> Values:
+        """Return what the allocation maximises."""
+        return PairedValues(self.values(), self.pairs, self.near) if self.pairs or self.near else self.values()
 
     def values(self) -> Values:
-        """Return what the allocation maximises."""
+        """Return the values of moves."""
         return {group: {chosen: score.value for chosen, score in row.items()} for group, row in self.entries.items()}
 
     def alone(self) -> Values:
@@ -77,10 +89,10 @@ class Scores:
         """Return by name what a search may start from: the scores, one at a time, and shrunken where there are two
         walks or more.
 
-        Scores that take no contexts are one at a time themselves, and there is nothing to shrink them to.
+        Scores that take no contexts and no pairs are one at a time themselves, and there is nothing to shrink them to.
         """
-        found: dict[str, Values] = {self.estimator: self.values()}
-        if self.alone() == self.values():
+        found: dict[str, Values] = {self.estimator: self.objective()}
+        if self.alone() == self.values() and not self.pairs:
             return found
         found["one at a time"] = self.alone()
         if self.permutations >= _FEWEST_TO_SHRINK:
@@ -116,6 +128,14 @@ class Scores:
                 group: {str(chosen): score.to_row() for chosen, score in row.items()}
                 for group, row in self.entries.items()
             },
+            pairs=tuple(
+                PairRow(one, str(first), other, str(second), value)
+                for ((one, first), (other, second)), value in self.pairs.items()
+            ),
+            near=None
+            if self.near is None
+            else NearRow(policy={g: str(f) for g, f in self.near.centre.formats.items()}, changes=self.near.changes),
+            notes=self.notes,
         )
 
     @classmethod
@@ -140,7 +160,20 @@ class Scores:
                         f"{record.NAME} has {walks} marginals for {chosen} on {group.name}, from {record.permutations} "
                         "walks: score again"
                     )
+        pairs = {
+            ((row.one, Format.from_text(row.one_format)), (row.other, Format.from_text(row.other_format))): row.value
+            for row in record.pairs
+        }
+        strange = [move for pair in pairs for move in pair if move[1] not in entries.get(move[0], {})]
+        near = record.near
+        centre = {} if near is None else {group: Format.from_text(text) for group, text in near.policy.items()}
+        strange += [move for move in centre.items() if move[1] not in entries.get(move[0], {})]
+        if strange or (centre and centre.keys() != entries.keys()):
+            raise UserError(
+                f"{record.NAME} has pairs, or a policy, with moves that have no score of their own, or lacks a layer's "
+                f"({strange[:1]}): score again"
+            )
         return cls(
             entries, record.value, record.estimator, record.seed, record.evaluations, record.permutations, record.stop_reason,
-            record.efficiency_gap, record.method,
+            record.efficiency_gap, record.method, pairs, Neighbourhood(Policy(centre), near.changes) if near else None, record.notes,
         )  # fmt: skip

@@ -37,6 +37,7 @@ class Stability:
         return StabilityFile(
             policy=policy_key,
             resamples=self.resamples,
+            allocation=None,
             undecided=tuple(self.undecided()),
             frequencies={
                 name: {str(chosen): share for chosen, share in row.items()} for name, row in self.frequencies.items()
@@ -47,10 +48,11 @@ class Stability:
 def decision_stability(scores: Scores, space: Space, ceilings: Sequence[Ceiling], seed: int = 0) -> Stability | None:
     """Resample the walks with replacement, solve the allocation for the mean of each resample, and count.
 
-    None when fewer than three walks were made: two resample to almost nothing new. Groups without a choice always get
+    None when fewer than three walks were made: two resample to almost nothing new; and for scores of pairs, which would
+    have to be resampled with the values of moves. Groups without a choice always get
     what they have. A bootstrap over scores (Efron 1979) applied to the decision; ours.
     """
-    if scores.permutations < _FEWEST_WALKS:
+    if scores.permutations < _FEWEST_WALKS or scores.pairs:
         return None
     counts: dict[str, dict[Format, int]] = {group.name: {} for group in space.groups}
     solved = 0

@@ -6,12 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from calib.formats.format import Format
 from smpq.problem.policy import Policy, Space, canonical
-from smpq.solve.allocate import Ceiling, Values
-
-Move = tuple[str, Format]
-"""A group and the format it moves to."""
+from smpq.solve.allocate import Ceiling, Move, Values
 
 
 class Exchanges:

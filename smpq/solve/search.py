@@ -8,9 +8,10 @@ from itertools import islice
 
 from calib.formats.format import Format
 from smpq.problem.policy import Policy, Space, canonical, every_policy
-from smpq.solve.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, explanation, solve_or_explain
+from smpq.solve.allocate import Ceiling, Neighbourhood, Problem, Values, allocate, explanation
 from smpq.solve.effort import Effort
 from smpq.solve.exchange import Exchanges
+from smpq.solve.quadratic import best_or_explain
 from smpq.solve.racing import race
 from smpq.value.evaluate import ValueFunction
 
@@ -70,7 +71,7 @@ def choose(
         ranked = sorted(zip(value.many(every), every, strict=True), key=lambda pair: -pair[0])
         best, finalists = ranked[0][1], tuple(policy for _, policy in ranked[: effort.finalists])
         return Choice(best, value(best), (("all policies", value(best)),), next(iter(starts.values())), finalists)
-    plans = {name: solve_or_explain(problem) for name, problem in problems.items()}
+    plans = {name: best_or_explain(problem).policy for name, problem in problems.items()}
     values = value.many(plans.values())
     path = list(zip(plans, values, strict=True))
     winner = max(path, key=lambda step: step[1])[0]

@@ -98,7 +98,7 @@ def destination(target: str) -> dict[str, Any]:
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 12,
+        "schema": 13,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "destination": destination(other.get("target", "ort-cpu")),
@@ -125,7 +125,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "pareto": [],
         "curve": None,
         "scores": {
-            "method": "shapley", "value": "kl", "estimator": "permutation", "evaluations": 1640, "permutations": 40, "seed": 0, "stop_reason": "precision",
+            "method": "shapley", "value": "kl", "estimator": "permutation", "evaluations": 1640, "permutations": 40, "seed": 0, "stop_reason": "precision", "notes": [],
         },
         "skipped": [],
         "refused": {},

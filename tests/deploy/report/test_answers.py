@@ -205,9 +205,10 @@ def test_next_steps_follow_from_the_data() -> None:
     assert "1 layer" in unmet[2]
     assert "interval includes zero (fc)" in unmet[2]
     stability = {
-        "schema": 1,
+        "schema": 2,
         "policy": "conv1=w8a8",
         "resamples": 40,
+        "allocation": None,
         "undecided": ["fc"],
         "frequencies": {"fc": {"w8a8": 0.5, "w4a8": 0.5}},
     }

@@ -203,7 +203,7 @@ def test_scores_come_back_from_their_file_and_wrong_files_are_user_errors(tmp_pa
     ):
         Scores.from_file(replace(record, permutations=99), space)
     for old, new, message in [
-        ('"schema": 3', '"schema": 9', "scores.json has schema 9"),
+        ('"schema": 4', '"schema": 9', "scores.json has schema 9"),
         ('"samples": ', '"samples": -', r'expected `int` >= 0 - at `\$.scores\["g0"\]\["w8a8"\].samples`'),
         ('"w4a16"', '"w4 a16"', r'at the key `\$.scores\["g0"\]\["w4 a16"\]`'),
         ('"kl"', "NaN", "is not valid JSON"),

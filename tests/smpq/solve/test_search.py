@@ -8,7 +8,7 @@ from calib.errors import UserError
 from calib.formats.format import FP32
 from smpq.problem.costs import CostModel
 from smpq.problem.policy import Policy
-from smpq.solve.allocate import Ceiling
+from smpq.solve.allocate import Ceiling, PairedValues
 from smpq.solve.effort import EFFORTS, Effort, effort_from_name
 from smpq.solve.search import EXHAUSTIVE, choose, confirm, feasible
 from tests.smpq.one_by_one import OneByOne
@@ -179,3 +179,18 @@ def test_efforts_go_from_fast_to_thorough():
     assert spent == sorted(set(spent))
     with pytest.raises(UserError, match="fast, normal, thorough"):
         effort_from_name("quick")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_that_know_the_pairs_start_at_the_best_there_is(seed):
+    space = space_of(6, (W8A8, W4A16, W2A8))
+    game, ceilings = Rugged(space, seed), ceilings_of(replace(space, formats=with_float(space)), seed)
+    pairs = {((a, f), (b, g)): value for (a, b), row in game.pairs.items() for (f, g), value in row.items()}
+    starts = {"noise": game.values, "pairs": PairedValues(game.values, pairs)}
+    choice = choose(game, space, starts, ceilings, Effort(rounds=0, exchanges=0))
+    assert dict(choice.path)["pairs"] == pytest.approx(max(map(game, feasible(space, ceilings))))
+    assert choice.value == pytest.approx(dict(choice.path)["pairs"])
+
+
+def with_float(space):
+    return {group: (*row, FP32) for group, row in space.formats.items()}

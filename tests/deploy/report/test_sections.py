@@ -1,0 +1,40 @@
+"""What the page says of scores with pairs of layers."""
+
+from __future__ import annotations
+
+import pytest
+
+from deploy.report.sections import sections
+from tests.deploy.report.report_sample import report
+
+STABILITY = {"schema": 2, "policy": "conv1=w8a8", "resamples": 0, "undecided": [], "frequencies": {}}
+
+
+def plan_note(**other):
+    (note,) = [section.note for section in sections(report(**other)) if section.title.startswith("Plan")]
+    return note
+
+
+def allocated(value, bound):
+    return {**STABILITY, "allocation": {"value": value, "bound": bound}}
+
+
+def test_a_plan_that_is_proven_and_one_that_is_not():
+    assert plan_note(stability=allocated(-0.25, -0.25)).endswith("pairs of layers included, is worth −0.25: proven.")
+    assert plan_note(stability=allocated(-0.25, -0.125)).endswith(
+        "is worth −0.25. It is not proven the best: the solver reached its limit, and another may be better by up to 0.125."
+    )
+    assert "pairs" not in plan_note()
+
+
+def test_a_bound_below_the_value_is_refused():
+    with pytest.raises(Exception, match="a bound is not below a value that was found"):
+        plan_note(stability=allocated(-0.25, -0.5))
+
+
+def test_notes_of_the_scores_are_sentences():
+    scores = {
+        "method": "m", "value": "kl", "estimator": "e", "evaluations": 1, "permutations": 0, "seed": 0,
+        "stop_reason": "every move", "notes": ["six pairs were measured", "the others count as 0"],
+    }  # fmt: skip
+    assert plan_note(scores=scores).endswith("Six pairs were measured. The others count as 0.")
