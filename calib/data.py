@@ -82,14 +82,7 @@ def selection_batches(task: Task, sizes: InputSizes) -> list[Batch] | None:
     """
     if getattr(task, "selection", None) is None:
         return None
-    try:
-        batches = task.selection()  # type: ignore[attr-defined]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the task's selection() failed: {type(error).__name__}: {error}") from error
-    check_batches(batches, what="selection")
-    return materialize(batches, what="selection", sizes=sizes)
+    return materialize(call_task(task, "selection"), what="selection", sizes=sizes)
 
 
 def training_batches(task: Task, epoch: int, sizes: InputSizes | None = None) -> Iterator[Batch]:
@@ -105,14 +98,8 @@ def training_batches(task: Task, epoch: int, sizes: InputSizes | None = None) ->
             "calibration() "
             "does not hold (see calib.task.TrainableTask)"
         )
-    try:
-        batches = task.training(epoch)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the task's training({epoch}) failed: {type(error).__name__}: {error}") from error
     first: Batch | None = None
-    for index, item in enumerate(_looped(batches, "training")):
+    for index, item in enumerate(_looped(call_task(task, "training", epoch), "training")):
         where = f"training batch {index} of epoch {epoch}"
         batch = _batch(item, where)
         if first is not None:
@@ -125,6 +112,17 @@ def training_batches(task: Task, epoch: int, sizes: InputSizes | None = None) ->
         raise UserError(
             f"training({epoch}) gave no batch: is the loader empty, or an iterator that was already used up?"
         )
+
+
+def call_task(task: Task, method: str, *arguments: object) -> Any:
+    """Call a method of the user's task; whatever it raises is the user's to see."""
+    try:
+        return getattr(task, method)(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        called = f"{method}({', '.join(map(str, arguments))})"
+        raise UserError(f"the task's {called} failed: {type(error).__name__}: {error}") from error
 
 
 def check_model(model: object) -> nn.Module:

@@ -104,6 +104,8 @@ def _other_formats(report: ReportFile, commands: CommandLines) -> str | None:
 
 def _accuracy_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
     """Say what to do about accuracy that was lost."""
+    if report.verification is None and report.synthetic is not None and not report.synthetic.evaluation:
+        return [Step("Give the task evaluation data, and verify it, before relying on its accuracy.")]
     if report.verification is None:
         verify = commands.about_run("verify" if _built(report) else "export")
         return [Step("Verify it before relying on its accuracy.", verify)]

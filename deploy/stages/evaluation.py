@@ -8,11 +8,10 @@ from collections.abc import Iterator
 
 import torch
 
-from calib.data import each_batch
+from calib.data import call_task, each_batch
 from calib.errors import UserError
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
-from deploy.run.opening import call_task
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -30,6 +29,8 @@ class Evaluation:
         engine takes.
         """
         self._task = task
+        if call_task(task, "evaluation") is None:
+            raise UserError(f"the task {task.name} gives no evaluation data (evaluation() returns None)")
         self._marks = [_mark(batch) for batch in each_batch(call_task(task, "evaluation"), "evaluation", sizes)]
         order = spread_out(len(self._marks))
         self._number = {index: number for number, index in enumerate(order)}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # in the order in which smpq methods lists them
-from smpq.methods import shapley, supernet, hawq, largest_first, random_importance, uniform  # isort: skip
+from smpq.methods import shapley, supernet, hawq, ohq, largest_first, random_importance, uniform  # isort: skip
 from smpq.methods.base import METHODS, Method, Need, method, method_from_name
 from smpq.methods.problem import Limits, Objective, SearchProblem, linear_objective
 
@@ -25,6 +25,7 @@ __all__ = [
     "linear_objective",
     "method",
     "method_from_name",
+    "ohq",
     "random_importance",
     "shapley",
     "supernet",
