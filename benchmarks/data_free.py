@@ -126,15 +126,22 @@ def main() -> None:
     work = Path(rest[0] if rest else "runs/data_free")
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    parts, rows, plans = Parts(work / "parts.json"), [], []
-    for target in BUDGETS:
-        for network in NETWORKS:
-            for data_free in (True, False):
-                settings = settings_for(network, target, data, weights, data_free=data_free)
-                name = f"{network}-{target}-{'free' if data_free else 'data'}"
-                rows.append(parts(name, lambda: run_of(settings, "ohq", work / name)))  # noqa: B023 - called at once
-                if target == "simulate":
-                    plans += parts(f"{name}-plans", lambda: plans_of(settings, work / name))  # noqa: B023 - called at once
+    parts = Parts(work / "parts.json")
+    asked = {
+        f"{network}-{target}-{'free' if data_free else 'data'}": settings_for(
+            network, target, data, weights, data_free=data_free
+        )
+        for target in BUDGETS
+        for network in NETWORKS
+        for data_free in (True, False)
+    }
+    rows = [parts(name, lambda: run_of(settings, "ohq", work / name)) for name, settings in asked.items()]  # noqa: B023
+    plans = [
+        row
+        for name, settings in asked.items()
+        if settings.target == "simulate"
+        for row in parts(f"{name}-plans", lambda: plans_of(settings, work / name))  # noqa: B023 - called at once
+    ]
     keep("data_free", "PYTHONPATH=. python benchmarks/data_free.py CIFAR WEIGHTS", [0], rows, plans=plans)
 
 
