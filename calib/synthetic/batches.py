@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from calib.errors import UserError
 from calib.network.faithful import run_eager
+from calib.network.fold import copy_model
 from calib.synthetic.kinds import InputKind
 from calib.task import Batch
 
@@ -52,9 +53,10 @@ def synthesize(
     ZeroQ (Cai et al. CVPR 2020, arXiv 2001.00281, section 3.1) changes a batch by Adam until mean and standard deviation
     of what each BatchNorm reads are those that it keeps. Ours: 40 steps with a falling rate, differences in standard
     deviations of their channel, and a standard deviation of the noise that is chosen from four. Where no layer keeps
-    statistics the noise stays as it is. `advance` is called `steps_of(samples)` times at most. UserError when the model
-    does not run on such inputs.
+    statistics the noise stays as it is, and so do integers. `advance` is called `steps_of(samples)` times at most. The
+    model is copied. UserError when it does not run on such inputs.
     """
+    model = copy_model(model).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     size = _batch_that_runs(model, kinds, samples)
     with _reading(model) as read:

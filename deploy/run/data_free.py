@@ -11,7 +11,6 @@ from torch import nn
 from calib.data import call_task
 from calib.errors import UserError
 from calib.files.tensor_file import read_tensor_file, write_tensor_file
-from calib.network.fold import copy_model
 from calib.network.free_axes import input_names
 from calib.sizes import sizes_from_text
 from calib.synthetic.batches import Synthetic, steps_of, synthesize
@@ -64,7 +63,7 @@ def without_samples(run: Run, task: Task, model: nn.Module, settings: Settings, 
         record = replace(known, evaluation=evaluation)
     else:
         with progress.bar("make samples", steps_of(settings.samples)) as advance:
-            made = synthesize(copy_model(model).eval(), kinds, settings.samples, settings.seed, advance)
+            made = synthesize(model, kinds, settings.samples, settings.seed, advance)
         batches, record = list(made.batches), _record(made, kinds, source, settings.seed, evaluation=evaluation)
     progress.say(said_of(record))
     return DataFree(data_free(task, batches), batches, record)

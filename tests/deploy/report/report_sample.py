@@ -98,7 +98,7 @@ def destination(target: str) -> dict[str, Any]:
 def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
     """What is in the file of `report`."""
     return {
-        "schema": 12,
+        "schema": 13,
         "task": "cifar10-resnet20",
         "target": "ort-cpu",
         "destination": destination(other.get("target", "ort-cpu")),
@@ -131,6 +131,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "refused": {},
         "not_on_orin": [],
         "sizes": {},
+        "synthetic": None,
         "warnings": [],
         "finetuning": None,
         "settings": {"rounding": "gptq", "formats": ["w8a8", "fp32"], "resume": True},
