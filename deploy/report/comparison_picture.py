@@ -86,7 +86,7 @@ def _plans(found: Comparison, top: float) -> tuple[list[Markup], float]:
 def _shades(y: float) -> list[Markup]:
     parts, x = [], _WIDTH - 330.0
     for kind, text in (("b2", "2"), ("b3", "3"), ("b4", "4"), ("b8", "5 to 8"), ("b15", "9 to 15"), ("b16", "float")):
-        parts += [element("rect", class_=kind, x=x, y=y, width=10, height=10), label(x + 14, y + 9, text)]
+        parts += [label(x + 14, y + 9, text), element("rect", class_=kind, x=x, y=y, width=10, height=10)]
         x += 14 + LETTER * len(text) + 14
     return parts
 

@@ -97,7 +97,13 @@ def ohq(problem: SearchProblem) -> Objective:
         if chosen != space.reference
     }
     return linear_objective(
-        problem, samples, estimator="masks", value_name="kl", random=True, stop_reason="number of masks"
+        problem,
+        samples,
+        estimator="masks",
+        value_name="kl",
+        evaluations=MASKS * len(weights),
+        random=True,
+        stop_reason="number of masks",
     )
 
 

@@ -16,7 +16,7 @@ from deploy.run.settings import Settings
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 from tests import tiny_task
-from tests.commands import assert_matches, contents, done, refused
+from tests.commands import assert_matches, done, refused
 
 SHAPE = "DATA_FREE_SHAPE"
 
@@ -111,9 +111,10 @@ def test_nothing_is_read_or_verified_and_all_say_so(run):
 
 def test_the_same_command_goes_on_with_the_same_samples(run):
     path, _ = run
-    before = contents(path, ["report.json", "report.html", "journal.sqlite"])
+    names = ("run.json", "synthetic.json", "synthetic.safetensors", "calibration.json", "scores.json", "policy.json")
+    before = {name: (path / name).read_bytes() for name in names}
     done("run", *asked("Guarded", path, "--method", "ohq", "--budget", "avg_bits=6"))
-    assert contents(path, ["report.json", "report.html", "journal.sqlite"]) == before
+    assert {name: (path / name).read_bytes() for name in names} == before
 
 
 def test_lost_samples_are_made_again_and_others_are_refused(run, tmp_path, monkeypatch):
