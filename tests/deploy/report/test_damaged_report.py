@@ -41,7 +41,7 @@ EXTREMES = (-1e300, 1.7e308, 5e-324, 2**53, 0)
         (None, "is missing: make it with smpq report"),
         (json_text(report())[:500].encode(), "is not valid JSON"),
         (b'{"schema": 13, "task": "\xff"}', "is not valid JSON"),
-        (json.dumps({**plain_report(), "schema": 1}).encode(), "has schema 1, this version of smpq reads schema 12"),
+        (json.dumps({**plain_report(), "schema": 1}).encode(), "has schema 1, this version of smpq reads schema 13"),
         (json.dumps(plain_report(seconds={"a": 1.0, "score": -1})).encode(), 'at `$.seconds["score"]`'),
     ],
 )
