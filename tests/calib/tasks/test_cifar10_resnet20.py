@@ -14,7 +14,7 @@ def test_weights_are_needed_and_images_only_where_they_are_read(cifar10_like, re
     assert task.evaluation() is None
     assert task.model()(task.example_inputs()).shape == (1, 10)
     for read in (task.calibration, lambda: next(task.training(0))):
-        with pytest.raises(UserError, match="needs --data: .* only --data-free does without"):
+        with pytest.raises(UserError, match=r"needs --data: .* only --data-free does without"):
             read()
 
 
