@@ -47,6 +47,8 @@ class ComparedRun(Record, frozen=True, kw_only=True):
     seconds: Amount | None
     formats: tuple[FormatText, ...]
     """Of each layer, in the order of `Comparison.layers`."""
+    bits: tuple[Positive, ...]
+    """Weight bits of each layer."""
 
 
 class ComparedScores(Record, frozen=True, kw_only=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from calib.formats.format import Format
 from deploy.files.comparison import ComparedRun, Comparison
 from deploy.report.wording import counted, fixed, measure, shown, signed, size, span
 
@@ -37,11 +36,6 @@ def names_of(found: Comparison) -> list[str]:
 def method_of(run: ComparedRun) -> str:
     """Return where a run's plan comes from."""
     return f"{run.method or 'by hand'}{' data-free' if run.data_free else ''}"
-
-
-def bits_of(text: str) -> int:
-    """Return the weight bits of a format."""
-    return Format.from_text(text).weight_bits
 
 
 def differing(found: Comparison) -> list[int]:
@@ -115,7 +109,7 @@ def _plans(found: Comparison) -> list[str]:
     room = WIDTH - max(map(len, names)) - 2
     order, width = _shown_layers(found, numbers, room)
     for name, run in zip(names, found.runs, strict=True):
-        rows.append([name, "".join(f"{bits_of(run.formats[index]):>{width}}" for index in order)])
+        rows.append([name, "".join(f"{run.bits[index]:>{width}}" for index in order)])
     left_out = len(found.layers) - len(order)
     which = f"{counted(len(order), 'layer')} of {len(found.layers)} that differ" if left_out else "all layers"
     head = f"Weight bits, {which} in the order of the model; {len(numbers)} differ:"
@@ -124,7 +118,7 @@ def _plans(found: Comparison) -> list[str]:
 
 def _shown_layers(found: Comparison, numbers: Sequence[int], room: int) -> tuple[list[int], int]:
     """Return the layers whose bits find room, in the order of the model, and how wide a column is."""
-    width = 1 + max(len(str(bits_of(text))) for run in found.runs for text in run.formats)
+    width = 1 + max(len(str(bits)) for run in found.runs for bits in run.bits)
     most = max(1, room // width)
     return (list(range(len(found.layers))) if len(found.layers) <= most else sorted(numbers[:most])), width
 

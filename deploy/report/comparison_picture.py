@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from deploy.files.comparison import ComparedRun, Comparison
 from deploy.report.axes import Scale, ends, fit
-from deploy.report.comparison_lines import bits_of, correlation_cells, method_of, names_of
+from deploy.report.comparison_lines import correlation_cells, method_of, names_of
 from deploy.report.plots import short_names
 from deploy.report.svg import LETTER, element, hinted, label, line, picture
 from deploy.report.wording import change, counted, fixed, measure, shown, signed, size, span
@@ -66,8 +66,8 @@ def _plans(found: Comparison, top: float) -> tuple[list[Markup], float]:
     step = min(_WIDEST_CELL, (_WIDTH - _LEFT - 16) / len(found.layers))
     parts = [label(_LEFT, top - 10, "weight bits of each layer", "title"), *_shades(top - 20)]
     for row, run in enumerate(found.runs):
-        for column, text in enumerate(run.formats):
-            bits, x, y = bits_of(text), _LEFT + step * column, top + _ROW * row
+        for column, (text, bits) in enumerate(zip(run.formats, run.bits, strict=True)):
+            x, y = _LEFT + step * column, top + _ROW * row
             hint = f"{found.layers[column].path}: {text}, {method_of(run)}"
             kind = next((name for most, name in _SHADES if bits <= most), "b16")
             parts.append(hinted("rect", hint, class_=kind, x=x, y=y, width=max(step - 1, 0.5), height=_ROW - 2))

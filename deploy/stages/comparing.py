@@ -72,6 +72,7 @@ def _compared(read: Recorded) -> ComparedRun:
         evaluations=None if read.scores is None else read.scores.evaluations,
         seconds=_seconds(read.run),
         formats=tuple(str(formats[unit.path]) for unit in read.space.units),
+        bits=tuple(formats[unit.path].weight_bits for unit in read.space.units),
     )
 
 

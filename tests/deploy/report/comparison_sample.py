@@ -19,6 +19,8 @@ def compared(index: int, layers: int) -> ComparedRun:
     mean, ratio = 0.88 - 0.01 * index, 0.6 + 0.08 * index
     widths = (2, 3, 4, 8)
     formats = tuple(f"w{widths[(number * (index + 3) // 4) % 4]}a8" for number in range(layers))
+    if index == 4:
+        formats = ("w3a8",) * (layers - 1) + ("fp32",)
     return ComparedRun(
         path=f"runs/{METHODS[index]}-{index}",
         method=METHODS[index],
@@ -43,7 +45,8 @@ def compared(index: int, layers: int) -> ComparedRun:
         else ComparedLatency(ratio=ratio, interval=Interval(ratio - 0.02, ratio + 0.02), machine="a processor"),
         evaluations=400 * (index == 0),
         seconds=None if index == 2 else 312.4 / (index + 1),
-        formats=formats if index < 4 else ("w3a8",) * (layers - 1) + ("fp32",),
+        formats=formats,
+        bits=tuple(32 if text == "fp32" else int(text[1]) for text in formats),
     )
 
 
