@@ -32,7 +32,7 @@ from smpq.solve.allocate import Problem, solve_or_explain
 
 BUDGETS = {"simulate": "avg_bits=3", "ort-cpu": "latency=0.65x"}
 FORMATS = {"simulate": "w2a8,w3a8,w4a8,w8a8", "ort-cpu": ""}
-NETWORKS = ("cifar10-resnet20", "digits")
+NETWORKS = ("digits", "cifar10-resnet20")
 BETAS = (0.0, 0.1, 0.3)
 MASKED = (0.1, 0.5)
 

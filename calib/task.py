@@ -34,9 +34,9 @@ class Task(Protocol):
        score of the best box. `smpq verify` shows how they moved. Without it they are the highest probabilities, where
        the targets are class labels.
     8. Optional: `example_inputs() -> Tensor | tuple[Tensor, ...]`, inputs of the right shape and type, `[n, ...]` each,
-       for a run with `--data-free`: of floats the values do not matter, of integers they give the range. Such a run
-       calls neither `calibration` nor `selection` nor `training`. `evaluation` may return None there: nothing is
-       verified then.
+       for a run with `--data-free`. Of integers it gives the range, of floats mean and standard deviation, unless all
+       are the same: where these are not known it gives zeros. Such a run calls neither `calibration` nor `selection`
+       nor `training`. `evaluation` may return None there: nothing is verified then.
     """
 
     name: str

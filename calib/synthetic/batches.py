@@ -24,7 +24,7 @@ STEPS = 40
 _RATE = 0.5
 """Of Adam at the first step, in standard deviations of the noise; it falls to zero as a cosine."""
 _SCALES = (1.0, 0.1, 10.0, 100.0)
-"""Standard deviations of the noise that are tried: a network may take pixels in 0..1, or in 0..255."""
+"""Factors of the standard deviation of the noise that are tried: a network may take pixels in 0..1, or in 0..255."""
 
 Read = list[tuple[_BatchNorm, Tensor]]
 """The BatchNorm layers that one run of a model has passed, each with what it read."""
@@ -52,7 +52,7 @@ def synthesize(
 
     ZeroQ (Cai et al. CVPR 2020, arXiv 2001.00281, section 3.1) changes a batch by Adam until mean and standard deviation
     of what each BatchNorm reads are those that it keeps. Ours: 40 steps with a falling rate, differences in standard
-    deviations of their channel, and a standard deviation of the noise that is chosen from four. Where no layer keeps
+    deviations of their channel, and a factor of the standard deviation of the noise that is chosen from four. Where no layer keeps
     statistics the noise stays as it is, and so do integers. `advance` is called `steps_of(samples)` times at most. The
     model is copied. UserError when it does not run on such inputs.
     """
@@ -61,8 +61,9 @@ def synthesize(
     size = _batch_that_runs(model, kinds, samples)
     with _reading(model) as read:
         scale = _best_scale(model, kinds, size, seed, read)
+        spreads = [scale * kind.deviation for kind in kinds if kind.dtype.is_floating_point]
         fits = [
-            _fitted(model, [kind.draw(size, generator, scale) for kind in kinds], scale, read, advance)
+            _fitted(model, [kind.draw(size, generator, scale) for kind in kinds], spreads, read, advance)
             for _ in range(math.ceil(samples / size))
         ]
     return Synthetic(
@@ -139,7 +140,7 @@ def _distance(model: nn.Module, inputs: Iterable[Tensor], read: Read) -> Tensor 
 
 
 def _best_scale(model: nn.Module, kinds: Sequence[InputKind], size: int, seed: int, read: Read) -> float:
-    """Return the standard deviation of the noise that is nearest to what the norms keep."""
+    """Return the factor of the noise's standard deviation that comes nearest to what the norms keep."""
     found = {}
     with torch.no_grad():
         for scale in _SCALES:
@@ -158,8 +159,12 @@ class _Fit:
     mismatch: float = 0.0
 
 
-def _fitted(model: nn.Module, inputs: Sequence[Tensor], scale: float, read: Read, advance: Callable[[], None]) -> _Fit:
-    """Return the batch that noise becomes; the noise itself where the model gives no gradient to its inputs."""
+def _fitted(
+    model: nn.Module, inputs: Sequence[Tensor], spreads: Sequence[float], read: Read, advance: Callable[[], None]
+) -> _Fit:
+    """Return the batch that noise becomes; the noise itself where the model gives no gradient to its inputs. `spreads` are
+    the standard deviations of the floats.
+    """
     plain = tuple(tensor.clone() for tensor in inputs)
     leaves = [tensor.requires_grad_() for tensor in inputs if tensor.is_floating_point()]
     distances: list[float] = []
@@ -169,9 +174,10 @@ def _fitted(model: nn.Module, inputs: Sequence[Tensor], scale: float, read: Read
         if distance is None or not distance.requires_grad:
             return _Fit(plain)
         if not distances:
-            optimizer = torch.optim.Adam(leaves)
+            optimizer = torch.optim.Adam([{"params": [leaf]} for leaf in leaves])
         distances.append(float(distance.detach()))
-        optimizer.param_groups[0]["lr"] = scale * _RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
+        for group, spread in zip(optimizer.param_groups, spreads, strict=True):
+            group["lr"] = spread * _RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
         gradients = torch.autograd.grad(distance, leaves, allow_unused=True)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient

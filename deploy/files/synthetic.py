@@ -8,10 +8,14 @@ from calib.files.storage import Amount, Count, FileRecord, Positive, Record
 
 
 class InputRow(Record, frozen=True, kw_only=True):
-    """`calib.synthetic.kinds.InputKind`: `low` and `high` are the ends of integers."""
+    """`calib.synthetic.kinds.InputKind`: `mean` and `deviation` are those of floats, `low` and `high` the ends of
+    integers.
+    """
 
     shape: tuple[Positive, ...]
     dtype: str
+    mean: float
+    deviation: Amount
     low: int
     high: int
 

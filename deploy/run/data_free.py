@@ -89,7 +89,7 @@ def _kinds(task: Task, model: nn.Module, settings: Settings) -> tuple[tuple[Inpu
     if not settings.shapes:
         raise UserError(
             "--data-free needs to know what inputs look like: give the task a method example_inputs() that returns "
-            "tensors as forward() takes them (of floats the values do not matter, of integers they give the range), or "
+            "tensors as forward() takes them (of floats mean and deviation count, of integers the range), or "
             "say the sizes of inputs of floats with --shape, as x=1x3x32x32"
         )
     stated = [sizes_from_text(text) for text in settings.shapes]
@@ -113,7 +113,10 @@ def _record(
 
 
 def _row(kind: InputKind) -> InputRow:
-    return InputRow(shape=kind.shape, dtype=str(kind.dtype).removeprefix("torch."), low=kind.low, high=kind.high)
+    dtype = str(kind.dtype).removeprefix("torch.")
+    return InputRow(
+        shape=kind.shape, dtype=dtype, mean=kind.mean, deviation=kind.deviation, low=kind.low, high=kind.high
+    )
 
 
 def _read(run: Run, kinds: tuple[InputKind, ...]) -> tuple[list[Batch], SyntheticFile]:

@@ -34,7 +34,7 @@ SYNTHETIC = SyntheticFile(
     samples=128,
     batch=64,
     seed=0,
-    inputs=(InputRow(shape=(1, 6, 6), dtype="float32", low=0, high=0),),
+    inputs=(InputRow(shape=(1, 6, 6), dtype="float32", mean=0.0, deviation=1.0, low=0, high=0),),
     source="example_inputs()",
     norms=3,
     noise_mismatch=0.5,

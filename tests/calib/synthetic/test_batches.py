@@ -127,7 +127,17 @@ def test_progress_is_told(short):
     assert len(steps) == steps_of(70) == 2 * 2
 
 
+def test_noise_has_the_moments_of_floats_that_vary():
+    (kind,) = kinds_from_example(torch.tensor([[1.0, 3.0, 5.0, 3.0]]))
+    assert kind == InputKind((4,), torch.float32, 3.0, pytest.approx(2**0.5))
+    drawn = kind.draw(20_000, torch.Generator().manual_seed(0), 10.0)
+    assert float(drawn.mean()) == pytest.approx(3.0, abs=0.3)
+    assert float(drawn.std()) == pytest.approx(10 * 2**0.5, rel=0.05)
+    assert kinds_from_example(torch.full((1, 4), 7.0)) == (InputKind((4,), torch.float32),)
+
+
 @pytest.mark.parametrize("example", [None, (), 3.0, (torch.zeros(2), "x"), torch.tensor(1.0), torch.zeros(0, 2),
+                                     torch.tensor([[float("nan")]]),
                                      torch.zeros(1, 2, dtype=torch.complex64)])  # fmt: skip
 def test_examples_that_say_nothing(example):
     with pytest.raises(UserError, match=r"example_inputs\(\) must return"):
