@@ -1,16 +1,17 @@
 """OHQ without a sample against OHQ with the calibration data: what is lost, and what it costs.
 
-Usage: PYTHONPATH=. data_free.py CIFAR WEIGHTS [WORK]
+Usage: PYTHONPATH=. data_free.py CIFAR WEIGHTS [WORK [RUNS]]
 
 ResNet-20 on CIFAR-10 and the digits network. `simulate` at 3 bits a weight on average, of 2, 3, 4 and 8; `ort-cpu` at
 0.65 of the float engine's time, which depends on the machine and on what else it does. Accuracy is that of the last
 stage of the run on all evaluation data. Every run is kept in WORK (`runs/data_free`), and one that is done is not made
-again. CPU seconds are those of this process and of what it starts, synthetic samples and verification included.
+again; RUNS is a pattern of the runs to make. CPU seconds are those of this process and of what it starts, synthetic samples and verification included.
 
-`plans`: the best plan for the scores of the simulated runs, fake-quantised, with other weights of the cost
-(`smpq.methods.ohq.weighed`) and other shares of masked weights, on every fourth evaluation batch.
+`plans`: the best plan for the scores of the simulated runs of digits, fake-quantised, with other weights of the cost
+(`smpq.methods.ohq.weighed`) and other shares of masked weights, on the evaluation data.
 """
 
+import re
 import resource
 import sys
 import time
@@ -116,7 +117,7 @@ def plans_of(settings: Settings, directory: Path) -> list[dict]:
 
 def top1(workspace: Workspace, policy: Policy) -> float:
     traced, edits = workspace.traced, workspace.fake_quantizer.edits(workspace.plan(policy))
-    batches = list(workspace.task.evaluation())[::4]
+    batches = list(workspace.task.evaluation())
     right = sum(float(workspace.task.metric(traced.run(each.inputs, edits), each.target).sum()) for each in batches)
     return round(100 * right / sum(len(each.inputs[0]) for each in batches), 2)
 
@@ -126,6 +127,7 @@ def main() -> None:
     work = Path(rest[0] if rest else "runs/data_free")
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    pattern = rest[1] if len(rest) > 1 else ""
     parts = Parts(work / "parts.json")
     asked = {
         f"{network}-{target}-{'free' if data_free else 'data'}": settings_for(
@@ -135,14 +137,16 @@ def main() -> None:
         for network in NETWORKS
         for data_free in (True, False)
     }
+    asked = {name: settings for name, settings in asked.items() if re.search(pattern, name)}
     rows = [parts(name, lambda: run_of(settings, "ohq", work / name)) for name, settings in asked.items()]  # noqa: B023
     plans = [
         row
         for name, settings in asked.items()
-        if settings.target == "simulate"
+        if name.startswith("digits-simulate")
         for row in parts(f"{name}-plans", lambda: plans_of(settings, work / name))  # noqa: B023 - called at once
     ]
-    keep("data_free", "PYTHONPATH=. python benchmarks/data_free.py CIFAR WEIGHTS", [0], rows, plans=plans)
+    command = "PYTHONPATH=. python benchmarks/data_free.py CIFAR WEIGHTS"
+    keep("data_free", f"{command} WORK '{pattern}'" if pattern else command, [0], rows, plans=plans)
 
 
 if __name__ == "__main__":
