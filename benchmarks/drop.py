@@ -35,12 +35,11 @@ from records import RESULTS, keep
 from runs import open_network
 from safetensors.torch import load_file, save_file
 
-from calib.data import materialize
+from calib.data import call_task, materialize
 from deploy.latency.cheapest import CheapestLoop
 from deploy.latency.observed import Observation
 from deploy.latency.steps import Goal, LoopSettings, Outcome
 from deploy.run.float_onnx import export_float_model
-from deploy.run.opening import call_task
 from deploy.run.workspace import Workspace
 from deploy.stages.scoring import score
 from deploy.targets.offers import may_fail

@@ -29,9 +29,10 @@ class Evaluation:
         engine takes.
         """
         self._task = task
-        if call_task(task, "evaluation") is None:
+        batches = call_task(task, "evaluation")
+        if batches is None:
             raise UserError(f"the task {task.name} gives no evaluation data (evaluation() returns None)")
-        self._marks = [_mark(batch) for batch in each_batch(call_task(task, "evaluation"), "evaluation", sizes)]
+        self._marks = [_mark(batch) for batch in each_batch(batches, "evaluation", sizes)]
         order = spread_out(len(self._marks))
         self._number = {index: number for number, index in enumerate(order)}
         self._sizes = [self._marks[index][0] for index in order]
