@@ -50,11 +50,11 @@ def synthesize(
 ) -> Synthetic:
     """Draw samples by seed, and fit the floats among them to the running statistics of BatchNorm layers.
 
-    ZeroQ (Cai et al. CVPR 2020, arXiv 2001.00281, section 3.1) changes a batch by Adam until mean and standard deviation
-    of what each BatchNorm reads are those that it keeps. Ours: 40 steps with a falling rate, differences in standard
-    deviations of their channel, and a factor of the standard deviation of the noise that is chosen from four. Where no layer keeps
-    statistics the noise stays as it is, and so do integers. `advance` is called `steps_of(samples)` times at most. The
-    model is copied. UserError when it does not run on such inputs.
+    ZeroQ (Cai et al. CVPR 2020, arXiv 2001.00281, section 3.1) changes a batch by Adam until mean and standard
+    deviation of what each BatchNorm reads are those that it keeps. Ours: 40 steps with a falling rate, differences in
+    standard deviations of their channel, and a factor of the standard deviation of the noise that is chosen from four.
+    Where no layer keeps statistics the noise stays as it is, and so do integers. `advance` is called
+    `steps_of(samples)` times at most. The model is copied. UserError when it does not run on such inputs.
     """
     model = copy_model(model).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -162,8 +162,8 @@ class _Fit:
 def _fitted(
     model: nn.Module, inputs: Sequence[Tensor], spreads: Sequence[float], read: Read, advance: Callable[[], None]
 ) -> _Fit:
-    """Return the batch that noise becomes; the noise itself where the model gives no gradient to its inputs. `spreads` are
-    the standard deviations of the floats.
+    """Return the batch that noise becomes; the noise itself where the model gives no gradient to its inputs. `spreads`
+    are the standard deviations of the floats.
     """
     plain = tuple(tensor.clone() for tensor in inputs)
     leaves = [tensor.requires_grad_() for tensor in inputs if tensor.is_floating_point()]

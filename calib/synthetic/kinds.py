@@ -37,11 +37,11 @@ class InputKind:
 def kinds_from_example(example: Any) -> tuple[InputKind, ...]:
     """Return the kinds of a task's `example_inputs()`: a tensor, or a tuple of them, each `[n, ...]`.
 
-    Integers are drawn from the least to the largest one of the example. Noise has the mean and the standard deviation of
-    floats; where these are all the same, as zeros are, mean 0 and deviation 1. That matters where no BatchNorm corrects
-    the noise. On digits-vit with weights of 8 bits and activations of 4, ranges of plain noise come to a divergence of
-    0.046 nats, of noise with the inputs' moments to 0.007, of noise fitted to the moments at each LayerNorm to 0.004, and
-    of images to 0.002 (256 samples).
+    Integers are drawn from the least to the largest one of the example. Noise has the mean and the standard deviation
+    of floats; where these are all the same, as zeros are, mean 0 and deviation 1. That matters where no BatchNorm
+    corrects the noise. On digits-vit with weights of 8 bits and activations of 4, ranges of plain noise come to a
+    divergence of 0.046 nats, of noise with the inputs' moments to 0.007, of noise fitted to the moments at each
+    LayerNorm to 0.004, and of images to 0.002 (256 samples).
     """
     tensors = (example,) if isinstance(example, Tensor) else example
     right = isinstance(tensors, (tuple, list)) and all(

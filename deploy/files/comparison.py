@@ -54,8 +54,8 @@ class ComparedRun(Record, frozen=True, kw_only=True):
 class ComparedScores(Record, frozen=True, kw_only=True):
     """The scores of two runs, by their numbers from 0, over the `moves` that both have scored.
 
-    `spearman` is the rank correlation over all of these, `within` the mean of those over the layers in one format each. None where
-    there is none: too few moves, or equal scores.
+    `spearman` is the rank correlation over all of these, `within` the mean of those over the layers in one format each.
+    None where there is none: too few moves, or equal scores.
     """
 
     first: Count

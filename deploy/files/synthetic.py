@@ -24,8 +24,9 @@ class SyntheticFile(FileRecord, frozen=True, kw_only=True):
     """`synthetic.json`: the calibration data of a run with --data-free; `synthetic.safetensors` holds them.
 
     `source` says where the kinds of the inputs come from. The samples, `batch` of them at a time, are fitted to what
-    `norms` calls of BatchNorm layers keep. `noise_mismatch` and `mismatch` are 0 where they fit exactly (`calib.synthetic.batches`): of the noise that they began as,
-    and of themselves. `evaluation`: whether the task gives evaluation data, without which nothing is verified.
+    `norms` calls of BatchNorm layers keep. `noise_mismatch` and `mismatch` are 0 where they fit exactly
+    (`calib.synthetic.batches`): of the noise that they began as, and of themselves. `evaluation`: whether the task
+    gives evaluation data, without which nothing is verified.
     """
 
     NAME = "synthetic.json"

@@ -81,7 +81,10 @@ def _latency(run: ComparedRun) -> str:
 def _correlations(found: Comparison) -> list[str]:
     if not any(pair.moves for pair in found.scores):
         return ["No two runs have scored the same moves."]
-    head = "Rank correlation of the scores (Spearman). Above the diagonal: all moves. Below: the layers in one format, mean."
+    head = (
+        "Rank correlation of the scores (Spearman). Above the diagonal: all moves. Below: the layers in one format, "
+        "mean."
+    )
     rows = [["", *(str(index) for index in range(1, len(found.runs) + 1))]]
     rows += [[name, *cells] for name, cells in zip(names_of(found), correlation_cells(found), strict=True)]
     return [head, *_aligned(rows, set(rows[0]) - {""})]

@@ -1,4 +1,4 @@
-"""OHQ: how the output changes when a part of a layer's weights is masked, against what the layer costs on the device."""
+"""OHQ: how the output changes when some of a layer's weights are masked, against what the layer costs."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def ohq(problem: SearchProblem) -> Objective:
     setting: synthetic samples, fitted to the statistics of BatchNorm.
 
     No code of the paper was published and its formulas were not found: the abstract names the three parts (efficiency
-    measured on the chip, sensitivity guided by masks, a linear programme), and their form is ours. Masks set half of the
-    weights to zero, drawn four times by seed, which gives the standard errors.
+    measured on the chip, sensitivity guided by masks, a linear programme), and their form is ours. Masks set half of
+    the weights to zero, drawn four times by seed, which gives the standard errors.
     """
     import numpy as np
 

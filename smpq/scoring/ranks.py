@@ -12,7 +12,8 @@ FEWEST = 3
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation, -1 to 1; None where it says nothing: fewer than three values, or all the same.
+    """Return Spearman's rank correlation, -1 to 1; None where it says nothing: fewer than three values, or all the
+    same.
 
     Values that are the same share the mean of their ranks, and the result is Pearson's correlation of the ranks. The
     formula with squared differences of ranks holds without such ties alone.
