@@ -7,7 +7,7 @@ import sys
 import click
 
 from calib.errors import UserError
-from deploy.commands import curving, looking, making, measuring, searching, training
+from deploy.commands import comparing, curving, looking, making, measuring, searching, training
 from deploy.commands.internal_error import InternalError
 from deploy.commands.options import WRONG_INPUT
 from deploy.terminal.printable import printable
@@ -81,6 +81,7 @@ def smpq(context: click.Context) -> None:
     explain        -> contributions.json what each layer's format costs, with intervals
     verify         -> verify.json        the evaluation data through PyTorch, ONNX and engine
     report         -> report.html        all of it on one page
+    compare                              runs of one network side by side: plans, scores, accuracy, latency, cost
     profile        -> profile.json, .svg where the time of an engine goes, layer by layer, on an NVIDIA GPU
     doctor                               what a machine or a device has and lacks, and the commands that mend it
     methods, targets                     the methods that choose formats; the devices, and what is real on each
@@ -94,7 +95,7 @@ def smpq(context: click.Context) -> None:
 for _command in (
     searching.run, searching.score, searching.solve, searching.explain, curving.curve, curving.take, training.train_supernet, training.finetune,
     making.export, making.build, measuring.measure, measuring.profile, measuring.bundle, measuring.feedback,
-    measuring.doctor, looking.verify, looking.report, looking.methods, looking.targets,
+    measuring.doctor, looking.verify, looking.report, comparing.compare, looking.methods, looking.targets,
 ):  # fmt: skip
     smpq.add_command(_command)
 

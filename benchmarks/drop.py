@@ -35,13 +35,12 @@ from records import RESULTS, keep
 from runs import open_network
 from safetensors.torch import load_file, save_file
 
-from calib.data import each_batch
+from calib.data import call_task, each_batch
 from calib.task import Batch
 from deploy.latency.cheapest import CheapestLoop
 from deploy.latency.observed import Observation
 from deploy.latency.steps import Goal, LoopSettings, Outcome
 from deploy.run.float_onnx import export_float_model
-from deploy.run.opening import call_task
 from deploy.run.workspace import Workspace
 from deploy.stages.scoring import score
 from deploy.targets.offers import may_fail

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from calib.data import check_batches, each_batch
+from calib.data import call_task, check_batches, each_batch
 from calib.errors import UserError
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
@@ -131,12 +131,7 @@ def selection_batches(task: Task, sizes: InputSizes, memory_mb: float | None = N
     """
     if getattr(task, "selection", None) is None:
         return None
-    try:
-        loader = task.selection()  # type: ignore[attr-defined]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the task's selection() failed: {type(error).__name__}: {error}") from error
+    loader = call_task(task, "selection")
     check_batches(loader, what="selection")
     return Batches(loader, "selection", sizes, memory_mb)
 

@@ -71,14 +71,8 @@ def training_batches(task: Task, epoch: int, sizes: InputSizes | None = None) ->
             "calibration() "
             "does not hold (see calib.task.TrainableTask)"
         )
-    try:
-        batches = task.training(epoch)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the task's training({epoch}) failed: {type(error).__name__}: {error}") from error
     first: Batch | None = None
-    for index, item in enumerate(_looped(batches, "training")):
+    for index, item in enumerate(_looped(call_task(task, "training", epoch), "training")):
         where = f"training batch {index} of epoch {epoch}"
         batch = _batch(item, where)
         if first is not None:
@@ -91,6 +85,17 @@ def training_batches(task: Task, epoch: int, sizes: InputSizes | None = None) ->
         raise UserError(
             f"training({epoch}) gave no batch: is the loader empty, or an iterator that was already used up?"
         )
+
+
+def call_task(task: Task, method: str, *arguments: object) -> Any:
+    """Call a method of the user's task; whatever it raises is the user's to see."""
+    try:
+        return getattr(task, method)(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        called = f"{method}({', '.join(map(str, arguments))})"
+        raise UserError(f"the task's {called} failed: {type(error).__name__}: {error}") from error
 
 
 def check_model(model: object) -> nn.Module:

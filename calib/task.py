@@ -33,6 +33,10 @@ class Task(Protocol):
     7. Optional: `confidences(output) -> Tensor`, `[n]`, how sure the model is of each sample, 0 to 1: for a detector the
        score of the best box. `smpq verify` shows how they moved. Without it they are the highest probabilities, where
        the targets are class labels.
+    8. Optional: `example_inputs() -> Tensor | tuple[Tensor, ...]`, inputs of the right shape and type, `[n, ...]` each,
+       for a run with `--data-free`. Of integers it gives the range, of floats mean and standard deviation, unless all
+       are the same: where these are not known it gives zeros. Such a run calls neither `calibration` nor `selection`
+       nor `training`. `evaluation` may return None there: nothing is verified then.
     """
 
     name: str
@@ -46,8 +50,8 @@ class Task(Protocol):
         """Return batches of the training distribution, a few hundred samples or more."""
         ...
 
-    def evaluation(self) -> Iterable[Batch]:
-        """Return the held-out batches."""
+    def evaluation(self) -> Iterable[Batch] | None:
+        """Return the held-out batches; None only where `--data-free` does without."""
         ...
 
     def loss(self, output: Any, target: Any) -> Tensor:

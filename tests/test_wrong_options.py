@@ -46,7 +46,7 @@ PARAMETERS = [
     if not getattr(parameter, "is_flag", False)
 ]
 NEEDED = {
-    "--budget": "size=0.9x", "--task": "tests.tiny_task:task", "--out": "never", "run": "never", "directory": "never",
+    "--budget": "size=0.9x", "--task": "tests.tiny_task:task", "--out": "never", "run": "never", "runs": "never", "directory": "never",
     "measurements": "never", "name": "ort-cpu",
 }  # fmt: skip
 

@@ -85,11 +85,11 @@ class Cifar10ResNet20:
     name = "cifar10-resnet20"
     metric_name = "top-1"
 
-    def __init__(self, data: Path, weights: Path) -> None:
+    def __init__(self, data: Path | None, weights: Path) -> None:
         self._weights = weights
         self._model = ResNet20()
         restore(self._model, load_weights(weights), weights)
-        self._directory = find_cifar10(data)
+        self._data = find_cifar10(data) if data is not None else None
 
     def model(self) -> nn.Module:
         """Return the network with the weights of `--weights`."""
@@ -101,6 +101,10 @@ class Cifar10ResNet20:
         chosen = self._shuffled[:CALIBRATION_IMAGES]
         return _batches(pixels[chosen], labels[chosen], CALIBRATION_BATCH)
 
+    def example_inputs(self) -> Tensor:
+        """Return a black image."""
+        return torch.zeros(1, 3, 32, 32)
+
     def training(self, epoch: int) -> Iterator[Batch]:
         """Yield the training images that do not calibrate, cropped and mirrored at random, in batches of 128."""
         pixels, labels = self._training_files
@@ -111,9 +115,20 @@ class Cifar10ResNet20:
             part = order[start : start + TRAINING_BATCH]
             yield Batch((_normalised(_augmented(pixels[part], generator)),), labels[part])
 
-    def evaluation(self) -> list[Batch]:
-        """Return the 10,000 test images in batches of 250."""
+    def evaluation(self) -> list[Batch] | None:
+        """Return the 10,000 test images in batches of 250; None without a directory."""
+        if self._data is None:
+            return None
         return _batches(*read_cifar10(self._directory, train=False), EVALUATION_BATCH)
+
+    @property
+    def _directory(self) -> Path:
+        if self._data is None:
+            raise UserError(
+                "task cifar10-resnet20 needs --data: the directory cifar-10-batches-py, or the one that holds it; only "
+                "--data-free does without"
+            )
+        return self._data
 
     @cached_property
     def _training_files(self) -> tuple[Tensor, Tensor]:
@@ -135,11 +150,9 @@ class Cifar10ResNet20:
 
 @register("cifar10-resnet20")
 def cifar10_resnet20(data: Path | None, weights: Path | None) -> Task:
-    """Make the task from the `cifar-10-batches-py` directory (or its parent) and a file of ResNet-20 weights."""
-    if data is None:
-        raise UserError(
-            "task cifar10-resnet20 needs --data: the directory cifar-10-batches-py, or the one that holds it"
-        )
+    """Make the task from the `cifar-10-batches-py` directory (or its parent) and a file of ResNet-20 weights. Without
+    the directory there are no images: --data-free does without.
+    """
     if weights is None:
         raise UserError("task cifar10-resnet20 needs --weights: a .safetensors file or a torch checkpoint of ResNet-20")
     return Cifar10ResNet20(data, weights)

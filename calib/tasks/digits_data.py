@@ -63,6 +63,10 @@ class DigitsTask:
         """Return 512 training images, spread evenly over the training part, in batches of 128."""
         return self._batches(_calibrating(), CALIBRATION_BATCH)
 
+    def example_inputs(self) -> Tensor:
+        """Return an empty image."""
+        return torch.zeros(1, *self._images.shape[1:])
+
     def training(self, epoch: int) -> Iterator[Batch]:
         """Yield the 688 training images that do not calibrate, distorted at random, in batches as large as the
         recipe's.

@@ -103,6 +103,7 @@ _COMPLETERS: dict[str, Completer] = {
     "--formats": _formats,
     "--budget": _costs,
     "RUN": _runs,
+    "RUNS": _runs,
     "--out": _new_or_known_runs,
 }
 """By the option or the argument, which mean the same in all commands."""

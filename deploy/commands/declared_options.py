@@ -79,7 +79,9 @@ class DeclaredArgument(click.Argument):
     """An argument that knows its field."""
 
     def __init__(self, field: Field) -> None:
-        super().__init__([field.label.lower()], type=DeclaredType(field), required=field.required)
+        super().__init__(
+            [field.label.lower()], type=DeclaredType(field), required=field.required, nargs=-1 if field.many else 1
+        )
         self.field = field
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:

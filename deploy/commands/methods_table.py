@@ -21,7 +21,7 @@ def table() -> Table:
     )
     for name, method in METHODS.items():
         needs = ", ".join(need.value for need in method.needs) or "nothing"
-        found.add_row(name, f"{method.summary} {_what_follows(method)}\n{method.paper}", needs, method.cost)
+        found.add_row(name, f"{method.summary} {what_follows(method)}\n{method.paper}", needs, method.cost)
     return found
 
 
@@ -42,7 +42,7 @@ def described() -> dict[str, dict[str, Any]]:
     }
 
 
-def _what_follows(method: Method) -> str:
+def what_follows(method: Method) -> str:
     """Say what smpq run does with the scores."""
     parts = ["The search goes on near its plan" if method.searched else "Its scores decide alone"]
     parts += [] if method.latency else ["no latency budget"]

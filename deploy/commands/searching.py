@@ -17,6 +17,7 @@ from smpq.scoring.explanation import Explanation
 from smpq.training.settings import FineTuneSettings
 
 USUAL_BUDGET = "drop=0.5"
+UNLABELLED_BUDGET = "kl=0.02"
 _FINETUNED = " or ".join(name for name, method in METHODS.items() if method.finetuned)
 
 
@@ -31,7 +32,7 @@ class _Own:
             Parsed(Budget.from_text, "limits on latency, size, avg_bits, bops, drop or kl"),
             "--budget",
             Group.WHAT,
-            unset=USUAL_BUDGET,
+            unset=f"{USUAL_BUDGET}; {UNLABELLED_BUDGET} with --data-free",
         ),
     ] = None
     out_or_new: Annotated[
@@ -111,7 +112,7 @@ def run(
     settings = settings_from_options(Settings, options)
     tuning = tuning_for(method, finetune)
     out = out or usual_directory(settings)
-    budget = budget or USUAL_BUDGET
+    budget = budget or (UNLABELLED_BUDGET if settings.data_free else USUAL_BUDGET)
     progress.say(f"{settings.task} for {settings.target} within {budget}, in {out}")
     report = run_all(out, settings, budget, progress, tuning, method, resources, device)
     lines = [*summary_lines(report, out), "", f"report: {out / 'report.html'}"]

@@ -12,6 +12,7 @@ from calib.files.storage import AboveZero, Amount, AtLeastOne, Count, FileRecord
 from deploy.files.curve import CurveFile
 from deploy.files.engine import FinetuneFile
 from deploy.files.search import SizesRow, SkippedRow
+from deploy.files.synthetic import SyntheticFile
 from deploy.files.verification import StageName, VerifyFile
 from smpq.files import ContributionsFile, FormatText, Interval, StabilityFile
 
@@ -132,7 +133,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     `accuracy` has the metric of the stages that ran on all evaluation data, and None for others, whose figures are in
     `verification`. `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the plan that
     Orin's GPU has no kernels for, as in "w3a8 on conv2d".
-    `sizes` are those of the inputs that have several. `cut_short` says that scoring or the search had not come to its end. `options` are those of `smpq run` that differ from the
+    `sizes` are those of the inputs that have several. `synthetic` is what calibrated a run without samples of the task. `cut_short` says that scoring or the search had not come to its end. `options` are those of `smpq run` that differ from the
     defaults, besides the budget and the directory; none where a Python program made the run.
     """
 
@@ -170,6 +171,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     refused: dict[str, str]
     not_on_orin: tuple[str, ...]
     sizes: dict[str, SizesRow]
+    synthetic: SyntheticFile | None
     warnings: tuple[str, ...]
     finetuning: FinetuneFile | None
     settings: dict[str, str | int | float | bool | tuple[str, ...] | None]

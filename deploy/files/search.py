@@ -149,11 +149,16 @@ class CostsFile(FileRecord, frozen=True, kw_only=True):
     costs: dict[str, CostRow]
 
 
+Judged = Literal["selection", "calibration", "synthetic"]
+"""The batches that a loss is decided on."""
+
+
 class LossFile(OfPolicy, frozen=True, kw_only=True):
     """`loss.json`: what the chosen policy loses against the float model, where the budget limits that.
 
     `limit`, `mean` and `interval` (95 %) are in `unit`: points of the task's metric, or nats of divergence. `data` are
-    the task's held-out `selection` batches, or the calibration batches where it has none.
+    the task's held-out `selection` batches, the calibration batches where it has none, or the synthetic ones of a run
+    without samples of the task.
     """
 
     NAME = "loss.json"
@@ -165,7 +170,7 @@ class LossFile(OfPolicy, frozen=True, kw_only=True):
     mean: float
     interval: Interval
     samples: Positive
-    data: Literal["selection", "calibration"]
+    data: Judged
 
     def __post_init__(self) -> None:
         super().__post_init__()

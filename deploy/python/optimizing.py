@@ -90,6 +90,8 @@ def optimize(
         asked = Settings(task=IN_MEMORY, target=target, **settings)
     except TypeError as error:
         raise UserError(f"{error}: the settings are {', '.join(Settings.__struct_fields__)}") from error
+    if asked.data_free:
+        raise UserError("optimize is given samples: data_free is for smpq run, whose task need not have any")
     progress = Progress(Console(file=sys.stderr, quiet=not verbose), Patience(seconds))
     path = Path(out) if out is not None else usual_directory(asked)
     check_method(method, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deploy.files.report import ReportFile
+from deploy.files.synthetic import SyntheticFile
 from deploy.files.verification import STAGES, Confidence, Quantiles, StageName, VerifyFile
 from deploy.report.answer import Answer, Verdict, bare, capital, sentence
 from deploy.report.wording import change, counted, measure, number
@@ -19,11 +20,27 @@ _MADE_HERE: tuple[StageName, ...] = ("onnx", "engine")
 """Stages that only a fault of the export or of the runtime can change."""
 
 
+def said_of(record: SyntheticFile) -> str:
+    """Say in a sentence what calibrates a run without samples of the task."""
+    fitted = (
+        f"fitted to the statistics of {counted(record.norms, 'BatchNorm layer')} (mismatch {number(record.mismatch)}, that of "
+        f"noise {number(record.noise_mismatch)})"
+        if record.norms
+        else "plain noise, since no BatchNorm layer keeps statistics"
+    )
+    return (
+        f"data-free: no sample of the task calibrated it, {counted(record.samples, 'synthetic sample')} did, {fitted}"
+    )
+
+
 def same_accuracy(report: ReportFile) -> Answer:
     """Say whether the engine is as accurate as PyTorch, and which stage it lost accuracy at."""
     question, verification = "Is the accuracy on the engine the same as in PyTorch?", report.verification
+    calibrated: list[str] = [sentence(said_of(report.synthetic))] if report.synthetic is not None else []
     if verification is None:
-        return Answer(question, "unknown", ("Not verified.",))
+        none_given = report.synthetic is not None and not report.synthetic.evaluation
+        first = "Not verified: the task gives no evaluation data." if none_given else "Not verified."
+        return Answer(question, "unknown", (first, *calibrated))
     ran = [name for name in STAGES if name in verification.stages and verification.stages[name].mean is not None]
     missing = [
         f"{capital(STAGE_NAMES[name])} was not run: {bare(verification.stages[name].not_run)}."
@@ -34,7 +51,7 @@ def same_accuracy(report: ReportFile) -> Answer:
     if not ran:
         return Answer(question, "unknown", ("Not verified.", *missing, *explanation))
     verdict, first = _verdict(ran, verification)
-    return Answer(question, verdict, (first, *_figures(verification, ran), *missing, *explanation))
+    return Answer(question, verdict, (first, *_figures(verification, ran), *missing, *explanation, *calibrated))
 
 
 def _verdict(ran: list[StageName], verification: VerifyFile) -> tuple[Verdict, str]:

@@ -104,6 +104,8 @@ def _other_formats(report: ReportFile, commands: CommandLines) -> str | None:
 
 def _accuracy_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
     """Say what to do about accuracy that was lost."""
+    if report.verification is None and report.synthetic is not None and not report.synthetic.evaluation:
+        return [Step("Give the task evaluation data, and verify it, before relying on its accuracy.")]
     if report.verification is None:
         verify = commands.about_run("verify" if _built(report) else "export")
         return [Step("Verify it before relying on its accuracy.", verify)]
@@ -117,14 +119,14 @@ def _accuracy_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
         scored = [(layer.score, layer.path) for layer in report.layers if layer.bits < 16 and layer.score is not None]
         worst = [path for _, path in sorted(scored, key=lambda each: each[0])[:3]]
         lowest = f"; the lowest scores are those of {some(worst)}" if worst else ""
-        trained = report.finetuning is not None
-        tune = "" if trained else " fine-tune (the task needs training data), or"
+        closed = report.finetuning is not None or report.synthetic is not None  # trained, or not to be trained
+        tune = "" if closed else " fine-tune (the task needs training data), or"
         sentence = f"To win accuracy back,{tune} allow more budget{lowest}."
         steps.append(
             Step(
                 sentence,
                 commands.about_run("curve")
-                if trained
+                if closed
                 else commands.again(changed={"--finetune": [f"{FineTuneSettings.epochs:g}"]}),
             )
         )

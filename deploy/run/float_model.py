@@ -107,9 +107,9 @@ def _count(batch: Batch) -> int:
     return len(batch.inputs[0])
 
 
-def try_task(task: Task, traced: TracedModel, batch: Batch, value: str) -> None:
-    """Use what the search and the verification will call once, on the first calibration batch, so that a mistake shows
-    before hours of work and not after.
+def try_task(task: Task, traced: TracedModel, batch: Batch, value: str, judged: Batch | None) -> None:
+    """Use what the search and the verification will call once, `batch` is the first of calibration, so that a mistake
+    shows before hours of work and not after. `judged` is the batch for the metric, None where nothing will be verified.
     """
     output, count = traced.run(batch.inputs), len(batch.inputs[0])
     for tensor in pytree.tree_leaves(output):
@@ -121,8 +121,10 @@ def try_task(task: Task, traced: TracedModel, batch: Batch, value: str) -> None:
         per_sample(getattr(task, "divergence", divergence), (output, output), count, "divergence")
     if value == "metric":
         sample_metric(task, "the value metric")
+    if judged is None:
+        return
     found = collected(task)
-    found.take(0, output, batch)
+    found.take(0, output if judged is batch else traced.run(judged.inputs), judged)
     with contextlib.suppress(UndefinedError):  # as one batch may leave the figure of a set
         _ = found.value
 

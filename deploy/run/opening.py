@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from calib.batches import calibration_batches
-from calib.data import check_model
-from calib.errors import UserError
+from calib.data import call_task, check_model, each_batch
 from calib.formats.format import formats_from_text
 from calib.network.units import find_units
-from calib.task import Task
+from calib.sizes import InputSizes
+from calib.task import Batch, Task
 from calib.tasks import load_task
 from deploy.devices.address import device_from_address
 from deploy.files.search import CalibrationFile
+from deploy.run.data_free import DataFree, without_samples
 from deploy.run.directory import Run
 from deploy.run.float_model import trace_float_model, try_task
 from deploy.run.settings import Settings
@@ -41,10 +41,15 @@ def open_workspace(
     with progress.step("load the task"):
         task = load_task(settings.task, _path(settings.data), _path(settings.weights))
         model = check_model(call_task(task, "model"))
+    made = without_samples(run, task, model, settings, progress) if settings.data_free else None
+    if made is not None:
+        task = made.task
+    with progress.step("load the samples"):
         batches = calibration_batches(call_task(task, "calibration"), resources.memory_limit_mb)
     with progress.step("trace the model"):
         traced, folded = trace_float_model(model.eval(), batches, settings, target, progress)
-        try_task(task, traced, batches[0], settings.value)
+        judged = batches[0] if made is None else _first_of_evaluation(task, made, traced.sizes)
+        try_task(task, traced, batches[0], settings.value, judged)
     began = run.find(CalibrationFile)
     threads = settle_threads(traced, batches[0], began.threads if began is not None else None)
     units, skipped = find_units(traced)
@@ -82,17 +87,13 @@ def open_workspace(
         address,
         device,
         threads,
+        made,
     )
 
 
-def call_task(task: Task, method: str) -> Any:
-    """Call a method of the user's task; whatever it raises is the user's to see."""
-    try:
-        return getattr(task, method)()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the task's {method}() failed: {type(error).__name__}: {error}") from error
+def _first_of_evaluation(task: Task, made: DataFree, sizes: InputSizes) -> Batch | None:
+    """Return a batch that the metric can be tried on where calibration has no targets; None where there is none."""
+    return next(each_batch(call_task(task, "evaluation"), "evaluation", sizes)) if made.record.evaluation else None
 
 
 def _path(text: str | None) -> Path | None:

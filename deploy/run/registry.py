@@ -9,13 +9,14 @@ from deploy.files.loop import BundleFile, LoopFile, ObservationsFile
 from deploy.files.profile import ProfileFile
 from deploy.files.report import ReportFile
 from deploy.files.search import BudgetFile, CalibrationFile, CostsFile, LossFile, SpaceFile
+from deploy.files.synthetic import SyntheticFile
 from deploy.files.verification import VerifyFile
 from deploy.run.record import RunFile
 from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
 from smpq.supernet.files import SupernetFile
 
 RUN_FILES: tuple[type[FileRecord], ...] = (
-    RunFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, LossFile, StabilityFile, ContributionsFile, ObservationsFile,
+    RunFile, SyntheticFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, LossFile, StabilityFile, ContributionsFile, ObservationsFile,
     LoopFile, BundleFile, CurveFile, FloatModelFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
     ProfileFile,
 )  # fmt: skip
@@ -27,5 +28,5 @@ __all__ = [
     "ExportFile", "FinetuneFile", "FloatModelFile",
     "LatencyFile", "LoopFile", "LossFile", "ObservationsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile", "ScoresFile",
     "SpaceFile", "StabilityFile",
-    "SupernetFile", "VerifyFile",
+    "SupernetFile", "SyntheticFile", "VerifyFile",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from calib.declared import (
     check_declared,
     declared_fields,
 )
+from calib.errors import UserError
 from calib.files.storage import Record
 from calib.formats.format import formats_from_text
 from calib.sizes import sizes_from_text
@@ -31,6 +32,7 @@ from smpq.problem.pins import pin_from_text
 from smpq.solve.effort import EFFORTS, Effort, effort_from_name
 
 LARGEST_BATCH = 10**5
+_UNLABELLED = "kl"
 
 
 class Settings(Record, frozen=True):
@@ -123,6 +125,15 @@ class Settings(Record, frozen=True):
             unset="those of the calibration batches",
         ),
     ] = ()
+    data_free: Annotated[
+        bool,
+        Declared(
+            "take no sample of the task: calibrate on synthetic ones, made from what the network keeps; accuracy is "
+            "verified where the task gives evaluation data",
+            option="--data-free",
+            group=Group.WHAT,
+        ),
+    ] = False
     size_only: Annotated[
         bool,
         Declared(
@@ -134,6 +145,8 @@ class Settings(Record, frozen=True):
         check_declared(self)
         if self.formats:  # one spelling, so that int8 goes on with a run that was asked for w8a8
             force_setattr(self, "formats", ",".join(map(str, formats_from_text(self.formats))))
+        if self.data_free and self.value != _UNLABELLED:
+            raise UserError(f"--value {self.value} needs labels, which --data-free has none of: use {_UNLABELLED}")
 
     @property
     def spending(self) -> Effort:

@@ -27,6 +27,7 @@ from deploy.latency.bench import Bench, Conditions
 from deploy.latency.candidates import CANDIDATES, Candidates
 from deploy.latency.observations import Observations
 from deploy.lowering.fp16_range import check_fp16_range
+from deploy.run.data_free import DataFree
 from deploy.run.directory import DECISIVE, Run, versions
 from deploy.run.float_onnx import export_float_model
 from deploy.run.settings import Settings
@@ -64,7 +65,7 @@ class Workspace:
     workers that evaluate, None when this process does. `address` is that of the machine that engines are timed on,
     `device` (`deploy.devices.address`). `compared` holds the exported files that this process has compared with the
     module, with the hash of their content. `threads_before` is how many threads PyTorch had before this run chose its own
-    (`deploy.run.threads`).
+    (`deploy.run.threads`). `data_free` are the synthetic samples of a run without samples of the user's.
     """
 
     run: Run
@@ -84,6 +85,7 @@ class Workspace:
     address: str
     device: Device
     threads_before: int
+    data_free: DataFree | None = None
     compared: set[tuple[Path, str]] = field(default_factory=set)
 
     def __enter__(self) -> Self:
@@ -98,6 +100,11 @@ class Workspace:
             self.pool.close()
         self.device.close()
         torch.set_num_threads(self.threads_before)
+
+    @property
+    def verifiable(self) -> bool:
+        """Whether there are evaluation data; only a run without samples of the user's may have none."""
+        return self.data_free is None or self.data_free.record.evaluation
 
     @property
     def times_here(self) -> bool:

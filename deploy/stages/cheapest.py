@@ -9,9 +9,10 @@ from typing import Literal
 from calib.batches import Batches, selection_batches
 from calib.errors import UserError
 from calib.task import SetTask
-from deploy.files.search import LossFile
+from deploy.files.search import Judged, LossFile
 from deploy.latency.observations import latency_model
 from deploy.latency.steps import LoopSettings, Outcome
+from deploy.run.data_free import check_budget
 from deploy.run.workspace import Workspace
 from deploy.stages.looping import close_loop
 from deploy.stages.scoring import static_ceilings
@@ -40,7 +41,7 @@ class Verdicts:
 
     loss: PolicyLoss
     limit: float
-    data: Literal["selection", "calibration"]
+    data: Judged
     unit: Literal["points", "nats"]
     unproven: dict[str, Loss] = field(default_factory=dict)
 
@@ -61,6 +62,7 @@ def check_decidable(workspace: Workspace, budget: Budget) -> None:
     together.
     """
     limit = budget.loss
+    check_budget(workspace.settings, budget)
     if limit is None or limit.cost != "drop" or not isinstance(workspace.task, SetTask):
         return
     batches, data = _held_out(workspace)
@@ -69,7 +71,9 @@ def check_decidable(workspace: Workspace, budget: Budget) -> None:
         raise UserError(f"{limit} cannot be decided on the {data} batches: {doubt}; or give a budget on kl")
 
 
-def _held_out(workspace: Workspace) -> tuple[Batches, Literal["selection", "calibration"]]:
+def _held_out(workspace: Workspace) -> tuple[Batches, Judged]:
+    if workspace.data_free is not None:
+        return workspace.batches, "synthetic"
     batches = selection_batches(workspace.task, workspace.traced.sizes, workspace.resources.memory_limit_mb)
     return (workspace.batches, "calibration") if batches is None else (batches, "selection")
 
@@ -85,6 +89,8 @@ def verdicts_of(workspace: Workspace, limit: Limit) -> Verdicts:
             f"{limit} is decided on the calibration batches, which the model may have been trained on and the search "
             "uses: give the task a method selection() that returns held-out batches with targets"
         )
+    if data == "synthetic":
+        workspace.progress.warn(f"{limit} is decided on the synthetic samples: on those of the user it may be another")
     loss = workspace.losses(batches, limit.cost, data)
     value = limit.value
     if limit.relative:

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 
 import torch
 
-from calib.data import each_batch
+from calib.data import call_task, each_batch
 from calib.errors import UserError
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
-from deploy.run.opening import call_task
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -26,11 +25,14 @@ class Evaluation:
     """
 
     def __init__(self, task: Task, sizes: InputSizes) -> None:
-        """Go through the batches once, and check each as `calib.data.materialize` does; `sizes` are those that the
+        """Go through the batches once, and check each as `calib.data.each_batch` does; `sizes` are those that the
         engine takes.
         """
         self._task = task
-        self._marks = [_mark(batch) for batch in each_batch(call_task(task, "evaluation"), "evaluation", sizes)]
+        batches = call_task(task, "evaluation")
+        if batches is None:
+            raise UserError(f"the task {task.name} gives no evaluation data (evaluation() returns None)")
+        self._marks = [_mark(batch) for batch in each_batch(batches, "evaluation", sizes)]
         order = spread_out(len(self._marks))
         self._number = {index: number for number, index in enumerate(order)}
         self._sizes = [self._marks[index][0] for index in order]

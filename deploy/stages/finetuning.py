@@ -17,6 +17,7 @@ from calib.network.graph import TracedModel
 from deploy.files.engine import FinetuneFile
 from deploy.lowering.export import export_float
 from deploy.lowering.onnx_files import sha256
+from deploy.run.data_free import refuse_data_free
 from deploy.run.directory import Run
 from deploy.run.workspace import Workspace
 from smpq.methods import method_from_name
@@ -79,6 +80,7 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
     The run's settings say by what a model is judged on the calibration data (`--value`), and the seed. UserError when
     the policy quantises nothing.
     """
+    refuse_data_free(workspace.settings, "fine-tuning")
     plan = workspace.plan(policy)
     if not plan.weights and not plan.tensors:
         raise UserError("the policy in policy.json keeps every layer in floating point: there is nothing to fine-tune")
@@ -124,6 +126,7 @@ def check_trainable(workspace: Workspace) -> None:
     should be: before hours of search, not after.
     """
     check_learned(chosen for row in workspace.space.formats.values() for chosen in row)
+    refuse_data_free(workspace.settings, "fine-tuning")
     next(training_batches(workspace.task, 0))
 
 

@@ -26,6 +26,7 @@ from deploy.files.report import (
     ScoresPart,
 )
 from deploy.files.search import CostsFile
+from deploy.files.synthetic import SyntheticFile
 from deploy.files.verification import STAGES
 from deploy.latency.history import ended_early, steps_for
 from deploy.run.directory import Run
@@ -88,6 +89,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         refused=read.space_file.refused,
         not_on_orin=_not_on_orin(read),
         sizes=read.space_file.sizes,
+        synthetic=run.find(SyntheticFile),
         warnings=_warnings(read),
         finetuning=read_record(run),
         settings=asdict(settings),

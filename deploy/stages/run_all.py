@@ -9,6 +9,7 @@ from deploy.files.report import ReportFile
 from deploy.latency.history import settle, settled
 from deploy.latency.steps import Outcome
 from deploy.report.page import write_html
+from deploy.run.data_free import check_budget
 from deploy.run.directory import Run
 from deploy.run.opening import open_workspace
 from deploy.run.settings import Settings
@@ -58,6 +59,8 @@ def open_run(
         if settings is not None:
             remember(path, known, progress)
         run.keep(known, workspace.identity, resources)
+        if workspace.data_free is not None:
+            workspace.data_free.keep(run)
         write_space(workspace)
     except BaseException:
         run.discard_if_new()
@@ -82,6 +85,7 @@ def run_all(
     """
     budget = Budget.from_text(budget_text)
     check_method(method, budget)
+    check_budget(settings, budget)
     with open_run(path, progress, settings, resources, device) as workspace:
         return run_stages(workspace, budget, tuning, method)
 
@@ -102,7 +106,10 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | 
         policy = _searched(workspace, budget, tuning, method)
     if tuning is not None:
         _finetune(workspace, policy, tuning)
-    verify(workspace, policy)
+    if workspace.verifiable:
+        verify(workspace, policy)
+    else:
+        progress.warn("accuracy is not verified: the task gives no evaluation data")
     return write_reports(workspace.run, workspace.progress)
 
 

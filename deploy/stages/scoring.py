@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from calib.errors import UserError
 from deploy.files.loop import LoopFile
+from deploy.run.data_free import refuse_data_free
 from deploy.run.scores import find_scores
 from deploy.run.spaces import file_from_costs, file_from_space
 from deploy.run.workspace import Workspace
 from smpq.files import ScoresFile
-from smpq.methods import DEFAULT_METHOD, Limits, Method, SearchProblem, method_from_name
+from smpq.methods import DEFAULT_METHOD, Limits, Method, Need, SearchProblem, method_from_name
 from smpq.problem.budget import Budget
 from smpq.scoring.scores import Scores
 from smpq.scoring.stability import CUT_SHORT
@@ -38,6 +39,7 @@ def score(workspace: Workspace, budget: Budget | None = None, method: str | None
         workspace.progress.say(f"scores: {scores.estimator}{contexts}, read from {run.file(ScoresFile.NAME)}")
         _say_notes(workspace, scores)
         return scores
+    check_task(workspace, method or DEFAULT_METHOD)
     scores = method_from_name(method or DEFAULT_METHOD).score(search_problem(workspace, budget)).scores
     run.write(scores.to_file())
     _say_notes(workspace, scores)
@@ -94,7 +96,10 @@ def check_scores(workspace: Workspace, method: str) -> None:
 
 def check_task(workspace: Workspace, method: str) -> None:
     """Raise UserError when the task lacks what a method needs."""
-    method_from_name(method).check_task(workspace.task, workspace.batches)
+    declared = method_from_name(method)
+    if {Need.LABELS, Need.TRAINING_DATA}.intersection(declared.needs):
+        refuse_data_free(workspace.settings, f"--method {method}")
+    declared.check_task(workspace.task, workspace.batches)
 
 
 def method_of(scores: Scores) -> Method:

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 from calib.errors import UserError
 from smpq.methods.base import Need, method
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
+from smpq.methods.weight_error import squared_error
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from calib.formats.format import Format
     from calib.network.execution import Edit, Edits
     from calib.network.graph import TracedModel
     from calib.network.units import Unit
     from calib.task import Batch, Task
-    from smpq.quantized.quantize import FakeQuantizer
 
 PROBES = 32
 """For each layer, at least; spread over the calibration data."""
@@ -72,13 +71,6 @@ def hawq(problem: SearchProblem) -> Objective:
         random=True,
         stop_reason="number of probes",
     )
-
-
-def squared_error(fake: FakeQuantizer, unit: Unit, chosen: Format) -> float:
-    """Return ||Q(W) - W||^2 of one layer's weight in a format."""
-    weight = fake.traced.state[unit.weight]
-    stored = chosen.weight.cast(weight) if chosen.is_float else fake.calibration.weight(unit, chosen).dequantize()
-    return float((stored.double() - weight.double()).square().sum()) if stored is not None else 0.0
 
 
 def mean_traces(

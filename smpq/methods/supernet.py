@@ -31,6 +31,10 @@ def smpq(problem: SearchProblem) -> Objective:
 
     Its scores decide alone: the policy is meant for training, and the value of the calibrated model is not what it is
     for.
+
+    The authors' code was not published. The abstract leaves open the widths, the quantisers, the number of samples, and
+    how the budget enters. Chosen: mixtures as in EdMIPS, walks and momentum as in Shapley-NAS (arXiv 2206.09811), and
+    the knapsack of all methods.
     """
     from smpq.supernet.scores import shapley_scores
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deploy.devices.base import Result
 from deploy.files.loop import BundleFile
+from deploy.files.synthetic import InputRow, SyntheticFile
 from deploy.latency.history import Search
 from deploy.latency.observed import Refusal
 from deploy.latency.steps import LoopSettings, Step
@@ -29,6 +30,17 @@ BUDGET = "latency=20x,size=0.8x"
 """Whatever the machine does meanwhile, its engines meet this latency."""
 LOSS_BUDGET = f"{BUDGET},drop=100"
 BOARD = "another board"
+SYNTHETIC = SyntheticFile(
+    samples=128,
+    batch=64,
+    seed=0,
+    inputs=(InputRow(shape=(1, 6, 6), dtype="float32", mean=0.0, deviation=1.0, low=0, high=0),),
+    source="example_inputs()",
+    norms=3,
+    noise_mismatch=0.5,
+    mismatch=0.01,
+    evaluation=True,
+)
 
 
 def make_run(path: Path) -> Workspace:
@@ -46,6 +58,7 @@ def make_run(path: Path) -> Workspace:
     explain(workspace, solution.policy)
     train_supernet(workspace, SupernetSettings(epochs=2, steps=2, walks=2, samples=16))
     write_reports(workspace.run, Progress())
+    workspace.run.write(SYNTHETIC)  # which takes another run
     workspace.run.write(profile(TENSORRT_10))  # which takes another target
     return workspace
 

@@ -173,6 +173,7 @@ def _curve(workspace: Workspace) -> Any:
 
 USES: Mapping[str, tuple[Effect, ...]] = {
     "run.json": (_settings, _report),
+    "synthetic.json": (_report,),
     "calibration.json": (_calibration,),
     "space.json": (_report,),
     "costs.json": (_report,),

@@ -24,6 +24,7 @@ LOADING = "an engine may be loaded in other ways that no engine of ours needs: i
 _RULES: tuple[tuple[str, str, str], ...] = (
     ("run.json", r"settings|settings\..*", ASKED),
     ("run.json", r"(versions|resources).*", INFORMATION),
+    ("synthetic.json", r".+", INFORMATION),
     ("calibration.json", r"digest|threads|versions.*", INFORMATION),
     ("space.json", r"(groups|joins|skipped|refused|reference|sizes).*", ANEW),
     ("costs.json", r"costs.*", ANEW),

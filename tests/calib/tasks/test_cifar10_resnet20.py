@@ -7,11 +7,15 @@ from calib.tasks import load_task
 from calib.tasks.cifar10_resnet20 import MEAN, STD, ResNet20
 
 
-def test_both_paths_are_needed(cifar10_like, resnet20_like):
-    with pytest.raises(UserError, match="needs --data"):
-        load_task("cifar10-resnet20", None, resnet20_like)
+def test_weights_are_needed_and_images_only_where_they_are_read(cifar10_like, resnet20_like):
     with pytest.raises(UserError, match="needs --weights"):
         load_task("cifar10-resnet20", cifar10_like, None)
+    task = load_task("cifar10-resnet20", None, resnet20_like)
+    assert task.evaluation() is None
+    assert task.model()(task.example_inputs()).shape == (1, 10)
+    for read in (task.calibration, lambda: next(task.training(0))):
+        with pytest.raises(UserError, match=r"needs --data: .* only --data-free does without"):
+            read()
 
 
 def test_a_torch_checkpoint_gives_the_same_model(cifar10_like, resnet20_like, tmp_path):

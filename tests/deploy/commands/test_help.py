@@ -25,6 +25,7 @@ TAUGHT = {
     "take": ["policy.json", "smpq export", "budget.json"],
     "verify": ["verify.json"],
     "report": ["report.json", "report.html"],
+    "compare": ["correlations", "--picture", "--json"],
     "profile": ["profile.json", "profile.svg"],
     "doctor": ["--device", "--target", "Exit code 2"],
     "explain": ["contributions.json"],
@@ -77,7 +78,7 @@ def test_options_stand_in_groups_and_the_seldom_ones_come_last():
     assert list(groups) == ["What", "Where", "How long", "How it is computed", "Output", "Seldom needed"]
     for name in task_names():
         assert f" {name}," in done("run", "--help").out
-    assert groups["What"] == ["--task", "--data", "--weights", "--formats", "--pin", "--budget", "--out"]
+    assert groups["What"] == ["--task", "--data", "--weights", "--formats", "--pin", "--data-free", "--budget", "--out"]
     assert {"--precision", "--memory-limit", "--observer"} <= set(groups["Seldom needed"])
     text = done("run", "--help").out
     places = [text.index(f"\n{heading}:\n") for heading in groups]

@@ -117,6 +117,7 @@ def test_an_engine_without_labels(tmp_path):
         ({"finetune": 2, "training": iter([])}, "gave no batch"),
         ({"efort": "fast"}, "the settings are .*effort"),
         ({"effort": "quick"}, "effort must be"),
+        ({"data_free": True}, "optimize is given samples"),
     ],
 )
 def test_wrong_input_is_told_and_leaves_nothing(tmp_path, wrong, message):

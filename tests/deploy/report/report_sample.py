@@ -131,6 +131,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "refused": {},
         "not_on_orin": [],
         "sizes": {},
+        "synthetic": None,
         "warnings": [],
         "finetuning": None,
         "settings": {"rounding": "gptq", "formats": ["w8a8", "fp32"], "resume": True},

@@ -27,6 +27,10 @@ LOST = {
     "lost_at": "fake_quant",
     "stages": {**VERIFICATION["stages"], "fake_quant": stage(0.8, -0.085, 0.9)},
 }
+SYNTHETIC = {
+    "schema": 1, "samples": 512, "batch": 64, "seed": 0, "source": "example_inputs()", "norms": 19, "noise_mismatch": 0.5, "mismatch": 0.01,
+    "inputs": [], "evaluation": True,
+}  # fmt: skip
 UNCLEAR = [layer("fc", interval=[-0.002, 0.001])]
 UNBUILT = [layer("fc", kernel=None, kernel_agrees=None)]
 LEFT = "smpq run --task cifar10-resnet20"
@@ -62,6 +66,8 @@ def command_of(content: ReportFile, run: Path = RUN) -> str | None:
         (report(limits=[{**NOT_MET, "limit": 0.645}]), "smpq measure runs/mine"),
         (report(limits=[NOT_MET], latency=SLOWER, options=OPTIONS), f"{WIDENED} --budget latency=0.65x --out runs/mine-all-formats"),
         (report(verification=LOST), f"{LEFT} --finetune 4 --budget latency=0.65x --out runs/mine"),
+        (report(verification=LOST, synthetic=SYNTHETIC), "smpq curve runs/mine"),
+        (report(verification=None, synthetic={**SYNTHETIC, "evaluation": False}), None),
         (report(verification=LOST, finetuning=TUNED), "smpq curve runs/mine"),
         (report(layers=UNCLEAR, options=OPTIONS), f"{LONGER} --budget latency=0.65x --out runs/mine-thorough"),
         (report(layers=UNCLEAR, settings={"effort": "thorough"}), None),

@@ -14,7 +14,8 @@ from calib.formats.format import FP16, Format
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
 from calib.task import Batch
-from smpq.methods.hawq import mean_traces, squared_error
+from smpq.methods.hawq import mean_traces
+from smpq.methods.weight_error import squared_error
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 

@@ -1,0 +1,1 @@
+"""Calibration data without a sample of the user's."""
