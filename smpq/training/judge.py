@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from calib.data import per_sample
 from calib.errors import UserError
 from calib.task import Batch, Task
 from smpq.training.finetuned import Judged
 from smpq.training.placing import batch_on
-from smpq.training.trainable import TrainableGraph
 from smpq.value.metric import collected
 from smpq.value.resampling import UndefinedError
 from smpq.value.value import divergence
 
 
-class Judge:
-    """Judges a graph in training, as it is now, on calibration data."""
+class Trained(Protocol):
+    """A network in training, on its device."""
 
-    def __init__(self, task: Task, graph: TrainableGraph, batches: Sequence[Batch], value: str) -> None:
+    device: str
+
+    def eval(self) -> Any:
+        """Compute from now on as the network that is made of it would."""
+        ...
+
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        """Return its output as it is now."""
+        ...
+
+    def reference(self, inputs: Sequence[Tensor]) -> Any:
+        """Return the output of the float network."""
+        ...
+
+
+class Judge:
+    """Judges a network in training, as it is now, on calibration data."""
+
+    def __init__(self, task: Task, graph: Trained, batches: Sequence[Batch], value: str) -> None:
         self._task = task
         self._graph = graph
         self._batches = [batch_on(batch, graph.device) for batch in batches]
