@@ -86,7 +86,7 @@ class _Reconstruction:
         arrange = fastest_order(subject.traced)
         self.traced = _arranged(graph_on(subject.traced, device), arrange)
         self.blocks = find_blocks(subject.traced, subject.units)
-        inputs = [Batch(tuple(map(arrange, batch_on(batch, device).inputs)), None) for batch in batches]
+        inputs = (Batch(tuple(map(arrange, batch_on(batch, device).inputs)), None) for batch in batches)
         fixed = None if subject.traced.dynamic_batch else len(subject.traced.example[0])
         self.walk = Walk(self.traced, self.blocks, inputs, settings.samples, fixed or settings.batch)
         self.activations: Activations = activations_of(self.traced, subject.plan)

@@ -10,6 +10,7 @@ from smpq.choices import VALUES
 from smpq.reconstruction.losses.base import LOSSES
 
 STARTS = ("calibrated", "nearest")
+_WAY, _LARGEST_RATE = 30.0, 0.1
 _ABOVE_ZERO, _NOT_NEGATIVE = Interval(0, above=True), Interval(0)
 
 
@@ -20,8 +21,9 @@ class ReconstructionSettings:
     `loss` is what the difference between a block and its float original costs (`smpq.reconstruction.losses`).
     `iterations` are steps of Adam for each block, on `batch` samples each, of `samples` of the calibration data. `start`
     says where integers begin: "calibrated", at those of the run's rounding, or "nearest", at the float weight on the
-    same grid. `rounding_rate`, `step_rate` and `bias_rate` are learning rates of AdaRound's variables, of the logarithm of
-    step sizes, and of biases as a share of what their channels vary by. `drop` is the share of a block's input that
+    same grid. `rounding_rate` is the learning rate of AdaRound's variables: they have as far to go in few iterations as in many, so
+    that it is 30 / iterations by default. `step_rate` and `bias_rate` are those of the logarithm of step sizes, and of
+    biases as a share of what their channels vary by; both fall to 0 in a half cosine. `drop` is the share of a block's input that
     comes from the float network, element by element (QDrop); activations below 8 bits inside of a block are left in
     float as often. `regulariser` is the weight of AdaRound's pull to whole integers, from the first fifth of the
     iterations on. `value` judges start and end on the calibration data.
@@ -36,13 +38,21 @@ class ReconstructionSettings:
     ] = 1024
     batch: Annotated[int, Declared("samples of one step", Interval(1))] = 32
     start: Annotated[str, Declared("where integers begin", OneOf(STARTS), "--start")] = "calibrated"
-    rounding_rate: Annotated[float, Declared("learning rate of roundings", _ABOVE_ZERO, "--rounding-rate")] = 0.003
+    rounding_rate: Annotated[
+        float | None,
+        Declared("learning rate of roundings", _ABOVE_ZERO, "--rounding-rate", unset="30 / iterations, 0.1 at most"),
+    ] = None
     step_rate: Annotated[float, Declared("learning rate of the logarithm of step sizes", _NOT_NEGATIVE)] = 0.001
     bias_rate: Annotated[float, Declared("learning rate of biases", _NOT_NEGATIVE)] = 0.001
     drop: Annotated[float, Declared("share of the input that stays float", Interval(0, 1))] = 0.5
-    regulariser: Annotated[float, Declared("weight of the pull to whole integers", _NOT_NEGATIVE)] = 0.01
+    regulariser: Annotated[float, Declared("weight of the pull to whole integers", _NOT_NEGATIVE)] = 0.05
     value: Annotated[str, Declared("what start and end are judged by", OneOf(VALUES))] = "kl"
     seed: Annotated[int, Declared("seed of the samples of each step", SEEDS)] = 0
 
     def __post_init__(self) -> None:
         check_declared(self)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of roundings."""
+        return self.rounding_rate or min(_WAY / self.iterations, _LARGEST_RATE)

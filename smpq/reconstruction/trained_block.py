@@ -95,10 +95,10 @@ def train_block(
 
     optimizer = torch.optim.Adam(
         [
-            {"params": [weight.variables for weight in parts.weights.values()], "lr": settings.rounding_rate},
+            {"params": [weight.variables for weight in parts.weights.values()], "lr": settings.rate},
             *_decaying(parts, moved, settings),
         ],
-        lr=settings.rounding_rate,
+        lr=settings.rate,
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     losses = {name: LOSSES[settings.loss].make() for name in block.outputs}
@@ -123,7 +123,7 @@ def train_block(
         if not math.isfinite(value):
             raise UserError(
                 f"the reconstruction diverged after {iteration} iterations of a block: use a smaller --rounding-rate (now "
-                f"{settings.rounding_rate})"
+                f"{settings.rate})"
             )
         (first if len(first) < _SHOWN else last).append(value)
         optimizer.step()

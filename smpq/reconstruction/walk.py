@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Walk:
     computes of its inputs are the same each time.
     """
 
-    def __init__(self, traced: TracedModel, blocks: Sequence[Block], batches: Sequence[Batch], samples: int, size: int):
+    def __init__(self, traced: TracedModel, blocks: Sequence[Block], batches: Iterable[Batch], samples: int, size: int):
         """Take the first `samples` of the batches, cut to a multiple of `size`, that of a run: the only one that the network
         takes, if there is one. UserError where there are fewer than that.
         """
@@ -99,18 +99,20 @@ def _depending(traced: TracedModel) -> set[str]:
     return found
 
 
-def _first(batches: Sequence[Batch], samples: int, fixed: int | None) -> list[Tensor]:
-    """Return the inputs of the first samples: of batches of `fixed` samples where that is the only size, whose other
-    axes are those of the first one.
+def _first(batches: Iterable[Batch], samples: int, fixed: int | None) -> list[Tensor]:
+    """Return the inputs of the first samples, and look at no batch behind them: of batches of `fixed` samples where that
+    is the only size, whose other axes are those of the first one.
     """
-    shapes = [tensor.shape[1:] for tensor in batches[0].inputs]
     kept: list[Sequence[Tensor]] = []
-    count = 0
+    shapes, count = None, 0
     for batch in batches:
-        size = len(batch.inputs[0])
-        if fixed in (None, size) and shapes == [tensor.shape[1:] for tensor in batch.inputs] and count < samples:
+        size, found = len(batch.inputs[0]), [tensor.shape[1:] for tensor in batch.inputs]
+        shapes = shapes or found
+        if fixed in (None, size) and shapes == found:
             kept.append(batch.inputs)
             count += size
+        if count >= samples:
+            break
     if not kept:
         raise UserError("no calibration batch has the size that the network takes: it cannot be reconstructed")
     return [torch.cat(list(column))[:samples] for column in zip(*kept, strict=True)]

@@ -13,7 +13,7 @@ from tests.commands import assert_matches, copy_of, done, refused
 
 TASK = ("--task", "tests.trainable_task:task", "--rounding", "nearest", "--effort", "fast", "--samples", "32")
 SEARCH = (*TASK, "--target", "simulate", "--formats", "w2a8,w3a8", "--budget", "avg_bits=2", "--quiet")
-QUICK = ("--iterations", "80", "--rounding-rate", "0.05", "--quiet")
+QUICK = ("--iterations", "80", "--quiet")
 
 
 def read(run, name):
@@ -47,7 +47,7 @@ def test_the_engine_is_the_reconstructed_model(plain, tmp_path):
 
 
 def test_a_run_reconstructs_what_it_has_chosen_once(plain, tmp_path, monkeypatch):
-    asked = ReconstructionSettings("brecq", iterations=40, rounding_rate=0.05)
+    asked = ReconstructionSettings("brecq", iterations=40)
     monkeypatch.setattr(tuning, "tuning_for", lambda _method, _epochs, loss: replace(asked, loss=loss))
     run = copy_of(plain, tmp_path / "run")
     done("run", *SEARCH, "--out", run, "--reconstruct", "brecq")

@@ -13,7 +13,7 @@ from smpq.reconstruction.reconstruct import reconstruct
 from smpq.reconstruction.settings import ReconstructionSettings
 from tests.smpq.tunable import tunable
 
-QUICK = ReconstructionSettings(iterations=60, samples=64, batch=16, rounding_rate=0.05, step_rate=0.01)
+QUICK = ReconstructionSettings(iterations=60, samples=64, batch=16, step_rate=0.01)
 
 
 @pytest.fixture(scope="module")
