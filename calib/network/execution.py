@@ -54,6 +54,18 @@ class Execution:
                 observe(name, value)
             self._values[name] = edits.sources[name](value) if name in edits.sources else value
 
+    @classmethod
+    def at(cls, traced: TracedModel, position: int, values: Mapping[str, Any]) -> Execution:
+        """Return an execution that stands in front of step `position`, with what later steps read by name."""
+        other = object.__new__(cls)
+        other._traced, other._edited, other._values, other.position = traced, {}, dict(values), position
+        return other
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """What later steps read, by name: tensors and sizes."""
+        return self._values
+
     def fork(self) -> Execution:
         """Return a second execution that stands at the same step; neither sees what the other does from here on."""
         other = object.__new__(Execution)

@@ -13,6 +13,7 @@ from deploy.commands.options import NOT_MET, Result, Shared, command, printed, r
 from deploy.run.settings import Settings, usual_directory
 from smpq.methods import DEFAULT_METHOD, METHODS
 from smpq.problem.budget import Budget
+from smpq.reconstruction.losses.base import LOSSES
 from smpq.scoring.explanation import Explanation
 from smpq.training.settings import FineTuneSettings
 
@@ -77,11 +78,21 @@ class _Own:
             unset=f"0; {FineTuneSettings.epochs:g} with --method {_FINETUNED}",
         ),
     ] = None
+    reconstruct: Annotated[
+        str | None,
+        Declared(
+            "reconstruct the chosen policy block by block, without labels; what a block's error costs",
+            OneOf(LOSSES),
+            "--reconstruct",
+            Group.LENGTH,
+            unset="not at all",
+        ),
+    ] = None
 
 
 @command("run")
 @declared_options(Settings)
-@declared_options(_Own, "budget_or_usual", "out_or_new", "method", "finetune", "seconds")
+@declared_options(_Own, "budget_or_usual", "out_or_new", "method", "finetune", "reconstruct", "seconds")
 @declared_options(Shared, "device")
 @resource_options
 @printed
@@ -89,6 +100,7 @@ def run(
     budget: str | None,
     out: Path | None,
     finetune: float | None,
+    reconstruct: str | None,
     seconds: float | None,
     method: str,
     device: str,
@@ -96,7 +108,7 @@ def run(
     resources: Any,
     **options: Any,
 ) -> Result:
-    """Search, fine-tune with --finetune, export, build, measure, verify and report: the whole job.
+    """Search, fine-tune with --finetune or --reconstruct, export, build, measure, verify and report: the whole job.
 
     Without a budget it looks for the fastest engine that loses at most half a point.
     Ends with the answers and the path of report.html. Exit code 1 means that the budget was not met; the closest engine
@@ -104,13 +116,13 @@ def run(
     with the best engine so far; again, it stops at once.
     """
     from deploy.report.page import summary_lines
-    from deploy.stages.finetuning import tuning_for
     from deploy.stages.run_all import run_all
+    from deploy.stages.tuning import tuning_for
     from deploy.terminal.patience import Patience
 
     progress.patience = Patience(seconds)
     settings = settings_from_options(Settings, options)
-    tuning = tuning_for(method, finetune)
+    tuning = tuning_for(method, finetune, reconstruct)
     out = out or usual_directory(settings)
     budget = budget or (UNLABELLED_BUDGET if settings.data_free else USUAL_BUDGET)
     progress.say(f"{settings.task} for {settings.target} within {budget}, in {out}")

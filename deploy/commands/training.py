@@ -1,4 +1,4 @@
-"""The commands that train: train-supernet, finetune."""
+"""The commands that train: train-supernet, finetune, reconstruct."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from deploy.commands.declared_options import declared_options, settings_from_opt
 from deploy.commands.options import Result, Shared, command, printed, resource_options, run_argument
 from deploy.run.settings import Settings
 from smpq.choices import VALUES
+from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.supernet.settings import GameSettings, SupernetSettings
 from smpq.training.settings import FineTuneSettings
 
@@ -77,6 +78,33 @@ def finetune(
     before, after = record.before, record.after
     line = (
         f"fine-tuned: {run / 'finetuned.safetensors'} (on calibration data: value {before.value:.6g} to "
+        f"{after.value:.6g}, {workspace.task.metric_name} {before.metric:.4f} to {after.metric:.4f})"
+    )
+    return record, [line], 0
+
+
+@command("reconstruct")
+@run_argument
+@declared_options(ReconstructionSettings)
+@resource_options
+@printed
+def reconstruct(run: Path, task: str | None, progress: Any, resources: Any, **options: Any) -> Result:
+    """Bring the weights of policy.json back to what the float network gives, block by block: finetuned.safetensors.
+
+    Needs calibration data, no labels and no training data. Goes on behind the last finished block when it was stopped.
+    From then on export, build, measure, verify and report use these weights, until policy.json is changed. Delete
+    finetuned.safetensors to go back.
+    """
+    from deploy.stages import read_policy
+    from deploy.stages.reconstructing import reconstruct as reconstruct_stage
+    from deploy.stages.run_all import open_run
+
+    settings = settings_from_options(ReconstructionSettings, options)
+    with open_run(run, progress, resources=resources, task=task) as workspace:
+        record = reconstruct_stage(workspace, read_policy(workspace), settings)
+    before, after = record.before, record.after
+    line = (
+        f"reconstructed: {run / 'finetuned.safetensors'} (on calibration data: value {before.value:.6g} to "
         f"{after.value:.6g}, {workspace.task.metric_name} {before.metric:.4f} to {after.metric:.4f})"
     )
     return record, [line], 0

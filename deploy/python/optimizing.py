@@ -18,15 +18,16 @@ from calib.tasks import IN_MEMORY, held_in_memory
 from deploy.python.result import FakeQuantized, Result
 from deploy.python.task import Groups, Metric, Records, SetMetric, TaskInMemory, Training
 from deploy.run.settings import Settings, usual_directory
-from deploy.stages.finetuning import tuning_for
 from deploy.stages.policies import read_policy
 from deploy.stages.run_all import open_run, run_stages
 from deploy.stages.scoring import check_method
 from deploy.stages.stage_runners import built_engine_runner, fake_quant_runner
+from deploy.stages.tuning import Tuning, tuning_for
 from deploy.terminal.patience import Patience
 from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD
 from smpq.problem.budget import Budget
+from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.training.settings import FineTuneSettings
 from smpq.value.workers.resources import Resources
 
@@ -50,6 +51,7 @@ def optimize(
     training: Training | None = None,
     loss: Metric | None = None,
     finetune: float | FineTuneSettings | None = None,
+    reconstruct: str | ReconstructionSettings | None = None,
     method: str = DEFAULT_METHOD,
     seconds: float | None = None,
     verbose: bool = True,
@@ -65,7 +67,8 @@ def optimize(
 
     `finetune` is how many epochs the weights are trained in their formats, or how (`smpq.training.settings`); it needs
     `training`: batches, none of them in `calibration`, or a function of the epoch that gives them. The float model
-    teaches, and so does `loss(output, target)` where it is given: `[n]`, lower is better, with a gradient.
+    teaches, and so does `loss(output, target)` where it is given: `[n]`, lower is better, with a gradient. `reconstruct`
+    needs calibration data alone: "mse", "brecq", "fima-q", or how (`smpq.reconstruction.settings`).
 
     `budget` is that of `smpq run`: `drop=0.5`
     by default, `kl=0.02` without a metric. `out` is the run directory: the same call goes on where it stopped, and the
@@ -80,9 +83,9 @@ def optimize(
     limit = wanted.loss
     if not judged and limit is not None and limit.cost != "kl":
         raise UserError(f"{text} needs a metric(output, target): give one, or a budget on kl")
-    tuning = _tuning(method, finetune, labels=loss is not None)
+    tuning = _tuning(method, finetune, reconstruct, labels=loss is not None)
     task = TaskInMemory(IN_MEMORY, model, calibration, evaluation, metric, selection, training, loss, whole)
-    if tuning is not None:
+    if isinstance(tuning, FineTuneSettings):
         if training is None:
             raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")
         next(training_batches(task, 0))  # whether they can be used is told before anything begins
@@ -119,11 +122,19 @@ def _whole(
     return SetMetric(records, metric_of, groups)
 
 
-def _tuning(method: str, finetune: float | FineTuneSettings | None, *, labels: bool) -> FineTuneSettings | None:
-    """Return how to fine-tune. UserError where a loss is to be learnt from that there is not."""
+def _tuning(
+    method: str,
+    finetune: float | FineTuneSettings | None,
+    reconstruct: str | ReconstructionSettings | None,
+    *,
+    labels: bool,
+) -> Tuning | None:
+    """Return how to tune the weights. UserError where a loss is to be learnt from that there is not."""
     if not isinstance(finetune, FineTuneSettings):
-        found = tuning_for(method, finetune)
-        return found if found is None or labels else replace(found, labels=0.0)
+        found = tuning_for(method, finetune, reconstruct)
+        return replace(found, labels=0.0) if isinstance(found, FineTuneSettings) and not labels else found
+    if reconstruct is not None:
+        raise UserError("the weights are fine-tuned or reconstructed, not both: give one of finetune and reconstruct")
     if finetune.labels and not labels:
         raise UserError("FineTuneSettings gives labels a weight, which needs loss=: give one, or labels=0")
     return finetune

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from deploy.lowering.onnx_files import sha256
 from deploy.run.data_free import refuse_data_free
 from deploy.run.directory import Run
 from deploy.run.workspace import Workspace
-from smpq.methods import method_from_name
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
@@ -81,20 +80,8 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
     the policy quantises nothing.
     """
     refuse_data_free(workspace.settings, "fine-tuning")
-    plan = workspace.plan(policy)
-    if not plan.weights and not plan.tensors:
-        raise UserError("the policy in policy.json keeps every layer in floating point: there is nothing to fine-tune")
-    settings = _for_run(settings, workspace)
-    subject = Subject(
-        workspace.task,
-        workspace.traced,
-        workspace.space.units,
-        workspace.original,
-        workspace.folded,
-        plan,
-        policy.key(),
-        workspace.fingerprint,
-    )
+    subject = subject_of(workspace, policy)
+    settings = for_run(settings, workspace)
     with workspace.progress.step("fine-tune"):
         found = train(subject, workspace.batches, settings, _reporter(workspace), workspace.resources.evaluates_on)
     if found.kept == "start":
@@ -108,17 +95,35 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
             f"{found.before.value:.4g} before. That is "
             "no verdict when the float model was trained on these data; smpq verify tells. Otherwise use --keep better"
         )
-    found.save(workspace.run.file(FINE_TUNED))
-    record = _record(record_of_file(workspace.run.file(FINE_TUNED)), sha256(workspace.run.file(FINE_TUNED)))
+    return keep_weights(workspace, found)
+
+
+def subject_of(workspace: Workspace, policy: Policy) -> Subject:
+    """Return what of a run is trained. UserError when the policy quantises nothing."""
+    plan = workspace.plan(policy)
+    if not plan.weights and not plan.tensors:
+        raise UserError(
+            "the policy in policy.json keeps every layer in floating point: there is nothing to fine-tune or reconstruct"
+        )
+    return Subject(
+        workspace.task,
+        workspace.traced,
+        workspace.space.units,
+        workspace.original,
+        workspace.folded,
+        plan,
+        policy.key(),
+        workspace.fingerprint,
+    )
+
+
+def keep_weights(workspace: Workspace, found: FineTunedWeights) -> FinetuneFile:
+    """Write `finetuned.safetensors` and `finetune.json`."""
+    path = workspace.run.file(FINE_TUNED)
+    found.save(path)
+    record = _record(record_of_file(path), sha256(path))
     workspace.run.write(record)
     return record
-
-
-def tuning_for(method: str, epochs: float | None) -> FineTuneSettings | None:
-    """Return how to fine-tune for so many epochs; None: not at all, or as usual where the method wants it."""
-    usual = FineTuneSettings.epochs if method_from_name(method).finetuned else 0.0
-    wanted = usual if epochs is None else epochs
-    return FineTuneSettings(epochs=wanted) if wanted else None
 
 
 def check_trainable(workspace: Workspace) -> None:
@@ -128,17 +133,6 @@ def check_trainable(workspace: Workspace) -> None:
     check_learned(chosen for row in workspace.space.formats.values() for chosen in row)
     refuse_data_free(workspace.settings, "fine-tuning")
     next(training_batches(workspace.task, 0))
-
-
-def finetune_unless_done(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -> None:
-    """Fine-tune the policy unless the run holds it, trained with the same settings."""
-    settings = _for_run(settings, workspace)
-    if workspace.run.has(FINE_TUNED) and policy_of_file(workspace.run.file(FINE_TUNED)) == policy.key():
-        found = FineTunedWeights.load(workspace.run.file(FINE_TUNED))
-        if found.fingerprint == workspace.fingerprint and dict(found.settings) == asdict(settings):
-            workspace.progress.say(f"fine-tuned already: {workspace.run.file(FINE_TUNED)}")
-            return
-    finetune(workspace, policy, settings)
 
 
 def discard_other(workspace: Workspace, policy: Policy) -> None:
@@ -198,7 +192,8 @@ def read_record(run: Run) -> FinetuneFile | None:
     return record
 
 
-def _for_run(settings: FineTuneSettings, workspace: Workspace) -> FineTuneSettings:
+def for_run(settings: FineTuneSettings, workspace: Workspace) -> FineTuneSettings:
+    """Return the settings with what the run's own say."""
     return replace(settings, value=workspace.settings.value, seed=workspace.settings.seed)
 
 

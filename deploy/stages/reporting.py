@@ -110,6 +110,10 @@ def _options(read: Recorded) -> dict[str, tuple[str, ...]]:
     if read.scores is not None and read.scores.method != DEFAULT_METHOD:
         options["--method"] = (read.scores.method,)
     if tuned is not None:
+        loss = tuned.settings.get("reconstruction")
+        if loss is not None:
+            options["--reconstruct"] = (str(loss),)
+            return options
         options["--finetune"] = (str(tuned.settings.get("epochs", FineTuneSettings.epochs)).removesuffix(".0"),)
     return options
 

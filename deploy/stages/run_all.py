@@ -17,14 +17,14 @@ from deploy.run.trust import check_trusted, remember
 from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.choosing import score_for
-from deploy.stages.finetuning import check_trainable, discard_other, finetune_unless_done, version_key
+from deploy.stages.finetuning import discard_other, version_key
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import check_method, check_scores, check_task, write_space
+from deploy.stages.tuning import Tuning, check_tunable, tune_unless_done
 from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD
 from smpq.problem.budget import Budget
 from smpq.problem.policy import Policy
-from smpq.training.settings import FineTuneSettings
 from smpq.value.workers.resources import Resources
 
 _PROPOSALS = 4
@@ -73,12 +73,12 @@ def run_all(
     settings: Settings,
     budget_text: str,
     progress: Progress,
-    tuning: FineTuneSettings | None = None,
+    tuning: Tuning | None = None,
     method: str = DEFAULT_METHOD,
     resources: Resources | None = None,
     device: str = "",
 ) -> ReportFile:
-    """Search, fine-tune if `tuning` says how, export, build, measure, verify and report; returns the contents of
+    """Search, fine-tune or reconstruct if `tuning` says how, export, build, measure, verify and report; returns the contents of
     `report.json`.
 
     `method` is where scores come from (`smpq.methods`).
@@ -90,7 +90,7 @@ def run_all(
         return run_stages(workspace, budget, tuning, method)
 
 
-def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> ReportFile:
+def run_stages(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> ReportFile:
     """Do the whole job in a run that is open; returns the contents of `report.json`."""
     progress = workspace.progress
     check_scores(workspace, method)
@@ -100,12 +100,12 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | 
     if workspace.not_measurable is None:
         workspace.device.describe()
     if tuning is not None:
-        check_trainable(workspace)
+        check_tunable(workspace, tuning)
     check_task(workspace, method)
     with progress.patience.interruptible(progress.say):
         policy = _searched(workspace, budget, tuning, method)
     if tuning is not None:
-        _finetune(workspace, policy, tuning)
+        _tune(workspace, policy, tuning)
     if workspace.verifiable:
         verify(workspace, policy)
     else:
@@ -113,7 +113,7 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | 
     return write_reports(workspace.run, workspace.progress)
 
 
-def _searched(workspace: Workspace, budget: Budget, tuning: FineTuneSettings | None, method: str) -> Policy:
+def _searched(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> Policy:
     """Search, and make the engine; one that turns out too slow in the thorough measurement sends the search back."""
     scores = score_for(workspace, budget, method)
     while True:
@@ -159,13 +159,13 @@ def _make(workspace: Workspace, policy: Policy) -> TimingRow | None:
     return measure(workspace, policy).measurement if workspace.not_measurable is None else None
 
 
-def _finetune(workspace: Workspace, policy: Policy, tuning: FineTuneSettings) -> None:
-    """Fine-tune the policy that was chosen, and make its engine with the new weights, which changes no latency."""
+def _tune(workspace: Workspace, policy: Policy, tuning: Tuning) -> None:
+    """Tune the weights of the policy that was chosen, and make its engine with them, which changes no latency."""
     if policy == workspace.space.uniform(workspace.space.reference):
-        workspace.progress.say("the policy keeps every layer in floating point: there is nothing to fine-tune")
+        workspace.progress.say("the policy keeps every layer in floating point: no weight is tuned")
         return
     before = version_key(workspace, policy)
-    finetune_unless_done(workspace, policy, tuning)
+    tune_unless_done(workspace, policy, tuning)
     if version_key(workspace, policy) != before:
         _make(workspace, policy)
 

@@ -156,7 +156,7 @@ class FineTunedWeights:
             for unit, row in record.weights.items()
         }
         for unit, weight in weights.items():
-            _check_weight(weight, path, unit)
+            check_weight(weight, path, unit)
         for name, tensor in parameters.items():
             check(tensor.dtype == torch.float32, path, f"{name[:200]!r} is {tensor.dtype}, expected float32", _REPAIR)
         return cls(
@@ -243,7 +243,7 @@ def record_of_file(path: Path) -> FineTunedFile:
     return read_tensor_record(path, FineTunedFile, _REPAIR)
 
 
-def _check_weight(weight: QuantizedWeight, path: Path, unit: str) -> None:
+def check_weight(weight: QuantizedWeight, path: Path, unit: str) -> None:
     """Raise UserError unless the integers have the bits that are said, and a positive step for each channel or
     block.
     """

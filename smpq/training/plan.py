@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight
+from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from smpq.quantized.plan import QuantPlan
 from smpq.training.lsq import (
@@ -36,25 +39,40 @@ def attach_plan(
             weights[unit.path] = _start_weight(graph, unit, plan.weights[unit.path], start)
         elif plan.formats[unit.path].weight.cast(graph.weights[unit.path].detach()) is not None:
             weights[unit.path] = CastWeight(plan.formats[unit.path].weight)
+    places = activations_of(graph.traced, plan, learn_activations)
+    graph.attach(weights, places.sources, places.edges)
+    return places.named
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The quantisers of activations: at their source by tensor, for single readers by (tensor, reader), and all of them
+    by (tensor, bits). One object may stand in several places.
+    """
+
+    sources: dict[str, TrainedQuantizer]
+    edges: dict[tuple[str, str], TrainedQuantizer]
+    named: dict[tuple[str, int], Activation]
+
+
+def activations_of(traced: TracedModel, plan: QuantPlan, learn: bool | None = None) -> Activations:
+    """Return a trained quantiser for each of a plan; those of fewer than 8 bits learn their steps, or as `learn` says."""
     shared: dict[int, Activation] = {}
-    sources: dict[str, TrainedQuantizer] = {}
-    edges: dict[tuple[str, str], TrainedQuantizer] = {}
-    named: dict[tuple[str, int], Activation] = {}
+    found = Activations({}, {}, {})
     on_grid: dict[str, int] = {}
     for entry in plan.tensors:
         # one grid that several tensors are on (behind a slice, a pad) is one object of the plan, and one step to learn
         key = id(entry.quantizer)
-        module = shared.setdefault(key, _activation(entry.quantizer, learn_activations))
-        named[entry.tensor, entry.quantizer.bits] = module
+        module = shared.setdefault(key, _activation(entry.quantizer, learn))
+        found.named[entry.tensor, entry.quantizer.bits] = module
         if entry.consumers is not None:
-            edges.update({(entry.tensor, consumer): module for consumer in entry.consumers})
+            found.edges.update({(entry.tensor, consumer): module for consumer in entry.consumers})
             continue
         on_grid[entry.tensor] = key
-        moved = [argument.name for argument in graph.traced.producer(entry.tensor).all_input_nodes]
+        moved = [argument.name for argument in traced.producer(entry.tensor).all_input_nodes]
         if not any(on_grid.get(name) == key for name in moved):
-            sources[entry.tensor] = module
-    graph.attach(weights, sources, edges)
-    return named
+            found.sources[entry.tensor] = module
+    return found
 
 
 def _activation(quantizer: ActivationQuantizer, learn: bool | None) -> Activation:

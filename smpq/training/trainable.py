@@ -71,7 +71,7 @@ class TrainableGraph(nn.Module):
         self.placed = graph_on(traced, device)
         self.device = device
         self.units = tuple(units)
-        self._arrange = _fastest_order(traced)
+        self._arrange = fastest_order(traced)
         norms = {pair.layer: original.get_submodule(pair.norm) for pair in folded}
         self._leaves = nn.ParameterDict()
         self._norms = nn.ModuleDict()  # by graph name of the weight
@@ -267,7 +267,7 @@ def _spread(factor: Tensor, weight: Tensor) -> Tensor:
     return factor.reshape(-1, *[1] * (weight.dim() - 1))
 
 
-def _fastest_order(traced: TracedModel) -> Callable[[Tensor], Tensor]:
+def fastest_order(traced: TracedModel) -> Callable[[Tensor], Tensor]:
     """Channels last, unless the graph fails on it or computes something else (`view` and `as_strided` look at the
     memory).
     """

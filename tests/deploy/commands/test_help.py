@@ -30,6 +30,7 @@ TAUGHT = {
     "doctor": ["--device", "--target", "Exit code 2"],
     "explain": ["contributions.json"],
     "finetune": ["finetuned.safetensors"],
+    "reconstruct": ["finetuned.safetensors", "--loss"],
     "train-supernet": ["supernet.safetensors"],
     "methods": ["--json"],
     "targets": ["--json"],

@@ -1,0 +1,76 @@
+"""Reconstruction as a stage of a run: block by block the policy's weights are brought back to what the float network
+gives, without labels, and every later stage uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from deploy.files.engine import FinetuneFile
+from deploy.run.workspace import Workspace
+from deploy.stages.finetuning import keep_weights, subject_of
+from smpq.problem.policy import Policy
+from smpq.reconstruction.partial import PartialFile
+from smpq.reconstruction.reconstruct import BlockProgress
+from smpq.reconstruction.reconstruct import reconstruct as rebuild
+from smpq.reconstruction.settings import ReconstructionSettings
+from smpq.training.lsq import check_learned
+
+
+def reconstruct(workspace: Workspace, policy: Policy, settings: ReconstructionSettings) -> FinetuneFile:
+    """Reconstruct the policy on the calibration data. Writes `finetuned.safetensors` and `finetune.json`; until it ends
+    `reconstruction.safetensors` holds the blocks that are done, and the same call goes on from there.
+
+    The run's settings say by what a model is judged on the calibration data (`--value`), and the seed. UserError when
+    the policy has no integers.
+    """
+    settings = for_run(settings, workspace)
+    partial = workspace.run.file(PartialFile.NAME)
+    subject = subject_of(workspace, policy)
+    blocks = settings.iterations
+    with workspace.progress.bar("reconstruct", _iterations(workspace, blocks)) as advance:
+        found = rebuild(
+            subject,
+            workspace.batches,
+            settings,
+            partial,
+            _reporter(workspace, advance),
+            workspace.resources.evaluates_on,
+        )
+    if found.after.value < found.before.value:
+        workspace.progress.warn(
+            f"on the calibration data the reconstructed policy has a value of {found.after.value:.4g}, "
+            f"{found.before.value:.4g} before: use more --iterations, or delete {partial.parent / FinetuneFile.NAME} and "
+            "finetuned.safetensors to go back"
+        )
+    record = keep_weights(workspace, found)
+    partial.unlink(missing_ok=True)
+    return record
+
+
+def check_reconstructable(workspace: Workspace) -> None:
+    """Raise UserError where a format has numbers whose steps cannot be learned: before hours of search, not after."""
+    check_learned(chosen for row in workspace.space.formats.values() for chosen in row)
+
+
+def for_run(settings: ReconstructionSettings, workspace: Workspace) -> ReconstructionSettings:
+    """Return the settings with what the run's own say."""
+    return replace(settings, value=workspace.settings.value, seed=workspace.settings.seed)
+
+
+def _iterations(workspace: Workspace, iterations: int) -> int:
+    from smpq.reconstruction.blocks import find_blocks
+
+    return iterations * len(find_blocks(workspace.traced, workspace.space.units))
+
+
+def _reporter(workspace: Workspace, advance: Callable[[], None]) -> Callable[[BlockProgress], None]:
+    def report(progress: BlockProgress) -> None:
+        if progress.cost is None:
+            advance()
+            return
+        before, after = progress.cost
+        workspace.progress.say(f"block {progress.block + 1} of {progress.blocks}: error {before:.4g} to {after:.4g}")
+
+    return report

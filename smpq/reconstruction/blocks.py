@@ -1,0 +1,130 @@
+"""The blocks of a network, found from its graph: stretches of steps that one tensor enters and one tensor leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from calib.network.execution import NO_EDITS, Execution
+from calib.network.graph import TracedModel
+from calib.network.units import Unit
+
+_MOST_UNITS = 8
+"""A stretch with more layers than a transformer block or a residual block has is cut where one new tensor leaves it."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The steps from `start` up to, and without, `stop`. `outputs` are the tensors that it makes and later steps read;
+    `units` the layers whose first use is in it.
+    """
+
+    start: int
+    stop: int
+    outputs: tuple[str, ...]
+    units: tuple[Unit, ...]
+
+
+def find_blocks(traced: TracedModel, units: Sequence[Unit]) -> tuple[Block, ...]:
+    """Return the blocks in the order of the graph; together they hold every step.
+
+    1. A network may be cut in front of a step where a single tensor that depends on the inputs is alive, which has one
+       row a sample: behind the add of a residual block, for example. Sizes do not count.
+    2. Cuts with no layer between them, or none behind them, are one cut.
+    3. A stretch of more than eight layers, as in a network whose skips are long, is cut wherever it has made one tensor
+       that later steps read.
+
+    Ours; the residual and transformer blocks of BRECQ (Li et al., arXiv 2102.05426) and FIMA-Q follow from it.
+    """
+    lives = _Lives(traced)
+    cuts = [0, *[step for step in range(1, len(traced.steps)) if lives.single(step)], len(traced.steps)]
+    places = {traced.nodes[unit.uses[0]]: unit for unit in units}
+    position = {node: number for number, node in enumerate(traced.steps)}
+    firsts = sorted(position[node] for node in places)
+
+    def layers(start: int, stop: int) -> int:
+        return sum(start <= first < stop for first in firsts)
+
+    fine: list[int] = [0]
+    for start, stop in pairwise(cuts):
+        if layers(start, stop) > _MOST_UNITS:
+            for step in range(start + 1, stop):
+                if lives.one_new(fine[-1], step):
+                    fine.append(step)
+        fine.append(stop)
+    kept = [0]
+    for start, stop in pairwise(fine):
+        if layers(start, stop) and start > kept[-1] and layers(kept[-1], start):
+            kept.append(start)
+    kept.append(len(traced.steps))
+    return tuple(
+        Block(
+            start,
+            stop,
+            lives.made(start, stop),
+            tuple(unit for node, unit in places.items() if start <= position[node] < stop),
+        )
+        for start, stop in pairwise(kept)
+    )
+
+
+class _Lives:
+    """Which tensors are alive in front of each step, and which of them depend on the inputs."""
+
+    def __init__(self, traced: TracedModel) -> None:
+        self._traced = traced
+        self._rows = _with_a_row_for_each_sample(traced)
+        self._sizes = _sizes(traced)
+        moved = set(traced.inputs)
+        for node in traced.steps:
+            if any(argument.name in moved for argument in node.all_input_nodes):
+                moved.add(node.name)
+        alive, self._alive = set(traced.inputs), []
+        for node in traced.steps:
+            self._alive.append({name for name in alive if name in moved})
+            alive.add(node.name)
+            alive -= set(traced.last_uses.get(node.name, ()))
+        self._alive.append({name for name in alive if name in moved and name not in self._sizes})
+        self._made = {name: number for number, name in enumerate([node.name for node in traced.steps])}
+
+    def tensors(self, step: int) -> set[str]:
+        """Tensors that depend on the inputs; those that steps make and nothing reads do not count."""
+        used = {name for name in self._alive[step] if self._traced.nodes[name].users}
+        return used - self._sizes
+
+    def single(self, step: int) -> bool:
+        found = self.tensors(step)
+        return len(found) == 1 and found <= self._rows
+
+    def one_new(self, since: int, step: int) -> bool:
+        found = self.tensors(step)
+        return len(self.made(since, step)) == 1 and found <= self._rows
+
+    def made(self, start: int, stop: int) -> tuple[str, ...]:
+        return tuple(sorted(name for name in self.tensors(stop) if start <= self._made.get(name, -1) < stop))
+
+
+def _with_a_row_for_each_sample(traced: TracedModel) -> set[str]:
+    """Tensors whose first axis counts samples: seen in runs on two batches, or on the one that the model takes."""
+    found: set[str] | None = None
+    for count in (2, 1) if traced.dynamic_batch else (len(traced.example[0]),):
+        seen: set[str] = set()
+
+        def note(name: str, tensor: Tensor, count: int = count, seen: set[str] = seen) -> None:
+            if tensor.dim() > 0 and len(tensor) == count:
+                seen.add(name)
+
+        with torch.no_grad():
+            inputs = [tensor[:count] for tensor in traced.example]
+            Execution(traced, inputs, NO_EDITS, note).advance(NO_EDITS, observe=note)
+        found = seen if found is None else found & seen
+    return found or set()
+
+
+def _sizes(traced: TracedModel) -> set[str]:
+    """Steps that give numbers, as the size of an axis; not those that give several tensors."""
+    return {node.name for node in traced.steps if not isinstance(node.meta.get("val"), Tensor | tuple | list)}

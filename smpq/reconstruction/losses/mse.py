@@ -1,0 +1,22 @@
+"""The squared error of the block's output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smpq.reconstruction.losses.base import Sensitivity, reconstruction_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@reconstruction_loss("mse", paper="AdaRound, Nagel et al. ICML 2020 (arXiv 2004.10568), on blocks")
+class SquaredError:
+    """Squared error, summed over channels and averaged over samples and positions."""
+
+    def learn(self, seen: list[Sensitivity]) -> None:
+        """Nothing to learn."""
+
+    def __call__(self, error: Tensor, index: Tensor) -> Tensor:  # noqa: ARG002 - what every loss is given
+        """Return the cost."""
+        return error.square().sum(1).mean() if error.dim() > 1 else error.square().mean()

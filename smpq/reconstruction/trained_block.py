@@ -1,0 +1,233 @@
+"""One block in training: its roundings, steps and biases, moved until it gives what the float block gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calib.errors import UserError
+from calib.formats.quantizers import QuantizedWeight
+from calib.network.execution import NO_EDITS, Edit, Edits
+from smpq.reconstruction.blocks import Block
+from smpq.reconstruction.losses.base import LOSSES, Loss, Sensitivity
+from smpq.reconstruction.rounding import SoftWeight
+from smpq.reconstruction.settings import ReconstructionSettings
+from smpq.reconstruction.walk import Rows, Walk
+from smpq.training.lsq import LearnedActivation
+
+_WARM_UP = 0.2
+"""Share of the iterations without a pull to whole integers."""
+_STEEPEST, _FLATTEST = 20.0, 2.0
+_SMALLEST_BETA_SHARE = 1e-6
+
+Divergence = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained in a block: weights by the graph name of the weight, biases by theirs, steps of activations."""
+
+    weights: Mapping[str, SoftWeight]
+    biases: Mapping[str, Tensor]
+    activations: Sequence[LearnedActivation]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What stands around and in a block and is not trained with it."""
+
+    parameters: Mapping[str, Tensor]
+    sources: Mapping[str, Edit]
+    edges: Mapping[tuple[str, str], Edit]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A block that was trained: integers by weight, biases, and the cost of its error at the start and at the end."""
+
+    weights: Mapping[str, QuantizedWeight]
+    biases: Mapping[str, Tensor]
+    before: float
+    after: float
+
+
+def train_block(
+    walk: Walk,
+    block: Block,
+    parts: Parts,
+    around: Surroundings,
+    float_rows: Rows,
+    rows: Rows,
+    targets: Rows,
+    settings: ReconstructionSettings,
+    generator: torch.Generator,
+    divergence: Divergence,
+    tick: Callable[[], None],
+) -> Done:
+    """Train the parts of a block. `float_rows` and `rows` are what the float and the quantised network give it, `targets`
+    what the float block makes of the first.
+
+    Adam, on `settings.batch` samples at a time, with what the block reads drawn from both networks. UserError when the
+    error is not a number any more.
+    """
+    spreads = _spreads(walk, block, float_rows, parts)
+    moved = {name: nn.Parameter(torch.zeros_like(bias)) for name, bias in parts.biases.items()}
+
+    def biases() -> dict[str, Tensor]:
+        return {name: bias + spreads[name] * moved[name] for name, bias in parts.biases.items()}
+
+    def edits(drop: float) -> Edits:
+        weights = {name: weight() for name, weight in parts.weights.items()}
+        learned = {id(module) for module in parts.activations}
+
+        def edit(known: Edit) -> Edit:
+            return _dropped(known, drop, generator) if drop and id(known) in learned else known
+
+        kept: dict[int, Edit] = {}  # equal edits stay one object: what they make is shared
+        sources = {name: kept.setdefault(id(known), edit(known)) for name, known in around.sources.items()}
+        edges = {place: kept.setdefault(id(known), edit(known)) for place, known in around.edges.items()}
+        return Edits(sources, edges, {**around.parameters, **weights, **biases()})
+
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [weight.variables for weight in parts.weights.values()], "lr": settings.rate},
+            *_decaying(parts, moved, settings),
+        ],
+        lr=settings.rate,
+    )
+    rates = [group["lr"] for group in optimizer.param_groups]
+    losses = {name: LOSSES[settings.loss].make() for name in block.outputs}
+    refresh = _refreshes(settings)
+    first: list[float] = []
+    last: list[float] = []
+    for iteration in range(settings.iterations):
+        if iteration in refresh:
+            _learn(walk, block, edits(0.0), float_rows, targets, losses, divergence)
+        for group, rate in zip(optimizer.param_groups[1:], rates[1:], strict=True):
+            group["lr"] = rate * (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
+        index = torch.randperm(walk.count, generator=generator)[: walk.size]
+        given = {name: _mixed(float_rows[name][index], rows[name][index], settings.drop, generator) for name in rows}
+        optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            made = walk.run(block, given, edits(settings.drop)).values
+            cost = sum(loss(made[name] - targets[name][index], index) for name, loss in losses.items())
+            assert isinstance(cost, Tensor)
+            pull = _pull(parts, iteration, settings)
+            (cost + pull if pull is not None else cost).backward()
+        value = float(cost.detach())
+        if not math.isfinite(value):
+            raise UserError(
+                f"the reconstruction diverged after {iteration} iterations of a block: use a smaller --rounding-rate (now "
+                f"{settings.rate})"
+            )
+        (first if len(first) < _SHOWN else last).append(value)
+        optimizer.step()
+        for activation in parts.activations:
+            activation.project()
+        tick()
+    last = last or first
+    return Done(
+        {name: weight.hard() for name, weight in parts.weights.items()},
+        {name: bias.detach() for name, bias in biases().items()},
+        sum(first) / len(first),
+        sum(last[-_SHOWN:]) / len(last[-_SHOWN:]),
+    )
+
+
+_SHOWN = 20
+"""The cost that is told is the mean of so many iterations."""
+
+
+def _decaying(
+    parts: Parts, moved: Mapping[str, nn.Parameter], settings: ReconstructionSettings
+) -> list[dict[str, Any]]:
+    steps = [weight.stretch for weight in parts.weights.values() if weight.stretch.requires_grad]
+    groups = [
+        {"params": steps, "lr": settings.step_rate},
+        {"params": list(moved.values()), "lr": settings.bias_rate},
+        *[
+            {"params": [module.step], "lr": settings.step_rate * float(module.step.detach())}
+            for module in parts.activations
+        ],
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _refreshes(settings: ReconstructionSettings) -> set[int]:
+    times = LOSSES[settings.loss].times
+    return {number * settings.iterations // times for number in range(times)}
+
+
+def _pull(parts: Parts, iteration: int, settings: ReconstructionSettings) -> Tensor | None:
+    done = iteration / settings.iterations
+    if done < _WARM_UP or not settings.regulariser or not parts.weights:
+        return None
+    left = 1 - (done - _WARM_UP) / (1 - _WARM_UP)
+    beta = _FLATTEST + (_STEEPEST - _FLATTEST) * max(left, _SMALLEST_BETA_SHARE)
+    return settings.regulariser * torch.stack([weight.pull(beta) for weight in parts.weights.values()]).sum()
+
+
+def _mixed(whole: Tensor, quantized: Tensor, drop: float, generator: torch.Generator) -> Tensor:
+    """Return what a block reads: element by element of the float or the quantised network (QDrop, Wei et al., arXiv
+    2203.05740).
+    """
+    if not drop or not whole.is_floating_point():
+        return quantized
+    return torch.where(_chance(whole, drop, generator), whole, quantized)
+
+
+def _dropped(quantizer: Edit, drop: float, generator: torch.Generator) -> Edit:
+    return lambda tensor: torch.where(_chance(tensor, drop, generator), tensor, quantizer(tensor))
+
+
+def _chance(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    drawn = torch.rand(like.shape, generator=generator) < share
+    return drawn.to(like.device)
+
+
+def _spreads(walk: Walk, block: Block, float_rows: Rows, parts: Parts) -> dict[str, Tensor]:
+    """Return by bias the standard deviation of what its layer gives in float, one number."""
+    calls = {unit.calls[0]: unit.bias for unit in block.units if unit.bias in parts.biases}
+    found: dict[str, Tensor] = {}
+
+    def note(name: str, tensor: Tensor) -> None:
+        bias = calls.get(name)
+        if bias is not None:
+            found[bias] = tensor.std()
+
+    piece = next(walk.pieces())
+    with torch.no_grad():
+        walk.run(block, {name: tensor[piece] for name, tensor in float_rows.items()}, NO_EDITS, observe=note)
+    return {bias: found.get(bias, torch.ones(())) for bias in parts.biases}
+
+
+def _learn(
+    walk: Walk,
+    block: Block,
+    edits: Edits,
+    float_rows: Rows,
+    targets: Rows,
+    losses: Mapping[str, Loss],
+    divergence: Divergence,
+) -> None:
+    """Give each loss what a run says in which this block is quantised and what is behind it is float."""
+    seen: dict[str, list[Sensitivity]] = {name: [] for name in losses}
+    frozen = Edits(edits.sources, edits.edges, {name: tensor.detach() for name, tensor in edits.parameters.items()})
+    for piece in walk.pieces():
+        behind = {name: tensor[piece] for name, tensor in targets.items()}
+        with torch.no_grad():
+            values = walk.run(block, {name: tensor[piece] for name, tensor in float_rows.items()}, frozen).values
+            expected = walk.finish(block, behind, {})
+        leaves = {name: values[name].detach().clone().requires_grad_() for name in losses}
+        with torch.enable_grad():
+            apart = divergence(walk.finish(block, behind, leaves), expected)
+        gradients = torch.autograd.grad(apart.sum(), list(leaves.values()), materialize_grads=True)
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+            seen[name].append(Sensitivity(gradient.detach(), leaf.detach() - behind[name], piece))
+    for name, loss in losses.items():
+        loss.learn(seen[name])

@@ -1,0 +1,118 @@
+"""Tensors of many samples on their way through a network, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calib.errors import UserError
+from calib.network.execution import NO_EDITS, Edits, Execution, Observe
+from calib.network.graph import TracedModel
+from calib.task import Batch
+from smpq.reconstruction.blocks import Block
+
+Rows = Mapping[str, Tensor]
+"""Tensors in front of a block by name, one row a sample."""
+
+
+class Walk:
+    """Runs blocks on samples that were taken from batches. Every run has `size` samples, so that the sizes that a graph
+    computes of its inputs are the same each time.
+    """
+
+    def __init__(self, traced: TracedModel, blocks: Sequence[Block], batches: Iterable[Batch], samples: int, size: int):
+        """Take the first `samples` of the batches, cut to a multiple of `size`, that of a run: the only one that the network
+        takes, if there is one. UserError where there are fewer than that.
+        """
+        self.traced, self.blocks = traced, blocks
+        self.inputs = _first(batches, max(samples, size), None if traced.dynamic_batch else size)
+        found = len(self.inputs[0])
+        self.size = min(size, found) if traced.dynamic_batch else size
+        self.count = found - found % self.size
+        if not self.count:
+            raise UserError("there are too few calibration samples to reconstruct the network on: give it one batch")
+        self.inputs = [tensor[: self.count] for tensor in self.inputs]
+        self._others = self._without_rows()
+
+    def begin(self, edits: Edits = NO_EDITS) -> Rows:
+        """Return the inputs as the first block reads them."""
+        return {
+            name: edits.sources[name](tensor) if name in edits.sources else tensor
+            for name, tensor in zip(self.traced.inputs, self.inputs, strict=True)
+        }
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield the numbers of the samples of each run over all of them."""
+        yield from torch.arange(self.count).split(self.size)
+
+    def run(
+        self, block: Block, rows: Rows, edits: Edits, stop: int | None = None, observe: Observe | None = None
+    ) -> Execution:
+        """Run a block on one row for each sample of a run; up to step `stop` where that is not the block's own."""
+        values = {**self._others[block.start], **rows}
+        return Execution.at(self.traced, block.start, values).advance(edits, stop or block.stop, observe)
+
+    def through(self, block: Block, rows: Rows, edits: Edits) -> Rows:
+        """Return the tensors behind a block, for all samples; no gradient is recorded."""
+        found: dict[str, list[Tensor]] = {}
+        others = self._others[block.stop]
+        with torch.no_grad():
+            for piece in self.pieces():
+                values = self.run(block, {name: tensor[piece] for name, tensor in rows.items()}, edits).values
+                for name, value in values.items():
+                    if name not in others:
+                        found.setdefault(name, []).append(value)
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def finish(self, block: Block, rows: Rows, made: Mapping[str, Tensor]) -> Any:
+        """Return the network's output of one run in which `block` made other tensors than its own; the rest is float."""
+        values = {**self._others[block.stop], **rows, **made}
+        return Execution.at(self.traced, block.stop, values).advance(NO_EDITS).output()
+
+    def _without_rows(self) -> dict[int, dict[str, Any]]:
+        """Return what is alive in front of each block, and behind the last, besides rows of samples: constants that steps
+        made, and sizes.
+        """
+        depends = _depending(self.traced)
+        execution = Execution(self.traced, [tensor[: self.size] for tensor in self.inputs])
+        found: dict[int, dict[str, Any]] = {}
+        with torch.no_grad():
+            for position in (0, *(block.stop for block in self.blocks)):
+                values = execution.advance(NO_EDITS, position).values
+                found[position] = {
+                    name: value
+                    for name, value in values.items()
+                    if not isinstance(value, Tensor) or name not in depends
+                }
+        return found
+
+
+def _depending(traced: TracedModel) -> set[str]:
+    """Return the inputs, and the steps that depend on them."""
+    found = set(traced.inputs)
+    for node in traced.steps:
+        if any(argument.name in found for argument in node.all_input_nodes):
+            found.add(node.name)
+    return found
+
+
+def _first(batches: Iterable[Batch], samples: int, fixed: int | None) -> list[Tensor]:
+    """Return the inputs of the first samples, and look at no batch behind them: of batches of `fixed` samples where that
+    is the only size, whose other axes are those of the first one.
+    """
+    kept: list[Sequence[Tensor]] = []
+    shapes, count = None, 0
+    for batch in batches:
+        size, found = len(batch.inputs[0]), [tensor.shape[1:] for tensor in batch.inputs]
+        shapes = shapes or found
+        if fixed in (None, size) and shapes == found:
+            kept.append(batch.inputs)
+            count += size
+        if count >= samples:
+            break
+    if not kept:
+        raise UserError("no calibration batch has the size that the network takes: it cannot be reconstructed")
+    return [torch.cat(list(column))[:samples] for column in zip(*kept, strict=True)]

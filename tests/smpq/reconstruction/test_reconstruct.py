@@ -1,0 +1,92 @@
+"""The whole reconstruction, on a small network: it helps, says where it stands, and goes on after a kill."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from calib.errors import UserError
+from smpq.reconstruction import reconstruct as module
+from smpq.reconstruction.losses.base import LOSSES
+from smpq.reconstruction.partial import PartialFile
+from smpq.reconstruction.reconstruct import reconstruct
+from smpq.reconstruction.settings import ReconstructionSettings
+from tests.smpq.tunable import tunable
+
+QUICK = ReconstructionSettings(iterations=60, samples=64, batch=16, step_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def given():
+    return tunable(rounding="nearest")
+
+
+@pytest.fixture(scope="module")
+def subject(given):
+    return given.subject("w2a8", stem="w3a8", head="w4a4")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_it_comes_nearer_to_the_float_network(given, subject, loss):
+    told = []
+    found = reconstruct(subject, given.batches, replace(QUICK, loss=loss), report=told.append)
+    assert found.after.value > 0.7 * found.before.value, "minus the divergence: at least 30 % of it is gone"
+    assert found.settings["reconstruction"] == loss
+    assert [progress.block for progress in told if progress.cost] == list(range(told[0].blocks))
+    assert told[-1].done == told[-1].iterations
+    changed = {path for path, weight in found.weights.items() if not same(weight, subject.plan.weights[path])}
+    assert changed == set(subject.plan.weights)
+
+
+def same(first, second):
+    return torch.equal(first.values, second.values) and torch.equal(first.scale, second.scale)
+
+
+def test_activations_below_eight_bits_learn_their_steps(given, subject):
+    found = reconstruct(subject, given.batches, QUICK)
+    before = {(entry.tensor, entry.quantizer.bits): entry.quantizer for entry in subject.plan.tensors}
+    moved = {key for key, quantizer in found.quantizers.items() if quantizer.scale != before[key].scale}
+    assert moved
+    assert all(bits < 8 for _, bits in moved)
+
+
+def test_a_kill_costs_the_block_that_it_hit(given, subject, tmp_path, monkeypatch):
+    undisturbed = reconstruct(subject, given.batches, QUICK)
+    trained = module.train_block
+    calls = []
+
+    def dies_in_the_third(*args):
+        calls.append(args[1])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return trained(*args)
+
+    monkeypatch.setattr(module, "train_block", dies_in_the_third)
+    partial = tmp_path / PartialFile.NAME
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(subject, given.batches, QUICK, partial)
+    resumed = reconstruct(subject, given.batches, QUICK, partial)
+    assert calls[3] == calls[2], "it went on with the block that was not finished"
+    assert len(calls) == len(undisturbed.history) + 1
+    assert resumed.after == undisturbed.after
+    for path, weight in undisturbed.weights.items():
+        assert same(weight, resumed.weights[path])
+    assert resumed.quantizers == undisturbed.quantizers
+    for name, tensor in undisturbed.parameters.items():
+        assert torch.equal(tensor, resumed.parameters[name])
+
+
+def test_what_others_left_is_not_gone_on_with(given, subject, tmp_path):
+    partial = tmp_path / PartialFile.NAME
+    reconstruct(subject, given.batches, QUICK, partial)
+    other = replace(QUICK, seed=1)
+    assert reconstruct(subject, given.batches, other, partial).after == reconstruct(subject, given.batches, other).after
+
+
+def test_errors_say_what_to_do(given, subject):
+    with pytest.raises(UserError, match="smaller --rounding-rate"):
+        reconstruct(subject, given.batches, replace(QUICK, step_rate=1e8))
+    with pytest.raises(UserError, match="nothing to reconstruct"):
+        reconstruct(given.subject("fp16"), given.batches, QUICK)
+    with pytest.raises(UserError, match="cannot be trained"):
+        reconstruct(given.subject("fp8"), given.batches, QUICK)
