@@ -42,8 +42,8 @@ class ReconstructionSettings:
         float | None,
         Declared("learning rate of roundings", _ABOVE_ZERO, "--rounding-rate", unset="30 / iterations, 0.1 at most"),
     ] = None
-    step_rate: Annotated[float, Declared("learning rate of the logarithm of step sizes", _NOT_NEGATIVE)] = 0.001
-    bias_rate: Annotated[float, Declared("learning rate of biases", _NOT_NEGATIVE)] = 0.001
+    step_rate: Annotated[float, Declared("learning rate of the logarithm of step sizes", _NOT_NEGATIVE)] = 0.003
+    bias_rate: Annotated[float, Declared("learning rate of biases", _NOT_NEGATIVE)] = 0.003
     drop: Annotated[float, Declared("share of the input that stays float", Interval(0, 1))] = 0.5
     regulariser: Annotated[float, Declared("weight of the pull to whole integers", _NOT_NEGATIVE)] = 0.05
     value: Annotated[str, Declared("what start and end are judged by", OneOf(VALUES))] = "kl"

@@ -16,7 +16,7 @@ from deploy.run.settings import Settings
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 from tests import tiny_task
-from tests.commands import assert_matches, done, refused
+from tests.commands import assert_matches, copy_of, done, refused
 
 SHAPE = "DATA_FREE_SHAPE"
 
@@ -166,3 +166,10 @@ def test_stated_sizes_do_in_place_of_an_example(tmp_path):
 )  # fmt: skip
 def test_what_needs_samples_is_refused(tmp_path, options, message):
     assert_matches(message, refused("run", *asked("Guarded", tmp_path / "run", *options)))
+
+
+def test_what_needs_no_sample_reconstructs_too(run, tmp_path):
+    path, _ = run
+    copied = copy_of(path, tmp_path / "run")
+    done("reconstruct", copied, "--task", f"{HERE}:Guarded", "--iterations", "5", "--quiet")
+    assert (copied / "finetuned.safetensors").is_file()

@@ -1,0 +1,102 @@
+"""Reconstruction of ResNet-20 on CIFAR-10: top-1 on the test images before and after, by loss, start and iterations.
+
+Usage: reconstruct.py CIFAR10_DIR WEIGHTS [--formats w2a8] [--losses mse,brecq,fima-q] [--iterations 300] [--starts calibrated]
+       [--seeds 0]
+
+All layers have the same format, but the image stays at 8 bits; weights are rounded by GPTQ first. 1,024 calibration
+images, no labels; the test images are used for the two figures of a row and for nothing else. Rows that the record
+holds, by the same settings, are kept.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from records import RESULTS, keep
+
+from calib.calibrate import Calibration, CalibrationSettings
+from calib.formats.format import Format
+from calib.network.fold import fold_batchnorm
+from calib.network.graph import TracedModel
+from calib.network.units import find_units
+from calib.tasks import load_task
+from smpq.quantized.plan import QdqRules
+from smpq.quantized.quantize import FakeQuantizer
+from smpq.reconstruction.reconstruct import reconstruct
+from smpq.reconstruction.settings import ReconstructionSettings
+from smpq.training.finetune import Subject
+
+NAME = "reconstruct"
+
+
+class Bench:
+    """The network, calibrated."""
+
+    def __init__(self, data: Path, weights: Path) -> None:
+        self.task = load_task("cifar10-resnet20", data, weights)
+        self.batches = self.task.calibration()
+        self.original = self.task.model()
+        folded, self.pairs = fold_batchnorm(self.original, self.batches[0].inputs)
+        self.traced = TracedModel(folded, tuple(tensor[:2] for tensor in self.batches[0].inputs))
+        self.units, _ = find_units(self.traced)
+        self.calibration = Calibration(self.traced, self.units, self.batches, CalibrationSettings())
+
+    def top1(self, fake: FakeQuantizer, formats: dict[str, Format]) -> float:
+        """Return the accuracy in % on the test images."""
+        edits, right = fake.edits(fake.plan(formats)), 0.0
+        for batch in self.task.evaluation():
+            right += float(self.task.metric(fake.traced.run(batch.inputs, edits), batch.target).sum())
+        return right / 100
+
+    def row(self, text: str, settings: ReconstructionSettings) -> dict:
+        """Reconstruct the network with all layers in one format."""
+        chosen, image = Format.from_text(text), self.units[0].path
+        first = Format.from_text(f"w{chosen.weight_bits}a8")
+        formats = {unit.path: first if unit.path == image else chosen for unit in self.units}
+        rules = QdqRules("affine")
+        fake = FakeQuantizer(self.traced, self.units, self.calibration, rules)
+        subject = Subject(
+            self.task, self.traced, self.units, self.original, self.pairs, fake.plan(formats), text, "benchmark"
+        )
+        before, start = self.top1(fake, formats), time.process_time()
+        found = reconstruct(subject, self.batches, settings)
+        seconds = time.process_time() - start
+        tuned = FakeQuantizer(found.traced(self.traced), self.units, found.calibration(self.calibration), rules)
+        return {
+            "format": text, "top1_before": before, "top1": self.top1(tuned, formats),
+            "kl_before": -found.before.value, "kl": -found.after.value, "cpu_seconds": round(seconds, 1),
+            "settings": asdict(settings),
+        }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", type=Path)
+    for name, default in (
+        ("formats", "w2a8"), ("losses", "mse,brecq,fima-q"), ("iterations", "300"), ("starts", "calibrated"), ("seeds", "0"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", default=default)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    file = RESULTS / f"{NAME}.json"
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    bench = Bench(options.data, options.weights)
+    columns = [getattr(options, name).split(",") for name in ("formats", "losses", "iterations", "starts", "seeds")]
+    for text, loss, iterations, start, seed in itertools.product(*columns):
+        settings = ReconstructionSettings(loss, int(iterations), start=start, seed=int(seed))
+        if any((row["format"], row["settings"]) == (text, asdict(settings)) for row in rows):
+            continue
+        rows.append(bench.row(text, settings))
+        command = "PYTHONPATH=. python benchmarks/reconstruct.py CIFAR10_DIR WEIGHTS"
+        keep(NAME, command, sorted({row["settings"]["seed"] for row in rows}), rows, float_top1=88.5)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
