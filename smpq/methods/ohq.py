@@ -80,7 +80,10 @@ def ohq(problem: SearchProblem) -> Objective:
 
     No code of the paper was published and its formulas were not found: the abstract names the three parts (efficiency
     measured on the chip, sensitivity guided by masks, a linear programme), and their form is ours. Masks set half of
-    the weights to zero, drawn four times by seed, which gives the standard errors.
+    the weights to zero, drawn four times by seed, which gives the standard errors. Measured at 3 bits on average: masks
+    of a tenth lead to plans of less divergence, on ResNet-20 0.035 against 0.042 nats, on the digits 0.002 against
+    0.004, and without data 0.004 against 0.016. A weight of the cost of 0.1 changes none of the digits' plans, since
+    the budget limits the cost already, so it is 0. In the latency loop the search decides, and neither weight counts.
     """
     import numpy as np
 

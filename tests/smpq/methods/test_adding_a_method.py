@@ -45,7 +45,7 @@ def test_it_does_the_whole_job(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [NAME, "hawq"])
+@pytest.mark.parametrize("name", [NAME, "hawq", "ohq"])
 @pytest.mark.usefixtures("added")
 def test_it_meets_a_latency(tmp_path, name):
     run = tmp_path / "run"
