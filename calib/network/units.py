@@ -16,6 +16,10 @@ from calib.network.nodes import module_path, moved_from, operator_name
 
 _OPERATORS = {"conv1d", "conv2d", "linear"}
 _LOOKS_UP = "embedding"
+_OF_SIZES = {
+    "sym_size", "sym_numel", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full"
+}  # fmt: skip
+"""Operators whose result depends on the sizes of a tensor, and not on its values."""
 _BAG = "no target looks up rows of integers and sums them"
 _TRANSPOSED = (
     "transposed convolutions have no integer kernel on any target: TensorRT-RTX 1.7 turns their integers into floats in "
@@ -99,7 +103,7 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
     3. An embedding is a unit, and one with the head that is tied to it: both see the rounded rows.
     4. A weight that is computed in the graph (weight norm, a product of parameters) is left in floating point; so is
        one that yet another operator reads, which would otherwise see the rounded values, and one of a layer that sees
-       no input of the model: what it gives is a constant.
+       no input of the model, or the sizes of one alone: what it gives is a constant.
     5. Every other parameter of two dimensions or more that something reads is skipped too, with what reads it.
     """
     calls: dict[str, list[fx.Node]] = defaultdict(list)
@@ -129,10 +133,10 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
 
 
 def _computed(traced: TracedModel) -> set[fx.Node]:
-    """Return the tensors that depend on an input of the model."""
+    """Return the tensors that depend on the values of an input of the model."""
     found = {traced.nodes[name] for name in traced.inputs}
     for node in traced.steps:
-        if not found.isdisjoint(node.all_input_nodes):
+        if operator_name(node) not in _OF_SIZES and not found.isdisjoint(node.all_input_nodes):
             found.add(node)
     return found
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -174,6 +175,31 @@ def test_what_is_skipped_says_why():
     assert "different operators" in skipped["both"].reason
     assert "sees no input" in skipped["inside"].reason
     assert "no layer multiplies by it" in skipped["position"].reason
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        lambda x: torch.zeros(x.shape[0], 3, dtype=torch.int64),
+        torch.ones_like,
+        lambda x: torch.ones(x.shape, dtype=torch.int64).cumsum(1),
+        lambda x: x.new_zeros(x.shape),
+    ],
+    ids=["its batch", "like it", "counted", "new"],
+)
+def test_rows_that_are_looked_up_by_sizes_are_constants(kinds):
+    class Kinds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.kinds, self.head = nn.Embedding(9, 4), nn.Embedding(5, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.words(x) + self.kinds(kinds(x)))
+
+    traced = TracedModel(Kinds().eval(), (torch.randint(9, (2, 3)),))
+    units, skipped = find_units(traced)
+    assert [unit.path for unit in units] == ["words", "head"]
+    assert [(each.path, "sees no input" in each.reason) for each in skipped] == [("kinds", True)]
 
 
 def test_a_bias_that_is_computed_is_none_of_the_layer():

@@ -1,8 +1,10 @@
 import onnx
 import pytest
+import torch
+from torch import nn
 
 from deploy.lowering.passes.declare_opset import declare_opset
-from tests.deploy.networks import mlp, residual
+from tests.deploy.networks import export, mlp, residual
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,12 @@ def test_another_opset_is_left_alone():
     model.graph.opset_imports[""] = 18
     assert not declare_opset(model)
     assert model.graph.opset_imports[""] == 18
+
+
+def test_an_operator_that_means_something_else_since_keeps_its_opset(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU())
+    exported = export(network, torch.randn(2, 3, 6, 6), tmp_path)
+    lowered = exported.lower(exported.formats("fp16"), "tensorrt-rtx", tmp_path)
+    model = onnx.load(str(lowered.path))
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == 21
+    onnx.checker.check_model(model, full_check=True)
