@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -128,6 +128,17 @@ class ScoresFile(FileRecord, frozen=True, kw_only=True):
             raise ValueError("each pair of moves stands once")
 
 
+Where = Literal["everywhere", "near", "beyond"]
+"""Among which plans one is the best for some scores."""
+
+PLACES: dict[Where, str] = {
+    "everywhere": "",
+    "near": " among those near the plan that they were measured at",
+    "beyond": ", which were measured far from it: no plan where they were is within the budget",
+}
+"""In words, after "for these scores"."""
+
+
 class AllocationRow(Record, frozen=True, kw_only=True):
     """The best plan for scores with values of pairs, by these scores: its value, and what no plan within the budget
     exceeds. They are equal where it is proven the best.
@@ -135,6 +146,7 @@ class AllocationRow(Record, frozen=True, kw_only=True):
 
     value: float
     bound: float
+    where: Where
 
     def __post_init__(self) -> None:
         if self.bound < self.value:
@@ -287,7 +299,7 @@ class EpochRow(Record, frozen=True, kw_only=True):
 
 
 __all__ = [
-    "AboveZero", "Amount", "ContributionRow", "ContributionsFile", "Count", "EpochRow", "EstimateRow", "FormatText",
-    "Interval", "OfPolicy",
-    "OperationRow", "PolicyFile", "Positive", "ScoreRow", "ScoresFile", "StabilityFile",
+    "AboveZero", "AllocationRow", "Amount", "ContributionRow", "ContributionsFile", "Count", "EpochRow",
+    "EstimateRow", "FormatText", "Interval", "NearRow", "OfPolicy", "OperationRow", "PLACES", "PairRow", "PolicyFile",
+    "Positive", "ScoreRow", "ScoresFile", "StabilityFile", "Where",
 ]  # fmt: skip
