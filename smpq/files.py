@@ -299,7 +299,7 @@ class EpochRow(Record, frozen=True, kw_only=True):
 
 
 __all__ = [
-    "AboveZero", "AllocationRow", "Amount", "ContributionRow", "ContributionsFile", "Count", "EpochRow",
-    "EstimateRow", "FormatText", "Interval", "NearRow", "OfPolicy", "OperationRow", "PLACES", "PairRow", "PolicyFile",
+    "PLACES", "AboveZero", "AllocationRow", "Amount", "ContributionRow", "ContributionsFile", "Count", "EpochRow",
+    "EstimateRow", "FormatText", "Interval", "NearRow", "OfPolicy", "OperationRow", "PairRow", "PolicyFile",
     "Positive", "ScoreRow", "ScoresFile", "StabilityFile", "Where",
 ]  # fmt: skip
