@@ -123,26 +123,21 @@ class ScoresFile(FileRecord, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        seen = [frozenset(((row.one, row.one_format), (row.other, row.other_format))) for row in self.pairs]
-        if len(set(seen)) < len(seen):
+        if len({frozenset(((p.one, p.one_format), (p.other, p.other_format))) for p in self.pairs}) < len(self.pairs):
             raise ValueError("each pair of moves stands once")
 
 
 Where = Literal["everywhere", "near", "beyond"]
-"""Among which plans one is the best for some scores."""
-
 PLACES: dict[Where, str] = {
     "everywhere": "",
     "near": " among those near the plan that they were measured at",
     "beyond": ", which were measured far from it: no plan where they were is within the budget",
 }
-"""In words, after "for these scores"."""
+"""Among which plans one is the best; in words, after "for these scores"."""
 
 
 class AllocationRow(Record, frozen=True, kw_only=True):
-    """The best plan for scores with values of pairs, by these scores: its value, and what no plan within the budget
-    exceeds. They are equal where it is proven the best.
-    """
+    """The best plan for scores with pairs: its value by them, and a bound on that of any; equal where that is proven."""
 
     value: float
     bound: float
