@@ -30,7 +30,9 @@ from smpq.solve.allocate import (
 from smpq.solve.rows import TOLERANCE
 
 SECONDS = 60.0
-"""Of the solver. CLADO's matrix of ResNet-20 with four formats takes eight on a busy core."""
+"""Of the solver, on the wall: a busy machine proves less. The pairs of ResNet-20 with four formats take about ten of a
+core where the budget is tight.
+"""
 _SWEEPS = 1000
 
 
