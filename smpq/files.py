@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -123,18 +123,25 @@ class ScoresFile(FileRecord, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        seen = [frozenset(((row.one, row.one_format), (row.other, row.other_format))) for row in self.pairs]
-        if len(set(seen)) < len(seen):
+        if len({frozenset(((p.one, p.one_format), (p.other, p.other_format))) for p in self.pairs}) < len(self.pairs):
             raise ValueError("each pair of moves stands once")
 
 
+Where = Literal["everywhere", "near", "beyond"]
+PLACES: dict[Where, str] = {
+    "everywhere": "",
+    "near": " among those near the plan that they were measured at",
+    "beyond": ", which were measured far from it: no plan where they were is within the budget",
+}
+"""Among which plans one is the best; in words, after "for these scores"."""
+
+
 class AllocationRow(Record, frozen=True, kw_only=True):
-    """The best plan for scores with values of pairs, by these scores: its value, and what no plan within the budget
-    exceeds. They are equal where it is proven the best.
-    """
+    """The best plan for scores with pairs: its value by them, and a bound on that of any; equal where that is proven."""
 
     value: float
     bound: float
+    where: Where
 
     def __post_init__(self) -> None:
         if self.bound < self.value:
@@ -287,7 +294,7 @@ class EpochRow(Record, frozen=True, kw_only=True):
 
 
 __all__ = [
-    "AboveZero", "Amount", "ContributionRow", "ContributionsFile", "Count", "EpochRow", "EstimateRow", "FormatText",
-    "Interval", "OfPolicy",
-    "OperationRow", "PolicyFile", "Positive", "ScoreRow", "ScoresFile", "StabilityFile",
+    "PLACES", "AboveZero", "AllocationRow", "Amount", "ContributionRow", "ContributionsFile", "Count", "EpochRow",
+    "EstimateRow", "FormatText", "Interval", "NearRow", "OfPolicy", "OperationRow", "PairRow", "PolicyFile",
+    "Positive", "ScoreRow", "ScoresFile", "StabilityFile", "Where",
 ]  # fmt: skip

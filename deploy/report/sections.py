@@ -11,7 +11,7 @@ from deploy.report.plots import bits_plot, latency_plot, pareto_plot
 from deploy.report.section import Section, Warned
 from deploy.report.steps import differing_kernels
 from deploy.report.wording import aligned, amount, counted, fixed, magnitude, number, size, span
-from smpq.files import ContributionsFile
+from smpq.files import PLACES, ContributionsFile
 
 
 def sections(report: ReportFile) -> Iterator[Section]:
@@ -80,13 +80,11 @@ def _proof(report: ReportFile) -> list[str]:
     row = report.stability.allocation if report.stability is not None else None
     if row is None:
         return []
+    found = f"The best plan for these scores{PLACES[row.where]}, pairs of layers included, is worth {number(row.value)}"
     if row.bound == row.value:
-        return [f"The best plan for these scores, pairs of layers included, is worth {number(row.value)}: proven."]
+        return [f"{found}: proven."]
     gap = number(row.bound - row.value)
-    found = f"The best plan that was found for these scores, pairs of layers included, is worth {number(row.value)}"
-    return [
-        f"{found}. It is not proven the best: the solver reached its limit, and another may be better by up to {gap}."
-    ]
+    return [f"{found}, of those found. The solver reached its limit: another may be better by up to {gap}."]
 
 
 def _contributions(record: ContributionsFile) -> Section:

@@ -134,7 +134,7 @@ def write_stability(workspace: Workspace, scores: Scores, ceilings: Sequence[Cei
         with workspace.progress.step("prove the plan of the scores"):
             answer = best_or_explain(Problem(workspace.space, scores.objective(), ceilings))
         workspace.progress.say(f"plan of the scores, pairs of layers included: {answer}")
-        row = AllocationRow(value=answer.value, bound=answer.value + answer.gap)
+        row = AllocationRow(value=answer.value, bound=answer.value + answer.gap, where=answer.where)
     workspace.run.write(
         stability.to_file(policy.key())
         if stability is not None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smpq.solve.allocate import Move
 
 _SHARE_OF_SIZE = 0.3
+_SHARE_ON_PAIRS = 4
 _TRUST = 0.5
 """The share of a measured cross term that counts."""
 
@@ -26,12 +27,13 @@ _TRUST = 0.5
 @method(
     "hybrid",
     paper="this project, after CLADO, Deng et al. DAC 2025 (arXiv 2307.05657)",
-    cost="one for each of 400 evaluations (--evaluations), half of them on pairs",
+    cost="one for each of 400 evaluations (--evaluations), a quarter of them on pairs",
 )
 def hybrid(problem: SearchProblem) -> Objective:
     """Shapley values of moves, and cross terms of the pairs that may matter most around the plan of these values.
 
-    Half of --evaluations go into walks, half into pairs. A loss of second order is a squared length, so two moves with
+    A quarter of --evaluations goes into pairs, the rest into walks: with half of 400, ResNet-20 has one walk, whose
+    values are too noisy to plan by. A loss of second order is a squared length, so two moves with
     single losses L(i) and L(j) have a cross term of at most 2 sqrt(L(i) L(j)) (Cauchy-Schwarz): the pairs with the
     largest bound are measured, all on one part of the samples, and the others count as 0. The bound of two layers is
     that of their largest changes against the plan, in single losses of the walks' first pass; without a budget that is
@@ -48,13 +50,14 @@ def hybrid(problem: SearchProblem) -> Objective:
     from smpq.solve.allocate import Neighbourhood, Problem, solve_or_explain
 
     space, evaluator, limits = problem.space, problem.evaluator, problem.limits
-    linear = shapley(replace(problem, limits=replace(limits, evaluations=limits.evaluations // 2))).linear
+    share = limits.evaluations // _SHARE_ON_PAIRS
+    linear = shapley(replace(problem, limits=replace(limits, evaluations=limits.evaluations - share))).linear
     if not limits.evaluations:
         return Objective(linear)
     ceilings = ceilings_or_size(problem, _SHARE_OF_SIZE)
     centre = solve_or_explain(Problem(space, linear.values(), ceilings))
     every = all_pairs(moves_from(space, centre))
-    asked = _screened(linear, centre, every, limits.evaluations - limits.evaluations // 2)
+    asked = _screened(linear, centre, every, share)
     with problem.progress.bar("pairs", len(asked)) as advance:
         found = measure_pairs(evaluator.folds[-1:] or (evaluator,), asked, centre, 1, advance, problem.progress.enough)
     halves = {

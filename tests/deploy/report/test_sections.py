@@ -15,16 +15,18 @@ def plan_note(**other):
     return note
 
 
-def allocated(value, bound):
-    return {**STABILITY, "allocation": {"value": value, "bound": bound}}
+def allocated(value, bound, where="everywhere"):
+    return {**STABILITY, "allocation": {"value": value, "bound": bound, "where": where}}
 
 
 def test_a_plan_that_is_proven_and_one_that_is_not():
     assert plan_note(stability=allocated(-0.25, -0.25)).endswith("pairs of layers included, is worth −0.25: proven.")
     assert plan_note(stability=allocated(-0.25, -0.125)).endswith(
-        "is worth −0.25. It is not proven the best: the solver reached its limit, and another may be better by up to 0.125."
+        "is worth −0.25, of those found. The solver reached its limit: another may be better by up to 0.125."
     )
     assert "pairs" not in plan_note()
+    far = plan_note(stability=allocated(-0.25, -0.25, "beyond"))
+    assert "for these scores, which were measured far from it: no plan where they were is within the budget" in far
 
 
 def test_a_bound_below_the_value_is_refused():

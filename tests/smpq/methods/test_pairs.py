@@ -169,7 +169,7 @@ def test_half_of_a_cross_term_counts_in_the_hybrid():
 def test_the_hybrid_says_how_many_pairs_it_measured():
     space = space_of(6, (W2, W4, FP32))
     game, _ = quadratic_game(space, 2)
-    scores = METHODS["hybrid"].score(problem_of(space, game, 9, evaluations=40)).scores
+    scores = METHODS["hybrid"].score(problem_of(space, game, 9, evaluations=80)).scores
     assert "cross terms of 20 of 60 pairs" in scores.notes[0]
     layers = {(one[0], other[0]) for one, other in scores.pairs}
     assert len(layers) == 5, "all pairs of two layers, or none"

@@ -142,11 +142,12 @@ def test_near_the_policy_where_it_was_measured_or_everywhere_where_that_is_over_
     model = replace(model, fixed=0.0, parts={group: {W2A8: 2.0, W8A8: 1.0, FP32: 9.0} for group in space.formats})
     found = solve_pairs(Problem(space, near, [Ceiling(model, 6.0)]))
     assert found is not None
-    assert (found.value, found.near) == (1.0, True)
-    assert "near the policy" in str(found)
+    assert (found.value, found.where) == (1.0, "near")
+    assert "near the plan" in str(found)
     far = solve_pairs(Problem(space, near, [Ceiling(model, 3.5)]))
     assert far is not None
-    assert (far.value, far.near) == (3.0, False)
+    assert "no plan where they were is within the budget" in str(far)
+    assert (far.value, far.where) == (3.0, "beyond")
 
 
 def test_no_policy_within_the_budget():
