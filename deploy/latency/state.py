@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 from deploy.latency.doubts import doubted
 from deploy.latency.observed import Observation, Refusal
@@ -31,6 +32,12 @@ class LoopState:
         observed = self.observed
         keys = {step.proposal.policy.key() for step in self.steps}
         return sum(not (key in observed and observed[key].doubtful) for key in keys)
+
+    @property
+    def usual_error(self) -> float:
+        """The standard error of a usual measurement, 0 before there is any."""
+        errors = [each.standard_error for each in self.observed.values() if not each.doubtful]
+        return median(errors) if errors else 0.0
 
     def keep(self, found: Observation) -> Observation:
         """Take in a measurement, in place of an earlier one of the same policy; returns it."""
