@@ -158,7 +158,7 @@ class PolicyValue:
         """Return the value on all samples, given that on each part."""
         if len(parts) == 1:
             return parts[0]
-        return sum(map(operator.mul, parts, self._counts)) / sum(self._counts)
+        return sum(part * count for part, count in zip(parts, self._counts, strict=True)) / sum(self._counts)
 
     @cached_property
     def _counts(self) -> list[int]:
