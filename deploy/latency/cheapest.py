@@ -79,7 +79,7 @@ class CheapestLoop(LatencyLoop):
 
         def within(limit: float) -> Policy | None:
             self.goal = replace(goal, limit=limit)
-            choice = self._search(optimism, limit)
+            choice = self._search(self._ceiling(optimism, limit))
             self.goal = goal
             return choice.policy if choice is not None else None
 

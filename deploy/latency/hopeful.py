@@ -56,9 +56,9 @@ def hopeful_cost(model: LatencyModel, limit: float, errors: float, problem: Prob
         for _ in range(_TANGENTS):
             plan = best_within(model.tangent(plan, errors), limit) if plan is not None else None
         found += [plan] if plan is not None else []
-    nearest = nearest_feasible(replace(problem, ceilings=[Ceiling(cost, limit), *problem.ceilings]))
-    around = max(found, key=lambda plan: _worth(problem, plan), default=nearest)
-    linear = model.tangent(around, errors)
+    if not found:
+        found = [nearest_feasible(replace(problem, ceilings=[Ceiling(cost, limit), *problem.ceilings]))]
+    linear = model.tangent(max(found, key=lambda plan: _worth(problem, plan)), errors)
     return HopefulCost(**vars(linear), latency=model, errors=errors)
 
 

@@ -26,7 +26,7 @@ from smpq.value.evaluate import ValueFunction
 
 OPTIMISM = 1.5
 """How many of its standard errors a policy may be predicted above the limit before it is taken for too slow."""
-_SEARCHES = ((0.0, True), (OPTIMISM, True), (OPTIMISM, False))
+_SEARCHES = ((0.0, (True,)), (OPTIMISM, (True, False)))
 """Optimism of the searches for one proposal, and whether they are quick: the next one follows where one finds nothing."""
 _STEPS_OF_OPTIMISM = (0.0, 0.75, -0.75, 1.5)
 
@@ -40,11 +40,10 @@ class LatencyLoop:
     2. The search proposes the most valuable policy that the model predicts to meet the limit, with joins placed where
        they are fastest; it is built and measured, and the model is fitted again. A policy that is measured to miss the
        limit is never proposed again.
-    3. Searches after the first one ask quickly: they solve with what is known of single changes. Where that finds
-       nothing new, policies are searched that might just meet the limit: their own prediction is at most so many of its
-       standard errors above it (`OPTIMISM`). Of these the one is measured that is expected to gain most.
-    4. Where a quick search of these finds nothing either, a thorough one exchanges formats too. Nothing is left then that
-       is likely better.
+    3. Searches after the first one solve with what is known of single changes. Where that finds nothing new, policies
+       count whose own prediction is at most `OPTIMISM` of its standard errors too slow, and of these the one that is
+       expected to gain most.
+    4. Where nothing is found there either, a thorough search exchanges formats too. Nothing likely better is left then.
     5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. One whose measurement later
        ones cast doubt on may be measured again.
     6. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
@@ -120,13 +119,14 @@ class LatencyLoop:
 
     def _after_experiments(self) -> Proposal | None:
         best = self._best()
-        for optimism, quick in _SEARCHES:
-            found = self._search(optimism, self._aim(), quick=quick)
-            policies = [] if found is None else [found.policy, *(found.finalists if optimism else ())]
-            gains = [(self._gain(policy, best), policy) for policy in policies if self._is_new(policy)]
-            gain, policy = max(gains, key=itemgetter(0), default=(0.0, self._reference.policy))
-            if gain > 0:
-                return self._proposal("optimistic" if optimism else "proposal", policy)
+        for optimism, quickly in _SEARCHES:
+            ceiling = self._ceiling(optimism, self._state.aim(self.goal.limit))
+            for found in (self._search(ceiling, quick=quick) for quick in quickly):
+                policies = [] if found is None else [found.policy, *(found.finalists if optimism else ())]
+                gains = [(self._gain(policy, best), policy) for policy in policies if self._is_new(policy)]
+                gain, policy = max(gains, key=itemgetter(0), default=(0.0, self._reference.policy))
+                if gain > 0:
+                    return self._proposal("optimistic" if optimism else "proposal", policy)
         if best is None and (closest := self._closest()) is not None:
             return closest
         out_of_reach, exhausted = "the limit is out of reach", "no other policy within the limit is likely to be better"
@@ -144,7 +144,7 @@ class LatencyLoop:
         for policy, label in [(first.policy, first.label)] if first is not None else []:
             found[policy.key()] = self._proposal(label, policy)
         for optimism in _STEPS_OF_OPTIMISM if found else ():
-            choice = self._search(optimism, self._aim())
+            choice = self._search(self._ceiling(optimism, self._state.aim(self.goal.limit)))
             if choice is not None and self._is_new(choice.policy):
                 found.setdefault(choice.policy.key(), self._proposal("proposal", choice.policy))
         return list(found.values())[:count]
@@ -212,15 +212,18 @@ class LatencyLoop:
             if len(accused) == 1 or set(accused) & self._doubtful:
                 self._leave_out(accused)
 
-    def _search(self, optimism: float, limit: float, *, quick: bool = False) -> Choice | None:
-        """Return the best policy that may be within `limit` by the model, of those that were not measured to miss the
-        goal's. The first search is thorough; a `quick` one solves with what that has learned of single changes.
+    def _ceiling(self, optimism: float, limit: float) -> Ceiling:
+        """Return a limit on the ratio to the float engine by the model, so many standard errors below its predictions."""
+        marginals = next(iter(self._state.marginals.values()))
+        problem = Problem(self._space, marginals, self.goal.ceilings, self._state.left_out(self.goal.limit))
+        return Ceiling(hopeful_cost(self._model, limit, optimism, problem), limit)
+
+    def _search(self, ceiling: Ceiling, *, quick: bool = False) -> Choice | None:
+        """Return the best policy within the ceiling and the goal's other ones, of those that are not left out. The
+        first search is thorough; a `quick` one solves with what that has learned of single changes.
         """
-        goal, model, state = self.goal, self._model, self._state
-        left_out = [o.policy for o in state.observed.values() if o.upper > goal.limit and not o.doubtful]
-        left_out += [refusal.policy for refusal in state.refusals if not refusal.blamed]
-        others = Problem(self._space, next(iter(state.marginals.values())), goal.ceilings, left_out)
-        ceilings = [Ceiling(hopeful_cost(model, limit, optimism, others), limit), *goal.ceilings]
+        goal, state = self.goal, self._state
+        left_out, ceilings = state.left_out(goal.limit), [ceiling, *goal.ceilings]
         effort = goal.effort
         if "refined" in state.marginals:
             effort = replace(effort, rounds=0, exchanges=0 if quick else effort.exchanges)
@@ -242,11 +245,7 @@ class LatencyLoop:
     def _gain(self, policy: Policy, best: Observation | None) -> float:
         """Return what measuring a policy is expected to gain in value, or its chance where nothing meets the limit yet."""
         gained = self._value(policy) - self._value(best.policy) if best is not None else 1.0
-        return max(gained, 0.0) * likelihood(self._model, policy, self._aim())
-
-    def _aim(self) -> float:
-        """Return the ratio whose interval, of a usual measurement, just reaches the limit."""
-        return self.goal.limit - 1.96 * self._state.usual_error
+        return max(gained, 0.0) * likelihood(self._model, policy, self._state.aim(self.goal.limit))
 
     def _closest(self) -> Proposal | None:
         """Return the policy that is predicted to be nearest to the limit, unless one that was measured is nearer."""

@@ -8,6 +8,7 @@ from statistics import median
 from deploy.latency.doubts import doubted
 from deploy.latency.observed import Observation, Refusal
 from deploy.latency.steps import Step
+from smpq.problem.policy import Policy
 from smpq.solve.allocate import Values as Marginals
 
 
@@ -33,11 +34,15 @@ class LoopState:
         keys = {step.proposal.policy.key() for step in self.steps}
         return sum(not (key in observed and observed[key].doubtful) for key in keys)
 
-    @property
-    def usual_error(self) -> float:
-        """The standard error of a usual measurement, 0 before there is any."""
+    def aim(self, limit: float) -> float:
+        """Return the ratio whose interval, of a usual measurement, just reaches a limit."""
         errors = [each.standard_error for each in self.observed.values() if not each.doubtful]
-        return median(errors) if errors else 0.0
+        return limit - 1.96 * (median(errors) if errors else 0.0)
+
+    def left_out(self, limit: float) -> list[Policy]:
+        """Return what was measured to miss a limit, and what does not build for no reason that is known."""
+        missed = [each.policy for each in self.observed.values() if each.upper > limit and not each.doubtful]
+        return missed + [refusal.policy for refusal in self.refusals if not refusal.blamed]
 
     def keep(self, found: Observation) -> Observation:
         """Take in a measurement, in place of an earlier one of the same policy; returns it."""

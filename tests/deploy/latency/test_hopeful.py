@@ -56,6 +56,7 @@ def test_what_is_uncertain_is_found_where_it_is_worth_most():
         within = [p for p in policies(of) for mean, error in [model.predict(p)] if mean - ERRORS * error <= limit]
         sure = [p for p in policies(of) if model.predict(p)[0] <= limit]
         assert found in within
+        assert cost.total(found) == pytest.approx(np.dot(model.predict(found), (1, -ERRORS)))
         lost.append((max(map(worth, within)) - worth(found), max(map(worth, within)) - max(map(worth, sure))))
     gaps, without = np.array(lost).T
     assert gaps.sum() < 0.5 * without.sum()
