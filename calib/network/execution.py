@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -41,15 +42,20 @@ class Execution:
     """
 
     def __init__(
-        self, traced: TracedModel, inputs: Sequence[Tensor], edits: Edits = NO_EDITS, observe: Observe | None = None
+        self,
+        traced: TracedModel,
+        inputs: Sequence[Tensor],
+        edits: Edits = NO_EDITS,
+        observe: Observe | None = None,
+        order: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Read the inputs; the first step comes next."""
+        """Read the inputs, in this `order` in memory; the first step comes next."""
         self._traced = traced
         self._edited: dict[tuple[str, int], Tensor] = {}
         self._values: dict[str, Any] = {}
         self.position = 0
         for name, given in zip(traced.inputs, inputs, strict=True):
-            value = given.contiguous()  # the trace may view what the module reshapes
+            value = ordered(given, order)  # the trace may view what the module reshapes
             if observe is not None:
                 observe(name, value)
             self._values[name] = edits.sources[name](value) if name in edits.sources else value
@@ -115,6 +121,11 @@ class Execution:
         if key not in self._edited:
             self._edited[key] = edit(self._values[name])
         return self._edited[key]
+
+
+def ordered(tensor: Tensor, order: torch.memory_format) -> Tensor:
+    """Return the tensor with its axes in this order in memory, in the usual order where it has not four of them."""
+    return tensor.contiguous(memory_format=order if tensor.dim() == 4 else torch.contiguous_format)
 
 
 def signatures(traced: TracedModel, edits: Edits) -> list[tuple[int, ...]]:

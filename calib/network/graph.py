@@ -102,14 +102,15 @@ class TracedModel:
         observe: Observe | None = None,
         *,
         gradient: bool = False,
+        order: torch.memory_format = torch.contiguous_format,
     ) -> Any:
         """Run the graph on one batch and return what the model's `forward` would return.
 
         `observe(name, tensor)` sees every tensor that a node makes, and the inputs. With `gradient` the run is recorded
-        for backpropagation to whatever in the edits asks for it.
+        for backpropagation to whatever in the edits asks for it. `order` is that of the inputs in memory.
         """
         with torch.set_grad_enabled(gradient):
-            return Execution(self, inputs, edits, observe).advance(edits, observe=observe).output()
+            return Execution(self, inputs, edits, observe, order).advance(edits, observe=observe).output()
 
     def elements_of_one(self, value: Tensor) -> int:
         """Return how many elements one sample of the value of a node (`meta["val"]`) has, where inputs have their usual

@@ -74,17 +74,18 @@ class CheapestLoop(LatencyLoop):
         return None
 
     def _cheapest(self, high: float, optimism: float) -> Policy | None:
-        goal, hoped = self.goal, optimism * self._uncertainty()
+        goal = self.goal
         ceilings = [Ceiling(self._model.cost_model(1.0), _TINY)]
 
         def within(limit: float) -> Policy | None:
             self.goal = replace(goal, limit=limit)
-            choice = self._search(optimism)
+            choice = self._search(self._ceiling(optimism, limit))
             self.goal = goal
             return choice.policy if choice is not None else None
 
         def cost(policy: Policy) -> float:
-            return self._model.predict(policy)[0] - hoped
+            predicted, error = self._model.predict(policy)
+            return predicted - optimism * error
 
         low = max(cost(nearest_feasible(Problem(self._space, {}, ceilings))), _TINY)
         return cheapest(within, cost, self._allows, low, high)

@@ -83,7 +83,7 @@ class CurveLoop(LatencyLoop):
         if abs(near - limit) <= _NEAR:
             self._state.marginals = {**starts, "refined": self._refined[near]}
         self.goal = replace(goal, limit=limit)
-        choice = self._search(0.0)
+        choice = self._search(self._ceiling(0.0, limit))
         self.goal, self._state.marginals = goal, starts
         if choice is None:
             return None

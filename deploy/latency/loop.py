@@ -7,10 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 from calib.formats.format import Format
-from deploy.latency.designs import designed_policies, random_policies
+from deploy.latency.designs import designed_policies
 from deploy.latency.finalists import judged
+from deploy.latency.hopeful import hopeful_cost, likelihood
 from deploy.latency.model import LatencyModel, fitted
 from deploy.latency.observed import Observation, Observe, Refusal
 from deploy.latency.state import LoopState
@@ -23,8 +25,9 @@ from smpq.solve.search import Choice, choose, is_small
 from smpq.value.evaluate import ValueFunction
 
 OPTIMISM = 1.5
-"""How many standard errors a proposal may be predicted above the limit before it is taken for too slow."""
-_TYPICAL = 32
+"""How many of its standard errors a policy may be predicted above the limit before it is taken for too slow."""
+_SEARCHES = ((0.0, (True,)), (OPTIMISM, (True, False)))
+"""Optimism of the searches for one proposal, and whether they are quick: the next one follows where one finds nothing."""
 _STEPS_OF_OPTIMISM = (0.0, 0.75, -0.75, 1.5)
 
 
@@ -37,17 +40,18 @@ class LatencyLoop:
     2. The search proposes the most valuable policy that the model predicts to meet the limit, with joins placed where
        they are fastest; it is built and measured, and the model is fitted again. A policy that is measured to miss the
        limit is never proposed again.
-    3. When the proposal is one that is known to meet the limit, the search is repeated with the limit raised by the
-       model's uncertainty: a more valuable policy that might just meet it is measured as well. Nothing is left then
-       that is likely better.
-    4. A policy meets the limit when the upper end of the 95 % interval of its ratio does. One whose measurement later
+    3. Searches after the first one solve with what is known of single changes. Where that finds nothing new, policies
+       count whose own prediction is at most `OPTIMISM` of its standard errors too slow, and of these the one that is
+       expected to gain most.
+    4. Where nothing is found there either, a thorough search exchanges formats too. Nothing likely better is left then.
+    5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. One whose measurement later
        ones cast doubt on may be measured again.
-    5. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
+    6. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
        that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
        for the one that is to blame.
-    6. The outcome is the policy, of those that meet the limit, that is best on samples that the search has not used
+    7. The outcome is the policy, of those that meet the limit, that is best on samples that the search has not used
        (`unseen`); what is measured next does not depend on these.
-    7. Where nothing meets the limit, the policy that is predicted to be nearest to it is measured as long as that is
+    8. Where nothing meets the limit, the policy that is predicted to be nearest to it is measured as long as that is
        nearer than what was measured. Where nothing measured is faster than the float engine, the float engine is the
        outcome.
     """
@@ -115,11 +119,14 @@ class LatencyLoop:
 
     def _after_experiments(self) -> Proposal | None:
         best = self._best()
-        for optimism in (0.0, OPTIMISM):
-            found = self._search(optimism)
-            better = found is not None and (best is None or found.value > self._value(best.policy))
-            if found is not None and better and self._is_new(found.policy):
-                return self._proposal("optimistic" if optimism else "proposal", found.policy)
+        for optimism, quickly in _SEARCHES:
+            ceiling = self._ceiling(optimism, self._state.aim(self.goal.limit))
+            for found in (self._search(ceiling, quick=quick) for quick in quickly):
+                policies = [] if found is None else [found.policy, *(found.finalists if optimism else ())]
+                gains = [(self._gain(policy, best), policy) for policy in policies if self._is_new(policy)]
+                gain, policy = max(gains, key=itemgetter(0), default=(0.0, self._reference.policy))
+                if gain > 0:
+                    return self._proposal("optimistic" if optimism else "proposal", policy)
         if best is None and (closest := self._closest()) is not None:
             return closest
         out_of_reach, exhausted = "the limit is out of reach", "no other policy within the limit is likely to be better"
@@ -137,7 +144,7 @@ class LatencyLoop:
         for policy, label in [(first.policy, first.label)] if first is not None else []:
             found[policy.key()] = self._proposal(label, policy)
         for optimism in _STEPS_OF_OPTIMISM if found else ():
-            choice = self._search(optimism)
+            choice = self._search(self._ceiling(optimism, self._state.aim(self.goal.limit)))
             if choice is not None and self._is_new(choice.policy):
                 found.setdefault(choice.policy.key(), self._proposal("proposal", choice.policy))
         return list(found.values())[:count]
@@ -205,25 +212,26 @@ class LatencyLoop:
             if len(accused) == 1 or set(accused) & self._doubtful:
                 self._leave_out(accused)
 
-    def _search(self, optimism: float) -> Choice | None:
-        """Return the best policy that may meet the limit by the model, of those that were not measured to miss it."""
-        goal, model, state = self.goal, self._model, self._state
-        raised = goal.limit + optimism * self._uncertainty()
-        left_out = [o.policy for o in state.observed.values() if o.upper > goal.limit and not o.doubtful]
-        left_out += [refusal.policy for refusal in state.refusals if not refusal.blamed]
-        ceilings = [Ceiling(model.cost_model(1.0), raised), *goal.ceilings]
-        effort = replace(goal.effort, rounds=0) if "refined" in state.marginals else goal.effort
+    def _ceiling(self, optimism: float, limit: float) -> Ceiling:
+        """Return a limit on the ratio to the float engine by the model, so many standard errors below its predictions."""
+        marginals = next(iter(self._state.marginals.values()))
+        problem = Problem(self._space, marginals, self.goal.ceilings, self._state.left_out(self.goal.limit))
+        return Ceiling(hopeful_cost(self._model, limit, optimism, problem), limit)
+
+    def _search(self, ceiling: Ceiling, *, quick: bool = False) -> Choice | None:
+        """Return the best policy within the ceiling and the goal's other ones, of those that are not left out. The
+        first search is thorough; a `quick` one solves with what that has learned of single changes.
+        """
+        goal, state = self.goal, self._state
+        left_out, ceilings = state.left_out(goal.limit), [ceiling, *goal.ceilings]
+        effort = goal.effort
+        if "refined" in state.marginals:
+            effort = replace(effort, rounds=0, exchanges=0 if quick else effort.exchanges)
         try:
             choice = choose(
-                self._value,
-                self._space,
-                state.marginals,
-                ceilings,
-                effort,
-                left_out,
-                folds=goal.folds,
+                self._value, self._space, state.marginals, ceilings, effort, left_out, folds=goal.folds,
                 enough=goal.enough,
-            )
+            )  # fmt: skip
         except Impossible:
             return None
         if not is_small(self._space):
@@ -233,6 +241,11 @@ class LatencyLoop:
         # a join may be worth more where it is slower, as long as the policy is within the limit there
         best = placed if self._value(placed) >= choice.value else policy
         return replace(choice, policy=best, value=self._value(best))
+
+    def _gain(self, policy: Policy, best: Observation | None) -> float:
+        """Return what measuring a policy is expected to gain in value, or its chance where nothing meets the limit yet."""
+        gained = self._value(policy) - self._value(best.policy) if best is not None else 1.0
+        return max(gained, 0.0) * likelihood(self._model, policy, self._state.aim(self.goal.limit))
 
     def _closest(self) -> Proposal | None:
         """Return the policy that is predicted to be nearest to the limit, unless one that was measured is nearer."""
@@ -251,11 +264,6 @@ class LatencyLoop:
 
     def _fit(self) -> LatencyModel:
         return fitted(self._whole_space, self._edges, list(self._state.observed.values()))
-
-    def _uncertainty(self) -> float:
-        """Return the typical standard error of a prediction, the root mean square over random policies."""
-        others = random_policies(self._whole_space, _TYPICAL, self._settings.seed + 1)
-        return math.sqrt(sum(self._model.predict(policy)[1] ** 2 for policy in others) / max(len(others), 1))
 
     def _take_refusal(self, refusal: Refusal) -> None:
         self._state.refusals.append(refusal)

@@ -55,9 +55,25 @@ class LatencyModel:
 
     def cost_model(self, float_latency_ms: float) -> CostModel:
         """Return the model as a cost in milliseconds for the solver."""
-        found = {
-            term: value * float_latency_ms for term, value in zip(self.terms, self.coefficients.tolist(), strict=True)
-        }
+        return self._cost_model(self.coefficients, 1.0, float_latency_ms)
+
+    def tangent(self, policy: Policy, errors: float) -> CostModel:
+        """Return the ratio to the float engine as a linear cost that is so many standard errors below the prediction at
+        `policy`, and at no policy further below than so many of its own.
+
+        The standard error is a norm, hence convex in what a policy is made of: its tangent at `policy` is nowhere above
+        it. Costs of conversions stay at zero or above, at the price of exactness.
+        """
+        row = row_of(policy, self.space, self.terms)
+        spread = self.covariance @ row
+        error = math.sqrt(max(float(row @ spread), 0.0) + self.residual**2)
+        lowered = self.coefficients - errors * spread / error
+        conversions = np.array([term.kind == "edge" for term in self.terms], bool)
+        lowered = np.where(conversions, np.maximum(lowered, 0.0), lowered)
+        return self._cost_model(lowered, 1.0 - errors * self.residual**2 / error, 1.0)
+
+    def _cost_model(self, coefficients: Matrix, fixed: float, float_latency_ms: float) -> CostModel:
+        found = {term: value * float_latency_ms for term, value in zip(self.terms, coefficients.tolist(), strict=True)}
         parts = {
             group.name: {
                 chosen: found.get(Term("format", group.name, str(chosen)), 0.0)
@@ -71,7 +87,7 @@ class LatencyModel:
         joins = tuple(
             JoinCost(join, *(found.get(Term(kind, join.name), 0.0) for kind in JOINS)) for join in self.space.joins
         )
-        return CostModel("latency", float_latency_ms, parts, float_latency_ms, transitions, joins)
+        return CostModel("latency", fixed * float_latency_ms, parts, float_latency_ms, transitions, joins)
 
 
 def fit(space: Space, edges: Sequence[Edge], observations: Sequence[Observation]) -> LatencyModel:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 from deploy.latency.doubts import doubted
 from deploy.latency.observed import Observation, Refusal
 from deploy.latency.steps import Step
+from smpq.problem.policy import Policy
 from smpq.solve.allocate import Values as Marginals
 
 
@@ -31,6 +33,16 @@ class LoopState:
         observed = self.observed
         keys = {step.proposal.policy.key() for step in self.steps}
         return sum(not (key in observed and observed[key].doubtful) for key in keys)
+
+    def aim(self, limit: float) -> float:
+        """Return the ratio whose interval, of a usual measurement, just reaches a limit."""
+        errors = [each.standard_error for each in self.observed.values() if not each.doubtful]
+        return limit - 1.96 * (median(errors) if errors else 0.0)
+
+    def left_out(self, limit: float) -> list[Policy]:
+        """Return what was measured to miss a limit, and what does not build for no reason that is known."""
+        missed = [each.policy for each in self.observed.values() if each.upper > limit and not each.doubtful]
+        return missed + [refusal.policy for refusal in self.refusals if not refusal.blamed]
 
     def keep(self, found: Observation) -> Observation:
         """Take in a measurement, in place of an earlier one of the same policy; returns it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,18 +22,21 @@ from smpq.quantized.plan import QdqRules, QuantPlan, gemm_calls, plan_from_polic
 _LARGEST_BIAS = 2**31 - 1
 
 
-@dataclass(frozen=True)
 class _IntegerBias:
     """Rounds a bias `[out]` to 32-bit integers in units of `step`; one that does not fit stays as it is, as in the
-    engine.
+    engine. The last one is kept: it is the same in every batch.
     """
 
-    step: Tensor
+    def __init__(self, step: Tensor) -> None:
+        self._step = step.double()
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, bias: Tensor) -> Tensor:
-        step = self.step.double()
-        integers = torch.round(bias.double() / step)
-        return (integers * step).float() if float(integers.abs().max()) <= _LARGEST_BIAS else bias
+        if self._last is None or self._last[0] is not bias:
+            integers = torch.round(bias.double() / self._step)
+            fits = float(integers.abs().max()) <= _LARGEST_BIAS
+            self._last = bias, (integers * self._step).float() if fits else bias
+        return self._last[1]
 
 
 class FakeQuantizer:

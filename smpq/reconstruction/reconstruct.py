@@ -15,8 +15,9 @@ from torch import Tensor
 
 from calib.errors import UserError
 from calib.formats.quantizers import QuantizedWeight
-from calib.network.execution import Edits
+from calib.network.execution import Edits, ordered
 from calib.network.graph import TracedModel
+from calib.network.order import fastest_order
 from calib.task import Batch
 from smpq.reconstruction.blocks import Block, find_blocks
 from smpq.reconstruction.partial import Finished, read_partial, write_partial
@@ -30,7 +31,7 @@ from smpq.training.judge import Judge
 from smpq.training.lsq import LearnedActivation, check_learned
 from smpq.training.placing import CPU, batch_on, graph_on, repeatable_on
 from smpq.training.plan import Activations, activations_of
-from smpq.training.trainable import fastest_order, leaf_names
+from smpq.training.trainable import leaf_names
 from smpq.value.value import divergence
 
 _FEWEST_BITS = 2
@@ -83,10 +84,12 @@ class _Reconstruction:
     ) -> None:
         self.subject, self.settings, self.device = subject, settings, device
         self.batches = batches
-        arrange = fastest_order(subject.traced)
-        self.traced = _arranged(graph_on(subject.traced, device), arrange)
+        self.order = order = fastest_order(subject.traced, subject.traced.example)
+        self.traced = _arranged(graph_on(subject.traced, device), order)
         self.blocks = find_blocks(subject.traced, subject.units)
-        inputs = (Batch(tuple(map(arrange, batch_on(batch, device).inputs)), None) for batch in batches)
+        inputs = (
+            Batch(tuple(ordered(tensor, order) for tensor in batch_on(batch, device).inputs), None) for batch in batches
+        )
         fixed = None if subject.traced.dynamic_batch else len(subject.traced.example[0])
         self.walk = Walk(self.traced, self.blocks, inputs, settings.samples, fixed or settings.batch)
         self.activations: Activations = activations_of(self.traced, subject.plan)
@@ -249,10 +252,10 @@ class _Judged:
         """Nothing behaves differently in training."""
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
-        return self._network.traced.run(self._on(inputs), self._network.edits())
+        return self._network.traced.run(self._on(inputs), self._network.edits(), order=self._network.order)
 
     def reference(self, inputs: Sequence[Tensor]) -> Any:
-        return self._network.traced.run(self._on(inputs))
+        return self._network.traced.run(self._on(inputs), order=self._network.order)
 
     def _on(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return [tensor.to(self.device) for tensor in inputs]
@@ -267,9 +270,9 @@ def _order_of(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _arranged(traced: TracedModel, arrange: Callable[[Tensor], Tensor]) -> TracedModel:
+def _arranged(traced: TracedModel, order: torch.memory_format) -> TracedModel:
     """Return a copy of a graph whose tensors have the order in memory that is fastest."""
     state = traced.__getstate__()
     copy = object.__new__(TracedModel)
-    copy.__setstate__({**state, "state": {name: arrange(tensor) for name, tensor in traced.state.items()}})
+    copy.__setstate__({**state, "state": {name: ordered(tensor, order) for name, tensor in traced.state.items()}})
     return copy

@@ -4,19 +4,19 @@ are attached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from calib.formats.quantizers import QuantizedWeight
-from calib.network.execution import NO_EDITS, Edit, Edits
+from calib.network.execution import Edit, Edits, ordered
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel
+from calib.network.order import fastest_order
 from calib.network.units import Unit
 from smpq.training.lsq import LearnedWeight, TrainedQuantizer
 from smpq.training.placing import CPU, graph_on
@@ -71,20 +71,20 @@ class TrainableGraph(nn.Module):
         self.placed = graph_on(traced, device)
         self.device = device
         self.units = tuple(units)
-        self._arrange = fastest_order(traced)
+        self._order = fastest_order(traced, traced.example)
         norms = {pair.layer: original.get_submodule(pair.norm) for pair in folded}
         self._leaves = nn.ParameterDict()
         self._norms = nn.ModuleDict()  # by graph name of the weight
         self._constants: dict[str, Tensor] = {}
         for node in leaf_names(traced):
-            self._leaves[node] = nn.Parameter(self._arrange(self.placed.state[node].clone()))
+            self._leaves[node] = nn.Parameter(ordered(self.placed.state[node].clone(), self._order))
         self._unfolded: dict[str, str] = {}
         for unit in self.units:
             norm = norms.get(unit.path)
             if norm is not None and len(unit.calls) == 1 and unit.bias is not None:
                 self._unfold(unit, norm)
         self.weights: dict[str, nn.Parameter] = {unit.path: self._leaves[unit.weight] for unit in self.units}
-        self._frozen_state = {name: self._arrange(tensor) for name, tensor in self.placed.state.items()}
+        self._frozen_state = {name: ordered(tensor, self._order) for name, tensor in self.placed.state.items()}
         self._quantizers = nn.ModuleList()
         self._weight_quantizers: dict[str, TrainedQuantizer] = {}
         self._sources: dict[str, Edit] = {}
@@ -124,7 +124,7 @@ class TrainableGraph(nn.Module):
         return self.placed.run(self._inputs(inputs), Edits(parameters=self._frozen_state))
 
     def _inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        return [self._arrange(x.to(self.device)) for x in inputs]
+        return [ordered(x.to(self.device), self._order) for x in inputs]
 
     def groups(self) -> Groups:
         """Return all parameters that are trained, each once."""
@@ -200,7 +200,7 @@ class TrainableGraph(nn.Module):
         norm = _Norm(module, self.traced.state[unit.bias]).to(self.device)
         unfolded = (weight.double() / _spread(norm.factor(), weight)).float()
         self._norms[unit.weight] = norm
-        self._leaves[unit.weight] = nn.Parameter(self._arrange(unfolded))
+        self._leaves[unit.weight] = nn.Parameter(ordered(unfolded, self._order))
         del self._leaves[unit.bias]
         self._constants[unit.bias] = torch.zeros_like(bias)
         self._unfolded[unit.weight] = unit.calls[0]
@@ -265,25 +265,3 @@ def _behind(norm: nn.Module, quantizer: TrainedQuantizer | None) -> Edit:
 
 def _spread(factor: Tensor, weight: Tensor) -> Tensor:
     return factor.reshape(-1, *[1] * (weight.dim() - 1))
-
-
-def fastest_order(traced: TracedModel) -> Callable[[Tensor], Tensor]:
-    """Channels last, unless the graph fails on it or computes something else (`view` and `as_strided` look at the
-    memory).
-    """
-
-    def channels_last(tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-    state = {name: channels_last(tensor) for name, tensor in traced.state.items()}
-    expected = pytree.tree_leaves(traced.run(traced.example, NO_EDITS))
-    try:
-        found = pytree.tree_leaves(traced.run([channels_last(x) for x in traced.example], Edits(parameters=state)))
-    except RuntimeError:
-        return torch.Tensor.contiguous
-    same = all(
-        torch.allclose(a, b, rtol=1e-3, atol=1e-4)
-        for a, b in zip(expected, found, strict=True)
-        if isinstance(a, Tensor)
-    )
-    return channels_last if same else torch.Tensor.contiguous

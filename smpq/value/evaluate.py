@@ -52,18 +52,31 @@ class Evaluator:
         return self.many([policy])[0]
 
     def many(self, policies: Iterable[Policy]) -> list[float]:
-        """Return the values of several policies, in their order."""
+        """Return the values of several policies, in their order. Where some parts of the samples were evaluated before,
+        only the others are.
+        """
         wanted = [(policy.key(), policy) for policy in policies]
         missing = {key: policy for key, policy in wanted if key not in self._known}
-        keys = list(missing)
+        begun = {key: policy for key, policy in missing.items() if any(fold.knows(policy) for fold in self.folds)}
+        parts = [fold.many(begun.values()) for fold in self.folds if begun]
+        for key, values in zip(begun, zip(*parts, strict=True), strict=True):
+            self._keep(key, self._compute.whole(values))
+        keys = [key for key in missing if key not in begun]
         batches = math.ceil(len(keys) / self._compute.together)
         for number in range(batches):  # of nearly the same size: a small one at the end would keep few workers busy
             self._evaluate(keys[number * len(keys) // batches : (number + 1) * len(keys) // batches], missing)
         return [self._known[key] for key, _ in wanted]
 
+    def knows(self, policy: Policy) -> bool:
+        """Whether the value of a policy is known without computing it."""
+        return policy.key() in self._known
+
     def _evaluate(self, keys: Sequence[str], policies: dict[str, Policy]) -> None:
         for index, value in self._compute([policies[key] for key in keys]):
-            self._known[keys[index]] = value
             self.evaluations += 1
-            if self._journal is not None:
-                self._journal.add(self._fingerprint, keys[index], value)
+            self._keep(keys[index], value)
+
+    def _keep(self, key: str, value: float) -> None:
+        self._known[key] = value
+        if self._journal is not None:
+            self._journal.add(self._fingerprint, key, value)

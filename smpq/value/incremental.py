@@ -15,8 +15,14 @@ from calib.network.graph import TracedModel
 from calib.network.units import Unit
 
 
-def outputs_of(traced: TracedModel, inputs: Sequence[Tensor], edits: Sequence[Edits]) -> Iterator[tuple[int, Any]]:
-    """Yield (index into `edits`, the model's output under them), each once, in no particular order.
+def outputs_of(
+    traced: TracedModel,
+    inputs: Sequence[Tensor],
+    edits: Sequence[Edits],
+    order: torch.memory_format = torch.contiguous_format,
+) -> Iterator[tuple[int, Any]]:
+    """Yield (index into `edits`, the model's output under them), each once, in no particular order. `order` is that of
+    the inputs in memory.
 
     The policies form a prefix tree over the steps of the graph: those that agree up to a step run as one up to there,
     and fork. A change of one layer thus costs the layers behind it only. The same operators run on the same numbers as
@@ -40,7 +46,7 @@ def outputs_of(traced: TracedModel, inputs: Sequence[Tensor], edits: Sequence[Ed
 
     with torch.no_grad():
         for part in _grouped(marks, list(range(len(edits))), 0):
-            yield from descend(part, Execution(traced, inputs, edits[part[0]]))
+            yield from descend(part, Execution(traced, inputs, edits[part[0]], order=order))
 
 
 def bytes_per_sample(traced: TracedModel, units: Sequence[Unit]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from calib.data import per_sample
 from calib.errors import UserError
 from calib.network.graph import TracedModel
+from calib.network.order import fastest_order
 from calib.network.units import Unit
 from calib.task import Batch, Task
 from smpq.choices import VALUES
@@ -56,6 +58,10 @@ class Compute(Protocol):
 
     def fold(self, number: int) -> Compute:
         """Return the same value on one part of the samples."""
+        ...
+
+    def whole(self, parts: Sequence[float]) -> float:
+        """Return the value on all samples, given that on each part; the same number as `__call__` gives."""
         ...
 
 
@@ -127,21 +133,38 @@ class PolicyValue:
         self.device = device
         if device != "cpu":  # the last digits are others there
             self.identity += "|gpu"
+        few = [tensor[:2] if traced.dynamic_batch else tensor for tensor in self._batches[0].inputs]
+        self._order = fastest_order(traced, few) if device == "cpu" else torch.contiguous_format
+        if self._order == torch.channels_last:  # and here
+            self.identity += "|channels last"
 
     @cached_property
     def _float_outputs(self) -> list[Any]:
         run = self._fake_quantizer.traced.run
-        return [run(batch.inputs) if self.value_name == "kl" else None for batch in self._batches]
+        return [run(batch.inputs, order=self._order) if self.value_name == "kl" else None for batch in self._batches]
 
     def fold(self, number: int) -> PolicyValue:
         """Return the same value on every `folds`-th batch from `number` on."""
         if number not in self._parts:
             part = object.__new__(type(self))  # `copy` would take what a copy in another process needs
             part.__dict__.update(self.__dict__, _batches=self._batches[number :: self.folds], folds=1, _parts={})
-            part.__dict__.pop("_float_outputs", None)
+            for made in ("_float_outputs", "_counts"):
+                part.__dict__.pop(made, None)
             part.identity += f"|fold {number} of {self.folds}"
             self._parts[number] = part
         return self._parts[number]
+
+    def whole(self, parts: Sequence[float]) -> float:
+        """Return the value on all samples, given that on each part."""
+        if len(parts) == 1:
+            return parts[0]
+        return sum(part * count for part, count in zip(parts, self._counts, strict=True)) / sum(self._counts)
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """Samples of each part."""
+        sizes = [len(batch.inputs[0]) for batch in self._batches]
+        return [sum(sizes[number :: self.folds]) for number in range(self.folds)]
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy in another process needs: nothing of the calibration data that is not evaluated on, and no more
@@ -196,18 +219,17 @@ class PolicyValue:
     def _values(self, policies: Sequence[Policy]) -> list[tuple[int, float]]:
         fake = self._fake_quantizer
         edits = [fake.edits(fake.plan(policy.by_unit(self.space.groups), policy.float_joins)) for policy in policies]
-        totals, count = [0.0] * len(policies), 0
-        for batch, float_output in zip(self._batches, self._float_outputs, strict=True):
-            for index, output in outputs_of(fake.traced, batch.inputs, edits):
-                totals[index] += float(self._samples(output, float_output, batch).sum())
-            count += len(batch.inputs[0])
-        for policy, total in zip(policies, totals, strict=True):
-            if not math.isfinite(total):
+        totals = [[0.0] * self.folds for _ in policies]
+        for number, (batch, float_output) in enumerate(zip(self._batches, self._float_outputs, strict=True)):
+            for index, output in outputs_of(fake.traced, batch.inputs, edits, self._order):
+                totals[index][number % self.folds] += float(self._samples(output, float_output, batch).sum())
+        for policy, row in zip(policies, totals, strict=True):
+            if not math.isfinite(sum(row)):
                 raise UserError(
                     f"the value of the policy {policy.key()[:200]} is not a number: the model's output has NaN or "
                     "infinity on the calibration data"
                 )
-        return [(index, total / count) for index, total in enumerate(totals)]
+        return [(index, self.whole(list(map(operator.truediv, row, self._counts)))) for index, row in enumerate(totals)]
 
 
 def samples_at_once(fake_quantizer: FakeQuantizer, memory_mb: float | None, device: str = "cpu") -> int:

@@ -169,6 +169,10 @@ class PooledValue:
         part._whole, part._fold = self, number
         return part
 
+    def whole(self, parts: Sequence[float]) -> float:
+        """Return the value on all samples, given that on each part."""
+        return self._value.whole(parts)
+
     def packed(self) -> bytes:
         """Return the value function as the workers read it."""
         if self._payload is None:

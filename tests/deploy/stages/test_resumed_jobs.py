@@ -119,7 +119,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_was_not(scored: W
     whole, job = Job(scored, tmp_path / "whole"), Job(scored, tmp_path / "run")
     whole.start()
     searches = whole.run.read(LoopFile).searches
-    assert [(len(each.steps), each.stands) for each in searches] == [(2, False), (1, False), (1, False), (0, True)]
+    assert [(len(each.steps), each.stands) for each in searches] == [(2, False), (1, False), (2, False), (0, True)]
     for moment in (
         ("write observations.json", 2),  # the device has told the time of an engine, and the run does not know it
         ("write policy.json", 1),  # the search has ended, and its engine is not measured thoroughly yet

@@ -1,0 +1,46 @@
+"""The order of images in memory in which a network is fastest, and whether it bears it."""
+
+import pytest
+import torch
+from torch import nn
+
+from calib.network.graph import TracedModel
+from calib.network.order import fastest_order
+from tests.smpq.problems import Residual
+
+
+class Viewed(nn.Module):
+    """Views an image, which the trace writes as a reshape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).mean((2, 3)) + x.view(x.shape[0], -1)[:, :4]
+
+
+class Strided(Viewed):
+    """Looks at the memory: runs in another order, and computes something else in it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).as_strided((2, 4), (4 * 64, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "order"),
+    [
+        (Residual(), torch.channels_last),
+        (Viewed(), torch.channels_last),
+        (Strided(), torch.contiguous_format),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), torch.contiguous_format),
+    ],
+    ids=["convolutions", "views", "strides", "none"],
+)
+def test_channels_last_where_the_network_bears_it(model, order):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    traced = TracedModel(model.eval(), (x,), free=not isinstance(model, Strided))
+    found = fastest_order(traced, (x,))
+    assert found == order
+    assert torch.allclose(traced.run((x,), order=found), model(x), atol=1e-5)
