@@ -28,6 +28,10 @@ from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD
 from smpq.problem.budget import Budget
 from smpq.training.settings import FineTuneSettings
+from smpq.value.workers.resources import Resources
+
+_HERE = Resources(workers=1)
+"""Other processes would run the caller's script again where it does not guard its main part."""
 
 
 def optimize(
@@ -89,7 +93,7 @@ def optimize(
     progress = Progress(Console(file=sys.stderr, quiet=not verbose), Patience(seconds))
     path = Path(out) if out is not None else usual_directory(asked)
     check_method(method, wanted)
-    with held_in_memory(task), open_run(path, progress, asked) as workspace:
+    with held_in_memory(task), open_run(path, progress, asked, _HERE) as workspace:
         report = run_stages(workspace, wanted, tuning, method)
         module = FakeQuantized(fake_quant_runner(workspace, read_policy(workspace)))
         engine = built_engine_runner(workspace, torch.get_num_threads())

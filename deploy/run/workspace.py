@@ -29,6 +29,7 @@ from deploy.lowering.fp16_range import check_fp16_range
 from deploy.run.directory import DECISIVE, Run, versions
 from deploy.run.float_onnx import export_float_model
 from deploy.run.settings import Settings
+from deploy.run.workers import pool_that_pays
 from deploy.targets.offers import offer
 from deploy.targets.target import Target
 from deploy.terminal.progress import Progress
@@ -160,8 +161,13 @@ class Workspace:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """Evaluate policies on the first `samples` calibration samples, through the run's journal."""
-        return self._evaluator(self.judging, self.fingerprint)
+        """Evaluate policies on the first `samples` calibration samples, through the run's journal; starts workers where
+        nobody said how many, and they pay.
+        """
+        here = self._value(self.judging)
+        if self.pool is None and self.resources.workers is None:
+            self.pool = pool_that_pays(here, self.task, self.settings.spending, self.resources, self.progress)
+        return self._evaluator(here, self.fingerprint)
 
     @property
     def judging(self) -> list[Batch]:
@@ -176,7 +182,7 @@ class Workspace:
         rest = self.batches[self._searched :]
         if sum(len(batch.inputs[0]) for batch in rest) < self.settings.samples:
             return None
-        return self._evaluator(rest, f"{self.fingerprint}|unseen")
+        return self._evaluator(self._value(rest), f"{self.fingerprint}|unseen")
 
     @cached_property
     def _searched(self) -> int:
@@ -184,8 +190,8 @@ class Workspace:
         counts = itertools.accumulate(len(batch.inputs[0]) for batch in self.batches)
         return 1 + sum(count < self.settings.samples for count in counts)
 
-    def _evaluator(self, batches: list[Batch], fingerprint: str) -> Evaluator:
-        here = PolicyValue(
+    def _value(self, batches: list[Batch]) -> PolicyValue:
+        return PolicyValue(
             self.fake_quantizer,
             self.space,
             self.task,
@@ -194,6 +200,8 @@ class Workspace:
             self.resources.memory_limit_mb,
             self.resources.evaluates_on,
         )
+
+    def _evaluator(self, here: PolicyValue, fingerprint: str) -> Evaluator:
         compute = placed(here) if self.pool is None else self.pool.compute(here)
         digest = self.fake_quantizer.calibration.digest()
         return Evaluator(compute, Journal(self.run.file("journal.sqlite")), f"{fingerprint}|{digest}")

@@ -24,6 +24,10 @@ class Effort:
     finalists: int = 6
     gain: float = 0.02
 
+    def most(self, moves: int) -> int:
+        """How many policies of a space with so many moves are evaluated at most, to score and in one search."""
+        return (self.scoring or moves) + self.evaluations
+
 
 EFFORTS = {
     "fast": Effort(scoring=0, rounds=0, exchanges=1, evaluations=8, finalists=1, gain=0.1),

@@ -157,6 +157,22 @@ class PolicyValue:
         return state
 
     @property
+    def bytes_of_a_copy(self) -> int:
+        """About how much memory a copy in another process takes: the float network, each layer's weight in every format,
+        and what activations may take.
+        """
+        fake = self._fake_quantizer
+        numel = {unit.path: fake.traced.state[unit.weight].numel() for unit in fake.units}
+        weights = sum(
+            numel[unit.path] * len(self.space.formats[group.name])
+            for group in self.space.groups
+            for unit in group.units
+        )
+        floats = sum(tensor.numel() * tensor.element_size() for tensor in fake.traced.state.values())
+        samples = max(len(batch.inputs[0]) for batch in self._batches)
+        return floats + 4 * weights + samples * bytes_per_sample(fake.traced, fake.units)
+
+    @property
     def steps(self) -> int:
         """How many steps the network has."""
         return len(self._fake_quantizer.traced.steps)

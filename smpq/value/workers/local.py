@@ -128,11 +128,11 @@ def _serve(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    station = WorkerProcess()
+    process = WorkerProcess()
     with contextlib.suppress(EOFError, OSError):
-        connection.send(station.ready())
+        connection.send(process.ready())
         while True:
-            connection.send(station.answer(connection.recv()))
+            connection.send(process.answer(connection.recv()))
 
 
 def _end_with_parent() -> None:

@@ -65,9 +65,9 @@ class WorkerError(RuntimeError):
 class WorkerPool:
     """Workers that any number of value functions share. They are started on first use, and a dead one is replaced."""
 
-    def __init__(self, hands: WorkerSource) -> None:
-        """Take over `hands`, which `close` closes."""
-        self._hands = hands
+    def __init__(self, source: WorkerSource) -> None:
+        """Take over `source`, which `close` closes."""
+        self._source = source
         self._workers: dict[Worker, _State] = {}
         self._games = 0
         self._calls = 0
@@ -76,21 +76,21 @@ class WorkerPool:
     @property
     def count(self) -> int:
         """How many workers there are."""
-        return self._hands.count
+        return self._source.count
 
     def pids(self) -> list[int]:
         """Return the process ids of the workers that have started, each on its machine."""
         return [state.ready.pid for state in self._workers.values() if state.ready is not None]
 
-    def compute(self, value: PolicyValue) -> CrewValue:
+    def compute(self, value: PolicyValue) -> PooledValue:
         """Return a value function whose policies the workers evaluate."""
         self._games += 1
-        return CrewValue(self, self._games, value)
+        return PooledValue(self, self._games, value)
 
     def close(self) -> None:
         """End all workers."""
         self._workers.clear()
-        self._hands.close()
+        self._source.close()
 
     def evaluate(
         self,
@@ -109,8 +109,8 @@ class WorkerPool:
         waiting = deque(_Item(self._calls, piece) for piece in pieces)
         unfinished = sum(map(len, pieces))
         while unfinished:
-            while len(self._workers) < self._hands.count:
-                self._workers[self._hands.start()] = _State()
+            while len(self._workers) < self._source.count:
+                self._workers[self._source.start()] = _State()
             for worker, state in self._workers.items():
                 if waiting and state.ready and state.item is None:
                     state.item = waiting.popleft()
@@ -118,7 +118,7 @@ class WorkerPool:
                     worker.give(Work(game, work, None if game in state.loaded else payload, fold))
                     state.loaded.add(game)
             # everything that was heard is noted before anything is yielded: the caller may not come back
-            heard = [(self._note(worker, said), said) for worker, said in self._hands.wait(list(self._workers))]
+            heard = [(self._note(worker, said), said) for worker, said in self._source.wait(list(self._workers))]
             for item, said in heard:
                 if item is None or item.call != self._calls:  # nothing was asked, or by a call that was abandoned
                     continue
@@ -148,7 +148,7 @@ class WorkerPool:
         return item
 
 
-class CrewValue:
+class PooledValue:
     """A PolicyValue that the workers of a pool compute."""
 
     def __init__(self, pool: WorkerPool, game: int, value: PolicyValue) -> None:
@@ -156,16 +156,16 @@ class CrewValue:
         self.identity = value.identity
         self.together = TOGETHER * pool.count
         self.folds = value.folds
-        self._crew = pool
+        self._pool = pool
         self._game = game
         self._value = value
-        self._whole: CrewValue | None = None
+        self._whole: PooledValue | None = None
         self._fold: int | None = None
         self._payload: bytes | None = None
 
-    def fold(self, number: int) -> CrewValue:
+    def fold(self, number: int) -> PooledValue:
         """Return the same value on one part of the samples; the workers need no other copy for it."""
-        part = CrewValue(self._crew, self._game, self._value.fold(number))
+        part = PooledValue(self._pool, self._game, self._value.fold(number))
         part._whole, part._fold = self, number
         return part
 
@@ -177,9 +177,9 @@ class CrewValue:
 
     def __call__(self, policies: Sequence[Policy]) -> Iterator[tuple[int, float]]:
         """Yield (index, value) of every policy, in the order in which they are finished."""
-        wanted = _ITEMS_PER_WORKER * self._crew.count if self._crew.count > 1 else 1
+        wanted = _ITEMS_PER_WORKER * self._pool.count if self._pool.count > 1 else 1
         pieces = cut(policies, self._value.steps_behind(), self._value.steps, wanted)
-        yield from self._crew.evaluate(self._game, (self._whole or self).packed(), policies, pieces, self._fold)
+        yield from self._pool.evaluate(self._game, (self._whole or self).packed(), policies, pieces, self._fold)
 
 
 def _values(answer: Answer) -> tuple[tuple[int, float], ...]:

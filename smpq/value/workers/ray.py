@@ -33,15 +33,15 @@ _QUIET = {
 class RayWorker:
     """An actor, and the reference of what it says next (None when it has nothing to do)."""
 
-    def __init__(self, hands: RayWorkerSource, actor: Any) -> None:
+    def __init__(self, source: RayWorkerSource, actor: Any) -> None:
         """Ask the actor whether it is there."""
         self.actor = actor
         self.pending: Any = actor.ready.remote()
-        self._hands = weakref.proxy(hands)
+        self._source = weakref.proxy(source)
 
     def give(self, work: Work) -> None:
         """Send the work, with the payload by the object store."""
-        self.pending = self.actor.answer.remote(replace(work, payload=None), self._hands.stored(work))
+        self.pending = self.actor.answer.remote(replace(work, payload=None), self._source.stored(work))
 
 
 class RayWorkerSource:
@@ -108,7 +108,7 @@ class RayWorkerSource:
 
 
 class _Actor(WorkerProcess):
-    """A station whose payloads come out of the object store."""
+    """A process whose payloads come out of the object store."""
 
     def answer(self, work: Work, payload: bytes | None = None) -> Answer:
         return super().answer(Work(work.game, work.policies, payload))

@@ -18,7 +18,8 @@ _ADDRESSES = "local (one on this machine), auto, host:port or ray://host:port"
 class Resources:
     """How many workers evaluate, where, and how much memory the activations of one of them may take, in MB.
 
-    `workers` None: one, which is this process; with `ray` as many as the cluster has CPUs. `ray` is the address of a
+    `workers` None: one for each free core where that pays (`deploy.run.workers`), otherwise this process; with `ray` as
+    many as the cluster has CPUs. `ray` is the address of a
     cluster, `local` for one of its own on this machine. `device` evaluates: cpu, cuda, cuda:1, ..., or auto for cuda
     where there is one. A later command on the same run may have other resources.
     """
@@ -29,7 +30,7 @@ class Resources:
             "processes that evaluate",
             Interval(1, 10**4),
             "--workers",
-            unset="1, this one; with --ray all of the cluster",
+            unset="one for each free core where that pays; with --ray all of the cluster",
         ),
     ] = None
     ray: Annotated[

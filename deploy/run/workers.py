@@ -1,0 +1,100 @@
+"""How many processes evaluate policies where nobody says: one for each free core, where starting them pays."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from calib.errors import UserError
+from calib.task import Task
+from deploy.terminal.progress import Progress
+from smpq.solve.effort import Effort
+from smpq.value.value import PolicyValue
+from smpq.value.workers.pool import WorkerPool
+from smpq.value.workers.process import check_portable
+from smpq.value.workers.resources import Resources
+
+_PAYS_S = 60.0
+"""A search of so many seconds is worth the start of more processes: each imports torch and gets a copy of the network."""
+_MOST = 16
+_SHARE_OF_MEMORY = 0.5
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MEMORY = Path("/proc/meminfo")
+
+
+def pool_that_pays(
+    here: PolicyValue, task: Task, spending: Effort, resources: Resources, progress: Progress
+) -> WorkerPool | None:
+    """Return workers for a search that is long on one core; None where this process is enough, or others cannot help.
+
+    The values do not depend on it. Tells how long the search takes at most.
+    """
+    seconds = spending.most(here.space.moves()) * seconds_of_one(here)
+    cores = workers_that_fit(here, free_cores()) if seconds >= _PAYS_S and here.device == "cpu" else 1
+    if cores > 1:
+        try:
+            check_portable(task, here.value_name)
+        except UserError:
+            cores = 1
+    shared = f", which {cores} processes share" if cores > 1 else ""
+    if seconds >= 1:
+        progress.say(f"judging policies takes at most about {in_words(seconds)} on one core{shared}")
+    return replace(resources, workers=cores).pool() if cores > 1 else None
+
+
+def seconds_of_one(here: PolicyValue) -> float:
+    """Return how long one policy takes, on the samples that most policies are judged on: measured on two that differ
+    in the layer in the middle, as policies of a search share what comes before a change.
+    """
+    part = here if here.folds == 1 else here.fold(0)
+    space = here.space
+    base = space.uniform(space.reference)
+    middle = space.groups[len(space.groups) // 2].name
+    part([base])  # the float outputs are computed once
+    start = time.perf_counter()
+    part([base, base.with_format(middle, space.formats[middle][0])])
+    return (time.perf_counter() - start) / 2
+
+
+def free_cores() -> int:
+    """Return how many cores this process may use that others leave alone, at least one.
+
+    What others use is told by the load of the last minute, of which one is ours.
+    """
+    able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    others = max(0.0, os.getloadavg()[0] - 1) / (os.cpu_count() or 1)
+    return max(1, math.floor(min(able, _quota()) * (1 - min(others, 1.0))))
+
+
+def workers_that_fit(here: PolicyValue, wanted: int) -> int:
+    """Return how many workers, up to `wanted` and 16, find room for their networks in half of the free memory."""
+    room = _SHARE_OF_MEMORY * _free_bytes() / max(1, here.bytes_of_a_copy)
+    return max(1, math.floor(min(wanted, _MOST, room)))
+
+
+def in_words(seconds: float) -> str:
+    """Return a time as a person says it: 40 s, 3 min, 1.5 h."""
+    if seconds < 90:
+        return f"{max(1, round(seconds, -1 if seconds >= 20 else 0)):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _quota() -> float:
+    """Return how many cores a container may use; infinity without a limit."""
+    try:
+        allowed, period = _QUOTA.read_text(encoding="ascii").split()
+        return float(allowed) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):  # "max", or no such file
+        return math.inf
+
+
+def _free_bytes() -> float:
+    """Return how much memory is free; infinity where the system does not say."""
+    try:
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+        return 1024 * next(float(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return math.inf
