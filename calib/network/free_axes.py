@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from calib.errors import UserError
 from calib.network.batch_range import holds_for, in_ranges
+from calib.network.fake_results import fake_results
 from calib.network.unwritten import unwritten_code
 from calib.sizes import InputSizes, Shape, resized
 
@@ -26,7 +27,7 @@ def traced_program(
     """Return what torch traces, and whether the batch is free; `calib.network.tracing.trace_program` says which axes
     are. UserError where it cannot be traced, or not with the axes that have to be free.
     """
-    with quiet():
+    with quiet(), fake_results(model):
         if inputs is not None and inputs.any_free:
             return _of_several_sizes(model, example, sizes, free, inputs)
         if free:

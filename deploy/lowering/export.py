@@ -22,6 +22,7 @@ from calib.network.unwritten import unwritten_code
 from deploy.lowering.exportable import Exportable
 from deploy.lowering.naming import call_name, name_axes, name_nodes, name_values
 from deploy.lowering.onnx_files import save_model
+from deploy.lowering.promotion import promotion_reads_the_graph
 from deploy.lowering.traced_names import TracedNames
 
 OPSET = 21
@@ -94,7 +95,7 @@ def read_aliases(model: ir.Model) -> dict[str, str]:
 
 def _export(traced: TracedModel) -> torch.onnx.ONNXProgram:
     assert not traced.dynamic_batch or _batch_is_free(traced), "somebody took int() of a free size: see elements_of_one"
-    with _quiet():
+    with _quiet(), promotion_reads_the_graph():
         try:
             program = torch.onnx.export(Exportable.of(traced.program), dynamo=True, opset_version=OPSET, verbose=False)
         except Exception as error:
