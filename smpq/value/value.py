@@ -134,9 +134,14 @@ class PolicyValue:
         if device != "cpu":  # the last digits are others there
             self.identity += "|gpu"
         few = [tensor[:2] if traced.dynamic_batch else tensor for tensor in self._batches[0].inputs]
-        self._order = fastest_order(traced, few) if device == "cpu" else torch.contiguous_format
-        if self._order == torch.channels_last:  # and here
+        # not the order itself, which torch cannot save
+        self._channels_last = device == "cpu" and fastest_order(traced, few) == torch.channels_last
+        if self._channels_last:  # and here
             self.identity += "|channels last"
+
+    @property
+    def _order(self) -> torch.memory_format:
+        return torch.channels_last if self._channels_last else torch.contiguous_format
 
     @cached_property
     def _float_outputs(self) -> list[Any]:
