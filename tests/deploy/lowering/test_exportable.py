@@ -40,12 +40,6 @@ def padded(m, x):
     return branches(m, (y + y.view(len(x), 8, 36).flip(2).reshape(-1, 8, 6, 6))[:, :3])
 
 
-def pools(m, x):
-    y = m.conv(x)
-    row = F.adaptive_avg_pool1d(y.flatten(2), 1).squeeze(2)
-    return F.adaptive_avg_pool2d(y, 1) + F.adaptive_avg_pool2d(y, 2) + F.adaptive_max_pool2d(y, 2), m.linear(row)
-
-
 def normed(m, x):
     """The exporter computes the product of parameters and calls it `mul`, as the product of the network is called."""
     y = m.conv(x).mean((2, 3))
@@ -55,7 +49,9 @@ def normed(m, x):
 STAYS = {"branches": branches}
 TAKEN_APART = {
     "padding": padded,
-    "pools": pools,
+    "pools": lambda m, x: F.adaptive_avg_pool2d(m.conv(x), 1) + F.adaptive_avg_pool2d(m.conv(x), 2),
+    "pool in a row": lambda m, x: m.linear(F.adaptive_avg_pool1d(m.conv(x).flatten(2), 1).squeeze(2)) + 1,
+    "largest": lambda m, x: F.adaptive_max_pool2d(m.conv(x), 2),
     "shuffled": lambda m, x: torch.channel_shuffle(m.conv(x), 2),
 }
 LEFT = {"a computed size": lambda m, x: F.adaptive_avg_pool2d(m.conv(x), 2).reshape(x.shape[0] * 2, 16)}
