@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind, TensorArgument
-from torch.fx.traceback import NodeSource
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from calib.network.nodes import OPERATOR
 from calib.network.operators import REWRITTEN, UnsureError, functional_operator, is_taken_apart, may_alias
-from calib.network.recorder import Recorder, Table
 
 _ATEN = torch.ops.aten
 _GUARDS = {_ATEN._assert_tensor_metadata.default}  # noqa: SLF001 - the name of the operator
@@ -24,9 +22,9 @@ _RETRACED = {_ATEN.item.default, _ATEN.alias.default}
 """Operators that torch's own way treats by what they are given."""
 
 
-def without_retracing(program: ExportedProgram, table: Table | None = None) -> ExportedProgram | None:
-    """Return what `program.run_decompositions(table or {})` gives, made node by node; None where it has something that
-    only another trace tells.
+def without_retracing(program: ExportedProgram) -> ExportedProgram | None:
+    """Return what `program.run_decompositions({})` gives, made node by node; None where it has something that only
+    another trace tells.
 
     A second trace takes longer than the first one, and changes few nodes:
 
@@ -34,23 +32,20 @@ def without_retracing(program: ExportedProgram, table: Table | None = None) -> E
     2. One that torch always takes apart (`flatten`, `to`, `chunk`) is run on the fake tensors of the trace; what it
        calls takes its place.
     3. An in-place operator becomes the functional one where nothing else shares the memory that it writes.
-    4. An operator in `table` is computed by its function on the fake tensors; what that calls takes its place. Each node
-       then says which node of `program` it comes from, as after a trace.
-    5. Left to torch: graphs in graphs, numbers computed from tensors or sizes, changed inputs, parameters and views,
+    4. Left to torch: graphs in graphs, numbers computed from tensors or sizes, changed inputs, parameters and views,
        operators of other libraries.
 
     Names count the operators of each kind. Those of a second trace count its arithmetic on sizes too.
     """
     try:
-        return _Rewriting(program, table).result()
+        return _Rewriting(program).result()
     except UnsureError:
         return None
 
 
 class _Rewriting:
-    def __init__(self, program: ExportedProgram, table: Table | None) -> None:
+    def __init__(self, program: ExportedProgram) -> None:
         self._program = program
-        self._table, self._tells_origin = table or {}, table is not None
         self._graph = fx.Graph()
         self._values: dict[fx.Node, Any] = {}
         """Node of the program -> what stands for it: a node, or a list of them where it has several results."""
@@ -76,12 +71,7 @@ class _Rewriting:
     def _copied(self, node: fx.Node) -> fx.Node:
         copied = self._graph.node_copy(node, self._one)
         copied.name = node.name
-        self._tell_origin(copied, node)
         return copied
-
-    def _tell_origin(self, made: fx.Node, origin: fx.Node) -> None:
-        if self._tells_origin:
-            made.meta["from_node"] = [NodeSource(origin)]
 
     def _one(self, node: fx.Node) -> fx.Node:
         value = self._values[node]
@@ -98,10 +88,7 @@ class _Rewriting:
             return
         if not isinstance(target, OPERATOR) or target.namespace != "aten" or target in _RETRACED:
             raise UnsureError
-        if target in self._table:
-            self._record(node, self._table[target])
-            self._share(node, *node.all_input_nodes)
-        elif target is _ATEN.sym_size.int:
+        if target is _ATEN.sym_size.int:
             self._values[node] = self._size(node.meta["val"])
         elif target in _GUARDS:
             self._record(node, target)
@@ -142,7 +129,6 @@ class _Rewriting:
         )
         made.meta = {**origin.meta, "val": value}
         made.meta.pop("tensor_meta", None)
-        self._tell_origin(made, origin)
         if isinstance(value, Tensor) or value is None:
             return made
         if not isinstance(value, (list, tuple)):
@@ -204,7 +190,7 @@ class _Rewriting:
 
         args, kwargs = fx.node.map_arg(node.args, fake), fx.node.map_arg(node.kwargs, fake)
         try:
-            with self._as_in_a_trace(node.meta["val"]), Recorder(self._table) as recorder:
+            with _Recorder() as recorder:
                 result = function(*args, **kwargs)
         except Exception as error:  # the trace says it in its own words
             raise UnsureError from error
@@ -217,20 +203,6 @@ class _Rewriting:
             raise UnsureError
         found = [known[id(part)] for part in leaves]
         self._values[node] = found if len(found) != 1 or isinstance(result, (list, tuple)) else found[0]
-
-    def _as_in_a_trace(self, value: Any) -> AbstractContextManager[Any]:
-        """Let the recorder see operators that torch would take apart before: the table says which are. A function that
-        decides by a free size would fix it, for the traced program too: that is an error.
-        """
-        if not self._table:
-            return nullcontext()
-        sizes, stack = getattr(getattr(value, "fake_mode", None), "shape_env", None), ExitStack()
-        if sizes is not None:
-            if not hasattr(sizes, "error_on_new_guards"):  # an older torch
-                raise UnsureError
-            stack.enter_context(sizes.error_on_new_guards())
-        stack.enter_context(torch._C._AutoDispatchBelowAutograd())  # noqa: SLF001 - no other way
-        return stack
 
     def _read(self, arguments: Any, known: Mapping[int, fx.Node]) -> Any:
         """Return arguments with nodes in place of fake tensors and free sizes."""
@@ -269,6 +241,23 @@ class _Rewriting:
             example_inputs=program.example_inputs,
             constants=program.constants,
         )
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the operators that are called, with what they are given and what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not isinstance(func, OPERATOR) or func.namespace not in ("aten", "prim") or func._schema.is_mutable:  # noqa: SLF001
+            raise UnsureError
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":  # the device of a tensor
+            return result
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
 
 
 def _check_order(specs: Sequence[InputSpec]) -> None:

@@ -11,7 +11,6 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.traceback import NodeSource
 
-from calib.network.decomposed import without_retracing
 from calib.network.tracing import forget_layouts
 
 
@@ -49,15 +48,12 @@ class Exportable(ExportedProgram):
         return copied
 
     def run_decompositions(self, decomp_table: dict[Any, Any] | None = None, **options: Any) -> ExportedProgram:
-        """Return this program where `decomp_table` changes nothing in it, else what it makes of the original: node by
-        node where that is known, or as torch does.
-        """
-        if decomp_table is not None and all(_stays(node, decomp_table) for node in self.graph.nodes):
-            return self
-        made = without_retracing(self._original, decomp_table) if decomp_table is not None and not options else None
-        decomposed: ExportedProgram = made or self._original.run_decompositions(decomp_table, **options)
-        forget_layouts(decomposed)
-        return decomposed
+        """Return this program where `decomp_table` changes nothing in it, else what torch makes of the original."""
+        if decomp_table is None or not all(_stays(node, decomp_table) for node in self.graph.nodes):
+            decomposed: ExportedProgram = self._original.run_decompositions(decomp_table, **options)
+            forget_layouts(decomposed)
+            return decomposed
+        return self
 
 
 def _stays(node: fx.Node, table: dict[Any, Any]) -> bool:

@@ -21,7 +21,6 @@ def name_values(model: ir.Model, traced: TracedModel, resolved: Mapping[str, str
     1. Values are renamed in two steps: the exporter's `add_2` may be our `add_30`, while another tensor of ours is
        called `add_2`.
     2. Inputs keep the names of the trace. The exporter calls an input that is an output as well `x_orig`.
-    3. A constant that the exporter computed, and called as a tensor of ours is, gets another name.
     """
     wanted: dict[str, str] = {}
     for tensor, value_name in resolved.items():
@@ -29,12 +28,9 @@ def name_values(model: ir.Model, traced: TracedModel, resolved: Mapping[str, str
     wanted |= {str(value.name): name for value, name in zip(model.graph.inputs, traced.inputs, strict=True)}
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     old_names = [str(value.name) for value in values]
-    ours_all = {wanted[old] for old in old_names if old in wanted}
-    for initializer in [value for name, value in model.graph.initializers.items() if name in ours_all]:
-        initializer.name = unique_name(str(initializer.name), ours_all | set(model.graph.initializers) | set(old_names))
     for index, value in enumerate(values):
         value.name = f"__renamed_{index}"
-    taken = ours_all | set(model.graph.initializers)
+    taken = {wanted[old] for old in old_names if old in wanted} | set(model.graph.initializers)
     named: set[str] = set()
     for value, old in zip(values, old_names, strict=True):
         ours = wanted.get(old)

@@ -140,31 +140,3 @@ def test_names_count_the_operators_of_a_kind():
         "add",
         "add_1",
     ]
-
-
-def largest(data: Tensor) -> Tensor:
-    """Calls an operator that torch takes apart, and one that it keeps although it could."""
-    flat = data.transpose(2, 3).flatten(1)
-    return torch.ops.aten.linear.default(flat, flat[:1].clone()).amax(-1)
-
-
-def test_a_table_is_obeyed_as_by_a_second_trace():
-    table = {torch.ops.aten.relu.default: largest, torch.ops.aten.amax.default: lambda data, dims: data.max(1)[0] * 2}
-    program = program_of(lambda m, x: (F.relu(m.conv(x)), m.linear(x[:, 0, 0, :4])))
-    with torch.no_grad():
-        made = without_retracing(program, table)
-        assert made is not None
-        expected = program.run_decompositions(dict(table))
-    assert described(made) == described(expected)
-    assert {
-        node.meta["from_node"][-1].name
-        for node in made.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
-    } == {"linear", "relu"}
-
-
-def test_a_function_that_decides_by_a_free_size_leaves_it_free():
-    program = program_of(lambda m, x: F.relu(m.conv(x)))
-    with torch.no_grad():
-        assert without_retracing(program, {torch.ops.aten.relu.default: lambda x: x if len(x) == 3 else x * 2}) is None
-    (data,) = (node for node in program.graph.nodes if node.name == "x")
-    assert data.meta["val"].shape[0].node.expr.free_symbols
