@@ -11,6 +11,7 @@ from calib.declared import declared_fields
 from calib.errors import UserError
 from deploy.commands.declared_options import DeclaredArgument, DeclaredOption
 from deploy.run.settings import Settings
+from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.scoring.estimators import Stopping
 from smpq.scoring.explanation import Explanation
 from smpq.scoring.shapley import ScoringLimits
@@ -27,6 +28,7 @@ CLASSES = {
     Explanation: {},
     FineTuneSettings: {},
     GameSettings: {},
+    ReconstructionSettings: {},
     RemovalWalks: {"rows": ()},
     Resources: {},
     ScoringLimits: {},

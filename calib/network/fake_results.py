@@ -17,7 +17,7 @@ def fake_results(model: nn.Module) -> AbstractContextManager[None]:
     of the time of a small network. In a network of many equal layers the look-up saves up to half of a trace. Where
     torch has no such setting, it is left alone.
     """
-    import torch._dynamo  # noqa: PLC0415 - a trace imports it, what only reads a run does not
+    import torch._dynamo
 
     if layers_repeat(model) or not hasattr(torch._dynamo.config, "fake_tensor_cache_enabled"):  # noqa: SLF001 - torch has no other name
         return nullcontext()

@@ -18,7 +18,7 @@ def promotion_reads_the_graph() -> AbstractContextManager[Any]:
     gives, and its readers get the type they got before. Where torch has another pass, that one is left alone.
     """
     try:  # private to torch
-        from torch.onnx._internal.fx.passes import type_promotion  # noqa: PLC0415 - a trace alone does not need it
+        from torch.onnx._internal.fx.passes import type_promotion
 
         interpreter, rule_of = type_promotion._TypePromotionInterpreter, type_promotion.get_type_promotion_rule  # noqa: SLF001
         promote, set_current = interpreter._maybe_promote_node, interpreter._set_current_node  # noqa: SLF001

@@ -25,7 +25,7 @@ from deploy.terminal.progress import Progress
 from smpq.problem.groups import find_groups, space_from_formats
 from smpq.problem.joins import find_joins
 from smpq.problem.pins import pin_from_text
-from smpq.value.value import check_memory_limit
+from smpq.value.parts import check_memory_limit
 from smpq.value.workers.process import check_portable
 from smpq.value.workers.resources import Resources
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def pool_that_pays(
 
     The values do not depend on it. Tells how long the search takes at most.
     """
-    seconds = spending.most(here.space.moves()) * seconds_of_one(here)
+    seconds = spending.most(here.space.moves()) * here.seconds_of_a_run()
     cores = workers_that_fit(here, free_cores()) if seconds >= _PAYS_S and here.device == "cpu" else 1
     if cores > 1:
         try:
@@ -43,20 +42,6 @@ def pool_that_pays(
     if seconds >= 1:
         progress.say(f"judging policies takes at most about {in_words(seconds)} on one core{shared}")
     return replace(resources, workers=cores).pool() if cores > 1 else None
-
-
-def seconds_of_one(here: PolicyValue) -> float:
-    """Return how long one policy takes, on the samples that most policies are judged on: measured on two that differ
-    in the layer in the middle, as policies of a search share what comes before a change.
-    """
-    part = here if here.folds == 1 else here.fold(0)
-    space = here.space
-    base = space.uniform(space.reference)
-    middle = space.groups[len(space.groups) // 2].name
-    part([base])  # the float outputs are computed once
-    start = time.perf_counter()
-    part([base, base.with_format(middle, space.formats[middle][0])])
-    return (time.perf_counter() - start) / 2
 
 
 def free_cores() -> int:

@@ -166,6 +166,6 @@ def _signs(like: Tensor, generator: Any) -> Tensor:
 
 def _parts(problem: SearchProblem) -> list[Batch]:
     """The batches that policies are judged on, cut into parts whose activations fit where their gradients are kept."""
-    from smpq.value.value import split
+    from smpq.value.parts import split
 
     return split(problem.judging, _SAMPLES_AT_ONCE) if problem.traced.dynamic_batch else list(problem.judging)

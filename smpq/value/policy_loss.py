@@ -19,8 +19,9 @@ from smpq.value.incremental import outputs_of
 from smpq.value.journal import Journal
 from smpq.value.loss import Loss, point_of
 from smpq.value.metric import collected
+from smpq.value.parts import samples_at_once, split
 from smpq.value.resampling import RESAMPLES, UndefinedError
-from smpq.value.value import measure_of, samples_at_once, split
+from smpq.value.value import measure_of
 
 _EARLY = 3.5
 """Standard errors of a verdict before all samples are seen. It is looked for after each batch, hence more than 1.96."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,23 +16,16 @@ from torch.utils import _pytree as pytree
 
 from calib.data import per_sample
 from calib.errors import UserError
-from calib.network.graph import TracedModel
 from calib.network.order import fastest_order
-from calib.network.units import Unit
 from calib.task import Batch, Task
 from smpq.choices import VALUES
 from smpq.problem.policy import Policy, Space
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.incremental import bytes_per_sample, outputs_of
 from smpq.value.metric import sample_metric
+from smpq.value.parts import samples_at_once, split
 
 _TOKENS = 3
-_SAMPLES_AT_ONCE = 32
-"""At least; few enough that the activations of a small network stay in the cache: a third faster than batches of 128 on
-a CPU.
-"""
-_SAMPLES_ON_A_GPU = 512
-_DEFAULT_MEMORY_MB = 1024
 _FOLDS = 8
 _FEWEST_IN_A_FOLD = 64
 TOGETHER = 32
@@ -200,6 +194,16 @@ class PolicyValue:
         samples = max(len(batch.inputs[0]) for batch in self._batches)
         return floats + 4 * weights + samples * bytes_per_sample(fake.traced, fake.units)
 
+    def seconds_of_a_run(self) -> float:
+        """Return how long the float network takes on the samples that most policies are judged on: about as long as one
+        policy, since what fake quantisation adds, policies that share their first layers save.
+        """
+        start = time.perf_counter()
+        with torch.no_grad():
+            for batch in self._batches[:: self.folds]:
+                self._fake_quantizer.traced.run(batch.inputs, order=self._order)
+        return time.perf_counter() - start
+
     @property
     def steps(self) -> int:
         """How many steps the network has."""
@@ -237,33 +241,6 @@ class PolicyValue:
         return [(index, self.whole(list(map(operator.truediv, row, self._counts)))) for index, row in enumerate(totals)]
 
 
-def samples_at_once(fake_quantizer: FakeQuantizer, memory_mb: float | None, device: str = "cpu") -> int:
-    """Return the size of the parts that batches are cut into: quick on this network, and within the memory limit.
-
-    As many as make the activations outweigh the parameters, which are read anew for every part. UserError when not even
-    one sample fits.
-    """
-    traced = fake_quantizer.traced
-    activations = sum(
-        traced.elements_of_one(node.meta["val"]) for node in traced.steps if isinstance(node.meta.get("val"), Tensor)
-    )
-    parameters = sum(tensor.numel() for tensor in traced.state.values())
-    wanted = max(_SAMPLES_AT_ONCE if device == "cpu" else _SAMPLES_ON_A_GPU, parameters // max(activations, 1))
-    if memory_mb is not None:
-        check_memory_limit(traced, fake_quantizer.units, memory_mb)
-    fitting = int((memory_mb or _DEFAULT_MEMORY_MB) * 2**20 / max(bytes_per_sample(traced, fake_quantizer.units), 1))
-    return max(min(wanted, fitting), 1)
-
-
-def check_memory_limit(traced: TracedModel, units: Sequence[Unit], memory_mb: float) -> None:
-    """Raise UserError when not even the activations of one sample stay within the limit."""
-    needed = bytes_per_sample(traced, units) / 2**20
-    if needed > memory_mb:
-        raise UserError(
-            f"one sample's activations take {needed:.3g} MB, more than the memory limit of {memory_mb:g} MB: raise it"
-        )
-
-
 class _Measure:
     """One value per sample, higher is better; a class, so that it can be sent to another process with its task."""
 
@@ -288,17 +265,3 @@ def measure_of(task: Task, value: str) -> _Measure:
     if value == "loss":
         return _Measure("loss", task.loss)
     return _Measure("metric", sample_metric(task, "the value metric"))
-
-
-def split(batches: Sequence[Batch], at_once: int) -> list[Batch]:
-    """Cut batches into smaller ones where the target can be cut along with the inputs."""
-    parts = []
-    for batch in batches:
-        size = len(batch.inputs[0])
-        if not isinstance(batch.target, Tensor) or batch.target.dim() == 0 or len(batch.target) != size:
-            parts.append(batch)
-            continue
-        for start in range(0, size, at_once):
-            stop = start + at_once
-            parts.append(Batch(tuple(tensor[start:stop] for tensor in batch.inputs), batch.target[start:stop]))
-    return parts

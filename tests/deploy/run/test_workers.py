@@ -29,7 +29,7 @@ def machine(monkeypatch, tmp_path):
 def chosen(value, seconds, monkeypatch, task=None):
     """Return the workers of a search in which a policy takes so many seconds, and what was said."""
     said = io.StringIO()
-    monkeypatch.setattr(workers, "seconds_of_one", lambda _: seconds)
+    monkeypatch.setattr(value, "seconds_of_a_run", lambda: seconds)
     pool = pool_that_pays(
         value, task or Task(), Effort(scoring=60, evaluations=40), Resources(), Progress(Console(file=said))
     )
@@ -86,8 +86,8 @@ def test_a_run_gets_them_when_it_evaluates_and_nobody_said_how_many(good_run, tm
             assert (workspace.pool and workspace.pool.count) == count
 
 
-def test_one_policy_is_timed_where_policies_are_judged(machine):
-    assert 0 < workers.seconds_of_one(compute()) < 60
+def test_a_run_is_timed_where_policies_are_judged():
+    assert 0 < compute().seconds_of_a_run() < 60
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.evaluate import Evaluator
 from smpq.value.incremental import bytes_per_sample
-from smpq.value.value import PolicyValue, divergence, samples_at_once
+from smpq.value.parts import samples_at_once
+from smpq.value.value import PolicyValue, divergence
 from tests.smpq.problems import W4A16, W8A8, Traced, residual
 
 CLASSES = 5
