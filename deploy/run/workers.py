@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from smpq.value.workers.resources import Resources
 
 _PAYS_S = 60.0
 """A search of so many seconds is worth the start of more processes: each imports torch and gets a copy of the network."""
+_SHARE = 0.5
+"""Of the time of a run, for one policy: those that share their first layers compute them once."""
 _MOST = 16
+_PROGRAMS = ("smpq", "cli.py")
 _SHARE_OF_MEMORY = 0.5
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY = Path("/proc/meminfo")
@@ -31,8 +35,9 @@ def pool_that_pays(
 
     The values do not depend on it. Tells how long the search takes at most.
     """
-    seconds = spending.most(here.space.moves()) * here.seconds_of_a_run()
-    cores = workers_that_fit(here, free_cores()) if seconds >= _PAYS_S and here.device == "cpu" else 1
+    seconds = _SHARE * spending.most(here.space.moves()) * here.seconds_of_a_run()
+    able = seconds >= _PAYS_S and here.device == "cpu" and smpq_is_the_program()
+    cores = workers_that_fit(here, free_cores()) if able else 1
     if cores > 1:
         try:
             check_portable(task, here.value_name)
@@ -42,6 +47,13 @@ def pool_that_pays(
     if seconds >= 1:
         progress.say(f"judging policies takes at most about {in_words(seconds)} on one core{shared}")
     return replace(resources, workers=cores).pool() if cores > 1 else None
+
+
+def smpq_is_the_program() -> bool:
+    """Whether the command line itself was started, and not a script that calls it: other processes would run the script
+    again where it does not guard its main part.
+    """
+    return Path(getattr(sys.modules["__main__"], "__file__", None) or "").name in _PROGRAMS
 
 
 def free_cores() -> int:

@@ -195,9 +195,7 @@ class PolicyValue:
         return floats + 4 * weights + samples * bytes_per_sample(fake.traced, fake.units)
 
     def seconds_of_a_run(self) -> float:
-        """Return how long the float network takes on the samples that most policies are judged on: about as long as one
-        policy, since what fake quantisation adds, policies that share their first layers save.
-        """
+        """Return how long the float network takes on the samples that most policies are judged on."""
         start = time.perf_counter()
         with torch.no_grad():
             for batch in self._batches[:: self.folds]:

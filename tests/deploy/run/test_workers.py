@@ -1,6 +1,8 @@
 """How many processes evaluate where nobody says: those that pay, and no more than are free."""
 
 import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -20,6 +22,7 @@ def machine(monkeypatch, tmp_path):
     """A machine of eight cores, four of which this process may use, with nothing else at work."""
     monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
     monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__="/usr/bin/smpq"))
     monkeypatch.setattr(workers.os, "getloadavg", lambda: (1.0, 9.0, 9.0))
     monkeypatch.setattr(workers, "_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(workers, "_MEMORY", tmp_path / "meminfo")
@@ -39,14 +42,20 @@ def chosen(value, seconds, monkeypatch, task=None):
 
 
 def test_a_long_search_is_shared_by_the_free_cores(machine, monkeypatch):
-    count, said = chosen(compute(), 3.0, monkeypatch)
+    count, said = chosen(compute(), 6.0, monkeypatch)
     assert count == 4
     assert "at most about 5 min on one core, which 4 processes share" in said
 
 
 def test_a_short_search_starts_no_process(machine, monkeypatch):
-    assert chosen(compute(), 0.5, monkeypatch) == (None, "judging policies takes at most about 50 s on one core\n")
+    assert chosen(compute(), 1.0, monkeypatch) == (None, "judging policies takes at most about 50 s on one core\n")
     assert chosen(compute(), 0.001, monkeypatch) == (None, "")
+
+
+@pytest.mark.parametrize("main", [SimpleNamespace(__file__="/home/me/search.py"), SimpleNamespace()])
+def test_a_script_is_not_run_again_in_other_processes(machine, monkeypatch, main):
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert chosen(compute(), 6.0, monkeypatch)[0] is None
 
 
 def test_a_task_that_cannot_be_sent_is_evaluated_here(machine, monkeypatch):
@@ -54,7 +63,7 @@ def test_a_task_that_cannot_be_sent_is_evaluated_here(machine, monkeypatch):
         def divergence(self, output, float_output):
             return output[:, 0] - float_output[:, 0]
 
-    assert chosen(compute(), 3.0, monkeypatch, Here())[0] is None
+    assert chosen(compute(), 6.0, monkeypatch, Here())[0] is None
 
 
 @pytest.mark.parametrize(
