@@ -13,10 +13,11 @@ from torch.utils import _pytree as pytree
 
 from calib.data import call_task, check_batches, each_batch
 from calib.errors import UserError
+from calib.heap import MUCH, return_large_blocks
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
 
-_KEPT_MB = 256.0
+_KEPT_MB = MUCH / 2**20
 
 
 class Batches(Sequence[Batch]):
@@ -47,7 +48,9 @@ class Batches(Sequence[Batch]):
             _add_batch(digest, batch)
             marks.append(digest.digest())
             shapes.append(tuple(tensor.shape for tensor in batch.inputs))
-            taken += _bytes(batch)
+            taken += bytes_of(batch)
+            if taken > MUCH:
+                return_large_blocks()
             if taken <= limit or not kept:  # the first one in any case
                 kept.append(batch)
             elif len(kept) > 1:
@@ -172,6 +175,7 @@ def _add_batch(digest: Any, batch: Batch) -> None:
         add_to_hash(digest, part)
 
 
-def _bytes(batch: Batch) -> int:
+def bytes_of(batch: Batch) -> int:
+    """Return how much memory the inputs and the target of a batch take."""
     leaves = pytree.tree_leaves((batch.inputs, batch.target))
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, (Tensor, np.ndarray)))

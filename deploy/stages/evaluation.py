@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import torch
 
+from calib.batches import bytes_of
 from calib.data import call_task, each_batch
 from calib.errors import UserError
+from calib.heap import MUCH, return_large_blocks
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
 
@@ -32,7 +34,12 @@ class Evaluation:
         batches = call_task(task, "evaluation")
         if batches is None:
             raise UserError(f"the task {task.name} gives no evaluation data (evaluation() returns None)")
-        self._marks = [_mark(batch) for batch in each_batch(batches, "evaluation", sizes)]
+        self._marks, taken = list[tuple[int, int]](), 0
+        for batch in each_batch(batches, "evaluation", sizes):
+            self._marks.append(_mark(batch))
+            taken += bytes_of(batch)
+            if taken > MUCH:
+                return_large_blocks()
         order = spread_out(len(self._marks))
         self._number = {index: number for number, index in enumerate(order)}
         self._sizes = [self._marks[index][0] for index in order]
