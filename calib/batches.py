@@ -17,7 +17,7 @@ from calib.heap import MUCH, return_large_blocks
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
 
-_KEPT_MB = MUCH / 2**20
+_KEPT_MB = 256.0
 
 
 class Batches(Sequence[Batch]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-MUCH = 256 * 2**20
+MUCH = 64 * 2**20
 """Bytes of data beyond which memory must not depend on how the allocator packs it."""
 _LARGE = 8 * 2**20
 _M_MMAP_THRESHOLD = -3
