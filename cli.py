@@ -72,7 +72,7 @@ def smpq(context: click.Context) -> None:
     train-supernet -> supernet.*         the paper's way to scores: smpq run --method smpq
     solve          -> policy.json        the best formats for a budget; scores are used again
     finetune       -> finetuned.*        the weights trained in their formats, if the task has training data
-    reconstruct    -> finetuned.*        the weights brought back block by block to what the float network gives, without labels
+    reconstruct    -> finetuned.*        the weights brought back to what the float network gives, without labels
     export         -> model.*.onnx       the plan as ONNX with Q/DQ nodes for the target
     build          -> engine.*           the engine, and what each layer became in it
     measure        -> latency.json       the engine against the float engine, interleaved
@@ -94,7 +94,8 @@ def smpq(context: click.Context) -> None:
 
 
 for _command in (
-    searching.run, searching.score, searching.solve, searching.explain, curving.curve, curving.take, training.train_supernet, training.finetune, training.reconstruct,
+    searching.run, searching.score, searching.solve, searching.explain, curving.curve, curving.take, training.train_supernet,
+    training.finetune, training.reconstruct,
     making.export, making.build, measuring.measure, measuring.profile, measuring.bundle, measuring.feedback,
     measuring.doctor, looking.verify, looking.report, comparing.compare, looking.methods, looking.targets,
 ):  # fmt: skip

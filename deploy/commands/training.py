@@ -75,12 +75,7 @@ def finetune(
     )
     with open_run(run, progress, resources=resources, task=task) as workspace:
         record = finetune_stage(workspace, read_policy(workspace), settings)
-    before, after = record.before, record.after
-    line = (
-        f"fine-tuned: {run / 'finetuned.safetensors'} (on calibration data: value {before.value:.6g} to "
-        f"{after.value:.6g}, {workspace.task.metric_name} {before.metric:.4f} to {after.metric:.4f})"
-    )
-    return record, [line], 0
+    return record, [_line("fine-tuned", run, record, workspace.task.metric_name)], 0
 
 
 @command("reconstruct")
@@ -102,9 +97,12 @@ def reconstruct(run: Path, task: str | None, progress: Any, resources: Any, **op
     settings = settings_from_options(ReconstructionSettings, options)
     with open_run(run, progress, resources=resources, task=task) as workspace:
         record = reconstruct_stage(workspace, read_policy(workspace), settings)
+    return record, [_line("reconstructed", run, record, workspace.task.metric_name)], 0
+
+
+def _line(done: str, run: Path, record: Any, metric: str) -> str:
     before, after = record.before, record.after
-    line = (
-        f"reconstructed: {run / 'finetuned.safetensors'} (on calibration data: value {before.value:.6g} to "
-        f"{after.value:.6g}, {workspace.task.metric_name} {before.metric:.4f} to {after.metric:.4f})"
+    return (
+        f"{done}: {run / 'finetuned.safetensors'} (on calibration data: value {before.value:.6g} to "
+        f"{after.value:.6g}, {metric} {before.metric:.4f} to {after.metric:.4f})"
     )
-    return record, [line], 0

@@ -11,6 +11,7 @@ from deploy.files.engine import FinetuneFile
 from deploy.run.workspace import Workspace
 from deploy.stages.finetuning import keep_weights, subject_of
 from smpq.problem.policy import Policy
+from smpq.reconstruction.blocks import find_blocks
 from smpq.reconstruction.partial import PartialFile
 from smpq.reconstruction.reconstruct import BlockProgress
 from smpq.reconstruction.reconstruct import reconstruct as rebuild
@@ -28,8 +29,7 @@ def reconstruct(workspace: Workspace, policy: Policy, settings: ReconstructionSe
     settings = for_run(settings, workspace)
     partial = workspace.run.file(PartialFile.NAME)
     subject = subject_of(workspace, policy)
-    blocks = settings.iterations
-    with workspace.progress.bar("reconstruct", _iterations(workspace, blocks)) as advance:
+    with workspace.progress.bar("reconstruct", _iterations(workspace, settings.iterations)) as advance:
         found = rebuild(
             subject,
             workspace.batches,
@@ -41,8 +41,8 @@ def reconstruct(workspace: Workspace, policy: Policy, settings: ReconstructionSe
     if found.after.value < found.before.value:
         workspace.progress.warn(
             f"on the calibration data the reconstructed policy has a value of {found.after.value:.4g}, "
-            f"{found.before.value:.4g} before: use more --iterations, or delete {partial.parent / FinetuneFile.NAME} and "
-            "finetuned.safetensors to go back"
+            f"{found.before.value:.4g} before: use more --iterations, or delete "
+            f"{partial.parent / 'finetuned.safetensors'} to go back"
         )
     record = keep_weights(workspace, found)
     partial.unlink(missing_ok=True)
@@ -60,8 +60,6 @@ def for_run(settings: ReconstructionSettings, workspace: Workspace) -> Reconstru
 
 
 def _iterations(workspace: Workspace, iterations: int) -> int:
-    from smpq.reconstruction.blocks import find_blocks
-
     return iterations * len(find_blocks(workspace.traced, workspace.space.units))
 
 

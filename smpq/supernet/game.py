@@ -19,6 +19,7 @@ from smpq.supernet.settings import GameSettings
 from smpq.training.placing import batch_on
 from smpq.value.incremental import outputs_of
 from smpq.value.metric import sample_metric
+from smpq.value.parts import split
 from smpq.value.value import divergence
 
 _SAMPLES_AT_ONCE = 32
@@ -44,7 +45,7 @@ class SupernetGame:
         self._traced = supernet.graph.placed
         self._shares = supernet.shares()
         placed = [batch_on(batch, supernet.graph.device) for batch in batches]
-        self._batches = _split(placed) if self._traced.dynamic_batch else placed
+        self._batches = split(placed, _SAMPLES_AT_ONCE) if self._traced.dynamic_batch else placed
         self._positions: dict[Key, list[int]] = {key: [] for key in supernet.rows}
         for index, operation in enumerate(supernet.operations):
             self._positions[operation.group, operation.side].append(index)
@@ -139,17 +140,3 @@ def _measure(task: Task, value: str) -> _Samples:
         return lambda output, _, batch: -per_sample(task.loss, (output, batch.target), len(batch.inputs[0]), "loss")
     metric = sample_metric(task, "the contribution metric")
     return lambda output, _, batch: per_sample(metric, (output, batch.target), len(batch.inputs[0]), "metric")
-
-
-def _split(batches: Sequence[Batch]) -> list[Batch]:
-    """Cut batches, where the target can be cut along, into parts that stay in the cache."""
-    parts = []
-    for batch in batches:
-        size = len(batch.inputs[0])
-        if not isinstance(batch.target, Tensor) or batch.target.dim() == 0 or len(batch.target) != size:
-            parts.append(batch)
-            continue
-        for start in range(0, size, _SAMPLES_AT_ONCE):
-            stop = start + _SAMPLES_AT_ONCE
-            parts.append(Batch(tuple(tensor[start:stop] for tensor in batch.inputs), batch.target[start:stop]))
-    return parts
