@@ -8,14 +8,13 @@ from unittest import mock
 
 from deploy.latency import bench
 from deploy.runner.protocol import Protocol
-from deploy.stages import making
 
 
 @contextmanager
 def short_measurements() -> Iterator[None]:
     """Time final engines, and those of a search, for a short time as long as the context is open."""
     with (
-        mock.patch.object(making, "FINAL", Protocol(rounds=9, round_ms=4.0, singles=200, sets=1)),
+        mock.patch.object(bench, "FINAL", Protocol(rounds=9, round_ms=4.0, singles=200, sets=1)),
         mock.patch.object(bench, "THOROUGH", Protocol(rounds=15, round_ms=8.0, sets=1)),
         mock.patch.object(bench, "QUICK", Protocol(round_ms=4.0, sets=1)),
     ):

@@ -14,12 +14,15 @@ from deploy.devices.base import Announce, Candidate, Device, Experiment, Result,
 from deploy.latency.candidates import Candidates
 from deploy.latency.observations import Observations
 from deploy.latency.observed import Observation, Refusal
+from deploy.latency.pooled import pooled
 from deploy.runner.protocol import Protocol
+from smpq.problem.budget import Limit
 from smpq.problem.policy import Policy
 
 QUICK = Protocol()
 THOROUGH = Protocol(rounds=41, round_ms=15.0)
 FINAL = replace(THOROUGH, singles=1000)
+_MOST_TURNS = 3
 _NEAR = 0.03
 """A ratio this near to the limit, relatively, may fall on either side of it."""
 
@@ -74,12 +77,32 @@ class Bench:
         return self._observations.keep([(policy, result)], self.machine)[0]
 
     def time(
-        self, candidates: Sequence[Candidate], protocol: Protocol | None = None, batch: int | None = None
+        self,
+        candidates: Sequence[Candidate],
+        protocol: Protocol | None = None,
+        batch: int | None = None,
+        *,
+        turn: int = 0,
     ) -> list[Result]:
         """Time candidates, quickly unless said otherwise, at the usual batch size or another one; returns their
-        results in order.
+        results in order. What was timed before in the same `turn` is not timed again.
         """
-        return self._device.measure(self.experiment(candidates, protocol, batch), self._announce)
+        experiment = self.experiment(candidates, protocol, batch)
+        return self._device.measure(replace(experiment, seed=experiment.seed + turn), self._announce)
+
+    def time_finally(self, candidate: Candidate, batch: int | None = None, limit: Limit | None = None) -> Result:
+        """Time an engine as thoroughly as any, and up to `_MOST_TURNS` times in all where its ratio is within `limit`
+        and its interval reaches beyond. UserError when it cannot be timed.
+        """
+        found: list[Result] = []
+        for turn in range(_MOST_TURNS):
+            found += self.time([candidate], FINAL, batch, turn=turn)
+            if found[-1].failed is not None:
+                raise UserError(f"the engine cannot be timed: {found[-1].failed}")
+            result = pooled(found, self._conditions.seed)
+            if limit is None or not _just_within(result, limit):
+                break
+        return result
 
     def experiment(
         self,
@@ -119,6 +142,12 @@ class Bench:
             name: np.concatenate([resized(each.inputs[index], shape).numpy() for each in found])[:batch]
             for index, (name, shape) in enumerate(zip(conditions.inputs, conditions.sizes.usual, strict=True))
         }
+
+
+def _just_within(result: Result, limit: Limit) -> bool:
+    if result.ratio is None or result.ratio_interval is None or result.float_ms is None:
+        return False
+    return result.ratio <= limit.absolute(result.float_ms) / result.float_ms < result.ratio_interval[1]
 
 
 def _undecided(result: Result, limit: float) -> bool:

@@ -28,17 +28,20 @@ from smpq.solve.search import Choice, choose, confirm
 
 @dataclass(frozen=True)
 class Solution:
-    """The chosen policy, its value, and how it was found."""
+    """The chosen policy, its value, and how it was found. `ceilings` are those that it was chosen within,
+    None where nothing meets the latency that was asked for.
+    """
 
     policy: Policy
     value: float
     stop_reason: str
+    ceilings: Sequence[Ceiling] | None
     path: tuple[tuple[str, float], ...] = ()
     outcome: Outcome | None = None
 
 
 def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, method: str | None = None) -> Solution:
-    """Choose the policy for a budget with what the run knows. Writes `policy.json`.
+    """Choose the policy for a budget with what the run knows. Writes `policy.json` and `stability.json`.
 
     `method` is where scores come from (`deploy.stages.scoring.score`). Latency is predicted from the engines that this
     run has measured; UserError when it has measured none.
@@ -53,11 +56,16 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
     _check_possible(workspace, ceilings)
     check_decidable(workspace, budget)
     scores = score(workspace, budget, method)
+    effort = effort or workspace.settings.spending
     if budget.loss is None:
-        return _solved(workspace, budget, scores, ceilings, effort)
-    method_of(scores).check_latency()
-    policy = solve_cheapest(workspace, budget, scores, effort or workspace.settings.spending)
-    return _kept(workspace, budget, scores, policy, "the cheapest that loses little enough")
+        solution = _solved(workspace, scores, ceilings, effort)
+    else:
+        method_of(scores).check_latency()
+        policy = solve_cheapest(workspace, budget, scores, effort)
+        solution = _cheapest(workspace, policy, "the cheapest that loses little enough")
+    write_policy(workspace, solution.policy, budget)
+    write_stability(workspace, scores, solution)
+    return solution
 
 
 def score_for(workspace: Workspace, budget: Budget, method: str | None = None) -> Scores:
@@ -84,61 +92,58 @@ def search(
 ) -> Solution:
     """Choose the policy for a budget; a latency budget closes the loop over measured engines. Writes `policy.json`.
 
-    `scores` are those of `score_for`, which is called without them.
+    `scores` are those of `score_for`, which is called without them. `write_stability` says how sure they are of what
+    came out; that takes seconds, so it is for the last of several searches.
     """
     scores = scores or score_for(workspace, budget)
     effort = effort or workspace.settings.spending
     if budget.loss is not None:
         policy, reason, outcome = search_cheapest(workspace, budget, scores, effort, loop)
-        return _kept(workspace, budget, scores, policy, reason, outcome)
-    if budget.limit("latency") is None:
-        return _solved(workspace, budget, scores, static_ceilings(workspace, budget), effort)
-    outcome, limit = close_loop(workspace, budget, scores, effort, loop)
-    write_policy(workspace, outcome.policy, budget)
-    if outcome.met:
-        ceilings = [Ceiling(outcome.model.cost_model(1.0), limit), *static_ceilings(workspace, budget)]
-        write_stability(workspace, scores, ceilings, outcome.policy)
-    path = (("best finalist on other samples", outcome.value),) if outcome.met and workspace.unseen is not None else ()
-    return Solution(outcome.policy, outcome.value, outcome.stop_reason, path, outcome)
-
-
-def _solved(
-    workspace: Workspace, budget: Budget, scores: Scores, ceilings: Sequence[Ceiling], effort: Effort | None
-) -> Solution:
-    if method_of(scores).searched:
-        solution = _choose(workspace, scores, ceilings, effort or workspace.settings.spending)
+        solution = _cheapest(workspace, policy, reason, outcome)
+    elif budget.limit("latency") is None:
+        solution = _solved(workspace, scores, static_ceilings(workspace, budget), effort)
     else:
-        solution = _allocate(workspace, scores, ceilings)
+        outcome, limit = close_loop(workspace, budget, scores, effort, loop)
+        priced = Ceiling(outcome.model.cost_model(1.0), limit)
+        ceilings = [priced, *static_ceilings(workspace, budget)] if outcome.met else None
+        judged = outcome.met and workspace.unseen is not None
+        path = (("best finalist on other samples", outcome.value),) if judged else ()
+        solution = Solution(outcome.policy, outcome.value, outcome.stop_reason, ceilings, path, outcome)
     write_policy(workspace, solution.policy, budget)
-    write_stability(workspace, scores, ceilings, solution.policy)
     return solution
 
 
-def _kept(
-    workspace: Workspace, budget: Budget, scores: Scores, policy: Policy, reason: str, outcome: Outcome | None = None
-) -> Solution:
-    """Keep the cheapest policy. How sure the scores are of it is told for policies of its own size."""
-    write_policy(workspace, policy, budget)
+def _solved(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling], effort: Effort) -> Solution:
+    if method_of(scores).searched:
+        return _choose(workspace, scores, ceilings, effort)
+    return _allocate(workspace, scores, ceilings)
+
+
+def _cheapest(workspace: Workspace, policy: Policy, reason: str, outcome: Outcome | None = None) -> Solution:
+    """Return the solution that is the cheapest policy. How sure the scores are of it is told for its own size."""
     size = workspace.costs["size"]
-    write_stability(workspace, scores, [Ceiling(size, size.total(policy) * (1 + 1e-9))], policy)
-    return Solution(policy, workspace.evaluator(policy), reason, outcome=outcome)
+    own_size = Ceiling(size, size.total(policy) * (1 + 1e-9))
+    return Solution(policy, workspace.evaluator(policy), reason, [own_size], outcome=outcome)
 
 
-def write_stability(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling], policy: Policy) -> None:
+def write_stability(workspace: Workspace, scores: Scores, solution: Solution) -> None:
     """Write how often each layer gets each format when the scores are resampled, and of scores with pairs whether their
-    own plan is proven the best within the ceilings: `stability.json`.
+    own plan is proven the best within the ceilings: `stability.json`. Nothing where the latency is out of reach.
     """
-    stability = decision_stability(scores, workspace.space, ceilings, workspace.settings.seed)
+    if solution.ceilings is None:
+        return
+    stability = decision_stability(scores, workspace.space, solution.ceilings, workspace.settings.seed)
     row = None
     if scores.pairs:
         with workspace.progress.step("prove the plan of the scores"):
-            answer = best_or_explain(Problem(workspace.space, scores.objective(), ceilings))
+            answer = best_or_explain(Problem(workspace.space, scores.objective(), solution.ceilings))
         workspace.progress.say(f"plan of the scores, pairs of layers included: {answer}")
         row = AllocationRow(value=answer.value, bound=answer.value + answer.gap, where=answer.where)
+    key = solution.policy.key()
     workspace.run.write(
-        stability.to_file(policy.key())
+        stability.to_file(key)
         if stability is not None
-        else StabilityFile(policy=policy.key(), resamples=0, allocation=row, undecided=(), frequencies={})
+        else StabilityFile(policy=key, resamples=0, allocation=row, undecided=(), frequencies={})
     )
 
 
@@ -163,10 +168,12 @@ def _choose(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling], e
         )
         if workspace.unseen is not None:
             choice = confirm(choice, workspace.evaluator, workspace.unseen)
-    return Solution(choice.policy, choice.value, "no change of the policy improves the value", choice.path)
+    return Solution(choice.policy, choice.value, "no change of the policy improves the value", ceilings, choice.path)
 
 
 def _allocate(workspace: Workspace, scores: Scores, ceilings: Sequence[Ceiling]) -> Solution:
     """The scores decide alone, as their method wants it."""
     policy = method_of(scores).policy(workspace.space, scores, ceilings)
-    return Solution(policy, workspace.evaluator(policy), f"the best policy for the scores ({scores.estimator})")
+    return Solution(
+        policy, workspace.evaluator(policy), f"the best policy for the scores ({scores.estimator})", ceilings
+    )

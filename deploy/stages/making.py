@@ -9,10 +9,9 @@ import msgspec
 
 from calib.errors import UserError
 from deploy.backends.base import UnitKernel
-from deploy.devices.base import Candidate, Result
+from deploy.devices.base import Result
 from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, TimingRow
 from deploy.files.verification import VerifyFile
-from deploy.latency.bench import FINAL, Bench
 from deploy.latency.prediction import prediction
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
@@ -23,6 +22,7 @@ from deploy.stages.shipping import discard_other, ship
 from deploy.stages.trtexec import TrtexecExport, export_for_trtexec
 from deploy.stages.verifying import verify as verify_stages
 from smpq.files import Interval
+from smpq.problem.budget import Limit
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 
@@ -100,13 +100,16 @@ def _rows(kernels: Sequence[UnitKernel]) -> dict[str, KernelRow]:
     return {kernel.path: KernelRow(kernel=kernel.kernel, agrees=kernel.agrees) for kernel in kernels}
 
 
-def measure(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -> LatencyFile:
+def measure(
+    workspace: Workspace, policy: Policy, batches: Sequence[int] = (), limit: Limit | None = None
+) -> LatencyFile:
     """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `observations.json`.
 
     The plan that was measured, where the runtime has plans, becomes the run's: `engine.<target>/` and the engine beside
     it.
 
-    `batches` are further batch sizes to time it at. The prediction in the record is one that knew no measurement of
+    `batches` are further batch sizes to time it at. Where only chance decides whether the latency is within `limit`, more
+    rounds are made. The prediction in the record is one that knew no measurement of
     this policy. UserError when engines of the target cannot be timed, or it does not build on the device.
     """
     if workspace.not_measurable is not None:
@@ -116,12 +119,12 @@ def measure(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -
     bench, candidates = workspace.bench, workspace.candidates
     predicted = prediction(workspace.run, workspace.observations, workspace.edges, policy, bench.machine)
     with workspace.progress.step("measure the engine"):
-        result = _timed(bench, candidates.kept(workspace.run.file(workspace.backend.names.model)), None)
-        others = [_timed(bench, candidates.candidate(policy, batch), batch) for batch in batches]
+        result = bench.time_finally(candidates.kept(workspace.run.file(workspace.backend.names.model)), limit=limit)
+        others = [bench.time_finally(candidates.candidate(policy, batch), batch) for batch in batches]
     record = LatencyFile(
         policy=version_key(workspace, policy),
         machine=bench.machine,
-        rounds=FINAL.rounds,
+        rounds=len(result.rounds_ms),
         predicted_ratio=predicted.ratio if predicted is not None else None,
         predicted_interval=Interval(*predicted.interval) if predicted is not None else None,
         predicted_from=predicted.engines if predicted is not None else 0,
@@ -147,13 +150,6 @@ def _keep_shipped(workspace: Workspace, policy: Policy, result: Result) -> None:
         _keep_build(workspace, policy, shipped, _rows(found))
     elif any(name not in engines or engines[name].sha256 != row.sha256 for name, row in shipped.items()):
         _keep_build(workspace, policy, {**engines, **shipped}, kernels)
-
-
-def _timed(bench: Bench, candidate: Candidate, batch: int | None) -> Result:
-    (result,) = bench.time([candidate], FINAL, batch)
-    if result.failed is not None:
-        raise UserError(f"the engine cannot be timed: {result.failed}")
-    return result
 
 
 def timed_row(result: Result) -> TimingRow:

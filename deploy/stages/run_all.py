@@ -16,7 +16,7 @@ from deploy.run.settings import Settings
 from deploy.run.trust import check_trusted, remember
 from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
-from deploy.stages.choosing import score_for
+from deploy.stages.choosing import score_for, write_stability
 from deploy.stages.finetuning import discard_other, version_key
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import check_method, check_scores, check_task, write_space
@@ -105,7 +105,7 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: Tuning | None, meth
     with progress.patience.interruptible(progress.say):
         policy = _searched(workspace, budget, tuning, method)
     if tuning is not None:
-        _tune(workspace, policy, tuning)
+        _tune(workspace, policy, tuning, budget)
     if workspace.verifiable:
         verify(workspace, policy)
     else:
@@ -121,13 +121,15 @@ def _searched(workspace: Workspace, budget: Budget, tuning: Tuning | None, metho
         policy = solution.policy
         if tuning is not None:
             discard_other(workspace, policy)
-        timed = _make(workspace, policy)
+        timed = _make(workspace, policy, budget)
         if timed is None or solution.outcome is None or _stands(workspace, budget, solution.outcome, timed):
             break
         workspace.progress.say(
             f"measured thoroughly the engine takes {timed.ratio:.3f}x of float, and its interval reaches "
             f"{timed.ratio_interval.high:.3f}x, more than the budget: searching on"
         )
+    with workspace.progress.step("ask how sure the scores are"):
+        write_stability(workspace, scores, solution)
     return policy
 
 
@@ -152,14 +154,16 @@ def _stands(workspace: Workspace, budget: Budget, outcome: Outcome, timed: Timin
     return stands
 
 
-def _make(workspace: Workspace, policy: Policy) -> TimingRow | None:
+def _make(workspace: Workspace, policy: Policy, budget: Budget) -> TimingRow | None:
     """Export, build and measure; None where the target cannot be measured."""
     export(workspace, policy)
     build(workspace, policy)
-    return measure(workspace, policy).measurement if workspace.not_measurable is None else None
+    if workspace.not_measurable is not None:
+        return None
+    return measure(workspace, policy, limit=budget.limit("latency")).measurement
 
 
-def _tune(workspace: Workspace, policy: Policy, tuning: Tuning) -> None:
+def _tune(workspace: Workspace, policy: Policy, tuning: Tuning, budget: Budget) -> None:
     """Tune the weights of the policy that was chosen, and make its engine with them, which changes no latency."""
     if policy == workspace.space.uniform(workspace.space.reference):
         workspace.progress.say("the policy keeps every layer in floating point: no weight is tuned")
@@ -167,7 +171,7 @@ def _tune(workspace: Workspace, policy: Policy, tuning: Tuning) -> None:
     before = version_key(workspace, policy)
     tune_unless_done(workspace, policy, tuning)
     if version_key(workspace, policy) != before:
-        _make(workspace, policy)
+        _make(workspace, policy, budget)
 
 
 def report_on(path: Path, progress: Progress) -> ReportFile:

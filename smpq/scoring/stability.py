@@ -15,8 +15,7 @@ from smpq.problem.policy import Policy, Space
 from smpq.scoring.scores import Scores
 from smpq.solve.allocate import Ceiling, Problem, Values, allocate
 
-RESAMPLES = 40
-_RESAMPLES_OF_A_GAIN = 20
+RESAMPLES = 20
 _FEWEST_WALKS = 3
 _TINY = 1e-300
 
@@ -81,7 +80,7 @@ def expected_gain(scores: Scores, space: Space, budgets: Sequence[Sequence[Ceili
         if chosen is None:
             continue
         differences = []
-        for resampled in _resampled(scores, _RESAMPLES_OF_A_GAIN, seed):
+        for resampled in _resampled(scores, RESAMPLES, seed):
             best = allocate(Problem(space, resampled, ceilings))
             assert best is not None  # the ceilings are the same
             differences.append(_total(resampled, best) - _total(resampled, chosen))

@@ -19,6 +19,7 @@ from deploy.run.settings import Settings
 from deploy.runner.protocol import Protocol
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
+from smpq.problem.budget import Budget
 from tests.deploy.board import FASTER, Board
 
 W8A8 = Format.from_text("w8a8")
@@ -94,6 +95,27 @@ def test_an_engine_that_may_lie_on_either_side_of_the_limit_is_timed_again(works
     observation = replace(workspace, device=board).bench.observe(workspace.space.uniform(W8A8), 0.5)
     assert (len(board.experiments), observation.ratio) == (times, pytest.approx(0.65))
     assert (board.experiments[-1].protocol == bench.THOROUGH) == (times == 2)
+
+
+@pytest.mark.parametrize(
+    ("limit", "turns"), [("0.66x", 1), ("0.6505x", 3), ("0.649x", 1), ("1.301ms", 3), ("1.4ms", 1), (None, 1)]
+)
+def test_more_rounds_are_made_where_only_chance_decides(workspace, limit, turns):
+    board = Board(FASTER)
+    candidate = workspace.candidates.candidate(workspace.space.uniform(W8A8))
+    budget = None if limit is None else Budget.from_text(f"latency={limit}").limit("latency")
+    result = replace(workspace, device=board).bench.time_finally(candidate, limit=budget)
+    assert [experiment.seed for experiment in board.experiments] == [3, 4, 5][:turns], "one that is not known yet"
+    assert {experiment.protocol for experiment in board.experiments} == {bench.FINAL}
+    assert result.ratio == pytest.approx(0.65)
+    assert len(result.rounds_ms) == len(result.float_rounds_ms) == 15 * turns
+
+
+def test_an_engine_that_cannot_be_timed(workspace):
+    board = Board(FASTER, lambda _: ("no kernel", []))
+    candidate = workspace.candidates.candidate(workspace.space.uniform(W8A8))
+    with pytest.raises(UserError, match="the engine cannot be timed: no kernel"):
+        replace(workspace, device=board).bench.time_finally(candidate)
 
 
 def test_a_damaged_model_is_no_candidate(workspace, tmp_path):

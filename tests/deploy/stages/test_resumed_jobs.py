@@ -23,7 +23,7 @@ from deploy.latency.observed import Observation, Refusal
 from deploy.latency.steps import LoopSettings
 from deploy.run.directory import Run
 from deploy.run.workspace import Workspace
-from deploy.stages import choosing, looping, run_all
+from deploy.stages import looping, run_all
 from deploy.stages.making import timed_row
 from deploy.stages.run_all import run_stages
 from smpq.methods import DEFAULT_METHOD
@@ -105,8 +105,8 @@ class Job:
             patched.setattr(Run, "write", writing)
             patched.setattr(looping, "LoopSettings", partial(LoopSettings, measurements=2, designed=2))
             patched.setattr(looping, "export_float_model", lambda _workspace: None)
-            patched.setattr(run_all, "_make", lambda _workspace, policy: device.thoroughly(policy))
-            patched.setattr(choosing, "write_stability", lambda *_: None)
+            patched.setattr(run_all, "_make", lambda _workspace, policy, _budget: device.thoroughly(policy))
+            patched.setattr(run_all, "write_stability", lambda *_: None)
             patched.setattr(run_all, "verify", lambda _workspace, _policy: power("verify"))
             patched.setattr(run_all, "write_reports", lambda _run, _progress: None)
             run_stages(workspace, BUDGET, None, DEFAULT_METHOD)
