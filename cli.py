@@ -7,6 +7,7 @@ import sys
 import click
 
 from calib.errors import UserError
+from calib.heap import keep_freed_blocks
 from deploy.commands import comparing, curving, looking, making, measuring, searching, training
 from deploy.commands.internal_error import InternalError
 from deploy.commands.options import WRONG_INPUT
@@ -21,6 +22,7 @@ def main() -> None:
     """Run the command line: a wrong input is one message and exit code 2, a bug of ours is one message and exit code
     70.
     """
+    keep_freed_blocks()
     try:
         with stopped_by_signals():
             smpq(prog_name="smpq", standalone_mode=False)  # also where it is not the program itself, as under python -m

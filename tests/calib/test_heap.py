@@ -1,4 +1,4 @@
-"""Large blocks go back to the system, where its C library is glibc."""
+"""Freed blocks are kept, or go back to the system, where its C library is glibc."""
 
 import platform
 import subprocess
@@ -34,12 +34,47 @@ print(resident() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_freed_blocks_leave_no_gaps():
-    def left(how):
-        environment = {"PATH": "", "PYTHONPATH": str(ROOT)}  # without the settings of `make test`
-        command = [sys.executable, "-c", WALK, how]
-        return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+AGAIN = """
+import ctypes, resource, sys
+from calib.heap import keep_freed_blocks
 
-    assert left("as it is") > 100 * 2**20
-    assert left("returned") < 30 * 2**20
+if sys.argv[1] == "kept":
+    keep_freed_blocks()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    blocks = [libc.malloc(16 * 2**20) for _ in range(4)]
+    for block in blocks:
+        ctypes.memset(block, 1, 16 * 2**20)
+    for block in blocks:
+        libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+"""Twenty times 64 MB are written to and freed; tells how often the system had to find a page."""
+
+only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+
+def number(program, how, **changes):
+    """What a program prints, without the settings of `make test`."""
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT), **changes}
+    command = [sys.executable, "-c", program, how]
+    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+
+@only_glibc
+def test_freed_blocks_leave_no_gaps():
+    assert number(WALK, "as it is") > 100 * 2**20
+    assert number(WALK, "returned") < 30 * 2**20
+
+
+@only_glibc
+def test_freed_blocks_are_used_again():
+    assert number(AGAIN, "as it is") > 100_000
+    assert number(AGAIN, "kept") < 40_000
+
+
+@only_glibc
+def test_who_sets_the_limits_has_decided():
+    assert number(AGAIN, "kept", MALLOC_MMAP_THRESHOLD_="65536") > 100_000

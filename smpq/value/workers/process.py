@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from calib.errors import UserError
+from calib.heap import keep_freed_blocks
 from calib.task import Task
 from smpq.problem.policy import Policy
 from smpq.value.value import PolicyValue, measure_of
@@ -60,6 +61,7 @@ class WorkerProcess:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
+        keep_freed_blocks()
         self._values: dict[int, PolicyValue] = {}
 
     def ready(self) -> Ready:
