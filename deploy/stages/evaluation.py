@@ -11,11 +11,15 @@ import torch
 from calib.batches import bytes_of
 from calib.data import call_task, each_batch
 from calib.errors import UserError
-from calib.heap import MUCH, return_large_blocks
+from calib.heap import return_large_blocks
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
+_MUCH = 2**30
+"""Bytes of data beyond which large blocks go back to the system: of less, what batches leave in the heap is little, and
+the system's work on pages that come and go is half of that of a network whose layers give megabytes.
+"""
 
 
 class Evaluation:
@@ -38,7 +42,7 @@ class Evaluation:
         for batch in each_batch(batches, "evaluation", sizes):
             self._marks.append(_mark(batch))
             taken += bytes_of(batch)
-            if taken > MUCH:
+            if taken > _MUCH:
                 return_large_blocks()
         order = spread_out(len(self._marks))
         self._number = {index: number for number, index in enumerate(order)}
