@@ -11,7 +11,7 @@ from operator import itemgetter
 
 from calib.formats.format import Format
 from deploy.latency.designs import designed_policies
-from deploy.latency.finalists import judged
+from deploy.latency.finalists import judged, lasting_first
 from deploy.latency.hopeful import hopeful_cost, likelihood
 from deploy.latency.model import LatencyModel, fitted
 from deploy.latency.observed import Observation, Observe, Refusal
@@ -44,8 +44,10 @@ class LatencyLoop:
        count whose own prediction is at most `OPTIMISM` of its standard errors too slow, and of these the one that is
        expected to gain most.
     4. Where nothing is found there either, a thorough search exchanges formats too. Nothing likely better is left then.
-    5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. One whose measurement later
-       ones cast doubt on may be measured again.
+    5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. The best of many that are
+       measured to be just within it is likely a lucky one (`deploy.latency.observed.LASTING`), so the search aims lower,
+       and such a policy is the outcome only where it loses clearly less. One whose measurement later ones cast doubt on
+       may be measured again.
     6. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
        that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
        for the one that is to blame.
@@ -167,6 +169,8 @@ class LatencyLoop:
         met = self._meeting()
         finalists = judged([observation.policy for observation in met], self._value, self._unseen)
         if finalists:
+            lasting = {observation.policy.key() for observation in met if observation.lasts(self.goal.limit)}
+            finalists = lasting_first(finalists, lasting)
             chosen = next(observation for observation in met if observation.policy == finalists[0].policy)
         else:
             candidates = [o for o in self._state.observed.values() if self._allowed(o.policy)]

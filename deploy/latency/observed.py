@@ -11,6 +11,11 @@ from deploy.devices.base import Result
 from deploy.files.loop import MachineRows, ObservationRow, RefusedRow
 from smpq.problem.policy import Policy, Space
 
+LASTING = 1.96 + 0.84 * 2**0.5
+"""How many standard errors a ratio lies below a limit where another measurement of the same error has the upper end of
+its 95 % interval below it in four of five cases: the two differ by the square root of two such errors.
+"""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -31,6 +36,10 @@ class Observation:
     def upper(self) -> float:
         """The upper end of the 95 % interval."""
         return self.ratio + 1.96 * self.standard_error
+
+    def lasts(self, limit: float) -> bool:
+        """Whether another such measurement would likely be within a limit too, with its interval (`LASTING`)."""
+        return self.ratio + LASTING * self.standard_error <= limit
 
 
 @dataclass(frozen=True)

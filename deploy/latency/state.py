@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from deploy.latency.doubts import doubted
-from deploy.latency.observed import Observation, Refusal
+from deploy.latency.observed import LASTING, Observation, Refusal
 from deploy.latency.steps import Step
 from smpq.problem.policy import Policy
 from smpq.solve.allocate import Values as Marginals
@@ -35,9 +35,9 @@ class LoopState:
         return sum(not (key in observed and observed[key].doubtful) for key in keys)
 
     def aim(self, limit: float) -> float:
-        """Return the ratio whose interval, of a usual measurement, just reaches a limit."""
+        """Return the ratio that, with the error of a usual measurement, just lasts within a limit (`LASTING`)."""
         errors = [each.standard_error for each in self.observed.values() if not each.doubtful]
-        return limit - 1.96 * (median(errors) if errors else 0.0)
+        return limit - LASTING * (median(errors) if errors else 0.0)
 
     def left_out(self, limit: float) -> list[Policy]:
         """Return what was measured to miss a limit, and what does not build for no reason that is known."""
