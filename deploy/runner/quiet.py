@@ -11,6 +11,8 @@ from deploy.runner.state import QUIET
 
 _FASTEST = 0.1
 """The quantile of the baseline's rounds that counts as its fastest: a single round may be lucky."""
+_STAYS = 0.75
+"""Other work stays where so much of its slowdown is left behind a pause."""
 
 Round = Mapping[str, float]
 """Milliseconds of a call of each engine, timed one behind the other."""
@@ -31,20 +33,22 @@ def quiet_rounds(
     and each says the same for seconds, so that rounds in a row agree with each other and not with the truth. The
     baseline tells: it is the same engine every time. Where its median is `QUIET` above its fastest, another set of
     rounds follows, `sets` at most. Before the second one is a pause as long as the first one was; each further pause is
-    twice as long. `fastest_ms` is the fastest known of earlier measurements, infinity without any.
+    twice as long. Where the last pause has taken away less than a quarter of the slowdown, what is at work stays, and
+    waiting would only cost time. `fastest_ms` is the fastest known of earlier measurements, infinity without any.
 
     The slowdown is the baseline's median time in these rounds by its fastest. Rounds are chosen by the times of all
     engines together, so that chance favours none of them. Ours.
     """
     start = time.perf_counter()
     found = [one_round() for _ in range(count)]
-    first_s = time.perf_counter() - start
+    first_s, before = time.perf_counter() - start, np.inf
     for made in range(1, sets + 1):
         quietest = _quietest(found, count)
         fastest = min(fastest_ms, fastest_of([each[baseline] for each in found]))
         slowdown = float(np.median([each[baseline] for each in quietest])) / fastest if fastest > 0 else 1.0
-        if slowdown <= 1 + QUIET or made == sets:
+        if slowdown <= 1 + QUIET or made == sets or slowdown - 1 > _STAYS * (before - 1):
             break
+        before = slowdown
         pause(2 ** (made - 1) * first_s)
         found += [one_round() for _ in range(count)]
     return quietest, max(1.0, slowdown)

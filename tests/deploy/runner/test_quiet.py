@@ -33,8 +33,17 @@ def test_a_neighbour_from_the_first_to_the_last_round_is_told_by_earlier_measure
     rounds = [BUSY] * 60
     assert told(rounds, 3)[1:3] == (1.0, 3), "nothing tells it"
     chosen, slowdown, made, pauses = told(rounds, 3, fastest_ms=1.0)
-    assert (chosen, slowdown, made) == ([BUSY] * 3, 1.3, 12)
+    assert (chosen, slowdown, made, len(pauses)) == ([BUSY] * 3, 1.3, 6, 1), "it stays: nothing is gained by waiting"
+
+
+def test_pauses_grow_as_long_as_they_help():
+    slower = [{"float": ms, "engine": ms} for ms in (2.2, 1.8, 1.5, 1.3)]
+    chosen, slowdown, made, pauses = told([each for each in slower for _ in range(3)], 3, fastest_ms=1.0)
+    assert (chosen, slowdown, made) == ([slower[-1]] * 3, 1.3, 12)
     assert [pause / pauses[0] for pause in pauses] == pytest.approx([1, 2, 4])
+    slower[2] = {"float": 1.7, "engine": 1.7}
+    chosen, slowdown, made, pauses = told([each for each in slower for _ in range(3)], 3, fastest_ms=1.0)
+    assert (chosen, slowdown, made) == ([slower[2]] * 3, 1.7, 9)
 
 
 def test_no_engine_is_favoured_by_the_choice():
