@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -21,6 +22,7 @@ _SAMPLES = 64
 _TIMES = 3
 _LONG = 2.0
 """A run of so many seconds is timed once."""
+_PRODUCT, _PRODUCTS = 384, 8
 _DECIDED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Who sets one of these has decided."""
 
@@ -43,6 +45,21 @@ def settle_threads(traced: TracedModel, batch: Batch, known: int | None) -> int:
     inputs = [tensor[:count] for tensor in batch.inputs]
     torch.set_num_threads(fastest(lambda: traced.run(inputs), before))
     return before
+
+
+@contextmanager
+def probed_threads() -> Iterator[None]:
+    """Let PyTorch compute with as many threads as pay for a product of two matrices, as long as the context is open: what
+    there is to run before a network can be timed.
+    """
+    before = torch.get_num_threads()
+    if not any(name in os.environ for name in _DECIDED):
+        matrix = torch.ones(_PRODUCT, _PRODUCT)
+        torch.set_num_threads(fastest(lambda: [matrix @ matrix for _ in range(_PRODUCTS)], before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def fastest(compute: Callable[[], object], most: int) -> int:

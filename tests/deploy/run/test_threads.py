@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deploy.run import threads
-from deploy.run.threads import fastest
+from deploy.run.threads import fastest, probed_threads
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 from tests.commands import copy_of
@@ -85,3 +85,17 @@ def test_a_new_run_asks_the_clock(good_run, tmp_path, monkeypatch):
         assert torch.get_num_threads() == 2
     assert [most for _, most in asked] == [before]
     assert torch.get_num_threads() == before
+
+
+def test_what_runs_before_the_network_can_be_timed_has_the_threads_that_a_product_is_fastest_with(monkeypatch):
+    before = torch.get_num_threads()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "fastest", lambda compute, most: (compute(), most + 1)[1])
+    with pytest.raises(ValueError, match="the trace"), probed_threads():
+        assert torch.get_num_threads() == before + 1
+        raise ValueError("the trace")
+    assert torch.get_num_threads() == before
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with probed_threads():
+        assert torch.get_num_threads() == before
