@@ -45,9 +45,9 @@ class LatencyLoop:
        expected to gain most.
     4. Where nothing is found there either, a thorough search exchanges formats too. Nothing likely better is left then.
     5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. The best of many that are
-       measured to be just within it is likely a lucky one (`deploy.latency.observed.LASTING`), so the search aims lower,
-       and such a policy is the outcome only where it loses clearly less. One whose measurement later ones cast doubt on
-       may be measured again.
+       measured to be just within it is likely a lucky one (`deploy.latency.observed.LASTING`): the search aims lower, and
+       such a policy is the outcome only where it loses clearly less. One that later measurements cast doubt on may be
+       measured again.
     6. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
        that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
        for the one that is to blame.
@@ -167,15 +167,13 @@ class LatencyLoop:
     def outcome(self) -> Outcome:
         """Return the best policy so far, of those that meet the limit by its value on unseen samples."""
         met = self._meeting()
-        finalists = judged([observation.policy for observation in met], self._value, self._unseen)
+        finalists = judged([each.policy for each in met], self._value, self._unseen)
         if finalists:
-            lasting = {observation.policy.key() for observation in met if observation.lasts(self.goal.limit)}
-            finalists = lasting_first(finalists, lasting)
-            chosen = next(observation for observation in met if observation.policy == finalists[0].policy)
+            finalists = lasting_first(finalists, {each.policy.key() for each in met if each.lasts(self.goal.limit)})
+            chosen = next(each for each in met if each.policy == finalists[0].policy)
         else:
             candidates = [o for o in self._state.observed.values() if self._allowed(o.policy)]
-            within = [o for o in candidates if self._within(o.policy)]
-            # nothing that is slower than the float engine is handed over for its speed
+            within = [o for o in candidates if self._within(o.policy)]  # what is slower than float is not handed over
             chosen = min([self._reference, *(within or candidates)], key=lambda each: each.upper)
         reason = self._state.stop_reason or STOPPED_EARLY
         steps = tuple(self._state.steps)

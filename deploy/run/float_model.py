@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -19,11 +20,18 @@ from calib.network.graph import TracedModel
 from calib.sizes import InputSizes, resized, shapes_of_one, sizes_from_text, sizes_of
 from calib.task import Batch, Task
 from deploy.run.settings import Settings
+from deploy.run.threads import computing_with
 from deploy.targets.target import Target
 from deploy.terminal.progress import Progress
 from smpq.value.metric import collected, sample_metric
 from smpq.value.resampling import UndefinedError
 from smpq.value.value import divergence
+
+
+def _traced(*arguments: Any, **options: Any) -> tuple[TracedModel, tuple[Folded, ...]]:
+    """Trace with one thread: what a trace works out once and for all is then the same on a busy machine."""
+    with computing_with(1):
+        return trace_folded(*arguments, **options)
 
 
 def trace_float_model(
@@ -44,12 +52,12 @@ def trace_float_model(
     given = copy_model(model)  # running the model may change what it remembers in Python
     try:
         example = _example(batches[batches.counts.index(max(counts))], sizes, 2)
-        traced, folded = trace_folded(given, example, {1, settings.batch, *counts}, inputs=sizes)
+        traced, folded = _traced(given, example, {1, settings.batch, *counts}, inputs=sizes)
     except UserError:
         _check_runs(model, batches[0])  # where it fails as well, that is the message
         if 2 in counts or len(counts) > 1:
             raise
-        fixed = trace_folded(given, _example(batches[0], sizes), free=False, inputs=sizes)
+        fixed = _traced(given, _example(batches[0], sizes), free=False, inputs=sizes)
         if not _fits(counts, settings, target):
             raise UserError(_only_fixed(sorted(counts), settings.batch)) from None
         check_faithful(model, fixed[0], batches)
@@ -84,7 +92,7 @@ def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
 def _fixed(
     given: nn.Module, model: nn.Module, batches: Batches, sizes: InputSizes
 ) -> tuple[TracedModel, tuple[Folded, ...]]:
-    traced, folded = trace_folded(given, _example(batches[0], sizes), free=False, inputs=sizes)
+    traced, folded = _traced(given, _example(batches[0], sizes), free=False, inputs=sizes)
     check_faithful(model, traced, batches)
     return traced, folded
 

@@ -17,7 +17,7 @@ from deploy.run.data_free import DataFree, without_samples
 from deploy.run.directory import Run
 from deploy.run.float_model import trace_float_model, try_task
 from deploy.run.settings import Settings
-from deploy.run.threads import probed_threads, settle_threads
+from deploy.run.threads import computing_with, settle_threads, threads_before_a_trace
 from deploy.run.workspace import DEVICE, Workspace, rules_of
 from deploy.targets.offers import refusal, unknown_offers
 from deploy.targets.target import target_from_name
@@ -46,7 +46,7 @@ def open_workspace(
         task = made.task
     with progress.step("load the samples"):
         batches = calibration_batches(call_task(task, "calibration"), resources.memory_limit_mb)
-    with progress.step("trace the model"), probed_threads():
+    with progress.step("trace the model"), computing_with(threads_before_a_trace()):
         traced, folded = trace_float_model(model.eval(), batches, settings, target, progress)
         judged = batches[0] if made is None else _first_of_evaluation(task, made, traced.sizes)
         try_task(task, traced, batches[0], settings.value, judged)

@@ -48,18 +48,24 @@ def settle_threads(traced: TracedModel, batch: Batch, known: int | None) -> int:
 
 
 @contextmanager
-def probed_threads() -> Iterator[None]:
-    """Let PyTorch compute with as many threads as pay for a product of two matrices, as long as the context is open: what
-    there is to run before a network can be timed.
-    """
+def computing_with(count: int) -> Iterator[None]:
+    """Let PyTorch compute with so many threads as long as the context is open."""
     before = torch.get_num_threads()
-    if not any(name in os.environ for name in _DECIDED):
-        matrix = torch.ones(_PRODUCT, _PRODUCT)
-        torch.set_num_threads(fastest(lambda: [matrix @ matrix for _ in range(_PRODUCTS)], before))
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def threads_before_a_trace() -> int:
+    """Return how many threads pay for a product of two matrices, while there is no network yet that could be timed."""
+    before = torch.get_num_threads()
+    if any(name in os.environ for name in _DECIDED):
+        return before
+    matrix = torch.ones(_PRODUCT, _PRODUCT)
+    with computing_with(before):
+        return fastest(lambda: [matrix @ matrix for _ in range(_PRODUCTS)], before)
 
 
 def fastest(compute: Callable[[], object], most: int) -> int:

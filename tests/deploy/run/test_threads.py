@@ -3,9 +3,14 @@
 import pytest
 import torch
 
-from deploy.run import threads
-from deploy.run.threads import fastest, probed_threads
+from calib.batches import calibration_batches
+from calib.tasks import load_task
+from deploy.run import float_model, opening, threads
+from deploy.run.float_model import trace_float_model
+from deploy.run.settings import Settings
+from deploy.run.threads import computing_with, fastest
 from deploy.stages.run_all import open_run
+from deploy.targets.target import target_from_name
 from deploy.terminal.progress import Progress
 from tests.commands import copy_of
 
@@ -63,7 +68,7 @@ def test_a_run_that_goes_on_keeps_its_threads_and_gives_them_back(good_run, tmp_
     record = run / "calibration.json"
     record.write_text(record.read_text().replace('"threads": 1', '"threads": 2'))
     before = torch.get_num_threads()
-    monkeypatch.setattr(threads, "fastest", pytest.fail)
+    monkeypatch.setattr(threads, "fastest", lambda _compute, most: most)
     with open_run(run, Progress()):
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == before
@@ -77,25 +82,43 @@ def test_a_new_run_asks_the_clock(good_run, tmp_path, monkeypatch):
     before, asked = torch.get_num_threads(), []
 
     def probe(compute, most):
-        asked.append((compute().shape, most))
+        asked.append((compute(), most))
         return 2
 
     monkeypatch.setattr(threads, "fastest", probe)
     with open_run(run, Progress()):
         assert torch.get_num_threads() == 2
-    assert [most for _, most in asked] == [before]
+    product, network = asked
+    assert (type(product[0]), type(network[0])) == (list, torch.Tensor)
+    assert product[1] == network[1] == before
     assert torch.get_num_threads() == before
 
 
-def test_what_runs_before_the_network_can_be_timed_has_the_threads_that_a_product_is_fastest_with(monkeypatch):
-    before = torch.get_num_threads()
+def test_a_new_run_traces_with_what_a_product_is_fastest_with(good_run, tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(threads, "fastest", lambda compute, most: (compute(), most + 1)[1])
-    with pytest.raises(ValueError, match="the trace"), probed_threads():
-        assert torch.get_num_threads() == before + 1
-        raise ValueError("the trace")
-    assert torch.get_num_threads() == before
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    with probed_threads():
-        assert torch.get_num_threads() == before
+    before, probed, traced = torch.get_num_threads(), [3, 2], []
+
+    def trace(*arguments):
+        traced.append(torch.get_num_threads())
+        return trace_float_model(*arguments)
+
+    monkeypatch.setattr(threads, "fastest", lambda compute, _most: (compute(), probed.pop(0))[1])
+    monkeypatch.setattr(opening, "trace_float_model", trace)
+    run = copy_of(good_run, tmp_path / "run")
+    (run / "calibration.json").unlink()
+    with open_run(run, Progress()):
+        assert torch.get_num_threads() == 2
+    assert (traced, torch.get_num_threads()) == ([3], before)
+
+
+def test_the_same_is_traced_whatever_the_number_of_threads(monkeypatch):
+    seen = []
+    monkeypatch.setattr(float_model, "trace_folded", lambda *_, **__: (seen.append(torch.get_num_threads()), 1 / 0))
+    task = load_task("tests.tiny_task:task")
+    settings = Settings("tests.tiny_task:task")
+    with computing_with(2), pytest.raises(ZeroDivisionError):
+        trace_float_model(
+            task.model(), calibration_batches(task.calibration()), settings, target_from_name("ort-cpu"), Progress()
+        )
+    assert seen == [1]
