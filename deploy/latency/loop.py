@@ -26,6 +26,8 @@ from smpq.value.evaluate import ValueFunction
 
 OPTIMISM = 1.5
 """How many of its standard errors a policy may be predicted above the limit before it is taken for too slow."""
+_LEAST = 0.25
+"""A measurement is worth it for this share of `Effort.gain`: likelihoods near a limit are rough."""
 _SEARCHES = ((0.0, (True,)), (OPTIMISM, (True, False)))
 """Optimism of the searches for one proposal, and whether they are quick: the next one follows where one finds nothing."""
 _STEPS_OF_OPTIMISM = (0.0, 0.75, -0.75, 1.5)
@@ -42,12 +44,11 @@ class LatencyLoop:
        limit is never proposed again.
     3. Searches after the first one solve with what is known of single changes. Where that finds nothing new, policies
        count whose own prediction is at most `OPTIMISM` of its standard errors too slow, and of these the one that is
-       expected to gain most.
+       expected to gain most, unless that is next to nothing (`Effort.gain`).
     4. Where nothing is found there either, a thorough search exchanges formats too. Nothing likely better is left then.
-    5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. The best of many that are
-       measured to be just within it is likely a lucky one (`deploy.latency.observed.LASTING`): the search aims lower, and
-       such a policy is the outcome only where it loses clearly less. One that later measurements cast doubt on may be
-       measured again.
+    5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. One that is just within it
+       was likely lucky (`deploy.latency.observed.LASTING`): the search aims lower, and such a policy is the outcome only
+       where it loses clearly less. One that later measurements cast doubt on may be measured again.
     6. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
        that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
        for the one that is to blame.
@@ -101,10 +102,7 @@ class LatencyLoop:
             found, offered = measure(proposal.policy), self._choices()
             self.tell(proposal, found)
             keep(self._state.steps)
-            result = (
-                f"{found.ratio:.3f}x of float" if isinstance(found, Observation) else f"does not build: {found.reason}"
-            )
-            announce(f"{proposal.label} {len(self._state.steps)}: {result}, predicted {proposal.predicted:.3f}")
+            announce(f"{proposal.label} {len(self._state.steps)}: {self._state.steps[-1].in_words()}")
             if left_out := sorted(f"{chosen} on {group}" for group, chosen in offered - self._choices()):
                 announce(f"not asked for again, since it does not build: {', '.join(left_out)}")
         return self.outcome()
@@ -121,14 +119,16 @@ class LatencyLoop:
 
     def _after_experiments(self) -> Proposal | None:
         best = self._best()
+        lost = abs(self._value(best.policy)) if best is not None else 0.0
         for optimism, quickly in _SEARCHES:
             ceiling = self._ceiling(optimism, self._state.aim(self.goal.limit))
             for found in (self._search(ceiling, quick=quick) for quick in quickly):
                 policies = [] if found is None else [found.policy, *(found.finalists if optimism else ())]
                 gains = [(self._gain(policy, best), policy) for policy in policies if self._is_new(policy)]
                 gain, policy = max(gains, key=itemgetter(0), default=(0.0, self._reference.policy))
-                if gain > 0:
-                    return self._proposal("optimistic" if optimism else "proposal", policy)
+                if gain > _LEAST * self.goal.effort.gain * lost:
+                    expected = gain / lost if lost else None
+                    return replace(self._proposal("optimistic" if optimism else "proposal", policy), gain=expected)
         if best is None and (closest := self._closest()) is not None:
             return closest
         out_of_reach, exhausted = "the limit is out of reach", "no other policy within the limit is likely to be better"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deploy.latency.finalists import Finalist
 from deploy.latency.model import LatencyModel
@@ -38,7 +38,8 @@ class Proposal:
     """A policy to measure next, and why (`label`). The model predicts its ratio to the float engine with a 95 %
     interval.
 
-    `predicted_from` counts the measured engines that the model was fitted to, without the float engine.
+    `predicted_from` counts the measured engines that the model was fitted to, without the float engine. `gain` is what
+    is expected of it, as a share of what the best policy so far loses; None where that is not why it is asked for.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Proposal:
     predicted: float
     interval: tuple[float, float]
     predicted_from: int
+    gain: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Step:
     observation: Observation | None
     refusal: Refusal | None
     met: bool
+
+    def in_words(self) -> str:
+        """Say what was measured, what was predicted, and what was hoped for."""
+        found, gain = self.observation, self.proposal.gain
+        reason = self.refusal.reason if self.refusal is not None else ""
+        result = f"{found.ratio:.3f}x of float" if found is not None else f"does not build: {reason}"
+        hoped = f", expected to gain {gain:.0%} of what is lost" if gain is not None else ""
+        return f"{result}, predicted {self.proposal.predicted:.3f}{hoped}"
 
 
 @dataclass(frozen=True)
