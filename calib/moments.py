@@ -21,8 +21,8 @@ from calib.task import Batch
 _ROWS_PER_UNIT = 40_000
 _LARGEST_TO_SQUARE = 2.0**50
 _WORKING_COPIES = 8
-"""Matrices as large as a layer's moments that its rounding makes besides them, and as large as its weight; measured with
-GPTQ.
+"""Matrices as large as a layer's moments that its rounding makes besides them, and as large as its weight; measured
+with GPTQ.
 """
 
 

@@ -30,7 +30,8 @@ class Task(Protocol):
        budget on the loss (`drop=0.5`) is decided on them, else on the calibration batches.
     6. Optional: `metric_point: float`, how much of the metric is one point. Without it a point is 0.01 of top-1, top-5
        and accuracy, and 1 of any other metric.
-    7. Optional: `confidences(output) -> Tensor`, `[n]`, how sure the model is of each sample, 0 to 1: for a detector the
+    7. Optional: `confidences(output) -> Tensor`, `[n]`, how sure the model is of each sample, 0 to 1: for a detector
+       the
        score of the best box. `smpq verify` shows how they moved. Without it they are the highest probabilities, where
        the targets are class labels.
     8. Optional: `example_inputs() -> Tensor | tuple[Tensor, ...]`, inputs of the right shape and type, `[n, ...]` each,
@@ -80,7 +81,8 @@ class SetTask(Task, Protocol):
     2. The interval is that of a bootstrap over the samples, which calls `metric_of` 200 times for each stage. A budget
        on the loss calls it 300 times for each plan. What costs time belongs into `records`.
     3. `metric_of` returns NaN, or raises ValueError, where the figure is undefined, as AUC is on samples of one class.
-    4. Optional: `groups(target) -> Sequence[Hashable]`, the name of each sample's group (a document, a patient). Samples
+    4. Optional: `groups(target) -> Sequence[Hashable]`, the name of each sample's group (a document, a patient).
+       Samples
        of one group are drawn together, since they are alike.
     5. A `metric` is not needed, and not used.
     """

@@ -60,7 +60,8 @@ def check_faithful(module: nn.Module, traced: TracedModel, batches: Sequence[Bat
 
     1. the first calibration batch as it is, in the layout that the task gives it, and eight samples of one in the
        middle and of the last one;
-    2. where the batch is free: one sample, a short batch of three, and each of `sizes` up to 64 samples; where other axes
+    2. where the batch is free: one sample, a short batch of three, and each of `sizes` up to 64 samples; where other
+       axes
        are free, samples of some sizes that calibration has, and of those that were stated;
     3. the first sample, and then eight, two times more at the end, one after the other: the module must repeat what it
        gave at the start.

@@ -50,8 +50,8 @@ class TracedModel:
         the only one.
 
         `sizes` are the numbers of samples that will run at once; a trace that does not hold for all of them is made
-        again for the size of the example alone, as without `free`. `inputs` says which other sizes the inputs have, None
-        for those of the example alone.
+        again for the size of the example alone, as without `free`. `inputs` says which other sizes the inputs have,
+        None for those of the example alone.
         """
         self.module = model
         self.example = tuple(example)

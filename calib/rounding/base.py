@@ -33,8 +33,8 @@ class Moments:
 
     @classmethod
     def of(cls, matrix: Tensor) -> Moments:
-        """Take moments in float32 or float64. A factor of a group changes nothing: those that were summed in float64 are
-        scaled to what float32 holds.
+        """Take moments in float32 or float64. A factor of a group changes nothing: those that were summed in float64
+        are scaled to what float32 holds.
         """
         if matrix.dtype == torch.float32:
             return cls(matrix)

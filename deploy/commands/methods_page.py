@@ -1,7 +1,7 @@
 """The page of the methods: `python -m deploy.commands.methods_page docs/methods.md benchmarks/results` writes it.
 
-It is made of what the registry declares, of the functions' docstrings, and of the records of benchmarks. A record counts
-where its rows name a `method` of the registry and have a `top1`.
+It is made of what the registry declares, of the functions' docstrings, and of the records of benchmarks. A record
+counts where its rows name a `method` of the registry and have a `top1`.
 """
 
 from __future__ import annotations

@@ -131,10 +131,11 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     """The plan, the proof, and where every number came from; what a stage has not made yet is None or empty.
 
     `accuracy` has the metric of the stages that ran on all evaluation data, and None for others, whose figures are in
-    `verification`. `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the plan that
-    Orin's GPU has no kernels for, as in "w3a8 on conv2d".
-    `sizes` are those of the inputs that have several. `synthetic` is what calibrated a run without samples of the task. `cut_short` says that scoring or the search had not come to its end. `options` are those of `smpq run` that differ from the
-    defaults, besides the budget and the directory; none where a Python program made the run.
+    `verification`. `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the
+    plan that Orin's GPU has no kernels for, as in "w3a8 on conv2d". `sizes` are those of the inputs that have several.
+    `synthetic` is what calibrated a run without samples of the task. `cut_short` says that scoring or the search had
+    not come to its end. `options` are those of `smpq run` that differ from the defaults, besides the budget and the
+    directory; none where a Python program made the run.
     """
 
     NAME = "report.json"

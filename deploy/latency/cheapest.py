@@ -1,4 +1,6 @@
-"""The closed loop for a budget on the loss: the policy whose engine is measured to be fastest of those that are allowed."""
+"""The closed loop for a budget on the loss: the policy whose engine is measured to be fastest of those that are
+allowed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _TINY = 1e-6
 
 
 class CheapestLoop(LatencyLoop):
-    """Asks and is told as `LatencyLoop` is; its goal's limit is the slowest engine that is of use, 1 without another one.
+    """Asks and is told as `LatencyLoop` is; its goal's limit is the slowest engine that is of use, 1 without another
+    one.
 
     1. The same experiments come first, and the same model is fitted.
     2. Then the cheapest policy is searched by bisection: the most valuable policy within a latency that the model

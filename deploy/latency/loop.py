@@ -29,7 +29,7 @@ OPTIMISM = 1.5
 _LEAST = 0.25
 """A measurement is worth it for this share of `Effort.gain`: likelihoods near a limit are rough."""
 _SEARCHES = ((0.0, (True,)), (OPTIMISM, (True, False)))
-"""Optimism of the searches for one proposal, and whether they are quick: the next one follows where one finds nothing."""
+"""Optimism of the searches for one proposal, and whether they are quick; the next follows where one finds nothing."""
 _STEPS_OF_OPTIMISM = (0.0, 0.75, -0.75, 1.5)
 
 
@@ -47,8 +47,8 @@ class LatencyLoop:
        expected to gain most, unless that is next to nothing (`Effort.gain`).
     4. Where nothing is found there either, a thorough search exchanges formats too. Nothing likely better is left then.
     5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. One that is just within it
-       was likely lucky (`deploy.latency.observed.LASTING`): the search aims lower, and such a policy is the outcome only
-       where it loses clearly less. One that later measurements cast doubt on may be measured again.
+       was likely lucky (`deploy.latency.observed.LASTING`): the search aims lower, and such a policy is the outcome
+       only where it loses clearly less. One that later measurements cast doubt on may be measured again.
     6. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
        that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
        for the one that is to blame.

@@ -21,8 +21,8 @@ STOPPED_EARLY = "stopped early"
 @dataclass(frozen=True)
 class Goal:
     """What is searched: a limit on the ratio to the float engine, ceilings on other costs, scores to start from, and
-    the effort. `folds` is the value on parts of its samples, for comparing many policies (`smpq.solve.racing`). `enough` says
-    when nobody waits for a better answer any longer.
+    the effort. `folds` is the value on parts of its samples, for comparing many policies (`smpq.solve.racing`).
+    `enough` says when nobody waits for a better answer any longer.
     """
 
     limit: float

@@ -31,7 +31,8 @@ ALIASES = "smpq.aliases"
 FINGERPRINT = "smpq.fingerprint"
 """Model metadata: the key of the fingerprint of the run that exported it."""
 SIZES = "smpq.sizes"
-"""Model metadata: JSON of input -> least, usual and most sizes of one sample, where an axis besides the batch is free."""
+"""Model metadata: JSON of input -> least, usual and most sizes of one sample, where an axis besides the batch is free.
+"""
 
 _MULTIPLIES = {"Conv", "Gemm", "MatMul"}
 _LOOKS_UP = {"Gather"}

@@ -61,18 +61,18 @@ def optimize(
 
     `calibration`, `evaluation` and `selection` give batches: tensors, `(inputs, target)`, dicts of the arguments of
     `forward`, or a DataLoader of these. `metric(output, target)` returns `[n]`, one value per sample, higher is better;
-    without one the divergence from the model's own output is what counts. A figure of all samples together (AUC, average
-    precision) is said by `records(output, target)`, one small object per sample, and `metric_of(records)` in place of
-    `metric`; `groups(target)` names what samples belong together (`calib.task.SetTask`).
+    without one the divergence from the model's own output is what counts. A figure of all samples together (AUC,
+    average precision) is said by `records(output, target)`, one small object per sample, and `metric_of(records)` in
+    place of `metric`; `groups(target)` names what samples belong together (`calib.task.SetTask`).
 
     `finetune` is how many epochs the weights are trained in their formats, or how (`smpq.training.settings`); it needs
     `training`: batches, none of them in `calibration`, or a function of the epoch that gives them. The float model
-    teaches, and so does `loss(output, target)` where it is given: `[n]`, lower is better, with a gradient. `reconstruct`
-    needs calibration data alone: "mse", "brecq", "fima-q", or how (`smpq.reconstruction.settings`).
+    teaches, and so does `loss(output, target)` where it is given: `[n]`, lower is better, with a gradient.
+    `reconstruct` needs calibration data alone: "mse", "brecq", "fima-q", or how (`smpq.reconstruction.settings`).
 
-    `budget` is that of `smpq run`: `drop=0.5`
-    by default, `kl=0.02` without a metric. `out` is the run directory: the same call goes on where it stopped, and the
-    commands that need no task work on it. `seconds` is after how long the search ends with the best that it has. `settings` are those of `smpq run` (`deploy.run.settings.Settings`):
+    `budget` is that of `smpq run`: `drop=0.5` by default, `kl=0.02` without a metric. `out` is the run directory: the
+    same call goes on where it stopped, and the commands that need no task work on it. `seconds` is after how long the
+    search ends with the best that it has. `settings` are those of `smpq run` (`deploy.run.settings.Settings`):
     `formats`, `effort`, `samples`, `seed`, `batch` and so on. UserError, with a message that says what to do, for wrong
     input; a budget that is not met is a result whose `met` is False.
     """

@@ -38,9 +38,10 @@ _UNLABELLED = "kl"
 class Settings(Record, frozen=True):
     """What the search was asked to do. A run keeps its settings: other settings need another run.
 
-    `formats` is a comma-separated list, '' for the target's own, and is kept as policies spell them; `samples` calibration samples evaluate a policy;
-    `effort` says how much the search may spend, and `evaluations`, where given, what of it scoring may; `batch` is the batch size that latency is measured at.
-    UserError names a value that cannot be used.
+    `formats` is a comma-separated list, '' for the target's own, and is kept as policies spell them; `samples`
+    calibration samples evaluate a policy; `effort` says how much the search may spend, and `evaluations`, where given,
+    what of it scoring may; `batch` is the batch size that latency is measured at. UserError names a value that cannot
+    be used.
     """
 
     task: Annotated[

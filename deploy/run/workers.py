@@ -18,7 +18,8 @@ from smpq.value.workers.process import check_portable
 from smpq.value.workers.resources import Resources
 
 _PAYS_S = 60.0
-"""A search of so many seconds is worth the start of more processes: each imports torch and gets a copy of the network."""
+"""A search of so many seconds is worth the start of more processes: each imports torch and gets a copy of the network.
+"""
 _SHARE = 0.5
 """Of the time of a run, for one policy: those that share their first layers compute them once."""
 _MOST = 16

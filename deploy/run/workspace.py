@@ -64,8 +64,8 @@ class Workspace:
     `original` is the model before folding, and `folded` says which BatchNorm became part of which layer. `pool` are the
     workers that evaluate, None when this process does. `address` is that of the machine that engines are timed on,
     `device` (`deploy.devices.address`). `compared` holds the exported files that this process has compared with the
-    module, with the hash of their content. `threads_before` is how many threads PyTorch had before this run chose its own
-    (`deploy.run.threads`). `data_free` are the synthetic samples of a run without samples of the user's.
+    module, with the hash of their content. `threads_before` is how many threads PyTorch had before this run chose its
+    own (`deploy.run.threads`). `data_free` are the synthetic samples of a run without samples of the user's.
     """
 
     run: Run

@@ -15,7 +15,8 @@ from deploy.runner.nvml import POWER_CAP, read_gpu
 QUIET = 0.06
 """Beside other work an engine takes this share longer than at its fastest, or more."""
 REMEMBERED = 4
-"""So many measurements know of each other how fast the float engine is: a machine that grows warm is slower for good."""
+"""So many measurements know of each other how fast the float engine is: a machine that grows warm is slower for good.
+"""
 _THROTTLED_BELOW = 0.9
 _GPU_CLOCK = re.compile(r"gpu|gv11b|ga10b|gb10b")
 

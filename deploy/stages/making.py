@@ -108,9 +108,9 @@ def measure(
     The plan that was measured, where the runtime has plans, becomes the run's: `engine.<target>/` and the engine beside
     it.
 
-    `batches` are further batch sizes to time it at. Where only chance decides whether the latency is within `limit`, more
-    rounds are made. The prediction in the record is one that knew no measurement of
-    this policy. UserError when engines of the target cannot be timed, or it does not build on the device.
+    `batches` are further batch sizes to time it at. Where only chance decides whether the latency is within `limit`,
+    more rounds are made. The prediction in the record is one that knew no measurement of this policy. UserError when
+    engines of the target cannot be timed, or it does not build on the device.
     """
     if workspace.not_measurable is not None:
         raise UserError(workspace.not_measurable)

@@ -134,7 +134,9 @@ class Recorded:
 
     @cached_property
     def stability(self) -> StabilityFile | None:
-        """How sure the scores are of the policy, and whether their own plan is proven; None when that was not looked at."""
+        """How sure the scores are of the policy, and whether their own plan is proven; None when that was not looked
+        at.
+        """
         record = self.run.find_for(StabilityFile, self.policy.key())
         if record is None or not (record.resamples or record.allocation):
             return None

@@ -78,8 +78,8 @@ def run_all(
     resources: Resources | None = None,
     device: str = "",
 ) -> ReportFile:
-    """Search, fine-tune or reconstruct if `tuning` says how, export, build, measure, verify and report; returns the contents of
-    `report.json`.
+    """Search, fine-tune or reconstruct if `tuning` says how, export, build, measure, verify and report; returns the
+    contents of `report.json`.
 
     `method` is where scores come from (`smpq.methods`).
     """
@@ -134,8 +134,8 @@ def _searched(workspace: Workspace, budget: Budget, tuning: Tuning | None, metho
 
 
 def _stands(workspace: Workspace, budget: Budget, outcome: Outcome, timed: TimingRow) -> bool:
-    """Whether the run goes on with what a search came to. The thorough measurement of the engine overrules the quick one
-    of the loop, which then looks for another policy.
+    """Whether the run goes on with what a search came to. The thorough measurement of the engine overrules the quick
+    one of the loop, which then looks for another policy.
 
     It is decided once and written to `loop.json`: a run that is started again, with an engine that was fine-tuned and
     measured since, say, goes the same way.

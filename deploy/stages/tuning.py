@@ -44,8 +44,8 @@ _WAYS = {
 def tuning_for(
     method: str, epochs: float | None, reconstruct: str | ReconstructionSettings | None = None
 ) -> Tuning | None:
-    """Return how to tune: so many epochs of fine-tuning, or a reconstruction by a loss; None: not at all, or as usual where
-    the method wants it. UserError for both.
+    """Return how to tune: so many epochs of fine-tuning, or a reconstruction by a loss; None: not at all, or as usual
+    where the method wants it. UserError for both.
     """
     if reconstruct is not None:
         if epochs:

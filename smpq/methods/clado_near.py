@@ -31,8 +31,9 @@ def clado_near(problem: SearchProblem) -> Objective:
 
     It begins with the plan of single moves against the float model; without a budget that is known, at 30 % of the way
     from the smallest model to the largest. A round measures the pairs, solves within fewer and fewer changes of the
-    plan, and evaluates what is found; the next one is around the best of that. The scores are those of the last round, to be trusted within as many changes as
-    its best plan has. A plan is no minimum of the loss, so the model is not made convex.
+    plan, and evaluates what is found; the next one is around the best of that. The scores are those of the last round,
+    to be trusted within as many changes as its best plan has. A plan is no minimum of the loss, so the model is not
+    made convex.
     """
     from smpq.scoring.cross_terms import (
         all_pairs,

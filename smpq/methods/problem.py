@@ -159,8 +159,8 @@ def linear_objective(
     """Return the objective in which each move's value is the mean of its samples, and 0 for a move that is not named.
 
     `random`: the samples are draws of an estimator, which give a standard error; otherwise there is one of each move,
-    and it is exact. `estimator` and `value_name` say in the report where the values come from, and what they are. `alone`: what moves
-    change by themselves, where that is something else.
+    and it is exact. `estimator` and `value_name` say in the report where the values come from, and what they are.
+    `alone`: what moves change by themselves, where that is something else.
     """
     from smpq.scoring.scores import Score, Scores
 

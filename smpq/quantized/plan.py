@@ -96,8 +96,8 @@ def plan_from_policy(
     2. With `rules.outputs`, the result of an integer convolution (after its ReLU or clamp) is quantised at the source;
        so is every tensor that only adds, concatenates or moves tensors quantised at the source, if an integer unit
        reads it, averages alone read it, or it keeps its grid. The result of an integer linear layer of one row a sample
-       is, if integer units alone read it, all on one grid; such a layer, and one whose float result nothing clips, adds its bias in integers
-       (ONNX Runtime has no integer Gemm with a clip and a float result).
+       is, if integer units alone read it, all on one grid; such a layer, and one whose float result nothing clips, adds
+       its bias in integers (ONNX Runtime has no integer Gemm with a clip and a float result).
     3. With `rules.skips`, the skip of a residual add is quantised for the add alone, as it is for the integer units
        that read it, else with the bits of the layer that computes the add. 4. A tensor that is quantised at the source
        needs no pair of its own at a consumer.
@@ -135,8 +135,8 @@ def plan_from_policy(
 
 
 def gemm_calls(traced: TracedModel, units: Iterable[Unit]) -> frozenset[str]:
-    """Return the calls of linear layers that multiply a matrix, one row a sample, and add a bias: ONNX's Gemm. Needs the
-    shapes of the trace, which a pickled copy does not have.
+    """Return the calls of linear layers that multiply a matrix, one row a sample, and add a bias: ONNX's Gemm. Needs
+    the shapes of the trace, which a pickled copy does not have.
     """
     calls = {call for unit in units if unit.operator == "linear" and unit.bias is not None for call in unit.calls}
     return frozenset(call for call in calls if traced.nodes[call].meta["val"].dim() == _MATRIX)

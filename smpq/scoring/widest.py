@@ -13,8 +13,8 @@ def doubt_about_widest(space: Space, values: Values) -> str | None:
     """Return which terms make narrower formats worth more than the widest ones; None where none do.
 
     "No budget gives the widest format" is the check that CLADO's authors make of a quadratic model (README of
-    CLADO_MPQ): terms that break it are errors of the samples, or too large for a model of second order. By local search,
-    from the widest formats and from the best ones by themselves.
+    CLADO_MPQ): terms that break it are errors of the samples, or too large for a model of second order. By local
+    search, from the widest formats and from the best ones by themselves.
     """
     widest = Policy({group: max(row) for group, row in space.formats.items()})
     everywhere = Problem(space, values)

@@ -40,8 +40,8 @@ _SWEEPS = 1000
 class Answer:
     """A policy, what it is worth by the values, and the most that any policy within the limits can be worth.
 
-    `where` it is the best: `everywhere`; `near` the policy that the values were measured at, farther ones were not looked
-    at; or `beyond` where they were measured, since no policy there is within the budget.
+    `where` it is the best: `everywhere`; `near` the policy that the values were measured at, farther ones were not
+    looked at; or `beyond` where they were measured, since no policy there is within the budget.
     """
 
     policy: Policy

@@ -93,8 +93,8 @@ def figure_of(metric_of: Callable[[Sequence[Any]], Any], records: Sequence[Any])
 def replicates(sides: Sequence[Resampled]) -> _Array:
     """Return `[sides, RESAMPLES]`: the figures of all sides on the same resamples, each of which all of them have.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 6 and 8. `UndefinedError` where a resample on
-    which all are defined is not found in 20 attempts.
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 6 and 8. `UndefinedError` where a resample
+    on which all are defined is not found in 20 attempts.
     """
     found = []
     for number in range(RESAMPLES):

@@ -89,8 +89,9 @@ class PolicyValue:
     loss. `metric`: the task's mean metric. Policies that are asked for together share their computations, batch by
     batch (`smpq.value.incremental`); `memory_mb` bounds what their activations take. `fold` is the same value on one of
     `folds` parts of the samples, of 64 samples or more: enough to rank most policies. A share of 0 and 1 needs them
-    all, so `metric` has one part. A pickled copy gives the same values for policies of the space. `device` is where a copy is to be loaded (`smpq.value.workers.process.placed`);
-    the object that is made here computes where its tensors are.
+    all, so `metric` has one part. A pickled copy gives the same values for policies of the space. `device` is where a
+    copy is to be loaded (`smpq.value.workers.process.placed`); the object that is made here computes where its tensors
+    are.
     """
 
     together = TOGETHER
@@ -180,8 +181,8 @@ class PolicyValue:
 
     @property
     def bytes_of_a_copy(self) -> int:
-        """About how much memory a copy in another process takes: the float network, each layer's weight in every format,
-        and what activations may take.
+        """About how much memory a copy in another process takes: the float network, each layer's weight in every
+        format, and what activations may take.
         """
         fake = self._fake_quantizer
         numel = {unit.path: fake.traced.state[unit.weight].numel() for unit in fake.units}
