@@ -64,14 +64,14 @@ def main() -> None:
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        for _ in range(options.times):
+        for done in range(1, options.times + 1):
             for name, outcome in once().items():
                 counts[name][outcome] += 1
+            rows = [{"test": name, **found} for name, found in sorted(counts.items())]
+            keep("repetitions", f"python benchmarks/repetitions.py --times {options.times}", [], rows, times=done)
     finally:
         busy.kill()
         busy.wait()
-    rows = [{"test": name, **found} for name, found in sorted(counts.items())]
-    keep("repetitions", f"python benchmarks/repetitions.py --times {options.times}", [], rows, times=options.times)
 
 
 if __name__ == "__main__":
