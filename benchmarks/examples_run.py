@@ -3,7 +3,7 @@
 Usage: examples_run.py REAL [NAME ...] [--runs DIRECTORY]
 
 REAL is a folder with the examples' data and weights; their docstrings say which files. Each is one process on one
-thread. FastestDet is asked for 0.75 of float's latency. DnCNN is asked for what no engine reaches, `latency=0.4x`: the
+thread. FastestDet is asked for 0.75 of float's latency. DnCNN is asked for what no engine reaches, `latency=0.1x`: the
 fastest one found is handed over, with exit code 1. Each of its evaluations is 1,500 billion multiplications, so that
 policies are judged by 8 tiles, and little is searched. Llama is asked for 0.3 of float's size.
 A directory that holds a run must be removed before: a run that goes on would not have cost what it did. With NAMEs only
@@ -42,7 +42,7 @@ JOBS = {
     "dncnn": Job(
         "examples.denoising:task",
         "dncnn25.safetensors",
-        ("--budget", "latency=0.4x", "--effort", "fast", "--samples", "8"),
+        ("--budget", "latency=0.1x", "--effort", "fast", "--samples", "8"),
         0.1,
     ),
     "llama": Job("examples.language:task", "stories260k.safetensors", ("--budget", "size=0.3x"), 0.02),
@@ -56,9 +56,10 @@ def taken(name: str, real: Path, runs: Path) -> dict[str, Any]:
         raise SystemExit(f"{out} is there: remove it, for a run that goes on costs less than it did")
     options = ["--task", job.task, "--data", "REAL", "--weights", f"REAL/{job.weights}", *job.options]
     given = [each.replace("REAL", str(real)) for each in options]
-    command = [sys.executable, "-m", "cli", "run", *given, "--out", str(out), "--quiet"]
+    command = [sys.executable, "-m", "cli", "run", *given, "--out", str(out), "--json"]
     start, before = time.monotonic(), os.times()
-    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=one_thread, check=False, stdout=subprocess.DEVNULL)
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     row = {
@@ -79,7 +80,8 @@ def found_in(report: dict[str, Any], job: Job) -> dict[str, Any]:
     formats = list(report["policy"].values())
     return {
         "budget_met": report["met"],
-        **{key: timed[key] for key in ("ratio", "ratio_interval") if timed},
+        "ratio": timed and timed["ratio"],
+        "ratio_interval": timed and timed["interval"],
         "size": round(report["size_bytes"] / report["float_size_bytes"], 3),
         "formats": {each: formats.count(each) for each in dict.fromkeys(formats)},
         "metric": verified["metric"],
