@@ -29,7 +29,17 @@ from typing import Any
 import torch
 from records import keep
 from rich.console import Console
-from zoo_checks import EIGHT_BITS, SM, cosines, eight_bits, first_output, plan_for_sm89, ratio_to_float, unnamed
+from zoo_checks import (
+    EIGHT_BITS,
+    SM,
+    WORST_COSINE,
+    cosines,
+    eight_bits,
+    first_output,
+    plan_for_sm89,
+    ratio_to_float,
+    unnamed,
+)
 from zoo_networks import NETWORKS
 from zoo_networks.network import Network
 
@@ -43,7 +53,7 @@ from deploy.terminal.progress import Progress
 
 BATCH, CALIBRATION, EVALUATION = 8, 4, 2
 LONGEST_SECONDS = 600
-BARS = {"networks": 45, "engines": 43, "median_cosine": 0.9999, "worst_cosine": 0.999}
+BARS = {"networks": 45, "engines": 43, "median_cosine": 0.9999, "worst_cosine": WORST_COSINE}
 
 
 class Stages:
@@ -198,6 +208,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tracebacks": ends.count("traceback"),
         "median_cosine": round(median(cosines_), 7),
         "worst_cosine": min(cosines_),
+        "below_the_worst_cosine": {
+            row["network"]: {key: row.get(key) for key in ("engine_and_fake_quant", "shaken", "fake_quant_and_float")}
+            for row in engines
+            if row["engine_and_fake_quant"] < WORST_COSINE
+        },
         "weights_without_a_word": sum(len(row.get("weights_without_a_word", ())) for row in rows),
         "median_latency_ratio": round(median(row["latency_ratio"] for row in engines), 3),
         SM: {
