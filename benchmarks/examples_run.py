@@ -4,9 +4,9 @@ Usage: examples_run.py REAL [NAME ...] [--runs DIRECTORY]
 
 REAL is a folder with the examples' data and weights; their docstrings say which files. Each is one process on one
 thread. FastestDet is asked for 0.75 of float's latency. DnCNN is asked for what no engine reaches, `latency=0.1x`: the
-fastest one found is handed over, with exit code 1. Each of its evaluations is 1,500 billion multiplications, so that
+fastest one found is handed over, with exit code 1. A pass over its evaluation data is 1,500 billion multiplications, so
 policies are judged by 8 tiles, and little is searched. Llama is asked for 0.3 of float's size, and judged by 8 texts:
-by all of them it would be 14 minutes.
+with the defaults `smpq run` announces up to 14 minutes.
 A directory that holds a run must be removed before: a run that goes on would not have cost what it did. With NAMEs only
 those run, and the others keep their rows in the record.
 
