@@ -4,8 +4,9 @@ Usage: examples_run.py REAL [NAME ...] [--runs DIRECTORY]
 
 REAL is a folder with the examples' data and weights; their docstrings say which files. Each is one process on one
 thread. FastestDet is asked for 0.75 of float's latency. DnCNN is asked for what no engine reaches, `latency=0.1x`: the
-fastest one found is handed over, with exit code 1. Each of its evaluations is 1,500 billion multiplications, so that
-policies are judged by 8 tiles, and little is searched. Llama is asked for 0.3 of float's size.
+fastest one found is handed over, with exit code 1. A pass over its evaluation data is 1,500 billion multiplications, so
+policies are judged by 8 tiles, and little is searched. Llama is asked for 0.3 of float's size, and judged by 8 texts:
+with the defaults `smpq run` announces up to 14 minutes.
 A directory that holds a run must be removed before: a run that goes on would not have cost what it did. With NAMEs only
 those run, and the others keep their rows in the record.
 
@@ -45,7 +46,12 @@ JOBS = {
         ("--budget", "latency=0.1x", "--effort", "fast", "--samples", "8"),
         0.1,
     ),
-    "llama": Job("examples.language:task", "stories260k.safetensors", ("--budget", "size=0.3x"), 0.02),
+    "llama": Job(
+        "examples.language:task",
+        "stories260k.safetensors",
+        ("--budget", "size=0.3x", "--effort", "fast", "--samples", "8"),
+        0.02,
+    ),
 }
 
 
