@@ -13,6 +13,7 @@ from deploy.latency.steps import LoopSettings, Step
 from deploy.run.settings import Settings
 from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
+from deploy.stages.choosing import score_for, write_stability
 from deploy.stages.curving import draw_curve
 from deploy.stages.explaining import explain
 from deploy.stages.finetuning import finetune
@@ -48,7 +49,10 @@ def make_run(path: Path) -> Workspace:
     workspace = open_run(path, Progress(), SETTINGS)
     write_next_bundle(workspace, BUDGET, path.with_name("bundle"))
     _refuse_one(workspace)
-    solution = search(workspace, Budget.from_text(LOSS_BUDGET), loop=LoopSettings(measurements=2, designed=2))
+    budget = Budget.from_text(LOSS_BUDGET)
+    scores = score_for(workspace, budget)
+    solution = search(workspace, budget, scores, loop=LoopSettings(measurements=2, designed=2))
+    write_stability(workspace, scores, solution)
     finetune(workspace, solution.policy, FineTuneSettings(steps=2))
     export(workspace, solution.policy)
     build(workspace, solution.policy)
