@@ -1,11 +1,12 @@
 """Reconstruction of ResNet-20 on CIFAR-10: top-1 on the test images before and after, by loss, start and iterations.
 
-Usage: reconstruct.py CIFAR10_DIR WEIGHTS [--formats w2a8] [--losses mse,brecq,fima-q] [--iterations 300] [--starts calibrated]
-       [--seeds 0]
+Usage: reconstruct.py CIFAR10_DIR WEIGHTS [--formats w2a8,2.25] [--losses mse,brecq,fima-q] [--iterations 300]
+       [--starts calibrated] [--seeds 0]
 
-All layers have the same format, but the image stays at 8 bits; weights are rounded by GPTQ first. 1,024 calibration
-images, no labels; the test images are used for the two figures of a row and for nothing else. Rows that the record
-holds, by the same settings, are kept.
+All layers have the same format, but the image stays at 8 bits. A number is a budget on average bits: the policy is the
+one that the search found for it with the same seed (`ptq_resnet20_gptq.json`). Weights are rounded by GPTQ first. 1,024
+calibration images, no labels; the test images are used for the two figures of a row and for nothing else. Rows that the
+record holds, by the same settings, are kept.
 """
 
 import argparse
@@ -53,11 +54,17 @@ class Bench:
             right += float(self.task.metric(fake.traced.run(batch.inputs, edits), batch.target).sum())
         return right / 100
 
-    def row(self, text: str, settings: ReconstructionSettings) -> dict:
-        """Reconstruct the network with all layers in one format."""
+    def formats(self, text: str, seed: int) -> dict[str, Format]:
+        """Return the format of each layer: one of all, or those that the search found for a budget."""
+        if text.replace(".", "").isdigit():
+            return {path: Format.from_text(chosen) for path, chosen in found_policy(float(text), seed).items()}
         chosen, image = Format.from_text(text), self.units[0].path
         first = Format.from_text(f"w{chosen.weight_bits}a8")
-        formats = {unit.path: first if unit.path == image else chosen for unit in self.units}
+        return {unit.path: first if unit.path == image else chosen for unit in self.units}
+
+    def row(self, text: str, settings: ReconstructionSettings) -> dict:
+        """Reconstruct the network."""
+        formats = self.formats(text, settings.seed)
         rules = QdqRules("affine")
         fake = FakeQuantizer(self.traced, self.units, self.calibration, rules)
         subject = Subject(
@@ -72,6 +79,13 @@ class Bench:
             "kl_before": -found.before.value, "kl": -found.after.value, "cpu_seconds": round(seconds, 1),
             "settings": asdict(settings),
         }  # fmt: skip
+
+
+def found_policy(budget: float, seed: int) -> dict[str, str]:
+    """Return the policy of the search for a budget on average bits, format by layer."""
+    rows = json.loads((RESULTS / "ptq_resnet20_gptq.json").read_text())["rows"]
+    asked = (budget, seed, "smpq normal")
+    return next(row["policy"] for row in rows if (row["budget"], row["seed"], row["method"]) == asked)
 
 
 def main() -> int:
