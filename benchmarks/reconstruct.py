@@ -88,6 +88,37 @@ def found_policy(budget: float, seed: int) -> dict[str, str]:
     return next(row["policy"] for row in rows if (row["budget"], row["seed"], row["method"]) == asked)
 
 
+def curves(rows: list[dict]) -> dict[str, dict[str, list[list[float]]]]:
+    """Return by format, and by loss and start, what each row of the first seed spent and reached: [CPU seconds, top-1]."""
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for row in sorted(rows, key=lambda row: row["cpu_seconds"]):
+        settings = row["settings"]
+        if settings["seed"] == 0:
+            curve = found.setdefault(row["format"], {}).setdefault(f"{settings['loss']} from {settings['start']}", [])
+            curve.append([row["cpu_seconds"], row["top1"]])
+    return found
+
+
+def over_seeds(rows: list[dict]) -> list[dict]:
+    """Return the lowest and the mean accuracy of rows that differ in their seed alone."""
+    found: dict[tuple, list[dict]] = {}
+    for row in rows:
+        settings = {name: value for name, value in row["settings"].items() if name != "seed"}
+        found.setdefault((row["format"], *settings.values()), []).append(row)
+    return [
+        {
+            "format": alike[0]["format"],
+            **{name: alike[0]["settings"][name] for name in ("loss", "iterations", "start")},
+            "seeds": sorted(row["settings"]["seed"] for row in alike),
+            "lowest": min(row["top1"] for row in alike),
+            "mean": round(sum(row["top1"] for row in alike) / len(alike), 2),
+            "most_cpu_seconds": max(row["cpu_seconds"] for row in alike),
+        }
+        for alike in found.values()
+        if len(alike) > 1
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -108,7 +139,8 @@ def main() -> int:
             continue
         rows.append(bench.row(text, settings))
         command = "PYTHONPATH=. python benchmarks/reconstruct.py CIFAR10_DIR WEIGHTS"
-        keep(NAME, command, sorted({row["settings"]["seed"] for row in rows}), rows, float_top1=88.5)
+        seeds = sorted({row["settings"]["seed"] for row in rows})
+        keep(NAME, command, seeds, rows, float_top1=88.5, curves=curves(rows), over_seeds=over_seeds(rows))
     return 0
 
 
