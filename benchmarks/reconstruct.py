@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from records import RESULTS, keep
+from records import RESULTS, cpu_model, keep
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
@@ -77,7 +77,7 @@ class Bench:
         return {
             "format": text, "top1_before": before, "top1": self.top1(tuned, formats),
             "kl_before": -found.before.value, "kl": -found.after.value, "cpu_seconds": round(seconds, 1),
-            "settings": asdict(settings),
+            "cpu": cpu_model(), "settings": asdict(settings),
         }  # fmt: skip
 
 
