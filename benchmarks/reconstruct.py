@@ -1,11 +1,12 @@
 """Reconstruction of ResNet-20 on CIFAR-10: top-1 on the test images before and after, by loss, start and iterations.
 
-Usage: reconstruct.py CIFAR10_DIR WEIGHTS [--formats w2a8] [--losses mse,brecq,fima-q] [--iterations 300] [--starts calibrated]
-       [--seeds 0]
+Usage: reconstruct.py CIFAR10_DIR WEIGHTS [--formats w2a8,2.25] [--losses mse,brecq,fima-q] [--iterations 300]
+       [--starts calibrated] [--seeds 0]
 
-All layers have the same format, but the image stays at 8 bits; weights are rounded by GPTQ first. 1,024 calibration
-images, no labels; the test images are used for the two figures of a row and for nothing else. Rows that the record
-holds, by the same settings, are kept.
+All layers have the same format, but the image stays at 8 bits. A number is a budget on average bits: the policy is the
+one that the search found for it with the same seed (`ptq_resnet20_gptq.json`). Weights are rounded by GPTQ first. 1,024
+calibration images, no labels; the test images are used for the two figures of a row and for nothing else. Rows that the
+record holds, by the same settings, are kept.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from records import RESULTS, keep
+from records import RESULTS, cpu_model, keep
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
@@ -53,11 +54,17 @@ class Bench:
             right += float(self.task.metric(fake.traced.run(batch.inputs, edits), batch.target).sum())
         return right / 100
 
-    def row(self, text: str, settings: ReconstructionSettings) -> dict:
-        """Reconstruct the network with all layers in one format."""
+    def formats(self, text: str, seed: int) -> dict[str, Format]:
+        """Return the format of each layer: one of all, or those that the search found for a budget."""
+        if text.replace(".", "").isdigit():
+            return {path: Format.from_text(chosen) for path, chosen in found_policy(float(text), seed).items()}
         chosen, image = Format.from_text(text), self.units[0].path
         first = Format.from_text(f"w{chosen.weight_bits}a8")
-        formats = {unit.path: first if unit.path == image else chosen for unit in self.units}
+        return {unit.path: first if unit.path == image else chosen for unit in self.units}
+
+    def row(self, text: str, settings: ReconstructionSettings) -> dict:
+        """Reconstruct the network."""
+        formats = self.formats(text, settings.seed)
         rules = QdqRules("affine")
         fake = FakeQuantizer(self.traced, self.units, self.calibration, rules)
         subject = Subject(
@@ -70,8 +77,46 @@ class Bench:
         return {
             "format": text, "top1_before": before, "top1": self.top1(tuned, formats),
             "kl_before": -found.before.value, "kl": -found.after.value, "cpu_seconds": round(seconds, 1),
-            "settings": asdict(settings),
+            "cpu": cpu_model(), "settings": asdict(settings),
         }  # fmt: skip
+
+
+def found_policy(budget: float, seed: int) -> dict[str, str]:
+    """Return the policy of the search for a budget on average bits, format by layer."""
+    rows = json.loads((RESULTS / "ptq_resnet20_gptq.json").read_text())["rows"]
+    asked = (budget, seed, "smpq normal")
+    return next(row["policy"] for row in rows if (row["budget"], row["seed"], row["method"]) == asked)
+
+
+def curves(rows: list[dict]) -> dict[str, dict[str, list[list[float]]]]:
+    """Return by format, and by loss and start, what each row of the first seed spent and reached: [CPU seconds, top-1]."""
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for row in sorted(rows, key=lambda row: row["cpu_seconds"]):
+        settings = row["settings"]
+        if settings["seed"] == 0:
+            curve = found.setdefault(row["format"], {}).setdefault(f"{settings['loss']} from {settings['start']}", [])
+            curve.append([row["cpu_seconds"], row["top1"]])
+    return found
+
+
+def over_seeds(rows: list[dict]) -> list[dict]:
+    """Return the lowest and the mean accuracy of rows that differ in their seed alone."""
+    found: dict[tuple, list[dict]] = {}
+    for row in rows:
+        settings = {name: value for name, value in row["settings"].items() if name != "seed"}
+        found.setdefault((row["format"], *settings.values()), []).append(row)
+    return [
+        {
+            "format": alike[0]["format"],
+            **{name: alike[0]["settings"][name] for name in ("loss", "iterations", "start")},
+            "seeds": sorted(row["settings"]["seed"] for row in alike),
+            "lowest": min(row["top1"] for row in alike),
+            "mean": round(sum(row["top1"] for row in alike) / len(alike), 2),
+            "most_cpu_seconds": max(row["cpu_seconds"] for row in alike),
+        }
+        for alike in found.values()
+        if len(alike) > 1
+    ]
 
 
 def main() -> int:
@@ -94,7 +139,8 @@ def main() -> int:
             continue
         rows.append(bench.row(text, settings))
         command = "PYTHONPATH=. python benchmarks/reconstruct.py CIFAR10_DIR WEIGHTS"
-        keep(NAME, command, sorted({row["settings"]["seed"] for row in rows}), rows, float_top1=88.5)
+        seeds = sorted({row["settings"]["seed"] for row in rows})
+        keep(NAME, command, seeds, rows, float_top1=88.5, curves=curves(rows), over_seeds=over_seeds(rows))
     return 0
 
 
