@@ -7,8 +7,8 @@ A run of the digits task (target simulate) chooses a policy; an undisturbed `smp
 finetuned.safetensors. In copies of that run the same command is killed and started again, four times a copy, and what
 comes out is compared. A moment is a number of finished blocks, drawn uniformly, and a share of the time of a block;
 where the copy is further already, a share of the time of the start and a block. `finished_before` and `finished_after`
-are the blocks that reconstruction.safetensors holds; the command says each block that it has trained, and `trained`
-are those.
+are the blocks that reconstruction.safetensors holds, which is gone at the end; the command says each block that it has
+trained, and `trained` are those.
 """
 
 import json
@@ -60,6 +60,11 @@ def finished(run: Path) -> int:
     return len(found.costs) if found else 0
 
 
+def over(run: Path) -> bool:
+    """Return whether all was written before the kill: another start would be another reconstruction."""
+    return (run / FineTunedFile.NAME).exists() and not (run / PartialFile.NAME).exists()
+
+
 def said(errors: bytes) -> list[int]:
     return [int(number) for number, _ in SAID.findall(errors)]
 
@@ -103,10 +108,10 @@ def experiment(task: str, kills: int, places: Path) -> tuple[list[dict], list[di
             rows.append({"run": len(runs), "moment": wanted, "after_s": delay, "ended_by": process.returncode,
                          "finished_before": before, "finished_after": finished(run), "trained": told})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
-            if process.returncode == 0:
+            if over(run):
                 break
         left = finished(run)
-        trained += said(ended(run))
+        trained += [] if over(run) else said(ended(run))
         tensors, record = result(run)
         runs.append({
             "run": len(runs), "blocks": blocks, "finished_before_the_last_start": left, "trained": trained,
