@@ -96,10 +96,10 @@ def smpq(context: click.Context) -> None:
 
 
 for _command in (
-    searching.run, searching.score, searching.solve, searching.explain, curving.curve, curving.take, training.train_supernet,
-    training.finetune, training.reconstruct,
-    making.export, making.build, measuring.measure, measuring.profile, measuring.bundle, measuring.feedback,
-    measuring.doctor, looking.verify, looking.report, comparing.compare, looking.methods, looking.targets,
+    searching.run, searching.score, searching.solve, searching.explain, curving.curve, curving.take,
+    training.train_supernet, training.finetune, training.reconstruct, making.export, making.build,
+    measuring.measure, measuring.profile, measuring.bundle, measuring.feedback, measuring.doctor, looking.verify,
+    looking.report, comparing.compare, looking.methods, looking.targets,
 ):  # fmt: skip
     smpq.add_command(_command)
 

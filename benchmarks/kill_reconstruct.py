@@ -27,8 +27,8 @@ from deploy.files.engine import FinetuneFile
 from smpq.reconstruction.partial import PartialFile, read_partial
 from smpq.training.finetuned import FineTunedFile
 
-SEARCH = ("--target", "simulate", "--formats", "w2a4,w3a4,w4a8", "--rounding", "nearest", "--evaluations", "40", "--samples",
-          "256", "--budget", "avg_bits=3", "--seed", "5")  # fmt: skip
+SEARCH = ("--target", "simulate", "--formats", "w2a4,w3a4,w4a8", "--rounding", "nearest", "--evaluations", "40",
+          "--samples", "256", "--budget", "avg_bits=3", "--seed", "5")  # fmt: skip
 OPTIONS = ("--iterations", "200", "--samples", "512")
 SAID = re.compile(rb"block (\d+) of (\d+)")
 DIFFERS = {"seconds", "sha256"}

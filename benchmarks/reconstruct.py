@@ -89,7 +89,7 @@ def found_policy(budget: float, seed: int) -> dict[str, str]:
 
 
 def curves(rows: list[dict]) -> dict[str, dict[str, list[list[float]]]]:
-    """Return by format, and by loss and start, what each row of the first seed spent and reached: [CPU seconds, top-1]."""
+    """Return by format, and by loss and start, what each row of the first seed took: [CPU seconds, top-1]."""
     found: dict[str, dict[str, list[list[float]]]] = {}
     for row in sorted(rows, key=lambda row: row["cpu_seconds"]):
         settings = row["settings"]

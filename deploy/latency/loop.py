@@ -173,7 +173,7 @@ class LatencyLoop:
             chosen = next(each for each in met if each.policy == finalists[0].policy)
         else:
             candidates = [o for o in self._state.observed.values() if self._allowed(o.policy)]
-            within = [o for o in candidates if self._within(o.policy)]  # what is slower than float is not handed over
+            within = [o for o in candidates if self._within(o.policy)]
             chosen = min([self._reference, *(within or candidates)], key=lambda each: each.upper)
         reason = self._state.stop_reason or STOPPED_EARLY
         steps = tuple(self._state.steps)
