@@ -12,26 +12,21 @@ if TYPE_CHECKING:
 
 @reconstruction_loss("brecq", paper="BRECQ, Li et al. ICLR 2021 (arXiv 2102.05426), eq. 10", times=1)
 class SquaredGradients:
-    """Squared error of each element times (1 + |g|)^2, g its gradient, of each sample.
+    """Squared error of each element times its squared gradient, of each sample.
 
-    The gradients are scaled so that their mean square is one, and the weights so that their mean is: the cost counts as
-    the plain squared error does. The 1 is that of the authors' code (`damping`), which the paper does not have: samples
-    that the network is sure of have gradients near zero, and without it their errors would cost nothing. There the
-    gradients are not scaled; that is ours.
+    The gradients are scaled so that their mean square is one, so that the cost counts as the plain squared error does.
     """
 
     def __init__(self) -> None:
         self._weights: Tensor | None = None
 
     def learn(self, seen: list[Sensitivity]) -> None:
-        """Keep the weights."""
+        """Keep the squared gradients."""
         import torch
 
         order = torch.cat([each.index for each in seen]).argsort()
-        sizes = torch.cat([each.gradient for each in seen]).abs()[order]
-        scaled = sizes / sizes.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-        weights = (1 + scaled).square()
-        self._weights = weights / weights.mean()
+        squares = torch.cat([each.gradient for each in seen]).square()[order]
+        self._weights = squares / squares.mean().clamp(min=torch.finfo(torch.float32).tiny)
 
     def __call__(self, error: Tensor, index: Tensor) -> Tensor:
         """Return the cost."""

@@ -34,26 +34,16 @@ def test_what_the_output_depends_on_costs_most(name):
     loss.learn(seen())
     index = torch.arange(4)
     costs = [float(loss(torch.eye(3)[number].expand(4, 3), index)) for number in range(3)]
-    assert costs[0] > costs[1] > 2 * costs[2]
+    assert costs[0] > costs[1] > 5 * costs[2]
 
 
 def test_squared_gradients_are_those_of_each_sample():
     loss = LOSSES["brecq"].make()
     shuffled = list(reversed(seen()))
     loss.learn(shuffled)
-    sizes = torch.cat([part.gradient for part in seen()]).abs()
-    weights = (1 + sizes / sizes.square().mean().sqrt()).square()
-    expected = weights[5].sum() / weights.mean()
+    squares = torch.cat([part.gradient for part in seen()]).square()
+    expected = squares[5].sum() / squares.mean()
     assert float(loss(torch.ones(1, 3), torch.tensor([5]))) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_a_sample_that_the_network_is_sure_of_counts_too():
-    sure, unsure = torch.zeros(4, 3), torch.ones(4, 3)
-    loss = LOSSES["brecq"].make()
-    loss.learn([Sensitivity(torch.cat([sure, unsure]), torch.ones(8, 3), torch.arange(8))])
-    costs = [float(loss(torch.ones(1, 3), torch.tensor([index]))) for index in (0, 7)]
-    assert 0 < costs[0] < costs[1] < 10 * costs[0]
-    assert sum(costs) == pytest.approx(2 * 3), "as much as the plain squared error"
 
 
 def test_the_low_rank_part_is_exact_along_what_was_learned():
