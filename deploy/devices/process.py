@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import subprocess
 import tempfile
 import threading
@@ -109,8 +111,17 @@ class _Errors:
         """Nothing is left to do."""
 
     def __exit__(self, *_: object) -> None:
-        """Mark the end of what the program, which has ended, has written."""
-        os.write(self._sink, self._mark)
+        """Mark the end of what the program, which has ended, has written.
+
+        ssh makes its pipes non-blocking, and a killed one leaves them so: a full pipe takes nothing until it is read.
+        """
+        room = select.poll()
+        room.register(self._sink, select.POLLOUT)
+        marked = 0
+        while not marked:
+            room.poll()
+            with contextlib.suppress(BlockingIOError):
+                marked = os.write(self._sink, self._mark)
         os.close(self._sink)
 
     def text(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from calib.errors import UserError
+from deploy.devices import process
 from deploy.devices.process import TooMuchOutput, run_program
 
 LEAVES_ONE_BEHIND = """
@@ -18,6 +19,16 @@ kept = subprocess.Popen(["sleep", "3600"], stdout=subprocess.DEVNULL, start_new_
 os.write(1, str(kept.pid).encode())
 os.write(2, b"x" * 200_000 + b"the last word")
 sys.exit(3)
+"""
+
+FILLS_A_PIPE_THAT_DOES_NOT_BLOCK = """
+import os
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, b"x" * 4096)
+except BlockingIOError:
+    os._exit(3)
 """
 
 
@@ -32,6 +43,14 @@ def test_the_errors_end_with_the_program_although_another_one_keeps_them_open():
     assert code == 3
     assert errors.endswith("the last word")
     assert 1000 < len(errors) <= 2 << 16
+
+
+def test_a_pipe_that_the_program_left_full_and_non_blocking_is_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(process, "_CHUNK_BYTES", 16)  # it is still full when the program has ended
+    code, errors = run(FILLS_A_PIPE_THAT_DOES_NOT_BLOCK)
+    assert code == 3
+    assert len(errors) >= 4096
+    assert set(errors) == {"x"}
 
 
 def test_no_errors_are_an_empty_text():
