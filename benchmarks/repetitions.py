@@ -1,7 +1,9 @@
-"""Tests of processes, signals and connections, repeated beside a busy loop and with SIGINT ignored, as in a job of a
+"""Tests of processes, signals and connections, repeated on a busy machine and with SIGINT ignored, as in a job of a
 script.
 
-Usage: repetitions.py [--times N]
+Usage: repetitions.py [--times N] [--busy 1]
+
+`--busy` is the number of loops that run beside them. The record has the load of the machine behind each repetition.
 
 Counts how often each test passed, failed or was skipped. The tests are those below, where `-k` chooses in files with
 others.
@@ -58,20 +60,25 @@ def _outcome(case: ET.Element) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--busy", type=int, default=1)
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the tests inherit
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.busy)]
+    loads: list[float] = []
     try:
         for done in range(1, options.times + 1):
             for name, outcome in once().items():
                 counts[name][outcome] += 1
+            loads.append(round(os.getloadavg()[0], 1))
             rows = [{"test": name, **found} for name, found in sorted(counts.items())]
-            keep("repetitions", f"python benchmarks/repetitions.py --times {options.times}", [], rows, times=done)
+            command = f"python benchmarks/repetitions.py --times {options.times} --busy {options.busy}"
+            keep("repetitions", command, [], rows, times=done, loads=loads)
     finally:
-        busy.kill()
-        busy.wait()
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ _MODULES = {
     "digits": "calib.tasks.digits",
     "digits-vit": "calib.tasks.digits_vit",
     "cifar10-resnet20": "calib.tasks.cifar10_resnet20",
+    "cifar10-vit": "calib.tasks.cifar10_vit",
 }
 IN_MEMORY = "in-memory"
 """The name of a task that a Python program holds (`deploy.optimize`)."""

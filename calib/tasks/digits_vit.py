@@ -13,6 +13,7 @@ from torch.nn import functional
 from calib.task import Task
 from calib.tasks import register
 from calib.tasks.digits_data import DISTORTION, DigitsTask, check_no_paths
+from calib.tasks.transformer import Block
 
 # Wide enough that the linear layers, not what stands between them, decide the latency of one image.
 RECIPE = {
@@ -28,44 +29,6 @@ RECIPE = {
     **DISTORTION,
     "seed": 0,
 }
-
-
-class Attention(nn.Module):
-    """Self-attention over `heads` parts of the width, with one linear layer for query, key and value."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[n, tokens, width]` to the same shape."""
-        n, tokens, width = x.shape
-        query, key, value = (
-            self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(n, tokens, width))
-        return projected
-
-
-class Block(nn.Module):
-    """Attention and a two-layer perceptron with GELU, each behind a LayerNorm and added to its input."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[n, tokens, width]` to the same shape."""
-        x = x + self.attention(self.norm1(x))
-        added: Tensor = x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
-        return added
 
 
 class DigitsVit(nn.Module):

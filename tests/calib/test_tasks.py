@@ -115,7 +115,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_every_built_in_name_is_known_to_its_module(cifar10_like, resnet20_like):
-    assert task_names() == ("digits", "digits-vit", "cifar10-resnet20")
+    assert task_names() == ("digits", "digits-vit", "cifar10-resnet20", "cifar10-vit")
     for name in DIGITS:
         assert load_task(name).name == name
     assert load_task("cifar10-resnet20", cifar10_like, resnet20_like).name == "cifar10-resnet20"
@@ -133,7 +133,7 @@ def test_a_task_of_ones_own(here, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nope", "digits, digits-vit, cifar10-resnet20"),
+        ("nope", "digits, digits-vit, cifar10-resnet20, cifar10-vit"),
         ("", "unknown task"),
         ("own_missing:task", "no module own_missing"),
         ("own.deep.missing:task", "no module own.deep.missing"),

@@ -10,8 +10,8 @@ from calib.errors import UserError
 from calib.sizes import shapes_of_one, sizes_of
 from calib.task import Batch, TrainableTask
 from calib.tasks import load_task
+from calib.tasks.cifar10 import CALIBRATION_IMAGES, MEAN, STD
 from calib.tasks.cifar10_files import read_cifar10
-from calib.tasks.cifar10_resnet20 import CALIBRATION_IMAGES, MEAN, STD
 from tests.calib.conftest import write_batch
 
 MANY = CALIBRATION_IMAGES // 5 + 26

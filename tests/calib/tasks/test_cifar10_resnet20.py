@@ -4,7 +4,8 @@ from safetensors.torch import load_file, save_file
 
 from calib.errors import UserError
 from calib.tasks import load_task
-from calib.tasks.cifar10_resnet20 import MEAN, STD, ResNet20
+from calib.tasks.cifar10 import MEAN, STD
+from calib.tasks.cifar10_resnet20 import ResNet20
 
 
 def test_weights_are_needed_and_images_only_where_they_are_read(cifar10_like, resnet20_like):
