@@ -30,6 +30,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from calib.formats.integers import integer
+from calib.heap import keep_freed_blocks
 from calib.rounding import Moments, rounding_from_name
 from calib.task import Batch
 from calib.tasks import IN_MEMORY, held_in_memory
@@ -175,6 +176,7 @@ def main() -> int:
     parser.add_argument("--stage", choices=(*STAGES, "moments"), help="run this one here, with so many images or MB")
     options = parser.parse_args()
     if options.stage:
+        keep_freed_blocks()  # as the command line does
         count = options.images[0]
         print(json.dumps(moments(count or None) if options.stage == "moments" else run(options.stage, count)))
         return 0

@@ -13,72 +13,36 @@ import argparse
 import itertools
 import json
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from records import RESULTS, cpu_model, keep
+from reconstruction import Bench
+from records import RESULTS, keep
 
-from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
-from calib.network.fold import fold_batchnorm
-from calib.network.graph import TracedModel
-from calib.network.units import find_units
 from calib.tasks import load_task
-from smpq.quantized.plan import QdqRules
-from smpq.quantized.quantize import FakeQuantizer
-from smpq.reconstruction.reconstruct import reconstruct
 from smpq.reconstruction.settings import ReconstructionSettings
-from smpq.training.finetune import Subject
 
 NAME = "reconstruct"
 
 
-class Bench:
-    """The network, calibrated."""
+class Resnet20(Bench):
+    """The network, calibrated, and the policies that the search found for it."""
 
     def __init__(self, data: Path, weights: Path) -> None:
-        self.task = load_task("cifar10-resnet20", data, weights)
-        self.batches = self.task.calibration()
-        self.original = self.task.model()
-        folded, self.pairs = fold_batchnorm(self.original, self.batches[0].inputs)
-        self.traced = TracedModel(folded, tuple(tensor[:2] for tensor in self.batches[0].inputs))
-        self.units, _ = find_units(self.traced)
-        self.calibration = Calibration(self.traced, self.units, self.batches, CalibrationSettings())
-
-    def top1(self, fake: FakeQuantizer, formats: dict[str, Format]) -> float:
-        """Return the accuracy in % on the test images."""
-        edits, right = fake.edits(fake.plan(formats)), 0.0
-        for batch in self.task.evaluation():
-            right += float(self.task.metric(fake.traced.run(batch.inputs, edits), batch.target).sum())
-        return right / 100
+        super().__init__(load_task("cifar10-resnet20", data, weights))
 
     def formats(self, text: str, seed: int) -> dict[str, Format]:
         """Return the format of each layer: one of all, or those that the search found for a budget."""
         if text.replace(".", "").isdigit():
             return {path: Format.from_text(chosen) for path, chosen in found_policy(float(text), seed).items()}
-        chosen, image = Format.from_text(text), self.units[0].path
-        first = Format.from_text(f"w{chosen.weight_bits}a8")
-        return {unit.path: first if unit.path == image else chosen for unit in self.units}
+        return self.uniform(text, image_bits=8)
 
     def row(self, text: str, settings: ReconstructionSettings) -> dict:
         """Reconstruct the network."""
         formats = self.formats(text, settings.seed)
-        rules = QdqRules("affine")
-        fake = FakeQuantizer(self.traced, self.units, self.calibration, rules)
-        subject = Subject(
-            self.task, self.traced, self.units, self.original, self.pairs, fake.plan(formats), text, "benchmark"
-        )
-        before, start = self.top1(fake, formats), time.process_time()
-        found = reconstruct(subject, self.batches, settings)
-        seconds = time.process_time() - start
-        tuned = FakeQuantizer(found.traced(self.traced), self.units, found.calibration(self.calibration), rules)
-        return {
-            "format": text, "top1_before": before, "top1": self.top1(tuned, formats),
-            "kl_before": -found.before.value, "kl": -found.after.value, "cpu_seconds": round(seconds, 1),
-            "cpu": cpu_model(), "settings": asdict(settings),
-        }  # fmt: skip
+        return {"format": text, "top1_before": self.percent(formats), **self.reconstructed(formats, settings)}
 
 
 def found_policy(budget: float, seed: int) -> dict[str, str]:
@@ -131,7 +95,7 @@ def main() -> int:
     torch.set_num_threads(1)
     file = RESULTS / f"{NAME}.json"
     rows = json.loads(file.read_text())["rows"] if file.is_file() else []
-    bench = Bench(options.data, options.weights)
+    bench = Resnet20(options.data, options.weights)
     columns = [getattr(options, name).split(",") for name in ("formats", "losses", "iterations", "starts", "seeds")]
     for text, loss, iterations, start, seed in itertools.product(*columns):
         settings = ReconstructionSettings(loss, int(iterations), start=start, seed=int(seed))
