@@ -37,3 +37,9 @@ def fastest_order(traced: TracedModel, inputs: Sequence[Tensor]) -> torch.memory
         if isinstance(a, Tensor)
     )
     return found if same else torch.contiguous_format
+
+
+def order_of(tensor: Tensor) -> torch.memory_format:
+    """Return the order that a tensor has: channels last for images in it, else the usual one."""
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format

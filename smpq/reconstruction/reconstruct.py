@@ -17,7 +17,7 @@ from calib.errors import UserError
 from calib.formats.quantizers import QuantizedWeight
 from calib.network.execution import Edits, ordered
 from calib.network.graph import TracedModel
-from calib.network.order import fastest_order
+from calib.network.order import fastest_order, order_of
 from calib.task import Batch
 from smpq.reconstruction.blocks import Block, find_blocks
 from smpq.reconstruction.partial import Finished, read_partial, write_partial
@@ -58,6 +58,7 @@ def reconstruct(
     partial: Path | None = None,
     report: Callable[[BlockProgress], None] = lambda _: None,
     device: str = CPU,
+    memory_mb: float | None = None,
 ) -> FineTunedWeights:
     """Return the plan's weights, biases and activation steps such that each block gives what the float block gives.
 
@@ -66,7 +67,8 @@ def reconstruct(
     2. In a block all weights on integers of two bits or more have AdaRound's variables; their steps, the biases of its
        layers, and the steps of activations below 8 bits are learned with them.
     3. `batches` are calibration data; labels are not used. `partial` is a file that holds the blocks that are done: a
-       reconstruction that was killed goes on behind the last of them, to the same result.
+       reconstruction that was killed goes on behind the last of them, to the same result. What of all samples takes
+       more than `memory_mb` between two blocks lies in files without a name.
 
     BRECQ (Li et al., arXiv 2102.05426) with the losses of `smpq.reconstruction.losses`. UserError when the error is not a
     number any more, and where nothing is on integers.
@@ -75,12 +77,17 @@ def reconstruct(
     if not any(map(_is_trained, subject.plan.weights.values())):
         raise UserError("no weight of the policy is on integers of two bits or more: there is nothing to reconstruct")
     with repeatable_on(device):
-        return _Reconstruction(subject, batches, settings, device).run(partial, report)
+        return _Reconstruction(subject, batches, settings, device, memory_mb).run(partial, report)
 
 
 class _Reconstruction:
     def __init__(
-        self, subject: Subject, batches: Sequence[Batch], settings: ReconstructionSettings, device: str
+        self,
+        subject: Subject,
+        batches: Sequence[Batch],
+        settings: ReconstructionSettings,
+        device: str,
+        memory_mb: float | None,
     ) -> None:
         self.subject, self.settings, self.device = subject, settings, device
         self.batches = batches
@@ -91,7 +98,7 @@ class _Reconstruction:
             Batch(tuple(ordered(tensor, order) for tensor in batch_on(batch, device).inputs), None) for batch in batches
         )
         fixed = None if subject.traced.dynamic_batch else len(subject.traced.example[0])
-        self.walk = Walk(self.traced, self.blocks, inputs, settings.samples, fixed or settings.batch)
+        self.walk = Walk(self.traced, self.blocks, inputs, settings.samples, fixed or settings.batch, memory_mb)
         self.activations: Activations = activations_of(self.traced, subject.plan)
         self.weights: dict[str, QuantizedWeight] = dict(subject.plan.weights)
         self.biases: dict[str, Tensor] = {}
@@ -206,7 +213,7 @@ class _Reconstruction:
             known, weight = self.weights.get(unit.path), self.traced.state[unit.weight]
             cast = self.subject.plan.formats[unit.path].weight.cast(weight) if known is None else known.dequantize()
             if cast is not None:
-                found[unit.weight] = cast.to(weight.device).contiguous(memory_format=_order_of(weight))
+                found[unit.weight] = cast.to(weight.device).contiguous(memory_format=order_of(weight))
         return {**found, **self.biases}
 
     def edits(self) -> Edits:
@@ -263,11 +270,6 @@ class _Judged:
 
 def _is_trained(weight: QuantizedWeight | None) -> bool:
     return weight is not None and weight.type.is_integer and weight.bits >= _FEWEST_BITS
-
-
-def _order_of(tensor: Tensor) -> torch.memory_format:
-    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _arranged(traced: TracedModel, order: torch.memory_format) -> TracedModel:

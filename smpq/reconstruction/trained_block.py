@@ -14,8 +14,9 @@ from calib.errors import UserError
 from calib.formats.quantizers import QuantizedWeight
 from calib.network.execution import NO_EDITS, Edit, Edits
 from smpq.reconstruction.blocks import Block
-from smpq.reconstruction.losses.base import LOSSES, Loss, Sensitivity
+from smpq.reconstruction.losses.base import LOSSES
 from smpq.reconstruction.rounding import SoftWeight
+from smpq.reconstruction.sensitivities import Divergence, sensitivities
 from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.reconstruction.walk import Rows, Walk
 from smpq.training.lsq import LearnedActivation
@@ -24,8 +25,6 @@ _WARM_UP = 0.2
 """Share of the iterations without a pull to whole integers."""
 _STEEPEST, _FLATTEST = 20.0, 2.0
 _SMALLEST_BETA_SHARE = 1e-6
-
-Divergence = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,19 @@ def train_block(
     last: list[float] = []
     for iteration in range(settings.iterations):
         if iteration in refresh:
-            _learn(walk, block, edits(0.0), float_rows, targets, losses, divergence)
+            seen, _ = sensitivities(walk, block, edits(0.0), float_rows, targets, divergence)
+            for name, loss in losses.items():
+                loss.learn(seen[name])
         for group, rate in zip(optimizer.param_groups[1:], rates[1:], strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
         index = torch.randperm(walk.count, generator=generator)[: walk.size]
-        given = {name: _mixed(float_rows[name][index], rows[name][index], settings.drop, generator) for name in rows}
+        whole, wanted = walk.taken(float_rows, index), walk.taken(targets, index)
+        read = walk.taken(rows, index)
+        given = {name: _mixed(whole[name], read[name], settings.drop, generator) for name in rows}
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             made = walk.run(block, given, edits(settings.drop)).values
-            cost = sum(loss(made[name] - targets[name][index], index) for name, loss in losses.items())
+            cost = sum(loss(made[name] - wanted[name], index) for name, loss in losses.items())
             assert isinstance(cost, Tensor)
             pull = _pull(parts, iteration, settings)
             (cost + pull if pull is not None else cost).backward()
@@ -202,32 +205,5 @@ def _spreads(walk: Walk, block: Block, float_rows: Rows, parts: Parts) -> dict[s
 
     piece = next(walk.pieces())
     with torch.no_grad():
-        walk.run(block, {name: tensor[piece] for name, tensor in float_rows.items()}, NO_EDITS, observe=note)
+        walk.run(block, walk.taken(float_rows, piece), NO_EDITS, observe=note)
     return {bias: found.get(bias, torch.ones(())) for bias in parts.biases}
-
-
-def _learn(
-    walk: Walk,
-    block: Block,
-    edits: Edits,
-    float_rows: Rows,
-    targets: Rows,
-    losses: Mapping[str, Loss],
-    divergence: Divergence,
-) -> None:
-    """Give each loss what a run says in which this block is quantised and what is behind it is float."""
-    seen: dict[str, list[Sensitivity]] = {name: [] for name in losses}
-    frozen = Edits(edits.sources, edits.edges, {name: tensor.detach() for name, tensor in edits.parameters.items()})
-    for piece in walk.pieces():
-        behind = {name: tensor[piece] for name, tensor in targets.items()}
-        with torch.no_grad():
-            values = walk.run(block, {name: tensor[piece] for name, tensor in float_rows.items()}, frozen).values
-            expected = walk.finish(block, behind, {})
-        leaves = {name: values[name].detach().clone().requires_grad_() for name in losses}
-        with torch.enable_grad():
-            apart = divergence(walk.finish(block, behind, leaves), expected)
-        gradients = torch.autograd.grad(apart.sum(), list(leaves.values()), materialize_grads=True)
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
-            seen[name].append(Sensitivity(gradient.detach(), leaf.detach() - behind[name], piece))
-    for name, loss in losses.items():
-        loss.learn(seen[name])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +13,12 @@ from torch import Tensor
 from calib.errors import UserError
 from calib.network.execution import NO_EDITS, Edits, Execution, Observe
 from calib.network.graph import TracedModel
+from calib.network.order import order_of
 from calib.task import Batch
 from smpq.reconstruction.blocks import Block
+
+_AT_A_TIME = 3
+"""What the float and the quantised network give a block, and what the float block makes of it."""
 
 Rows = Mapping[str, Tensor]
 """Tensors in front of a block by name, one row a sample."""
@@ -23,9 +29,20 @@ class Walk:
     computes of its inputs are the same each time.
     """
 
-    def __init__(self, traced: TracedModel, blocks: Sequence[Block], batches: Iterable[Batch], samples: int, size: int):
+    def __init__(
+        self,
+        traced: TracedModel,
+        blocks: Sequence[Block],
+        batches: Iterable[Batch],
+        samples: int,
+        size: int,
+        memory_mb: float | None = None,
+    ) -> None:
         """Take the first `samples` of the batches, cut to a multiple of `size`, that of a run: the only one that the network
         takes, if there is one. UserError where there are fewer than that.
+
+        Tensors behind a block that take more than `memory_mb` with those of two more walks lie in files that are gone
+        with them.
         """
         self.traced, self.blocks = traced, blocks
         self.inputs = _first(batches, max(samples, size), None if traced.dynamic_batch else size)
@@ -35,6 +52,7 @@ class Walk:
         if not self.count:
             raise UserError("there are too few calibration samples to reconstruct the network on: give it one batch")
         self.inputs = [tensor[: self.count] for tensor in self.inputs]
+        self._most_bytes = math.inf if memory_mb is None else memory_mb * 2**20 / _AT_A_TIME
         self._others = self._without_rows()
 
     def begin(self, edits: Edits = NO_EDITS) -> Rows:
@@ -55,17 +73,28 @@ class Walk:
         values = {**self._others[block.start], **rows}
         return Execution.at(self.traced, block.start, values).advance(edits, stop or block.stop, observe)
 
+    def taken(self, rows: Rows, index: Tensor) -> dict[str, Tensor]:
+        """Return the rows of some samples, where the network is."""
+        return {name: tensor[index].to(self.inputs[0].device) for name, tensor in rows.items()}
+
     def through(self, block: Block, rows: Rows, edits: Edits) -> Rows:
         """Return the tensors behind a block, for all samples; no gradient is recorded."""
-        found: dict[str, list[Tensor]] = {}
+        found: dict[str, Tensor] = {}
         others = self._others[block.stop]
         with torch.no_grad():
             for piece in self.pieces():
-                values = self.run(block, {name: tensor[piece] for name, tensor in rows.items()}, edits).values
-                for name, value in values.items():
-                    if name not in others:
-                        found.setdefault(name, []).append(value)
-        return {name: torch.cat(parts) for name, parts in found.items()}
+                values = self.run(block, self.taken(rows, piece), edits).values
+                made = {name: value for name, value in values.items() if name not in others}
+                found = found or self._room(made)
+                for name, value in made.items():
+                    found[name][int(piece[0]) : int(piece[-1]) + 1] = value
+        return found
+
+    def _room(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors for all samples, like those of one run: in memory where they fit, else in files."""
+        needed = sum(value.nbytes for value in made.values()) / self.size * self.count
+        make = _in_memory if needed <= self._most_bytes else _in_a_file
+        return {name: make(value, self.count) for name, value in made.items()}
 
     def finish(self, block: Block, rows: Rows, made: Mapping[str, Tensor]) -> Any:
         """Return the network's output of one run in which `block` made other tensors than its own; the rest is float."""
@@ -88,6 +117,20 @@ class Walk:
                     if not isinstance(value, Tensor) or name not in depends
                 }
         return found
+
+
+def _in_memory(like: Tensor, count: int) -> Tensor:
+    return torch.empty((count, *like.shape[1:]), dtype=like.dtype, device=like.device, memory_format=order_of(like))
+
+
+def _in_a_file(like: Tensor, count: int) -> Tensor:
+    """Return a tensor on the CPU whose pages are those of a file without a name."""
+    with tempfile.NamedTemporaryFile(prefix="smpq-") as file:
+        flat = torch.from_file(file.name, shared=True, size=like[:1].numel() * count, dtype=like.dtype)
+    if order_of(like) == torch.channels_last:
+        _, channels, height, width = like.shape
+        return flat.view(count, height, width, channels).permute(0, 3, 1, 2)
+    return flat.view(count, *like.shape[1:])
 
 
 def _depending(traced: TracedModel) -> set[str]:

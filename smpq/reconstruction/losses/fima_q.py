@@ -36,7 +36,7 @@ class LowRankFisher:
         self._errors.append(sum(each.error.abs().flatten(1).sum(0) for each in seen) / count)  # type: ignore[arg-type]
         errors = torch.stack(self._errors)
         self._inverse = torch.linalg.pinv(errors @ errors.T)
-        parts = [[float(part) for part in self._parts(each.error)] for each in seen]
+        parts = [[float(part) for part in self.parts(each.error)] for each in seen]
         tiny = torch.finfo(torch.float32).tiny
         self._first = (
             max(abs(sum(part[0] for part in parts)) / len(parts), tiny),
@@ -45,10 +45,11 @@ class LowRankFisher:
 
     def __call__(self, error: Tensor, index: Tensor) -> Tensor:  # noqa: ARG002 - what every loss is given
         """Return the cost."""
-        low_rank, diagonal = self._parts(error)
+        low_rank, diagonal = self.parts(error)
         return low_rank / self._first[0] + diagonal / self._first[1]
 
-    def _parts(self, error: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, error: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cost along the pairs that were learned, and that of each element by itself, of a mean sample."""
         import torch
 
         assert self._inverse is not None

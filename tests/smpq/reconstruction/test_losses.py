@@ -51,5 +51,5 @@ def test_the_low_rank_part_is_exact_along_what_was_learned():
     whole = seen()
     loss.learn(whole)
     mean = sum(part.error.sum(0) for part in whole) / 8
-    low_rank, _ = loss._parts(mean[None])
+    low_rank, _ = loss.parts(mean[None])
     assert float(low_rank) == pytest.approx(float((mean @ QUADRATIC @ mean) ** 2 / (mean @ mean)), rel=1e-4)

@@ -7,6 +7,7 @@ import torch
 
 from calib.errors import UserError
 from smpq.reconstruction import reconstruct as module
+from smpq.reconstruction import walk
 from smpq.reconstruction.losses.base import LOSSES
 from smpq.reconstruction.partial import PartialFile
 from smpq.reconstruction.reconstruct import reconstruct
@@ -74,6 +75,29 @@ def test_a_kill_costs_the_block_that_it_hit(given, subject, tmp_path, monkeypatc
     assert resumed.quantizers == undisturbed.quantizers
     for name, tensor in undisturbed.parameters.items():
         assert torch.equal(tensor, resumed.parameters[name])
+
+
+def test_what_does_not_fit_lies_in_files_and_changes_nothing(given, subject, monkeypatch):
+    inside = reconstruct(subject, given.batches, QUICK)
+    mapped = []
+    in_a_file = walk._in_a_file
+    monkeypatch.setattr(walk, "_in_a_file", lambda *like: mapped.append(in_a_file(*like)) or mapped[-1])
+    outside = reconstruct(subject, given.batches, QUICK, memory_mb=0.01)
+    assert mapped
+    assert all(torch.isfinite(tensor).all() for tensor in mapped)
+    for path, weight in inside.weights.items():
+        assert same(weight, outside.weights[path])
+
+
+def test_files_hold_tensors_in_their_order():
+    for order in (torch.contiguous_format, torch.channels_last):
+        like = torch.randn(2, 3, 4, 5).contiguous(memory_format=order)
+        found = walk._in_a_file(like, 7)
+        assert found.shape == (7, 3, 4, 5)
+        assert found.is_contiguous(memory_format=order)
+        found[2:4] = like
+        assert torch.equal(found[2:4], like)
+        assert found[0].abs().sum() == 0
 
 
 def test_what_others_left_is_not_gone_on_with(given, subject, tmp_path):
