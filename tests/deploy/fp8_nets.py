@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import tempfile
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.deploy.networks import Exported, export
+from tests.scratch import scratch
 
 WIDTH = 64
 TEXTS = {
@@ -70,4 +69,4 @@ class Transformer(nn.Module):
 def exported(name: str) -> Exported:
     torch.manual_seed(0)
     model = {"convolutional": Convolutional, "transformer": Transformer}[name]()
-    return export(model, torch.randn(8, 3, 16, 16), Path(tempfile.mkdtemp(prefix="smpq-tests-")))
+    return export(model, torch.randn(8, 3, 16, 16), scratch())

@@ -5,7 +5,6 @@ them.
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from deploy.lowering.lower import LoweringReport
 from deploy.targets.target import target_from_name
 from smpq.quantized.plan import QdqRules, QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
+from tests.scratch import scratch
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -134,7 +134,7 @@ def _exported(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Exported
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return export(model, torch.randn(64, *shape), Path(tempfile.mkdtemp(prefix="smpq-tests-")))
+    return export(model, torch.randn(64, *shape), scratch())
 
 
 def residual() -> Exported:

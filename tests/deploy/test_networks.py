@@ -5,7 +5,6 @@ plan.
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from smpq.quantized.quantize import FakeQuantizer
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.brought import NETWORKS, VitBlock
 from tests.deploy.networks import relative_error
+from tests.scratch import scratch
 
 BATCH = 32
 POLICIES = {"int8": ("w8a8",), "mixed": ("w8a8", "w4a16b16", None)}
@@ -74,7 +74,7 @@ def brought(name: str) -> Brought:
     folded, _ = fold_batchnorm(model, tuple(tensor[:2] for tensor in inputs))
     traced = TracedModel(folded, tuple(tensor[:2] for tensor in inputs))
     units, _ = find_units(traced)
-    path = Path(tempfile.mkdtemp(prefix="smpq-tests-")) / "model.float.onnx"
+    path = scratch() / "model.float.onnx"
     export_float(traced, units, path)
     return Brought(traced, units, path, inputs)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import pickle
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from smpq.quantized.quantize import FakeQuantizer
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.networks import Exported, calibration, export, relative_error, run_plain
 from tests.deploy.residuals import NETWORKS
+from tests.scratch import scratch
 
 SCALE, BATCH = 4, 8
 STAGES = {"resnet18": 2, "resnet50": 2, "mobilenetv2": 3, "efficientnet-b0": 3}
@@ -37,7 +37,7 @@ def exported(name: str) -> tuple[Exported, int]:
     model = NETWORKS[name](SCALE, STAGES[name])
     images = torch.randn(BATCH, 3, 32, 32)
     model.train()(images)
-    return export(model, images, Path(tempfile.mkdtemp(prefix="smpq-tests-"))), model.adds
+    return export(model, images, scratch()), model.adds
 
 
 def quantizer_of(network: Exported, target: Target) -> FakeQuantizer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from smpq.problem.costs import weight_bytes
 from smpq.problem.groups import find_groups
 from smpq.problem.policy import Policy, Space
 from tests.deploy.networks import Exported, export, nodes, relative_error
+from tests.scratch import scratch
 
 ROWS = 300  # so many that the exporter does not transpose the weight of a tied head itself
 
@@ -41,7 +41,7 @@ class Words(nn.Module):
 def words(width: int, *, tied: bool, flat: bool = False) -> Exported:
     torch.manual_seed(0)
     batch = torch.randint(0, ROWS, (4, 5))
-    return export(Words(width, tied=tied, flat=flat), batch, Path(tempfile.mkdtemp(prefix="smpq-tests-")))
+    return export(Words(width, tied=tied, flat=flat), batch, scratch())
 
 
 def formats(exported: Exported, text: str) -> dict[str, Format]:
