@@ -37,6 +37,7 @@ def reconstruct(workspace: Workspace, policy: Policy, settings: ReconstructionSe
             partial,
             _reporter(workspace, advance),
             workspace.resources.evaluates_on,
+            workspace.fake_quantizer.calibration.of,
         )
     if found.after.value < found.before.value:
         workspace.progress.warn(
