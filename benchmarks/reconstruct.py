@@ -95,6 +95,8 @@ def main() -> int:
     torch.set_num_threads(1)
     file = RESULTS / f"{NAME}.json"
     rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    for row in rows:  # those made before there was a setting
+        row["settings"] = {**asdict(ReconstructionSettings()), **row["settings"]}
     bench = Resnet20(options.data, options.weights)
     columns = [getattr(options, name).split(",") for name in ("formats", "losses", "iterations", "starts", "seeds")]
     for text, loss, iterations, start, seed in itertools.product(*columns):

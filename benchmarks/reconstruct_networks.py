@@ -1,7 +1,7 @@
 """Reconstruction of networks other than ResNet-20: vision transformers, a denoiser, a detector.
 
 Usage: reconstruct_networks.py NETWORK [--formats w4a4,w3a3] [--methods nearest,gptq,mse,brecq,fima-q] [--seeds 0,1,2]
-       [--iterations 300] [--data DIRECTORY] [--weights FILE]
+       [--iterations 300] [--channel-scales] [--data DIRECTORY] [--weights FILE]
 
 NETWORK is a row of NETWORKS. All layers have the same format; the first layer of a vision transformer reads the image
 at 8 bits. `nearest` and `gptq` round without reconstruction, and no seed changes them. The other methods are losses of
@@ -47,7 +47,7 @@ NETWORKS = {
 }
 
 
-def row(name: str, bench: Bench, text: str, method: str, seed: int, iterations: int) -> dict[str, Any]:
+def row(name: str, bench: Bench, text: str, method: str, changed: dict[str, Any]) -> dict[str, Any]:
     """Round or reconstruct a network, and return what came of it."""
     network = NETWORKS[name]
     formats = bench.uniform(text, network.image_bits)
@@ -55,25 +55,26 @@ def row(name: str, bench: Bench, text: str, method: str, seed: int, iterations: 
     bench.calibrate(method if method in ROUNDINGS else "gptq")
     if method in ROUNDINGS:
         return {**found, "figure": round(network.scale * bench.figure(bench.fake(), formats), 3), "cpu": cpu_model()}
-    settings = settings_of(name, method, seed, iterations)
+    settings = settings_of(name, method, changed)
     made = bench.reconstructed(formats, settings, network.scale)
     return {**found, "figure": made.pop("top1"), **made}
 
 
-def settings_of(name: str, method: str, seed: int, iterations: int) -> ReconstructionSettings:
+def settings_of(name: str, method: str, changed: dict[str, Any]) -> ReconstructionSettings:
     """Return how a network is reconstructed."""
-    return ReconstructionSettings(method, iterations, seed=seed, **NETWORKS[name].settings)
+    return ReconstructionSettings(method, **NETWORKS[name].settings, **changed)
 
 
 def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the lowest, the mean and the highest figure of the rows that differ in their seed alone."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for each in rows:
-        iterations = each.get("settings", {}).get("iterations")
-        found.setdefault((each["network"], each["format"], each["method"], iterations), []).append(each)
+        settings = each.get("settings", {})
+        how = (settings.get("iterations"), settings.get("channel_scales"))
+        found.setdefault((each["network"], each["format"], each["method"], *how), []).append(each)
     return [
         {
-            **dict(zip(("network", "format", "method", "iterations"), key, strict=True)),
+            **dict(zip(("network", "format", "method", "iterations", "channel_scales"), key, strict=True)),
             "rows": len(alike),
             "lowest": min(each["figure"] for each in alike),
             "mean": round(sum(each["figure"] for each in alike) / len(alike), 3),
@@ -90,6 +91,7 @@ def main() -> int:
         ("formats", "w4a4,w3a3"), ("methods", "nearest,gptq,mse,brecq,fima-q"), ("seeds", "0,1,2"), ("iterations", "300"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--channel-scales", action="store_true")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     options = parser.parse_args()
@@ -97,17 +99,21 @@ def main() -> int:
     file = RESULTS / f"{NAME}.json"
     kept = json.loads(file.read_text()) if file.is_file() else {"rows": [], "float": {}}
     rows, floats = kept["rows"], kept["float"]
+    for each in rows:  # those made before there was a setting
+        if "settings" in each:
+            each["settings"] = {**asdict(ReconstructionSettings()), **each["settings"]}
     network = NETWORKS[options.network]
     bench = Bench(load_task(network.task, options.data, options.weights))
     floats[options.network] = round(network.scale * bench.figure(), 3)
     columns = [getattr(options, name).split(",") for name in ("iterations", "seeds", "formats", "methods")]
     for iterations, seed, text, method in itertools.product(*columns):
+        changed = {"iterations": int(iterations), "seed": int(seed), "channel_scales": options.channel_scales}
         wanted: dict[str, Any] = {"network": options.network, "format": text, "method": method}
         if method not in ROUNDINGS:
-            wanted["settings"] = asdict(settings_of(options.network, method, int(seed), int(iterations)))
+            wanted["settings"] = asdict(settings_of(options.network, method, changed))
         if any(wanted.items() <= each.items() for each in rows):
             continue
-        rows.append(row(options.network, bench, text, method, int(seed), int(iterations)))
+        rows.append(row(options.network, bench, text, method, changed))
         seeds = sorted({each["settings"]["seed"] for each in rows if "settings" in each})
         keep(NAME, f"python benchmarks/{NAME}.py NETWORK", seeds, rows, float=floats, over_seeds=over_seeds(rows))
     return 0

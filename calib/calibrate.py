@@ -61,6 +61,7 @@ class Calibration:
         """
         self.traced = traced
         self.settings = settings
+        self._given = batches, settings, memory_mb
         self._observer = observer_from_name(settings.observer)
         self._round = rounding_from_name(settings.rounding)
         self._observed: dict[str, Observed] = {name: Observed() for name in _observed_tensors(traced, units)}
@@ -119,6 +120,10 @@ class Calibration:
     def largest(self, tensor: str) -> float:
         """Return the largest absolute value that a tensor had on the calibration data."""
         return max(-self._observed[tensor].low, self._observed[tensor].high)
+
+    def of(self, traced: TracedModel, units: Sequence[Unit]) -> Calibration:
+        """Calibrate another network in the same way, on the same batches."""
+        return Calibration(traced, units, *self._given)
 
     def digest(self) -> str:
         """Return a hash of the rounded weights and of what was seen of the activations, from which the quantisers

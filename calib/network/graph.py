@@ -95,6 +95,12 @@ class TracedModel:
             nodes[written.name] = written.node(self.graph, nodes, device)
         self._index()
 
+    def with_state(self, state: Mapping[str, Tensor]) -> TracedModel:
+        """Return the same graph with other values of some parameters; `module` and `program` keep theirs."""
+        other = object.__new__(TracedModel)
+        other.__dict__.update(self.__dict__, state={**self.state, **state})
+        return other
+
     def run(
         self,
         inputs: Sequence[Tensor],

@@ -38,6 +38,7 @@ def reconstruct(workspace: Workspace, policy: Policy, settings: ReconstructionSe
             _reporter(workspace, advance),
             workspace.resources.evaluates_on,
             workspace.resources.memory_limit_mb,
+            workspace.fake_quantizer.calibration.of,
         )
     if found.after.value < found.before.value:
         workspace.progress.warn(

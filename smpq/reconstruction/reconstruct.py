@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calib.calibrate import Calibration, CalibrationSettings
 from calib.errors import UserError
 from calib.formats.quantizers import QuantizedWeight
 from calib.network.execution import Edits, ordered
@@ -20,13 +21,14 @@ from calib.network.graph import TracedModel
 from calib.network.order import fastest_order, order_of
 from calib.task import Batch
 from smpq.reconstruction.blocks import Block, find_blocks
+from smpq.reconstruction.channel_scales import Calibrate, with_channel_scales
 from smpq.reconstruction.partial import Finished, read_partial, write_partial
 from smpq.reconstruction.rounding import SoftWeight
 from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.reconstruction.trained_block import Done, Parts, Surroundings, train_block
 from smpq.reconstruction.walk import Walk
 from smpq.training.finetune import Subject
-from smpq.training.finetuned import FineTunedWeights
+from smpq.training.finetuned import FineTunedWeights, Judged
 from smpq.training.judge import Judge
 from smpq.training.lsq import LearnedActivation, check_learned
 from smpq.training.placing import CPU, batch_on, graph_on, repeatable_on
@@ -59,6 +61,7 @@ def reconstruct(
     report: Callable[[BlockProgress], None] = lambda _: None,
     device: str = CPU,
     memory_mb: float | None = None,
+    calibrate: Calibrate | None = None,
 ) -> FineTunedWeights:
     """Return the plan's weights, biases and activation steps such that each block gives what the float block gives.
 
@@ -69,6 +72,8 @@ def reconstruct(
     3. `batches` are calibration data; labels are not used. `partial` is a file that holds the blocks that are done: a
        reconstruction that was killed goes on behind the last of them, to the same result. What of all samples takes
        more than `memory_mb` between two blocks lies in files without a name.
+    4. With `settings.channel_scales` channels are scaled first (`with_channel_scales`). `calibrate` calibrates what that
+       changes, as the plan was calibrated; None: as `CalibrationSettings()` says.
 
     BRECQ (Li et al., arXiv 2102.05426) with the losses of `smpq.reconstruction.losses`. UserError when the error is not a
     number any more, and where nothing is on integers.
@@ -76,8 +81,19 @@ def reconstruct(
     check_learned(subject.plan.formats.values())
     if not any(map(_is_trained, subject.plan.weights.values())):
         raise UserError("no weight of the policy is on integers of two bits or more: there is nothing to reconstruct")
+    started = time.monotonic()
     with repeatable_on(device):
-        return _Reconstruction(subject, batches, settings, device, memory_mb).run(partial, report)
+        network = _Reconstruction(subject, batches, settings, device, memory_mb)
+        before = network.judge()
+        if settings.channel_scales:
+            del network  # it holds the samples
+            subject = with_channel_scales(subject, batches, calibrate or _calibrating_on(batches))
+            network = _Reconstruction(subject, batches, settings, device, memory_mb)
+        return network.run(before, started, partial, report)
+
+
+def _calibrating_on(batches: Sequence[Batch]) -> Calibrate:
+    return lambda traced, units: Calibration(traced, units, batches, CalibrationSettings())
 
 
 class _Reconstruction:
@@ -104,14 +120,16 @@ class _Reconstruction:
         self.biases: dict[str, Tensor] = {}
         self.costs: list[tuple[float, float]] = []
 
-    def run(self, partial: Path | None, report: Callable[[BlockProgress], None]) -> FineTunedWeights:
-        started = time.monotonic()
-        judge = Judge(self.subject.task, _Judged(self), self.batches, self.settings.value)
-        before = judge()
+    def judge(self) -> Judged:
+        return Judge(self.subject.task, _Judged(self), self.batches, self.settings.value)()
+
+    def run(
+        self, before: Judged, started: float, partial: Path | None, report: Callable[[BlockProgress], None]
+    ) -> FineTunedWeights:
         if partial is not None:
             self._resume(partial)
         self._train(partial, report)
-        after = judge()
+        after = self.judge()
         parameters = {name: self.traced.state[node] for node, name in leaf_names(self.subject.traced).items()}
         names = self.subject.traced.parameter_names
         parameters |= {names[node]: bias for node, bias in self.biases.items()}
