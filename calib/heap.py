@@ -9,13 +9,13 @@ import os
 MUCH = 64 * 2**20
 """Bytes of data beyond which memory must not depend on how the allocator packs it."""
 _LARGE = 8 * 2**20
-_LARGEST_KEPT = 32 * 2**20
+_LARGEST_KEPT = 16 * 2**20
 _KEPT = 256 * 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_blocks() -> None:
-    """Let glibc keep blocks of up to 32 MB that are freed, up to 256 MB in all, for who asks next.
+    """Let glibc keep blocks of up to 16 MB that are freed, up to 256 MB in all, for who asks next.
 
     By itself it gives most of what a layer's outputs took back to the system, which has to clear the same pages for the
     next layer: up to a third of the time of a small network on the CPU. For processes that are smpq's own. An

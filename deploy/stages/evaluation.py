@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from calib.batches import bytes_of
 from calib.data import call_task, each_batch
@@ -20,14 +21,16 @@ _MUCH = 2**30
 """Bytes of data beyond which large blocks go back to the system: of less, what batches leave in the heap is little, and
 the system's work on pages that come and go is half of that of a network whose layers give megabytes.
 """
+_VALUES_OF_ONE = 256
+"""Of each sample, about, that are compared."""
 
 
 class Evaluation:
     """The evaluation batches, each with a number: its place in an order of which any beginning is spread over all of
     them.
 
-    Memory does not grow with the number of batches. Where they are not the same the next time is a UserError: size and
-    first sample of each are compared.
+    Memory does not grow with the number of batches. Where they are not the same the next time is a UserError: the size
+    of each and values of all its samples are compared.
     """
 
     def __init__(self, task: Task, sizes: InputSizes) -> None:
@@ -94,6 +97,12 @@ def spread_out(count: int) -> list[int]:
 
 
 def _mark(batch: Batch) -> tuple[int, int]:
-    """Return how many samples a batch has, with a checksum of the first one."""
-    first = batch.inputs[0][0].detach().cpu().reshape(-1).contiguous()
-    return len(batch.inputs[0]), zlib.crc32(first.view(torch.uint8).numpy().tobytes())
+    """Return how many samples a batch has, with a checksum of values from all of them, of the inputs and the target."""
+    found = 0
+    for tensor in (*batch.inputs, batch.target):
+        if isinstance(tensor, Tensor) and tensor.numel():
+            values = tensor.detach().reshape(len(tensor) if tensor.dim() else 1, -1)
+            # an odd stride, so that the values are not all of one channel or column
+            taken = values[:, :: max(values.shape[1] // _VALUES_OF_ONE, 1) | 1].cpu().contiguous()
+            found = zlib.crc32(taken.view(torch.uint8).numpy().tobytes(), found)
+    return len(batch.inputs[0]), found

@@ -44,14 +44,14 @@ libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
-    blocks = [libc.malloc(16 * 2**20) for _ in range(4)]
+    blocks = [libc.malloc(12 * 2**20) for _ in range(5)]
     for block in blocks:
-        ctypes.memset(block, 1, 16 * 2**20)
+        ctypes.memset(block, 1, 12 * 2**20)
     for block in blocks:
         libc.free(block)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-"""Twenty times 64 MB are written to and freed; tells how often the system had to find a page."""
+"""Twenty times 60 MB are written to and freed; tells how often the system had to find a page."""
 
 only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 

@@ -82,6 +82,20 @@ def test_other_samples_the_second_time():
         list(data.batches())
 
 
+@pytest.mark.parametrize("what", ["inputs", "target"])
+def test_one_sample_that_is_another_the_second_time(what):
+    class Augmented(Tiny):
+        def evaluation(self):
+            images, labels = torch.ones(3, 1, 6, 6), torch.zeros(3)
+            self.calls += 1
+            (images if what == "inputs" else labels)[2] = self.calls
+            return [(images, labels)]
+
+    data = Evaluation(Augmented(), IMAGES)
+    with pytest.raises(UserError, match="gives other batches"):
+        list(data.batches())
+
+
 def test_an_iterator_that_is_used_up():
     class Once(Tiny):
         kept = Streamed().evaluation()
