@@ -32,7 +32,7 @@ class ReconstructionSettings:
 
     loss: Annotated[str, Declared("what a block's error costs", OneOf(tuple(LOSSES)), "--loss", Group.WHAT)] = "mse"
     iterations: Annotated[int, Declared("steps for each block", Interval(1, 10**6), "--iterations", Group.LENGTH)] = (
-        2000
+        1000
     )
     samples: Annotated[
         int, Declared("calibration samples that blocks are reconstructed on", Interval(1), "--samples", Group.LENGTH)
