@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from calib.data import call_task, check_batches, each_batch
 from calib.errors import UserError
-from calib.heap import MUCH, return_large_blocks
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
 
@@ -49,8 +48,6 @@ class Batches(Sequence[Batch]):
             marks.append(digest.digest())
             shapes.append(tuple(tensor.shape for tensor in batch.inputs))
             taken += bytes_of(batch)
-            if taken > MUCH:
-                return_large_blocks()
             if taken <= limit or not kept:  # the first one in any case
                 kept.append(batch)
             elif len(kept) > 1:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from calib.errors import UserError
+from calib.heap import Gaps
 from calib.sizes import InputSizes
 from calib.task import Batch, Task, TrainableTask
 
 
 def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = None) -> Iterator[Batch]:
-    """Yield the batches, each checked; only the first is kept.
+    """Yield the batches, each checked; only the first is kept. What computing with them leaves free in the heap is given
+    back (`calib.heap.Gaps`).
 
     A batch is a `Batch`, or any `(inputs, target)` pair; `inputs` is a tensor `[n, ...]` or a tuple or list of them.
     `what` names the batches in messages. `sizes` are those that the engine takes, None where calibration is to say it.
@@ -24,6 +26,7 @@ def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = Non
     disagree on `n`, and for batches that disagree on number, type or axes of the inputs.
     """
     first: Batch | None = None
+    gaps = Gaps()
     for index, item in enumerate(_looped(batches, what)):
         batch = _batch(item, f"{what} batch {index}")
         if first is not None:
@@ -32,6 +35,7 @@ def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = Non
             sizes.check(batch.inputs, f"{what} batch {index}")
         first = first or batch
         yield batch
+        gaps.close()
     if first is None:
         raise UserError(f"{what}() gave no batch: is the loader empty, or an iterator that was already used up?")
 

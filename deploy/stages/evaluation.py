@@ -9,18 +9,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from calib.batches import bytes_of
 from calib.data import call_task, each_batch
 from calib.errors import UserError
-from calib.heap import return_large_blocks
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_MUCH = 2**30
-"""Bytes of data beyond which large blocks go back to the system: of less, what batches leave in the heap is little, and
-the system's work on pages that come and go is half of that of a network whose layers give megabytes.
-"""
 _VALUES_OF_ONE = 256
 """Of each sample, about, that are compared."""
 
@@ -41,12 +35,9 @@ class Evaluation:
         batches = call_task(task, "evaluation")
         if batches is None:
             raise UserError(f"the task {task.name} gives no evaluation data (evaluation() returns None)")
-        self._marks, taken = list[tuple[int, int]](), 0
+        self._marks = list[tuple[int, int]]()
         for batch in each_batch(batches, "evaluation", sizes):
             self._marks.append(_mark(batch))
-            taken += bytes_of(batch)
-            if taken > _MUCH:
-                return_large_blocks()
         order = spread_out(len(self._marks))
         self._number = {index: number for number, index in enumerate(order)}
         self._sizes = [self._marks[index][0] for index in order]
