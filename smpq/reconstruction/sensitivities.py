@@ -31,10 +31,9 @@ def sensitivities(
         behind = walk.taken(targets, piece)
         with torch.no_grad():
             values = walk.run(block, walk.taken(float_rows, piece), frozen).values
-            expected = walk.finish(block, behind, {})
         leaves = {name: values[name].detach().clone().requires_grad_() for name in block.outputs}
         with torch.enable_grad():
-            apart = divergence(walk.finish(block, behind, leaves), expected).sum()
+            apart = divergence(walk.finish(block, behind, leaves), walk.expected(piece)).sum()
         gradients = torch.autograd.grad(apart, list(leaves.values()), materialize_grads=True)
         total += float(apart.detach())
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):

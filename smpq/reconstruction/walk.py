@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.network.execution import NO_EDITS, Edits, Execution, Observe
@@ -54,6 +55,7 @@ class Walk:
         self.inputs = [tensor[: self.count] for tensor in self.inputs]
         self._most_bytes = math.inf if memory_mb is None else memory_mb * 2**20 / _AT_A_TIME
         self._others = self._without_rows()
+        self._outputs: dict[int, Any] = {}
 
     def begin(self, edits: Edits = NO_EDITS) -> Rows:
         """Return the inputs as the first block reads them."""
@@ -95,6 +97,19 @@ class Walk:
         needed = sum(value.nbytes for value in made.values()) / self.size * self.count
         make = _in_memory if needed <= self._most_bytes else _in_a_file
         return {name: make(value, self.count) for name, value in made.items()}
+
+    def expected(self, piece: Tensor) -> Any:
+        """Return the float network's output of one run, which is computed once where the outputs of all runs fit in memory."""
+        start = int(piece[0])
+        if start in self._outputs:
+            return self._outputs[start]
+        inputs = dict(zip(self.traced.inputs, (tensor[piece] for tensor in self.inputs), strict=True))
+        with torch.no_grad():
+            output = Execution.at(self.traced, 0, inputs).advance(NO_EDITS).output()
+        needed = sum(leaf.nbytes for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+        if needed / self.size * self.count <= self._most_bytes:
+            self._outputs[start] = output
+        return output
 
     def finish(self, block: Block, rows: Rows, made: Mapping[str, Tensor]) -> Any:
         """Return the network's output of one run in which `block` made other tensors than its own; the rest is float."""
