@@ -98,6 +98,10 @@ class Calibration:
             )
         return self._weights[key]
 
+    def take(self, weights: Mapping[tuple[str, str], QuantizedWeight]) -> None:
+        """Use weights that were rounded elsewhere, by unit path and `Format.weight_key`, in place of its own."""
+        self._weights |= weights
+
     def prepare(
         self, units: Sequence[Unit], formats: Mapping[str, Sequence[Format]], advance: Callable[[], None]
     ) -> None:

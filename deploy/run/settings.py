@@ -38,10 +38,10 @@ _UNLABELLED = "kl"
 class Settings(Record, frozen=True):
     """What the search was asked to do. A run keeps its settings: other settings need another run.
 
-    `formats` is a comma-separated list, '' for the target's own, and is kept as policies spell them; `samples`
-    calibration samples evaluate a policy; `effort` says how much the search may spend, and `evaluations`, where given,
-    what of it scoring may; `batch` is the batch size that latency is measured at. UserError names a value that cannot
-    be used.
+    `formats` is a comma-separated list, '' for the target's own, and is kept as policies spell them;
+    `reconstruct_widths` are the iterations of a reconstruction of each width before the search; `samples` calibration
+    samples evaluate a policy; `effort` says how much the search may spend, and `evaluations`, where given, what of it
+    scoring may; `batch` is the batch size that latency is measured at. UserError names a value that cannot be used.
     """
 
     task: Annotated[
@@ -93,6 +93,16 @@ class Settings(Record, frozen=True):
     ] = ()
     observer: ObserverName = "mse"
     rounding: RoundingName = "gptq"
+    reconstruct_widths: Annotated[
+        int | None,
+        Declared(
+            "before the search, reconstruct the network at each width below 8 bits; steps for each block",
+            Interval(1, 10**6),
+            "--reconstruct-widths",
+            Group.LENGTH,
+            unset="not at all",
+        ),
+    ] = None
     value: Annotated[str, Declared("what a policy is judged by (kl needs no labels)", OneOf(VALUES), "--value")] = "kl"
     samples: Annotated[
         int, Declared("calibration samples that judge a policy", Interval(1), "--samples", Group.LENGTH)

@@ -31,6 +31,7 @@ from deploy.run.data_free import DataFree
 from deploy.run.directory import DECISIVE, Run, versions
 from deploy.run.float_onnx import export_float_model
 from deploy.run.settings import Settings
+from deploy.run.widths import reconstructed_weights
 from deploy.run.workers import pool_that_pays
 from deploy.targets.offers import offer
 from deploy.targets.target import Target
@@ -153,8 +154,11 @@ class Workspace:
         formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
         with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
             calibration.prepare(units, formats, advance)
+        quantizer = FakeQuantizer(self.traced, units, calibration, rules_of(self.target))
+        if self.settings.reconstruct_widths is not None:
+            calibration.take(reconstructed_weights(self, quantizer, self.settings.reconstruct_widths))
         self._keep_digest(calibration)
-        return FakeQuantizer(self.traced, units, calibration, rules_of(self.target))
+        return quantizer
 
     def _keep_digest(self, calibration: Calibration) -> None:
         """Note what calibration gave, and say so when it is not what this run began with."""

@@ -1,4 +1,4 @@
-"""Squared gradients as weights of the squared error: the diagonal of the Fisher information."""
+"""Gradients as weights of the squared error: a damped diagonal of the Fisher information."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ if TYPE_CHECKING:
 
 @reconstruction_loss("brecq", paper="BRECQ, Li et al. ICLR 2021 (arXiv 2102.05426), eq. 10", times=1)
 class SquaredGradients:
-    """Squared error of each element times its squared gradient, of each sample.
+    """Squared error of each element times a weight, `(|gradient| + 1)^2`, of each sample.
 
-    The gradients are scaled so that their mean square is one, so that the cost counts as the plain squared error does.
+    The gradients are scaled so that their mean square is one, and the weights so that their mean is: the cost counts as
+    the plain squared error does. The constant is that of the authors' code, which the paper does not have. Without it
+    elements of small gradient, most of all in samples that the network is sure of, are free to go anywhere.
     """
 
     def __init__(self) -> None:
         self._weights: Tensor | None = None
 
     def learn(self, seen: list[Sensitivity]) -> None:
-        """Keep the squared gradients."""
+        """Keep the weights."""
         import torch
 
         order = torch.cat([each.index for each in seen]).argsort()
-        squares = torch.cat([each.gradient for each in seen]).square()[order]
-        self._weights = squares / squares.mean().clamp(min=torch.finfo(torch.float32).tiny)
+        sizes = torch.cat([each.gradient for each in seen]).abs()[order]
+        root = sizes.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+        weights = (sizes / root + 1).square()
+        self._weights = weights / weights.mean()
 
     def __call__(self, error: Tensor, index: Tensor) -> Tensor:
         """Return the cost."""

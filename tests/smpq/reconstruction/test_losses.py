@@ -34,15 +34,22 @@ def test_what_the_output_depends_on_costs_most(name):
     loss.learn(seen())
     index = torch.arange(4)
     costs = [float(loss(torch.eye(3)[number].expand(4, 3), index)) for number in range(3)]
-    assert costs[0] > costs[1] > 5 * costs[2]
+    assert costs[0] > costs[1] > 3 * costs[2]
+
+
+def test_gradients_that_vanish_leave_the_squared_error():
+    loss = LOSSES["brecq"].make()
+    loss.learn([Sensitivity(torch.zeros(4, 3), torch.rand(4, 3), torch.arange(4))])
+    assert float(loss(torch.ones(2, 3), torch.arange(2))) == 3
 
 
 def test_squared_gradients_are_those_of_each_sample():
     loss = LOSSES["brecq"].make()
     shuffled = list(reversed(seen()))
     loss.learn(shuffled)
-    squares = torch.cat([part.gradient for part in seen()]).square()
-    expected = squares[5].sum() / squares.mean()
+    sizes = torch.cat([part.gradient for part in seen()]).abs()
+    weights = (sizes / sizes.square().mean().sqrt() + 1).square()
+    expected = weights[5].sum() / weights.mean()
     assert float(loss(torch.ones(1, 3), torch.tensor([5]))) == pytest.approx(float(expected), rel=1e-5)
 
 
