@@ -30,8 +30,9 @@ class Width:
 
 
 def widths_of(space: Space) -> tuple[Width, ...]:
-    """Return the representations on integers of 2 to 7 bits that the formats of a space have, the narrowest first. Of
-    formats with one representation the one with the most activation bits is taken, and layers without it are in float.
+    """Return the representations on integers of 2 to 7 bits whose steps can be learned, of those that the formats of a
+    space have, the narrowest first. Of formats with one representation the one with the most activation bits is taken,
+    and layers without it are in float.
     """
     formats = {chosen for row in space.formats.values() for chosen in row if _is_reconstructed(chosen)}
     keys = sorted({(chosen.weight_bits, chosen.weight_key) for chosen in formats})
@@ -39,12 +40,14 @@ def widths_of(space: Space) -> tuple[Width, ...]:
 
 
 def _is_reconstructed(chosen: Format) -> bool:
-    return chosen.weight.is_integer and _FEWEST_BITS <= chosen.weight_bits < _ENOUGH_BITS
+    learned = chosen.weight.is_integer and not chosen.weight.one_scale
+    read = chosen.activation is None or chosen.activation.is_integer
+    return learned and read and _FEWEST_BITS <= chosen.weight_bits < _ENOUGH_BITS
 
 
 def _everywhere(space: Space, key: str) -> Policy:
     def of(group: str) -> Format:
-        own = [chosen for chosen in space.formats[group] if chosen.weight_key == key]
+        own = [chosen for chosen in space.formats[group] if _is_reconstructed(chosen) and chosen.weight_key == key]
         return max(own, key=lambda chosen: chosen.activation_bits, default=space.reference)
 
     return Policy({group.name: of(group.name) for group in space.groups})

@@ -36,4 +36,4 @@ def test_only_weights_of_that_representation_are_taken():
 
 
 def test_nothing_to_reconstruct():
-    assert widths_of(space(stem=("fp32", "w8a8"), head=("fp32", "w1a8"))) == ()
+    assert widths_of(space(stem=("fp32", "w8a8", "wt7a8"), head=("fp32", "w1a8", "wfp8a16"))) == ()
