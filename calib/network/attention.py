@@ -53,13 +53,14 @@ def find_attention(traced: TracedModel, units: Sequence[Unit]) -> tuple[tuple[At
        whose scores come from layers has the one product alone.
     3. Its readers are the layers that read the result, whole or in parts. Where nothing but another operator reads it,
        no layer says how many bits the products have: they stay in floating point.
-    4. Parameters that are operands stay in floating point too.
+    4. Parameters that are operands stay in floating point too. A product that two softmaxes share belongs to the first.
 
     Needs the shapes of the trace, which a pickled copy does not have. Ours; quantised are the tensors that FIMA-Q (Wu
     et al., arXiv 2506.11543) quantises.
     """
     calls = {call for unit in units for call in unit.calls}
     found: list[Attention] = []
+    taken: set[tuple[str, str]] = set()
     skipped: list[Skipped] = []
     for node in traced.steps:
         reason = why_fused(node)
@@ -77,8 +78,9 @@ def find_attention(traced: TracedModel, units: Sequence[Unit]) -> tuple[tuple[At
             (operand.name, product.name)
             for product in products
             for operand in dict.fromkeys(product.all_input_nodes)
-            if operand.name not in traced.state
+            if operand.name not in traced.state and (operand.name, product.name) not in taken
         ]
+        taken.update(operands)
         shares = tuple(dict.fromkeys(operand.name for operand in mixing.values()))
         found.append(Attention(module_path(node) or node.name, tuple(operands), shares, tuple(readers)))
     return tuple(found), tuple(skipped)

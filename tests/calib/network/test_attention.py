@@ -56,6 +56,15 @@ class Masked(Layers):
         return self.out(result[:, 0]) + self.gate(result[:, 1])
 
 
+class Dual(Layers):
+    """The scores are shared out along both axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.three(x)
+        scores = query @ key.transpose(1, 2)
+        return self.out(scores.softmax(-1) @ value) + self.gate(scores.transpose(1, 2).softmax(-1) @ query)
+
+
 class FromLayers(Layers):
     """The scores are those of a layer."""
 
@@ -127,6 +136,14 @@ def test_scores_of_several_products_behind_masks():
 def test_scores_of_a_layer_leave_one_product():
     ((operands, readers, _, _),), _ = found(FromLayers())
     assert (sorted(operands), readers) == (["softmax", "value"], ["out"])
+
+
+def test_a_product_of_two_softmaxes_belongs_to_the_first():
+    (first, second), skipped = found(Dual())
+    assert not skipped
+    assert sorted(first[0]) == ["key", "query", "softmax", "value"]
+    assert sorted(second[0]) == ["query", "softmax"]
+    assert (first[1], second[1]) == (["out"], ["gate"])
 
 
 def test_a_parameter_stays_in_floating_point():
