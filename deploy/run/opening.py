@@ -40,7 +40,7 @@ def open_workspace(
     device = device_from_address(address, run.file(DEVICE))
     pool = resources.pool()
     target = target_from_name(settings.target, settings.compute_capabilities)
-    check_attention(settings, target)
+    _check_attention(settings, target)
     formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
     with progress.step("load the task"):
         task = load_task(settings.task, _path(settings.data), _path(settings.weights))
@@ -101,7 +101,7 @@ def open_workspace(
     )
 
 
-def check_attention(settings: Settings, target: Target) -> None:
+def _check_attention(settings: Settings, target: Target) -> None:
     """Raise UserError where products of attention are to be quantised, and no kernel of the target computes them so."""
     if settings.attention and not target.attention:
         able = ", ".join(name for name, family in FAMILIES.items() if family.target.attention)

@@ -8,17 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.formats.format import Format
+from calib.formats.format import FP32, Format
 from calib.network.attention import find_attention
 from calib.network.execution import Edits
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
 from calib.task import Batch
+from smpq.problem.groups import find_groups
+from smpq.problem.policy import Policy, Space
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.reconstruction.reconstruct import reconstruct
 from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.training.finetune import Subject
+from smpq.value.value import PolicyValue, divergence
 
 WIDTH = 8
 
@@ -135,6 +138,24 @@ def test_a_copy_in_another_process_gives_the_same(given):
     copy = pickle.loads(pickle.dumps(given.fake))  # noqa: TID251 - our own bytes
     for row in (given.formats("w8a8"), given.formats("w4a3"), given.formats("w8a8", out="w4a3")):
         assert torch.equal(copy.run(row, (given.x,)), given.fake.run(row, (given.x,)))
+
+
+def test_policies_that_are_evaluated_one_after_the_other_see_them(given):
+    groups = find_groups(given.traced, given.units)
+    rows = {group.name: tuple(map(Format.from_text, ("w8a8", "w8a3", "fp32"))) for group in groups}
+    space = Space(groups, rows, FP32)
+    wide = {group.name: Format.from_text("w8a8") for group in groups}
+    reading = [group.name for group in groups if {unit.path for unit in group.units} <= {"out", "other"}]
+    narrow = {**wide, **dict.fromkeys(reading, Format.from_text("w8a3"))}
+    policies = [Policy(wide), Policy(narrow), Policy(dict.fromkeys(wide, FP32))]
+    values = dict(PolicyValue(given.fake, space, Task(), given.batches)(policies))
+    float_output = given.model(given.x)
+    for number, policy in enumerate(policies):
+        output = given.fake.run(policy.by_unit(groups), (given.x,))
+        assert values[number] == pytest.approx(-float(divergence(output, float_output).mean()), rel=1e-3, abs=1e-7)
+    plain = FakeQuantizer(given.traced, given.units, given.calibrated(()), QdqRules("affine"))
+    without = dict(PolicyValue(plain, space, Task(), given.batches)(policies))
+    assert values[1] < 1.05 * without[1] < 0, "more is lost with the products"
 
 
 class Task:
