@@ -1,12 +1,13 @@
 """Reconstruction of networks other than ResNet-20: vision transformers, a denoiser, a detector.
 
 Usage: reconstruct_networks.py NETWORK [--formats w4a4,w3a3] [--methods nearest,gptq,mse,brecq,fima-q] [--seeds 0,1,2]
-       [--iterations 300] [--channel-scales] [--data DIRECTORY] [--weights FILE]
+       [--iterations 300] [--channel-scales] [--attention] [--data DIRECTORY] [--weights FILE]
 
 NETWORK is a row of NETWORKS. All layers have the same format; the first layer of a vision transformer reads the image
 at 8 bits. `nearest` and `gptq` round without reconstruction, and no seed changes them. The other methods are losses of
 `smpq reconstruct`, which begin at GPTQ's integers. The calibration data are those of the task, without labels. The
 evaluation data are used for the figures of a row and for nothing else. Rows that the record holds are kept.
+`--attention` quantises the products of attention too, as the layer that reads their result.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from smpq.reconstruction.settings import ReconstructionSettings
 
 NAME = "reconstruct_networks"
 ROUNDINGS = ("nearest", "gptq")
+_COLUMNS = ("network", "format", "method", "attention", "iterations", "channel_scales")
 
 
 class Network(NamedTuple):
@@ -51,7 +53,7 @@ def row(name: str, bench: Bench, text: str, method: str, changed: dict[str, Any]
     """Round or reconstruct a network, and return what came of it."""
     network = NETWORKS[name]
     formats = bench.uniform(text, network.image_bits)
-    found = {"network": name, "format": text, "method": method}
+    found = {"network": name, "format": text, "method": method, "attention": bool(bench.attention)}
     bench.calibrate(method if method in ROUNDINGS else "gptq")
     if method in ROUNDINGS:
         return {**found, "figure": round(network.scale * bench.figure(bench.fake(), formats), 3), "cpu": cpu_model()}
@@ -70,11 +72,11 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for each in rows:
         settings = each.get("settings", {})
-        how = (settings.get("iterations"), settings.get("channel_scales"))
+        how = (each["attention"], settings.get("iterations"), settings.get("channel_scales"))
         found.setdefault((each["network"], each["format"], each["method"], *how), []).append(each)
     return [
         {
-            **dict(zip(("network", "format", "method", "iterations", "channel_scales"), key, strict=True)),
+            **dict(zip(_COLUMNS, key, strict=True)),
             "rows": len(alike),
             "lowest": min(each["figure"] for each in alike),
             "mean": round(sum(each["figure"] for each in alike) / len(alike), 3),
@@ -92,6 +94,7 @@ def main() -> int:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--channel-scales", action="store_true")
+    parser.add_argument("--attention", action="store_true")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     options = parser.parse_args()
@@ -100,15 +103,21 @@ def main() -> int:
     kept = json.loads(file.read_text()) if file.is_file() else {"rows": [], "float": {}}
     rows, floats = kept["rows"], kept["float"]
     for each in rows:  # those made before there was a setting
+        each.setdefault("attention", False)
         if "settings" in each:
             each["settings"] = {**asdict(ReconstructionSettings()), **each["settings"]}
     network = NETWORKS[options.network]
-    bench = Bench(load_task(network.task, options.data, options.weights))
+    bench = Bench(load_task(network.task, options.data, options.weights), attention=options.attention)
     floats[options.network] = round(network.scale * bench.figure(), 3)
     columns = [getattr(options, name).split(",") for name in ("iterations", "seeds", "formats", "methods")]
     for iterations, seed, text, method in itertools.product(*columns):
         changed = {"iterations": int(iterations), "seed": int(seed), "channel_scales": options.channel_scales}
-        wanted: dict[str, Any] = {"network": options.network, "format": text, "method": method}
+        wanted: dict[str, Any] = {
+            "network": options.network,
+            "format": text,
+            "method": method,
+            "attention": options.attention,
+        }
         if method not in ROUNDINGS:
             wanted["settings"] = asdict(settings_of(options.network, method, changed))
         if any(wanted.items() <= each.items() for each in rows):

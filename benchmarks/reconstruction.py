@@ -12,6 +12,7 @@ from records import cpu_model
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
+from calib.network.attention import find_attention
 from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
@@ -27,21 +28,26 @@ Formats = Mapping[str, Format]
 
 
 class Bench:
-    """The network of a task, calibrated; the evaluation data are used for the figures of a row and for nothing else."""
+    """The network of a task, calibrated; the evaluation data are used for the figures of a row and for nothing else.
 
-    def __init__(self, task: Task, rounding: str = "gptq") -> None:
+    `attention`: the products of attention are quantised too.
+    """
+
+    def __init__(self, task: Task, rounding: str = "gptq", *, attention: bool = False) -> None:
         self.task = task
         self.batches = list(task.calibration())
         self.original = task.model()
         folded, self.pairs = fold_batchnorm(self.original, self.batches[0].inputs)
-        self.traced = TracedModel(folded, tuple(tensor[:2] for tensor in self.batches[0].inputs))
+        example = tuple(tensor[:2] for tensor in self.batches[0].inputs)
+        self.traced = TracedModel(folded, example, attention=attention)
         self.units, self.skipped = find_units(self.traced)
+        self.attention = find_attention(self.traced, self.units)[0] if attention else ()
         self.calibrate(rounding)
 
     def calibrate(self, rounding: str) -> None:
         """Round all weights from now on by this method."""
         settings = CalibrationSettings(rounding=rounding)  # type: ignore[arg-type]
-        self.calibration = Calibration(self.traced, self.units, self.batches, settings)
+        self.calibration = Calibration(self.traced, self.units, self.batches, settings, attention=self.attention)
 
     def uniform(self, text: str, image_bits: int | None = None) -> dict[str, Format]:
         """Return one format of all layers, but for the activations of the first one where `image_bits` says so."""

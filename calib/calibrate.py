@@ -16,12 +16,13 @@ from calib.formats.format import Format
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
 from calib.moments import LayerMoments
+from calib.network.attention import Attention
 from calib.network.clips import is_clip
 from calib.network.graph import TracedModel
 from calib.network.nodes import operator_name
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
-from calib.observers import Observed, observer_from_name
+from calib.observers import Observed, observer_from_name, shares
 from calib.rounding import rounding_from_name
 from calib.task import Batch
 
@@ -55,16 +56,18 @@ class Calibration:
         batches: Sequence[Batch],
         settings: CalibrationSettings,
         memory_mb: float | None = None,
+        attention: Sequence[Attention] = (),
     ) -> None:
         """Run the calibration batches through the float model once; more often where the moments of all layers do not
-        fit into `memory_mb` (`calib.moments`).
+        fit into `memory_mb` (`calib.moments`). The operands of `attention` are observed too.
         """
         self.traced = traced
         self.settings = settings
-        self._given = batches, settings, memory_mb
+        self.attention = tuple(attention)
+        self._given = batches, settings, memory_mb, self.attention
         self._observer = observer_from_name(settings.observer)
         self._round = rounding_from_name(settings.rounding)
-        self._observed: dict[str, Observed] = {name: Observed() for name in _observed_tensors(traced, units)}
+        self._observed: dict[str, Observed] = {name: Observed() for name in _observed_tensors(traced, units, attention)}
         self._moments = LayerMoments(traced, units, batches, memory_mb)
         self._moments.collect(self._moments.parts[0], self._observe)
         self._quantizers: dict[tuple[str, NumberType, Scheme], ActivationQuantizer] = {}
@@ -75,10 +78,11 @@ class Calibration:
             self._observed[name].add(tensor)
 
     def quantizer(self, tensor: str, grid: NumberType, scheme: Scheme) -> ActivationQuantizer:
-        """Return the quantiser of one tensor of the graph."""
+        """Return the quantiser of one tensor of the graph; what softmax gives has an observer of its own."""
         key = (tensor, grid, scheme)
         if key not in self._quantizers:
-            low, high = self._observer(self._observed[tensor], grid, scheme)
+            found = shares if any(tensor in each.shares for each in self.attention) else self._observer
+            low, high = found(self._observed[tensor], grid, scheme)
             self._quantizers[key] = quantizer_from_range(low, high, grid, scheme)
         return self._quantizers[key]
 
@@ -144,7 +148,7 @@ class Calibration:
         return found.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("traced", "settings", "_quantizers", "_weights")
+        kept = ("traced", "settings", "attention", "_quantizers", "_weights")
         return {name: getattr(self, name) for name in kept}
 
     def _scale_floor(self, unit: Unit, chosen: Format) -> Tensor:
@@ -160,8 +164,10 @@ class Calibration:
         return self.traced.state[unit.bias].abs().float() / (smallest * _BIAS_LIMIT)
 
 
-def _observed_tensors(traced: TracedModel, units: Sequence[Unit]) -> list[str]:
-    """Inputs and results of all units, results behind a ReLU or clamp as well, sums, and the skips of residual adds."""
+def _observed_tensors(traced: TracedModel, units: Sequence[Unit], attention: Iterable[Attention]) -> list[str]:
+    """Inputs and results of all units, results behind a ReLU or clamp as well, sums, the skips of residual adds, and the
+    operands of attention.
+    """
     names: dict[str, None] = {}
     for unit in units:
         names.update(dict.fromkeys(unit.inputs))
@@ -170,6 +176,7 @@ def _observed_tensors(traced: TracedModel, units: Sequence[Unit]) -> list[str]:
     for name in list(names):
         names.update({user.name: None for user in traced.consumers(name) if is_clip(user)})
     names.update({add.grid: None for add in residual_adds(traced, units)})
+    names.update({tensor: None for each in attention for tensor, _ in each.operands})
     return [name for name in names if _is_float_tensor(traced, name)]
 
 

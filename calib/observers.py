@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -22,6 +22,7 @@ _MOST_SAMPLES = 2**18
 _PERCENTILE = 99.99
 _MSE_STEPS = 60
 _ENTROPY_BINS = 2048
+_SMALLEST_SHARE, _SHARE_STEPS = 0.01, 100
 
 
 @dataclass
@@ -103,16 +104,29 @@ def percentile(seen: Observed, grid: NumberType, scheme: Scheme) -> tuple[float,
 @observer("mse")
 def mse(seen: Observed, grid: NumberType, scheme: Scheme) -> tuple[float, float]:
     """Shrink the full range until the mean squared error of the rounded values is smallest."""
+    return _least_error(seen, grid, scheme, torch.linspace(0.15, 1.0, _MSE_STEPS).tolist())
+
+
+def _least_error(seen: Observed, grid: NumberType, scheme: Scheme, shrinks: Sequence[float]) -> tuple[float, float]:
     values = seen.sample()
     # the squares of tiny values vanish in float32: count in a power of two near the largest
     unit = 2.0 ** -math.frexp(max(-seen.low, seen.high))[1]
     best, best_error = (seen.low, seen.high), float("inf")
-    for shrink in torch.linspace(0.15, 1.0, _MSE_STEPS).tolist():
+    for shrink in shrinks:
         low, high = seen.low * shrink, seen.high * shrink
         error = float((quantizer_from_range(low, high, grid, scheme)(values) - values).mul_(unit).square_().mean())
         if error < best_error:
             best, best_error = (low, high), error
     return best
+
+
+def shares(seen: Observed, grid: NumberType, scheme: Scheme) -> tuple[float, float]:
+    """Return the range of what softmax gives, whose mean squared error is smallest.
+
+    Most values are near zero and a few near one, so that the best range may be a small part of what was seen: it is
+    sought in equal ratios.
+    """
+    return _least_error(seen, grid, scheme, torch.logspace(math.log10(_SMALLEST_SHARE), 0, _SHARE_STEPS).tolist())
 
 
 @observer("entropy")

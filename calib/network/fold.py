@@ -37,11 +37,12 @@ def trace_folded(
     *,
     free: bool = True,
     inputs: InputSizes | None = None,
+    attention: bool = False,
 ) -> tuple[TracedModel, tuple[Folded, ...]]:
     """Return the trace of a copy of `model` whose foldable BatchNorms are folded, and what was folded into what.
 
-    `model` itself is left as it is; `sizes`, `free` and `inputs` are those of `TracedModel`. What is folded is said by
-    `fold_batchnorm`.
+    `model` itself is left as it is; `sizes`, `free`, `inputs` and `attention` are those of `TracedModel`. What is folded
+    is said by `fold_batchnorm`.
     """
     sizes, example = tuple(sizes), tuple(example)
     copied = copy_model(model)
@@ -51,11 +52,12 @@ def trace_folded(
     folded = tuple(_merge(copied, *pair) for pair in pairs)
     if folded:
         copied.eval().requires_grad_(False)
-    traced = TracedModel(copied, example, sizes, free=free, inputs=inputs)
+    traced = TracedModel(copied, example, sizes, free=free, inputs=inputs, attention=attention)
     rest = _fold(traced)
     copied.requires_grad_(False)
     if rest:
-        traced = TracedModel(copied, example, sizes, free=traced.dynamic_batch, inputs=inputs)
+        free = traced.dynamic_batch
+        traced = TracedModel(copied, example, sizes, free=free, inputs=inputs, attention=attention)
     return traced, folded + rest
 
 

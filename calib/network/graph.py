@@ -16,6 +16,7 @@ from calib.network.equal import merge_equal
 from calib.network.execution import NO_EDITS, Edits, Execution, Observe
 from calib.network.nodes import OPERATOR, module_path
 from calib.network.products import Arrangement, write_as_linear
+from calib.network.spelled_attention import spell_out_attention
 from calib.network.tracing import export_program
 from calib.sizes import InputSizes, shapes_of_one, sizes_of
 
@@ -31,6 +32,7 @@ class TracedModel:
     5. Parameters that share their memory are one tensor, read from one node.
     6. Whatever multiplies by one parameter is a `linear`; `arranged` says how the weight `[out, in]` in `state` is made
        of the parameter where that is stored in another way (`write_as_linear`).
+    7. With `attention`, fused attention is written as two products and a softmax (`spell_out_attention`).
 
     A pickled copy runs, and can be planned for, like the original. It has no `module`, `example` or `program`, and its
     nodes have no `meta`: another process may not be able to import the classes of the model. A copy whose tensors were
@@ -45,6 +47,7 @@ class TracedModel:
         *,
         free: bool = True,
         inputs: InputSizes | None = None,
+        attention: bool = False,
     ) -> None:
         """Trace `model` on `example`, the positional inputs of one batch: of two samples or more, unless its size is
         the only one.
@@ -54,6 +57,7 @@ class TracedModel:
         None for those of the example alone.
         """
         self.module = model
+        self.attention = attention
         self.example = tuple(example)
         self.sizes = inputs or sizes_of([shapes_of_one([tensor.shape for tensor in self.example])], ())
         self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free, inputs=inputs)
@@ -66,6 +70,8 @@ class TracedModel:
         _merge_shared(self.graph, {node: stored[name] for node, name in names.items()})
         with torch.no_grad():
             self.arranged: dict[str, Arrangement] = write_as_linear(self.program, signature.inputs_to_parameters)
+            if attention:
+                spell_out_attention(self.program)
         stored = {**self.program.constants, **self.program.state_dict}
         self.state: dict[str, Tensor] = {node: stored[name].detach() for node, name in names.items()}
         merge_equal(self.program)

@@ -10,7 +10,7 @@ from torch import fx
 
 OPERATOR = torch._ops.OpOverload  # noqa: SLF001 - the only name torch gives the class
 
-_MOVES_ALL = {
+MOVES_ALL = {
     "permute", "t", "transpose", "numpy_T", "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze",
     "unsqueeze", "movedim", "alias", "clone", "contiguous", "detach",
 }  # fmt: skip
@@ -35,7 +35,7 @@ def module_path(node: fx.Node) -> str:
 
 def moved_from(node: fx.Node) -> fx.Node | None:
     """Return the tensor whose values a node only moves, all of them; None for any other node."""
-    if operator_name(node) not in _MOVES_ALL or len(node.all_input_nodes) != 1:
+    if operator_name(node) not in MOVES_ALL or len(node.all_input_nodes) != 1:
         return None
     return node.all_input_nodes[0]
 

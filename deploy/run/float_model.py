@@ -49,15 +49,16 @@ def trace_float_model(
     stated = [sizes_from_text(text) for text in settings.shapes]
     names = input_names(model, len(batches[0].inputs))
     sizes = sizes_of(map(shapes_of_one, batches.shapes), names, stated, settings.batch)
+    how = {"inputs": sizes, "attention": settings.attention}
     given = copy_model(model)  # running the model may change what it remembers in Python
     try:
         example = _example(batches[batches.counts.index(max(counts))], sizes, 2)
-        traced, folded = _traced(given, example, {1, settings.batch, *counts}, inputs=sizes)
+        traced, folded = _traced(given, example, {1, settings.batch, *counts}, **how)
     except UserError:
         _check_runs(model, batches[0])  # where it fails as well, that is the message
         if 2 in counts or len(counts) > 1:
             raise
-        fixed = _traced(given, _example(batches[0], sizes), free=False, inputs=sizes)
+        fixed = _traced(given, _example(batches[0], sizes), free=False, **how)
         if not _fits(counts, settings, target):
             raise UserError(_only_fixed(sorted(counts), settings.batch)) from None
         check_faithful(model, fixed[0], batches)
@@ -79,7 +80,9 @@ def trace_float_model(
             return traced, folded
     if not _fits(counts, settings, target):
         raise UserError(_only_fixed(sorted(counts), settings.batch))
-    return _fixed(given, model, batches, sizes)
+    fixed = _traced(given, _example(batches[0], sizes), free=False, **how)
+    check_faithful(model, fixed[0], batches)
+    return fixed
 
 
 def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
@@ -87,14 +90,6 @@ def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
     same.
     """
     return len(counts) == 1 and (not target.timed or settings.batch in counts)
-
-
-def _fixed(
-    given: nn.Module, model: nn.Module, batches: Batches, sizes: InputSizes
-) -> tuple[TracedModel, tuple[Folded, ...]]:
-    traced, folded = _traced(given, _example(batches[0], sizes), free=False, inputs=sizes)
-    check_faithful(model, traced, batches)
-    return traced, folded
 
 
 def _check_runs(model: nn.Module, batch: Batch) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from calib.batches import calibration_batches
 from calib.data import call_task, check_model, each_batch
+from calib.errors import UserError
 from calib.formats.format import formats_from_text
+from calib.network.attention import find_attention
 from calib.network.units import find_units
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
@@ -19,8 +21,9 @@ from deploy.run.float_model import trace_float_model, try_task
 from deploy.run.settings import Settings
 from deploy.run.threads import computing_with, settle_threads, threads_before_a_trace
 from deploy.run.workspace import DEVICE, Workspace, rules_of
+from deploy.targets.families import FAMILIES
 from deploy.targets.offers import refusal, unknown_offers
-from deploy.targets.target import target_from_name
+from deploy.targets.target import Target, target_from_name
 from deploy.terminal.progress import Progress
 from smpq.problem.groups import find_groups, space_from_formats
 from smpq.problem.joins import find_joins
@@ -37,6 +40,7 @@ def open_workspace(
     device = device_from_address(address, run.file(DEVICE))
     pool = resources.pool()
     target = target_from_name(settings.target, settings.compute_capabilities)
+    _check_attention(settings, target)
     formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
     with progress.step("load the task"):
         task = load_task(settings.task, _path(settings.data), _path(settings.weights))
@@ -53,6 +57,11 @@ def open_workspace(
     began = run.find(CalibrationFile)
     threads = settle_threads(traced, batches[0], began.threads if began is not None else None)
     units, skipped = find_units(traced)
+    attention, left = find_attention(traced, units) if settings.attention else ((), ())
+    for each in left:
+        progress.warn(f"{each.path} ({each.operator}): {each.reason}")
+    if settings.attention and not attention:
+        progress.warn("--attention changes nothing: the network has no attention whose products can be quantised")
     if pool is not None:
         check_portable(task, settings.value)
     if resources.memory_limit_mb is not None:
@@ -76,7 +85,7 @@ def open_workspace(
         target,
         traced,
         space,
-        skipped,
+        (*skipped, *left),
         refused,
         batches,
         progress,
@@ -88,7 +97,18 @@ def open_workspace(
         device,
         threads,
         made,
+        attention,
     )
+
+
+def _check_attention(settings: Settings, target: Target) -> None:
+    """Raise UserError where products of attention are to be quantised, and no kernel of the target computes them so."""
+    if settings.attention and not target.attention:
+        able = ", ".join(name for name, family in FAMILIES.items() if family.target.attention)
+        raise UserError(
+            f"--attention: {target.name} computes the products of attention in floating point; use --target {able}, or "
+            "leave --attention out"
+        )
 
 
 def _first_of_evaluation(task: Task, made: DataFree, sizes: InputSizes) -> Batch | None:

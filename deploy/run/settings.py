@@ -145,6 +145,14 @@ class Settings(Record, frozen=True):
             group=Group.WHAT,
         ),
     ] = False
+    attention: Annotated[
+        bool,
+        Declared(
+            "quantise the two products of attention too, as the layer that reads the result (--target simulate)",
+            option="--attention",
+            group=Group.SELDOM,
+        ),
+    ] = False
     size_only: Annotated[
         bool,
         Declared(

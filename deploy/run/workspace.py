@@ -15,6 +15,7 @@ from torch import nn
 from calib.batches import Batches
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP16, Format
+from calib.network.attention import Attention
 from calib.network.fingerprint import Fingerprint, fingerprint
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel
@@ -67,6 +68,7 @@ class Workspace:
     `device` (`deploy.devices.address`). `compared` holds the exported files that this process has compared with the
     module, with the hash of their content. `threads_before` is how many threads PyTorch had before this run chose its
     own (`deploy.run.threads`). `data_free` are the synthetic samples of a run without samples of the user's.
+    `attention` is that whose products are quantised.
     """
 
     run: Run
@@ -87,6 +89,7 @@ class Workspace:
     device: Device
     threads_before: int
     data_free: DataFree | None = None
+    attention: tuple[Attention, ...] = ()
     compared: set[tuple[Path, str]] = field(default_factory=set)
 
     def __enter__(self) -> Self:
@@ -148,7 +151,8 @@ class Workspace:
         settings = CalibrationSettings(self.settings.observer, self.settings.rounding, self.target.activation_scheme)
         units = self.space.units
         with self.progress.step("calibrate"):
-            calibration = Calibration(self.traced, units, self.batches, settings, self.resources.memory_limit_mb)
+            limit = self.resources.memory_limit_mb
+            calibration = Calibration(self.traced, units, self.batches, settings, limit, self.attention)
         if self.target.reference == FP16:
             check_fp16_range(calibration, units)
         formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}

@@ -39,6 +39,7 @@ class Target:
     11. `default_choices`: what is offered where nobody names formats. Of each choice a group of layers gets the first
         format that it can have, so that there is one length of blocks for each width.
     12. `description`: what it is, for people.
+    13. `attention`: what reads two computed tensors, as the products of attention do, can be quantised.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Target:
     compute_capabilities: tuple[str, ...]
     version: str | None
     description: str
+    attention: bool = False
 
     @property
     def default_formats(self) -> tuple[Format, ...]:
@@ -118,6 +120,7 @@ def add_family(file: Path) -> None:
         compute_capabilities=tuple(data["compute_capabilities"]["usual"]),
         version=None,
         description=described["description"],
+        attention=described.get("attention", False),
     )
     FAMILIES[name] = Family(
         target=target,

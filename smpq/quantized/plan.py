@@ -15,6 +15,7 @@ from calib.calibrate import Calibration
 from calib.formats.format import Format
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import ActivationQuantizer, QuantizedWeight, Scheme
+from calib.network.attention import Attention
 from calib.network.clips import clipped, is_clipped
 from calib.network.graph import TracedModel
 from calib.network.moves import is_averaged, keeps_grid
@@ -101,6 +102,8 @@ def plan_from_policy(
     3. With `rules.skips`, the skip of a residual add is quantised for the add alone, as it is for the integer units
        that read it, else with the bits of the layer that computes the add. 4. A tensor that is quantised at the source
        needs no pair of its own at a consumer.
+    5. The operands of the products of attention that the calibration knows (`calib.network.attention`) are quantised
+       for these products, as the layers that read the result are: on the widest of their grids, if all have one.
     """
     read = {call: (unit, grid) for unit in units if (grid := formats[unit.path].activation) for call in unit.calls}
     integer_calls = {call: (unit, grid) for call, (unit, grid) in read.items() if grid.is_integer}
@@ -126,6 +129,8 @@ def plan_from_policy(
         for add in residual_adds(traced, units) if adds is None else adds:
             if add.name not in float_joins and add.skip not in sources:
                 _quantize_skip(add, integer_calls, calibration, rules, edges)
+    for each in calibration.attention:
+        _quantize_products(each, read, calibration, rules, sources, edges)
     tensors = [QuantizedTensor(tensor, quantizer) for tensor, quantizer in sources.items()]
     tensors += [QuantizedTensor(tensor, quantizer, tuple(calls)) for (tensor, quantizer), calls in edges.items()]
     weights = {
@@ -195,6 +200,23 @@ def _quantize_skip(
     if add.layer in integer_calls and (readers or add.writer in integer_calls):
         grid = _widest(readers or [integer_calls[add.layer][1]])
         edges.setdefault((add.skip, calibration.quantizer(add.grid, grid, rules.scheme)), []).append(add.name)
+
+
+def _quantize_products(
+    attention: Attention,
+    read: Mapping[str, tuple[Unit, NumberType]],
+    calibration: Calibration,
+    rules: QdqRules,
+    sources: Mapping[str, ActivationQuantizer],
+    edges: dict[tuple[str, ActivationQuantizer], list[str]],
+) -> None:
+    if not all(call in read for call in attention.readers):
+        return
+    grid = _widest(read[call][1] for call in attention.readers)
+    for tensor, product in attention.operands:
+        if tensor not in sources:
+            quantizer = calibration.quantizer(tensor, grid, attention.scheme(tensor, rules.scheme))
+            edges.setdefault((tensor, quantizer), []).append(product)
 
 
 def _widest(grids: Iterable[NumberType]) -> NumberType:

@@ -127,8 +127,16 @@ class FakeQuantizer:
             self.calibration.prepare_quantizers(unit.inputs, own, self.rules.scheme)
             grids |= {grid for grid in own if grid.is_integer}
         self.calibration.prepare_quantizers([add.grid for add in self._adds], grids, self.rules.scheme)
+        self._prepare_attention(formats)
         if self.rules.outputs:
             self.calibration.prepare_quantizers(None, grids, self.rules.scheme)
+
+    def _prepare_attention(self, formats: Mapping[str, Sequence[Format]]) -> None:
+        chosen = {call: formats[unit.path] for unit in self.units for call in unit.calls}
+        for each in self.calibration.attention:
+            grids = {grid for call in each.readers for found in chosen[call] if (grid := found.activation)}
+            for tensor, _ in each.operands:
+                self.calibration.prepare_quantizers([tensor], grids, each.scheme(tensor, self.rules.scheme))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_weights": {}, "_biases": {}}  # a copy fills its own, quickly, from the integers

@@ -205,7 +205,8 @@ class FineTunedWeights:
                     raise UserError(f"the fine-tuned {name!r} does not fit the model: fine-tune again")
                 stored = parameter_from_weight(tensor, arranged[name], own[name].shape) if name in arranged else tensor
                 own[name].copy_(stored)
-        again = TracedModel(model, traced.example, free=traced.dynamic_batch, inputs=traced.sizes)
+        free, attention = traced.dynamic_batch, traced.attention
+        again = TracedModel(model, traced.example, free=free, inputs=traced.sizes, attention=attention)
         assert list(again.nodes) == list(traced.nodes), "the same model was traced to another graph"
         return again
 
@@ -275,6 +276,7 @@ class _FineTunedCalibration(Calibration):
     def __init__(self, tuned: FineTunedWeights, original: Calibration) -> None:
         self.traced = original.traced
         self.settings = original.settings
+        self.attention = original.attention
         self._tuned = tuned
 
     def quantizer(self, tensor: str, grid: NumberType, scheme: Scheme) -> ActivationQuantizer:
