@@ -19,6 +19,20 @@ _VALUES_OF_ONE = 256
 """Of each sample, about, that are compared."""
 
 
+def check_first_batch(task: Task, sizes: InputSizes) -> None:
+    """Raise UserError where the first evaluation batch is none, or has sizes that the engine does not take: before hours
+    of search, not after.
+    """
+    next(_checked(task, sizes))
+
+
+def _checked(task: Task, sizes: InputSizes) -> Iterator[Batch]:
+    batches = call_task(task, "evaluation")
+    if batches is None:
+        raise UserError(f"the task {task.name} gives no evaluation data (evaluation() returns None)")
+    return each_batch(batches, "evaluation", sizes)
+
+
 class Evaluation:
     """The evaluation batches, each with a number: its place in an order of which any beginning is spread over all of
     them.
@@ -32,12 +46,7 @@ class Evaluation:
         engine takes.
         """
         self._task = task
-        batches = call_task(task, "evaluation")
-        if batches is None:
-            raise UserError(f"the task {task.name} gives no evaluation data (evaluation() returns None)")
-        self._marks = list[tuple[int, int]]()
-        for batch in each_batch(batches, "evaluation", sizes):
-            self._marks.append(_mark(batch))
+        self._marks = [_mark(batch) for batch in _checked(task, sizes)]
         order = spread_out(len(self._marks))
         self._number = {index: number for number, index in enumerate(order)}
         self._sizes = [self._marks[index][0] for index in order]

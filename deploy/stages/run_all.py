@@ -17,6 +17,7 @@ from deploy.run.trust import check_trusted, remember
 from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
 from deploy.stages.choosing import score_for, write_stability
+from deploy.stages.evaluation import check_first_batch
 from deploy.stages.finetuning import discard_other, version_key
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import check_method, check_scores, check_task, write_space
@@ -99,6 +100,8 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: Tuning | None, meth
         workspace.backend.check_builds_here()
     if workspace.not_measurable is None:
         workspace.device.describe()
+    if workspace.verifiable:
+        check_first_batch(workspace.task, workspace.traced.sizes)
     if tuning is not None:
         check_tunable(workspace, tuning)
     check_task(workspace, method)

@@ -14,6 +14,7 @@ from calib.errors import UserError
 from calib.sizes import sizes_of
 from deploy.stages.evaluation import Evaluation, spread_out
 from deploy.stages.judging import Judge
+from tests.commands import assert_matches, refused
 from tests.tiny_task import Tiny
 
 IMAGES = sizes_of([((1, 6, 6),)], ["x"])
@@ -125,3 +126,11 @@ def test_samples_of_other_sizes_than_the_engine_takes():
 
     with pytest.raises(UserError, match="evaluation batch 1 has samples of 1x7x6, and the engine takes 1x6x6"):
         Evaluation(Larger(), IMAGES)
+
+
+def test_the_first_batch_is_looked_at_before_the_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tiny, "evaluation", lambda _: [(torch.zeros(2, 1, 7, 6), torch.zeros(2))])
+    run = tmp_path / "run"
+    words = ("--task", "tests.tiny_task:Tiny", "--target", "simulate", "--budget", "size=0.5x", "--out", run)
+    assert_matches("evaluation batch 0 has samples of 1x7x6.*--shape", refused("run", *words))
+    assert not (run / "scores.json").exists()
