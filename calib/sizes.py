@@ -87,6 +87,16 @@ class InputSizes:
         )
 
     @property
+    def between(self) -> tuple[Shape, ...]:
+        """Sizes half-way from the least to the most of each axis: of samples that have a size of 1 in one axis or the
+        other, none has both free for torch, which takes a 1 for fixed.
+        """
+        return tuple(
+            tuple((a + b + 1) // 2 for a, b in zip(low, high, strict=True))
+            for low, high in zip(self.least, self.most, strict=True)
+        )
+
+    @property
     def any_free(self) -> bool:
         """Whether an axis has no single size."""
         return any(self.free)

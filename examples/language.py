@@ -128,7 +128,7 @@ class Language:
     metric_point = 0.01  # a budget drop=0.5 is then 0.005 nats
 
     def __init__(self, data: Path, weights: Path) -> None:
-        self._weights, self._tokenizer = weights, Tokenizer(data / "tok512.json")
+        self._weights, self.tokenizer = weights, Tokenizer(data / "tok512.json")
         try:
             text = (data / "tinystories.txt").read_text(encoding="utf-8", errors="ignore")
         except OSError as error:
@@ -147,7 +147,7 @@ class Language:
         """Return 32 rows of the later stories, one behind the other without padding, which would count as text."""
         row: list[int] = []
         for story in self._stories[STORIES:]:
-            row += self._tokenizer.encode(story)
+            row += self.tokenizer.encode(story)
             if len(row) > CALIBRATION_ROWS * CONTEXT:
                 break
         else:
@@ -156,7 +156,7 @@ class Language:
 
     def evaluation(self) -> list[Batch]:
         """Return a story a row, at most 512 tokens of it."""
-        return _batches([self._tokenizer.encode(story)[:CONTEXT] for story in self._stories[:STORIES]])
+        return _batches([self.tokenizer.encode(story)[:CONTEXT] for story in self._stories[:STORIES]])
 
     def records(self, output: Tensor, target: Tensor) -> list[tuple[float, int]]:
         """Return nats and tokens of each row."""

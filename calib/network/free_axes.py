@@ -60,7 +60,7 @@ def _of_several_sizes(
         choice = _free_axes(model, [(0, *axes) if batch else axes for axes in inputs.free])
         counts = sizes if batch else [len(example[0])]
         wanted, kept = _with_samples(inputs.probes, counts), list[ExportedProgram]()
-        for shapes in dict.fromkeys((inputs.usual, *inputs.probes)):
+        for shapes in dict.fromkeys((inputs.usual, *inputs.probes, inputs.between)):
             samples = tuple(resized(tensor, shape) for tensor, shape in zip(example, shapes, strict=True))
             try:
                 program = torch.export.export(model, _fresh(samples), dynamic_shapes=choice)

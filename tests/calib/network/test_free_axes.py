@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from calib.errors import UserError
 from calib.network.faithful import check_faithful
 from calib.network.graph import TracedModel
-from calib.sizes import sizes_of
+from calib.sizes import shapes_of_one, sizes_of
 from calib.task import Batch
 
 
@@ -87,3 +87,16 @@ def test_a_model_that_cannot_have_several_sizes_says_why():
         UserError, match=r"cannot be traced for inputs of several sizes \(3x8x8 to 3x16x12\): .+ Let calib"
     ):
         TracedModel(Rows().eval(), (torch.randn(2, 3, 16, 8),), (1, 2), inputs=of_sizes((3, 8, 12), (3, 16, 8)))
+
+
+def test_no_sample_has_both_axes_free():
+    class Pairs(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.cat([x, y], 1).sum(1)
+
+    given = [Batch((torch.randn(2, first, 3), torch.randn(2, second, 3)), None) for first, second in ((1, 16), (16, 1))]
+    sizes = sizes_of([shapes_of_one([tensor.shape for tensor in batch.inputs]) for batch in given], ["x", "y"])
+    traced = TracedModel(Pairs().eval(), given[0].inputs, (1, 2), inputs=sizes)
+    x, y = torch.randn(2, 5, 3), torch.randn(2, 9, 3)
+    assert torch.allclose(traced.run((x, y)), torch.cat([x, y], 1).sum(1))
+    check_faithful(Pairs().eval(), traced, given)
