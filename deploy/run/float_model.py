@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ def try_task(task: Task, traced: TracedModel, batch: Batch, value: str, judged: 
     if value == "loss":
         per_sample(task.loss, (output, batch.target), count, "loss")
     if value == "kl":
-        per_sample(getattr(task, "divergence", divergence), (output, output), count, "divergence")
+        _try_divergence(getattr(task, "divergence", divergence), output, count)
     if value == "metric":
         sample_metric(task, "the value metric")
     if judged is None:
@@ -130,6 +130,25 @@ def try_task(task: Task, traced: TracedModel, batch: Batch, value: str, judged: 
     found.take(0, output if judged is batch else traced.run(judged.inputs), judged)
     with contextlib.suppress(UndefinedError):  # as one batch may leave the figure of a set
         _ = found.value
+
+
+def _try_divergence(function: Callable[[Any, Any], Tensor], output: Any, count: int) -> None:
+    """Raise UserError where a divergence cannot be computed, or is zero for outputs that differ: with it all policies
+    would be alike.
+    """
+    per_sample(function, (output, output), count, "divergence")
+    for change in (lambda tensor: tensor.roll(1, 0), lambda tensor: tensor + tensor.abs().mean() + 1):
+        changed = pytree.tree_map(lambda leaf, change=change: change(leaf) if _is_float(leaf) else leaf, output)
+        if bool((per_sample(function, (changed, output), count, "divergence") != 0).any()):
+            return
+    raise UserError(
+        "the divergence of outputs that differ is 0 for each sample, so that it could tell no policy from another: give "
+        "the task a divergence(output, float_output) that sees what matters, or use --value loss"
+    )
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0
 
 
 def _example(batch: Batch, sizes: InputSizes, count: int | None = None) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import time
@@ -60,26 +61,35 @@ class Compute(Protocol):
 
 
 def divergence(output: Any, float_output: Any) -> Tensor:
-    """Return `[n]`, the KL divergence of each sample's class distribution from the float model's.
+    """Return `[n]`, the KL divergence of each sample's distribution from the float model's.
 
     Every floating-point tensor of the output counts; classes are on axis 1, or on the last axis of `[n, tokens,
-    classes]`; further positions are averaged. A task whose output holds no class scores defines a `divergence` of its
-    own.
+    classes]`; further positions are averaged. Of a single class softmax would say nothing: such numbers count as means
+    of normal distributions of variance 1, half their squared difference. A task whose output is something else defines
+    a `divergence` of its own.
     """
     parts = []
     for ours, reference in zip(pytree.tree_leaves(output), pytree.tree_leaves(float_output), strict=True):
         if not isinstance(ours, Tensor) or not ours.is_floating_point() or ours.dim() < 2:
             continue
         axis = -1 if ours.dim() == _TOKENS else 1
-        log_p, log_q = F.log_softmax(reference, axis), F.log_softmax(ours, axis)
-        positions = (log_p.exp() * (log_p - log_q)).sum(axis)
-        parts.append(positions.reshape(positions.shape[0], -1).mean(1))
+        apart = _of_normals if ours.shape[axis] == 1 else functools.partial(_of_classes, axis=axis)
+        parts.append(apart(ours, reference).flatten(1).mean(1))
     if not parts:
         raise UserError(
             "the model's output holds no class scores [n, classes, ...]: give the task a divergence(output, "
             "float_output)"
         )
     return torch.stack(parts).sum(0)
+
+
+def _of_classes(ours: Tensor, reference: Tensor, axis: int) -> Tensor:
+    log_p, log_q = F.log_softmax(reference, axis), F.log_softmax(ours, axis)
+    return (log_p.exp() * (log_p - log_q)).sum(axis, keepdim=True)
+
+
+def _of_normals(ours: Tensor, reference: Tensor) -> Tensor:
+    return (ours - reference).square() / 2
 
 
 class PolicyValue:

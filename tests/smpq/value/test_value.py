@@ -146,6 +146,16 @@ def test_divergence_over_tokens_pixels_and_several_outputs():
     torch.testing.assert_close(both, 2 * per_token.mean(0))
 
 
+def test_a_single_channel_counts_by_its_squared_difference():
+    reference = torch.tensor([[1.0], [2.0], [3.0]])
+    assert divergence(reference + torch.tensor([[0.0], [1.0], [2.0]]), reference).tolist() == [0, 0.5, 2]
+    image, other = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
+    other[1, 0, 0, 0] = 2
+    assert divergence(other, image).tolist() == [0, 0.5], "the mean over pixels"
+    tokens = torch.zeros(2, 4, 1)
+    assert divergence(tokens + 1, tokens).tolist() == [0.5, 0.5]
+
+
 def test_an_output_without_class_scores_is_a_user_error():
     with pytest.raises(UserError, match="divergence"):
         divergence(torch.randn(4), torch.randn(4))

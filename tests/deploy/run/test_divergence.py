@@ -1,0 +1,48 @@
+"""What tells policies apart without labels: it has to see that outputs differ."""
+
+import json
+
+import torch
+from torch import nn
+
+from tests.commands import assert_matches, done, refused
+from tests.tiny_task import Tiny
+
+SCORED = ("--target", "simulate", "--formats", "w2a8,w4a8,fp32", "--effort", "fast", "--samples", "8", "--quiet")
+
+
+class OneChannel(Tiny):
+    """A network that gives one number a sample, of which softmax says nothing."""
+
+    def model(self):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 1)).eval()
+
+    def metric(self, output, target):
+        return -(output[:, 0] - target).abs()
+
+    def loss(self, output, target):
+        return (output[:, 0] - target) ** 2
+
+
+class Blind(Tiny):
+    """Whoever wrote it compared shapes."""
+
+    def divergence(self, output, float_output):
+        return torch.zeros(len(output))
+
+
+def test_policies_of_a_network_with_one_output_differ(tmp_path):
+    done("score", "--task", "tests.deploy.run.test_divergence:OneChannel", *SCORED, "--out", tmp_path / "run")
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())["scores"]
+    values = [score["value"] for row in scores.values() for score in row.values()]
+    assert min(values) < 0, "less than the float network has"
+    assert len(set(values)) > 1
+
+
+def test_a_divergence_that_sees_nothing_is_refused(tmp_path):
+    task = ("--task", "tests.deploy.run.test_divergence:Blind")
+    assert_matches(
+        "divergence of outputs that differ is 0", refused("score", *task, *SCORED, "--out", tmp_path / "run")
+    )
+    done("score", *task, *SCORED, "--value", "loss", "--out", tmp_path / "other")
