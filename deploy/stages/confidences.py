@@ -20,7 +20,7 @@ def confidences(task: Task, output: Any, batch: Batch) -> Tensor | None:
     own, samples = getattr(task, "confidences", None), len(batch.inputs[0])
     if own is not None:
         return per_sample(own, (output,), samples, "confidences")
-    if not _has_labels(batch.target, samples) or not _scores_classes(output, samples):
+    if not _has_labels(batch.target, samples) or not scores_classes(output, samples):
         return None
     scores: Tensor = output.detach().double()
     probabilities = bool((scores >= 0).all()) and torch.allclose(scores.sum(1), scores.new_ones(samples), atol=1e-3)
@@ -31,7 +31,8 @@ def _has_labels(target: Any, samples: int) -> bool:
     return isinstance(target, Tensor) and target.shape == (samples,) and not target.is_floating_point()
 
 
-def _scores_classes(output: Any, samples: int) -> bool:
+def scores_classes(output: Any, samples: int) -> bool:
+    """Whether an output is `[n, classes]` with two classes or more, as far as its shape tells."""
     return (
         isinstance(output, Tensor)
         and output.dim() == 2

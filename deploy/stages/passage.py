@@ -13,7 +13,7 @@ from calib.errors import UserError
 from calib.network.agreement import Agreement
 from calib.task import Batch, Task
 from deploy.files.verification import Confidence, Quantiles, StageName
-from deploy.stages.confidences import confidences
+from deploy.stages.confidences import confidences, scores_classes
 from deploy.stages.stage_runners import Runner
 from smpq.value.collected import mean_of
 from smpq.value.column import Column
@@ -44,7 +44,7 @@ class Passage:
         if self._broken:
             return
         self.found.take(number, output, batch)
-        if leaves[0].dim() == 2 and len(leaves[0]) == count:  # class scores
+        if scores_classes(leaves[0], count):
             self.classes.add(number, leaves[0].argmax(1))
         sure = confidences(self._task, output, batch)
         if sure is not None:

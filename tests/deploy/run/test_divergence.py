@@ -46,3 +46,11 @@ def test_a_divergence_that_sees_nothing_is_refused(tmp_path):
         "divergence of outputs that differ is 0", refused("score", *task, *SCORED, "--out", tmp_path / "run")
     )
     done("score", *task, *SCORED, "--value", "loss", "--out", tmp_path / "other")
+
+
+def test_one_output_has_no_top_class(tmp_path):
+    task = ("--task", "tests.deploy.run.test_divergence:OneChannel", *SCORED)
+    done("run", *task, "--budget", "size=0.4x", "--out", tmp_path / "run")
+    stages = json.loads((tmp_path / "run" / "verify.json").read_text())["stages"]
+    assert stages["engine"]["mean"] is not None
+    assert {stage["agreement"] for stage in stages.values()} == {None}
