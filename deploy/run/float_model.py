@@ -27,6 +27,10 @@ from smpq.value.metric import collected, sample_metric
 from smpq.value.resampling import UndefinedError
 from smpq.value.value import divergence
 
+_CHANNELS = 2
+_ABOUT = 1e-3
+"""So far from 1 may the sum of probabilities be."""
+
 
 def _traced(*arguments: Any, **options: Any) -> tuple[TracedModel, tuple[Folded, ...]]:
     """Trace with one thread: what a trace works out once and for all is then the same on a busy machine."""
@@ -110,7 +114,9 @@ def _count(batch: Batch) -> int:
     return len(batch.inputs[0])
 
 
-def try_task(task: Task, traced: TracedModel, batch: Batch, value: str, judged: Batch | None) -> None:
+def try_task(
+    task: Task, traced: TracedModel, batch: Batch, value: str, judged: Batch | None, warn: Callable[[str], None]
+) -> None:
     """Use what the search and the verification will call once, `batch` is the first of calibration, so that a mistake
     shows before hours of work and not after. `judged` is the batch for the metric, None where nothing will be verified.
     """
@@ -121,7 +127,13 @@ def try_task(task: Task, traced: TracedModel, batch: Batch, value: str, judged: 
     if value == "loss":
         per_sample(task.loss, (output, batch.target), count, "loss")
     if value == "kl":
-        _try_divergence(getattr(task, "divergence", divergence), output, count)
+        own = getattr(task, "divergence", None)
+        _try_divergence(own or divergence, output, count)
+        if own is None and _are_numbers(output, batch.target):
+            warn(
+                "the targets are numbers, and --value kl takes what the model gives for scores of classes: give the task a "
+                "divergence(output, float_output), or use --value loss"
+            )
     if value == "metric":
         sample_metric(task, "the value metric")
     if judged is None:
@@ -145,6 +157,13 @@ def _try_divergence(function: Callable[[Any, Any], Tensor], output: Any, count: 
         "the divergence of outputs that differ is 0 for each sample, so that it could tell no policy from another: give "
         "the task a divergence(output, float_output) that sees what matters, or use --value loss"
     )
+
+
+def _are_numbers(output: Any, target: Any) -> bool:
+    """Whether targets are numbers like those of the output, of several channels, and no probabilities of classes."""
+    if not _is_float(output) or not _is_float(target) or target.shape != output.shape or output.dim() < _CHANNELS:
+        return False
+    return output.shape[1] > 1 and not (bool((target >= 0).all()) and bool(((target.sum(1) - 1).abs() < _ABOUT).all()))
 
 
 def _is_float(leaf: Any) -> bool:

@@ -53,7 +53,7 @@ def open_workspace(
     with progress.step("trace the model"), computing_with(threads_before_a_trace()):
         traced, folded = trace_float_model(model.eval(), batches, settings, target, progress)
         judged = batches[0] if made is None else _first_of_evaluation(task, made, traced.sizes)
-        try_task(task, traced, batches[0], settings.value, judged)
+        try_task(task, traced, batches[0], settings.value, judged, progress.warn)
     began = run.find(CalibrationFile)
     threads = settle_threads(traced, batches[0], began.threads if began is not None else None)
     units, skipped = find_units(traced)

@@ -32,6 +32,41 @@ class Blind(Tiny):
         return torch.zeros(len(output))
 
 
+class Numbers(Tiny):
+    """Three coordinates a sample, with the targets beside them."""
+
+    def calibration(self):
+        return [(inputs, inputs.flatten(1)[:, :3]) for inputs, _ in super().calibration()]
+
+    evaluation = calibration
+
+    def metric(self, output, target):
+        return -self.loss(output, target)
+
+    def loss(self, output, target):
+        return ((output - target) ** 2).mean(1)
+
+
+class Soft(Numbers):
+    """Probabilities of three classes."""
+
+    def calibration(self):
+        return [(inputs, target.softmax(1)) for inputs, target in super().calibration()]
+
+    evaluation = calibration
+
+
+def test_numbers_that_are_taken_for_classes_are_told(tmp_path):
+    def told(name, *words):
+        task = ("--task", f"tests.deploy.run.test_divergence:{name}", *SCORED[:-1], *words)
+        said = done("score", *task, "--out", tmp_path / f"{name}{len(words)}").err
+        return "the targets are numbers" in " ".join(said.split())
+
+    assert told("Numbers")
+    assert not told("Soft")
+    assert not told("Numbers", "--value", "loss")
+
+
 def test_policies_of_a_network_with_one_output_differ(tmp_path):
     done("score", "--task", "tests.deploy.run.test_divergence:OneChannel", *SCORED, "--out", tmp_path / "run")
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())["scores"]
