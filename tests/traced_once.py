@@ -22,7 +22,7 @@ from tests import joined_task, tiny_task
 from tests.smpq import problems, supernets, tunable
 
 PURE = (
-    tiny_task.Net, tiny_task.Smooth, tiny_task.Overflowing, tiny_task.Flat, joined_task.Joined, tunable.Normed,
+    tiny_task.Net, tiny_task.Smooth, tiny_task.Overflowing, tiny_task.Labels, joined_task.Joined, tunable.Normed,
     problems.Residual, supernets.Net,
 )  # fmt: skip
 """Networks whose `forward` depends on nothing but their weights and the input."""

@@ -50,6 +50,7 @@ def optimize(
     selection: Iterable[Any] | None = None,
     training: Training | None = None,
     loss: Metric | None = None,
+    divergence: Metric | None = None,
     finetune: float | FineTuneSettings | None = None,
     reconstruct: str | ReconstructionSettings | None = None,
     method: str = DEFAULT_METHOD,
@@ -64,6 +65,8 @@ def optimize(
     without one the divergence from the model's own output is what counts. A figure of all samples together (AUC,
     average precision) is said by `records(output, target)`, one small object per sample, and `metric_of(records)` in
     place of `metric`; `groups(target)` names what samples belong together (`calib.task.SetTask`).
+    `divergence(output, float_output)` returns `[n]`, how far outputs are from those of the model itself, where these are
+    no scores of classes (`smpq.value.value.divergence`).
 
     `finetune` is how many epochs the weights are trained in their formats, or how (`smpq.training.settings`); it needs
     `training`: batches, none of them in `calibration`, or a function of the epoch that gives them. The float model
@@ -84,7 +87,7 @@ def optimize(
     if not judged and limit is not None and limit.cost != "kl":
         raise UserError(f"{text} needs a metric(output, target): give one, or a budget on kl")
     tuning = _tuning(method, finetune, reconstruct, labels=loss is not None)
-    task = TaskInMemory(IN_MEMORY, model, calibration, evaluation, metric, selection, training, loss, whole)
+    task = TaskInMemory(IN_MEMORY, model, calibration, evaluation, metric, selection, training, loss, whole, divergence)
     if isinstance(tuning, FineTuneSettings):
         if training is None:
             raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")

@@ -44,6 +44,8 @@ class TaskInMemory:
     metric_of: Callable[[Sequence[Any]], Any]
     groups: Groups
     """The group of each sample; missing where none are given."""
+    divergence: Metric
+    """How far outputs are from those of the float model; missing where none is given (`smpq.value.value`)."""
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class TaskInMemory:
         training: Training | None = None,
         loss: Metric | None = None,
         whole: SetMetric | None = None,
+        divergence: Metric | None = None,
     ) -> None:
         """Without a metric of samples, or of the whole set, the model's own outputs are the targets, and minus the
         divergence from them is the metric.
@@ -63,6 +66,8 @@ class TaskInMemory:
         self.name = name
         self._model = model.eval()
         self._metric, self._loss = metric, loss
+        if divergence is not None:
+            self.divergence = divergence
         self._labelled = metric is not None or whole is not None
         self.metric_name = getattr(metric, "__name__", "metric") if self._labelled else "minus the divergence"
         if whole is not None:
@@ -102,7 +107,9 @@ class TaskInMemory:
 
     def metric(self, output: Any, target: Any) -> Tensor:
         """Return `[n]`, higher is better."""
-        return self._metric(output, target) if self._metric is not None else -divergence(output, target)
+        if self._metric is not None:
+            return self._metric(output, target)
+        return -getattr(self, "divergence", divergence)(output, target)
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """Return `[n]`, minus the metric unless a loss was given. UserError where there is neither."""

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -160,10 +161,13 @@ def _try_divergence(function: Callable[[Any, Any], Tensor], output: Any, count: 
 
 
 def _are_numbers(output: Any, target: Any) -> bool:
-    """Whether targets are numbers like those of the output, of several channels, and no probabilities of classes."""
+    """Whether targets are numbers like those of the output, of several channels, and neither probabilities of classes nor
+    what the model itself gives.
+    """
     if not _is_float(output) or not _is_float(target) or target.shape != output.shape or output.dim() < _CHANNELS:
         return False
-    return output.shape[1] > 1 and not (bool((target >= 0).all()) and bool(((target.sum(1) - 1).abs() < _ABOUT).all()))
+    shares = bool((target >= 0).all()) and bool(((target.sum(1) - 1).abs() < _ABOUT).all())
+    return output.shape[1] > 1 and not shares and not torch.allclose(output, target, atol=_ABOUT)
 
 
 def _is_float(leaf: Any) -> bool:

@@ -63,22 +63,26 @@ class Compute(Protocol):
 def divergence(output: Any, float_output: Any) -> Tensor:
     """Return `[n]`, the KL divergence of each sample's distribution from the float model's.
 
-    Every floating-point tensor of the output counts; classes are on axis 1, or on the last axis of `[n, tokens,
-    classes]`; further positions are averaged. Of a single class softmax would say nothing: such numbers count as means
+    Every floating-point tensor of the output counts, those of `[n]` where there are no others; classes are on axis 1, or
+    on the last axis of `[n, tokens, classes]`; further positions are averaged. Of a single class softmax would say nothing: such numbers count as means
     of normal distributions of variance 1, half their squared difference. A task whose output is something else defines
     a `divergence` of its own.
     """
+    pairs = [
+        (ours, reference)
+        for ours, reference in zip(pytree.tree_leaves(output), pytree.tree_leaves(float_output), strict=True)
+        if isinstance(ours, Tensor) and ours.is_floating_point() and ours.dim()
+    ]
+    scores = [pair for pair in pairs if pair[0].dim() > 1]
     parts = []
-    for ours, reference in zip(pytree.tree_leaves(output), pytree.tree_leaves(float_output), strict=True):
-        if not isinstance(ours, Tensor) or not ours.is_floating_point() or ours.dim() < 2:
-            continue
+    for ours, reference in scores or [(ours[:, None], reference[:, None]) for ours, reference in pairs]:
         axis = -1 if ours.dim() == _TOKENS else 1
         apart = _of_normals if ours.shape[axis] == 1 else functools.partial(_of_classes, axis=axis)
         parts.append(apart(ours, reference).flatten(1).mean(1))
     if not parts:
         raise UserError(
-            "the model's output holds no class scores [n, classes, ...]: give the task a divergence(output, "
-            "float_output)"
+            "the model's output holds no numbers [n, ...] that could be compared with those of the float model: give the "
+            "task a divergence(output, float_output)"
         )
     return torch.stack(parts).sum(0)
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import deploy
 from calib.data import training_batches
@@ -222,3 +223,20 @@ def test_training_batches_as_people_have_them():
     assert torch.equal(
         TaskInMemory("in-memory", model, batches, batches, right).loss(torch.eye(3), torch.arange(3)), -torch.ones(3)
     )
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_one_number_a_sample_without_a_metric(tmp_path, own, capsys):
+    """The squared difference tells policies apart, or what the caller says."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 1), nn.Flatten(0)).eval()
+    data = [inputs for inputs, _ in tiny_task.batches(1)]
+    asked = {"divergence": lambda output, reference: 3 * (output - reference).abs()} if own else {}
+    result = optimize(
+        network, data, data, target="simulate", formats="w2a8,w8a8", budget="size=0.3x", samples=16, effort="fast",
+        out=tmp_path / "run", **asked,
+    )  # fmt: skip
+    apart = torch.cat([result.module(x) - network(x) for x in data]).detach().abs()
+    expected = 3 * apart.mean() if own else apart.square().mean() / 2
+    assert result.accuracy["fake_quant"].mean == pytest.approx(-float(expected), rel=1e-3)
+    assert float(expected) > 0
+    assert "the targets are numbers" not in capsys.readouterr().err

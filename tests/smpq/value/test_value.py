@@ -156,9 +156,16 @@ def test_a_single_channel_counts_by_its_squared_difference():
     assert divergence(tokens + 1, tokens).tolist() == [0.5, 0.5]
 
 
-def test_an_output_without_class_scores_is_a_user_error():
+def test_numbers_of_samples_count_where_there_are_no_others():
+    ours, reference = torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0])
+    assert divergence(ours, reference).tolist() == [0, 2]
+    scores = torch.randn(2, 3)
+    assert torch.equal(divergence((scores, ours), (scores + 1, reference)), divergence(scores, scores + 1))
+
+
+def test_an_output_without_numbers_is_a_user_error():
     with pytest.raises(UserError, match="divergence"):
-        divergence(torch.randn(4), torch.randn(4))
+        divergence(torch.tensor([1, 2]), torch.tensor([1, 2]))
 
 
 @pytest.mark.parametrize("name", ["kl", "loss", "metric"])
