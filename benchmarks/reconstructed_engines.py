@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 
 JOBS = (
-    Job("cifar10-resnet20", "ort-cpu", ("--formats", "w7a8,fp32", "--budget", "size=0.25x")),
+    Job("cifar10-resnet20", "ort-cpu", ("--formats", "w7a8,fp32", "--budget", "size=0.26x")),
     Job("cifar10-resnet20", "tensorrt-rtx", ("--sm", "sm89", "--budget", "size=0.55x")),
     Job("digits-vit", "ort-cpu", ("--formats", "w4a16b32,w7a8,fp32", "--budget", "size=0.2x")),
     Job("digits-vit", "tensorrt-rtx", ("--sm", "sm89", "--formats", "w4a16b128,w8a8,fp16", "--budget", "size=0.4x")),
