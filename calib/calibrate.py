@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,8 +93,8 @@ class Calibration:
             rounded = method(
                 matrix, self._moments[unit.path], chosen.weight, chosen.weight_block, self._scale_floor(unit, chosen)
             )
-            self._weights[key] = QuantizedWeight(
-                rounded.type, rounded.values.reshape(weight.shape), rounded.scale.contiguous(), rounded.block
+            self._weights[key] = replace(
+                rounded, values=rounded.values.reshape(weight.shape), scale=rounded.scale.contiguous()
             )
         return self._weights[key]
 
@@ -133,6 +133,8 @@ class Calibration:
         for key, weight in sorted(self._weights.items()):
             found.update(repr((key, weight.bits, weight.block)).encode())
             found.update(weight.value_bytes() + weight.scale.cpu().numpy().tobytes())
+            if weight.zero_point is not None:
+                found.update(weight.zero_point.cpu().numpy().tobytes())
         for name, seen in sorted(self._observed.items()):
             found.update(f"{name} {seen.low.hex()} {seen.high.hex()}".encode())
             for part in seen.parts:

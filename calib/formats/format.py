@@ -9,10 +9,10 @@ from functools import cached_property, total_ordering
 from calib.errors import UserError
 
 # The families of number types, in the order in which messages list them.
-from calib.formats import floats, integers
+from calib.formats import floats, integers, zero_points
 from calib.formats.number_type import NUMBER_TYPES, NumberType
 
-__all__ = ["FLOAT_ACTIVATION_BITS", "FP16", "FP32", "Format", "floats", "formats_from_text", "integers"]
+__all__ = ["FLOAT_ACTIVATION_BITS", "FP16", "FP32", "Format", "floats", "formats_from_text", "integers", "zero_points"]
 
 FLOAT_ACTIVATION_BITS = 16
 """The `a16` of a weight-only format: the activation stays in the floating-point type of the engine."""
@@ -30,7 +30,8 @@ class Format:
     3. `w4a16`, `w8a16`: weight-only, `activation` is None; `w4` and `w8` are short for them.
     4. `w4a16b128`: weight-only, one scale for every block of 128 weights along the input dimension.
     5. `wt7a8`, `wt8a8`: integer weights that share one scale.
-    6. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
+    6. `wz4a16b32`: as 4, with a zero point for every block.
+    7. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
     """
 
     weight: NumberType
@@ -51,6 +52,8 @@ class Format:
                 f"or leave them float (a{FLOAT_ACTIVATION_BITS})"
             )
         if self.weight_block is None:
+            if weight.only_blocks:
+                raise UserError(f"weights of type {weight.name} need blocks: write for example w{weight.name}a16b32")
             return
         if activation is not None or self.weight_block < 2:
             raise UserError("a block size needs float activations and at least two weights a block, as in w4a16b128")

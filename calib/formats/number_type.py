@@ -37,6 +37,8 @@ class NumberType(ABC):
        and learned steps, are for these types alone.
     5. `one_scale`: all output channels of a weight share one scale.
     6. `smallest_clip`: the clip search for weights (`calib.rounding`) goes down to this share of the largest magnitude.
+    7. `zero_points`: a weight has a zero point beside each scale, and a number stands for the scale times the
+       difference of its value and the zero point. `only_blocks`: there is no scale for a whole channel.
     """
 
     name: str
@@ -46,6 +48,8 @@ class NumberType(ABC):
     blocks: ClassVar[bool] = False
     is_integer: ClassVar[bool] = False
     one_scale: ClassVar[bool] = False
+    zero_points: ClassVar[bool] = False
+    only_blocks: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -78,6 +82,16 @@ class NumberType(ABC):
         return 0.3
 
     @property
+    def scale_bits(self) -> int:
+        """Bits of a stored scale of a weight."""
+        return 32
+
+    @property
+    def zero_point_bits(self) -> int:
+        """Bits of a stored zero point of a weight."""
+        return 0
+
+    @property
     @abstractmethod
     def weight_storages(self) -> tuple[Storage, ...]:
         """What can hold a weight in ONNX, the narrowest first."""
@@ -86,6 +100,15 @@ class NumberType(ABC):
         """Return what holds an activation in ONNX."""
         del signed
         return self.weight_storages[-1]
+
+    @property
+    def zero_point_limits(self) -> tuple[int, int]:
+        """Smallest and largest zero point of a weight."""
+        return 0, 0
+
+    def held(self, scale: Tensor) -> Tensor:
+        """Return scales of a weight (float32) as they are stored; same shape, float32."""
+        return scale
 
     @abstractmethod
     def round_(self, steps: Tensor, low: float, high: float) -> Tensor:

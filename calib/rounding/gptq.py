@@ -7,8 +7,9 @@ from torch import Tensor
 
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import QuantizedWeight
-from calib.rounding.base import Moments, are_worse, exponents, output_errors, rounding, scaled_by_powers, search_scales
-from calib.rounding.nearest import round_nearest
+from calib.rounding.base import Moments, are_worse, exponents, output_errors, rounding, scaled_by_powers
+from calib.rounding.grids import Grid, search_grid
+from calib.rounding.nearest import plain_moments
 
 _COLUMNS_AT_ONCE = 128
 _STEPS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35)
@@ -32,61 +33,56 @@ def round_gptq(
     """
     rows, length = weight.shape
     groups = moments.matrix.shape[0]
-    found = search_scales(weight, moments, grid, block, scale_floor)
+    found = search_grid(weight, moments, grid, block, scale_floor)
     order, factor = moments.order, moments.inverse_factor
     by_row = order.repeat_interleave(rows // groups, dim=0)
-    ordered = weight.gather(1, by_row).reshape(groups, -1, length)
     unit = -exponents(weight.abs().amax(dim=1, keepdim=True))  # errors of tiny weights would have no squares
 
-    def wrong_by(values: Tensor, scale: Tensor) -> Tensor:
-        return scaled_by_powers(values * _by_column(scale, length) - weight, unit)
+    def in_order(each: Tensor) -> Tensor:
+        return each.expand(rows, length).gather(1, by_row).reshape(groups, -1, length)
 
-    floor = scale_floor if block is None else scale_floor[:, None]
-    best_error, best_values, best_scale = torch.full((rows,), torch.inf, device=weight.device), weight, found
+    def wrong_by(numbers: Tensor, chosen: Grid) -> Tensor:
+        return scaled_by_powers(numbers * chosen.steps(length) - weight, unit)
+
+    ordered, zeros = in_order(weight), found.zeros(length)
+    offsets = None if zeros is None else in_order(zeros)
+    best_error, best, best_grid = torch.full((rows,), torch.inf, device=weight.device), weight, found
     for factor_of_step in _STEPS if grid.bits < _NO_SEARCH_FROM else (1.0,):
-        scale = torch.maximum(found * factor_of_step, floor)
-        steps = _by_column(scale, length).expand(rows, length).gather(1, by_row).reshape(groups, -1, length)
-        rounded = _round_columns(ordered, steps, factor, grid).reshape(rows, length)
-        values = torch.empty_like(rounded).scatter_(1, by_row, rounded)
-        error = output_errors(wrong_by(values, scale), moments)
+        tried = found.scaled(factor_of_step, scale_floor)
+        rounded = _round_columns(ordered, in_order(tried.steps(length)), offsets, factor, grid).reshape(rows, length)
+        numbers = torch.empty_like(rounded).scatter_(1, by_row, rounded)
+        error = output_errors(wrong_by(numbers, tried), moments)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
-        best_values, best_scale = _chosen(better, (values, scale), (best_values, best_scale))
-    if grid.one_scale:
-        values, scale = grid.round_(weight / found[:, None], *grid.limits), found
-    else:
-        nearest = round_nearest(weight, moments, grid, block, scale_floor)
-        values, scale = nearest.values.float(), nearest.scale
-    worse = are_worse(wrong_by(best_values, best_scale), wrong_by(values, scale), moments) | ~torch.isfinite(best_error)
-    best_values, best_scale = _chosen(worse, (values, scale), (best_values, best_scale))
-    return QuantizedWeight(grid, grid.stored(best_values), best_scale, block)
+        best, best_grid = torch.where(better[:, None], numbers, best), tried.where(better, best_grid)
+    nearest = found if grid.one_scale else search_grid(weight, plain_moments(moments), grid, block, scale_floor)
+    numbers = nearest.nearest(weight)
+    worse = are_worse(wrong_by(best, best_grid), wrong_by(numbers, nearest), moments) | ~torch.isfinite(best_error)
+    return nearest.where(worse, best_grid).weight(torch.where(worse[:, None], numbers, best))
 
 
-def _by_column(scale: Tensor, length: int) -> Tensor:
-    """Return the step of each weight, `[out, 1]` or `[out, k]`."""
-    return scale[:, None] if scale.dim() == 1 else scale.repeat_interleave(length // scale.shape[1], dim=1)
-
-
-def _chosen(rows: Tensor, ours: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return values and steps: `ours` in some rows, those of `others` in the rest."""
-    one, two = (torch.where(rows.reshape(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(ours, others, strict=True))
-    return one, two
-
-
-def _round_columns(weight: Tensor, step: Tensor, factor: Tensor, grid: NumberType) -> Tensor:
-    """Round `[groups, rows, k]`; a block of columns at a time, so that most of the updates are matrix products."""
+def _round_columns(weight: Tensor, step: Tensor, zero: Tensor | None, factor: Tensor, grid: NumberType) -> Tensor:
+    """Round `[groups, rows, k]` to numbers in units of the step; a block of columns at a time, so that most of the
+    updates are matrix products.
+    """
     weight = weight.clone()
-    values = torch.empty_like(weight)
+    numbers = torch.empty_like(weight)
     length = weight.shape[2]
     for start in range(0, length, _COLUMNS_AT_ONCE):
         stop = min(start + _COLUMNS_AT_ONCE, length)
         errors = torch.empty_like(weight[:, :, start:stop])
         for column in range(start, stop):
             value = weight[:, :, column]
-            rounded = grid.round_(value / step[:, :, column], *grid.limits)
-            values[:, :, column] = rounded
+            rounded = _rounded(value / step[:, :, column], None if zero is None else zero[:, :, column], grid)
+            numbers[:, :, column] = rounded
             error = (value - rounded * step[:, :, column]) / factor[:, None, column, column]
             errors[:, :, column - start] = error
             weight[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, None, column, column + 1 : stop]
         weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return values
+    return numbers
+
+
+def _rounded(steps: Tensor, zero: Tensor | None, grid: NumberType) -> Tensor:
+    if zero is None:
+        return grid.round_(steps, *grid.limits)
+    return grid.round_(steps.add_(zero), *grid.limits).sub_(zero)
