@@ -48,6 +48,15 @@ OBSERVERS: Registry[Callable[..., Any]] = Registry(
     dict.fromkeys(("mse", "minmax", "percentile", "entropy"), "calib.observers")
 )
 ROUNDINGS: Registry[Callable[..., Any]] = Registry({"gptq": "calib.rounding.gptq", "nearest": "calib.rounding.nearest"})
+WIDTH_RULES: Registry[Callable[..., Any]] = Registry(
+    {"error": "calib.rounding.widths.error", "slim": "calib.rounding.widths.slim"}
+)
 
 ObserverName: TypeAlias = Annotated[str, Declared("range of activations", OneOf(OBSERVERS), "--observer", Group.SELDOM)]
 RoundingName: TypeAlias = Annotated[str, Declared("rounding of weights", OneOf(ROUNDINGS), "--rounding", Group.SELDOM)]
+WidthRuleName: TypeAlias = Annotated[
+    str,
+    Declared(
+        "widths of blocks inside a layer, for formats as wm2.5a16b32", OneOf(WIDTH_RULES), "--widths", Group.SELDOM
+    ),
+]

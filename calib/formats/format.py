@@ -9,15 +9,25 @@ from functools import cached_property, total_ordering
 from calib.errors import UserError
 
 # The families of number types, in the order in which messages list them.
-from calib.formats import floats, integers, zero_points
+from calib.formats import floats, integers, mixed_widths, zero_points
 from calib.formats.number_type import NUMBER_TYPES, NumberType
 
-__all__ = ["FLOAT_ACTIVATION_BITS", "FP16", "FP32", "Format", "floats", "formats_from_text", "integers", "zero_points"]
+__all__ = [
+    "FLOAT_ACTIVATION_BITS",
+    "FP16",
+    "FP32",
+    "Format",
+    "floats",
+    "formats_from_text",
+    "integers",
+    "mixed_widths",
+    "zero_points",
+]
 
 FLOAT_ACTIVATION_BITS = 16
 """The `a16` of a weight-only format: the activation stays in the floating-point type of the engine."""
 
-_TEXT = re.compile(r"w(?P<weight>\d+|[a-z]+?\d+)(?:a(?P<activation>\d+|[a-z]+?\d+))?(?:b(?P<block>\d+))?")
+_TEXT = re.compile(r"w(?P<weight>\d+|[a-z]+?\d+(?:\.\d+)?)(?:a(?P<activation>\d+|[a-z]+?\d+))?(?:b(?P<block>\d+))?")
 
 
 @total_ordering
@@ -31,7 +41,8 @@ class Format:
     4. `w4a16b128`: weight-only, one scale for every block of 128 weights along the input dimension.
     5. `wt7a8`, `wt8a8`: integer weights that share one scale.
     6. `wz4a16b32`: as 4, with a zero point for every block.
-    7. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
+    7. `wm2.5a16b32`: as 6, each block of 32 input columns with its own width, 2.5 bits on average.
+    8. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
     """
 
     weight: NumberType
@@ -80,16 +91,16 @@ class Format:
         return cls(weight, read, int(block) if block is not None else None)
 
     @property
-    def weight_bits(self) -> int:
-        """Bits of one weight."""
+    def weight_bits(self) -> float:
+        """Bits of one weight, on average where blocks have several widths."""
         return self.weight.bits
 
     @property
     def activation_bits(self) -> int:
         """Bits of one input; 16 for a weight-only format, whatever the float type of the engine is."""
         if self.activation is not None:
-            return self.activation.bits
-        return FLOAT_ACTIVATION_BITS if self.weight.quantized else self.weight.bits
+            return int(self.activation.bits)
+        return FLOAT_ACTIVATION_BITS if self.weight.quantized else int(self.weight.bits)
 
     @property
     def is_float(self) -> bool:
@@ -122,7 +133,7 @@ class Format:
     def __lt__(self, other: Format) -> bool:
         return self._key() < other._key()
 
-    def _key(self) -> tuple[int, int, int, str]:
+    def _key(self) -> tuple[float, int, int, str]:
         return self.weight_bits, self.activation_bits, self.weight_block or 0, str(self)
 
     def __str__(self) -> str:

@@ -39,7 +39,7 @@ class ActivationQuantizer:
     @property
     def bits(self) -> int:
         """Bits of one value."""
-        return self.type.bits
+        return int(self.type.bits)
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -106,8 +106,21 @@ class QuantizedWeight:
 
     @property
     def bits(self) -> int:
-        """Bits of one value."""
-        return self.type.bits
+        """Bits of one value; of the widest where blocks have several widths."""
+        return self.type.widest_bits
+
+    def stored_bits(self) -> float:
+        """Return what values, scales and zero points take together, in bits.
+
+        Which width a block has is not counted: 3 bits for a block of all rows.
+        """
+        if self.block is None:
+            return self.values.numel() * self.type.bits + self.scale.numel() * self.type.scale_bits
+        total = 0.0
+        for number in range(self.scale.shape[1]):
+            own = self.type.of_block(number)
+            total += len(self.values) * (self.block * own.bits + own.scale_bits + own.zero_point_bits)
+        return total
 
     def dequantize(self) -> Tensor:
         """Return the float32 weight that the values stand for, in the layout of the float weight."""

@@ -66,9 +66,13 @@ class Moments:
         1 % of the mean diagonal is added. A group whose factor does not exist in float32 is solved in float64, and then
         with more damping: at last only its diagonal is left, which is rounding to nearest.
         """
-        length = self.order.shape[1]
-        rows = self.scaled.gather(1, self.order[:, :, None].expand(-1, -1, length))
-        ordered = rows.gather(2, self.order[:, None, :].expand(-1, length, -1))
+        return self.inverse_factor_of(self.order)
+
+    def inverse_factor_of(self, order: Tensor) -> Tensor:
+        """Return the factor for columns in another order, `[groups, k]`."""
+        length = order.shape[1]
+        rows = self.scaled.gather(1, order[:, :, None].expand(-1, -1, length))
+        ordered = rows.gather(2, order[:, None, :].expand(-1, length, -1))
         factor, exists = _factor(ordered, _DAMPINGS[0])
         for damping in _DAMPINGS:
             failed = torch.nonzero(~exists).flatten()

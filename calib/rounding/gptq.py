@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,39 +33,57 @@ def round_gptq(
     of what can be gained. A row that rounding to nearest leaves with a smaller error of the output is rounded to
     nearest: of a layer whose inputs are nearly always zero, damping alone decides what GPTQ does.
     """
+    found = search_grid(weight, moments, grid, block, scale_floor)
+    steps = _STEPS if grid.bits < _NO_SEARCH_FROM else (1.0,)
+    numbers, chosen, error = absorb_errors(weight, moments, found, steps, scale_floor)
+    plain = found if grid.one_scale else search_grid(weight, plain_moments(moments), grid, block, scale_floor)
+    nearest = plain.nearest(weight)
+    worse = are_worse(_wrong_by(weight, numbers, chosen), _wrong_by(weight, nearest, plain), moments)
+    worse |= ~torch.isfinite(error)
+    return plain.where(worse, chosen).weight(torch.where(worse[:, None], nearest, numbers))
+
+
+def absorb_errors(
+    weight: Tensor, moments: Moments, found: Grid, steps: Sequence[float], scale_floor: Tensor
+) -> tuple[Tensor, Grid, Tensor]:
+    """Return numbers `[out, k]` of `weight` in units of the step, their grid, and the errors of the output `[out]`.
+
+    Algorithm 1 on `found` with its steps times each of `steps`; each row keeps the one with the smallest error.
+    """
     rows, length = weight.shape
     groups = moments.matrix.shape[0]
-    found = search_grid(weight, moments, grid, block, scale_floor)
     order, factor = moments.order, moments.inverse_factor
     by_row = order.repeat_interleave(rows // groups, dim=0)
-    unit = -exponents(weight.abs().amax(dim=1, keepdim=True))  # errors of tiny weights would have no squares
 
     def in_order(each: Tensor) -> Tensor:
         return each.expand(rows, length).gather(1, by_row).reshape(groups, -1, length)
 
-    def wrong_by(numbers: Tensor, chosen: Grid) -> Tensor:
-        return scaled_by_powers(numbers * chosen.steps(length) - weight, unit)
-
     ordered, zeros = in_order(weight), found.zeros(length)
     offsets = None if zeros is None else in_order(zeros)
+    types = [found.of_column(column) for column in order[0].tolist()]  # blocks are for one group
     best_error, best, best_grid = torch.full((rows,), torch.inf, device=weight.device), weight, found
-    for factor_of_step in _STEPS if grid.bits < _NO_SEARCH_FROM else (1.0,):
+    for factor_of_step in steps:
         tried = found.scaled(factor_of_step, scale_floor)
-        rounded = _round_columns(ordered, in_order(tried.steps(length)), offsets, factor, grid).reshape(rows, length)
+        rounded = _round_columns(ordered, in_order(tried.steps(length)), offsets, factor, types).reshape(rows, length)
         numbers = torch.empty_like(rounded).scatter_(1, by_row, rounded)
-        error = output_errors(wrong_by(numbers, tried), moments)
+        error = output_errors(_wrong_by(weight, numbers, tried), moments)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best, best_grid = torch.where(better[:, None], numbers, best), tried.where(better, best_grid)
-    nearest = found if grid.one_scale else search_grid(weight, plain_moments(moments), grid, block, scale_floor)
-    numbers = nearest.nearest(weight)
-    worse = are_worse(wrong_by(best, best_grid), wrong_by(numbers, nearest), moments) | ~torch.isfinite(best_error)
-    return nearest.where(worse, best_grid).weight(torch.where(worse[:, None], numbers, best))
+    return best, best_grid, best_error
 
 
-def _round_columns(weight: Tensor, step: Tensor, zero: Tensor | None, factor: Tensor, grid: NumberType) -> Tensor:
+def _wrong_by(weight: Tensor, numbers: Tensor, grid: Grid) -> Tensor:
+    """Return the errors of a weight in units of a power of two: those of tiny weights would have no squares."""
+    unit = -exponents(weight.abs().amax(dim=1, keepdim=True))
+    return scaled_by_powers(numbers * grid.steps(weight.shape[1]) - weight, unit)
+
+
+def _round_columns(
+    weight: Tensor, step: Tensor, zero: Tensor | None, factor: Tensor, types: Sequence[NumberType]
+) -> Tensor:
     """Round `[groups, rows, k]` to numbers in units of the step; a block of columns at a time, so that most of the
-    updates are matrix products.
+    updates are matrix products. `types` are those of the columns.
     """
     weight = weight.clone()
     numbers = torch.empty_like(weight)
@@ -73,7 +93,7 @@ def _round_columns(weight: Tensor, step: Tensor, zero: Tensor | None, factor: Te
         errors = torch.empty_like(weight[:, :, start:stop])
         for column in range(start, stop):
             value = weight[:, :, column]
-            rounded = _rounded(value / step[:, :, column], None if zero is None else zero[:, :, column], grid)
+            rounded = _rounded(value / step[:, :, column], None if zero is None else zero[:, :, column], types[column])
             numbers[:, :, column] = rounded
             error = (value - rounded * step[:, :, column]) / factor[:, None, column, column]
             errors[:, :, column - start] = error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from calib.rounding.base import Moments, clip_shares, importance_of, in_unit_pow
 
 _NEIGHBOURS = (0, -1, 1)
 """Zero points that are tried, counted from the one of the smallest and largest weight."""
+
+
+SearchBlock = Callable[[slice, NumberType], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,20 @@ class Grid:
         steps = weight / self.steps(weight.shape[1])
         if zeros is None:
             return self.type.round_(steps, *self.type.limits)
-        return self.type.round_(steps + zeros, *self.type.limits) - zeros
+        values = steps + zeros
+        for type_, columns in self._columns(weight.shape[1]).items():
+            values[:, columns] = type_.round_(values[:, columns], *type_.limits)
+        return values - zeros
+
+    def of_column(self, column: int) -> NumberType:
+        """Return the type of the numbers in one column."""
+        return self.type if self.block is None else self.type.of_block(column // self.block)
+
+    def _columns(self, length: int) -> dict[NumberType, list[int]]:
+        found: dict[NumberType, list[int]] = {}
+        for column in range(length):
+            found.setdefault(self.of_column(column), []).append(column)
+        return found
 
     def weight(self, numbers: Tensor) -> QuantizedWeight:
         """Return the weight of such numbers `[out, k]`."""
@@ -67,13 +84,25 @@ def search_grid(weight: Tensor, moments: Moments, type_: NumberType, block: int 
     """
     if not type_.zero_points:
         return Grid(type_, block, search_scales(weight, moments, type_, block, scale_floor))
-    rows, length = weight.shape
-    each = block or length
-    by_block = (rows * (length // each), each)
-    importance = importance_of(moments, rows).reshape(by_block)
-    floor = scale_floor.repeat_interleave(length // each)
-    scale, zero = search_range(weight.reshape(by_block), importance, type_, floor)
-    return Grid(type_, block, scale.reshape(rows, -1), zero.reshape(rows, -1))
+    importance = importance_of(moments, len(weight))
+
+    def search(columns: slice, own: NumberType) -> tuple[Tensor, Tensor]:
+        return search_range(weight[:, columns], importance[:, columns], own, scale_floor)
+
+    return grid_by_block(weight.shape[1], type_, block, search)
+
+
+def grid_by_block(length: int, type_: NumberType, block: int | None, search: SearchBlock) -> Grid:
+    """Return the grid of a weight whose type has zero points, each block searched alone.
+
+    `search` is given the columns of a block and the type of its numbers, and returns scale and zero point `[out]`.
+    """
+    if block is None:
+        raise ValueError(f"weights of type {type_.name} have blocks")
+    starts = range(0, length, block)
+    found = [search(slice(start, start + block), type_.of_block(start // block)) for start in starts]
+    scale, zero = (torch.stack(each, dim=1) for each in zip(*found, strict=True))
+    return Grid(type_, block, scale, zero)
 
 
 def search_range(weight: Tensor, importance: Tensor, type_: NumberType, scale_floor: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,3 +142,15 @@ def _by_column(of_scales: Tensor, length: int) -> Tensor:
 
 def _where(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where(rows.reshape(-1, *[1] * (one.dim() - 1)), one, other)
+
+
+def ranged(weight: Tensor, type_: NumberType) -> tuple[Tensor, Tensor]:
+    """Return step and zero point `[rows]` of the range of the weights `[rows, k]`, nothing clipped; of one bit, the mean
+    magnitude around zero.
+    """
+    _, levels = type_.limits
+    first, last = type_.zero_point_limits
+    low, high = weight.amin(dim=1).clamp(max=0), weight.amax(dim=1).clamp(min=0)
+    step = (high - low) / levels if last > first else weight.abs().mean(dim=1)
+    step = torch.where(step > 0, step, torch.ones_like(step))
+    return step, torch.round(-low / step).clamp(first, last)

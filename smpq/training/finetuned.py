@@ -278,7 +278,7 @@ class _FineTunedCalibration(Calibration):
         self._tuned = tuned
 
     def quantizer(self, tensor: str, grid: NumberType, scheme: Scheme) -> ActivationQuantizer:
-        found = self._tuned.quantizers.get((tensor, grid.bits))
+        found = self._tuned.quantizers.get((tensor, int(grid.bits)))
         if found is None or found.type != grid or found.signed != (scheme == "symmetric"):
             raise UserError(
                 f"{tensor} was not fine-tuned at {grid.bits} bits ({scheme}): fine-tune again, or delete the fine-tuned "
