@@ -47,7 +47,9 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
 OBSERVERS: Registry[Callable[..., Any]] = Registry(
     dict.fromkeys(("mse", "minmax", "percentile", "entropy"), "calib.observers")
 )
-ROUNDINGS: Registry[Callable[..., Any]] = Registry({"gptq": "calib.rounding.gptq", "nearest": "calib.rounding.nearest"})
+ROUNDINGS: Registry[Callable[..., Any]] = Registry(
+    {name: f"calib.rounding.{name}" for name in ("gptq", "nearest", "descent", "slim")}
+)
 WIDTH_RULES: Registry[Callable[..., Any]] = Registry(
     {"error": "calib.rounding.widths.error", "slim": "calib.rounding.widths.slim"}
 )
