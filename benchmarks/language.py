@@ -8,7 +8,8 @@ which is the head too, stays in float. A seed draws the 32 calibration rows from
 measured; seed 0 takes the first ones. `bits` are those of the values on average, `stored_bits` count scales and zero
 points too. Methods: `nearest`, `gptq` and `descent` round all layers to one width; `slim-llm` has widths inside of a layer and
 rounding as the paper has them, "slim-llm, gptq with clip search" its widths alone; "shapley, ..." searches the average
-of each layer, widths inside of it by what is left of its error. `cpu_seconds` are those of this process for all but the
+of each layer, widths inside of it by what is left of its error. "..., reconstructed" is the same policy after `smpq
+reconstruct`, without labels, on the 32 calibration rows. `cpu_seconds` are those of this process for all but the
 measurement: calibration, rounding and search. Rows
 that the record holds, by the same settings, are kept.
 """
@@ -21,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from examples.language import STORIES, Language
 from smpq.problem.costs import cost_models
 from smpq.problem.groups import find_groups
 from smpq.problem.policy import Space
+from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.scoring.shapley import ScoringLimits, estimate
 from smpq.solve.allocate import Ceiling
 from smpq.solve.effort import Effort
@@ -43,13 +46,15 @@ from smpq.value.evaluate import Evaluator
 from smpq.value.value import PolicyValue
 
 NAME = "language"
-Row = Callable[[Path, float, int], dict]
+Row = Callable[[Path, float, int, list[dict]], dict]
+"""Makes a row from the data, the bits, the seed and the rows so far."""
 BLOCKS = (32, 43)
 OFFERED = ("m1.5", "m2", "m2.5", "m3", "m3.5", "m4")
 BUDGETS = (2.0, 2.5, 3.0)
 EFFORT = Effort(scoring=240, rounds=2, exchanges=3, evaluations=120, finalists=3)
-JUDGED = 2
-"""Batches of calibration rows that policies are judged on; as many others confirm."""
+RECONSTRUCTION = ReconstructionSettings(iterations=200, batch=4)
+JUDGED, UNSEEN = 1, 3
+"""Batches of four calibration rows that policies are judged on, and others that confirm."""
 
 
 class Seeded(Language):
@@ -119,8 +124,8 @@ class Search:
         )
         self.bits = cost_models(self.space, bench.traced)["avg_bits"]
         self.value, self.unseen = (
-            Evaluator(PolicyValue(bench.fake(), self.space, bench.task, bench.batches[first : first + JUDGED]))
-            for first in (0, JUDGED)
+            Evaluator(PolicyValue(bench.fake(), self.space, bench.task, batches))
+            for batches in (bench.batches[:JUDGED], bench.batches[JUDGED : JUDGED + UNSEEN])
         )
         near = min(BUDGETS) * 0.95, max(BUDGETS) * 1.15
         self.scores = estimate(self.value, self.space, ScoringLimits(EFFORT.scoring), seed, near)
@@ -147,7 +152,7 @@ class Search:
 def uniform(rounding: str, family: str, widths: str = "error") -> Row:
     """All layers with the same number type."""
 
-    def row(data: Path, bits: float, seed: int) -> dict:
+    def row(data: Path, bits: float, seed: int, _: list[dict]) -> dict:
         bench = Stories(data, seed, rounding, widths)
         return bench.row(bench.blocks(f"{family}{bits:g}"))
 
@@ -157,7 +162,25 @@ def uniform(rounding: str, family: str, widths: str = "error") -> Row:
 def searched(rounding: str) -> Row:
     """Layers with the widths that a search finds."""
     search = cache(lambda data, seed: Search(data, seed, rounding))
-    return lambda data, bits, seed: search(data, seed).row(bits)
+    return lambda data, bits, seed, _: search(data, seed).row(bits)
+
+
+def reconstructed(method: str, rounding: str) -> Row:
+    """The policies of another method, which the record holds, reconstructed block by block; its seconds are counted."""
+
+    def row(data: Path, bits: float, seed: int, rows: list[dict]) -> dict:
+        known = next(row for row in rows if (row["method"], row["bits"], row["seed"]) == (method, bits, seed))
+        bench = Stories(data, seed, rounding)
+        policy = known.get("policy") or {path: str(each) for path, each in bench.blocks(f"z{bits:g}").items()}
+        formats = {path: Format.from_text(text) for path, text in policy.items()}
+        found = bench.reconstructed(formats, replace(RECONSTRUCTION, seed=seed), -1)
+        return {
+            "nats": round(found["top1"], 4), "average": known["average"], "stored_bits": known["stored_bits"],
+            "cpu_seconds": round(known["cpu_seconds"] + found["cpu_seconds"], 1), "nats_before": known["nats"],
+            "kl": round(found["kl"], 4), "iterations": RECONSTRUCTION.iterations,
+        }  # fmt: skip
+
+    return row
 
 
 METHODS: dict[str, Row] = {
@@ -166,8 +189,9 @@ METHODS: dict[str, Row] = {
     "descent": uniform("descent", "z"),
     "slim-llm": uniform("slim", "m", "slim"),
     "slim-llm, gptq with clip search": uniform("gptq", "m", "slim"),
-    "shapley, gptq": searched("gptq"),
     "shapley, descent": searched("descent"),
+    "shapley, descent, reconstructed": reconstructed("shapley, descent", "descent"),
+    "descent, reconstructed": reconstructed("descent", "descent"),
 }
 
 
@@ -213,7 +237,7 @@ def main() -> int:
         settings = {"method": method, "bits": bits, "seed": seed}
         if any(settings.items() <= row.items() for row in rows):
             continue
-        rows.append({**settings, **METHODS[method](options.data, bits, seed)})
+        rows.append({**settings, **METHODS[method](options.data, bits, seed, rows)})
         command = "PYTHONPATH=.:benchmarks python benchmarks/language.py DATA_DIR"
         seeds = sorted({row["seed"] for row in rows})
         keep(NAME, command, seeds, rows, float_nats=float_nats, summary=summary(rows), threads=1)

@@ -71,6 +71,11 @@ class MixedWidths(NumberType):
         """Those of the widest block: no ONNX type has several widths."""
         return zero_point(self.widest_bits).weight_storages
 
+    @property
+    def block_widths(self) -> tuple[int, ...]:
+        """Bits of each block, once they are decided."""
+        return self.widths
+
     def with_widths(self, choose: Callable[[], tuple[int, ...]]) -> NumberType:
         """Return the type with the bits of each block."""
         return replace(self, widths=choose())

@@ -119,6 +119,16 @@ class NumberType(ABC):
         del choose
         return self
 
+    @property
+    def block_widths(self) -> tuple[int, ...]:
+        """Bits of each block where these differ and are known; else empty."""
+        return ()
+
+    @property
+    def spacing(self) -> int:
+        """How far a value is from the next one."""
+        return 1
+
     def of_block(self, number: int) -> NumberType:
         """Return the type of the numbers in one block of inputs, where the widths of blocks are known."""
         del number

@@ -45,6 +45,11 @@ class ZeroPoint(NumberType):
         return (0, 2) if self.bits == 1 else (0, 2**self.bits - 1)
 
     @property
+    def spacing(self) -> int:
+        """One bit has the values 0 and 2."""
+        return 2 if self.bits == 1 else 1
+
+    @property
     def smallest_clip(self) -> float:
         """As for integers without a zero point."""
         return 0.02 if self.bits == 1 else 0.3
