@@ -13,52 +13,17 @@ from deploy.terminal.progress import Progress
 from smpq.methods import METHODS
 from smpq.problem.budget import Budget
 from smpq.solve.allocate import Ceiling, Impossible
-
-FORMATS = "wm2a16b8,wm2.5a16b8,wm3a16b8,wm2a16b12,wm2.5a16b12,wm3a16b12"
+from tests.linear_task import formats
 
 
 @pytest.fixture
 def workspace(tmp_path):
     settings = Settings(
-        "tests.smpq.methods.test_slim_llm:task", target="simulate", formats=FORMATS, rounding="slim", widths="slim",
+        "tests.linear_task:task", target="simulate", formats=formats("m2", "m2.5", "m3"), rounding="slim", widths="slim",
         samples=16, evaluations=9,
     )  # fmt: skip
     with open_run(tmp_path / "run", Progress(), settings) as opened:
         yield opened
-
-
-def task(data=None, weights=None):
-    """Two linear layers: 16 inputs, which 12 does not divide, and 36, which 8 does not divide."""
-    del data, weights
-    import torch
-    from torch import nn
-
-    from calib.task import Batch
-
-    class Two:
-        name = "two"
-        metric_name = "agreement"
-
-        def model(self):
-            torch.manual_seed(0)
-            return nn.Sequential(nn.Linear(16, 36), nn.ReLU(), nn.Linear(36, 5)).eval()
-
-        def calibration(self):
-            torch.manual_seed(1)
-            return [Batch((torch.randn(16, 16),), None) for _ in range(3)]
-
-        def evaluation(self):
-            return self.calibration()
-
-        def metric(self, output, target):
-            del target
-            return (output[:, 0] > 0).float()
-
-        def loss(self, output, target):
-            del target
-            return output.square().mean(1)
-
-    return Two()
 
 
 @pytest.mark.parametrize(("budget", "average"), [("avg_bits=2.9", 2.5), ("avg_bits=3", 3.0), ("avg_bits=2", 2.0)])
