@@ -7,7 +7,8 @@ layers have blocks with zero points, of 32 inputs, and of 43 where 32 does not d
 which is the head too, stays in float. A seed draws the 32 calibration rows from the stories behind the 120 that are
 measured; seed 0 takes the first ones. `bits` are those of the values on average, `stored_bits` count scales and zero
 points too. Methods: `nearest`, `gptq` and `descent` round all layers to one width; `slim-llm` has widths inside of a layer and
-rounding as the paper has them, "slim-llm, gptq with clip search" its widths alone; "shapley, ..." searches the average
+rounding as the paper has them, "slim-llm, gptq with clip search" its widths alone; `cmpq` has a table for each input
+channel and outliers; "shapley, ..." searches the average
 of each layer, widths inside of it by what is left of its error. "..., reconstructed" is the same policy after `smpq
 reconstruct`, without labels, on the 32 calibration rows. `cpu_seconds` are those of this process for all but the
 measurement: calibration, rounding and search. Rows
@@ -159,6 +160,12 @@ def uniform(rounding: str, family: str, widths: str = "error") -> Row:
     return row
 
 
+def channels(data: Path, bits: float, seed: int, _: list[dict]) -> dict:
+    """All layers with tables of the same average."""
+    bench = Stories(data, seed, "nearest")
+    return bench.row({unit.path: Format.from_text(f"wc{bits:g}a16") for unit in bench.units})
+
+
 def searched(rounding: str) -> Row:
     """Layers with the widths that a search finds."""
     search = cache(lambda data, seed: Search(data, seed, rounding))
@@ -189,6 +196,7 @@ METHODS: dict[str, Row] = {
     "descent": uniform("descent", "z"),
     "slim-llm": uniform("slim", "m", "slim"),
     "slim-llm, gptq with clip search": uniform("gptq", "m", "slim"),
+    "cmpq": channels,
     "shapley, descent": searched("descent"),
     "shapley, descent, reconstructed": reconstructed("shapley, descent", "descent"),
     "descent, reconstructed": reconstructed("descent", "descent"),

@@ -22,7 +22,7 @@ from calib.network.nodes import operator_name
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
 from calib.observers import Observed, observer_from_name
-from calib.rounding import rounding_from_name
+from calib.rounding import own_rounding, rounding_from_name
 from calib.rounding.widths import width_rule_from_name
 from calib.task import Batch
 
@@ -94,7 +94,8 @@ class Calibration:
             weight = self.traced.state[unit.weight].float()
             matrix = weight.reshape(unit.out_features, -1)
             # what is only looked up sees no inputs: every error counts alike
-            method = self._round if unit.calls else rounding_from_name("nearest")
+            usual = self._round if unit.calls else rounding_from_name("nearest")
+            method = own_rounding(chosen.weight) or usual
             moments, block = self._moments[unit.path], chosen.weight_block
             grid = chosen.weight.with_widths(
                 lambda: self._choose_widths(matrix, moments, chosen.weight.bits, block or unit.in_features)
@@ -139,9 +140,7 @@ class Calibration:
         found = hashlib.sha256(repr(self.settings).encode())
         for key, weight in sorted(self._weights.items()):
             found.update(repr((key, weight.bits, weight.block)).encode())
-            found.update(weight.value_bytes() + weight.scale.cpu().numpy().tobytes())
-            if weight.zero_point is not None:
-                found.update(weight.zero_point.cpu().numpy().tobytes())
+            found.update(weight.content())
         for name, seen in sorted(self._observed.items()):
             found.update(f"{name} {seen.low.hex()} {seen.high.hex()}".encode())
             for part in seen.parts:

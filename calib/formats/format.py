@@ -9,7 +9,7 @@ from functools import cached_property, total_ordering
 from calib.errors import UserError
 
 # The families of number types, in the order in which messages list them.
-from calib.formats import floats, integers, mixed_widths, zero_points
+from calib.formats import floats, integers, mixed_widths, tables, zero_points
 from calib.formats.number_type import NUMBER_TYPES, NumberType
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "formats_from_text",
     "integers",
     "mixed_widths",
+    "tables",
     "zero_points",
 ]
 
@@ -42,7 +43,8 @@ class Format:
     5. `wt7a8`, `wt8a8`: integer weights that share one scale.
     6. `wz4a16b32`: as 4, with a zero point for every block.
     7. `wm2.5a16b32`: as 6, each block of 32 input columns with its own width, 2.5 bits on average.
-    8. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
+    8. `wc2.5a16`: a table of numbers for each input channel, 2.5 bits on average.
+    9. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
     """
 
     weight: NumberType
@@ -62,6 +64,8 @@ class Format:
                 f"activations of type {activation.name} are not supported: use {_listed(_for_activations())}, "
                 f"or leave them float (a{FLOAT_ACTIVATION_BITS})"
             )
+        if activation is not None and weight.as_floats:
+            raise UserError(f"weights of type {weight.name} go with float activations: write w{weight.name}a16")
         if self.weight_block is None:
             if weight.only_blocks:
                 raise UserError(f"weights of type {weight.name} need blocks: write for example w{weight.name}a16b32")

@@ -40,6 +40,7 @@ class NumberType(ABC):
     7. `zero_points`: a weight has a zero point beside each scale, and a number stands for the scale times the
        difference of its value and the zero point. `only_blocks`: there is no scale for a whole channel.
     8. Blocks may have several widths: `with_widths` decides them, and `of_block` is the type of one block.
+    9. `as_floats`: no ONNX type holds the values, and files hold the floats that they stand for.
     """
 
     name: str
@@ -51,6 +52,7 @@ class NumberType(ABC):
     one_scale: ClassVar[bool] = False
     zero_points: ClassVar[bool] = False
     only_blocks: ClassVar[bool] = False
+    as_floats: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -106,6 +108,11 @@ class NumberType(ABC):
         """Return what holds an activation in ONNX."""
         del signed
         return self.weight_storages[-1]
+
+    def overhead_bits(self, rows: int, columns: int, block: int | None) -> float:
+        """Return the bits that a weight `[rows, columns]` takes besides its values: scales and zero points."""
+        scales = 1 if self.one_scale else rows * (columns // block if block else 1)
+        return scales * (self.scale_bits + self.zero_point_bits)
 
     @property
     def zero_point_limits(self) -> tuple[int, int]:

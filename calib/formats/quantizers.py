@@ -135,6 +135,11 @@ class QuantizedWeight:
             return of_scales.reshape(-1, *[1] * (self.values.dim() - 1))
         return of_scales.repeat_interleave(self.block, dim=1)
 
+    def content(self) -> bytes:
+        """Return everything that the weight consists of, besides its type."""
+        zero = b"" if self.zero_point is None else self.zero_point.cpu().numpy().tobytes()
+        return self.value_bytes() + self.scale.cpu().numpy().tobytes() + zero
+
     def value_bytes(self) -> bytes:
         """Return the values as they lie in memory."""
         return self.values.cpu().contiguous().view(torch.uint8).numpy().tobytes()

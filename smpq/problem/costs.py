@@ -74,9 +74,8 @@ def weight_bytes(unit: Unit, chosen: Format) -> float:
     packed = math.ceil(unit.parameters * chosen.weight_bits / 8)
     if chosen.is_float:
         return packed
-    scales = unit.out_features * (unit.in_features // chosen.weight_block if chosen.weight_block else 1)
-    scales = 1 if chosen.weight.one_scale else scales
-    return packed + math.ceil(scales * (chosen.weight.scale_bits + chosen.weight.zero_point_bits) / 8)
+    besides = chosen.weight.overhead_bits(unit.out_features, unit.in_features, chosen.weight_block)
+    return packed + math.ceil(besides / 8)
 
 
 def bit_operations(unit: Unit, chosen: Format) -> float:

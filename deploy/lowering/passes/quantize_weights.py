@@ -36,7 +36,8 @@ def quantize_weights(
     5. Zero points are written out, also where all are zero: runtimes misread a DequantizeLinear without one.
     6. A weight that several calls use is stored once and has one DequantizeLinear; except weights of `copy_from_bits`
        bits or more, which are stored for each call (see `deploy.lowering.lower`).
-    7. Units without an entry in `plan.weights` are left alone, even where the exporter gave them the same initialiser;
+    7. Types that no ONNX type holds (`NumberType.as_floats`) are stored as the floats that they stand for.
+    8. Units without an entry in `plan.weights` are left alone, even where the exporter gave them the same initialiser;
        so are those whose rows are looked up (`quantize_rows`).
     """
     changed = 0
@@ -64,6 +65,9 @@ def _inputs_first(node: ir.Node) -> bool:
 def _dequantized(
     model: ir.Model, node: ir.Node, unit: Unit, weight: QuantizedWeight, newest_opset: int, *, inputs_first: bool
 ) -> ir.Value:
+    if weight.type.as_floats:
+        floats = weight.dequantize().detach().cpu().numpy()
+        return constant(model, f"{unit.path}/weight", _contiguous(floats.T if inputs_first else floats))
     values = weight.value_array()
     scale, zero_points = weight.scale_array(), weight.zero_point_array()
     if weight.block is not None:
