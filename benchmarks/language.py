@@ -5,14 +5,18 @@ Usage: language.py DATA_DIR [--methods 'nearest;gptq'] [--bits 4,3,2] [--seeds 0
 DATA_DIR holds `stories260k.safetensors`, `tok512.json` and `tinystories.txt` (`examples/language.py`). All 35 linear
 layers have blocks with zero points, of 32 inputs, and of 43 where 32 does not divide them (172 inputs); the embedding,
 which is the head too, stays in float. A seed draws the 32 calibration rows from the stories behind the 120 that are
-measured; seed 0 takes the first ones. `bits` are those of the values on average, `stored_bits` count scales and zero
-points too. Methods: `nearest`, `gptq` and `descent` round all layers to one width; `slim-llm` has widths inside of a layer and
-rounding as the paper has them, "slim-llm, gptq with clip search" its widths alone; `cmpq` has a table for each input
-channel and outliers; "shapley, ..." searches the average
-of each layer, widths inside of it by what is left of its error. "..., reconstructed" is the same policy after `smpq
-reconstruct`, without labels, on the 32 calibration rows. `cpu_seconds` are those of this process for all but the
-measurement: calibration, rounding and search. Rows
-that the record holds, by the same settings, are kept.
+measured; seed 0 takes the first ones. `bits` are those of the values on average, `stored_bits` count scales, zero
+points and tables too. Methods:
+
+- `nearest`, `gptq` and `descent` round all layers to one width.
+- `slim-llm` has widths inside of a layer and rounding as the paper has them, "gptq, ranges of slim-llm" its rounding
+  alone, "slim-llm, gptq with clip search" its widths alone.
+- `cmpq` has a table for each input channel, and outliers.
+- "shapley, ..." searches the average of each layer; widths inside of it are those that leave the least error.
+- "..., reconstructed" is the same policy after `smpq reconstruct`, without labels, on the 32 calibration rows.
+
+`cpu_seconds` are those of this process for all but the measurement: calibration, rounding and search. Rows that the
+record holds, by the same settings, are kept.
 """
 
 import argparse
@@ -194,6 +198,7 @@ METHODS: dict[str, Row] = {
     "nearest": uniform("nearest", "z"),
     "gptq": uniform("gptq", "z"),
     "descent": uniform("descent", "z"),
+    "gptq, ranges of slim-llm": uniform("slim", "z"),
     "slim-llm": uniform("slim", "m", "slim"),
     "slim-llm, gptq with clip search": uniform("gptq", "m", "slim"),
     "cmpq": channels,

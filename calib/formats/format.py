@@ -28,6 +28,8 @@ __all__ = [
 FLOAT_ACTIVATION_BITS = 16
 """The `a16` of a weight-only format: the activation stays in the floating-point type of the engine."""
 
+_FEW_NAMES = 3
+"""More names of a family stand in a message as the first and the last one."""
 _TEXT = re.compile(r"w(?P<weight>\d+|[a-z]+?\d+(?:\.\d+)?)(?:a(?P<activation>\d+|[a-z]+?\d+))?(?:b(?P<block>\d+))?")
 
 
@@ -149,7 +151,16 @@ class Format:
 
 
 def _for_weights() -> list[str]:
-    return sorted(name for name, found in NUMBER_TYPES.items() if found.quantized and found.for_weights)
+    """The names of types for weights; those of a large family as `m1.25 to m6`."""
+    families: dict[str, list[str]] = {}
+    for name in sorted(name for name, found in NUMBER_TYPES.items() if found.quantized and found.for_weights):
+        families.setdefault(name.rstrip("0123456789."), []).append(name)
+    listed: list[str] = []
+    for letters, names in families.items():
+        few = not letters or len(names) <= _FEW_NAMES
+        ends = sorted(names, key=lambda name: float(name.removeprefix(letters)))
+        listed += names if few else [f"{ends[0]} to {ends[-1]}"]
+    return listed
 
 
 def _for_activations() -> list[str]:

@@ -23,7 +23,8 @@ def widths_of_slim(weight: Tensor, moments: Moments, average: float, block: int)
     blocks are rounded to the nearest on the range of their weights, and the i with the least error is taken.
 
     Deviations: the error is that of the layer's output, e H e', not the divergence of its softmax, for which the inputs
-    would have to be kept; i = 0 is tried, and i up to half of the blocks (their code ends one earlier); blocks of one
+    would have to be kept (on a model of 260,000 parameters at 2 and 3 bits, with two roundings, the divergence chose
+    better once and worse three times); i = 0 is tried, and i up to half of the blocks (their code ends one earlier); blocks of one
     bit have two values around zero, not around their mean; and an average N + f that is not whole gives N + 1 bits to
     the most salient blocks of i = 0.
     """
