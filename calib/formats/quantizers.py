@@ -115,7 +115,8 @@ class QuantizedWeight:
         Which width a block has is not counted: 3 bits for a block of all rows.
         """
         if self.block is None:
-            return self.values.numel() * self.type.bits + self.scale.numel() * self.type.scale_bits
+            rows, columns = len(self.values), self.values.numel() // len(self.values)
+            return self.values.numel() * self.type.bits + self.type.overhead_bits(rows, columns, None)
         total = 0.0
         for number in range(self.scale.shape[1]):
             own = self.type.of_block(number)
