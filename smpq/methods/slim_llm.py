@@ -23,5 +23,10 @@ def slim_llm(problem: SearchProblem) -> Objective:
     the width rule `slim` (`calib.rounding.widths.slim`), its calibration of ranges and its GPTQ the rounding `slim`.
     This method takes the largest average within the budget for all layers, as the paper does; its score is the bits
     that a format takes away, by parameters. Other methods choose an average for each layer.
+
+    On a Llama of 260,000 parameters (`benchmarks/results/language.json`) it beats GPTQ on the same ranges at 2 bits, 4.28
+    nats a token against 4.51, but not GPTQ whose ranges are searched, 3.37 (one seed): the paper's ranges are within a
+    tenth of those of the weights, which at 2 bits want to be clipped. Nor do its widths help the latter, 3.59: 30 of 35
+    layers have 64 inputs, two blocks of 32, and no block can spare one of two bits.
     """
     return bits_taken_away(problem)
