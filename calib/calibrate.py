@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from calib.choices import ObserverName, RoundingName
+from calib.choices import ObserverName, RoundingName, WidthRuleName
 from calib.declared import check_declared
 from calib.formats.format import Format
 from calib.formats.number_type import NumberType
@@ -23,7 +23,8 @@ from calib.network.nodes import operator_name
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
 from calib.observers import Observed, observer_from_name, shares
-from calib.rounding import rounding_from_name
+from calib.rounding import own_rounding, rounding_from_name
+from calib.rounding.widths import width_rule_from_name
 from calib.task import Batch
 
 _BIAS_LIMIT = 2**30
@@ -31,11 +32,14 @@ _BIAS_LIMIT = 2**30
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """Names of the observer and the rounding method, and the activation scheme of the target."""
+    """Names of the observer and the rounding method, the activation scheme of the target, and the rule of widths inside
+    a layer.
+    """
 
     observer: ObserverName = "mse"
     rounding: RoundingName = "gptq"
     scheme: Scheme = "affine"
+    widths: WidthRuleName = field(default="error", repr=False)  # weights show it, and runs without it stay theirs
 
     def __post_init__(self) -> None:
         check_declared(self)
@@ -67,6 +71,7 @@ class Calibration:
         self._given = batches, settings, memory_mb, self.attention
         self._observer = observer_from_name(settings.observer)
         self._round = rounding_from_name(settings.rounding)
+        self._choose_widths = width_rule_from_name(settings.widths)
         self._observed: dict[str, Observed] = {name: Observed() for name in _observed_tensors(traced, units, attention)}
         self._moments = LayerMoments(traced, units, batches, memory_mb)
         self._moments.collect(self._moments.parts[0], self._observe)
@@ -93,12 +98,15 @@ class Calibration:
             weight = self.traced.state[unit.weight].float()
             matrix = weight.reshape(unit.out_features, -1)
             # what is only looked up sees no inputs: every error counts alike
-            method = self._round if unit.calls else rounding_from_name("nearest")
-            rounded = method(
-                matrix, self._moments[unit.path], chosen.weight, chosen.weight_block, self._scale_floor(unit, chosen)
+            usual = self._round if unit.calls else rounding_from_name("nearest")
+            method = own_rounding(chosen.weight) or usual
+            moments, block = self._moments[unit.path], chosen.weight_block
+            grid = chosen.weight.with_widths(
+                lambda: self._choose_widths(matrix, moments, chosen.weight.bits, block or unit.in_features)
             )
-            self._weights[key] = QuantizedWeight(
-                rounded.type, rounded.values.reshape(weight.shape), rounded.scale.contiguous(), rounded.block
+            rounded = method(matrix, moments, grid, block, self._scale_floor(unit, chosen))
+            self._weights[key] = replace(
+                rounded, values=rounded.values.reshape(weight.shape), scale=rounded.scale.contiguous()
             )
         return self._weights[key]
 
@@ -140,7 +148,7 @@ class Calibration:
         found = hashlib.sha256(repr(self.settings).encode())
         for key, weight in sorted(self._weights.items()):
             found.update(repr((key, weight.bits, weight.block)).encode())
-            found.update(weight.value_bytes() + weight.scale.cpu().numpy().tobytes())
+            found.update(weight.content())
         for name, seen in sorted(self._observed.items()):
             found.update(f"{name} {seen.low.hex()} {seen.high.hex()}".encode())
             for part in seen.parts:

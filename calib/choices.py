@@ -47,7 +47,18 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
 OBSERVERS: Registry[Callable[..., Any]] = Registry(
     dict.fromkeys(("mse", "minmax", "percentile", "entropy"), "calib.observers")
 )
-ROUNDINGS: Registry[Callable[..., Any]] = Registry({"gptq": "calib.rounding.gptq", "nearest": "calib.rounding.nearest"})
+ROUNDINGS: Registry[Callable[..., Any]] = Registry(
+    {name: f"calib.rounding.{name}" for name in ("gptq", "nearest", "descent", "slim")}
+)
+WIDTH_RULES: Registry[Callable[..., Any]] = Registry(
+    {"error": "calib.rounding.widths.error", "slim": "calib.rounding.widths.slim"}
+)
 
 ObserverName: TypeAlias = Annotated[str, Declared("range of activations", OneOf(OBSERVERS), "--observer", Group.SELDOM)]
 RoundingName: TypeAlias = Annotated[str, Declared("rounding of weights", OneOf(ROUNDINGS), "--rounding", Group.SELDOM)]
+WidthRuleName: TypeAlias = Annotated[
+    str,
+    Declared(
+        "widths of blocks inside a layer, for formats as wm2.5a16b32", OneOf(WIDTH_RULES), "--widths", Group.SELDOM
+    ),
+]

@@ -144,7 +144,7 @@ def entropy(seen: Observed, grid: NumberType, scheme: Scheme) -> tuple[float, fl
     if top == 0.0:
         return seen.low, seen.high
     counts, _ = np.histogram(magnitudes[magnitudes > 0], bins=_ENTROPY_BINS, range=(0.0, top))
-    levels = 2 ** (grid.bits - 1)
+    levels = 2 ** (int(grid.bits) - 1)
     best, best_divergence = top, float("inf")
     for bins in range(max(levels, 128), _ENTROPY_BINS + 1, 16):
         clipped = counts[:bins].astype(np.float64)

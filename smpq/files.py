@@ -8,7 +8,7 @@ import msgspec
 
 from calib.files.storage import AboveZero, Amount, Count, FileRecord, Fraction, Positive, Record
 
-FormatText = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9]{0,63}$")]
+FormatText = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9.]{0,63}$")]
 """A format as a program writes it; a person may write more forms (`calib.formats.format.Format.from_text`)."""
 
 SHARES = ("top-1", "top-5", "accuracy")

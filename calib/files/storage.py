@@ -24,6 +24,8 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 AtLeastOne = Annotated[float, msgspec.Meta(ge=1, le=1e18)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+Bits = Annotated[int, msgspec.Meta(ge=1, le=2**53)] | Annotated[float, msgspec.Meta(ge=1, le=2**53)]
+"""Bits of one number, on average where a layer has several widths."""
 Amount = Annotated[float, msgspec.Meta(ge=0)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]

@@ -9,15 +9,28 @@ from functools import cached_property, total_ordering
 from calib.errors import UserError
 
 # The families of number types, in the order in which messages list them.
-from calib.formats import floats, integers
+from calib.formats import floats, integers, mixed_widths, tables, zero_points
 from calib.formats.number_type import NUMBER_TYPES, NumberType
 
-__all__ = ["FLOAT_ACTIVATION_BITS", "FP16", "FP32", "Format", "floats", "formats_from_text", "integers"]
+__all__ = [
+    "FLOAT_ACTIVATION_BITS",
+    "FP16",
+    "FP32",
+    "Format",
+    "floats",
+    "formats_from_text",
+    "integers",
+    "mixed_widths",
+    "tables",
+    "zero_points",
+]
 
 FLOAT_ACTIVATION_BITS = 16
 """The `a16` of a weight-only format: the activation stays in the floating-point type of the engine."""
 
-_TEXT = re.compile(r"w(?P<weight>\d+|[a-z]+?\d+)(?:a(?P<activation>\d+|[a-z]+?\d+))?(?:b(?P<block>\d+))?")
+_FEW_NAMES = 3
+"""More names of a family stand in a message as the first and the last one."""
+_TEXT = re.compile(r"w(?P<weight>\d+|[a-z]+?\d+(?:\.\d+)?)(?:a(?P<activation>\d+|[a-z]+?\d+))?(?:b(?P<block>\d+))?")
 
 
 @total_ordering
@@ -30,7 +43,10 @@ class Format:
     3. `w4a16`, `w8a16`: weight-only, `activation` is None; `w4` and `w8` are short for them.
     4. `w4a16b128`: weight-only, one scale for every block of 128 weights along the input dimension.
     5. `wt7a8`, `wt8a8`: integer weights that share one scale.
-    6. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
+    6. `wz4a16b32`: as 4, with a zero point for every block.
+    7. `wm2.5a16b32`: as 6, each block of 32 input columns with its own width, 2.5 bits on average.
+    8. `wc2.5a16`: a table of numbers for each input channel, 2.5 bits on average.
+    9. Other number types in the same way: `wfp8a16`. A type that is a format of its own has its name alone: `fp8`.
     """
 
     weight: NumberType
@@ -50,7 +66,11 @@ class Format:
                 f"activations of type {activation.name} are not supported: use {_listed(_for_activations())}, "
                 f"or leave them float (a{FLOAT_ACTIVATION_BITS})"
             )
+        if activation is not None and weight.as_floats:
+            raise UserError(f"weights of type {weight.name} go with float activations: write w{weight.name}a16")
         if self.weight_block is None:
+            if weight.only_blocks:
+                raise UserError(f"weights of type {weight.name} need blocks: write for example w{weight.name}a16b32")
             return
         if activation is not None or self.weight_block < 2:
             raise UserError("a block size needs float activations and at least two weights a block, as in w4a16b128")
@@ -77,16 +97,16 @@ class Format:
         return cls(weight, read, int(block) if block is not None else None)
 
     @property
-    def weight_bits(self) -> int:
-        """Bits of one weight."""
+    def weight_bits(self) -> float:
+        """Bits of one weight, on average where blocks have several widths."""
         return self.weight.bits
 
     @property
     def activation_bits(self) -> int:
         """Bits of one input; 16 for a weight-only format, whatever the float type of the engine is."""
         if self.activation is not None:
-            return self.activation.bits
-        return FLOAT_ACTIVATION_BITS if self.weight.quantized else self.weight.bits
+            return int(self.activation.bits)
+        return FLOAT_ACTIVATION_BITS if self.weight.quantized else int(self.weight.bits)
 
     @property
     def is_float(self) -> bool:
@@ -119,7 +139,7 @@ class Format:
     def __lt__(self, other: Format) -> bool:
         return self._key() < other._key()
 
-    def _key(self) -> tuple[int, int, int, str]:
+    def _key(self) -> tuple[float, int, int, str]:
         return self.weight_bits, self.activation_bits, self.weight_block or 0, str(self)
 
     def __str__(self) -> str:
@@ -131,7 +151,16 @@ class Format:
 
 
 def _for_weights() -> list[str]:
-    return sorted(name for name, found in NUMBER_TYPES.items() if found.quantized and found.for_weights)
+    """The names of types for weights; those of a large family as `m1.25 to m6`."""
+    families: dict[str, list[str]] = {}
+    for name in sorted(name for name, found in NUMBER_TYPES.items() if found.quantized and found.for_weights):
+        families.setdefault(name.rstrip("0123456789."), []).append(name)
+    listed: list[str] = []
+    for letters, names in families.items():
+        few = not letters or len(names) <= _FEW_NAMES
+        ends = sorted(names, key=lambda name: float(name.removeprefix(letters)))
+        listed += names if few else [f"{ends[0]} to {ends[-1]}"]
+    return listed
 
 
 def _for_activations() -> list[str]:

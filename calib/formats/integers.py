@@ -42,6 +42,11 @@ class Integer(NumberType):
         return (-1, 1) if self.bits == 1 else (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
 
     @property
+    def spacing(self) -> int:
+        """One bit has the values -1 and +1."""
+        return 2 if self.bits == 1 else 1
+
+    @property
     def unsigned_limits(self) -> tuple[int, int] | None:
         """Smallest and largest unsigned integer."""
         return 0, 2**self.bits - 1

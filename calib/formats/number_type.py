@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NAME = re.compile(r"[1-9]|[a-z]+[0-9]+")
+_NAME = re.compile(r"[1-9]|[a-z]+[0-9]+(\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class NumberType(ABC):
        and learned steps, are for these types alone.
     5. `one_scale`: all output channels of a weight share one scale.
     6. `smallest_clip`: the clip search for weights (`calib.rounding`) goes down to this share of the largest magnitude.
+    7. `zero_points`: a weight has a zero point beside each scale, and a number stands for the scale times the
+       difference of its value and the zero point. `only_blocks`: there is no scale for a whole channel.
+    8. Blocks may have several widths: `with_widths` decides them, and `of_block` is the type of one block.
+    9. `as_floats`: no ONNX type holds the values, and files hold the floats that they stand for.
     """
 
     name: str
@@ -46,11 +50,19 @@ class NumberType(ABC):
     blocks: ClassVar[bool] = False
     is_integer: ClassVar[bool] = False
     one_scale: ClassVar[bool] = False
+    zero_points: ClassVar[bool] = False
+    only_blocks: ClassVar[bool] = False
+    as_floats: ClassVar[bool] = False
 
     @property
     @abstractmethod
-    def bits(self) -> int:
-        """Bits of one number."""
+    def bits(self) -> float:
+        """Bits of one number, on average where blocks have several widths."""
+
+    @property
+    def widest_bits(self) -> int:
+        """Bits of one number of the widest block."""
+        return int(self.bits)
 
     @property
     def for_weights(self) -> bool:
@@ -78,6 +90,16 @@ class NumberType(ABC):
         return 0.3
 
     @property
+    def scale_bits(self) -> int:
+        """Bits of a stored scale of a weight."""
+        return 32
+
+    @property
+    def zero_point_bits(self) -> float:
+        """Bits of a stored zero point of a weight, on average."""
+        return 0
+
+    @property
     @abstractmethod
     def weight_storages(self) -> tuple[Storage, ...]:
         """What can hold a weight in ONNX, the narrowest first."""
@@ -86,6 +108,42 @@ class NumberType(ABC):
         """Return what holds an activation in ONNX."""
         del signed
         return self.weight_storages[-1]
+
+    def overhead_bits(self, rows: int, columns: int, block: int | None) -> float:
+        """Return the bits that a weight `[rows, columns]` takes besides its values: scales and zero points."""
+        scales = 1 if self.one_scale else rows * (columns // block if block else 1)
+        return scales * (self.scale_bits + self.zero_point_bits)
+
+    @property
+    def zero_point_limits(self) -> tuple[int, int]:
+        """Smallest and largest zero point of a weight."""
+        return 0, 0
+
+    def with_widths(self, choose: Callable[[], tuple[int, ...]]) -> NumberType:
+        """Return the type of a weight whose blocks have the widths that `choose` gives in bits, where the type leaves
+        them open; else the type itself.
+        """
+        del choose
+        return self
+
+    @property
+    def block_widths(self) -> tuple[int, ...]:
+        """Bits of each block where these differ and are known; else empty."""
+        return ()
+
+    @property
+    def spacing(self) -> int:
+        """How far a value is from the next one."""
+        return 1
+
+    def of_block(self, number: int) -> NumberType:
+        """Return the type of the numbers in one block of inputs, where the widths of blocks are known."""
+        del number
+        return self
+
+    def held(self, scale: Tensor) -> Tensor:
+        """Return scales of a weight (float32) as they are stored; same shape, float32."""
+        return scale
 
     @abstractmethod
     def round_(self, steps: Tensor, low: float, high: float) -> Tensor:
@@ -109,7 +167,7 @@ def number_type(*names: str) -> Callable[[_Class], _Class]:
     """Register a number type under each name, as it stands in formats: `8` in `w8a8`, `fp8` in `fp8` and `wfp8a16`.
 
     1. Write a subclass of `NumberType` in a file of its own in `calib/formats`; one class for a family. A name is one
-       digit, or letters and digits (`fp8`).
+       digit, or letters and a number (`fp8`, `m2.5`).
     2. `limits` and `round_` say which values there are, in units of the scale. `weight_storages` says which ONNX types
        hold them: every value must be one of theirs.
     3. Decorate it with `@number_type("my8")`, and import the file in `calib.formats.format`. Import torch inside of
@@ -123,7 +181,7 @@ def number_type(*names: str) -> Callable[[_Class], _Class]:
     def register(cls: _Class) -> _Class:
         for name in names:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name of a number type: write one digit, or letters and then digits")
+                raise ValueError(f"{name!r} is no name of a number type: write one digit, or letters and a number")
             NUMBER_TYPES[name] = cls(name)
         return cls
 

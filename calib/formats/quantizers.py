@@ -39,7 +39,7 @@ class ActivationQuantizer:
     @property
     def bits(self) -> int:
         """Bits of one value."""
-        return self.type.bits
+        return int(self.type.bits)
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -90,28 +90,56 @@ def _float32(value: float) -> float:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight in a number type: real = scale * value.
+    """A weight in a number type: real = scale * value, or scale * (value - zero point).
 
-    `values` are int8 for integers, float8_e4m3fn for FP8 (`NumberType.stored`), in the layout of the float weight
-    `[out, in, ...]`. `scale` is float32 `[out]`, also where all channels share one, or `[out, in / block]` with blocks
-    along the input dimension.
+    `values` are int8 for integers, uint8 for those with zero points, float8_e4m3fn for FP8 (`NumberType.stored`), in
+    the layout of the float weight `[out, in, ...]`. `scale` is float32 `[out]`, also where all channels share one, or
+    `[out, in / block]` with blocks along the input dimension. `zero_point` is a whole float32 number for each scale,
+    None for types that have none.
     """
 
     type: NumberType
     values: Tensor
     scale: Tensor
     block: int | None = None
+    zero_point: Tensor | None = None
 
     @property
     def bits(self) -> int:
-        """Bits of one value."""
-        return self.type.bits
+        """Bits of one value; of the widest where blocks have several widths."""
+        return self.type.widest_bits
+
+    def stored_bits(self) -> float:
+        """Return what values, scales and zero points take together, in bits.
+
+        Which width a block has is not counted: 3 bits for a block of all rows.
+        """
+        if self.block is None:
+            rows, columns = len(self.values), self.values.numel() // len(self.values)
+            return self.values.numel() * self.type.bits + self.type.overhead_bits(rows, columns, None)
+        total = 0.0
+        for number in range(self.scale.shape[1]):
+            own = self.type.of_block(number)
+            total += len(self.values) * (self.block * own.bits + own.scale_bits + own.zero_point_bits)
+        return total
 
     def dequantize(self) -> Tensor:
         """Return the float32 weight that the values stand for, in the layout of the float weight."""
+        values = self.values.float()
+        if self.zero_point is not None:
+            values = values - self._by_weight(self.zero_point)
+        return values * self._by_weight(self.scale)
+
+    def _by_weight(self, of_scales: Tensor) -> Tensor:
+        """Return numbers that there are for each scale, in a shape that multiplies the weight."""
         if self.block is None:
-            return self.values.float() * self.scale.reshape(-1, *[1] * (self.values.dim() - 1))
-        return self.values.float() * self.scale.repeat_interleave(self.block, dim=1)
+            return of_scales.reshape(-1, *[1] * (self.values.dim() - 1))
+        return of_scales.repeat_interleave(self.block, dim=1)
+
+    def content(self) -> bytes:
+        """Return everything that the weight consists of, besides its type."""
+        zero = b"" if self.zero_point is None else self.zero_point.cpu().numpy().tobytes()
+        return self.value_bytes() + self.scale.cpu().numpy().tobytes() + zero
 
     def value_bytes(self) -> bytes:
         """Return the values as they lie in memory."""
@@ -125,6 +153,12 @@ class QuantizedWeight:
         if not bool((scale == scale[0]).all()):
             raise ValueError(f"weights of type {self.type.name} have one scale, and the channels have several")
         return np.asarray(scale[0].numpy())
+
+    def zero_point_array(self) -> npt.NDArray[np.float32]:
+        """Return the zero points in the shape of `scale_array`, zeros where the type has none."""
+        if self.zero_point is None:
+            return np.zeros_like(self.scale_array())
+        return np.asarray(self.zero_point.detach().cpu().float().numpy())
 
     def value_array(self) -> npt.NDArray[np.float32]:
         """Return the values as float32, which holds each exactly."""

@@ -7,8 +7,20 @@ from calib.errors import UserError
 from calib.rounding.base import Moments, RoundWeight, rounding
 from calib.rounding.gptq import round_gptq
 from calib.rounding.nearest import round_nearest
+from calib.rounding.own import own_rounding
+from calib.rounding.tables import round_tables
 
-__all__ = ["ROUNDINGS", "Moments", "RoundWeight", "round_gptq", "round_nearest", "rounding", "rounding_from_name"]
+__all__ = [
+    "ROUNDINGS",
+    "Moments",
+    "RoundWeight",
+    "own_rounding",
+    "round_gptq",
+    "round_nearest",
+    "round_tables",
+    "rounding",
+    "rounding_from_name",
+]
 
 
 def rounding_from_name(name: str) -> RoundWeight:

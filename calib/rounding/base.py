@@ -66,9 +66,13 @@ class Moments:
         1 % of the mean diagonal is added. A group whose factor does not exist in float32 is solved in float64, and then
         with more damping: at last only its diagonal is left, which is rounding to nearest.
         """
-        length = self.order.shape[1]
-        rows = self.scaled.gather(1, self.order[:, :, None].expand(-1, -1, length))
-        ordered = rows.gather(2, self.order[:, None, :].expand(-1, length, -1))
+        return self.inverse_factor_of(self.order)
+
+    def inverse_factor_of(self, order: Tensor) -> Tensor:
+        """Return the factor for columns in another order, `[groups, k]`."""
+        length = order.shape[1]
+        rows = self.scaled.gather(1, order[:, :, None].expand(-1, -1, length))
+        ordered = rows.gather(2, order[:, None, :].expand(-1, length, -1))
         factor, exists = _factor(ordered, _DAMPINGS[0])
         for damping in _DAMPINGS:
             failed = torch.nonzero(~exists).flatten()
@@ -137,7 +141,7 @@ class RoundWeight(Protocol):
 
     `weight` is `[out, k]`, rows ordered by group; `grid` says which values there are (`NumberType.round_`);
     `scale_floor` `[out]` is the smallest scale each row may have. Returns values `[out, k]` (`NumberType.stored`) and
-    scales `[out]` or `[out, k / block]`.
+    scales `[out]` or `[out, k / block]`, with a zero point each where the type has them.
     """
 
     def __call__(
@@ -170,27 +174,52 @@ def search_scale(weight: Tensor, importance: Tensor, grid: NumberType, scale_flo
     weight step.
     """
     low, high = grid.limits
-    # in units of a power of two, so that the squares of tiny weights do not vanish
-    powers = exponents(weight.abs().amax(dim=1))
-    weight, floor = (
-        scaled_by_powers(weight, -powers[:, None]),
-        scaled_by_powers(scale_floor, -powers).clamp(max=_LARGEST),
-    )
+    weight, floor, powers = in_unit_powers(weight, scale_floor)
     largest = weight.abs().amax(dim=1)
     # the grid reaches one step further down than up, so a range that just holds the positive end may exceed the largest
     # value
     full = torch.where(largest > 0, largest / high, torch.ones_like(largest))
     best = full.clone()
     best_error = torch.full_like(full, torch.inf)
-    for shrink in torch.linspace(grid.smallest_clip, 1.0, _CLIP_STEPS).tolist():
-        scale = torch.maximum(full * shrink, floor)
+    for share in clip_shares(grid):
+        scale = torch.maximum(full * share, floor)
         rounded = grid.round_(weight / scale[:, None], low, high) * scale[:, None]
         error = ((rounded - weight).square() * importance).sum(dim=1)
         better = error < best_error
         best = torch.where(better, scale, best)
         best_error = torch.where(better, error, best_error)
-    best = torch.where(largest > 0, scaled_by_powers(best, powers), torch.clamp(scale_floor, min=_STEP_OF_ZEROS))
-    return torch.clamp(torch.maximum(best, scale_floor), min=_SMALLEST_NORMAL)
+    return smallest_scales(best, largest > 0, powers, scale_floor)
+
+
+def clip_shares(grid: NumberType) -> list[float]:
+    """Return the clipping points that are tried, as shares of the range that holds all weights."""
+    shares: list[float] = torch.linspace(grid.smallest_clip, 1.0, _CLIP_STEPS).tolist()
+    return shares
+
+
+def in_unit_powers(weight: Tensor, scale_floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows `[rows, k]` and their floors `[rows]` in units of a power of two, and these powers: the squares of
+    tiny weights would vanish.
+    """
+    powers = exponents(weight.abs().amax(dim=1))
+    floor = scaled_by_powers(scale_floor, -powers).clamp(max=_LARGEST)
+    return scaled_by_powers(weight, -powers[:, None]), floor, powers
+
+
+def smallest_scales(scale: Tensor, used: Tensor, powers: Tensor, scale_floor: Tensor) -> Tensor:
+    """Return scales that were found in units of powers of two as plain numbers, none below its floor; a small one for
+    rows that are not `used`, all zeros.
+    """
+    found = torch.where(used, scaled_by_powers(scale, powers), torch.clamp(scale_floor, min=_STEP_OF_ZEROS))
+    return torch.clamp(torch.maximum(found, scale_floor), min=_SMALLEST_NORMAL)
+
+
+def importance_of(moments: Moments, rows: int) -> Tensor:
+    """Return `[rows, k]`, what an error of each weight counts: the mean square of its input, and a little of their mean."""
+    importance = moments.diagonal.repeat_interleave(rows // moments.matrix.shape[0], dim=0)
+    importance = scaled_by_powers(importance, -exponents(importance.amax(dim=1, keepdim=True)))
+    importance = importance + importance.mean(dim=1, keepdim=True) * _SHARE_OF_ALL
+    return torch.where(importance.sum(dim=1, keepdim=True) > 0, importance, torch.ones_like(importance))
 
 
 def search_scales(weight: Tensor, moments: Moments, grid: NumberType, block: int | None, scale_floor: Tensor) -> Tensor:
@@ -198,16 +227,13 @@ def search_scales(weight: Tensor, moments: Moments, grid: NumberType, block: int
     `[out, k / block]`.
     """
     rows, length = weight.shape
-    groups = moments.matrix.shape[0]
-    importance = moments.diagonal.repeat_interleave(rows // groups, dim=0)
     if grid.one_scale:
+        importance = moments.diagonal.repeat_interleave(rows // moments.matrix.shape[0], dim=0)
         flat = importance.reshape(1, -1)
         flat = scaled_by_powers(flat, -exponents(flat.amax(dim=1, keepdim=True)))
         flat = flat if bool(flat.sum() > 0) else torch.ones_like(flat)
         return search_scale(weight.reshape(1, -1), flat, grid, scale_floor.max().reshape(1)).expand(rows).contiguous()
-    importance = scaled_by_powers(importance, -exponents(importance.amax(dim=1, keepdim=True)))
-    importance = importance + importance.mean(dim=1, keepdim=True) * _SHARE_OF_ALL
-    importance = torch.where(importance.sum(dim=1, keepdim=True) > 0, importance, torch.ones_like(importance))
+    importance = importance_of(moments, rows)
     if block is None:
         return search_scale(weight, importance, grid, scale_floor)
     blocks = length // block

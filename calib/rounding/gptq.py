@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import QuantizedWeight
-from calib.rounding.base import Moments, are_worse, exponents, output_errors, rounding, scaled_by_powers, search_scales
-from calib.rounding.nearest import round_nearest
+from calib.rounding.base import Moments, are_worse, exponents, output_errors, rounding, scaled_by_powers
+from calib.rounding.grids import Grid, search_grid
+from calib.rounding.nearest import plain_moments
 
 _COLUMNS_AT_ONCE = 128
 _STEPS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35)
@@ -30,63 +33,76 @@ def round_gptq(
     of what can be gained. A row that rounding to nearest leaves with a smaller error of the output is rounded to
     nearest: of a layer whose inputs are nearly always zero, damping alone decides what GPTQ does.
     """
+    found = search_grid(weight, moments, grid, block, scale_floor)
+    steps = _STEPS if grid.bits < _NO_SEARCH_FROM else (1.0,)
+    numbers, chosen, error = absorb_errors(weight, moments, found, steps, scale_floor)
+    plain = found if grid.one_scale else search_grid(weight, plain_moments(moments), grid, block, scale_floor)
+    nearest = plain.nearest(weight)
+    worse = are_worse(_wrong_by(weight, numbers, chosen), _wrong_by(weight, nearest, plain), moments)
+    worse |= ~torch.isfinite(error)
+    return plain.where(worse, chosen).weight(torch.where(worse[:, None], nearest, numbers))
+
+
+def absorb_errors(
+    weight: Tensor, moments: Moments, found: Grid, steps: Sequence[float], scale_floor: Tensor
+) -> tuple[Tensor, Grid, Tensor]:
+    """Return numbers `[out, k]` of `weight` in units of the step, their grid, and the errors of the output `[out]`.
+
+    Algorithm 1 on `found` with its steps times each of `steps`; each row keeps the one with the smallest error.
+    """
     rows, length = weight.shape
     groups = moments.matrix.shape[0]
-    found = search_scales(weight, moments, grid, block, scale_floor)
     order, factor = moments.order, moments.inverse_factor
     by_row = order.repeat_interleave(rows // groups, dim=0)
-    ordered = weight.gather(1, by_row).reshape(groups, -1, length)
-    unit = -exponents(weight.abs().amax(dim=1, keepdim=True))  # errors of tiny weights would have no squares
 
-    def wrong_by(values: Tensor, scale: Tensor) -> Tensor:
-        return scaled_by_powers(values * _by_column(scale, length) - weight, unit)
+    def in_order(each: Tensor) -> Tensor:
+        return each.expand(rows, length).gather(1, by_row).reshape(groups, -1, length)
 
-    floor = scale_floor if block is None else scale_floor[:, None]
-    best_error, best_values, best_scale = torch.full((rows,), torch.inf, device=weight.device), weight, found
-    for factor_of_step in _STEPS if grid.bits < _NO_SEARCH_FROM else (1.0,):
-        scale = torch.maximum(found * factor_of_step, floor)
-        steps = _by_column(scale, length).expand(rows, length).gather(1, by_row).reshape(groups, -1, length)
-        rounded = _round_columns(ordered, steps, factor, grid).reshape(rows, length)
-        values = torch.empty_like(rounded).scatter_(1, by_row, rounded)
-        error = output_errors(wrong_by(values, scale), moments)
+    ordered, zeros = in_order(weight), found.zeros(length)
+    offsets = None if zeros is None else in_order(zeros)
+    types = [found.of_column(column) for column in order[0].tolist()]  # blocks are for one group
+    best_error, best, best_grid = torch.full((rows,), torch.inf, device=weight.device), weight, found
+    for factor_of_step in steps:
+        tried = found.scaled(factor_of_step, scale_floor)
+        rounded = _round_columns(ordered, in_order(tried.steps(length)), offsets, factor, types).reshape(rows, length)
+        numbers = torch.empty_like(rounded).scatter_(1, by_row, rounded)
+        error = output_errors(_wrong_by(weight, numbers, tried), moments)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
-        best_values, best_scale = _chosen(better, (values, scale), (best_values, best_scale))
-    if grid.one_scale:
-        values, scale = grid.round_(weight / found[:, None], *grid.limits), found
-    else:
-        nearest = round_nearest(weight, moments, grid, block, scale_floor)
-        values, scale = nearest.values.float(), nearest.scale
-    worse = are_worse(wrong_by(best_values, best_scale), wrong_by(values, scale), moments) | ~torch.isfinite(best_error)
-    best_values, best_scale = _chosen(worse, (values, scale), (best_values, best_scale))
-    return QuantizedWeight(grid, grid.stored(best_values), best_scale, block)
+        best, best_grid = torch.where(better[:, None], numbers, best), tried.where(better, best_grid)
+    return best, best_grid, best_error
 
 
-def _by_column(scale: Tensor, length: int) -> Tensor:
-    """Return the step of each weight, `[out, 1]` or `[out, k]`."""
-    return scale[:, None] if scale.dim() == 1 else scale.repeat_interleave(length // scale.shape[1], dim=1)
+def _wrong_by(weight: Tensor, numbers: Tensor, grid: Grid) -> Tensor:
+    """Return the errors of a weight in units of a power of two: those of tiny weights would have no squares."""
+    unit = -exponents(weight.abs().amax(dim=1, keepdim=True))
+    return scaled_by_powers(numbers * grid.steps(weight.shape[1]) - weight, unit)
 
 
-def _chosen(rows: Tensor, ours: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return values and steps: `ours` in some rows, those of `others` in the rest."""
-    one, two = (torch.where(rows.reshape(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(ours, others, strict=True))
-    return one, two
-
-
-def _round_columns(weight: Tensor, step: Tensor, factor: Tensor, grid: NumberType) -> Tensor:
-    """Round `[groups, rows, k]`; a block of columns at a time, so that most of the updates are matrix products."""
+def _round_columns(
+    weight: Tensor, step: Tensor, zero: Tensor | None, factor: Tensor, types: Sequence[NumberType]
+) -> Tensor:
+    """Round `[groups, rows, k]` to numbers in units of the step; a block of columns at a time, so that most of the
+    updates are matrix products. `types` are those of the columns.
+    """
     weight = weight.clone()
-    values = torch.empty_like(weight)
+    numbers = torch.empty_like(weight)
     length = weight.shape[2]
     for start in range(0, length, _COLUMNS_AT_ONCE):
         stop = min(start + _COLUMNS_AT_ONCE, length)
         errors = torch.empty_like(weight[:, :, start:stop])
         for column in range(start, stop):
             value = weight[:, :, column]
-            rounded = grid.round_(value / step[:, :, column], *grid.limits)
-            values[:, :, column] = rounded
+            rounded = _rounded(value / step[:, :, column], None if zero is None else zero[:, :, column], types[column])
+            numbers[:, :, column] = rounded
             error = (value - rounded * step[:, :, column]) / factor[:, None, column, column]
             errors[:, :, column - start] = error
             weight[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, None, column, column + 1 : stop]
         weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return values
+    return numbers
+
+
+def _rounded(steps: Tensor, zero: Tensor | None, grid: NumberType) -> Tensor:
+    if zero is None:
+        return grid.round_(steps, *grid.limits)
+    return grid.round_(steps.add_(zero), *grid.limits).sub_(zero)

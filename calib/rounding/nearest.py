@@ -7,7 +7,8 @@ from torch import Tensor
 
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import QuantizedWeight
-from calib.rounding.base import Moments, rounding, search_scales
+from calib.rounding.base import Moments, rounding
+from calib.rounding.grids import search_grid
 
 
 @rounding("nearest")
@@ -15,7 +16,11 @@ def round_nearest(
     weight: Tensor, moments: Moments, grid: NumberType, block: int | None, scale_floor: Tensor
 ) -> QuantizedWeight:
     """Round to nearest with the clipping range of least plain squared error (the inputs play no part)."""
-    ones = Moments(torch.eye(weight.shape[1], device=weight.device).expand(moments.matrix.shape[0], -1, -1))
-    scale = search_scales(weight, ones, grid, block, scale_floor)
-    step = scale[:, None] if block is None else scale.repeat_interleave(block, dim=1)
-    return QuantizedWeight(grid, grid.stored(grid.round_(weight / step, *grid.limits)), scale, block)
+    found = search_grid(weight, plain_moments(moments), grid, block, scale_floor)
+    return found.weight(found.nearest(weight))
+
+
+def plain_moments(moments: Moments) -> Moments:
+    """Return those of independent inputs, for as many groups: every error counts alike."""
+    groups, length, _ = moments.matrix.shape
+    return Moments(torch.eye(length, device=moments.matrix.device).expand(groups, -1, -1))

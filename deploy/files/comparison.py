@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calib.files.storage import AboveZero, Amount, Count, Positive, Record
+from calib.files.storage import AboveZero, Amount, Bits, Count, Positive, Record
 from deploy.files.verification import StageName
 from smpq.files import FormatText, Interval
 
@@ -47,7 +47,7 @@ class ComparedRun(Record, frozen=True, kw_only=True):
     seconds: Amount | None
     formats: tuple[FormatText, ...]
     """Of each layer, in the order of `Comparison.layers`."""
-    bits: tuple[Positive, ...]
+    bits: tuple[Bits, ...]
     """Weight bits of each layer."""
 
 

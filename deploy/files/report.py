@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from calib.files.storage import AboveZero, Amount, AtLeastOne, Count, FileRecord, Positive, Record
+from calib.files.storage import AboveZero, Amount, AtLeastOne, Bits, Count, FileRecord, Positive, Record
 from deploy.files.curve import CurveFile
 from deploy.files.engine import FinetuneFile
 from deploy.files.search import SizesRow, SkippedRow
@@ -63,7 +63,7 @@ class LayerRow(Record, frozen=True, kw_only=True):
     parameters: Positive
     macs: Count
     format: FormatText
-    bits: Positive
+    bits: Bits
     score: float | None
     standard_error: Amount | None
     interval: Interval | None

@@ -112,7 +112,7 @@ def _plans(found: Comparison) -> list[str]:
     room = WIDTH - max(map(len, names)) - 2
     order, width = _shown_layers(found, numbers, room)
     for name, run in zip(names, found.runs, strict=True):
-        rows.append([name, "".join(f"{run.bits[index]:>{width}}" for index in order)])
+        rows.append([name, "".join(f"{run.bits[index]:>{width}g}" for index in order)])
     left_out = len(found.layers) - len(order)
     which = f"{counted(len(order), 'layer')} of {len(found.layers)} that differ" if left_out else "all layers"
     head = f"Weight bits, {which} in the order of the model; {len(numbers)} differ:"
@@ -121,7 +121,7 @@ def _plans(found: Comparison) -> list[str]:
 
 def _shown_layers(found: Comparison, numbers: Sequence[int], room: int) -> tuple[list[int], int]:
     """Return the layers whose bits find room, in the order of the model, and how wide a column is."""
-    width = 1 + max(len(str(bits)) for run in found.runs for bits in run.bits)
+    width = 1 + max(len(f"{bits:g}") for run in found.runs for bits in run.bits)
     most = max(1, room // width)
     return (list(range(len(found.layers))) if len(found.layers) <= most else sorted(numbers[:most])), width
 

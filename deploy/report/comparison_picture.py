@@ -72,7 +72,7 @@ def _plans(found: Comparison, top: float) -> tuple[list[Markup], float]:
             kind = next((name for most, name in _SHADES if bits <= most), "b16")
             parts.append(hinted("rect", hint, class_=kind, x=x, y=y, width=max(step - 1, 0.5), height=_ROW - 2))
             if step >= _NARROWEST_TEXT:
-                parts.append(label(x + step / 2, y + _ROW / 2 + 3, str(bits), "in", "middle"))
+                parts.append(label(x + step / 2, y + _ROW / 2 + 3, f"{bits:g}", "in", "middle"))
     bottom = top + _ROW * len(found.runs)
     names = short_names([shown(layer.path) for layer in found.layers])
     every = math.ceil(14.0 / step)

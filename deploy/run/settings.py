@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec.structs import force_setattr
 
-from calib.choices import ObserverName, RoundingName
+from calib.choices import ObserverName, RoundingName, WidthRuleName
 from calib.declared import (
     NOT_BLANK,
     SEEDS,
@@ -103,6 +103,7 @@ class Settings(Record, frozen=True):
             unset="not at all",
         ),
     ] = None
+    widths: WidthRuleName = "error"
     value: Annotated[str, Declared("what a policy is judged by (kl needs no labels)", OneOf(VALUES), "--value")] = "kl"
     samples: Annotated[
         int, Declared("calibration samples that judge a policy", Interval(1), "--samples", Group.LENGTH)

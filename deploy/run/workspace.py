@@ -148,7 +148,8 @@ class Workspace:
     @cached_property
     def fake_quantizer(self) -> FakeQuantizer:
         """Calibrate, and round every weight that the space may need."""
-        settings = CalibrationSettings(self.settings.observer, self.settings.rounding, self.target.activation_scheme)
+        own = self.settings
+        settings = CalibrationSettings(own.observer, own.rounding, self.target.activation_scheme, own.widths)
         units = self.space.units
         with self.progress.step("calibrate"):
             limit = self.resources.memory_limit_mb

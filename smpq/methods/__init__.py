@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # in the order in which smpq methods lists them
-from smpq.methods import shapley, supernet, hawq, clado, clado_near, hybrid, coopq, fima_q, ohq  # isort: skip
+from smpq.methods import shapley, supernet, hawq, clado, clado_near, hybrid, coopq, fima_q, ohq, slim_llm, cmpq  # isort: skip
 from smpq.methods import largest_first, random_importance, uniform  # isort: skip
 from smpq.methods.base import METHODS, Method, Need, method, method_from_name
 from smpq.methods.problem import Limits, Objective, SearchProblem, linear_objective
@@ -23,6 +23,7 @@ __all__ = [
     "SearchProblem",
     "clado",
     "clado_near",
+    "cmpq",
     "coopq",
     "fima_q",
     "hawq",
@@ -34,6 +35,7 @@ __all__ = [
     "ohq",
     "random_importance",
     "shapley",
+    "slim_llm",
     "supernet",
     "uniform",
 ]  # fmt: skip

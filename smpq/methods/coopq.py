@@ -102,5 +102,6 @@ def _share(move: Move, singles: dict[Move, float], narrowest: object) -> float:
     group, chosen = move
     most = next(value for (name, each), value in singles.items() if name == group and each == narrowest)
     if most >= 0:
-        return 4.0 ** (min(each.weight_bits for name, each in singles if name == group) - chosen.weight_bits)
+        share: float = 4.0 ** (min(each.weight_bits for name, each in singles if name == group) - chosen.weight_bits)
+        return share
     return min(max(singles[move] / most, 0.0), 1.0)

@@ -34,4 +34,5 @@ def random(problem: SearchProblem) -> Objective:
 
 
 def _error(chosen: Format) -> float:
-    return 4.0**-chosen.weight_bits + (4.0**-chosen.activation_bits if chosen.quantizes_activation else 0.0)
+    weight: float = 4.0**-chosen.weight_bits
+    return weight + (4.0**-chosen.activation_bits if chosen.quantizes_activation else 0.0)

@@ -11,7 +11,6 @@ from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from smpq.problem.policy import Group, Join, Policy, Space, integer_regions
 
-_SCALE_BYTES = 4
 _FLOAT_BITS = 32
 
 
@@ -69,13 +68,14 @@ def is_integer(chosen: Format) -> bool:
 
 
 def weight_bytes(unit: Unit, chosen: Format) -> float:
-    """Bytes of one unit's weight as stored: packed integers and float32 scales, or floats."""
+    """Bytes of one unit's weight as stored: packed integers, scales and zero points in the bits of the number type, or
+    floats.
+    """
     packed = math.ceil(unit.parameters * chosen.weight_bits / 8)
     if chosen.is_float:
         return packed
-    scales = unit.out_features * (unit.in_features // chosen.weight_block if chosen.weight_block else 1)
-    scales = 1 if chosen.weight.one_scale else scales
-    return packed + scales * _SCALE_BYTES
+    besides = chosen.weight.overhead_bits(unit.out_features, unit.in_features, chosen.weight_block)
+    return packed + math.ceil(besides / 8)
 
 
 def bit_operations(unit: Unit, chosen: Format) -> float:

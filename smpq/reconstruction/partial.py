@@ -13,11 +13,10 @@ from torch import Tensor
 from calib.errors import UserError
 from calib.files.storage import FileRecord
 from calib.files.tensor_file import read_tensor_file, write_tensor_file
-from calib.formats.integers import integer
 from calib.formats.quantizers import QuantizedWeight
-from smpq.training.finetuned import WeightRow, check_weight
+from smpq.training.weight_file import WeightRow, check_weight, row_of, tensors_of, weight_from
 
-_INTEGERS, _SCALE, _BIAS = "integers/", "scale/", "bias/"
+_BIAS = "bias/"
 _REPAIR = "delete it; the reconstruction then begins anew"
 
 
@@ -54,13 +53,13 @@ def write_partial(path: Path, done: Finished) -> None:
     """Write the file in one step."""
     tensors = {f"{_BIAS}{name}": bias for name, bias in done.biases.items()}
     for unit, weight in done.weights.items():
-        tensors |= {f"{_INTEGERS}{unit}": weight.values, f"{_SCALE}{unit}": weight.scale}
+        tensors |= tensors_of(unit, weight)
     record = PartialFile(
         policy=done.policy,
         fingerprint=done.fingerprint,
         settings=dict(done.settings),
         costs=done.costs,
-        weights={unit: WeightRow(bits=weight.bits, block=weight.block) for unit, weight in done.weights.items()},
+        weights={unit: row_of(weight) for unit, weight in done.weights.items()},
         steps=done.steps,
     )
     write_tensor_file(path, record, tensors)
@@ -72,15 +71,10 @@ def read_partial(path: Path) -> Finished | None:
         return None
     record, tensors = read_tensor_file(path, PartialFile, _REPAIR)
     try:
-        weights = {
-            unit: QuantizedWeight(
-                integer(row.bits), tensors[f"{_INTEGERS}{unit}"], tensors[f"{_SCALE}{unit}"], row.block
-            )
-            for unit, row in record.weights.items()
-        }
+        weights = {unit: weight_from(unit, row, tensors) for unit, row in record.weights.items()}
     except KeyError as error:
         raise UserError(f"{path} is damaged: it lacks {error}: {_REPAIR}") from error
     for unit, weight in weights.items():
-        check_weight(weight, path, unit)
+        check_weight(weight, path, unit, _REPAIR)
     biases = {name.removeprefix(_BIAS): tensor for name, tensor in tensors.items() if name.startswith(_BIAS)}
     return Finished(record.policy, record.fingerprint, record.settings, record.costs, weights, biases, record.steps)

@@ -78,7 +78,7 @@ def reconstruct(
     BRECQ (Li et al., arXiv 2102.05426) with the losses of `smpq.reconstruction.losses`. UserError when the error is not a
     number any more, and where nothing is on integers.
     """
-    check_learned(subject.plan.formats.values())
+    check_learned(chosen for chosen in subject.plan.formats.values() if not chosen.weight.zero_points)
     if not any(map(_is_trained, subject.plan.weights.values())):
         raise UserError("no weight of the policy is on integers of two bits or more: there is nothing to reconstruct")
     started = time.monotonic()
@@ -287,7 +287,9 @@ class _Judged:
 
 
 def _is_trained(weight: QuantizedWeight | None) -> bool:
-    return weight is not None and weight.type.is_integer and weight.bits >= _FEWEST_BITS
+    if weight is None or not (weight.type.is_integer or weight.type.zero_points):
+        return False
+    return weight.type.zero_points or weight.bits >= _FEWEST_BITS
 
 
 def _arranged(traced: TracedModel, order: torch.memory_format) -> TracedModel:

@@ -169,7 +169,7 @@ def operations_of(chosen: Format) -> tuple[str, str]:
 
 
 def _rows(group: Group, formats: Sequence[Format]) -> dict[Key, tuple[Operation, ...]]:
-    weights = {chosen.weight_key: chosen.weight_bits for chosen in formats}
+    weights = {chosen.weight_key: int(chosen.weight_bits) for chosen in formats}
     activations = {f"a{chosen.activation_bits}": chosen.activation_bits for chosen in formats}
     found: dict[Key, tuple[Operation, ...]] = {}
     for key, row in zip(_keys(group.name), (weights, activations), strict=True):

@@ -26,18 +26,12 @@ from calib.network.graph import TracedModel
 from calib.network.products import parameter_from_weight
 from calib.network.units import Unit
 from smpq.training.trainable import leaf_names
+from smpq.training.weight_file import WeightRow, check_weight, names_of, row_of, tensors_of, weight_from
 
-_PARAMETER, _INTEGERS, _SCALE = "parameter/", "integers/", "scale/"
+_PARAMETER = "parameter/"
 _REPAIR = "delete it, and fine-tune again if you want to"
 _LARGEST_STEP = float(torch.finfo(torch.float32).max)
 _SMALLEST_STEP = float(torch.finfo(torch.float32).tiny)
-
-
-class WeightRow(Record, frozen=True, kw_only=True):
-    """How the integers of one unit are to be read."""
-
-    bits: Annotated[int, Meta(ge=1, le=8)]
-    block: Annotated[int, Meta(ge=2, le=2**31)] | None
 
 
 class GridRow(Record, frozen=True, kw_only=True):
@@ -127,8 +121,7 @@ class FineTunedWeights:
         """Write a safetensors file in one step."""
         tensors = {f"{_PARAMETER}{name}": tensor for name, tensor in self.parameters.items()}
         for unit, weight in self.weights.items():
-            tensors[f"{_INTEGERS}{unit}"] = weight.values
-            tensors[f"{_SCALE}{unit}"] = weight.scale
+            tensors |= tensors_of(unit, weight)
         write_tensor_file(path, self._record(), tensors)
 
     @classmethod
@@ -142,21 +135,16 @@ class FineTunedWeights:
         parameters = {
             name.removeprefix(_PARAMETER): tensor for name, tensor in tensors.items() if name.startswith(_PARAMETER)
         }
-        parts = {f"{part}{unit}" for unit in record.weights for part in (_INTEGERS, _SCALE)}
+        parts = {name for unit, row in record.weights.items() for name in names_of(unit, row)}
         unexpected = sorted(parts.symmetric_difference(name for name in tensors if not name.startswith(_PARAMETER)))
         check(
             not unexpected, path, f"{', '.join(unexpected[:1])[:200]!r} is missing, or does not belong there", _REPAIR
         )
         grids = {(row.tensor, row.bits): row.grid() for row in record.quantizers}
         check(len(grids) == len(record.quantizers), path, "a tensor has two grids of the same bits", _REPAIR)
-        weights = {
-            unit: QuantizedWeight(
-                integer(row.bits), tensors[f"{_INTEGERS}{unit}"], tensors[f"{_SCALE}{unit}"], row.block
-            )
-            for unit, row in record.weights.items()
-        }
+        weights = {unit: weight_from(unit, row, tensors) for unit, row in record.weights.items()}
         for unit, weight in weights.items():
-            check_weight(weight, path, unit)
+            check_weight(weight, path, unit, _REPAIR)
         for name, tensor in parameters.items():
             check(tensor.dtype == torch.float32, path, f"{name[:200]!r} is {tensor.dtype}, expected float32", _REPAIR)
         return cls(
@@ -218,7 +206,7 @@ class FineTunedWeights:
         return FineTunedFile(
             policy=self.policy,
             fingerprint=self.fingerprint,
-            weights={unit: WeightRow(bits=weight.bits, block=weight.block) for unit, weight in self.weights.items()},
+            weights={unit: row_of(weight) for unit, weight in self.weights.items()},
             quantizers=tuple(
                 GridRow(tensor=tensor, bits=grid.bits, scale=grid.scale, zero_point=grid.zero_point, signed=grid.signed)
                 for (tensor, _), grid in self.quantizers.items()
@@ -244,32 +232,6 @@ def record_of_file(path: Path) -> FineTunedFile:
     return read_tensor_record(path, FineTunedFile, _REPAIR)
 
 
-def check_weight(weight: QuantizedWeight, path: Path, unit: str) -> None:
-    """Raise UserError unless the integers have the bits that are said, and a positive step for each channel or
-    block.
-    """
-    integers, scale, name = weight.values, weight.scale, repr(unit[:200])
-    check(
-        integers.dtype == torch.int8 and integers.dim() >= 2,
-        path,
-        f"the weight {name} is no int8 [out, in, ...]",
-        _REPAIR,
-    )
-    low, high = weight.type.limits
-    inside = bool((weight.type.round_(integers.float(), low, high) == integers).all())
-    check(inside, path, f"the weight {name} of {weight.bits} bits has integers outside of {low} to {high}", _REPAIR)
-    out, inputs = integers.shape[:2]
-    wanted = (out,) if weight.block is None else (out, inputs // weight.block)
-    fits = tuple(scale.shape) == wanted and (weight.block is None or inputs % weight.block == 0)
-    check(fits, path, f"the steps of {name} have shape {list(scale.shape)}, expected {list(wanted)}", _REPAIR)
-    check(
-        scale.dtype == torch.float32 and bool((scale > 0).all()),
-        path,
-        f"the steps of {name} are not all above zero",
-        _REPAIR,
-    )
-
-
 class _FineTunedCalibration(Calibration):
     """Has nothing observed: only what was trained can be asked for."""
 
@@ -280,7 +242,7 @@ class _FineTunedCalibration(Calibration):
         self._tuned = tuned
 
     def quantizer(self, tensor: str, grid: NumberType, scheme: Scheme) -> ActivationQuantizer:
-        found = self._tuned.quantizers.get((tensor, grid.bits))
+        found = self._tuned.quantizers.get((tensor, int(grid.bits)))
         if found is None or found.type != grid or found.signed != (scheme == "symmetric"):
             raise UserError(
                 f"{tensor} was not fine-tuned at {grid.bits} bits ({scheme}): fine-tune again, or delete the fine-tuned "

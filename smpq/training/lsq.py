@@ -35,7 +35,7 @@ def check_learned(formats: Iterable[Format]) -> None:
         if any(found.one_scale for found in types):
             raise UserError(
                 f"{chosen} cannot be trained: fine-tuning and supernets learn a step for each output channel; use "
-                f"{Format(integer(chosen.weight_bits), chosen.activation)}, or do not fine-tune"
+                f"{Format(integer(int(chosen.weight_bits)), chosen.activation)}, or do not fine-tune"
             )
 
 

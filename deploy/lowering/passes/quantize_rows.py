@@ -78,11 +78,10 @@ class _Rows:
         return next(node for node in self.model.graph if node in readers)
 
     def standard(self) -> None:
-        scale = self.weight.scale_array()
-        axis = 0 if self.weight.block is None else 1
-        dequantize = stored_weight(
-            self.model, self.unit.path, self.weight, self.newest_opset, axis, (self.weight.value_array(), scale)
-        )
+        weight = self.weight
+        axis = 0 if weight.block is None else 1
+        arrays = weight.value_array(), weight.scale_array(), weight.zero_point_array()
+        dequantize = stored_weight(self.model, self.unit.path, weight, self.newest_opset, axis, arrays)
         self.model.graph.insert_before(self.first, dequantize)
         for node in gather_nodes(self.model, self.unit):
             node.replace_input_with(0, dequantize.outputs[0])

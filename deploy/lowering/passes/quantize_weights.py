@@ -33,10 +33,11 @@ def quantize_weights(
     3. Block scales need MatMul: `[K, N]` values, axis 0, scale `[K / block, N]`. Anything else is a ValueError (a
        pass is missing).
     4. A scale that all channels share is a scalar, and so is its zero point.
-    5. Zero points are written out, all zero: runtimes misread a DequantizeLinear without one.
+    5. Zero points are written out, also where all are zero: runtimes misread a DequantizeLinear without one.
     6. A weight that several calls use is stored once and has one DequantizeLinear; except weights of `copy_from_bits`
        bits or more, which are stored for each call (see `deploy.lowering.lower`).
-    7. Units without an entry in `plan.weights` are left alone, even where the exporter gave them the same initialiser;
+    7. Types that no ONNX type holds (`NumberType.as_floats`) are stored as the floats that they stand for.
+    8. Units without an entry in `plan.weights` are left alone, even where the exporter gave them the same initialiser;
        so are those whose rows are looked up (`quantize_rows`).
     """
     changed = 0
@@ -64,29 +65,37 @@ def _inputs_first(node: ir.Node) -> bool:
 def _dequantized(
     model: ir.Model, node: ir.Node, unit: Unit, weight: QuantizedWeight, newest_opset: int, *, inputs_first: bool
 ) -> ir.Value:
+    if weight.type.as_floats:
+        floats = weight.dequantize().detach().cpu().numpy()
+        return constant(model, f"{unit.path}/weight", _contiguous(floats.T if inputs_first else floats))
     values = weight.value_array()
-    scale = weight.scale_array()
+    scale, zero_points = weight.scale_array(), weight.zero_point_array()
     if weight.block is not None:
         if node.op_type != "MatMul" or values.shape[1] != weight.block * scale.shape[1]:
             raise ValueError(
                 f"{unit.path}: blocks of {weight.block} need a MatMul whose inputs they divide, not {node.op_type}"
             )
-        scale = scale.T
+        scale, zero_points = scale.T, zero_points.T
     if inputs_first:
         values = values.T
     axis = 1 if inputs_first and weight.block is None else 0
-    dequantize = stored_weight(model, unit.path, weight, newest_opset, axis, (values, scale))
+    dequantize = stored_weight(model, unit.path, weight, newest_opset, axis, (values, scale, zero_points))
     model.graph.insert_before(node, dequantize)
     return dequantize.outputs[0]
 
 
 def stored_weight(
-    model: ir.Model, path: str, weight: QuantizedWeight, newest_opset: int, axis: int, arrays: tuple[Array, Array]
+    model: ir.Model,
+    path: str,
+    weight: QuantizedWeight,
+    newest_opset: int,
+    axis: int,
+    arrays: tuple[Array, Array, Array],
 ) -> ir.Node:
-    """Add the integers of a unit and their steps (`arrays`), and return the DequantizeLinear that reads them, which is
-    in no graph yet; its scales lie along `axis`.
+    """Add the integers of a unit, their steps and zero points (`arrays`), and return the DequantizeLinear that reads
+    them, which is in no graph yet; its scales lie along `axis`.
     """
-    values, scale = arrays
+    values, scale, zero_points = arrays
     attributes = {"axis": axis} if weight.block is None else {"axis": axis, "block_size": weight.block}
     if weight.type.one_scale:
         attributes = {}
@@ -98,10 +107,10 @@ def stored_weight(
     stored = ir.DataType[storage.onnx_type].numpy()
     value = constant(model, f"{path}/weight", _contiguous(values).astype(stored))
     scales = constant(model, f"{value.name}/scale", _contiguous(scale))
-    zero_points = constant(model, f"{value.name}/zero_point", np.zeros(scale.shape, stored))
+    zeros = constant(model, f"{value.name}/zero_point", _contiguous(zero_points).astype(stored))
     return new_node(
         "DequantizeLinear",
-        [value, scales, zero_points],
+        [value, scales, zeros],
         free_name(model, f"{value.name}/DQ"),
         ir.DataType.FLOAT,
         ir.Shape(values.shape),

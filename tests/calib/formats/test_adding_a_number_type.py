@@ -54,7 +54,7 @@ def test_messages_list_them():
     message = refused("run", *TASK, "--formats", "w9a8", "--budget", "size=0.9x", "--out", "nowhere")
     assert "activations 2, 3, 4, 5, 6, 7, 8, fp8 or pow4" in message
     message = refused("run", *TASK, "--rounding", "up", "--budget", "size=0.9x", "--out", "nowhere")
-    assert "--rounding must be one of gptq, nearest, down, not 'up'" in message
+    assert "--rounding must be one of gptq, nearest, descent, slim, down, not 'up'" in message
 
 
 @pytest.mark.usefixtures("added")

@@ -61,6 +61,12 @@ def test_wrong_text_is_a_user_error(text):
         Format.from_text(text)
 
 
+def test_a_message_names_large_families_by_their_ends():
+    with pytest.raises(UserError) as found:
+        Format.from_text("w9a8")
+    assert "weights may be 1, 2, 3, 4, 5, 6, 7, 8, c1.5 to c4, fp8, m1.25 to m6, t7, t8 or z1 to z8" in str(found.value)
+
+
 def test_what_a_format_says_of_itself():
     assert FP32.is_float
     assert FP16.is_float

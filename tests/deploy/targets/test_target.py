@@ -63,7 +63,11 @@ def variants(name: str) -> list[Target]:
 def test_every_rule_of_a_table_decides_something(name):
     targets = variants(name)
     rests = ("a4", "a7", "a8", "a16", "a16b2", "a16b8", "a16b128", "a16b256")
-    formats = [FP16, FP32, *map(Format.from_text, ("fp8", "wfp8a16", "wt7a8", "wt8a8"))]
+    formats = [
+        FP16,
+        FP32,
+        *map(Format.from_text, ("fp8", "wfp8a16", "wt7a8", "wt8a8", "wz4a16b32", "wm2.5a16b32", "wc2.5a16")),
+    ]
     formats += [Format.from_text(f"w{bits}{rest}") for bits in range(1, 9) for rest in rests]
     layers = [LayerKind(operator, 256, outputs) for operator in OPERATORS for outputs in (256, 255)]
     used = {capability_of(target, layer, format_).note for target in targets for layer in layers for format_ in formats}
@@ -95,6 +99,11 @@ def test_every_format_is_decided_by_a_rule_with_its_source(name):
                 "w4a16b2",
                 "w4a16b256",
                 "w8a16b32",
+                "wz2a16b128",
+                "wm2a16b128",
+                "wm2.25a16b128",
+                "wc2a16",
+                "wc2.25a16",
             ):
                 assert "has not been measured" not in capability(target, operator, Format.from_text(text), 256).note
 

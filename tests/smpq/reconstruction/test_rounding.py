@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from calib.formats.format import Format
 from calib.formats.integers import integer
 from calib.formats.quantizers import QuantizedWeight
+from calib.rounding import ROUNDINGS, Moments
 from smpq.reconstruction.rounding import SoftWeight
 
 
@@ -60,3 +62,28 @@ def test_steps_are_learned_in_proportion(weight):
     with torch.no_grad():
         soft.stretch.fill_(1.0)
     assert torch.allclose(soft.hard().scale, calibrated.scale * torch.e)
+
+
+@pytest.mark.parametrize("text", ["wz2b4", "wz1b4", "wm2.5b4"])
+@pytest.mark.parametrize("begin", ["calibrated", "nearest"])
+def test_zero_points_and_widths_of_blocks_stay(text, begin):
+    generator = torch.Generator().manual_seed(0)
+    floats, chosen = torch.randn(6, 8, generator=generator), Format.from_text(text)
+    grid = chosen.weight.with_widths(lambda: (1, 4))
+    calibrated = ROUNDINGS["nearest"](floats, Moments(torch.eye(8)[None]), grid, 4, torch.zeros(6))
+    soft = SoftWeight(floats, calibrated, begin)
+    again = soft.hard()
+    assert torch.equal(again.values, calibrated.values)
+    assert torch.equal(again.scale, calibrated.scale)
+    assert torch.equal(again.zero_point, calibrated.zero_point)
+    assert again.type.block_widths == calibrated.type.block_widths
+    torch.testing.assert_close(again.dequantize(), calibrated.dequantize())
+    with torch.no_grad():
+        soft.variables.fill_(10.0)
+        soft.stretch.fill_(0.25)
+    up = soft.hard()
+    torch.testing.assert_close(soft().detach(), up.dequantize(), rtol=0.01, atol=0)
+    for number, own in enumerate(grid.of_block(number) for number in range(2)):
+        part = up.values[:, number * 4 : number * 4 + 4].float()
+        assert torch.equal(own.round_(part.clone(), *own.limits), part)
+        assert bool((part > own.limits[0]).all())

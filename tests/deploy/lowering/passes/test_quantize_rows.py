@@ -70,7 +70,7 @@ def test_the_engine_agrees_with_the_fake_quantised_model(tmp_path, width, text, 
     assert relative_error(run(lowered.path, exported, exact=True), lowered.expected) < 1e-4
 
 
-@pytest.mark.parametrize("text", ["w2a8", "w4a16", "w8a16b32"])
+@pytest.mark.parametrize("text", ["w2a8", "w4a16", "w8a16b32", "wz2a16b32", "wm2.5a16b32"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_in_standard_onnx_one_weight_is_dequantised_for_all(tmp_path, text, tied):
     exported = words(64, tied=tied)
