@@ -10,7 +10,7 @@ from calib.formats.quantizers import QuantizedWeight
 from smpq.problem.policy import Policy, Space
 
 _FEWEST_BITS, _ENOUGH_BITS = 2, 8
-"""A weight of one bit cannot be reconstructed; at eight bits rounding costs next to nothing."""
+"""A weight of one bit without a zero point cannot be reconstructed; at eight bits rounding costs next to nothing."""
 
 RoundedWeights = dict[tuple[str, str], QuantizedWeight]
 """Weights by unit path and `Format.weight_key`."""
@@ -30,7 +30,7 @@ class Width:
 
 
 def widths_of(space: Space) -> tuple[Width, ...]:
-    """Return the representations on integers of 2 to 7 bits whose steps can be learned, of those that the formats of a
+    """Return the representations on integers below 8 bits whose steps can be learned, of those that the formats of a
     space have, the narrowest first. Of formats with one representation the one with the most activation bits is taken,
     and layers without it are in float.
     """
@@ -40,9 +40,9 @@ def widths_of(space: Space) -> tuple[Width, ...]:
 
 
 def _is_reconstructed(chosen: Format) -> bool:
-    learned = chosen.weight.is_integer and not chosen.weight.one_scale
-    read = chosen.activation is None or chosen.activation.is_integer
-    return learned and read and _FEWEST_BITS <= chosen.weight_bits < _ENOUGH_BITS
+    weight, read = chosen.weight, chosen.activation is None or chosen.activation.is_integer
+    integers = weight.is_integer and not weight.one_scale and weight.bits >= _FEWEST_BITS
+    return read and (integers or weight.zero_points) and weight.bits < _ENOUGH_BITS
 
 
 def _everywhere(space: Space, key: str) -> Policy:

@@ -201,9 +201,26 @@ class Shared(nn.Module):
         return {"halves": list(halves), "mean": [scores.mean(1).to(torch.float32), x.new_zeros(x.shape[0])]}
 
 
+class Builtins(nn.Module):
+    """Arguments whose names Python has already, as the input of every `nn.Sequential`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, input: Tensor, input_1: Tensor, hash: Tensor) -> Tensor:  # noqa: A002
+        return self.layer(input - 2 * input_1) + hash
+
+
 @pytest.mark.parametrize(
     ("make", "shapes"),
-    [(InPlace, [(2, 2, 5, 5)]), (TwoInputs, [(2, 3), (2, 3)]), (FixedBatch, [(2, 4)]), (Shared, [(2, 4)])],
+    [
+        (Builtins, [(2, 4), (2, 4), (2, 3)]),
+        (InPlace, [(2, 2, 5, 5)]),
+        (TwoInputs, [(2, 3), (2, 3)]),
+        (FixedBatch, [(2, 4)]),
+        (Shared, [(2, 4)]),
+    ],
 )
 def test_a_pickled_copy_is_the_same_graph_without_the_model(make, shapes):
     class Local(make):

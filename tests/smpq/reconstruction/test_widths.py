@@ -16,13 +16,14 @@ def test_one_network_for_each_representation_below_eight_bits():
     found = widths_of(
         space(
             stem=("fp32", "w8a8", "w4a4", "w4a8", "w2a8"),
-            plain=("fp32", "w1a8", "w4a16", "w4a16b2"),
+            plain=("fp32", "w1a8", "w4a16", "w4a16b2", "wm2.5a16b2"),
             head=("fp32", "w8a8"),
         )
     )
-    assert [width.key for width in found] == ["w2", "w4", "w4b2"]
+    assert [width.key for width in found] == ["w2", "wm2.5b2", "w4", "w4b2"]
     assert [{name: str(chosen) for name, chosen in width.policy.formats.items()} for width in found] == [
         {"stem": "w2a8", "plain": "fp32", "head": "fp32"},
+        {"stem": "fp32", "plain": "wm2.5a16b2", "head": "fp32"},
         {"stem": "w4a8", "plain": "w4a16", "head": "fp32"},
         {"stem": "fp32", "plain": "w4a16b2", "head": "fp32"},
     ]
