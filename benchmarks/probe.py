@@ -40,6 +40,10 @@ _FORMATS = (
     Format.from_text("wfp8a16"),
     Format.from_text("wt7a8"),
     Format.from_text("wt8a8"),
+    Format.from_text("wz4a16b32"),
+    Format.from_text("wm2.5a16b32"),
+    Format.from_text("wc2a16"),
+    Format.from_text("wc2.5a16"),
     *(
         Format.from_text(f"w{bits}{rest}")
         for rest in ("a4", "a7", "a8", "a16", "a16b2", "a16b8", "a16b16", "a16b32", "a16b64", "a16b128", "a16b256")
