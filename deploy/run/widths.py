@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from deploy.run.subject import subject
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.reconstruction.blocks import find_blocks
 from smpq.reconstruction.reconstruct import BlockProgress, reconstruct
 from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.reconstruction.widths import RoundedWeights, Width, widths_of
-from smpq.training.finetune import Subject
 from smpq.training.finetuned import FineTunedWeights
 
 if TYPE_CHECKING:
@@ -41,16 +41,6 @@ def _weights(workspace: Workspace, quantizer: FakeQuantizer, width: Width, itera
     if known is not None and (known.policy, known.fingerprint, dict(known.settings)) == wanted:
         return known
     plan = quantizer.plan(width.policy.by_unit(workspace.space.groups))
-    subject = Subject(
-        workspace.task,
-        workspace.traced,
-        workspace.space.units,
-        workspace.original,
-        workspace.folded,
-        plan,
-        key,
-        workspace.fingerprint,
-    )
     partial = path.with_suffix(".partial")
     blocks = len(find_blocks(workspace.traced, workspace.space.units))
     with workspace.progress.bar(f"reconstruct {width.key}", iterations * blocks) as advance:
@@ -60,7 +50,7 @@ def _weights(workspace: Workspace, quantizer: FakeQuantizer, width: Width, itera
                 advance()
 
         found = reconstruct(
-            subject,
+            subject(workspace, width.policy, plan),
             workspace.batches,
             settings,
             partial,

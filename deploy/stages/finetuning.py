@@ -19,6 +19,7 @@ from deploy.lowering.export import export_float
 from deploy.lowering.onnx_files import sha256
 from deploy.run.data_free import refuse_data_free
 from deploy.run.directory import Run
+from deploy.run.subject import subject
 from deploy.run.workspace import Workspace
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
@@ -105,16 +106,7 @@ def subject_of(workspace: Workspace, policy: Policy) -> Subject:
         raise UserError(
             "the policy in policy.json keeps every layer in floating point: there is nothing to fine-tune or reconstruct"
         )
-    return Subject(
-        workspace.task,
-        workspace.traced,
-        workspace.space.units,
-        workspace.original,
-        workspace.folded,
-        plan,
-        policy.key(),
-        workspace.fingerprint,
-    )
+    return subject(workspace, policy, plan)
 
 
 def keep_weights(workspace: Workspace, found: FineTunedWeights) -> FinetuneFile:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smpq.methods.problem import SearchProblem
     from smpq.problem.policy import Policy
+    from smpq.scoring.scores import Scores
     from smpq.solve.allocate import Ceiling, Impossible
 
 _TOLERANCE = 1e-9
@@ -27,6 +28,17 @@ def nothing_within(what: str, nearest: Policy, ceilings: Sequence[Ceiling]) -> I
         f"no {what} meets the budget; the nearest one has {reached}. Raise the budget, allow smaller formats with "
         "--formats, or use another --method"
     )
+
+
+def best_within(policies: Sequence[Policy], scores: Scores, ceilings: Sequence[Ceiling], what: str) -> Policy:
+    """Return the policy within the ceilings whose formats have the largest sum of scores; the error of `nothing_within`
+    where there is none, `what` says of which kind.
+    """
+    values = scores.values()
+    allowed = [policy for policy in policies if is_within(policy, ceilings)]
+    if not allowed:
+        raise nothing_within(what, min(policies, key=lambda policy: excess(policy, ceilings)), ceilings)
+    return max(allowed, key=lambda policy: sum(values[group][chosen] for group, chosen in policy.formats.items()))
 
 
 def excess(policy: Policy, ceilings: Sequence[Ceiling]) -> float:

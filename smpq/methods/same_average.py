@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from smpq.methods.ceilings import excess, is_within, nothing_within
+from smpq.methods.ceilings import best_within
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
 
 if TYPE_CHECKING:
@@ -19,16 +19,8 @@ def same_average(space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> P
     """Return the best policy within the ceilings in which all layers have the same type of weights, whatever their
     blocks; a layer that is not offered the type stays in float.
     """
-    values = scores.values()
     policies = [_of_type(space, found) for found in _types(space)]
-    allowed = [policy for policy in policies if is_within(policy, ceilings)]
-    if not allowed:
-        raise nothing_within(
-            "policy with one average for all layers",
-            min(policies, key=lambda policy: excess(policy, ceilings)),
-            ceilings,
-        )
-    return max(allowed, key=lambda policy: sum(values[group][chosen] for group, chosen in policy.formats.items()))
+    return best_within(policies, scores, ceilings, "policy with one average for all layers")
 
 
 def bits_taken_away(problem: SearchProblem) -> Objective:

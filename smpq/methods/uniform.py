@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from smpq.methods.base import method
-from smpq.methods.ceilings import excess, is_within, nothing_within
+from smpq.methods.ceilings import best_within
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
 
 if TYPE_CHECKING:
@@ -18,20 +18,8 @@ if TYPE_CHECKING:
 
 def best_uniform(space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> Policy:
     """Return the best uniform policy within the ceilings; a layer that lacks the format stays in float."""
-    values = scores.values()
-
-    def worth(policy: Policy) -> float:
-        return sum(values[group][chosen] for group, chosen in policy.formats.items())
-
     policies = [space.uniform(chosen) for chosen in _formats(space)]
-    allowed = [policy for policy in policies if is_within(policy, ceilings)]
-    if not allowed:
-        raise nothing_within(
-            "policy with one format for all layers",
-            min(policies, key=lambda policy: excess(policy, ceilings)),
-            ceilings,
-        )
-    return max(allowed, key=worth)
+    return best_within(policies, scores, ceilings, "policy with one format for all layers")
 
 
 @method(

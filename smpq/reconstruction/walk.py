@@ -99,7 +99,7 @@ class Walk:
         return {name: make(value, self.count) for name, value in made.items()}
 
     def expected(self, piece: Tensor) -> Any:
-        """Return the float network's output of one run, which is computed once where the outputs of all runs fit in memory."""
+        """Return the float network's output of one run; computed once where the outputs of all runs fit in memory."""
         start = int(piece[0])
         if start in self._outputs:
             return self._outputs[start]

@@ -64,9 +64,9 @@ def divergence(output: Any, float_output: Any) -> Tensor:
     """Return `[n]`, the KL divergence of each sample's distribution from the float model's.
 
     Every floating-point tensor of the output counts, those of `[n]` where there are no others; classes are on axis 1, or
-    on the last axis of `[n, tokens, classes]`; further positions are averaged. Of a single class softmax would say nothing: such numbers count as means
-    of normal distributions of variance 1, half their squared difference. A task whose output is something else defines
-    a `divergence` of its own.
+    on the last axis of `[n, tokens, classes]`; further positions are averaged. Of a single class softmax would say
+    nothing: such numbers count as means of normal distributions of variance 1, half their squared difference. A task
+    whose output is something else defines a `divergence` of its own.
     """
     pairs = [
         (ours, reference)
