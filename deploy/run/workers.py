@@ -1,10 +1,14 @@
-"""How many processes evaluate policies where nobody says: one for each free core, where starting them pays."""
+"""How many processes evaluate policies where nobody says: one for each core that is free, or for half of them on a busy
+machine, where starting them pays.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import statistics
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +31,10 @@ _PROGRAMS = ("smpq", "cli.py")
 _SHARE_OF_MEMORY = 0.5
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY = Path("/proc/meminfo")
+_LOAD = Path("/proc/loadavg")
+_LOOKS, _BETWEEN_S = 10, 0.02
+_MOMENTS = 0.25
+"""A core that others use less than this is free."""
 
 
 def pool_that_pays(
@@ -38,7 +46,7 @@ def pool_that_pays(
     """
     seconds = _SHARE * spending.most(here.space.moves()) * here.seconds_of_a_run()
     able = seconds >= _PAYS_S and here.device == "cpu" and smpq_is_the_program()
-    cores = workers_that_fit(here, free_cores()) if able else 1
+    cores = workers_that_fit(here, cores_to_take()) if able else 1
     if cores > 1:
         try:
             check_portable(task, here.value_name)
@@ -57,14 +65,35 @@ def smpq_is_the_program() -> bool:
     return Path(getattr(sys.modules["__main__"], "__file__", None) or "").name in _PROGRAMS
 
 
-def free_cores() -> int:
-    """Return how many cores this process may use that others leave alone, at least one.
+def cores_to_take() -> int:
+    """Return how many processes get all cores that others leave alone, or half of those that this process may use,
+    whichever is more; at least one.
 
-    What others use is told by the load of the last minute, of which one is ours.
+    A system shares n cores among k processes of ours and b others alike: where there are more than n of them, k get
+    n k / (k + b) cores in all, which is half of n where k is b.
     """
-    able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    others = max(0.0, os.getloadavg()[0] - 1) / (os.cpu_count() or 1)
-    return max(1, math.floor(min(able, _quota()) * (1 - min(others, 1.0))))
+    able = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _all_cores(), _quota())
+    others = _others_at_work() * able / _all_cores()
+    return max(1, math.floor(max(able - others, min(able, others)) + _MOMENTS))
+
+
+def _all_cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _others_at_work() -> float:
+    """Return how many processes other than this one compute on this machine now; where the system does not say, how many
+    did in the last minute.
+    """
+    seen = []
+    try:
+        for look in range(_LOOKS):
+            time.sleep(_BETWEEN_S if look else 0)
+            running, _, _ = _LOAD.read_text(encoding="ascii").split()[3].partition("/")
+            seen.append(int(running) - 1)
+    except (OSError, ValueError, IndexError):
+        return max(0.0, os.getloadavg()[0] - 1) if hasattr(os, "getloadavg") else 0.0
+    return max(0.0, statistics.fmean(seen))
 
 
 def workers_that_fit(here: PolicyValue, wanted: int) -> int:

@@ -19,8 +19,8 @@ class Resources:
     """How many workers evaluate, where, and how much memory in MB the activations of one of them may take, the
     statistics of layers, and the calibration data that are kept in memory.
 
-    `workers` None: one for each free core where that pays (`deploy.run.workers`), otherwise this process; with `ray` as
-    many as the cluster has CPUs. `ray` is the address of a
+    `workers` None: one for each free core where that pays, on a busy machine as many as get half of it
+    (`deploy.run.workers`), otherwise this process; with `ray` as many as the cluster has CPUs. `ray` is the address of a
     cluster, `local` for one of its own on this machine. `device` evaluates: cpu, cuda, cuda:1, ..., or auto for cuda
     where there is one. A later command on the same run may have other resources.
     """
@@ -31,7 +31,7 @@ class Resources:
             "processes that evaluate",
             Interval(1, 10**4),
             "--workers",
-            unset="one for each free core where that pays; with --ray all of the cluster",
+            unset="one for each free core where that pays, half of a busy machine; with --ray all of the cluster",
         ),
     ] = None
     ray: Annotated[

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from deploy.run import workers
-from deploy.run.workers import free_cores, in_words, pool_that_pays, workers_that_fit
+from deploy.run.workers import cores_to_take, in_words, pool_that_pays, workers_that_fit
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 from smpq.solve.effort import Effort
@@ -24,6 +24,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__="/usr/bin/smpq"))
     monkeypatch.setattr(workers.os, "getloadavg", lambda: (1.0, 9.0, 9.0))
+    monkeypatch.setattr(workers, "_LOAD", tmp_path / "loadavg")
     monkeypatch.setattr(workers, "_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(workers, "_MEMORY", tmp_path / "meminfo")
     return tmp_path
@@ -41,7 +42,7 @@ def chosen(value, seconds, monkeypatch, task=None):
     return pool and pool.count, said.getvalue()
 
 
-def test_a_long_search_is_shared_by_the_free_cores(machine, monkeypatch):
+def test_a_long_search_is_shared_by_the_cores_to_take(machine, monkeypatch):
     count, said = chosen(compute(), 6.0, monkeypatch)
     assert count == 4
     assert "at most about 5 min on one core, which 4 processes share" in said
@@ -67,13 +68,29 @@ def test_a_task_that_cannot_be_sent_is_evaluated_here(machine, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("load", "quota", "free"),
-    [(1.0, "max 100000", 4), (5.0, "max 100000", 2), (30.0, "max 100000", 1), (1.0, "250000 100000", 2), (1.0, "?", 4)],
+    ("others", "quota", "cores"),
+    [
+        (0, "max 100000", 4),
+        (2, "max 100000", 3),
+        (4, "max 100000", 2),
+        (6, "max 100000", 3),
+        (29, "max 100000", 4),
+        (0, "250000 100000", 2),
+        (0, "?", 4),
+    ],
 )
-def test_cores_that_others_use_and_those_beyond_a_quota_are_left_alone(machine, monkeypatch, load, quota, free):
-    monkeypatch.setattr(workers.os, "getloadavg", lambda: (load, 0.0, 0.0))
+def test_cores_that_others_leave_are_taken_or_as_many_processes_as_get_half(machine, others, quota, cores):
     (machine / "cpu.max").write_text(quota)
-    assert free_cores() == free
+    (machine / "loadavg").write_text(f"9.00 9.00 9.00 {others + 1}/300 12345\n")
+    assert cores_to_take() == cores
+
+
+@pytest.mark.parametrize(("load", "cores"), [(1.0, 4), (3.0, 3), (30.0, 4)])
+def test_the_load_of_the_last_minute_serves_where_the_system_does_not_say_who_computes(
+    machine, monkeypatch, load, cores
+):
+    monkeypatch.setattr(workers.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert cores_to_take() == cores
 
 
 def test_workers_find_room_in_half_of_the_free_memory(machine):
