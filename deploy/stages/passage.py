@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from calib.network.agreement import Agreement
 from calib.task import Batch, Task
 from deploy.files.verification import Confidence, Quantiles, StageName
 from deploy.stages.confidences import confidences, scores_classes
-from deploy.stages.stage_runners import Runner
+from deploy.stages.stage_runners import EngineRunner, Runner
 from smpq.value.collected import mean_of
 from smpq.value.column import Column
 from smpq.value.metric import collected
@@ -36,9 +38,18 @@ class Passage:
         self._agreement: Agreement | None = None
         self._broken = self._seen = 0
 
-    def take(self, number: int, batch: Batch) -> None:
-        """Compute one more batch."""
-        output, count = self._runner(batch), len(batch.inputs[0])
+    @property
+    def any_thread(self) -> bool:
+        """Whether another thread may `compute`."""
+        return isinstance(self._runner, EngineRunner) and self._runner.any_thread
+
+    def compute(self, batch: Batch) -> Any:
+        """Return what the stage gives for a batch."""
+        return self._runner(batch)
+
+    def take(self, number: int, batch: Batch, output: Any) -> None:
+        """Keep what is wanted of the output for one more batch."""
+        count = len(batch.inputs[0])
         leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
         self._broken, self._seen = self._broken + _not_finite(leaves, count), self._seen + count
         if self._broken:
@@ -71,11 +82,19 @@ def go_on(
 ) -> Sequence[Passage]:
     """Let all stages compute the same numbered batches; returns them. UserError where an output holds NaN or
     infinity.
+
+    Engines compute while PyTorch does, where that has one thread: on a machine that others use too, two threads get
+    twice what one gets. PyTorch itself computes one stage after the other, in this thread: a module of the user's may
+    keep what it works on in its attributes.
     """
-    for number, batch in batches:
-        for passage in passages:
-            passage.take(number, batch)
-            advance()
+    beside = torch.get_num_threads() == 1 and len(passages) > 1
+    with ThreadPoolExecutor(1) as other:
+        for number, batch in batches:
+            early = {each.name: other.submit(each.compute, batch) for each in passages if beside and each.any_thread}
+            for passage in sorted(passages, key=lambda each: each.name in early):
+                output = early[passage.name].result() if passage.name in early else passage.compute(batch)
+                passage.take(number, batch, output)
+                advance()
     for passage in passages:
         passage.check()
     return passages

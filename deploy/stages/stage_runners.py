@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ Runner = Callable[[Batch], Any]
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True)
+class EngineRunner:
+    """A `Runner` of an engine. `any_thread` is that of `OpenEngine`."""
+
+    compute: Runner
+    any_thread: bool
+
+    def __call__(self, batch: Batch) -> Any:
+        """Return what the engine gives for a batch."""
+        return self.compute(batch)
+
+
 def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict[StageName, Runner | str]:
     """Return how each stage computes a batch's output, or why it cannot; `directory` is for files that only loading
     needs.
@@ -50,7 +63,7 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
         runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
     else:
         written = ort_backend.load_engine(reference, threads=threads)
-        runners["onnx"] = engine_runner(workspace.traced, OpenEngine(written.run, written.batch))
+        runners["onnx"] = engine_runner(workspace.traced, OpenEngine(written.run, written.batch, any_thread=True))
     build = run.find(BuildFile)
     built_on = build.built_on if build is not None else None
     if built_on is not None:
@@ -97,9 +110,9 @@ def _eager_runner(workspace: Workspace, fixed: int | None) -> Runner:
     return run
 
 
-def engine_runner(traced: TracedModel, engine: OpenEngine) -> Runner:
+def engine_runner(traced: TracedModel, engine: OpenEngine) -> EngineRunner:
     """Return how an engine computes a batch."""
-    return in_batches(traced, _on_arrays(traced, engine.run), engine.batch)
+    return EngineRunner(in_batches(traced, _on_arrays(traced, engine.run), engine.batch), engine.any_thread)
 
 
 def _on_arrays(traced: TracedModel, compute: Callable[[list[Array]], list[Array]]) -> Callable[[Sequence[Tensor]], Any]:

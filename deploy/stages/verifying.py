@@ -75,10 +75,9 @@ def _passages(workspace: Workspace, runners: Mapping[StageName, Runner | str], d
     task, progress = workspace.task, workspace.progress
     able = {name: runner for name, runner in runners.items() if not isinstance(runner, str)}
     first, *between, last = able
-    ends: list[Passage] = []
-    for name in (first, last):
-        with progress.bar(f"verify {name}", len(data)) as advance:
-            ends.extend(go_on([Passage(task, name, able[name])], data.batches(), advance))
+    ends = [Passage(task, name, able[name]) for name in (first, last)]
+    with progress.bar(f"verify {first} {last}", 2 * len(data)) as advance:
+        go_on(ends, data.batches(), advance)
     middle = [Passage(task, name, able[name], able[first] if name == "float" else None) for name in between]
     passages, samples = [ends[0], *middle, ends[1]], _FIRST_SAMPLES
     start = 0

@@ -79,7 +79,7 @@ class OnnxRuntime(Backend):
         if not path.is_file():
             raise UserError(f"{path} is missing: build it with smpq build")
         engine = load_engine(path, threads=threads)
-        return OpenEngine(engine.run, engine.batch)
+        return OpenEngine(engine.run, engine.batch, any_thread=True)
 
     def open_lowered(
         self, model: Path, settings: Mapping[str, Any], inputs: Sequence[str], batch: int, threads: int, cache: Path

@@ -105,7 +105,7 @@ def open_lowered(model: Path, settings: Mapping[str, Any], threads: int) -> Open
     def run(inputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         return list(session.run(None, dict(zip(names, map(np.ascontiguousarray, inputs), strict=True))))
 
-    return OpenEngine(run, size if isinstance(size, int) else None)
+    return OpenEngine(run, size if isinstance(size, int) else None, any_thread=True)
 
 
 def _tensors(entries: Sequence[Any]) -> tuple[TensorRow, ...]:
