@@ -21,8 +21,9 @@ from smpq.value.workers.pool import WorkerPool
 from smpq.value.workers.process import check_portable
 from smpq.value.workers.resources import Resources
 
-_PAYS_S = 60.0
-"""A search of so many seconds is worth the start of more processes: each imports torch and gets a copy of the network.
+_PAYS_S = 20.0
+"""A process is worth its start where there are so many seconds of work for it: it imports torch, and gets a copy of the
+network.
 """
 _SHARE = 0.5
 """Of the time of a run, for one policy: those that share their first layers compute them once."""
@@ -45,8 +46,9 @@ def pool_that_pays(
     The values do not depend on it. Tells how long the search takes at most.
     """
     seconds = _SHARE * spending.most(here.space.moves()) * here.seconds_of_a_run()
-    able = seconds >= _PAYS_S and here.device == "cpu" and smpq_is_the_program()
-    cores = workers_that_fit(here, cores_to_take()) if able else 1
+    worth = math.floor(seconds / _PAYS_S)
+    able = worth > 1 and here.device == "cpu" and smpq_is_the_program()
+    cores = workers_that_fit(here, min(worth, cores_to_take())) if able else 1
     if cores > 1:
         try:
             check_portable(task, here.value_name)

@@ -49,8 +49,12 @@ def test_a_long_search_is_shared_by_the_cores_to_take(machine, monkeypatch):
 
 
 def test_a_short_search_starts_no_process(machine, monkeypatch):
-    assert chosen(compute(), 1.0, monkeypatch) == (None, "judging policies takes at most about 50 s on one core\n")
+    assert chosen(compute(), 0.6, monkeypatch) == (None, "judging policies takes at most about 30 s on one core\n")
     assert chosen(compute(), 0.001, monkeypatch) == (None, "")
+
+
+def test_each_process_has_enough_to_do(machine, monkeypatch):
+    assert [chosen(compute(), seconds, monkeypatch)[0] for seconds in (0.9, 1.3, 2.0)] == [2, 3, 4]
 
 
 @pytest.mark.parametrize("main", [SimpleNamespace(__file__="/home/me/search.py"), SimpleNamespace()])
@@ -104,7 +108,7 @@ def test_workers_find_room_in_half_of_the_free_memory(machine):
 
 
 def test_a_run_gets_them_when_it_evaluates_and_nobody_said_how_many(good_run, tmp_path, machine, monkeypatch):
-    monkeypatch.setattr(workers, "_PAYS_S", 0.0)
+    monkeypatch.setattr(workers, "_PAYS_S", 1e-9)
     path = copy_of(good_run, tmp_path / "run")
     for asked, count in ((None, 4), (1, None)):
         with open_run(path, Progress(), resources=Resources(workers=asked)) as workspace:
