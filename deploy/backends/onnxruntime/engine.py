@@ -28,7 +28,6 @@ class OrtEngine:
         self.record = record
         self.session = session
         self.input_names = tuple(entry.name for entry in session.get_inputs())
-        self.output_names = tuple(entry.name for entry in session.get_outputs())
 
     @property
     def batch(self) -> int | None:
