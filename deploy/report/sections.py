@@ -65,10 +65,20 @@ def _plan(report: ReportFile) -> Section:
         ("layer", "path"), ("operator", "word"), ("parameters", "number"), ("format", "code"), ("score", "number"),
         ("95 % interval", "number"), ("kernel", "code"), ("and the plan", "word"),
     ]  # fmt: skip
-    note = f"Scores of the method {report.scores.method} in {report.scores.value}: the change against the layer in float; higher is better."
-    note = " ".join([note, *map(_sentence, report.scores.notes), *_proof(report)])
+    note = " ".join([_origin(report), *map(_sentence, report.scores.notes), *_proof(report)])
     text = "" if rows else "No layer could be quantised."
     return Section(f"Plan, {counted(len(rows), 'layer')}", note=note, columns=columns, rows=rows, text=text)
+
+
+def _origin(report: ReportFile) -> str:
+    scores = report.scores
+    if all(layer.score is None for layer in report.layers):
+        return f"Formats and weights were trained together, by the method {scores.method}." if _trained(report) else ""
+    return f"Scores of the method {scores.method} in {scores.value}: the change against the layer in float; higher is better."
+
+
+def _trained(report: ReportFile) -> bool:
+    return report.finetuning is not None and "method" in report.finetuning.settings
 
 
 def _sentence(note: str) -> str:
