@@ -3,8 +3,8 @@
 Usage: training.py CIFAR10_DIR WEIGHTS [--rows bsq-0.07,...] [--epochs N] [--directory DIRECTORY]
 
 Every layer counts towards the size, the first and the last included, with its steps and biases. Activations have 8
-bits. A row is one training: float weights to a policy with weights within its budget; `uniform` rows train the uniform
-policy in the same loop, with as many epochs. The 10,000 test images are used once, for the figure of a row. What is
+bits. A row is one training: float weights to a policy with weights within its budget; the `uniform` row trains two
+bits everywhere in the same loop, with as many epochs. The 10,000 test images are used once, for the figure of a row. What is
 trained is kept in DIRECTORY after every epoch, so that the same command goes on after a kill; rows that the record
 holds are not made again.
 """
@@ -30,13 +30,17 @@ from smpq.problem.policy import Space
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling
-from smpq.training.bits.settings import BsqSettings
+from smpq.training.bits.settings import BsqSettings, SdqSettings
 from smpq.training.settings import FineTuneSettings
 
 NAME = "training"
 WIDE = "w2a8,w3a8,w4a8,w5a8,w6a8,w7a8,w8a8"
-SETTINGS = {"bsq": BsqSettings(bfloat16=True)}
+FEW = "w1a8,w2a8,w3a8,w4a8"
+SETTINGS = {"bsq": BsqSettings(bfloat16=True), "sdq": SdqSettings(bfloat16=True)}
 ROWS = {
+    "sdq-2": ("sdq", "avg_bits=2", FEW, 4.0),
+    # its widest policy is within the budget at once: two bits everywhere, in the same loop
+    "uniform-2": ("sdq", "avg_bits=2", "w1a8,w2a8", 4.0),
     "bsq-14x": ("bsq", "avg_bits=2.2857", WIDE, 4.0),
     "bsq-10x": ("bsq", "avg_bits=3.2", WIDE, 3.0),
     "bsq-0.07": ("bsq", "size=0.07x", WIDE, 1.0),
@@ -148,7 +152,7 @@ def row(bench: Bench, name: str, epochs: float, directory: Path) -> dict:
     bits = costs["avg_bits"].total(policy)
     found = {
         "name": name,
-        "method": method,
+        "method": "uniform in the loop of sdq" if name.startswith("uniform") else method,
         "budget": budget,
         "network": f"ResNet-20, {epochs:g} epochs",
         "epochs": epochs,

@@ -9,7 +9,7 @@ from deploy.report.answers import budget_ratio
 from deploy.report.curve_section import curve_section
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot
 from deploy.report.section import Section, Warned
-from deploy.report.steps import differing_kernels
+from deploy.report.steps import differing_kernels, trained_together
 from deploy.report.wording import aligned, amount, counted, fixed, magnitude, number, size, span
 from smpq.files import PLACES, ContributionsFile
 
@@ -73,12 +73,12 @@ def _plan(report: ReportFile) -> Section:
 def _origin(report: ReportFile) -> str:
     scores = report.scores
     if all(layer.score is None for layer in report.layers):
-        return f"Formats and weights were trained together, by the method {scores.method}." if _trained(report) else ""
+        return (
+            f"Formats and weights were trained together, by the method {scores.method}."
+            if trained_together(report)
+            else ""
+        )
     return f"Scores of the method {scores.method} in {scores.value}: the change against the layer in float; higher is better."
-
-
-def _trained(report: ReportFile) -> bool:
-    return report.finetuning is not None and "method" in report.finetuning.settings
 
 
 def _sentence(note: str) -> str:

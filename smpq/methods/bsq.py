@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @method(
     "bsq",
     paper="Yang et al. ICLR 2021 (arXiv 2102.10462)",
-    cost="8 epochs of training, the first third of which finds the bits",
+    cost="8 epochs of training, the first three tenths of which find the bits",
     needs=(Need.TRAINING_DATA, Need.GRADIENTS),
     epochs=8,
 )
@@ -27,12 +27,13 @@ def bsq(problem: SearchProblem, settings: BsqSettings | None = None) -> Solution
     lose planes that are empty, at either end; then the scheme stays and its weights are trained on. Activations are not
     searched.
 
-    Otherwise than there: the authors keep a float for every bit, two of each weight's planes, 16 times the memory of
-    the weights. As in MSQ (arXiv 2507.22349) the weight stays one float here, and the lowest planes that are left are
-    what rounding to the next width down leaves of it. Their norm is over a group of layers that share a format, each
-    channel in units of its range, and it is shortened by the proximal step of the lasso after each step of the
-    optimiser. A plane counts as empty when at most 1 % of its bits are set, as in MSQ; BSQ asks for none. Widths count
-    the sign, which BSQ does not count. Steps are learned for each channel (LSQ), and the float model teaches.
+    Otherwise than there: the authors keep two floats for each bit of a weight, 16 times its memory at 8 bits. As in MSQ
+    (arXiv 2507.22349) the weight stays one float here, and the lowest planes that are left are what rounding to the
+    next width down leaves of it. Their norm is over a group of layers that share a format, each channel in units of its
+    range, and it is shortened by the proximal step of the lasso after each step of the optimiser. At a new width the
+    range of each channel shrinks, by half at most, to where the next width down fits best: this stands for stripping at
+    the upper end. A plane counts as empty when at most 1 % of its bits are set, as in MSQ; BSQ asks for none. Widths
+    count the sign, which BSQ does not count. Steps are learned for each channel (LSQ), and the float model teaches.
 
     Ours: alpha is not given but steered. It grows while the cost is behind a course that reaches the limit at nine
     tenths of the search, and falls while it is ahead. Where planes are not empty at the end of the search, those with

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @method(
     "sdq",
     paper="Huang et al. ICML 2022 (arXiv 2206.04459)",
-    cost="8 epochs of training, the first third of which finds the bits",
+    cost="8 epochs of training, the first three tenths of which find the bits",
     needs=(Need.TRAINING_DATA, Need.GRADIENTS),
     epochs=8,
 )

@@ -70,7 +70,7 @@ class WidthChoice(Finder):
                 continue
             # the difference of two of Gumbel's variables is logistic
             soft = torch.sigmoid((odds + torch.log(uniform) - torch.log1p(-uniform)) / temperature)
-            chosen = (soft > 0.5).float() + soft - soft.detach()
+            chosen = (soft > 0.5).float() + (soft - soft.detach())
             for _, quantizer in self._quantizers(name):
                 quantizer.chosen = chosen.to(quantizer.step.device)
 

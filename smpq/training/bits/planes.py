@@ -136,7 +136,7 @@ def _fit_step(weight: Tensor, quantizer: LearnedWeight, below: NumberType) -> No
         errors.append((weight - below.round_(weight / coarse, *below.limits) * coarse).square().sum(axes))
     best = torch.stack(errors).argmin(0)
     with torch.no_grad():
-        quantizer.step.mul_(torch.tensor(_SHRINKS, device=weight.device)[best])
+        quantizer.step.mul_(torch.tensor(_SHRINKS).to(weight.device)[best])
 
 
 def _length(rests: list[tuple[Tensor, Tensor, Tensor]]) -> float:
