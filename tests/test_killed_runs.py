@@ -2,6 +2,7 @@
 larger task.
 """
 
+import random
 import signal
 import sqlite3
 import time
@@ -9,6 +10,8 @@ import time
 import pytest
 import torch
 
+from smpq.methods import METHODS
+from smpq.training.finetuned import FineTunedWeights
 from tests.commands import TINY, smpq
 
 COMMAND = [
@@ -30,12 +33,12 @@ def rows(run):
         database.close()
 
 
-def finish(run):
+def finish(run, command=COMMAND):
     """Start the command in this process, with as many threads as the others have, and see its end."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        result = smpq(*COMMAND, "--out", run)
+        result = smpq(*command, "--out", run)
     finally:
         torch.set_num_threads(before)
     assert result.code in {0, 1}, result.err
@@ -66,3 +69,36 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(warm, tmp_path)
     assert len(survivors[0]) < len(expected)
     for name in ("scores.json", "policy.json"):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name, found in METHODS.items() if found.trains])
+def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(warm, tmp_path, method):
+    command = [
+        "run", "--task", "tests.trainable_task:task", "--target", "simulate", "--formats", "w1a8,w2a8,w3a8,w4a8",
+        "--rounding", "nearest", "--budget", "avg_bits=2.5", "--method", method, "--finetune", "12",
+    ]  # fmt: skip
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    finish(whole, command)
+    chance, state, written = random.Random(method), run / "training.safetensors", []
+    for _ in range(3):
+        process = warm.run("cli", *command, "--out", run, environment={"OMP_NUM_THREADS": "1"})
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        written.append(not (run / "finetuned.safetensors").exists())
+    assert written[0], "it was killed before its end"
+    finish(run, command)
+    assert (run / "policy.json").read_bytes() == (whole / "policy.json").read_bytes()
+    one, other = (FineTunedWeights.load(path / "finetuned.safetensors") for path in (whole, run))
+    assert one.parameters.keys() == other.parameters.keys()
+    assert all(torch.equal(tensor, other.parameters[name]) for name, tensor in one.parameters.items())
+    assert all(
+        torch.equal(weight.values, other.weights[path].values) and torch.equal(weight.scale, other.weights[path].scale)
+        for path, weight in one.weights.items()
+    )
+    assert (one.quantizers, one.after, one.history) == (other.quantizers, other.after, other.history)
+    assert not state.exists()

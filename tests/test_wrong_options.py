@@ -17,6 +17,7 @@ from smpq.scoring.explanation import Explanation
 from smpq.scoring.shapley import ScoringLimits
 from smpq.supernet.removal import RemovalWalks
 from smpq.supernet.settings import GameSettings, SupernetSettings
+from smpq.training.bits.settings import BsqSettings, SdqSettings
 from smpq.training.settings import FineTuneSettings
 from smpq.value.workers.resources import Resources
 from tests.commands import TINY, assert_matches, done, refused
@@ -24,6 +25,7 @@ from tests.conftest import ROOT
 from tests.outside import texts_outside, values_outside
 
 CLASSES = {
+    BsqSettings: {},
     CalibrationSettings: {},
     Explanation: {},
     FineTuneSettings: {},
@@ -32,6 +34,7 @@ CLASSES = {
     RemovalWalks: {"rows": ()},
     Resources: {},
     ScoringLimits: {},
+    SdqSettings: {},
     Settings: {"task": "digits"},
     Stopping: {"evaluations": 1},
     SupernetSettings: {},

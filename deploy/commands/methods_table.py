@@ -37,13 +37,16 @@ def described() -> dict[str, dict[str, Any]]:
             "searched": method.searched,
             "latency": method.latency,
             "finetuned": method.finetuned,
+            "epochs": method.epochs,
         }
         for name, method in METHODS.items()
     }
 
 
 def what_follows(method: Method) -> str:
-    """Say what smpq run does with the scores."""
+    """Say what smpq run does with the scores, or that there are none."""
+    if method.trains:
+        return f"Trains policy and weights together, {method.epochs:g} epochs by default; no latency budget."
     parts = ["The search goes on near its plan" if method.searched else "Its scores decide alone"]
     parts += [] if method.latency else ["no latency budget"]
     parts += ["fine-tuned by default"] if method.finetuned else []

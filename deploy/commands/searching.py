@@ -19,6 +19,7 @@ from smpq.training.settings import FineTuneSettings
 
 USUAL_BUDGET = "drop=0.5"
 UNLABELLED_BUDGET = "kl=0.02"
+_TRAINING = ", ".join(f"{method.epochs:g} with {name}" for name, method in METHODS.items() if method.trains)
 _FINETUNED = " or ".join(name for name, method in METHODS.items() if method.finetuned)
 
 
@@ -71,11 +72,11 @@ class _Own:
     finetune: Annotated[
         float | None,
         Declared(
-            "epochs of fine-tuning on the task's training data",
+            "epochs of fine-tuning on the task's training data; of all training with a method that trains",
             Interval(0),
             "--finetune",
             Group.LENGTH,
-            unset=f"0; {FineTuneSettings.epochs:g} with --method {_FINETUNED}",
+            unset=f"0; {FineTuneSettings.epochs:g} with --method {_FINETUNED}, {_TRAINING}",
         ),
     ] = None
     reconstruct: Annotated[

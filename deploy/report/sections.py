@@ -9,7 +9,7 @@ from deploy.report.answers import budget_ratio
 from deploy.report.curve_section import curve_section
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot
 from deploy.report.section import Section, Warned
-from deploy.report.steps import differing_kernels
+from deploy.report.steps import differing_kernels, trained_together
 from deploy.report.wording import aligned, amount, counted, fixed, magnitude, number, size, span
 from smpq.files import PLACES, ContributionsFile
 
@@ -65,10 +65,20 @@ def _plan(report: ReportFile) -> Section:
         ("layer", "path"), ("operator", "word"), ("parameters", "number"), ("format", "code"), ("score", "number"),
         ("95 % interval", "number"), ("kernel", "code"), ("and the plan", "word"),
     ]  # fmt: skip
-    note = f"Scores of the method {report.scores.method} in {report.scores.value}: the change against the layer in float; higher is better."
-    note = " ".join([note, *map(_sentence, report.scores.notes), *_proof(report)])
+    note = " ".join([_origin(report), *map(_sentence, report.scores.notes), *_proof(report)])
     text = "" if rows else "No layer could be quantised."
     return Section(f"Plan, {counted(len(rows), 'layer')}", note=note, columns=columns, rows=rows, text=text)
+
+
+def _origin(report: ReportFile) -> str:
+    scores = report.scores
+    if all(layer.score is None for layer in report.layers):
+        return (
+            f"Formats and weights were trained together, by the method {scores.method}."
+            if trained_together(report)
+            else ""
+        )
+    return f"Scores of the method {scores.method} in {scores.value}: the change against the layer in float; higher is better."
 
 
 def _sentence(note: str) -> str:

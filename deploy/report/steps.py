@@ -28,8 +28,15 @@ def changes(report: ReportFile, run: Path) -> Answer:
     return Answer(_QUESTION, "steps", (*following, *(step.sentence for step in steps)))
 
 
+def trained_together(report: ReportFile) -> bool:
+    """Whether a method trained formats and weights together: there are no scores that other budgets could be solved
+    with.
+    """
+    return report.finetuning is not None and "method" in report.finetuning.settings
+
+
 def _nothing(report: ReportFile, commands: CommandLines) -> str:
-    curve = commands.about_run("curve") if report.curve is None else None
+    curve = commands.about_run("curve") if report.curve is None and not trained_together(report) else None
     first = "Nothing has to change" + (f"; `{curve}` shows what other budgets would give." if curve else ".")
     scored = [(layer.score, layer) for layer in report.layers if layer.bits < 16 and layer.score is not None]
     _, worst = min(scored, key=lambda each: each[0], default=(0.0, None))
@@ -119,13 +126,17 @@ def _accuracy_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
         scored = [(layer.score, layer.path) for layer in report.layers if layer.bits < 16 and layer.score is not None]
         worst = [path for _, path in sorted(scored, key=lambda each: each[0])[:3]]
         lowest = f"; the lowest scores are those of {some(worst)}" if worst else ""
+        trained = trained_together(report)
         closed = report.finetuning is not None or report.synthetic is not None  # trained, or not to be trained
         tune = "" if closed else " fine-tune (the task needs training data), or"
+        tune = " train longer (--finetune), or" if trained else tune
         sentence = f"To win accuracy back,{tune} allow more budget{lowest}."
         steps.append(
             Step(
                 sentence,
-                commands.about_run("curve")
+                commands.again(changed={"--finetune": [f"{_longer(report):g}"]}, new="-longer")
+                if trained
+                else commands.about_run("curve")
                 if closed
                 else commands.again(changed={"--finetune": [f"{FineTuneSettings.epochs:g}"]}),
             )
@@ -138,6 +149,12 @@ def _accuracy_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
             )
             steps.append(Step(sentence))
     return steps
+
+
+def _longer(report: ReportFile) -> float:
+    """Return twice the epochs of the training."""
+    epochs = report.finetuning.settings.get("epochs") if report.finetuning is not None else None
+    return 2 * (float(epochs) if epochs is not None else FineTuneSettings.epochs)
 
 
 def _plan_steps(report: ReportFile, commands: CommandLines) -> list[Step]:

@@ -53,7 +53,7 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
         float_ms = workspace.observations.float_ms()
         assert float_ms is not None  # what was measured has it
         ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
-    _check_possible(workspace, ceilings)
+    check_possible(workspace, ceilings)
     check_decidable(workspace, budget)
     scores = score(workspace, budget, method)
     effort = effort or workspace.settings.spending
@@ -72,7 +72,7 @@ def score_for(workspace: Workspace, budget: Budget, method: str | None = None) -
     """Return the scores to search with. UserError before that when no policy is within the budget, when the samples
     cannot decide about it, or when a latency is asked for and engines of the target cannot be timed.
     """
-    _check_possible(workspace, static_ceilings(workspace, budget))
+    check_possible(workspace, static_ceilings(workspace, budget))
     timed = budget.limit("latency") is not None
     if timed and workspace.not_measurable is not None:
         raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
@@ -147,7 +147,7 @@ def write_stability(workspace: Workspace, scores: Scores, solution: Solution) ->
     )
 
 
-def _check_possible(workspace: Workspace, ceilings: Sequence[Ceiling]) -> None:
+def check_possible(workspace: Workspace, ceilings: Sequence[Ceiling]) -> None:
     """Raise UserError for an impossible budget, before anything is scored or measured for it."""
     if ceilings:
         nothing = {group: dict.fromkeys(row, 0.0) for group, row in workspace.space.formats.items()}

@@ -170,6 +170,13 @@ def version_of(run: Run, policy: Policy) -> str:
     return f"{policy.key()} fine-tuned {sha256(path)}"
 
 
+def trained_by(run: Run) -> str | None:
+    """Return the name of the method that trained the run's policy together with its weights; None where none did."""
+    path = run.file(FINE_TUNED)
+    method = record_of_file(path).settings.get("method") if path.is_file() else None
+    return str(method) if method is not None else None
+
+
 def read_record(run: Run) -> FinetuneFile | None:
     """Return `finetune.json` when the run was fine-tuned, else None."""
     if not run.has(FINE_TUNED):

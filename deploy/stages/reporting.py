@@ -31,7 +31,7 @@ from deploy.files.verification import STAGES
 from deploy.latency.history import ended_early, steps_for
 from deploy.run.directory import Run
 from deploy.run.settings import options_of
-from deploy.stages.finetuning import read_record
+from deploy.stages.finetuning import read_record, trained_by
 from deploy.stages.recorded import COST_UNITS, Recorded
 from deploy.targets.offers import offer
 from deploy.targets.target import Target, target_from_name
@@ -110,6 +110,9 @@ def _options(read: Recorded) -> dict[str, tuple[str, ...]]:
     if read.scores is not None and read.scores.method != DEFAULT_METHOD:
         options["--method"] = (read.scores.method,)
     if tuned is not None:
+        method = tuned.settings.get("method")
+        if method is not None:
+            options["--method"] = (str(method),)
         loss = tuned.settings.get("reconstruction")
         if loss is not None:
             options["--reconstruct"] = (str(loss),)
@@ -238,10 +241,11 @@ def _pareto(read: Recorded) -> tuple[CurvePoint, ...]:
 def _provenance(read: Recorded) -> ScoresPart:
     scores, settings = read.scores, read.record.settings
     if scores is None:
+        method = trained_by(read.run)
         return ScoresPart(
-            method="none",
+            method=method or "none",
             value=settings.value,
-            estimator="none",
+            estimator="none" if method is None else "trained",
             evaluations=0,
             permutations=0,
             seed=settings.seed,

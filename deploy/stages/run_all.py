@@ -21,11 +21,13 @@ from deploy.stages.evaluation import check_first_batch
 from deploy.stages.finetuning import discard_other, version_key
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import check_method, check_scores, check_task, write_space
+from deploy.stages.training import check_training, train
 from deploy.stages.tuning import Tuning, check_tunable, tune_unless_done
 from deploy.terminal.progress import Progress
-from smpq.methods import DEFAULT_METHOD
+from smpq.methods import DEFAULT_METHOD, method_from_name
 from smpq.problem.budget import Budget
 from smpq.problem.policy import Policy
+from smpq.training.settings import FineTuneSettings
 from smpq.value.workers.resources import Resources
 
 _PROPOSALS = 4
@@ -102,6 +104,18 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: Tuning | None, meth
         workspace.device.describe()
     if workspace.verifiable:
         check_first_batch(workspace.task, workspace.traced.sizes)
+    made = _trained if method_from_name(method).trains else _chosen
+    policy = made(workspace, budget, tuning, method)
+    if workspace.verifiable:
+        verify(workspace, policy)
+    else:
+        progress.warn("accuracy is not verified: the task gives no evaluation data")
+    return write_reports(workspace.run, workspace.progress)
+
+
+def _chosen(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> Policy:
+    """Search, then tune the weights of the policy that was chosen."""
+    progress = workspace.progress
     if tuning is not None:
         check_tunable(workspace, tuning)
     check_task(workspace, method)
@@ -109,11 +123,16 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: Tuning | None, meth
         policy = _searched(workspace, budget, tuning, method)
     if tuning is not None:
         _tune(workspace, policy, tuning, budget)
-    if workspace.verifiable:
-        verify(workspace, policy)
-    else:
-        progress.warn("accuracy is not verified: the task gives no evaluation data")
-    return write_reports(workspace.run, workspace.progress)
+    return policy
+
+
+def _trained(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> Policy:
+    """Train policy and weights together, and make the engine of them."""
+    how = tuning if isinstance(tuning, FineTuneSettings) else FineTuneSettings()
+    check_training(workspace, budget, method, how)
+    policy = train(workspace, budget, method, how)
+    _make(workspace, policy, budget)
+    return policy
 
 
 def _searched(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> Policy:

@@ -11,12 +11,14 @@ from deploy.run.data_free import refuse_data_free
 from deploy.run.scores import find_scores
 from deploy.run.spaces import file_from_costs, file_from_space
 from deploy.run.workspace import Workspace
+from deploy.stages.finetuning import FINE_TUNED, trained_by
 from smpq.files import ScoresFile
 from smpq.methods import DEFAULT_METHOD, Limits, Method, Need, SearchProblem, method_from_name
 from smpq.problem.budget import Budget
 from smpq.scoring.scores import Scores
 from smpq.scoring.stability import CUT_SHORT
 from smpq.solve.allocate import Ceiling
+from smpq.training.settings import FineTuneSettings
 
 
 def score(workspace: Workspace, budget: Budget | None = None, method: str | None = None) -> Scores:
@@ -26,6 +28,8 @@ def score(workspace: Workspace, budget: Budget | None = None, method: str | None
     where a method looks; the scores serve every other budget too. UserError when the run has scores of another method.
     """
     run = workspace.run
+    method_from_name(method or DEFAULT_METHOD).check_scores()
+    _check_untrained(workspace, None)
     if method is not None:
         check_scores(workspace, method)
     scores = find_scores(run, workspace.space)
@@ -51,8 +55,10 @@ def _say_notes(workspace: Workspace, scores: Scores) -> None:
         workspace.progress.say(f"scores: {note}")
 
 
-def search_problem(workspace: Workspace, budget: Budget | None = None) -> SearchProblem:
-    """Return what a method is given."""
+def search_problem(
+    workspace: Workspace, budget: Budget | None = None, training: FineTuneSettings | None = None
+) -> SearchProblem:
+    """Return what a method is given; `training` says how one that trains is to do so."""
     settings = workspace.settings
     return SearchProblem(
         task=workspace.task,
@@ -73,6 +79,7 @@ def search_problem(workspace: Workspace, budget: Budget | None = None) -> Search
         files=workspace.run,
         make_fake_quantizer=lambda: workspace.fake_quantizer,
         make_evaluator=lambda: workspace.evaluator,
+        training=training or FineTuneSettings(seed=settings.seed),
     )
 
 
@@ -84,13 +91,24 @@ def check_method(method: str, budget: Budget) -> None:
 
 
 def check_scores(workspace: Workspace, method: str) -> None:
-    """Raise UserError when the run has scores of another method."""
+    """Raise UserError when the run has scores of another method, or was trained by one."""
+    _check_untrained(workspace, method)
     known = workspace.run.find(ScoresFile)
     if known is not None and known.method != method:
         path = workspace.run.file(known.NAME)
         raise UserError(
             f"{path} is of method {known.method}, now {method} is asked for: use another --out, or delete it and "
             f"{LoopFile.NAME}, which was searched with it"
+        )
+
+
+def _check_untrained(workspace: Workspace, method: str | None) -> None:
+    """Raise UserError when another method than this one trained the run's policy: a search would discard its weights."""
+    known = trained_by(workspace.run)
+    if known is not None and known != method:
+        raise UserError(
+            f"{workspace.run.file(FINE_TUNED)} was trained by --method {known}, with its policy: use another --out to "
+            "search, or delete it"
         )
 
 

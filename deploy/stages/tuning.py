@@ -45,15 +45,24 @@ def tuning_for(
     method: str, epochs: float | None, reconstruct: str | ReconstructionSettings | None = None
 ) -> Tuning | None:
     """Return how to tune: so many epochs of fine-tuning, or a reconstruction by a loss; None: not at all, or as usual
-    where the method wants it. UserError for both.
+    where the method wants it. UserError for both. A method that trains does so for these epochs, or as long as usual;
+    UserError for none, and for a reconstruction.
     """
+    declared = method_from_name(method)
+    if declared.epochs is not None:
+        if reconstruct is not None or epochs == 0:
+            raise UserError(
+                f"--method {method} trains the weights itself: leave out --reconstruct, and give --finetune the epochs of "
+                "that training, or leave it out too"
+            )
+        return FineTuneSettings(epochs=float(declared.epochs if epochs is None else epochs))
     if reconstruct is not None:
         if epochs:
             raise UserError(
                 "the weights are fine-tuned or reconstructed, not both: give one of --finetune and --reconstruct"
             )
         return reconstruct if isinstance(reconstruct, ReconstructionSettings) else ReconstructionSettings(reconstruct)
-    usual = FineTuneSettings.epochs if method_from_name(method).finetuned else 0.0
+    usual = FineTuneSettings.epochs if declared.finetuned else 0.0
     wanted = usual if epochs is None else epochs
     return FineTuneSettings(epochs=wanted) if wanted else None
 

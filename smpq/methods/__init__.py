@@ -1,4 +1,4 @@
-"""Methods that say which layer gets which format: one file each, chosen by name.
+"""Methods that say which layer gets which format, or train it: one file each, chosen by name.
 
 `smpq.methods.base.method` tells how to add one.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 # in the order in which smpq methods lists them
 from smpq.methods import shapley, supernet, hawq, clado, clado_near, hybrid, coopq, fima_q, ohq, slim_llm, cmpq  # isort: skip
+from smpq.methods import bsq, sdq  # isort: skip
 from smpq.methods import largest_first, random_importance, uniform  # isort: skip
 from smpq.methods.base import METHODS, Method, Need, method, method_from_name
-from smpq.methods.problem import Limits, Objective, SearchProblem, linear_objective
+from smpq.methods.problem import Limits, Objective, SearchProblem, Solution, linear_objective
 
 DEFAULT_METHOD = "shapley"
 
@@ -21,6 +22,8 @@ __all__ = [
     "Need",
     "Objective",
     "SearchProblem",
+    "Solution",
+    "bsq",
     "clado",
     "clado_near",
     "cmpq",
@@ -34,6 +37,7 @@ __all__ = [
     "method_from_name",
     "ohq",
     "random_importance",
+    "sdq",
     "shapley",
     "slim_llm",
     "supernet",

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from smpq.solve.within import excess, is_within, nothing_within
 
 if TYPE_CHECKING:
     from smpq.methods.problem import SearchProblem
     from smpq.problem.policy import Policy
     from smpq.scoring.scores import Scores
-    from smpq.solve.allocate import Ceiling, Impossible
-
-_TOLERANCE = 1e-9
-
-
-def is_within(policy: Policy, ceilings: Iterable[Ceiling]) -> bool:
-    """Whether a policy costs no more than any ceiling allows."""
-    return all(ceiling.model.total(policy) <= ceiling.limit * (1 + _TOLERANCE) for ceiling in ceilings)
-
-
-def nothing_within(what: str, nearest: Policy, ceilings: Sequence[Ceiling]) -> Impossible:
-    """Return the error for a rule that finds no policy; `nearest` is the one that exceeds the ceilings least."""
-    from smpq.solve.allocate import Impossible
-
-    reached = ", ".join(f"{c.model.name} {c.model.total(nearest):.6g}, wanted at most {c.limit:.6g}" for c in ceilings)
-    return Impossible(
-        f"no {what} meets the budget; the nearest one has {reached}. Raise the budget, allow smaller formats with "
-        "--formats, or use another --method"
-    )
+    from smpq.solve.allocate import Ceiling
 
 
 def best_within(policies: Sequence[Policy], scores: Scores, ceilings: Sequence[Ceiling], what: str) -> Policy:
@@ -39,11 +23,6 @@ def best_within(policies: Sequence[Policy], scores: Scores, ceilings: Sequence[C
     if not allowed:
         raise nothing_within(what, min(policies, key=lambda policy: excess(policy, ceilings)), ceilings)
     return max(allowed, key=lambda policy: sum(values[group][chosen] for group, chosen in policy.formats.items()))
-
-
-def excess(policy: Policy, ceilings: Sequence[Ceiling]) -> float:
-    """Return the cost over its limit, of the ceiling where that is largest; at most 1 within all of them."""
-    return max((ceiling.model.total(policy) / ceiling.limit for ceiling in ceilings), default=0.0)
 
 
 def ceilings_or_size(problem: SearchProblem, share: float) -> tuple[Ceiling, ...]:

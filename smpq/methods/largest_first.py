@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from smpq.methods.base import method
-from smpq.methods.ceilings import is_within, nothing_within
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
+from smpq.solve.within import is_within, nothing_within
 
 if TYPE_CHECKING:
     from calib.formats.format import Format

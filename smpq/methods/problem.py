@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from smpq.training.settings import FineTuneSettings
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
     from calib.network.graph import TracedModel
     from calib.task import Batch, Task
     from smpq.problem.costs import CostModel
-    from smpq.problem.policy import Space
+    from smpq.problem.policy import Policy, Space
     from smpq.quantized.quantize import FakeQuantizer
     from smpq.scoring.scores import Scores
     from smpq.solve.allocate import Ceiling, Move, Neighbourhood, Pairs
+    from smpq.training.finetune import Subject
+    from smpq.training.finetuned import FineTunedWeights
     from smpq.value.evaluate import Evaluator
 
 
@@ -89,7 +93,7 @@ class SearchProblem:
     what was folded. `costs` are those that need no measurement, by name. `ceilings` are the limits on them that the
     budget sets; there are none when only scores are asked for, or for a latency. `batches` are the calibration data,
     `judging` those of them that policies are judged on, by the value called `value_name`. `device` is where PyTorch
-    computes. `fingerprint` stands for model and data.
+    computes. `fingerprint` stands for model and data. `training` is how a method that trains is to do so.
     """
 
     task: Task
@@ -110,6 +114,7 @@ class SearchProblem:
     files: Files
     make_fake_quantizer: Callable[[], FakeQuantizer]
     make_evaluator: Callable[[], Evaluator]
+    training: FineTuneSettings = field(default_factory=FineTuneSettings)
 
     @cached_property
     def fake_quantizer(self) -> FakeQuantizer:
@@ -120,6 +125,14 @@ class SearchProblem:
     def evaluator(self) -> Evaluator:
         """The value of policies: cached in the run's journal, parallel, incremental; calibrates on first use."""
         return self.make_evaluator()
+
+    def subject(self, policy: Policy) -> Subject:
+        """Return what `smpq.training.finetune.finetune` trains: the network under a policy."""
+        from smpq.training.finetune import Subject
+
+        plan = self.fake_quantizer.plan(policy.by_unit(self.space.groups), policy.float_joins)
+        units, key = self.space.units, policy.key()
+        return Subject(self.task, self.traced, units, self.original, self.folded, plan, key, self.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,17 @@ class Objective:
     def scores(self) -> Scores:
         """All of it as the run keeps it."""
         return replace(self.linear, pairs=self.pairs, near=self.near, notes=self.notes)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a training method returns: a policy within the ceilings of the problem, and the weights that were trained in
+    its formats, of that policy and of the problem's fingerprint. `notes` are lines that the terminal shows.
+    """
+
+    policy: Policy
+    weights: FineTunedWeights
+    notes: tuple[str, ...] = ()
 
 
 Samples = Mapping[tuple[str, "Format"], Sequence[float]]

@@ -23,7 +23,7 @@ from smpq.supernet.network import Supernet
 from smpq.supernet.removal import Removals, RemovalWalks
 from smpq.supernet.settings import SupernetSettings
 from smpq.supernet.state import SupernetState
-from smpq.training.finetune import one_cycle
+from smpq.training.loop import one_cycle
 from smpq.training.placing import batch_on, repeatable_on
 from smpq.value.value import divergence
 

@@ -75,16 +75,23 @@ class LearnedWeight(TrainedQuantizer):
 
     def spread(self, weight: Tensor) -> Tensor:
         """Return the steps in a shape that divides the weight."""
-        if self.block is not None:
-            return self.step.repeat_interleave(self.block, dim=1)
-        return self.step.reshape(-1, *[1] * (weight.dim() - 1))
+        return self._spread(weight, self.step)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight that the integers stand for."""
-        step = self.spread(weight)
-        n = weight.numel() / self.step.numel()
-        rounded: Tensor = _RoundWeight.apply(weight, step, self.grid, 1.0 / math.sqrt(n * self.limits[1]))
+        return self.rounded(weight, self.step, self.grid)
+
+    def rounded(self, weight: Tensor, step: Tensor, grid: NumberType) -> Tensor:
+        """Return the weight on another grid with other steps, `[out]` or `[out, in / block]`."""
+        n = weight.numel() / step.numel()
+        scale = 1.0 / math.sqrt(n * grid.limits[1])
+        rounded: Tensor = _RoundWeight.apply(weight, self._spread(weight, step), grid, scale)
         return rounded
+
+    def _spread(self, weight: Tensor, step: Tensor) -> Tensor:
+        if self.block is not None:
+            return step.repeat_interleave(self.block, dim=1)
+        return step.reshape(-1, *[1] * (weight.dim() - 1))
 
     def quantized(self, weight: Tensor, factor: Tensor) -> QuantizedWeight:
         """Return the integers, and the steps times `factor` `[out]`: what is left when the factor is folded into the

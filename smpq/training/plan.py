@@ -27,16 +27,20 @@ Activation = FixedActivation | LearnedActivation
 
 
 def attach_plan(
-    graph: TrainableGraph, plan: QuantPlan, learn_activations: bool | None = None, start: str = "nearby"
+    graph: TrainableGraph,
+    plan: QuantPlan,
+    learn_activations: bool | None = None,
+    start: str = "nearby",
+    kind: type[LearnedWeight] = LearnedWeight,
 ) -> dict[tuple[str, int], Activation]:
     """Put the quantisers of a plan on a graph, and its weights where they start; returns those of activations by
-    (tensor, bits).
+    (tensor, bits). `kind` is the class of the quantisers of weights.
     """
     check_learned(plan.formats.values())
     weights: dict[str, TrainedQuantizer] = {}
     for unit in graph.units:
         if unit.path in plan.weights:
-            weights[unit.path] = _start_weight(graph, unit, plan.weights[unit.path], start)
+            weights[unit.path] = _start_weight(graph, unit, plan.weights[unit.path], start, kind)
         elif plan.formats[unit.path].weight.cast(graph.weights[unit.path].detach()) is not None:
             weights[unit.path] = CastWeight(plan.formats[unit.path].weight)
     places = activations_of(graph.traced, plan, learn_activations)
@@ -81,11 +85,13 @@ def _activation(quantizer: ActivationQuantizer, learn: bool | None) -> Activatio
     )
 
 
-def _start_weight(graph: TrainableGraph, unit: Unit, calibrated: QuantizedWeight, start: str) -> LearnedWeight:
+def _start_weight(
+    graph: TrainableGraph, unit: Unit, calibrated: QuantizedWeight, start: str, kind: type[LearnedWeight]
+) -> LearnedWeight:
     """Unfold the calibrated steps, and place the weight by the calibrated integers."""
     factor = graph.factor(unit.path)
     step = calibrated.scale.to(graph.device) / factor.reshape(-1, *[1] * (calibrated.scale.dim() - 1))
-    quantizer = LearnedWeight(step, calibrated.type, calibrated.block)
+    quantizer = kind(step, calibrated.type, calibrated.block)
     if start != "float":
         leaf = graph.weights[unit.path]
         spread = quantizer.spread(leaf)

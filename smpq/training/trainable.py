@@ -171,12 +171,15 @@ class TrainableGraph(nn.Module):
         assert isinstance(norm, _Norm)
         return norm.factor().float()
 
+    def learned(self, path: str) -> LearnedWeight:
+        """Return the quantiser of a unit that has a LearnedWeight."""
+        quantizer = self._weight_quantizers[next(unit.weight for unit in self.units if unit.path == path)]
+        assert isinstance(quantizer, LearnedWeight)
+        return quantizer
+
     def quantized(self, path: str) -> QuantizedWeight:
         """Return the integers of a unit that has a LearnedWeight, with the steps they have when BatchNorm is folded."""
-        weight = next(unit.weight for unit in self.units if unit.path == path)
-        quantizer = self._weight_quantizers[weight]
-        assert isinstance(quantizer, LearnedWeight)
-        return quantizer.quantized(self._leaves[weight], self.factor(path))
+        return self.learned(path).quantized(self.weights[path], self.factor(path))
 
     def fold(self) -> dict[str, Tensor]:
         """Return parameter name of the folded model -> float tensor with BatchNorm folded in, weights not rounded; all

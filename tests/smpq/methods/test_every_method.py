@@ -9,11 +9,14 @@ from calib.errors import UserError
 from deploy.run.settings import Settings
 from deploy.stages import search
 from deploy.stages.choosing import score_for
+from deploy.stages.finetuning import tuned
 from deploy.stages.run_all import open_run
 from deploy.stages.scoring import check_method, score
+from deploy.stages.training import train
 from deploy.terminal.progress import Progress
 from smpq.methods import DEFAULT_METHOD, METHODS, Need, method_from_name
 from smpq.problem.budget import Budget
+from smpq.training.settings import FineTuneSettings
 from tests import tiny_task
 from tests.commands import assert_matches, refused
 
@@ -22,6 +25,8 @@ TINY = Settings(
     "tests.tiny_task:task", target="simulate", formats="w4a8,w8a8,fp32", rounding="nearest", samples=16, evaluations=9
 )
 TRAINABLE = "tests.smpq.supernets:Task"
+SCORING = [name for name, method in METHODS.items() if not method.trains]
+TRAINING = [name for name, method in METHODS.items() if method.trains]
 
 
 def settings_for(name: str) -> Settings:
@@ -49,7 +54,7 @@ def opened(tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SCORING)
 def test_a_policy_within_the_budget_and_the_same_one_again(name, opened):
     found = []
     for _ in range(2):
@@ -70,6 +75,31 @@ def test_a_policy_within_the_budget_and_the_same_one_again(name, opened):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_trained_policy_within_the_budget_and_the_same_one_again(name, opened):
+    found = []
+    for _ in range(2):
+        with opened(name) as workspace:
+            how = FineTuneSettings(epochs=2)
+            policy = train(workspace, BUDGET, name, how)
+            assert workspace.costs["avg_bits"].total(policy) <= 6
+            weights = tuned(workspace, policy).weights
+            assert (weights.policy, weights.fingerprint) == (policy.key(), workspace.fingerprint)
+            assert weights.settings["method"] == name
+            assert train(workspace, BUDGET, name, how) == policy, "what is read back is what was written"
+            found.append((policy, weights))
+    assert found[0][0] == found[1][0]
+    one, other = (weights for _, weights in found)
+    assert all(torch.equal(tensor, other.parameters[name]) for name, tensor in one.parameters.items())
+    assert all(torch.equal(weight.values, other.weights[path].values) for path, weight in one.weights.items())
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_method_that_trains_has_no_scores(name, tmp_path):
+    message = refused("score", "--task", TRAINABLE, "--method", name, "--target", "simulate", "--out", tmp_path / "run")
+    assert_matches(f"--method {name} trains a policy with its weights for one budget, and has no scores", message)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_declares(name):
     method = METHODS[name]
@@ -80,17 +110,18 @@ def test_what_a_method_declares(name):
     if method.latency:
         check_method(name, Budget.from_text("latency=0.8x"))
     else:
-        with pytest.raises(
-            Exception, match=f"--method {name} chooses by its scores alone, without engines.* one of {DEFAULT_METHOD}"
-        ):
+        why = "trains for limits that are known before" if method.trains else "chooses by its scores alone"
+        with pytest.raises(UserError, match=f"--method {name} {why}, without engines.* one of {DEFAULT_METHOD}"):
             check_method(name, Budget.from_text("latency=0.8x"))
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if Need.TRAINING_DATA in method.needs])
 def test_no_training_data(name, tmp_path):
-    arguments = ("--task", "tests.tiny_task:task", "--budget", "avg_bits=6", "--method", name, "--finetune", "0")
+    arguments = ("--task", "tests.tiny_task:task", "--budget", "avg_bits=6", "--method", name)
+    untuned = () if METHODS[name].trains else ("--finetune", "0")
     assert_matches(
-        "task tiny has no training data", refused("run", *arguments, "--target", "simulate", "--out", tmp_path / "run")
+        "task tiny has no training data",
+        refused("run", *arguments, *untuned, "--target", "simulate", "--out", tmp_path / "run"),
     )
     assert not (tmp_path / "run" / "scores.json").exists()
 

@@ -16,6 +16,8 @@ from smpq.training.finetune import finetune
 from smpq.training.placing import batch_on, graph_on
 from smpq.training.settings import FineTuneSettings
 from tests.smpq import supernets
+from tests.smpq.training.bits.finders import FINDERS, same
+from tests.smpq.training.bits.trainable import Stopped
 from tests.smpq.training.elsewhere import NAME, Device, Elsewhere
 from tests.smpq.tunable import batch_of, tunable
 
@@ -63,6 +65,19 @@ def test_finetuning_elsewhere_is_finetuning(given, value):
     for path, weight in here.weights.items():
         assert weight.values.equal(there.weights[path].values)
         assert weight.scale.equal(there.weights[path].scale)
+
+
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # here it is none
+@pytest.mark.parametrize("find", FINDERS.values(), ids=FINDERS)
+def test_bits_are_found_elsewhere_as_here_and_go_on_there(find, tmp_path):
+    how = replace(SETTINGS, steps=None, epochs=2)
+    here = find(tmp_path / "here", how=how)
+    with pytest.raises(KeyboardInterrupt), Device():
+        find(tmp_path / "there", Stopped(1, 2), how=how, device=NAME)
+    with Device() as device:
+        there = find(tmp_path / "there", how=how, device=NAME)
+        assert device.calls > 500, "the work is done there"
+    assert same(here, there)
 
 
 def test_nothing_is_left_on_another_device_than_the_cpu_by_default(given):

@@ -15,7 +15,8 @@ from calib.network.units import find_units
 from calib.task import Batch
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.training.finetune import Subject, TrainingProgress, finetune, one_cycle
+from smpq.training.finetune import Subject, TrainingProgress, finetune
+from smpq.training.loop import one_cycle
 from smpq.training.settings import FineTuneSettings
 from tests.smpq.tunable import Task, batch_of, tunable
 

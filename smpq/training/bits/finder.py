@@ -1,0 +1,57 @@
+"""What a way of finding bits has to do while weights are trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from smpq.training.bits.rungs import Rungs
+from smpq.training.lsq import LearnedWeight
+
+
+class Finder(ABC):
+    """Finds the bits of a graph's groups during the first part of its training.
+
+    It is made with the `Rungs` at the widest widths. It may be stopped after any epoch and made again: `to_json` and
+    the state of the graph are all that it keeps, and what is random follows from the seed and the step alone.
+    """
+
+    QUANTIZER: ClassVar[type[LearnedWeight]] = LearnedWeight
+    """The class of the quantisers of weights."""
+    rungs: Rungs
+
+    def begin(self, step: int, done: float) -> None:  # noqa: B027 - not every finder has something to do here
+        """Prepare a step of the search; `done` is the share of the search that is over."""
+
+    def besides(self) -> Tensor | None:
+        """Return what is added to the loss of a step of the search, after its forward pass."""
+        return None
+
+    def after(self, rate: float) -> None:  # noqa: B027 - as begin
+        """Do what follows on a step of the optimiser, whose learning rate of weights was `rate`."""
+
+    @abstractmethod
+    def adjust(self, done: float) -> None:
+        """Take widths away where they are not needed any more, and steer towards the budget."""
+
+    @abstractmethod
+    def force(self) -> None:
+        """Take away the width that is missed least for what it saves."""
+
+    def settle(self) -> None:  # noqa: B027 - as begin
+        """End the search: the widths stay as they are."""
+
+    def refine(self) -> Tensor | None:
+        """Return what is added to the loss of a step behind the search."""
+        return None
+
+    @abstractmethod
+    def to_json(self) -> dict[str, float]:
+        """Return the numbers by name that `restore` takes."""
+
+    @abstractmethod
+    def restore(self, numbers: Mapping[str, Any]) -> None:
+        """Go on with them; the rungs and the graph are restored already."""
