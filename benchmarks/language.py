@@ -42,6 +42,7 @@ from records import RESULTS, keep
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP32, Format
+from calib.formats.table_weights import TableWeight
 from calib.network.units import Unit
 from smpq.problem.costs import cost_models
 from smpq.problem.groups import find_groups
@@ -167,9 +168,15 @@ def uniform(rounding: str, family: str, widths: str = "error") -> Row:
 
 
 def channels(subject: Subject, bits: float, seed: int, _: list[dict]) -> dict:
-    """All layers with tables of the same average."""
+    """All layers with tables of the same average; `channels_missed` is by how many bits of one channel the layer that
+    misses it most does.
+    """
     bench = Decoder(subject, seed, "nearest")
-    return bench.row({unit.path: Format.from_text(f"wc{bits:g}a16") for unit in bench.units})
+    formats = {unit.path: Format.from_text(f"wc{bits:g}a16") for unit in bench.units}
+    row = bench.row(formats)
+    tables = [bench.calibration.weight(unit, formats[unit.path]) for unit in bench.units]
+    missed = max(abs(sum(each.widths) - bits * len(each.widths)) for each in tables if isinstance(each, TableWeight))
+    return {**row, "channels_missed": missed}
 
 
 def searched(rounding: str) -> Row:
