@@ -40,9 +40,11 @@ class Decoder(Llama):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
         signs = torch.tensor([-1.0, 1.0]).repeat(sizes.head // 2)
+        scale = torch.ones(sizes.heads + sizes.key_heads, 1)
+        scale[: sizes.heads] = sizes.head**-0.5  # of queries, in place of their products with keys
         buffers = {
-            "turned": self.cosines.repeat_interleave(2, -1),
-            "crossed": self.sines.repeat_interleave(2, -1) * signs,
+            "turned": self.cosines.repeat_interleave(2, -1)[:, None] * scale,
+            "crossed": (self.sines.repeat_interleave(2, -1) * signs)[:, None] * scale,
             "swapped": torch.arange(sizes.head).view(-1, 2).flip(1).flatten(),
         }
         for name, buffer in buffers.items():
@@ -57,7 +59,7 @@ class Decoder(Llama):
         earlier = torch.arange(-1, past + length)
         hidden = (earlier > places[:, None]) | (earlier < 0)
         mask = (hidden * HIDDEN).repeat(self.sizes.heads // self.sizes.key_heads, 1)
-        turn = self.turned[places][:, None], self.crossed[places][:, None]
+        turn = self.turned.index_select(0, places), self.crossed.index_select(0, places)
         x = self.tok_embeddings(tokens)
         made: list[Tensor] = []
         for number, block in enumerate(self.layers):
@@ -70,13 +72,13 @@ class Decoder(Llama):
         (n, length, width), (_, _, _, _, heads, shared, _) = x.shape, self.sizes
         y = block.attention_norm(x)
         both = torch.cat([block.wq(y), block.wk(y)], -1).view(n, length, heads + shared, -1)
-        both = both * turn[0] + both[..., self.swapped] * turn[1]
+        both = both * turn[0] + both.index_select(-1, self.swapped) * turn[1]
         q, k = both.split([heads, shared], 2)
         k, v = k.transpose(1, 2), block.wv(y).view(n, length, shared, -1).transpose(1, 2)
         # [n, t, heads, size] -> [n, key heads, heads of it * t, size]
         rows = q.view(n, length, shared, heads // shared, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
         scores = torch.cat([rows @ part.transpose(2, 3) for part in (cache[0], k)], -1)
-        shares = (scores * self.sizes.head**-0.5 + mask).softmax(-1)
+        shares = (scores + mask).softmax(-1)
         before, new = shares.split([cache[0].shape[2], length], -1)
         mixed = (before @ cache[1] + new @ v).view(n, shared, heads // shared, length, -1).permute(0, 3, 1, 2, 4)
         x = x + block.wo(mixed.reshape(n, length, width))
