@@ -47,6 +47,11 @@ def train(workspace: Workspace, budget: Budget, method: str, how: FineTuneSettin
 
 def check_training(workspace: Workspace, budget: Budget, method: str, how: FineTuneSettings) -> None:
     """Raise UserError where the run cannot be trained so: before anything is calibrated."""
+    if workspace.progress.patience.limited:
+        raise UserError(
+            f"--seconds ends a search with the best that it has, and --method {method} trains: give --finetune the "
+            "epochs; a training that is stopped goes on with the same command"
+        )
     if how.keep != KEPT_END:
         raise UserError(f"--method {method} keeps what its training ends with: the start is not within the budget")
     check_scores(workspace, method)
