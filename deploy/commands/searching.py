@@ -11,7 +11,7 @@ from calib.files.storage import plain
 from deploy.commands.declared_options import declared_options, settings_from_options
 from deploy.commands.options import NOT_MET, Result, Shared, command, printed, resource_options, run_argument
 from deploy.run.settings import Settings, usual_directory
-from smpq.methods import DEFAULT_METHOD, METHODS
+from smpq.methods import DEFAULT_METHOD, METHODS, method_from_name
 from smpq.problem.budget import Budget
 from smpq.reconstruction.losses.base import LOSSES
 from smpq.scoring.explanation import Explanation
@@ -146,6 +146,8 @@ def score(method: str | None, out: Path, progress: Any, resources: Any, **option
     from deploy.stages.run_all import open_run
 
     settings = settings_from_options(Settings, options)
+    if method is not None:
+        method_from_name(method).check_scores()
     with open_run(out, progress, settings, resources) as workspace:
         scores = score_stage(workspace, method=method)
     summary = f"{scores.method}: {scores.evaluations} evaluations, {scores.permutations} samples of each, stopped by {scores.stop_reason}"

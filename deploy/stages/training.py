@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from calib.errors import UserError
 from deploy.run.workspace import Workspace
@@ -47,6 +48,11 @@ def train(workspace: Workspace, budget: Budget, method: str, how: FineTuneSettin
 
 def check_training(workspace: Workspace, budget: Budget, method: str, how: FineTuneSettings) -> None:
     """Raise UserError where the run cannot be trained so: before anything is calibrated."""
+    if workspace.progress.patience.limited:
+        raise UserError(
+            f"--seconds ends a search with the best that it has, and --method {method} trains: give --finetune the "
+            "epochs; a training that is stopped goes on with the same command"
+        )
     if how.keep != KEPT_END:
         raise UserError(f"--method {method} keeps what its training ends with: the start is not within the budget")
     check_scores(workspace, method)
@@ -56,8 +62,8 @@ def check_training(workspace: Workspace, budget: Budget, method: str, how: FineT
         _check_same(workspace, known, _asked(method, budget, for_run(how, workspace)))
 
 
-def _asked(method: str, budget: Budget, how: FineTuneSettings) -> dict[str, str | float | int | None]:
-    return {"method": method, "budget": str(budget), "epochs": how.epochs, "steps": how.steps, "seed": how.seed}
+def _asked(method: str, budget: Budget, how: FineTuneSettings) -> dict[str, Any]:
+    return {"method": method, "budget": str(budget), **asdict(how)}
 
 
 def _recorded(workspace: Workspace) -> FineTunedFile | None:
@@ -65,7 +71,7 @@ def _recorded(workspace: Workspace) -> FineTunedFile | None:
     return record_of_file(path) if path.is_file() else None
 
 
-def _check_same(workspace: Workspace, known: FineTunedFile, asked: dict[str, str | float | int | None]) -> None:
+def _check_same(workspace: Workspace, known: FineTunedFile, asked: dict[str, Any]) -> None:
     path = workspace.run.file(FINE_TUNED)
     if known.fingerprint != workspace.fingerprint:
         raise UserError(

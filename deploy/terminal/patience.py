@@ -18,6 +18,11 @@ class Patience:
         self._end = None if seconds is None else time.monotonic() + seconds
         self._asked = False
 
+    @property
+    def limited(self) -> bool:
+        """Whether somebody said after how many seconds it is over."""
+        return self._end is not None
+
     def over(self) -> bool:
         """Whether it is."""
         return self._asked or (self._end is not None and time.monotonic() >= self._end)

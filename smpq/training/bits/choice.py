@@ -23,6 +23,9 @@ _SURE = 3.0
 _MOST = 0.05
 """The largest natural gradient of the task's loss that one batch may have: it is a rare and large sample."""
 
+_LEAST_SHARE = 1e-6
+"""Of the budget, that a width may save at least to be counted."""
+
 
 class WidthChoice(Finder):
     """Draws the width of each group anew in every step, and learns the probabilities (SDQ's DBPs).
@@ -55,7 +58,7 @@ class WidthChoice(Finder):
         fall = _SURE - math.log(settings.least / (1 - settings.least))
         most = max(rungs.saved(name) for name in rungs.open) / self._limit
         # the largest group falls within one interval
-        first = fall / (settings.probability_rate * settings.interval * most)
+        first = fall / (settings.probability_rate * settings.interval * max(most, _LEAST_SHARE))
         self.pressure = Pressure(first, rungs.excess, settings.growth)
 
     def begin(self, step: int, done: float) -> None:

@@ -38,8 +38,8 @@ class PlaneLasso(Finder):
         for name in rungs.open:
             self._fit(name)
         norms = {name: self._norm(name) for name in rungs.open}
-        first = min(norm / rungs.share(name) for name, norm in norms.items())
         # the first planes are empty after one interval
+        first = min((norm / rungs.share(name) for name, norm in norms.items() if norm > 0), default=1.0)
         self.pressure = Pressure(first / (rate * settings.interval), rungs.excess, settings.growth)
         self._full: dict[str, float] = norms
 

@@ -16,6 +16,9 @@ from smpq.training.bits.ladder import Ladders
 from smpq.training.lsq import LearnedWeight
 from smpq.training.trainable import TrainableGraph
 
+_LEAST_SHARE = 1e-6
+"""A group that costs nothing is still pressed on, a little."""
+
 
 class Rungs:
     """The rung of each group on its ladder. Lowering and raising change the grids of its quantisers in place.
@@ -65,7 +68,8 @@ class Rungs:
     def share(self, name: str) -> float:
         """Return a group's part of the binding cost of all groups, as they are now."""
         parts, now = self.binding.parts, self.policy
-        return parts[name][now[name]] / sum(parts[group][chosen] for group, chosen in now.formats.items())
+        whole = sum(parts[group][chosen] for group, chosen in now.formats.items())
+        return max(parts[name][now[name]] / whole, _LEAST_SHARE) if whole > 0 else 1.0
 
     def below(self, name: str) -> NumberType:
         """Return the number type of the next width down."""

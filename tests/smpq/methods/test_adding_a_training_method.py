@@ -87,6 +87,8 @@ def test_what_it_cannot_be_asked(tmp_path):
     for more in (("--finetune", "0"), ("--reconstruct", "mse")):
         message = refused(*arguments, "--budget", "avg_bits=4", *more)
         assert_matches(f"--method {NAME} trains the weights itself: leave out --reconstruct", message)
+    message = refused(*arguments, "--budget", "avg_bits=4", "--seconds", "5")
+    assert_matches(f"--seconds ends a search .* and --method {NAME} trains", message)
     for budget in ("latency=0.8x", "drop=0.5"):
         assert_matches(
             f"--method {NAME} trains for limits that are known before", refused(*arguments, "--budget", budget)

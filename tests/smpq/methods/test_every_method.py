@@ -98,6 +98,7 @@ def test_a_trained_policy_within_the_budget_and_the_same_one_again(name, opened)
 def test_a_method_that_trains_has_no_scores(name, tmp_path):
     message = refused("score", "--task", TRAINABLE, "--method", name, "--target", "simulate", "--out", tmp_path / "run")
     assert_matches(f"--method {name} trains a policy with its weights for one budget, and has no scores", message)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", METHODS)

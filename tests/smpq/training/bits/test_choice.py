@@ -27,11 +27,11 @@ def test_widths_are_drawn_by_their_odds_and_by_the_seed():
     drawn = []
     for step in range(400):
         found.begin(step, 0.0)
-        drawn.append(float(quantizer.chosen))
+        drawn.append(float(quantizer.chosen.detach()))
     assert set(drawn) == {0.0, 1.0}
     assert sum(drawn) / 400 == pytest.approx(torch.sigmoid(torch.tensor(3.0)).item(), abs=0.03)
     found.begin(7, 0.0)
-    assert float(quantizer.chosen) == drawn[7]
+    assert float(quantizer.chosen.detach()) == drawn[7]
 
 
 def test_pressure_lets_large_groups_fall_first_and_errors_hold_them():
