@@ -15,7 +15,7 @@ W8A8, W7A8, W4 = (Format.from_text(text) for text in ("w8a8", "w7a8", "w4a16"))
 
 EVERY = "sm86"
 """The compute capability that is tried with every case."""
-SHARE = 4
+SHARE = 8
 """For the others, one in so many of the cases whose answer is the same; `benchmarks/capability.py` tries them all."""
 
 
