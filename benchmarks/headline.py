@@ -4,7 +4,8 @@ Usage: headline.py CIFAR10_DIR RESNET20_WEIGHTS [--seeds 0,1,2] [--budget latenc
 
 Each seed is one `smpq run` of ResNet-20 for `ort-cpu` in a new directory, alone, and once more beside `--beside`
 processes that compute without a pause. `to_miss` counts engines, designed experiments apart, whose predicted interval
-lay above the budget before they were built. The bars: at most 100 CPU seconds alone, and beside two processes at most
+lay above the budget before they were built. `cpu_seconds` leave out worker processes, which a server forks off: rows
+beside other processes have some. The bars: at most 100 CPU seconds alone, and beside two processes at most
 2.2 times the wall time.
 """
 
