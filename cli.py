@@ -8,6 +8,7 @@ import click
 
 from calib.errors import UserError
 from calib.heap import keep_freed_blocks
+from calib.threads import wait_asleep
 from deploy.commands import comparing, curving, looking, making, measuring, searching, training
 from deploy.commands.internal_error import InternalError
 from deploy.commands.options import WRONG_INPUT
@@ -23,6 +24,7 @@ def main() -> None:
     70.
     """
     keep_freed_blocks()
+    wait_asleep()
     try:
         with stopped_by_signals():
             smpq(prog_name="smpq", standalone_mode=False)  # also where it is not the program itself, as under python -m
