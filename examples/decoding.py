@@ -1,4 +1,4 @@
-"""The language model of `examples/language.py` with its cache as inputs and outputs: an engine that writes text token by token.
+"""The language model of `examples/language.py` with its cache as inputs and outputs: its engine writes token by token.
 
 `smpq run --task examples.decoding:task --data D --weights W --target ort-cpu --budget latency=0.8x`, D and W as there.
 

@@ -84,8 +84,8 @@ def _all_cores() -> int:
 
 
 def _others_at_work() -> float:
-    """Return how many processes other than this one compute on this machine now; where the system does not say, how many
-    did in the last minute.
+    """Return how many processes other than this one compute on this machine now; where the system does not say, how
+    many did in the last minute.
     """
     seen = []
     try:

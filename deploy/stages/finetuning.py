@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from deploy.run.workspace import Workspace
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
-from smpq.training.finetune import Subject, TrainingProgress
+from smpq.training.finetune import Subject, each_tenth
 from smpq.training.finetune import finetune as train
 from smpq.training.finetuned import FineTunedFile, FineTunedWeights, policy_of_file, record_of_file
 from smpq.training.lsq import check_learned
@@ -84,7 +83,8 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
     subject = subject_of(workspace, policy)
     settings = for_run(settings, workspace)
     with workspace.progress.step("fine-tune"):
-        found = train(subject, workspace.batches, settings, _reporter(workspace), workspace.resources.evaluates_on)
+        report = each_tenth(workspace.progress.say, "fine-tuning")
+        found = train(subject, workspace.batches, settings, report, workspace.resources.evaluates_on)
     if found.kept == "start":
         workspace.progress.warn(
             "fine-tuning did not improve the policy on the calibration data, and changed nothing: "
@@ -219,16 +219,3 @@ def _record(found: FineTunedFile, digest: str) -> FinetuneFile:
         "history": plain(found.history),
     }
     return msgspec.convert(values, FinetuneFile)
-
-
-def _reporter(workspace: Workspace) -> Callable[[TrainingProgress], None]:
-    told = 0
-
-    def report(progress: TrainingProgress) -> None:
-        nonlocal told
-        tenth = 10 * progress.step // progress.steps
-        if tenth > told:
-            told = tenth
-            workspace.progress.say(f"fine-tuning: step {progress.step} of {progress.steps}, loss {progress.loss:.4f}")
-
-    return report

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from smpq.training.bits.finder import Finder
     from smpq.training.bits.rungs import Rungs
     from smpq.training.bits.settings import BitSettings
-    from smpq.training.finetune import TrainingProgress
 
 
 def trained(
@@ -22,6 +21,7 @@ def trained(
     """
     from smpq.training.bits.state import TrainingFile
     from smpq.training.bits.train import BitSubject, train_bits
+    from smpq.training.finetune import each_tenth
 
     subject = BitSubject(
         problem.task,
@@ -34,15 +34,6 @@ def trained(
         problem.batches,
         problem.fingerprint,
     )
-    told = 0
-
-    def report(progress: TrainingProgress) -> None:
-        nonlocal told
-        tenth = 10 * progress.step // progress.steps
-        if tenth > told:
-            told = tenth
-            problem.progress.say(f"training: step {progress.step} of {progress.steps}, loss {progress.loss:.4f}")
-
     with problem.progress.step("find bits and train"):
         found = train_bits(
             subject,
@@ -51,7 +42,7 @@ def trained(
             problem.training,
             settings,
             problem.files.file(TrainingFile.NAME),
-            report,
+            each_tenth(problem.progress.say, "training"),
             problem.progress.say,
             problem.device,
         )

@@ -37,6 +37,20 @@ class TrainingProgress:
     loss: float
 
 
+def each_tenth(say: Callable[[str], None], what: str) -> Callable[[TrainingProgress], None]:
+    """Return who is told of every report, and says one line for each tenth of the steps; `what` is being done."""
+    told = 0
+
+    def report(progress: TrainingProgress) -> None:
+        nonlocal told
+        tenth = 10 * progress.step // progress.steps
+        if tenth > told:
+            told = tenth
+            say(f"{what}: step {progress.step} of {progress.steps}, loss {progress.loss:.4f}")
+
+    return report
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is fine-tuned: the folded trace, the model before folding, and the plan of the policy, which `key` names."""

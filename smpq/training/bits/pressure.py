@@ -12,8 +12,8 @@ class Pressure:
     """The weight of what drives bits out (BSQ's alpha), steered to bring the cost to its limit in time.
 
     The course of the cost over its limit is a straight line in its logarithm, from what it is at the start to 1 at nine
-    tenths of the search: the last tenth is for what is behind. At each adjustment the weight is multiplied by `growth` where the cost is above its course, and
-    divided by it where it is below.
+    tenths of the search: the last tenth is for what is behind. At each adjustment the weight is multiplied by `growth`
+    where the cost is above its course, and divided by it where it is below.
     """
 
     weight: float
