@@ -32,9 +32,11 @@ def attach_plan(
     learn_activations: bool | None = None,
     start: str = "nearby",
     kind: type[LearnedWeight] = LearnedWeight,
+    activation: type[LearnedActivation] = LearnedActivation,
 ) -> dict[tuple[str, int], Activation]:
     """Put the quantisers of a plan on a graph, and its weights where they start; returns those of activations by
-    (tensor, bits). `kind` is the class of the quantisers of weights.
+    (tensor, bits). `kind` is the class of the quantisers of weights, `activation` that of activations whose steps are
+    learned.
     """
     check_learned(plan.formats.values())
     weights: dict[str, TrainedQuantizer] = {}
@@ -43,7 +45,7 @@ def attach_plan(
             weights[unit.path] = _start_weight(graph, unit, plan.weights[unit.path], start, kind)
         elif plan.formats[unit.path].weight.cast(graph.weights[unit.path].detach()) is not None:
             weights[unit.path] = CastWeight(plan.formats[unit.path].weight)
-    places = activations_of(graph.traced, plan, learn_activations)
+    places = activations_of(graph.traced, plan, learn_activations, activation)
     graph.attach(weights, places.sources, places.edges)
     return places.named
 
@@ -59,15 +61,19 @@ class Activations:
     named: dict[tuple[str, int], Activation]
 
 
-def activations_of(traced: TracedModel, plan: QuantPlan, learn: bool | None = None) -> Activations:
-    """Return a trained quantiser for each of a plan; those of fewer than 8 bits learn their steps, or as `learn` says."""
+def activations_of(
+    traced: TracedModel, plan: QuantPlan, learn: bool | None = None, kind: type[LearnedActivation] = LearnedActivation
+) -> Activations:
+    """Return a trained quantiser for each of a plan; those of fewer than 8 bits learn their steps, or as `learn` says.
+    `kind` is the class of those that learn.
+    """
     shared: dict[int, Activation] = {}
     found = Activations({}, {}, {})
     on_grid: dict[str, int] = {}
     for entry in plan.tensors:
         # one grid that several tensors are on (behind a slice, a pad) is one object of the plan, and one step to learn
         key = id(entry.quantizer)
-        module = shared.setdefault(key, _activation(entry.quantizer, learn))
+        module = shared.setdefault(key, _activation(entry.quantizer, learn, kind))
         found.named[entry.tensor, entry.quantizer.bits] = module
         if entry.consumers is not None:
             found.edges.update({(entry.tensor, consumer): module for consumer in entry.consumers})
@@ -79,10 +85,8 @@ def activations_of(traced: TracedModel, plan: QuantPlan, learn: bool | None = No
     return found
 
 
-def _activation(quantizer: ActivationQuantizer, learn: bool | None) -> Activation:
-    return (
-        LearnedActivation(quantizer) if (quantizer.bits < 8 if learn is None else learn) else FixedActivation(quantizer)
-    )
+def _activation(quantizer: ActivationQuantizer, learn: bool | None, kind: type[LearnedActivation]) -> Activation:
+    return kind(quantizer) if (quantizer.bits < 8 if learn is None else learn) else FixedActivation(quantizer)
 
 
 def _start_weight(

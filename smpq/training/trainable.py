@@ -138,8 +138,7 @@ class TrainableGraph(nn.Module):
         for norm in self._norms.values():
             assert isinstance(norm, _Norm)
             norm.project()
-        for quantizer in self._quantizers:
-            assert isinstance(quantizer, TrainedQuantizer)
+        for quantizer in self.quantizers():
             quantizer.project()
 
     def estimate_statistics(self, batches: Iterable[Sequence[Tensor]]) -> None:
@@ -176,6 +175,10 @@ class TrainableGraph(nn.Module):
         quantizer = self._weight_quantizers[next(unit.weight for unit in self.units if unit.path == path)]
         assert isinstance(quantizer, LearnedWeight)
         return quantizer
+
+    def quantizers(self) -> list[TrainedQuantizer]:
+        """Return all quantisers, each once."""
+        return [module for module in self._quantizers if isinstance(module, TrainedQuantizer)]
 
     def quantized(self, path: str) -> QuantizedWeight:
         """Return the integers of a unit that has a LearnedWeight, with the steps they have when BatchNorm is folded."""

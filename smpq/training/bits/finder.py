@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from smpq.problem.policy import Space
+from smpq.solve.allocate import Ceiling
+from smpq.training.bits.ladder import Ladders, ladders_of
 from smpq.training.bits.rungs import Rungs
-from smpq.training.lsq import LearnedWeight
+from smpq.training.lsq import LearnedActivation, LearnedWeight
 
 
 class Finder(ABC):
@@ -21,7 +24,16 @@ class Finder(ABC):
 
     QUANTIZER: ClassVar[type[LearnedWeight]] = LearnedWeight
     """The class of the quantisers of weights."""
+    ACTIVATION: ClassVar[type[LearnedActivation]] = LearnedActivation
+    """The class of the quantisers of activations whose steps are learned."""
+    SEARCHES: ClassVar[bool] = True
+    """Whether widths change at all; otherwise every step is one behind the search."""
     rungs: Rungs
+
+    @classmethod
+    def ladders(cls, space: Space, ceilings: Sequence[Ceiling]) -> Ladders:
+        """Return the formats by group that widths are chosen from, the widest of which come first."""
+        return ladders_of(space, ceilings)
 
     def begin(self, step: int, done: float) -> None:  # noqa: B027 - not every finder has something to do here
         """Prepare a step of the search; `done` is the share of the search that is over."""

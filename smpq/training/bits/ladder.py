@@ -24,6 +24,26 @@ def ladders_of(space: Space, ceilings: Sequence[Ceiling]) -> Ladders:
 
     `Impossible` when no choice of rungs is within the ceilings, UserError when no group has two rungs or more.
     """
+    found = _all_ladders(space, ceilings)
+    if all(len(row) < 2 for row in found.values()):
+        raise UserError("there is nothing to find: no layer is offered two widths of weights; give more --formats")
+    return found
+
+
+def uniform_of(space: Space, ceilings: Sequence[Ceiling]) -> Ladders:
+    """Return one format by group: of the ladders, the widest that is no wider than a limit, the same for all groups, as
+    high as the ceilings allow. Errors as `ladders_of`, but one rung is enough.
+    """
+    ladders = _all_ladders(space, ceilings)
+    for widest in sorted({chosen.weight_bits for row in ladders.values() for chosen in row}, reverse=True):
+        fitting = {name: [c for c in row if c.weight_bits <= widest] or row[:1] for name, row in ladders.items()}
+        found = {name: (row[-1],) for name, row in fitting.items()}
+        if is_within(lowest(found), ceilings):
+            return found
+    raise AssertionError("the lowest rungs are within the ceilings")
+
+
+def _all_ladders(space: Space, ceilings: Sequence[Ceiling]) -> Ladders:
     widths = sorted({_reads(chosen) for row in space.formats.values() for chosen in row if _learned(chosen)})
     if not widths:
         raise UserError(
@@ -37,8 +57,6 @@ def ladders_of(space: Space, ceilings: Sequence[Ceiling]) -> Ladders:
             break
     else:
         raise nothing_within("choice of widths that can be trained", lowest(found), ceilings)
-    if all(len(row) < 2 for row in found.values()):
-        raise UserError("there is nothing to find: no layer is offered two widths of weights; give more --formats")
     return found
 
 

@@ -40,6 +40,19 @@ class BsqSettings(BitSettings):
 
 
 @dataclass(frozen=True)
+class KaqSettings(BitSettings):
+    """KAQ, which looks for no bits. `alignment` weighs the discrepancy of distributions (the paper's lambda), which is that
+    of `values` numbers of each activation.
+    """
+
+    alignment: Annotated[float, Declared("weight of the alignment of distributions", _NOT_NEGATIVE)] = 0.05
+    values: Annotated[int, Declared("numbers of an activation that are compared", Interval(2, 4096))] = 128
+
+    def __post_init__(self) -> None:
+        check_declared(self)
+
+
+@dataclass(frozen=True)
 class SdqSettings(BitSettings):
     """SDQ. A group falls to the next width once its probability of the present one is below `least`.
 

@@ -20,7 +20,7 @@ from smpq.problem.policy import Policy, Space
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling
 from smpq.training.bits.finder import Finder
-from smpq.training.bits.ladder import highest, ladders_of
+from smpq.training.bits.ladder import highest
 from smpq.training.bits.rungs import Rungs
 from smpq.training.bits.settings import BitSettings
 from smpq.training.bits.state import TrainingState, tensors_of
@@ -99,11 +99,11 @@ class _Training:
     ) -> None:
         self.subject, self.how, self.bits, self.path, self.report, self.say = subject, how, bits, path, report, say
         space = subject.space
-        self.ladders = ladders_of(space, subject.ceilings)
+        self.ladders = kind.ladders(space, subject.ceilings)
         plan = subject.fake.plan(highest(self.ladders).by_unit(space.groups))
         self.graph = TrainableGraph(subject.traced, space.units, subject.original, subject.folded, device)
         self.activations: dict[tuple[str, int], Activation] = attach_plan(
-            self.graph, plan, how.learn_activations, how.start, kind.QUANTIZER
+            self.graph, plan, how.learn_activations, how.start, kind.QUANTIZER, kind.ACTIVATION
         )
         self.judge = Judge(subject.task, self.graph, subject.batches, how.value)
         self.rungs = Rungs(self.graph, space, self.ladders, subject.ceilings)
@@ -113,7 +113,7 @@ class _Training:
         self.interval = max(1, min(bits.interval, self.last // _ADJUSTMENTS))
         self.loop = Loop(self.graph, subject.task, how, self.total, bfloat16=bits.bfloat16)
         self.key = self._key(kind)
-        self.done, self.searching, self.seconds = 0, True, 0.0
+        self.done, self.searching, self.seconds = 0, kind.SEARCHES, 0.0
         self.history: list[dict[str, float]] = []
         self.before: Judged
         if path.is_file():
@@ -189,7 +189,8 @@ class _Training:
             self.history,
         )
         reached = (f"{c.model.name} {c.model.total(policy):.6g} of {c.limit:.6g}" for c in self.rungs.ceilings)
-        return Found(policy, weights, (f"{', '.join(reached)}; {_brief(self.finder.to_json())}",))
+        brief = _brief(self.finder.to_json())
+        return Found(policy, weights, (", ".join(reached) + (f"; {brief}" if brief else ""),))
 
     def _quantized(self) -> list[Any]:
         space = self.subject.space

@@ -1,0 +1,77 @@
+"""Activations whose distribution is compared with that before rounding, by a kernel whose bandwidth is learned."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from calib.formats.quantizers import ActivationQuantizer
+from smpq.training.lsq import LearnedActivation
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_FARTHEST = math.log(1000.0)
+"""How far the logarithm of a bandwidth may go from its start."""
+
+
+class AlignedActivation(LearnedActivation):
+    """A LearnedActivation that keeps, while gradients are recorded in training mode, what it rounded and the result.
+
+    The bandwidth of its kernel is learned too. It begins at the step, in units of the activation.
+    """
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__(quantizer)
+        self._first = math.log(quantizer.scale)
+        self.log_bandwidth = nn.Parameter(torch.tensor(self._first, dtype=torch.float32))
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Round to the grid."""
+        rounded = super().forward(tensor)
+        if self.training and torch.is_grad_enabled():
+            self._kept.append((tensor, rounded))
+        return rounded
+
+    def taken(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Return `count` values `[count]` before and after rounding, of each tensor since the last call."""
+        kept, self._kept = self._kept, []
+        return [(_some(before, count), _some(after, count)) for before, after in kept]
+
+    def project(self) -> None:
+        """Keep the step positive, and the bandwidth finite."""
+        super().project()
+        with torch.no_grad():
+            self.log_bandwidth.clamp_(self._first - _FARTHEST, self._first + _FARTHEST)
+
+
+def discrepancy(one: Tensor, other: Tensor, log_bandwidth: Tensor) -> Tensor:
+    """Return `[]`, the squared maximum mean discrepancy of two samples of numbers `[B]`, in the form of KAQ (2505.12736).
+
+    1/B^2 sum K(x, x') + 1/B^2 sum K(y, y') - 2/B^2 sum K(x, y), K(a, b) = exp(-(a - b)^2 / (2 bandwidth^2)): 0 for equal
+    samples, at most 2.
+    """
+    kernels = [_exponents(a, b, log_bandwidth).exp().mean() for a, b in ((one, one), (other, other), (one, other))]
+    return kernels[0] + kernels[1] - 2 * kernels[2]
+
+
+def misfit(values: Tensor, centres: Tensor, log_bandwidth: Tensor) -> Tensor:
+    """Return `[]`, the mean negative log likelihood of numbers `[B]` under the kernel density of others `[B]`.
+
+    The centre of the same place is left out: it is what the number was rounded to.
+    """
+    exponents = _exponents(values, centres, log_bandwidth)
+    own = torch.eye(len(values), dtype=torch.bool, device=values.device)
+    density = torch.logsumexp(exponents.masked_fill(own, -math.inf), 1) - math.log(len(values) - 1)
+    return log_bandwidth + math.log(2 * math.pi) / 2 - density.mean()
+
+
+def _exponents(one: Tensor, other: Tensor, log_bandwidth: Tensor) -> Tensor:
+    return -((one[:, None] - other[None, :]) / log_bandwidth.exp()).square() / 2
+
+
+def _some(tensor: Tensor, count: int) -> Tensor:
+    """Return `count` values of a tensor as float32 `[count]`, spread over all of it: multiples of the golden section."""
+    places = (torch.arange(count, dtype=torch.float64) * _GOLDEN % 1 * tensor.numel()).long()
+    return tensor.flatten()[places.to(tensor.device)].float()
