@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from smpq.methods.base import Need, method
@@ -42,7 +41,5 @@ def kaq(problem: SearchProblem, settings: KaqSettings | None = None) -> Solution
     from smpq.training.bits.alignment import Alignment
     from smpq.training.bits.settings import KaqSettings
 
-    own, how = settings or KaqSettings(), problem.training
-    if how.learn_activations is None:
-        problem = replace(problem, training=replace(how, learn_activations=True))
+    own = settings or KaqSettings()
     return trained(problem, lambda rungs: Alignment(rungs, own), Alignment, own)

@@ -16,7 +16,7 @@ _FARTHEST = math.log(1000.0)
 
 
 class AlignedActivation(LearnedActivation):
-    """A LearnedActivation that keeps, while gradients are recorded in training mode, what it rounded and the result.
+    """A LearnedActivation that keeps what it rounded, while gradients are recorded in training mode.
 
     The bandwidth of its kernel is learned too. It begins at the step, in units of the activation.
     """
@@ -25,19 +25,21 @@ class AlignedActivation(LearnedActivation):
         super().__init__(quantizer)
         self._first = math.log(quantizer.scale)
         self.log_bandwidth = nn.Parameter(torch.tensor(self._first, dtype=torch.float32))
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept: list[Tensor] = []
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Round to the grid."""
-        rounded = super().forward(tensor)
         if self.training and torch.is_grad_enabled():
-            self._kept.append((tensor, rounded))
-        return rounded
+            self._kept.append(tensor)
+        return super().forward(tensor)
 
     def taken(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """Return `count` values `[count]` before and after rounding, of each tensor since the last call."""
-        kept, self._kept = self._kept, []
-        return [(_some(before, count), _some(after, count)) for before, after in kept]
+        """Return `count` values `[count]` before and after rounding, of each tensor since the last call.
+
+        They are rounded once more: the gradient of the step is then scaled by their number, not by that of the tensor.
+        """
+        kept, self._kept = [_some(tensor, count) for tensor in self._kept], []
+        return [(before, super(AlignedActivation, self).forward(before)) for before in kept]
 
     def project(self) -> None:
         """Keep the step positive, and the bandwidth finite."""

@@ -28,6 +28,7 @@ class Alignment(Finder):
     """
 
     ACTIVATION: ClassVar[type[LearnedActivation]] = AlignedActivation
+    LEARNS: ClassVar[bool | None] = True
     SEARCHES: ClassVar[bool] = False
 
     def __init__(self, rungs: Rungs, settings: KaqSettings) -> None:

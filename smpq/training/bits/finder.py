@@ -26,6 +26,8 @@ class Finder(ABC):
     """The class of the quantisers of weights."""
     ACTIVATION: ClassVar[type[LearnedActivation]] = LearnedActivation
     """The class of the quantisers of activations whose steps are learned."""
+    LEARNS: ClassVar[bool | None] = None
+    """Whether steps of activations are learned where the settings do not say; None: those of fewer than 8 bits."""
     SEARCHES: ClassVar[bool] = True
     """Whether widths change at all; otherwise every step is one behind the search."""
     rungs: Rungs

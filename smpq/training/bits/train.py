@@ -102,8 +102,9 @@ class _Training:
         self.ladders = kind.ladders(space, subject.ceilings)
         plan = subject.fake.plan(highest(self.ladders).by_unit(space.groups))
         self.graph = TrainableGraph(subject.traced, space.units, subject.original, subject.folded, device)
+        learn = kind.LEARNS if how.learn_activations is None else how.learn_activations
         self.activations: dict[tuple[str, int], Activation] = attach_plan(
-            self.graph, plan, how.learn_activations, how.start, kind.QUANTIZER, kind.ACTIVATION
+            self.graph, plan, learn, how.start, kind.QUANTIZER, kind.ACTIVATION
         )
         self.judge = Judge(subject.task, self.graph, subject.batches, how.value)
         self.rungs = Rungs(self.graph, space, self.ladders, subject.ceilings)

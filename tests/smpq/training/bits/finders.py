@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from smpq.training.bits.alignment import Alignment
 from smpq.training.bits.choice import WidthChoice
 from smpq.training.bits.planes import PlaneLasso
-from smpq.training.bits.settings import BsqSettings, SdqSettings
+from smpq.training.bits.settings import BsqSettings, KaqSettings, SdqSettings
 from smpq.training.bits.train import Found, train_bits
 from smpq.training.settings import FineTuneSettings
 from tests.smpq.training.bits.trainable import FORMATS, subject
@@ -33,6 +34,20 @@ def choice(path, task=None, how=HOW, formats=FORMATS, device="cpu", **limits) ->
         given,
         lambda rungs: WidthChoice(rungs, own, given.fake.calibration, how.seed),
         WidthChoice,
+        how,
+        own,
+        path,
+        device=device,
+    )
+
+
+def alignment(path, task=None, how=HOW, formats="w4a4", settings=None, device="cpu", **limits) -> Found:
+    """Finds no bits, so it is not one of FINDERS."""
+    own = settings or KaqSettings()
+    return train_bits(
+        subject(task, formats, **(limits or {"avg_bits": 4.0})),
+        lambda rungs: Alignment(rungs, own),
+        Alignment,
         how,
         own,
         path,

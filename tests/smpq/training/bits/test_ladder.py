@@ -6,7 +6,7 @@ import pytest
 
 from calib.errors import UserError
 from smpq.solve.allocate import Impossible
-from smpq.training.bits.ladder import highest, ladders_of, lowest
+from smpq.training.bits.ladder import highest, ladders_of, lowest, uniform_of
 from tests.smpq.training.bits.trainable import ceilings, space_of
 
 
@@ -44,3 +44,28 @@ def test_nothing_to_choose():
         space = space_of(formats)
         with pytest.raises(UserError, match=message):
             ladders_of(space, ceilings(space, size=1e9))
+
+
+def test_the_widest_uniform_format_within_the_budget():
+    space = space_of("w2a8,w4a8,w8a8,w2a4,w4a4", head="w8a8,fp32", plain="fp32")
+
+    def chosen(**limits):
+        found = uniform_of(space, ceilings(space, **limits))
+        assert all(len(row) == 1 for row in found.values())
+        return {name: str(row[0]) for name, row in found.items()}
+
+    wide = chosen(size=1e9)
+    assert (wide["stem"], wide["head"], wide["plain"]) == ("w8a8", "w8a8", "fp32")
+    size = ceilings(space, size=1.0)[0].model
+    limit = size.total(highest(uniform_of(space, ceilings(space, size=1e9))))
+    narrow = chosen(size=limit - 1)
+    assert (narrow["stem"], narrow["head"], narrow["plain"]) == ("w4a8", "w8a8", "fp32")
+    with pytest.raises(Impossible):
+        chosen(size=1.0)
+
+
+def test_one_width_is_enough_for_a_uniform_format():
+    space = space_of("w4a4")
+    assert {str(row[0]) for row in uniform_of(space, ceilings(space, avg_bits=4.0)).values()} == {"w4a4"}
+    with pytest.raises(UserError, match="there is nothing to find"):
+        ladders_of(space, ceilings(space, avg_bits=4.0))
