@@ -141,9 +141,9 @@ class Detector(nn.Module):
 
     edges: Tensor
 
-    def __init__(self, values: Tensor, hidden: int = HIDDEN, buckets: int = BUCKETS) -> None:
+    def __init__(self, values: Tensor, hidden: int = HIDDEN, buckets: int = BUCKETS, layers: int = LAYERS) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(values, hidden, buckets) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer(values, hidden, buckets) for _ in range(layers))
         self.register_buffer("edges", torch.zeros(buckets - 1))
 
     def forward(self, y: Tensor, h: Tensor, estimate: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ def fit(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if (step + 1) % 500 == 0:
+        if (step + 1) % max(steps // 20, 1) == 0:
             say(f"step {step + 1} of {steps}: squared error of the last step {float(errors[-1].detach()):.4f}")
     return follow(setting, model)
 
