@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from examples.mimo import SETTINGS, Detector, fit
 
-STEPS = 15_000
+STEPS = 12_000
 
 
 def trained(setting: str, steps: int = STEPS) -> Detector:

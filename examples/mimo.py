@@ -41,7 +41,7 @@ class Setting:
     receive: int = 8
     levels: int = 2
     snrs_db: tuple[float, ...] = (12.0, 13.0, 14.0, 15.0, 16.0, 17.0)
-    trained_db: tuple[float, float] = (8.0, 18.0)
+    trained_db: tuple[float, float] = (4.0, 24.0)
 
     @property
     def values(self) -> Tensor:
@@ -53,7 +53,7 @@ class Setting:
 SETTINGS = {
     "task": Setting(),
     "task_16x16": Setting(16, 16),
-    "task_qam16": Setting(levels=4, snrs_db=(18.0, 20.0, 22.0, 24.0, 26.0, 28.0), trained_db=(14.0, 28.0)),
+    "task_qam16": Setting(levels=4, snrs_db=(18.0, 20.0, 22.0, 24.0, 26.0, 28.0), trained_db=(10.0, 34.0)),
 }
 """By the name of the function that makes the task."""
 

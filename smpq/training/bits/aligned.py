@@ -49,28 +49,32 @@ class AlignedActivation(LearnedActivation):
 
 
 def discrepancy(one: Tensor, other: Tensor, log_bandwidth: Tensor) -> Tensor:
-    """Return `[]`, the squared maximum mean discrepancy of two samples of numbers `[B]`, in the form of KAQ (2505.12736).
+    """Return `[...]`, the squared maximum mean discrepancies of two samples of numbers, `[..., B]` each with bandwidths
+    `[...]`, in the form of KAQ (2505.12736).
 
     1/B^2 sum K(x, x') + 1/B^2 sum K(y, y') - 2/B^2 sum K(x, y), K(a, b) = exp(-(a - b)^2 / (2 bandwidth^2)): 0 for equal
     samples, at most 2.
     """
-    kernels = [_exponents(a, b, log_bandwidth).exp().mean() for a, b in ((one, one), (other, other), (one, other))]
+    pairs = ((one, one), (other, other), (one, other))
+    kernels = [_exponents(a, b, log_bandwidth).exp().mean((-2, -1)) for a, b in pairs]
     return kernels[0] + kernels[1] - 2 * kernels[2]
 
 
 def misfit(values: Tensor, centres: Tensor, log_bandwidth: Tensor) -> Tensor:
-    """Return `[]`, the mean negative log likelihood of numbers `[B]` under the kernel density of others `[B]`.
+    """Return `[...]`, the mean negative log likelihood of numbers `[..., B]` under the kernel density of others.
 
     The centre of the same place is left out: it is what the number was rounded to.
     """
     exponents = _exponents(values, centres, log_bandwidth)
-    own = torch.eye(len(values), dtype=torch.bool, device=values.device)
-    density = torch.logsumexp(exponents.masked_fill(own, -math.inf), 1) - math.log(len(values) - 1)
-    return log_bandwidth + math.log(2 * math.pi) / 2 - density.mean()
+    count = values.shape[-1]
+    own = torch.eye(count, dtype=torch.bool, device=values.device)
+    density = torch.logsumexp(exponents.masked_fill(own, -math.inf), -1) - math.log(count - 1)
+    return log_bandwidth + math.log(2 * math.pi) / 2 - density.mean(-1)
 
 
 def _exponents(one: Tensor, other: Tensor, log_bandwidth: Tensor) -> Tensor:
-    return -((one[:, None] - other[None, :]) / log_bandwidth.exp()).square() / 2
+    apart = one[..., :, None] - other[..., None, :]
+    return -(apart / log_bandwidth.exp()[..., None, None]).square() / 2
 
 
 def _some(tensor: Tensor, count: int) -> Tensor:

@@ -48,17 +48,19 @@ class Alignment(Finder):
 
     def refine(self) -> Tensor | None:
         """Return the weighted discrepancy of all activations, with the gradients of their bandwidths."""
-        parts: list[Tensor] = []
-        for quantizer in self.rungs.graph.quantizers():
-            if not isinstance(quantizer, AlignedActivation):
-                continue
-            for before, after in quantizer.taken(self._settings.values):
-                bandwidth = quantizer.log_bandwidth
-                if self._settings.alignment:
-                    parts.append(self._settings.alignment * discrepancy(before, after, bandwidth.detach()))
-                    fitted = misfit(before.detach(), after.detach(), bandwidth)
-                    parts.append(fitted - fitted.detach())  # a gradient, and nothing that the loss would show
-        return torch.stack(parts).sum() if parts else None
+        weight = self._settings.alignment
+        found = [
+            (before, after, quantizer.log_bandwidth)
+            for quantizer in self.rungs.graph.quantizers()
+            if isinstance(quantizer, AlignedActivation)
+            for before, after in quantizer.taken(self._settings.values)
+        ]
+        if not found or not weight:
+            return None
+        before, after, bandwidths = (torch.stack(each) for each in zip(*found, strict=True))
+        fits = misfit(before.detach(), after.detach(), bandwidths).sum()
+        # a gradient of the bandwidths, and nothing that the loss would show
+        return weight * discrepancy(before, after, bandwidths.detach()).sum() + fits - fits.detach()
 
     def to_json(self) -> dict[str, float]:
         """Nothing: what is learned is part of the graph."""
