@@ -37,7 +37,8 @@ from calib.formats.format import FP32
 from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
-from examples.mimo import SETTINGS, Detector, Mimo, draw, follow, snr_at, wrong_bits
+from examples.mimo import SETTINGS, Mimo, draw, follow, snr_at, wrong_bits
+from examples.mimo_detector import Detector
 from smpq.methods import METHODS, Solution
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from examples.mimo import SETTINGS, Detector, fit
+from examples.mimo import SETTINGS, fit
+from examples.mimo_detector import Detector
 
 STEPS = 12_000
 

@@ -10,7 +10,8 @@ from calib.errors import UserError
 from calib.network.tracing import trace_program
 from calib.task import SetTask, TrainableTask
 from calib.tasks import load_task
-from examples.mimo import SETTINGS, Detector, Following, Mimo, Setting, draw, fit, follow, snr_at, wrong_bits
+from examples.mimo import SETTINGS, Mimo, Setting, draw, fit, follow, snr_at, wrong_bits
+from examples.mimo_detector import Detector, Following
 
 SMALL = Setting(transmit=2, receive=3, snrs_db=(0.0, 6.0, 12.0))
 
