@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from calib.errors import UserError
 from calib.files.weights import load_weights, restore
 from calib.task import Batch
-from examples.mimo_detector import Detector, Following
+from examples.mimo_detector import Detector
 
 ERROR_RATE = 1e-3
-_LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,10 @@ def draw(setting: Setting, count: int, seed: int, place: int | None = None) -> B
 def fit(
     setting: Setting, model: Detector, steps: int, batch: int = 256, say: Callable[[str], None] = lambda _: None
 ) -> Detector:
-    """Train in float with Adam, every step of the network counted by log(k + 1), then set buckets and gains."""
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    """Train in float with Adam, every step of the network counted by log(k + 1), then set the buckets."""
+    # gains cancel in float: their gradients are rounding, which Adam would follow
+    moved = [parameter for name, parameter in model.named_parameters() if not name.endswith("gains")]
+    optimizer = torch.optim.Adam(moved, 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 1e-5)
     for step in range(steps):
         given = draw(setting, batch, 100_000_000 + step)
@@ -190,21 +191,10 @@ def fit(
 
 
 def follow(setting: Setting, model: Detector) -> Detector:
-    """Set the edges of equally full buckets, and every gain to the spread of its tensor there, relative to all of them."""
-    given = draw(setting, 4096, 99_999_999)
+    """Set the edges such that the buckets are equally full."""
     buckets = len(model.edges) + 1
-    level, seen = given.inputs[3].mean(1), {}
+    level = draw(setting, 4096, 99_999_999).inputs[3].mean(1)
     model.edges.copy_(level.quantile(torch.arange(1, buckets) / buckets))
-    inside = model.bucket(given.inputs[3])
-    layers = [module for module in model.modules() if isinstance(module, Following)]
-    hooks = [layer.register_forward_pre_hook(lambda own, given: seen.update({own: given[0]})) for layer in layers]
-    with torch.no_grad():
-        model(*given.inputs)
-        for layer, hook in zip(layers, hooks, strict=True):
-            hook.remove()
-            whole = seen[layer].square().mean()
-            spread = [seen[layer][inside == bucket].square().mean() for bucket in range(buckets)]
-            layer.gains.copy_((torch.stack(spread) / whole).clamp(min=_LEAST).log() / 2)
     return model
 
 
