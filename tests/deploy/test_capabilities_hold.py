@@ -20,9 +20,16 @@ SHARE = 8
 
 
 def one_of_each_rule(target: Target) -> list[tuple[str, Format]]:
-    """Of the formats that a rule decides about for an operator the last one; the benchmark tries up to three."""
-    answers = ((case, stated(target, *case)) for case in cases(target))
-    return list({(case[0], answer.status, answer.note): case for case, answer in answers}.values())
+    """Of the formats that a rule decides about for an operator the last one, and of the operators that it refuses the
+    first and the last; the benchmark tries up to three formats of all.
+    """
+    found: dict[tuple[str, str], dict[str, Format]] = {}
+    for operator, format_ in cases(target):
+        answer = stated(target, operator, format_)
+        found.setdefault((answer.status, answer.note), {})[operator] = format_
+    rows = ((status, list(tried.items())) for (status, _), tried in found.items())
+    few = (tried if status != "refused" else dict.fromkeys((tried[0], tried[-1])) for status, tried in rows)
+    return [case for tried in few for case in tried]
 
 
 def disagreements(target: Target, tried: list[tuple[str, Format]]) -> list[str]:
