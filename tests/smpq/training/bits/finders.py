@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from smpq.training.bits.choice import WidthChoice
+from smpq.training.bits.drop import BitDrop
 from smpq.training.bits.planes import PlaneLasso
-from smpq.training.bits.settings import BsqSettings, SdqSettings
+from smpq.training.bits.settings import BsqSettings, CpqSettings, SdqSettings
 from smpq.training.bits.train import Found, train_bits
 from smpq.training.settings import FineTuneSettings
 from tests.smpq.training.bits.trainable import FORMATS, subject
@@ -40,7 +41,15 @@ def choice(path, task=None, how=HOW, formats=FORMATS, device="cpu", **limits) ->
     )
 
 
-FINDERS = {"planes": planes, "choice": choice}
+def drop(path, task=None, how=HOW, formats=FORMATS, device="cpu", **limits) -> Found:
+    own = CpqSettings(search=0.6)
+    return train_bits(
+        subject(task, formats, **limits), lambda rungs: BitDrop(rungs, own, how.seed), BitDrop, how, own, path,
+        device=device,
+    )  # fmt: skip
+
+
+FINDERS = {"planes": planes, "choice": choice, "drop": drop}
 
 
 def same(one: Found, other: Found) -> bool:
