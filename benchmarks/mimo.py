@@ -33,13 +33,14 @@ from train_mimo import trained
 from training import Kept, Watching, problem_of, say
 
 from calib.calibrate import Calibration, CalibrationSettings
-from calib.formats.format import FP32
+from calib.formats.format import FP32, formats_from_text
 from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
 from examples.mimo import SETTINGS, Mimo, draw, follow, snr_at, wrong_bits
 from examples.mimo_detector import Detector
 from smpq.methods import METHODS, Solution
+from smpq.problem.groups import find_groups
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.training.bits.settings import KaqSettings
@@ -141,7 +142,9 @@ def row(name: str, weights: Path, directory: Path, how: FineTuneSettings, channe
     buckets, alignment = ROWS[name]
     bench, own = Bench(weights, buckets), KaqSettings(alignment=alignment)
     began, watching = time.process_time(), Watching()
-    problem = problem_of(bench, "w4a4", "avg_bits=4", how, files, watching)  # type: ignore[arg-type]
+    groups = find_groups(bench.traced, bench.units)
+    formats = {group.name: formats_from_text("w4a4") for group in groups}
+    problem = problem_of(bench, groups, formats, "avg_bits=4", how, files, watching)  # type: ignore[arg-type]
     solution = METHODS["kaq"].function(problem, own)
     assert isinstance(solution, Solution)
     spent, tuned = time.process_time() - began, solution.weights

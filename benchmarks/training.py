@@ -3,8 +3,8 @@
 Usage: training.py CIFAR10_DIR WEIGHTS [--rows bsq-0.07,...] [--epochs N] [--directory DIRECTORY]
 
 Every layer counts towards the size, the first and the last included, with its steps and biases. Activations have 8
-bits. A row is one training: float weights to a policy with weights within its budget; the `uniform` row trains two
-bits everywhere in the same loop, with as many epochs. The 10,000 test images are used once, for the figure of a row.
+bits, or 4 where the name says so, of which the image keeps 8. A row is one training: float weights to a policy with weights within its budget; the `uniform` row trains two
+bits everywhere in the same loop, with as many epochs, and a `fixed` row the widths that another row found. The 10,000 test images are used once, for the figure of a row.
 What is trained is kept in DIRECTORY after every epoch, so that the same command goes on after a kill; rows that the
 record holds are not made again.
 """
@@ -21,7 +21,7 @@ import torch
 from finetune_resnet20 import Bench
 from records import RESULTS, keep
 
-from calib.formats.format import FP32, formats_from_text
+from calib.formats.format import FP32, Format, formats_from_text
 from smpq.methods import METHODS, Limits, SearchProblem, Solution
 from smpq.problem.budget import Budget
 from smpq.problem.costs import cost_models
@@ -30,13 +30,17 @@ from smpq.problem.policy import Space
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling
-from smpq.training.bits.settings import BsqSettings, SdqSettings
+from smpq.training.bits.settings import BsqSettings, CpqSettings, SdqSettings
 from smpq.training.settings import FineTuneSettings
 
 NAME = "training"
 WIDE = "w2a8,w3a8,w4a8,w5a8,w6a8,w7a8,w8a8"
 FEW = "w1a8,w2a8,w3a8,w4a8"
-SETTINGS = {"bsq": BsqSettings(bfloat16=True), "sdq": SdqSettings(bfloat16=True)}
+SETTINGS = {
+    "bsq": BsqSettings(bfloat16=True),
+    "sdq": SdqSettings(bfloat16=True),
+    "cpq": CpqSettings(bfloat16=True),
+}
 ROWS = {
     "sdq-2": ("sdq", "avg_bits=2", FEW, 4.0),
     # its widest policy is within the budget at once: two bits everywhere, in the same loop
@@ -44,8 +48,12 @@ ROWS = {
     "bsq-14x": ("bsq", "avg_bits=2.2857", WIDE, 4.0),
     "bsq-10x": ("bsq", "avg_bits=3.2", WIDE, 3.0),
     "bsq-0.07": ("bsq", "size=0.07x", WIDE, 1.0),
+    # as uniform-2: four bits everywhere
+    "cpq-w4a4": ("cpq", "avg_bits=4", "w3a4,w4a4", 4.0),
+    "cpq-3-a4": ("cpq", "avg_bits=3", "w2a4,w3a4,w4a4", 4.0),
+    "fixed-3-a4": ("cpq", "", "cpq-3-a4", 4.0),
 }
-"""Method, budget, formats, epochs."""
+"""Method, budget, formats, epochs. A `fixed` row has the widths of the row that stands in place of its formats."""
 
 
 def say(text: str) -> None:
@@ -92,12 +100,33 @@ class Kept:
         raise NotImplementedError(record)
 
 
+def offered(groups: tuple, formats: str) -> dict[str, tuple[Format, ...]]:
+    """The formats by group; the image has 8 bits."""
+    found = dict.fromkeys((group.name for group in groups), formats_from_text(formats))
+    found[groups[0].name] = formats_from_text(formats.replace("a4", "a8"))
+    return found
+
+
+def fixed(groups: tuple, policy: dict[str, str]) -> dict[str, tuple[Format, ...]]:
+    """The formats of a policy, each beside the next width down, since a training wants two."""
+    found = {}
+    for group in groups:
+        own = Format.from_text(policy[group.units[0].path])
+        assert own.activation is not None
+        found[group.name] = (Format.from_text(f"w{int(own.weight_bits) - 1}a{own.activation.bits}"), own)
+    return found
+
+
 def problem_of(
-    bench: Bench, formats: str, budget: str, how: FineTuneSettings, files: Kept, watching: Watching
+    bench: Bench,
+    groups: tuple,
+    formats: dict[str, tuple[Format, ...]],
+    budget: str,
+    how: FineTuneSettings,
+    files: Kept,
+    watching: Watching,
 ) -> SearchProblem:
-    groups = find_groups(bench.traced, bench.units)
-    row = formats_from_text(formats)
-    space = Space(groups, {group.name: row for group in groups}, FP32)
+    space = Space(groups, formats, FP32)
     costs = cost_models(space, bench.traced)
     ceilings = tuple(
         Ceiling(costs[limit.cost], limit.absolute(costs[limit.cost].float_total))
@@ -138,10 +167,17 @@ def top1(bench: Bench, solution: Solution, space: Space) -> float:
     return bench.top1(fake, solution.policy.by_unit(space.groups))
 
 
-def row(bench: Bench, name: str, epochs: float, directory: Path) -> dict:
-    method, budget, formats, _ = ROWS[name]
+def row(bench: Bench, name: str, epochs: float, directory: Path, rows: list[dict]) -> dict:
+    method, budget, text, _ = ROWS[name]
+    groups = find_groups(bench.traced, bench.units)
+    other = next((old for old in rows if old["name"] == text), None)
+    if name.startswith("fixed"):
+        if other is None:
+            sys.exit(f"{name} needs the row {text}")
+        budget = f"avg_bits={other['avg_bits'] + 1e-6:.9g}"
+    formats = fixed(groups, other["policy"]) if other else offered(groups, text)
     how, watching, files = FineTuneSettings(epochs=epochs), Watching(), Kept(directory / name)
-    problem = problem_of(bench, formats, budget, how, files, watching)
+    problem = problem_of(bench, groups, formats, budget, how, files, watching)
     own = SETTINGS[method]
     started = time.process_time()
     solution = METHODS[method].function(problem, own)
@@ -152,7 +188,7 @@ def row(bench: Bench, name: str, epochs: float, directory: Path) -> dict:
     bits = costs["avg_bits"].total(policy)
     found = {
         "name": name,
-        "method": "uniform in the loop of sdq" if name.startswith("uniform") else method,
+        "method": f"uniform in the loop of {method}" if name.startswith("uniform") else method,
         "budget": budget,
         "network": f"ResNet-20, {epochs:g} epochs",
         "epochs": epochs,
@@ -191,7 +227,7 @@ def main() -> None:
         rows = json.loads(record.read_text())["rows"] if record.exists() else []
         if any(old["name"] == name and old["epochs"] == epochs for old in rows):
             continue
-        made = row(bench, name, epochs, arguments.directory)
+        made = row(bench, name, epochs, arguments.directory, rows)
         rows = json.loads(record.read_text())["rows"] if record.exists() else []  # others may have been added meanwhile
         rows = [*(old for old in rows if old["name"] != name), made]
         command = "OMP_NUM_THREADS=1 python benchmarks/training.py CIFAR10_DIR WEIGHTS"

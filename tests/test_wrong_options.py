@@ -17,7 +17,7 @@ from smpq.scoring.explanation import Explanation
 from smpq.scoring.shapley import ScoringLimits
 from smpq.supernet.removal import RemovalWalks
 from smpq.supernet.settings import GameSettings, SupernetSettings
-from smpq.training.bits.settings import BsqSettings, KaqSettings, SdqSettings
+from smpq.training.bits.settings import BsqSettings, CpqSettings, KaqSettings, SdqSettings
 from smpq.training.settings import FineTuneSettings
 from smpq.value.workers.resources import Resources
 from tests.commands import TINY, assert_matches, done, refused
@@ -27,6 +27,7 @@ from tests.outside import texts_outside, values_outside
 CLASSES = {
     BsqSettings: {},
     CalibrationSettings: {},
+    CpqSettings: {},
     Explanation: {},
     FineTuneSettings: {},
     GameSettings: {},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 # in the order in which smpq methods lists them
 from smpq.methods import shapley, supernet, hawq, clado, clado_near, hybrid, coopq, fima_q, ohq, slim_llm, cmpq  # isort: skip
-from smpq.methods import bsq, kaq, sdq  # isort: skip
+from smpq.methods import bsq, cpq, kaq, sdq  # isort: skip
 from smpq.methods import largest_first, random_importance, uniform  # isort: skip
 from smpq.methods.base import METHODS, Method, Need, method, method_from_name
 from smpq.methods.problem import Limits, Objective, SearchProblem, Solution, linear_objective
@@ -28,6 +28,7 @@ __all__ = [
     "clado_near",
     "cmpq",
     "coopq",
+    "cpq",
     "fima_q",
     "hawq",
     "hybrid",

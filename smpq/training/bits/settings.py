@@ -53,20 +53,41 @@ class KaqSettings(BitSettings):
 
 
 @dataclass(frozen=True)
-class SdqSettings(BitSettings):
-    """SDQ. A group falls to the next width once its probability of the present one is below `least`.
+class ChanceSettings(BitSettings):
+    """Widths that are drawn. A group falls to the next width once its probability of the present one is below `least`.
 
-    `probability_rate` is the learning rate of the log-odds; `error` weighs the quantisation error against the bits. The
-    `temperature` of Gumbel's softmax falls in a straight line from the first to the last. `bins` weighs the
-    entropy-aware bin regularisation of phase 2 (the paper's lambda_E).
+    `probability_rate` is the learning rate of the log-odds.
     """
 
     least: Annotated[float, Declared("probability below which a width is lost", _SHARE)] = 0.01
     probability_rate: Annotated[float, Declared("learning rate of log-odds", _ABOVE_ZERO)] = 10.0
+
+
+@dataclass(frozen=True)
+class SdqSettings(ChanceSettings):
+    """SDQ.
+
+    `error` weighs the quantisation error against the bits. The `temperature` of Gumbel's softmax falls in a straight
+    line from the first to the last. `bins` weighs the entropy-aware bin regularisation of phase 2 (the paper's
+    lambda_E).
+    """
+
     error: Annotated[float, Declared("weight of the quantisation error", _NOT_NEGATIVE)] = 1.0
     first_temperature: Annotated[float, Declared("temperature of the choice at the start", _ABOVE_ZERO)] = 1.0
     last_temperature: Annotated[float, Declared("temperature of the choice at the end", _ABOVE_ZERO)] = 0.1
     bins: Annotated[float, Declared("weight of the bin regularisation", _NOT_NEGATIVE)] = 0.1
+
+    def __post_init__(self) -> None:
+        check_declared(self)
+
+
+@dataclass(frozen=True)
+class CpqSettings(ChanceSettings):
+    """CPQ and DropBits. `noise` is that of weights, a share of the distance of two values: the smaller, the more weights
+    are drawn to the middles of their bins.
+    """
+
+    noise: Annotated[float, Declared("noise of weights, a share of a step", Interval(0.01, 0.5))] = 1 / 3
 
     def __post_init__(self) -> None:
         check_declared(self)

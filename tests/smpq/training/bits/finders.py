@@ -6,8 +6,9 @@ import torch
 
 from smpq.training.bits.alignment import Alignment
 from smpq.training.bits.choice import WidthChoice
+from smpq.training.bits.drop import BitDrop
 from smpq.training.bits.planes import PlaneLasso
-from smpq.training.bits.settings import BsqSettings, KaqSettings, SdqSettings
+from smpq.training.bits.settings import BsqSettings, CpqSettings, KaqSettings, SdqSettings
 from smpq.training.bits.train import Found, train_bits
 from smpq.training.settings import FineTuneSettings
 from tests.smpq.training.bits.trainable import FORMATS, subject
@@ -55,7 +56,15 @@ def alignment(path, task=None, how=HOW, formats="w4a4", settings=None, device="c
     )
 
 
-FINDERS = {"planes": planes, "choice": choice}
+def drop(path, task=None, how=HOW, formats=FORMATS, device="cpu", **limits) -> Found:
+    own = CpqSettings(search=0.6)
+    return train_bits(
+        subject(task, formats, **limits), lambda rungs: BitDrop(rungs, own, how.seed), BitDrop, how, own, path,
+        device=device,
+    )  # fmt: skip
+
+
+FINDERS = {"planes": planes, "choice": choice, "drop": drop}
 
 
 def same(one: Found, other: Found) -> bool:

@@ -76,7 +76,7 @@ def test_the_gradient_of_the_loss_moves_the_odds():
 
 def test_forcing_takes_the_smallest_error_for_what_it_saves():
     found = made()
-    gain = {name: found._error(name) / found.rungs.saved(name) for name in found.rungs.open}
+    gain = {name: found._missed(name) / found.rungs.saved(name) for name in found.rungs.open}
     found.force()
     assert found.rungs.lowered == [min(gain, key=gain.__getitem__)]
 
