@@ -22,12 +22,13 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from records import keep
+from records import Parts, keep
 from safetensors.torch import load_file, save_file
 from train_mimo import trained
 from training import Kept, Watching, problem_of, say
@@ -50,7 +51,7 @@ ROOT = Path(__file__).parents[1]
 SETTING = replace(SETTINGS["task"], snrs_db=(12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0))
 ROWS = {"plain": (1, 0.0), "following": (8, 0.0), "kaq": (8, 0.05)}
 """Buckets of the channel that have a step of their own, and the weight of the alignment."""
-EPOCHS, CHANNELS, BLOCKS, REPETITIONS, SIZE = 2.0, 65_536, 128, 2000, 1024
+EPOCHS, CHANNELS, BLOCKS, REPETITIONS, SIZE = 6.0, 65_536, 128, 2000, 1024
 HOW = FineTuneSettings(epochs=EPOCHS)
 BARS = {"from_float_db": 0.3, "better_than_plain_db": 0.2, "engine_db": 0.1}
 ENGINES = (("simulate", "w4a4"), ("ort-cpu", "w8a8"))
@@ -132,12 +133,10 @@ def difference(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     return {"db": round(float(one[0] - other[0]), 4), "interval_db": interval(one - other)}
 
 
-def row(name: str, weights: Path, directory: Path, how: FineTuneSettings, channels: int) -> dict[str, Any]:
+def row(name: str, weights: Path, files: Kept, how: FineTuneSettings, channels: int) -> dict[str, Any]:
     """Train a row, or read it; returns what is known of it besides its errors."""
-    files = Kept(directory / name)
     record, counts = files.file("row.json"), files.file("wrong.npy")
-    wanted = json.loads(json.dumps({"how": asdict(how), "channels": channels}))
-    if record.is_file() and json.loads(record.read_text())["wanted"] == wanted:
+    if record.is_file():
         return json.loads(record.read_text())
     buckets, alignment = ROWS[name]
     bench, own = Bench(weights, buckets), KaqSettings(alignment=alignment)
@@ -153,7 +152,7 @@ def row(name: str, weights: Path, directory: Path, how: FineTuneSettings, channe
     )
     np.save(counts, wrong(fake, solution.policy.by_unit(problem.space.groups), channels))
     found = {
-        "wanted": wanted, "name": name, "network": f"unfolded MIMO detector 8x8 QPSK, {how.epochs:g} epochs", "buckets": buckets,
+        "name": name, "network": f"unfolded MIMO detector 8x8 QPSK, {how.epochs:g} epochs", "buckets": buckets,
         "alignment": alignment, "formats": "w4a4", "train_cpu_seconds": round(spent, 1),
         "cpu_seconds": round(time.process_time() - began, 1), "loss": tuned.history[-1]["loss"],
         "calibration_before": asdict(tuned.before), "calibration_after": asdict(tuned.after),
@@ -207,18 +206,20 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     snrs = {"float": known["float"]["snrs"]}
     for name in arguments.rows.split(","):
-        how = replace(HOW, epochs=arguments.epochs)
-        found = row(name, weights, directory, how, channels)
-        own, snrs[name] = figures(np.load(directory / name / "wrong.npy"))
+        how, files = replace(HOW, epochs=arguments.epochs), Kept(directory / f"{name}-{arguments.epochs:g}-{channels}")
+        found = row(name, weights, files, how, channels)
+        own, snrs[name] = figures(np.load(files.file("wrong.npy")))
         found |= own | {"from_float": difference(snrs[name], snrs["float"])}
         if "plain" in snrs and name != "plain":
             found["from_plain"] = difference(snrs[name], snrs["plain"])
         rows.append(found)
         say(f"{name}: {found['snr_db_at_ber_1e-3']:.3f} dB, {found['from_float']}, {found.get('from_plain')}")
-    engines = [] if arguments.no_engines else [engine(*each, weights) for each in ENGINES]
+    parts = Parts(directory / "engines.json")
+    for target, formats in ENGINES if not arguments.no_engines else ():
+        parts(f"{target} {formats}", partial(engine, target, formats, weights))
     keep(
         "kaq", "OMP_NUM_THREADS=1 python benchmarks/mimo.py DIRECTORY", [0], rows, bars=BARS, channels=channels,
-        float=known["float"]["figures"], mmse=known["mmse"]["figures"], engines=engines, threads=torch.get_num_threads(),
+        float=known["float"]["figures"], mmse=known["mmse"]["figures"], engines=list(parts.all().values()), threads=torch.get_num_threads(),
     )  # fmt: skip
 
 
