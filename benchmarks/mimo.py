@@ -2,15 +2,15 @@
 
 Usage: mimo.py DIRECTORY [--rows plain,following,kaq] [--epochs N] [--channels N] [--no-engines]
 
-8 x 8 antennas, QPSK (`examples/mimo.py`). The float network is trained once, and kept in DIRECTORY with everything that is
-unfinished. Each row is trained from it with weights and activations of 4 bits in all 20 layers, in the same loop, with as
-many epochs, on the same data: `plain` has learned steps alone, `following` has gains that follow the channel besides, and
-`kaq` also aligns distributions. All rows see the same channels, symbols and noise. Intervals are of 95 %, by a bootstrap
-over 128 blocks of channels, the same blocks for both rows of a difference.
+8 x 8 antennas, QPSK (`examples/mimo.py`). The float network is trained once, and kept in DIRECTORY with everything
+that is unfinished. Each row is trained from it with weights and activations of 4 bits in all 20 layers, in the same
+loop, with as many epochs, on the same data: `plain` has learned steps alone, `following` has gains that follow the
+channel besides, and `kaq` also aligns distributions. All rows see the same channels, symbols and noise. Intervals are
+of 95 %, by a bootstrap over 128 blocks of channels, the same blocks for both rows of a difference.
 
-Engines: `smpq run` with `--method kaq` and few epochs, whose record of the verification compares PyTorch with the engine
-on the same channels. There is no kernel for activations of 4 bits on a CPU: the `simulate` target runs that graph in ONNX
-Runtime, rounded in float, and `ort-cpu` runs integers of 8 bits.
+Engines: `smpq run` with `--method kaq` and few epochs, whose record of the verification compares PyTorch with the
+engine on the same channels. There is no kernel for activations of 4 bits on a CPU: the `simulate` target runs that
+graph in ONNX Runtime, rounded in float, and `ort-cpu` runs integers of 8 bits.
 """
 
 import argparse
@@ -219,7 +219,8 @@ def main() -> None:
         parts(f"{target} {formats}", partial(engine, target, formats, weights))
     keep(
         "kaq", "OMP_NUM_THREADS=1 python benchmarks/mimo.py DIRECTORY", [0], rows, bars=BARS, channels=channels,
-        float=known["float"]["figures"], mmse=known["mmse"]["figures"], engines=list(parts.all().values()), threads=torch.get_num_threads(),
+        float=known["float"]["figures"], mmse=known["mmse"]["figures"], engines=list(parts.all().values()),
+        threads=torch.get_num_threads(),
     )  # fmt: skip
 
 

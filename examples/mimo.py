@@ -1,8 +1,8 @@
 """A MIMO detector, and the SNR it needs: `smpq run --task examples.mimo:task --weights W --target simulate`.
 
-Rayleigh fading, QPSK or 16-QAM: every real number sent is one of 2 or 4 levels. The network (`examples/mimo_detector.py`)
-has five inputs, what is received and what a receiver computes. Data are drawn from seeds. W is made by
-`benchmarks/train_mimo.py`.
+Rayleigh fading, QPSK or 16-QAM: every real number sent is one of 2 or 4 levels. The network
+(`examples/mimo_detector.py`) has five inputs, what is received and what a receiver computes. Data are drawn from
+seeds. W is made by `benchmarks/train_mimo.py`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ class Mimo:
         return list(zip(target.place.tolist(), wrong.tolist(), [bits] * len(output), strict=True))
 
     def metric_of(self, records: Sequence[tuple[int, int, int]]) -> float:
-        """Return 40 dB less the SNR at which the BER is 1e-3; at most that of the SNRs' ends, where all are on one side."""
+        """Return 40 dB less the SNR at which the BER is 1e-3; at most that of the SNRs' ends, where all are on one
+        side.
+        """
         places, wrong, bits = np.array(records).T
         size = len(self.setting.snrs_db)
         sums = [np.bincount(places, each, size) for each in (wrong, bits)]
@@ -142,7 +144,8 @@ def wrong_bits(setting: Setting, output: Tensor, target: Sent) -> tuple[Tensor, 
     nearest = (output[:, :, None] - setting.values).abs().argmin(2)
     differ = (nearest ^ (nearest >> 1)) ^ (target.levels ^ (target.levels >> 1))
     width = (setting.levels - 1).bit_length()
-    return sum(((differ >> place) & 1).sum(1) for place in range(width)), width * output.shape[1]  # type: ignore[return-value]
+    wrong = torch.stack([((differ >> place) & 1).sum(1) for place in range(width)]).sum(0)
+    return wrong, width * output.shape[1]
 
 
 def draw(setting: Setting, count: int, seed: int, place: int | None = None) -> Batch:

@@ -23,21 +23,21 @@ def kaq(problem: SearchProblem, settings: KaqSettings | None = None) -> Solution
     """Training at one width for all layers that keeps the distributions of activations through their rounding.
 
     From the abstract and a review of the paper: to the task's loss is added, for each quantised activation, the maximum
-    mean discrepancy between its values before and after rounding, with a Gaussian kernel whose bandwidth is learned; the
-    weight 0.05 is what the paper begins with. It was made for unfolded MIMO detectors (`examples/mimo.py` is one), and
-    adjusts the steps of activations to the channel.
+    mean discrepancy between its values before and after rounding, with a Gaussian kernel whose bandwidth is learned;
+    the weight 0.05 is what the paper begins with. It was made for unfolded MIMO detectors (`examples/mimo.py` is
+    one), and adjusts the steps of activations to the channel.
 
     No code was published, and these are not known, so chosen: the discrepancy is that of 128 single values of each
     tensor, spread over the batch, which is what one step for the whole tensor rounds. A bandwidth that lowered the
-    discrepancy would grow without end; it maximises the likelihood of the values before rounding under the kernel density
-    of those after it, each without its own. Gradients pass rounding as in LSQ, by which steps are
-    learned too: of weights for each channel, of activations for each tensor, of any number of bits. The float model
-    teaches besides.
+    discrepancy would grow without end; it maximises the likelihood of the values before rounding under the kernel
+    density of those after it, each without its own. Gradients pass rounding as in LSQ, by which steps are learned
+    too: of weights for each channel, of activations for each tensor, of any number of bits. The float model teaches
+    besides.
 
     Ours: it finds no bits. Layers get the widest format that all of them may have within the budget, activations before
     weights. Steps that follow the channel are a matter of the network, not of its quantisers: it divides what a layer
-    reads by a gain that it looks up, and multiplies the result by it. That is a step for each bucket of channels, in one
-    engine whose steps are constant.
+    reads by a gain that it looks up, and multiplies the result by it. That is a step for each bucket of channels, in
+    one engine whose steps are constant.
     """
     from smpq.training.bits.alignment import Alignment
     from smpq.training.bits.settings import KaqSettings

@@ -52,8 +52,8 @@ def discrepancy(one: Tensor, other: Tensor, log_bandwidth: Tensor) -> Tensor:
     """Return `[...]`, the squared maximum mean discrepancies of two samples of numbers, `[..., B]` each with bandwidths
     `[...]`, in the form of KAQ (2505.12736).
 
-    1/B^2 sum K(x, x') + 1/B^2 sum K(y, y') - 2/B^2 sum K(x, y), K(a, b) = exp(-(a - b)^2 / (2 bandwidth^2)): 0 for equal
-    samples, at most 2.
+    1/B^2 sum K(x, x') + 1/B^2 sum K(y, y') - 2/B^2 sum K(x, y), K(a, b) = exp(-(a - b)^2 / (2 bandwidth^2)): 0 for
+    equal samples, at most 2.
     """
     pairs = ((one, one), (other, other), (one, other))
     kernels = [_exponents(a, b, log_bandwidth).exp().mean((-2, -1)) for a, b in pairs]

@@ -41,8 +41,8 @@ class BsqSettings(BitSettings):
 
 @dataclass(frozen=True)
 class KaqSettings(BitSettings):
-    """KAQ, which looks for no bits. `alignment` weighs the discrepancy of distributions (the paper's lambda), which is that
-    of `values` numbers of each activation.
+    """KAQ, which looks for no bits. `alignment` weighs the discrepancy of distributions (the paper's lambda), which is
+    that of `values` numbers of each activation.
     """
 
     alignment: Annotated[float, Declared("weight of the alignment of distributions", _NOT_NEGATIVE)] = 0.05
