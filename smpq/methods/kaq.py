@@ -30,9 +30,9 @@ def kaq(problem: SearchProblem, settings: KaqSettings | None = None) -> Solution
     No code was published, and these are not known, so chosen: the discrepancy is that of 128 single values of each
     tensor, spread over the batch, which is what one step for the whole tensor rounds. A bandwidth that lowered the
     discrepancy would grow without end; it maximises the likelihood of the values before rounding under the kernel
-    density of those after it, each without its own. Gradients pass rounding as in LSQ, by which steps are learned
-    too: of weights for each channel, of activations for each tensor, of any number of bits. The float model teaches
-    besides.
+    density of those after it, each without its own. The alignment moves steps alone: where its gradient passed on to
+    the layers before, they lost more than they gained (`benchmarks/mimo.py`). Steps are learned as in LSQ, of weights
+    for each channel, of activations for each tensor, of any number of bits. The float model teaches besides.
 
     Ours: it finds no bits. Layers get the widest format that all of them may have within the budget, activations before
     weights. Steps that follow the channel are a matter of the network, not of its quantisers: it divides what a layer

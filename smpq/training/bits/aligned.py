@@ -30,13 +30,13 @@ class AlignedActivation(LearnedActivation):
     def forward(self, tensor: Tensor) -> Tensor:
         """Round to the grid."""
         if self.training and torch.is_grad_enabled():
-            self._kept.append(tensor)
+            self._kept.append(tensor.detach())
         return super().forward(tensor)
 
     def taken(self, count: int) -> list[tuple[Tensor, Tensor]]:
         """Return `count` values `[count]` before and after rounding, of each tensor since the last call.
 
-        They are rounded once more: the gradient of the step is then scaled by their number, not by that of the tensor.
+        They are rounded once more, for a gradient of the step alone, scaled by their number and not by the tensor's.
         """
         kept, self._kept = [_some(tensor, count) for tensor in self._kept], []
         return [(before, super(AlignedActivation, self).forward(before)) for before in kept]
@@ -78,6 +78,6 @@ def _exponents(one: Tensor, other: Tensor, log_bandwidth: Tensor) -> Tensor:
 
 
 def _some(tensor: Tensor, count: int) -> Tensor:
-    """Return `count` values of a tensor as float32 `[count]`, spread over all of it: multiples of the golden section."""
+    """Return `count` values of a tensor as float32 `[count]`, spread over it by multiples of the golden section."""
     places = (torch.arange(count, dtype=torch.float64) * _GOLDEN % 1 * tensor.numel()).long()
     return tensor.flatten()[places.to(tensor.device)].float()
