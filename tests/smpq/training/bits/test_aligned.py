@@ -81,8 +81,8 @@ def test_what_it_rounds_is_kept_while_it_is_trained():
     assert quantizer.taken(50) == []
 
 
-def test_steps_and_bandwidths_get_gradients():
-    quantizer, values = module(), normal(2000)
+def test_steps_and_bandwidths_get_gradients_and_what_is_rounded_does_not():
+    quantizer, values = module(), normal(2000).requires_grad_()
     quantizer(values)
     ((before, after),) = quantizer.taken(256)
     discrepancy(before, after, quantizer.log_bandwidth.detach()).backward()
@@ -90,6 +90,7 @@ def test_steps_and_bandwidths_get_gradients():
     assert quantizer.log_bandwidth.grad is None
     misfit(before, after.detach(), quantizer.log_bandwidth).backward()
     assert quantizer.log_bandwidth.grad != 0
+    assert values.grad is None
 
 
 def test_a_tensor_that_is_all_zeros_keeps_its_bandwidth_finite():
