@@ -8,8 +8,8 @@ loop, with as many epochs, on the same data: `plain` has learned steps alone, `f
 channel besides, and `kaq` also aligns distributions. All rows see the same channels, symbols and noise. Intervals are
 of 95 %, by a bootstrap over 128 blocks of channels, the same blocks for both rows of a difference.
 
-Engines: `smpq run` with `--method kaq` and few epochs, whose record of the verification compares PyTorch with the
-engine on the same channels. There is no kernel for activations of 4 bits on a CPU: the `simulate` target runs that
+Engines: `smpq run` with `--method kaq` and half an epoch; its network in PyTorch and its engine see the same
+channels, a quarter of them. There is no kernel for activations of 4 bits on a CPU: the `simulate` target runs that
 graph in ONNX Runtime, rounded in float, and `ort-cpu` runs integers of 8 bits.
 """
 
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,11 @@ from calib.formats.format import FP32, formats_from_text
 from calib.network.fold import fold_batchnorm
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
+from calib.task import Batch
+from deploy.stages import read_policy
+from deploy.stages.run_all import open_run
+from deploy.stages.stage_runners import stage_runners
+from deploy.terminal.progress import Progress
 from examples.mimo import SETTINGS, Mimo, draw, follow, snr_at, wrong_bits
 from examples.mimo_detector import Detector
 from smpq.methods import METHODS, Solution
@@ -75,32 +81,20 @@ class Bench:
         self.fake = FakeQuantizer(self.traced, self.units, calibration, QdqRules("affine"))
 
 
-def wrong(fake: FakeQuantizer, policy: dict, channels: int) -> np.ndarray:
-    """Return the wrong bits `[SNRs, channels]` of a policy."""
-    edits = fake.edits(fake.plan(policy))
+def counted(compute: Callable[[Batch], torch.Tensor], channels: int) -> np.ndarray:
+    """Return the wrong bits `[SNRs, channels]` of what is computed of a batch."""
     found = []
     for place in range(len(SETTING.snrs_db)):
-        own = []
-        for index in range(channels // SIZE):
-            batch = draw(SETTING, SIZE, 3_000_000 + 10_000 * place + index, place)
-            own.append(wrong_bits(SETTING, fake.traced.run(batch.inputs, edits), batch.target)[0])
-        found.append(torch.cat(own).numpy())
+        seeds = (3_000_000 + 10_000 * place + index for index in range(channels // SIZE))
+        batches = (draw(SETTING, SIZE, seed, place) for seed in seeds)
+        found.append(torch.cat([wrong_bits(SETTING, compute(batch), batch.target)[0] for batch in batches]).numpy())
     return np.stack(found)
 
 
-def linear(channels: int) -> np.ndarray:
-    """Return the wrong bits of the linear MMSE estimate."""
-    return np.stack(
-        [
-            torch.cat(
-                [
-                    wrong_bits(SETTING, batch.inputs[2], batch.target)[0]
-                    for batch in (draw(SETTING, SIZE, 3_000_000 + 10_000 * p + i, p) for i in range(channels // SIZE))
-                ]
-            ).numpy()
-            for p in range(len(SETTING.snrs_db))
-        ]
-    )
+def wrong(fake: FakeQuantizer, policy: dict, channels: int) -> np.ndarray:
+    """Return the wrong bits `[SNRs, channels]` of a policy."""
+    edits = fake.edits(fake.plan(policy))
+    return counted(lambda batch: fake.traced.run(batch.inputs, edits), channels)
 
 
 def resampled(counts: np.ndarray) -> np.ndarray:
@@ -161,25 +155,28 @@ def row(name: str, weights: Path, files: Kept, how: FineTuneSettings, channels: 
     return found
 
 
-def engine(target: str, formats: str, weights: Path) -> dict[str, Any]:
-    """Let `smpq run` train, build and verify; the change is that of the figure in dB, from PyTorch to the engine."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def engine(target: str, formats: str, weights: Path, run: Path, channels: int) -> dict[str, Any]:
+    """Let `smpq run` train and build in `run`, and compare the engine with the fake-quantised network in PyTorch."""
+    began = resource.getrusage(resource.RUSAGE_CHILDREN), time.process_time()
+    options = ["--task", "examples.mimo:task", "--weights", str(weights), "--target", target, "--formats", formats]
+    options += ["--method", "kaq", "--budget", f"avg_bits={formats[1]}", "--finetune", "0.5", "--out", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "cli", "run", *options], cwd=ROOT, env=environment, check=False)
+    workspace = open_run(run, Progress())
     with tempfile.TemporaryDirectory() as directory:
-        run = Path(directory) / "run"
-        options = ["--task", "examples.mimo:task", "--weights", str(weights), "--target", target, "--formats", formats]
-        options += ["--method", "kaq", "--budget", f"avg_bits={formats[1]}", "--finetune", "0.5", "--out", str(run)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, "-m", "cli", "run", *options], cwd=ROOT, env=environment, check=False)
-        stages = json.loads((run / "verify.json").read_text())["stages"]
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        runners = stage_runners(workspace, read_policy(workspace), Path(directory))
+    stages = {}
+    for name in ("fake_quant", "engine"):
+        runner = runners[name]  # type: ignore[index]
+        assert callable(runner), runner
+        stages[name] = figures(counted(runner, channels))
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = ended.ru_utime + ended.ru_stime - began[0].ru_utime - began[0].ru_stime + time.process_time() - began[1]
     return {
-        "target": target,
-        "formats": formats,
-        "exit": done.returncode,
-        "stages": stages,
+        "target": target, "formats": formats, "channels": channels, "pytorch": stages["fake_quant"][0],
+        "engine": stages["engine"][0], "from_pytorch": difference(stages["engine"][1], stages["fake_quant"][1]),
         "cpu_seconds": round(spent, 1),
-    }
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -198,7 +195,7 @@ def main() -> None:
     if not errors.is_file():
         bench = Bench(weights, 8)
         alone = wrong(bench.fake, dict.fromkeys((unit.path for unit in bench.units), FP32), channels)
-        np.savez(errors, float=alone, mmse=linear(channels))
+        np.savez(errors, float=alone, mmse=counted(lambda batch: batch.inputs[2], channels))
     known = {
         name: dict(zip(("figures", "snrs"), figures(counts), strict=True)) for name, counts in np.load(errors).items()
     }
@@ -216,7 +213,8 @@ def main() -> None:
         say(f"{name}: {found['snr_db_at_ber_1e-3']:.3f} dB, {found['from_float']}, {found.get('from_plain')}")
     parts = Parts(directory / "engines.json")
     for target, formats in ENGINES if not arguments.no_engines else ():
-        parts(f"{target} {formats}", partial(engine, target, formats, weights))
+        run = directory / f"{target}-{formats}"
+        parts(f"{target} {formats}", partial(engine, target, formats, weights.resolve(), run.resolve(), channels // 4))
     keep(
         "kaq", "OMP_NUM_THREADS=1 python benchmarks/mimo.py DIRECTORY", [0], rows, bars=BARS, channels=channels,
         float=known["float"]["figures"], mmse=known["mmse"]["figures"], engines=list(parts.all().values()),
