@@ -1,9 +1,9 @@
 """KAQ on an unfolded MIMO detector: the SNR that a bit error rate of 1e-3 takes at 4 bits, and that of engines.
 
-Usage: mimo.py DIRECTORY [--rows plain,following,kaq] [--epochs N] [--channels N] [--no-engines]
+Usage: mimo.py DIRECTORY [--rows plain,...,kaq-3] [--epochs N] [--channels N] [--no-engines]
 
 8 x 8 antennas, QPSK (`examples/mimo.py`). The float network is trained once, and kept in DIRECTORY with everything
-that is unfinished. Each row is trained from it with weights and activations of 4 bits in all 20 layers, in the same
+that is unfinished. Each row is trained from it with weights and activations of 4 or 3 bits in all 20 layers, in the same
 loop, with as many epochs, on the same data: `plain` has learned steps alone, `following` has gains that follow the
 channel besides, and `kaq` also aligns distributions. All rows see the same channels, symbols and noise. Intervals are
 of 95 %, by a bootstrap over 128 blocks of channels, the same blocks for both rows of a difference.
@@ -55,8 +55,15 @@ from smpq.training.settings import FineTuneSettings
 
 ROOT = Path(__file__).parents[1]
 SETTING = replace(SETTINGS["task"], snrs_db=(12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0))
-ROWS = {"plain": (1, 0.0), "following": (8, 0.0), "kaq": (8, 0.05)}
-"""Buckets of the channel that have a step of their own, and the weight of the alignment."""
+ROWS = {
+    "plain": ("w4a4", 1, 0.0),
+    "following": ("w4a4", 8, 0.0),
+    "kaq": ("w4a4", 8, 0.05),
+    "plain-3": ("w3a3", 1, 0.0),
+    "following-3": ("w3a3", 8, 0.0),
+    "kaq-3": ("w3a3", 8, 0.05),
+}
+"""Formats, buckets of the channel that have a step of their own, and the weight of the alignment."""
 EPOCHS, CHANNELS, BLOCKS, REPETITIONS, SIZE = 6.0, 65_536, 128, 2000, 1024
 HOW = FineTuneSettings(epochs=EPOCHS)
 BARS = {"from_float_db": 0.3, "better_than_plain_db": 0.2, "engine_db": 0.1}
@@ -132,12 +139,12 @@ def row(name: str, weights: Path, files: Kept, how: FineTuneSettings, channels: 
     record, counts = files.file("row.json"), files.file("wrong.npy")
     if record.is_file():
         return json.loads(record.read_text())
-    buckets, alignment = ROWS[name]
+    text, buckets, alignment = ROWS[name]
     bench, own = Bench(weights, buckets), KaqSettings(alignment=alignment)
     began, watching = time.process_time(), Watching()
     groups = find_groups(bench.traced, bench.units)
-    formats = {group.name: formats_from_text("w4a4") for group in groups}
-    problem = problem_of(bench, groups, formats, "avg_bits=4", how, files, watching)  # type: ignore[arg-type]
+    formats = {group.name: formats_from_text(text) for group in groups}
+    problem = problem_of(bench, groups, formats, f"avg_bits={text[1]}", how, files, watching)  # type: ignore[arg-type]
     solution = METHODS["kaq"].function(problem, own)
     assert isinstance(solution, Solution)
     spent, tuned = time.process_time() - began, solution.weights
@@ -147,7 +154,7 @@ def row(name: str, weights: Path, files: Kept, how: FineTuneSettings, channels: 
     np.save(counts, wrong(fake, solution.policy.by_unit(problem.space.groups), channels))
     found = {
         "name": name, "network": f"unfolded MIMO detector 8x8 QPSK, {how.epochs:g} epochs", "buckets": buckets,
-        "alignment": alignment, "formats": "w4a4", "train_cpu_seconds": round(spent, 1),
+        "alignment": alignment, "formats": text, "train_cpu_seconds": round(spent, 1),
         "cpu_seconds": round(time.process_time() - began, 1), "loss": tuned.history[-1]["loss"],
         "calibration_before": asdict(tuned.before), "calibration_after": asdict(tuned.after),
     }  # fmt: skip
@@ -207,8 +214,9 @@ def main() -> None:
         found = row(name, weights, files, how, channels)
         own, snrs[name] = figures(np.load(files.file("wrong.npy")))
         found |= own | {"from_float": difference(snrs[name], snrs["float"])}
-        if "plain" in snrs and name != "plain":
-            found["from_plain"] = difference(snrs[name], snrs["plain"])
+        plain = next((other for other, row in ROWS.items() if row == (ROWS[name][0], 1, 0.0)), name)
+        if plain in snrs and name != plain:
+            found["from_plain"] = difference(snrs[name], snrs[plain])
         rows.append(found)
         say(f"{name}: {found['snr_db_at_ber_1e-3']:.3f} dB, {found['from_float']}, {found.get('from_plain')}")
     parts = Parts(directory / "engines.json")
