@@ -60,7 +60,9 @@ class Activations:
 
 
 def activations_of(traced: TracedModel, plan: QuantPlan, learn: bool | None = None) -> Activations:
-    """Return a trained quantiser for each of a plan; those of fewer than 8 bits learn their steps, or as `learn` says."""
+    """Return a trained quantiser for each of a plan;
+    those of fewer than 8 bits learn their steps, or as `learn` says.
+    """
     shared: dict[int, Activation] = {}
     found = Activations({}, {}, {})
     on_grid: dict[str, int] = {}

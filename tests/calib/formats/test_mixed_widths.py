@@ -1,4 +1,6 @@
-"""Blocks with widths of their own: the average that a name says, what they take, and what is left of a layer's error."""
+"""Blocks with widths of their own: the average that a name says, what they take,
+and what is left of a layer's error.
+"""
 
 from __future__ import annotations
 
