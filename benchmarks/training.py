@@ -189,7 +189,9 @@ def row(bench: Bench, name: str, epochs: float, directory: Path, rows: list[dict
     bits = costs["avg_bits"].total(policy)
     found = {
         "name": name,
-        "method": f"uniform in the loop of {method}" if name.startswith("uniform") else method,
+        "method": f"{name.partition('-')[0]} in the loop of {method}"
+        if name.startswith(("uniform", "fixed"))
+        else method,
         "budget": budget,
         "network": f"ResNet-20, {epochs:g} epochs",
         "epochs": epochs,
