@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from calib.formats.mixed_widths import bits_of_blocks
@@ -36,6 +37,13 @@ def test_the_block_that_is_loud_gets_the_bits():
     assert output_error(widths) < 0.7 * output_error((2, 2, 2, 2))
 
 
+@pytest.fixture
+def briefly(monkeypatch):
+    """However well it has learned."""
+    monkeypatch.setattr(graph, "_STEPS", 20)
+
+
+@pytest.mark.usefixtures("briefly")
 def test_the_same_again_and_no_random_number_of_anybody_else():
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -55,6 +63,7 @@ def test_the_error_of_the_output_is_that_of_all_columns_together():
     assert torch.allclose(layer.output_error(chosen)[0], wanted, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("briefly")
 def test_odd_layers_have_widths_too():
     """Nothing to learn from: no weight, no input, columns that are alike."""
     for odd, second in (
