@@ -33,8 +33,9 @@ def checked(name: str) -> list[dict[str, str]]:
         answer, found = stated(target, operator, format_), probe(target, operator, format_)
         rows.append(
             {
-                "target": name, "operator": operator, "format": str(format_), "stated": answer.status, "found": found.status,
-                "what": found.what[:REASON], "stored_as": str(found.stored_as), "disagreement": disagreement(answer, format_, found),
+                "target": name, "operator": operator, "format": str(format_), "stated": answer.status,
+                "found": found.status, "what": found.what[:REASON], "stored_as": str(found.stored_as),
+                "disagreement": disagreement(answer, format_, found),
             }
         )  # fmt: skip
     return rows

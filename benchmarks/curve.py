@@ -127,7 +127,8 @@ def main() -> None:
     rows = [*(row for row in known if row["network"] not in names), *rows]
     keep(
         "curve",
-        f"python benchmarks/curve.py CIFAR10_DIR RESNET20_WEIGHTS --random {options.random} --engines {options.engines}",
+        f"python benchmarks/curve.py CIFAR10_DIR RESNET20_WEIGHTS --random {options.random} "
+        f"--engines {options.engines}",
         [0, 1, 1000],
         rows,
         beyond=f"{sum(row['beyond'] for row in rows)} of {sum(row['random_plans'] for row in rows)}",

@@ -5,7 +5,8 @@ Usage: PYTHONPATH=. data_free.py CIFAR WEIGHTS [WORK [RUNS]]
 ResNet-20 on CIFAR-10 and the digits network. `simulate` at 3 bits a weight on average, of 2, 3, 4 and 8; `ort-cpu` at
 0.65 of the float engine's time, which depends on the machine and on what else it does. Accuracy is that of the last
 stage of the run on all evaluation data. Every run is kept in WORK (`runs/data_free`), and one that is done is not made
-again; RUNS is a pattern of the runs to make. CPU seconds are those of this process and of what it starts, synthetic samples and verification included.
+again; RUNS is a pattern of the runs to make. CPU seconds are those of this process and of what it starts, synthetic
+samples and verification included.
 
 `plans`: the best plan for the scores of the simulated runs of digits, fake-quantised, with other weights of the cost
 (`smpq.methods.ohq.weighed`) and other shares of masked weights, on the evaluation data.

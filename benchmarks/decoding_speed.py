@@ -1,10 +1,11 @@
-"""Speed and loss of decoding with a cache on `ort-cpu`: engines of one format against a mixed plan for a latency budget.
+"""Speed and loss of decoding with a cache on `ort-cpu`:
+engines of one format against a mixed plan for a latency budget.
 
 Usage: decoding_speed.py TEXT WEIGHTS [--budget latency=0.5x --budget latency=0.65x] [--tokens 200] [--rounds 7]
 
 The byte model of `examples/shakespeare.py` with the weights of `train_language.py`. Mixed plans are those of
-`smpq run` for the budgets, whose latency is that of one token behind a full cache; `run` is what it re-measured, against
-the same clock, and whether the budget was met. Engines of one format are made of the same float
+`smpq run` for the budgets, whose latency is that of one token behind a full cache; `run` is what it re-measured,
+against the same clock, and whether the budget was met. Engines of one format are made of the same float
 file; the embedding, which is the head too, has 4 bits in blocks of 128 where a kernel for the format is missing. With
 zero points (`wz`) no table row offers them: they are tried here.
 

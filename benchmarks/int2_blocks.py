@@ -129,7 +129,8 @@ def compared(name: str, model: nn.Module, plans: dict[str, tuple[str, ...]], row
     for label, timing in timings.items():
         low, high = timing.ratio_interval
         results[label] |= {
-            "cpu_ms": round(timing.latency_ms, 4), "ratio": round(timing.ratio, 3), "interval": [round(low, 3), round(high, 3)],
+            "cpu_ms": round(timing.latency_ms, 4), "ratio": round(timing.ratio, 3),
+            "interval": [round(low, 3), round(high, 3)],
         }  # fmt: skip
     return list(results.values())
 

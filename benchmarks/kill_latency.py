@@ -12,8 +12,8 @@ three ways:
 3. The end is what it would have been: a second run is given the device's results of the first one and is not killed. It
    must measure nothing more, and end with the same loop.json and policy.json, byte for byte.
 A moment is a number of evaluations, plus up to .3 s, or of steps of the loop, plus up to two seconds, or the end of the
-first search, plus up to eight seconds, in which its engine is measured thoroughly and another search may begin; where the
-run is further already, up to thirty seconds after its start.
+first search, plus up to eight seconds, in which its engine is measured thoroughly and another search may begin; where
+the run is further already, up to thirty seconds after its start.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KILLS_A_RUN = 4
 SEARCHED = 1000
 """In place of a number of steps: the first search has ended."""
-OPTIONS = ("--target", "ort-cpu", "--formats", "w8a8,w4a16b32,fp32", "--rounding", "nearest", "--evaluations", "60", "--samples", "256",
-           "--seed", "5")  # fmt: skip
+OPTIONS = ("--target", "ort-cpu", "--formats", "w8a8,w4a16b32,fp32", "--rounding", "nearest", "--evaluations", "60",
+           "--samples", "256", "--seed", "5")  # fmt: skip
 BUDGET = ("--budget", "latency=0.8x")
 
 
@@ -140,15 +140,18 @@ def experiment(task: str, kills: int, places: Path) -> tuple[list[dict], list[di
             process = start(task, run)
             kill(process, run, *moment, delay)
             left.append((journal(run), steps(run), results(run)))
-            rows.append({"run": len(runs), "moment": moment, "after_s": round(delay, 2), "ended_by": process.returncode, "evaluations": len(left[-1][0]),
-                         "searched": ended(run), "steps": len(left[-1][1]), "results": len(left[-1][2])})  # fmt: skip
+            rows.append({"run": len(runs), "moment": moment, "after_s": round(delay, 2), "ended_by": process.returncode,
+                         "evaluations": len(left[-1][0]), "searched": ended(run), "steps": len(left[-1][1]),
+                         "results": len(left[-1][2])})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
         finished(start(task, run))
         end = (journal(run), steps(run), results(run))
         keys = [each["key"] for each in end[2]]
         runs.append({
             "run": len(runs), "evaluations": len(end[0]), "steps": len(end[1]), "results": len(keys),
-            "nothing_lost": all(then == now[: len(then)] for known in left for then, now in zip(known, end, strict=True)),
+            "nothing_lost": all(
+                then == now[: len(then)] for known in left for then, now in zip(known, end, strict=True)
+            ),
             "rowids_are_1_to_n": [row[0] for row in end[0]] == list(range(1, len(end[0]) + 1)),
             "keys_are_different": len(set(keys)) == len(keys),
             "replayed": replayed(task, run, places / f"replay{len(runs)}"),

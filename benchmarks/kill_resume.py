@@ -29,8 +29,8 @@ from records import keep
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 0
 KILLS_A_RUN = 4
-OPTIONS = ("--target", "simulate", "--formats", "w2a8,w4a8,w8a8", "--rounding", "nearest", "--evaluations", "150", "--samples", "256",
-           "--budget", "avg_bits=4", "--seed", "5")  # fmt: skip
+OPTIONS = ("--target", "simulate", "--formats", "w2a8,w4a8,w8a8", "--rounding", "nearest", "--evaluations", "150",
+           "--samples", "256", "--budget", "avg_bits=4", "--seed", "5")  # fmt: skip
 COMPARED = ("scores.json", "policy.json", "contributions.json")
 
 
@@ -89,9 +89,10 @@ def experiment(task: str, kills: int, places: Path) -> tuple[list[dict], list[di
             delay = moments.uniform(0, 2 if known > before else 10)
             process = start(task, run, workers)
             kill(process, run, known, delay)
-            rows.append({"run": len(runs), "workers": workers, "moment": known, "after_s": delay, "ended_by": process.returncode,
-                         "rows_before": before, "rows_after": len(journal(run)),
-                         "files": sorted(path.name for path in run.glob("*.json")) if run.exists() else []})  # fmt: skip
+            rows.append({"run": len(runs), "workers": workers, "moment": known, "after_s": delay,
+                         "ended_by": process.returncode, "rows_before": before, "rows_after": len(journal(run)),
+                         "files": sorted(path.name for path in run.glob("*.json")) if run.exists() else [],
+                         })  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
         finish(start(task, run, 1))
         found = journal(run)

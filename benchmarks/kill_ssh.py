@@ -32,8 +32,8 @@ from tests.processes import hearing_signals  # noqa: E402 - found by the path ab
 
 SEED = 0
 KILLS_A_RUN = 5
-JOB = ("run", "--task", "digits", "--target", "ort-cpu", "--budget", "latency=0.8x", "--formats", "w8a8,fp32", "--effort", "fast",
-       "--evaluations", "20", "--samples", "64")  # fmt: skip
+JOB = ("run", "--task", "digits", "--target", "ort-cpu", "--budget", "latency=0.8x", "--formats", "w8a8,fp32",
+       "--effort", "fast", "--evaluations", "20", "--samples", "64")  # fmt: skip
 
 
 class Job:
@@ -117,17 +117,17 @@ def kills(server: Server, count: int, scores: bytes, engines: int, places: Path)
             job.until(more, delay)
             code = job.end(signal.SIGKILL)
             kept.update(job.known())
-            rows.append({"run": len(runs), "after_engines": more, "and_s": round(delay, 2), "ended_by": code, "measured": len(job.measured()),
-                         "known_here": len(kept)})  # fmt: skip
+            rows.append({"run": len(runs), "after_engines": more, "and_s": round(delay, 2), "ended_by": code,
+                         "measured": len(job.measured()), "known_here": len(kept)})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
         job.start()
         code = job.end()
         known, names = job.known(), job.measured()
         runs.append({
-            "run": len(runs), "exit_code": code, "engines": len(known), "measured": len(names), "measured_once": len(names) == len(job.noted | known.keys()),
-            "nothing_lost": job.noted <= known.keys(),
-            "same_scores": (job.run / "scores.json").read_bytes() == scores, "same_results": all(known[key] == kept[key] for key in kept),
-            "nothing_left": job.nothing_left(),
+            "run": len(runs), "exit_code": code, "engines": len(known), "measured": len(names),
+            "measured_once": len(names) == len(job.noted | known.keys()), "nothing_lost": job.noted <= known.keys(),
+            "same_scores": (job.run / "scores.json").read_bytes() == scores,
+            "same_results": all(known[key] == kept[key] for key in kept), "nothing_left": job.nothing_left(),
         })  # fmt: skip
         print(runs[-1], file=sys.stderr, flush=True)
     return rows, runs

@@ -16,6 +16,7 @@ blocks of 128 inputs. The record is `language_shakespeare.json`. Seeds draw from
 - `nearest`, `gptq` and `descent` round all layers to one width.
 - `slim-llm` has widths inside of a layer and rounding as the paper has them, "gptq, ranges of slim-llm" its rounding
   alone, "slim-llm, gptq with clip search" its widths alone.
+- `mg-ptq` has widths inside of a layer that a graph network chooses, and GPTQ.
 - `cmpq` has a table for each input channel, and outliers.
 - "shapley, ..." searches the average of each layer; widths inside of it are those that leave the least error.
 - "..., reconstructed" is the same policy after `smpq reconstruct`, without labels, on the 32 calibration rows.
@@ -210,6 +211,7 @@ METHODS: dict[str, Row] = {
     "gptq, ranges of slim-llm": uniform("slim", "z"),
     "slim-llm": uniform("slim", "m", "slim"),
     "slim-llm, gptq with clip search": uniform("gptq", "m", "slim"),
+    "mg-ptq": uniform("gptq", "m", "graph"),
     "cmpq": channels,
     "shapley, descent": searched("descent"),
     "shapley, descent, reconstructed": reconstructed("shapley, descent", "descent"),

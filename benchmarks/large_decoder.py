@@ -4,9 +4,9 @@ Usage: large_decoder.py [--formats w4a16b128,w8a16b128,fp32] [--samples 8]
 
 The blocks of `examples/llama.py`, ten of them of width 768, on random tokens in rows of 128. Each stage is a command,
 a process of its own on one thread, with `--effort fast`: `smpq score`, `solve`, `export` and `build`. `peak_gb` is the
-largest resident set of any process of the stage (`ru_maxrss`), `cpu_seconds` and `seconds` are those of the processor and
-of the clock; each command calibrates and rounds anew, which `smpq run` does once. The bar: 8 GB and 10 minutes in all.
-Nothing is verified, as random weights predict nothing.
+largest resident set of any process of the stage (`ru_maxrss`), `cpu_seconds` and `seconds` are those of the processor
+and of the clock; each command calibrates and rounds anew, which `smpq run` does once. The bar: 8 GB and 10 minutes in
+all. Nothing is verified, as random weights predict nothing.
 """
 
 import argparse
@@ -79,7 +79,8 @@ def main() -> int:
                 print(f"smpq {name} failed", file=sys.stderr)
                 return 1
             rows.append({
-                "stage": name, "peak_gb": round(usage.ru_maxrss / 2**20, 2), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+                "stage": name, "peak_gb": round(usage.ru_maxrss / 2**20, 2),
+                "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
                 "seconds": round(time.perf_counter() - start, 1),
             })  # fmt: skip
     total = {

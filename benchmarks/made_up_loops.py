@@ -3,11 +3,11 @@
 Usage: python -m benchmarks.made_up_loops [--networks 10] [--layers 9]
 
 A network is a chain of layers with three formats each. Values have parts for layers and for neighbours that are both
-quantised, latencies for layers and for tensors that are converted; engines are measured with an error of 0.5 %, and each
-scatters by 0.4 % around what its parts add up to. Values are means over eight folds that differ from policy to policy.
-At most ten engines. Regret is how much more a policy loses than the best one that could be shown to be within the limit
-by measuring it, as a share of what the most lossy policy loses. A loop's policy stands where another measurement shows
-it to be within the limit too.
+quantised, latencies for layers and for tensors that are converted; engines are measured with an error of 0.5 %, and
+each scatters by 0.4 % around what its parts add up to. Values are means over eight folds that differ from policy to
+policy. At most ten engines. Regret is how much more a policy loses than the best one that could be shown to be within
+the limit by measuring it, as a share of what the most lossy policy loses. A loop's policy stands where another
+measurement shows it to be within the limit too.
 """
 
 import argparse

@@ -5,8 +5,8 @@ Usage: memory.py [IMAGES ...]
 A small convolutional network, images of 3 x 224 x 224 that the task makes as they are asked for, in batches of 50:
 as many to calibrate on as to verify with. Each stage runs in a process of its own, which says what it took at most: the
 largest resident set (`ru_maxrss`). `calibrate` opens a run and rounds all weights of 8 and 4 bits; `verify` exports and
-builds an engine first, as `smpq verify` finds it, and calibrates too. The bar: a stage with the most images takes at most
-1.1 times the memory that it takes with the fewest.
+builds an engine first, as `smpq verify` finds it, and calibrates too. The bar: a stage with the most images takes at
+most 1.1 times the memory that it takes with the fewest.
 
 `moments`: 24 linear layers of 1,024 inputs, whose second moments take 4 MB each and 96 MB together, with and without
 `--memory-limit`. What calibration takes above what the process had before, without the rounded weights that it is for,

@@ -86,9 +86,9 @@ class Player:
     def _score(self, budget: float) -> Scores:
         bench, effort = self.bench, EFFORTS["normal"]
         problem = SearchProblem(
-            bench.task, bench.fake.traced, bench.original, bench.folded, bench.space, bench.costs, self.ceilings(budget),
-            bench.task.calibration(), bench.seen, "kl", Limits(effort.scoring, 0.0, effort.gain), self.seed, "cpu",
-            "", Quiet(), None, lambda: bench.fake, lambda: self.value,
+            bench.task, bench.fake.traced, bench.original, bench.folded, bench.space, bench.costs,
+            self.ceilings(budget), bench.task.calibration(), bench.seen, "kl", Limits(effort.scoring, 0.0, effort.gain),
+            self.seed, "cpu", "", Quiet(), None, lambda: bench.fake, lambda: self.value,
         )  # fmt: skip
         return self.method.score(problem).scores
 
@@ -131,7 +131,9 @@ def _top1(bench: Bench, policy: dict[str, str]) -> float:
 
 
 def with_accuracy(parts: Parts, bench: Callable[[str], Bench], *, measure: bool) -> list[dict]:
-    """Return the rows with the accuracy of their policies, those that have none yet without it unless it is measured."""
+    """Return the rows with the accuracy of their policies,
+    those that have none yet without it unless it is measured.
+    """
     rows = []
     for row in [row for name, row in parts.all().items() if not name.startswith(("top-1 ", "scores "))]:
         name = f"top-1 {row['rounding']} {sorted(row['policy'].items())}"
@@ -200,7 +202,8 @@ def main() -> None:
                         for budget in BUDGETS[rounding]:
                             key = f"{rounding} {name} {seed} {budget} {stage}"
 
-                            def make(rounding=rounding, name=name, seed=seed, budget=budget, stage=stage) -> dict:  # noqa: ANN001
+                            def make(rounding=rounding, name=name, seed=seed,  # noqa: ANN001
+                                     budget=budget, stage=stage) -> dict:  # noqa: ANN001  # fmt: skip
                                 return getattr(player(rounding, name, seed), stage)(budget)
 
                             parts(key, make)

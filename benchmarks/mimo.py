@@ -3,10 +3,10 @@
 Usage: mimo.py DIRECTORY [--rows plain,...,kaq-3] [--epochs N] [--channels N] [--no-engines]
 
 8 x 8 antennas, QPSK (`examples/mimo.py`). The float network is trained once, and kept in DIRECTORY with everything
-that is unfinished. Each row is trained from it with weights and activations of 4 or 3 bits in all 20 layers, in the same
-loop, with as many epochs, on the same data: `plain` has learned steps alone, `following` has gains that follow the
-channel besides, and `kaq` also aligns distributions. All rows see the same channels, symbols and noise. Intervals are
-of 95 %, by a bootstrap over 128 blocks of channels, the same blocks for both rows of a difference.
+that is unfinished. Each row is trained from it with weights and activations of 4 or 3 bits in all 20 layers, in the
+same loop, with as many epochs, on the same data: `plain` has learned steps alone, `following` has gains that follow
+the channel besides, and `kaq` also aligns distributions. All rows see the same channels, symbols and noise. Intervals
+are of 95 %, by a bootstrap over 128 blocks of channels, the same blocks for both rows of a difference.
 
 Engines: `smpq run` with `--method kaq` and half an epoch; its network in PyTorch and its engine see the same
 channels, a quarter of them. There is no kernel for activations of 4 bits on a CPU: the `simulate` target runs that

@@ -4,10 +4,10 @@ Usage: models.py --data CIFAR10_DIR --weights WEIGHTS --parts FILE [--rounding n
 
 FILE holds the scores that methods.py has kept. A random plan is the best within the budget for random importances of
 the layers (as the method `random` draws them), so that it uses the budget. The true value is the KL divergence to the
-float model on the 512 images that the scores saw, or on --folds of eight parts of them. For each method: the sum of its values of moves, and where it has
-pairs, that with those of pairs. `rms` is of the error after its mean is taken away, `spread` the standard deviation of
-the true values, `spearman` the rank correlation. `best_of`: the true KL of the plan that the prediction likes best,
-`best` that of the best plan there is among them.
+float model on the 512 images that the scores saw, or on --folds of eight parts of them. For each method: the sum of its
+values of moves, and where it has pairs, that with those of pairs. `rms` is of the error after its mean is taken away,
+`spread` the standard deviation of the true values, `spearman` the rank correlation. `best_of`: the true KL of the plan
+that the prediction likes best, `best` that of the best plan there is among them.
 """
 
 import argparse
@@ -105,7 +105,8 @@ def main() -> None:
                     print(rows[-1], file=sys.stderr, flush=True)
             keep(
                 "models",
-                f"python benchmarks/models.py --data CIFAR10_DIR --weights WEIGHTS --parts FILE --plans {options.plans}",
+                "python benchmarks/models.py --data CIFAR10_DIR --weights WEIGHTS --parts FILE "
+                f"--plans {options.plans}",
                 [options.seed],
                 rows,
             )

@@ -88,7 +88,8 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", type=Path)
     for name, default in (
-        ("formats", "w2a8"), ("losses", "mse,brecq,fima-q"), ("iterations", "300"), ("starts", "calibrated"), ("seeds", "0"),
+        ("formats", "w2a8"), ("losses", "mse,brecq,fima-q"), ("iterations", "300"), ("starts", "calibrated"),
+        ("seeds", "0"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", default=default)
     options = parser.parse_args()

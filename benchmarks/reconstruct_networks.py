@@ -31,8 +31,8 @@ _COLUMNS = ("network", "format", "method", "attention", "iterations", "channel_s
 
 
 class Network(NamedTuple):
-    """A task, what its figure is multiplied by, the bits of the first layer's input where they differ from the format's,
-    and what of the settings differs from the defaults.
+    """A task, what its figure is multiplied by, the bits of the first layer's input where they differ from the
+    format's, and what of the settings differs from the defaults.
     """
 
     task: str
@@ -90,7 +90,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=NETWORKS)
     for name, default in (
-        ("formats", "w4a4,w3a3"), ("methods", "nearest,gptq,mse,brecq,fima-q"), ("seeds", "0,1,2"), ("iterations", "300"),
+        ("formats", "w4a4,w3a3"), ("methods", "nearest,gptq,mse,brecq,fima-q"), ("seeds", "0,1,2"),
+        ("iterations", "300"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--channel-scales", action="store_true")

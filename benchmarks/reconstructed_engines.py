@@ -4,8 +4,8 @@ Usage: reconstructed_engines.py CIFAR10_DIR WEIGHTS
 
 Each job is `smpq run`, `smpq reconstruct` with few iterations, `smpq export`, `smpq build` and `smpq verify` on all
 evaluation images. `points` is the engine's top-1, or on a machine without the target's device that of ONNX Runtime on
-the exported graph, minus that of the fake-quantised model, in points, on the images that both ran; the bar is 0.2 either
-way. `kernels` counts the
+the exported graph, minus that of the fake-quantised model, in points, on the images that both ran; the bar is 0.2
+either way. `kernels` counts the
 kernels that the compiler's plan has for the quantised layers, and `as_planned` those that are what the policy says.
 """
 

@@ -2,11 +2,12 @@
 
 Usage: shares.py [--network digits-vit] [--bits 2,3,4]
 
-All layers and the products of attention are quantised alike (GPTQ, the first input at 8 bits); only the quantiser of the
-shares differs. `float` leaves them as they are. `even` is what smpq does. `powers` has 2^0, 2^-1, ... and 0 (log2, as in
-FQ-ViT, Lin et al., arXiv 2111.13824). `two steps` splits the integers between small and large values, with the ratio of
-the steps of least squared error (twin uniform, PTQ4ViT, Yuan et al., arXiv 2111.12293). The figures are the mean KL
-divergence from the float network, and the task's metric in %, on the evaluation data; `alone` quantises nothing else.
+All layers and the products of attention are quantised alike (GPTQ, the first input at 8 bits); only the quantiser of
+the shares differs. `float` leaves them as they are. `even` is what smpq does. `powers` has 2^0, 2^-1, ... and 0 (log2,
+as in FQ-ViT, Lin et al., arXiv 2111.13824). `two steps` splits the integers between small and large values, with the
+ratio of the steps of least squared error (twin uniform, PTQ4ViT, Yuan et al., arXiv 2111.12293). The figures are the
+mean KL divergence from the float network, and the task's metric in %, on the evaluation data; `alone` quantises nothing
+else.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ tensor; ranges from minimum to maximum of the calibration data), in sessions as 
 ours: the uniform formats of the target and the plans that people make by hand (`plans.py`). All are timed interleaved,
 batch 1, one thread, by CPU time. Then the finalists again, thoroughly, with the fastest engine of `quantize_static`
 as the baseline: `ours` is our fastest whose metric is not below that engine's, chance aside (the samples are the
-same), and `behind` the ratio less 1. The float engine is one of ours. Metrics are of the first `--images` evaluation samples.
-Rows of networks that are not asked for stay in the record.
+same), and `behind` the ratio less 1. The float engine is one of ours. Metrics are of the first `--images` evaluation
+samples. Rows of networks that are not asked for stay in the record.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ TASKS = {
     "fastestdet": "examples.detection:task",
     "dncnn": "examples.denoising:task",
 }
-STATIC = {"S8S8": (QuantType.QInt8, QuantType.QInt8), "U8S8": (QuantType.QUInt8, QuantType.QInt8), "U8U8": (QuantType.QUInt8, QuantType.QUInt8)}  # fmt: skip
+STATIC = {"S8S8": (QuantType.QInt8, QuantType.QInt8), "U8S8": (QuantType.QUInt8, QuantType.QInt8),
+          "U8U8": (QuantType.QUInt8, QuantType.QUInt8)}  # fmt: skip
 FINALISTS = 4
 say = print
 
@@ -209,15 +210,16 @@ def network_row(name: str, directory: Path, options: argparse.Namespace) -> dict
         again = measured(final, feeds, best, Protocol(rounds=2 * options.rounds, round_ms=20.0, sets=options.sets))
         chosen = min(worthy, key=lambda each: again[each].ratio, default=None)
         row = {
-            "network": name, "samples": judge("float").samples, "metric": workspace.task.metric_name, "float_metric": round(judge("float").figure().value, 5),
-            "static": best, "static_metric": round(engines[best].metric, 5),
-            "static_to_float": round(1 / again["float"].ratio, 4),
+            "network": name, "samples": judge("float").samples, "metric": workspace.task.metric_name,
+            "float_metric": round(judge("float").figure().value, 5), "static": best,
+            "static_metric": round(engines[best].metric, 5), "static_to_float": round(1 / again["float"].ratio, 4),
             "ours": chosen, "behind": None,
         }  # fmt: skip
         if chosen is not None:
             low, high = again[chosen].ratio_interval
             row |= {
-                "ours_metric": round(engines[chosen].metric, 5), "ours_to_float": round(again[chosen].ratio / again["float"].ratio, 4),
+                "ours_metric": round(engines[chosen].metric, 5),
+                "ours_to_float": round(again[chosen].ratio / again["float"].ratio, 4),
                 "behind": round(again[chosen].ratio - 1, 4), "interval": [round(low - 1, 4), round(high - 1, 4)],
             }  # fmt: skip
         row["engines"] = [

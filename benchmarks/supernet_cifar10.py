@@ -288,7 +288,8 @@ def main() -> None:
             [row["seed"] for row in rows],
             rows,
             formats=FORMATS,
-            equal="at most the average weight bits (over all parameters) and at most the bit operations of w3a4 in every layer",
+            equal="at most the average weight bits (over all parameters) and at most the bit operations of w3a4 in "
+            "every layer",
             supernet=asdict(settings),
             finetuning=asdict(tuning),
             summary=summary(rows),

@@ -3,8 +3,8 @@
 Usage: train_cifar10_vit.py CIFAR10 WEIGHTS.safetensors [--epochs 10] [--device cpu] [--bfloat16]
 
 AdamW, the learning rate rising and falling once, images cropped and mirrored at random. The 2,048 images that calibrate
-are not trained on. Attention is a product, a softmax and a product: on a CPU the gradient of the fused one takes half of
-the time. A file that is there is kept: nothing is trained. Beside it lies a checkpoint of the last epoch until
+are not trained on. Attention is a product, a softmax and a product: on a CPU the gradient of the fused one takes half
+of the time. A file that is there is kept: nothing is trained. Beside it lies a checkpoint of the last epoch until
 the file is complete, from which a killed training goes on.
 """
 

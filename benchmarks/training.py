@@ -3,10 +3,11 @@
 Usage: training.py CIFAR10_DIR WEIGHTS [--rows bsq-0.07,...] [--epochs N] [--directory DIRECTORY]
 
 Every layer counts towards the size, the first and the last included, with its steps and biases. Activations have 8
-bits, or 4 where the name says so, of which the image keeps 8. A row is one training: float weights to a policy with weights within its budget; the `uniform` row trains two
-bits everywhere in the same loop, with as many epochs, and a `fixed` row the widths that another row found. The 10,000 test images are used once, for the figure of a row.
-What is trained is kept in DIRECTORY after every epoch, so that the same command goes on after a kill; rows that the
-record holds are not made again.
+bits, or 4 where the name says so, of which the image keeps 8. A row is one training: float weights to a policy with
+weights within its budget. The `uniform` row trains two bits everywhere in the same loop, with as many epochs, and a
+`fixed` row the widths that another row found. The 10,000 test images are used once, for the figure of a row. What is
+trained is kept in DIRECTORY after every epoch, so that the same command goes on after a kill; rows that the record
+holds are not made again.
 """
 
 import argparse
@@ -188,7 +189,9 @@ def row(bench: Bench, name: str, epochs: float, directory: Path, rows: list[dict
     bits = costs["avg_bits"].total(policy)
     found = {
         "name": name,
-        "method": f"uniform in the loop of {method}" if name.startswith("uniform") else method,
+        "method": f"{name.partition('-')[0]} in the loop of {method}"
+        if name.startswith(("uniform", "fixed"))
+        else method,
         "budget": budget,
         "network": f"ResNet-20, {epochs:g} epochs",
         "epochs": epochs,

@@ -94,8 +94,9 @@ def killed(pools: dict, value: PolicyValue, space: Space, kills: int) -> list[di
             found = scores(compute)
             timer.join()
             list(compute([space.uniform(FP32)]))  # a kill at the very end is noticed by the next evaluation only
-            rows.append({"workers": name, "kill": number, "after_s": delay, "undisturbed_s": seconds, "undisturbed_equal": undisturbed,
-                         "replaced": victim not in pool.pids(), "scores_equal": found == expected})  # fmt: skip
+            rows.append({"workers": name, "kill": number, "after_s": delay, "undisturbed_s": seconds,
+                         "undisturbed_equal": undisturbed, "replaced": victim not in pool.pids(),
+                         "scores_equal": found == expected})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -123,7 +124,9 @@ def main() -> None:
     fake.prepare({unit.path: formats for unit in units})
     here = PolicyValue(fake, space, task, batches)
     cluster = WorkerPool(RayWorkerSource("local", 3))  # three places, for the pools of one and of two
-    pools = {"local_1": WorkerPool(LocalWorkerSource(1)), "local_2": WorkerPool(LocalWorkerSource(2)), "ray_1": WorkerPool(RayWorkerSource("local", 1)), "ray_2": WorkerPool(RayWorkerSource("local", 2))}  # fmt: skip
+    pools = {"local_1": WorkerPool(LocalWorkerSource(1)), "local_2": WorkerPool(LocalWorkerSource(2)),
+             "ray_1": WorkerPool(RayWorkerSource("local", 1)),
+             "ray_2": WorkerPool(RayWorkerSource("local", 2))}  # fmt: skip
     computes = {"here": here, **{name: pool.compute(here) for name, pool in pools.items()}}
     first = [space.uniform(formats[0]), *walk(space, np.random.default_rng(SEED + 1))[:12]]
     for name, compute in computes.items():  # start the workers, and let each dequantise its weights
@@ -144,7 +147,9 @@ def main() -> None:
         print(rate, ratios)
         return
     keep(
-        "workers", f"python benchmarks/workers.py CIFAR10_DIR WEIGHTS --rounds {options.rounds} --kills {options.kills}", [SEED], rows,
+        "workers",
+        f"python benchmarks/workers.py CIFAR10_DIR WEIGHTS --rounds {options.rounds} --kills {options.kills}",
+        [SEED], rows,
         evaluations_per_second=rate, median_ratio_of_two_workers_to_one=ratios,
         kills=kills, kills_with_equal_scores=sum(row["scores_equal"] and row["replaced"] for row in kills),
     )  # fmt: skip

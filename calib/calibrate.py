@@ -173,8 +173,8 @@ class Calibration:
 
 
 def _observed_tensors(traced: TracedModel, units: Sequence[Unit], attention: Iterable[Attention]) -> list[str]:
-    """Inputs and results of all units, results behind a ReLU or clamp as well, sums, the skips of residual adds, and the
-    operands of attention.
+    """Inputs and results of all units, results behind a ReLU or clamp as well, sums, the skips of residual adds,
+    and the operands of attention.
     """
     names: dict[str, None] = {}
     for unit in units:

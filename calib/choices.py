@@ -51,7 +51,7 @@ ROUNDINGS: Registry[Callable[..., Any]] = Registry(
     {name: f"calib.rounding.{name}" for name in ("gptq", "nearest", "descent", "slim")}
 )
 WIDTH_RULES: Registry[Callable[..., Any]] = Registry(
-    {"error": "calib.rounding.widths.error", "slim": "calib.rounding.widths.slim"}
+    {name: f"calib.rounding.widths.{name}" for name in ("error", "slim", "graph")}
 )
 
 ObserverName: TypeAlias = Annotated[str, Declared("range of activations", OneOf(OBSERVERS), "--observer", Group.SELDOM)]

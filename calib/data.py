@@ -17,8 +17,8 @@ from calib.task import Batch, Task, TrainableTask
 
 
 def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = None) -> Iterator[Batch]:
-    """Yield the batches, each checked; only the first is kept. What computing with them leaves free in the heap is given
-    back (`calib.heap.Gaps`).
+    """Yield the batches, each checked; only the first is kept.
+    What computing with them leaves free in the heap is given back (`calib.heap.Gaps`).
 
     A batch is a `Batch`, or any `(inputs, target)` pair; `inputs` is a tensor `[n, ...]` or a tuple or list of them.
     `what` names the batches in messages. `sizes` are those that the engine takes, None where calibration is to say it.

@@ -54,8 +54,8 @@ class LayerMoments:
             part = next((part for part in self.parts if unit in part), None)
             if part is None:
                 raise UserError(
-                    f"rounding {path} takes {self._alone[path]:.3g} MB with the second moments of its inputs, more than "
-                    f"the memory limit of {self._memory_mb:g} MB: raise it, or pin the layer to float"
+                    f"rounding {path} takes {self._alone[path]:.3g} MB with the second moments of its inputs, more "
+                    f"than the memory limit of {self._memory_mb:g} MB: raise it, or pin the layer to float"
                 )
             self.collect(part)
         return self._held[path]

@@ -119,8 +119,8 @@ class InputSizes:
         if not self.allow(inputs):
             given = ", ".join(_written(tuple(tensor.shape[1:])) for tensor in inputs)
             raise UserError(
-                f"{where} has samples of {given}, and the engine takes {self}: let calibration() have such samples too, "
-                "or say with --shape which sizes there are"
+                f"{where} has samples of {given}, and the engine takes {self}: let calibration() have such "
+                "samples too, or say with --shape which sizes there are"
             )
 
     def __str__(self) -> str:
@@ -173,8 +173,8 @@ def _check_stated(stated: Mapping[str, StatedSizes], shapes: Mapping[str, Shape]
             raise UserError(f"--shape {name}=...: the model has no such input; it has {', '.join(shapes)}")
         if len(sizes.usual) != len(shapes[name]) + 1:
             raise UserError(
-                f"--shape {name}=...: it states {len(sizes.usual)} sizes, and calibration() gives {len(shapes[name]) + 1}: "
-                "the number of samples, and those of one sample"
+                f"--shape {name}=...: it states {len(sizes.usual)} sizes, and calibration() gives "
+                f"{len(shapes[name]) + 1}: the number of samples, and those of one sample"
             )
         if sizes.usual[0] != samples:
             raise UserError(f"--shape {name}=...: the number of samples comes first and is that of --batch, {samples}")

@@ -14,7 +14,8 @@ def wait_asleep() -> None:
 
     By themselves they turn in a loop for some milliseconds. On a machine that others use too, the loop takes the core
     from the thread that is waited for: a small network took a hundred times as long with two threads as with one.
-    OpenMP reads the setting when torch is loaded, so it has to be made before. An environment that sets it is left alone.
+    OpenMP reads the setting when torch is loaded, so it has to be made before. An environment that sets it is left
+    alone.
     """
     if not any(name in os.environ for name in _DECIDED):
         os.environ[_POLICY] = "PASSIVE"

@@ -52,7 +52,8 @@ class Decoder(Llama):
 
     def forward(self, tokens: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Map new tokens `[n, t]`, and keys and values of each block in turn, `[n, key heads, 1 + p, size]` of `p`
-        earlier tokens, to the logits `[n, t, vocabulary]` and keys and values `[n, key heads, t, size]` of the new ones.
+        earlier tokens, to the logits `[n, t, vocabulary]` and keys and values `[n, key heads, t, size]` of the new
+        ones.
         """
         length, past = tokens.shape[1], cache[0].shape[2] - 1
         places = torch.arange(past, past + length)

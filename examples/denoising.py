@@ -1,4 +1,5 @@
-"""A network that removes noise, and the PSNR it reaches: `smpq run --task examples.denoising:task --data D --weights W`.
+"""A network that removes noise, and the PSNR it reaches:
+`smpq run --task examples.denoising:task --data D --weights W`.
 
 DnCNN (Zhang et al., 2017, "Beyond a Gaussian Denoiser"; weights as in github.com/cszn/KAIR) for grey images with normal
 noise of 25/255. The folder D has `set12.tar`, the images to evaluate, and `coco128.tar`, other photographs, which

@@ -52,11 +52,9 @@ class Shuffle(nn.Module):
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
-        self.branch_main = nn.Sequential(
-            *normed(width, width, 1),
-            *normed(width, width, 3, stride, depthwise=True, relu=False),
-            *normed(width, width, 1),
-        )
+        self.branch_main = nn.Sequential(*normed(width, width, 1),
+                                         *normed(width, width, 3, stride, depthwise=True, relu=False),
+                                         *normed(width, width, 1))  # fmt: skip
         shrink = [*normed(width, width, 3, 2, depthwise=True, relu=False), *normed(width, width, 1)]
         self.branch_proj = nn.Sequential(*shrink) if stride == 2 else None
 
@@ -253,7 +251,9 @@ class Detection:
         return [Batch((self.images[part],), self.targets[part]) for part in torch.tensor(chosen).split(BATCH)]
 
     def records(self, output: Tensor, target: Tensor) -> list[Record]:
-        """Return the record of each image: boxes are matched here, once, for `metric_of` is called hundreds of times."""
+        """Return the record of each image: boxes are matched here, once,
+        for `metric_of` is called hundreds of times.
+        """
         return [record_of(*pair) for pair in zip(output, target, strict=True)]
 
     def metric_of(self, records: Sequence[Record]) -> float:

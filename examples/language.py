@@ -1,8 +1,8 @@
 """A small language model and its nats per token: `smpq run --task examples.language:task --data D --weights W`.
 
 The architecture of Llama with 260,000 parameters (github.com/karpathy/llama2.c). The folder D has `tinystories.txt`,
-stories with `<|endoftext|>` between them, and `tok512.json`: `tokens`, a list of bytes in hexadecimal and the score of a
-merge. W is a file of the weights. The first 120 stories are evaluated, the text behind them calibrates.
+stories with `<|endoftext|>` between them, and `tok512.json`: `tokens`, a list of bytes in hexadecimal and the score of
+a merge. W is a file of the weights. The first 120 stories are evaluated, the text behind them calibrates.
 """
 
 from __future__ import annotations

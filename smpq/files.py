@@ -137,7 +137,9 @@ PLACES: dict[Where, str] = {
 
 
 class AllocationRow(Record, frozen=True, kw_only=True):
-    """The best plan for scores with pairs: its value by them, and a bound on that of any; equal where that is proven."""
+    """The best plan for scores with pairs: its value by them, and a bound on that of any;
+    equal where that is proven.
+    """
 
     value: float
     bound: float
@@ -248,11 +250,8 @@ class EstimateRow(Record, frozen=True, kw_only=True):
     operations: tuple[OperationRow, ...]
 
     def __post_init__(self) -> None:
-        if (
-            bool(self.updates) != bool(self.walks)
-            or (self.updates and self.walks % self.updates)
-            or self.truncated > self.walks
-        ):
+        if (bool(self.updates) != bool(self.walks) or (self.updates and self.walks % self.updates)
+                or self.truncated > self.walks):  # fmt: skip
             raise ValueError(f"{self.updates} updates with {self.walks} walks, {self.truncated} of them cut")
         if any(len(row.walks) != self.walks or len(row.marginals) != self.walks for row in self.operations):
             raise ValueError(f"an operation has another number of walks than {self.walks}")

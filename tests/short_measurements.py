@@ -1,4 +1,6 @@
-"""Engines are timed for a tenth of a second and not for one and a half: no test depends on how narrow the interval is."""
+"""Engines are timed for a tenth of a second and not for one and a half:
+no test depends on how narrow the interval is.
+"""
 
 from __future__ import annotations
 

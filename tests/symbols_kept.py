@@ -1,5 +1,5 @@
-"""Sums, products and comparisons of free sizes, computed once for each trace: torch computes them anew for every tensor,
-a fifth of the time of a trace.
+"""Sums, products and comparisons of free sizes, computed once for each trace:
+torch computes them anew for every tensor, a fifth of the time of a trace.
 """
 
 from __future__ import annotations

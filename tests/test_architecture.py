@@ -42,7 +42,10 @@ def takes_workspace(text: str) -> list[str]:
 
 
 def test_a_workspace_is_seen_in_every_form():
-    text = "def f(w: Workspace): ...\ndef g(w: 'Workspace'): ...\ndef h(*, w: x.Workspace | None): ...\ndef i(w: Space): ..."
+    text = (
+        "def f(w: Workspace): ...\ndef g(w: 'Workspace'): ...\ndef h(*, w: x.Workspace | None): ...\n"
+        "def i(w: Space): ..."
+    )
     assert takes_workspace(text) == ["f", "g", "h"]
 
 

@@ -27,7 +27,10 @@ def test_links_lead_somewhere(document: Path) -> None:
     "target", ["no.md", "#no-heading", "jetson.md#no-heading", "schemas", "../../README.md", "/docs/jetson.md"]
 )
 def test_a_link_that_leads_nowhere_is_found(target: str) -> None:
-    text = f"# A heading\n\n[fine](jetson.md#first), [here](#a-heading), [away](https://example.org/no), [broken]({target})"
+    text = (
+        "# A heading\n\n[fine](jetson.md#first), [here](#a-heading), [away](https://example.org/no), "
+        f"[broken]({target})"
+    )
     assert broken_links(ROOT / "docs" / "page.md", text) == [target]
 
 

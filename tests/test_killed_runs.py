@@ -15,8 +15,8 @@ from smpq.training.finetuned import FineTunedWeights
 from tests.commands import TINY, smpq
 
 COMMAND = [
-    "run", *TINY[:2], "--evaluations", "60", "--samples", "16", "--target", "simulate", "--formats", "w2a8,w3a8,w4a8,w8a8,w4a16,w8a16,fp32",
-    "--budget", "avg_bits=4",
+    "run", *TINY[:2], "--evaluations", "60", "--samples", "16", "--target", "simulate", "--formats",
+    "w2a8,w3a8,w4a8,w8a8,w4a16,w8a16,fp32", "--budget", "avg_bits=4",
 ]  # fmt: skip
 
 

@@ -18,9 +18,9 @@ def arguments(out, target="ort-cpu", batch=8):
 
 
 BATCHES = {
-    "ZeroDimensional": 1, "WithNone": 8, "OfTheBatch": 8, "InputChanged": 8, "InputReturned": 8, "BufferCounts": 1, "NeedsGradient": 8,
-    "TwiceOnOneInput": 8, "Named": 8, "OneSample": 1, "EightSamples": 8, "DeadChannels": 8, "TinyNumbers": 1, "EmptyModel": 8,
-    "OtherForOne": 8, "UpToFour": 8,
+    "ZeroDimensional": 1, "WithNone": 8, "OfTheBatch": 8, "InputChanged": 8, "InputReturned": 8, "BufferCounts": 1,
+    "NeedsGradient": 8, "TwiceOnOneInput": 8, "Named": 8, "OneSample": 1, "EightSamples": 8, "DeadChannels": 8,
+    "TinyNumbers": 1, "EmptyModel": 8, "OtherForOne": 8, "UpToFour": 8,
 }  # fmt: skip
 SIMULATED = ("WithNone", "InputChanged", "OneSample", "EightSamples", "DeadChannels")
 
@@ -47,7 +47,10 @@ def test_an_odd_network_becomes_its_own_engine(tmp_path, monkeypatch, network, t
         (
             "OtherForOne",
             1,
-            r"does not compute what the model does on one sample: output differs .* must not depend on the number of samples",
+            (
+                r"does not compute what the model does on one sample: output differs .* "
+                r"must not depend on the number of samples"
+            ),
         ),
         (
             "UpToFour",

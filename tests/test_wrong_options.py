@@ -53,8 +53,8 @@ PARAMETERS = [
     if not getattr(parameter, "is_flag", False)
 ]
 NEEDED = {
-    "--budget": "size=0.9x", "--task": "tests.tiny_task:task", "--out": "never", "run": "never", "runs": "never", "directory": "never",
-    "measurements": "never", "name": "ort-cpu",
+    "--budget": "size=0.9x", "--task": "tests.tiny_task:task", "--out": "never", "run": "never", "runs": "never",
+    "directory": "never", "measurements": "never", "name": "ort-cpu",
 }  # fmt: skip
 
 

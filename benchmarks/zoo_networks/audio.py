@@ -58,4 +58,5 @@ def _series() -> Iterator[Network]:
         **size, patch_length=8, patch_stride=8, num_hidden_layers=2, d_model=48, num_attention_heads=4, ffn_dim=96,
         loss="mse")), "past_values"), floats(64, 3))  # fmt: skip
     yield Network("patchtsmixer", "time series", lambda: Called(hf.PatchTSMixerForPrediction(hf.PatchTSMixerConfig(
-        **size, patch_length=8, patch_stride=8, num_layers=2, d_model=48, loss="mse")), "past_values"), floats(64, 3))  # fmt: skip
+        **size, patch_length=8, patch_stride=8, num_layers=2, d_model=48, loss="mse")), "past_values"),
+        floats(64, 3))  # fmt: skip

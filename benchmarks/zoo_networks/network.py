@@ -27,7 +27,9 @@ class Network:
     inputs: Inputs
 
     def module(self) -> nn.Module:
-        """The module in eval mode with weights that keep numbers of one size from layer to layer; the same each time."""
+        """The module in eval mode with weights that keep numbers of one size from layer to layer;
+        the same each time.
+        """
         torch.manual_seed(0)
         module = self.make()
         scale(module)

@@ -189,7 +189,10 @@ def writing(path: Path) -> Iterator[None]:
 def cannot_write(path: Path, error: OSError) -> str:
     """Say why `path` cannot be written, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"cannot write {path}: the disk is full. Free some space and run the same command again; what is there is kept"
+        return (
+            f"cannot write {path}: the disk is full. Free some space and run the same command again; "
+            "what is there is kept"
+        )
     reason = error.strerror or str(error) or type(error).__name__
     return f"cannot write {path}: {reason}"
 

@@ -1,4 +1,6 @@
-"""Integers of 1 to 8 bits whose blocks each have a scale and a zero point, for weights. Importing it does not load torch."""
+"""Integers of 1 to 8 bits whose blocks each have a scale and a zero point, for weights.
+Importing it does not load torch.
+"""
 
 from __future__ import annotations
 

@@ -251,7 +251,8 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not isinstance(func, OPERATOR) or func.namespace not in ("aten", "prim") or func._schema.is_mutable:  # noqa: SLF001
+        if (not isinstance(func, OPERATOR) or func.namespace not in ("aten", "prim")
+                or func._schema.is_mutable):  # noqa: SLF001  # fmt: skip
             raise UnsureError
         result = func(*args, **(kwargs or {}))
         if func.namespace == "prim":  # the device of a tensor

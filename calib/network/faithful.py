@@ -92,7 +92,10 @@ def check_faithful(module: nn.Module, traced: TracedModel, batches: Sequence[Bat
     _check_counters(module, changed, one.inputs, agreement, first)
 
 
-_STATELESS = "an engine has no memory between calls and draws no random numbers, so leave both out in eval mode, or make them inputs"
+_STATELESS = (
+    "an engine has no memory between calls and draws no random numbers, so leave both out in eval mode, "
+    "or make them inputs"
+)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ def fake_results(model: nn.Module) -> AbstractContextManager[None]:
     """
     import torch._dynamo
 
-    if layers_repeat(model) or not hasattr(torch._dynamo.config, "fake_tensor_cache_enabled"):  # noqa: SLF001 - torch has no other name
+    # torch has no other name for it
+    if layers_repeat(model) or not hasattr(torch._dynamo.config, "fake_tensor_cache_enabled"):  # noqa: SLF001
         return nullcontext()
     patched: AbstractContextManager[None] = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)  # noqa: SLF001
     return patched

@@ -41,8 +41,8 @@ def trace_folded(
 ) -> tuple[TracedModel, tuple[Folded, ...]]:
     """Return the trace of a copy of `model` whose foldable BatchNorms are folded, and what was folded into what.
 
-    `model` itself is left as it is; `sizes`, `free`, `inputs` and `attention` are those of `TracedModel`. What is folded
-    is said by `fold_batchnorm`.
+    `model` itself is left as it is; `sizes`, `free`, `inputs` and `attention` are those of `TracedModel`. What is
+    folded is said by `fold_batchnorm`.
     """
     sizes, example = tuple(sizes), tuple(example)
     copied = copy_model(model)

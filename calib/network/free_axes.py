@@ -79,8 +79,8 @@ def _of_several_sizes(
             return kept[0], batch
     raise UserError(
         f"the model cannot be traced for inputs of several sizes ({inputs}): "
-        f"{reason or 'no trace holds for all of them'}. Let calibration() and evaluation() give samples of one size, or "
-        "take sizes from x.shape in forward()"
+        f"{reason or 'no trace holds for all of them'}. Let calibration() and evaluation() give samples of one size, "
+        "or take sizes from x.shape in forward()"
     )
 
 

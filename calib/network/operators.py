@@ -20,7 +20,9 @@ def _norm(*args: Any) -> Any:
     data, weight, bias, mean, variance, training, momentum, eps = args[:8]
     if training or mean is None or variance is None:
         raise UnsureError
-    found = _ATEN._native_batch_norm_legit_no_training.default(data, weight, bias, mean, variance, momentum, eps)  # noqa: SLF001
+    found = _ATEN._native_batch_norm_legit_no_training.default(  # noqa: SLF001
+        data, weight, bias, mean, variance, momentum, eps
+    )
     return found[0]
 
 
@@ -42,7 +44,9 @@ def is_taken_apart(target: Any) -> bool:
     """Whether torch takes an operator apart although it is asked to take nothing apart: what is made of others and may
     hand on the memory of its input.
     """
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")  # noqa: SLF001
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(  # noqa: SLF001
+        target.name(), "CompositeImplicitAutograd"
+    )
     unsafe = may_alias(target) or torch.Tag.maybe_aliasing_or_mutating in target.tags
     return composite and unsafe
 

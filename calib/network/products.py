@@ -83,7 +83,8 @@ class _Product:
         plain = torch.empty(self.parameter.meta["val"].shape, device="meta")
         weight = self.arrange(plain)
         alike = (weight.shape, weight.stride(), weight.storage_offset()) == (plain.shape, plain.stride(), 0)
-        return alike and weight.untyped_storage()._cdata == plain.untyped_storage()._cdata  # noqa: SLF001 - is it a view?
+        # is it a view?
+        return alike and weight.untyped_storage()._cdata == plain.untyped_storage()._cdata  # noqa: SLF001
 
     def same(self, other: _Product) -> bool:
         """Whether both want the parameter in one layout."""

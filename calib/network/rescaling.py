@@ -19,7 +19,9 @@ _SHAPES = {
     "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "alias", "clone",
     "contiguous", "detach",
 }  # fmt: skip
-"""Operators that keep the order of the values in memory: channels stay where they are if the last axis keeps its size."""
+"""Operators that keep the order of the values in memory:
+channels stay where they are if the last axis keeps its size.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def rescaled(traced: TracedModel, norm: RescalableNorm, factor: Tensor, shift: T
 
 
 def _is_norm(node: fx.Node) -> bool:
-    return operator_name(node) == "layer_norm" and not node.kwargs and len(list(node.args[1])) == 1  # type: ignore[arg-type]
+    return (operator_name(node) == "layer_norm" and not node.kwargs
+            and len(list(node.args[1])) == 1)  # type: ignore[arg-type]  # fmt: skip
 
 
 def _rescalable(

@@ -97,7 +97,10 @@ def check_deterministic(graph: fx.Graph) -> None:
 def draws(node: fx.Node) -> bool:
     """Whether an operator's result is another one each time."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:  # noqa: SLF001 - see graph
+    if (
+        not isinstance(target, torch._ops.OpOverload)  # noqa: SLF001 - see graph
+        or torch.Tag.nondeterministic_seeded not in target.tags
+    ):
         return False
     arguments = target._schema.arguments  # noqa: SLF001 - no other way
     given = dict(zip((argument.name for argument in arguments), node.args, strict=False))
@@ -117,7 +120,8 @@ def _check_norms(graph: fx.Graph, inputs: Collection[str]) -> None:
             computed.add(node)
         if _name(node) not in ("batch_norm", "cudnn_batch_norm", "native_batch_norm") or node not in computed:
             continue
-        names = [argument.name for argument in node.target._schema.arguments]  # noqa: SLF001 - no other way to the names
+        # no other way to the names
+        names = [argument.name for argument in node.target._schema.arguments]  # noqa: SLF001
         values = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         if values.get("training"):
             raise UserError(
@@ -173,7 +177,8 @@ def _drop_side_effects(program: ExportedProgram) -> None:
 
 def _name(node: fx.Node) -> str:
     target = node.target
-    return str(target.overloadpacket.__name__) if isinstance(target, torch._ops.OpOverload) else ""  # noqa: SLF001 - see graph
+    # the private name: see graph
+    return str(target.overloadpacket.__name__) if isinstance(target, torch._ops.OpOverload) else ""  # noqa: SLF001
 
 
 def _where(node: fx.Node) -> str:

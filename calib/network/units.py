@@ -22,10 +22,13 @@ _OF_SIZES = {
 """Operators whose result depends on the sizes of a tensor, and not on its values."""
 _BAG = "no target looks up rows of integers and sums them"
 _TRANSPOSED = (
-    "transposed convolutions have no integer kernel on any target: TensorRT-RTX 1.7 turns their integers into floats in "
-    "front of one in half precision"
+    "transposed convolutions have no integer kernel on any target: TensorRT-RTX 1.7 turns their integers into floats "
+    "in front of one in half precision"
 )
-_RECURRENT = "recurrent layers are one fused operator, which ONNX Runtime's own quantize_dynamic leaves in float as torch exports it"
+_RECURRENT = (
+    "recurrent layers are one fused operator, which ONNX Runtime's own quantize_dynamic leaves in float as "
+    "torch exports it"
+)
 _PRODUCT = (
     "a product that no linear layer computes: the parameter is not one matrix on the right, or is used in two ways"
 )

@@ -215,7 +215,9 @@ def smallest_scales(scale: Tensor, used: Tensor, powers: Tensor, scale_floor: Te
 
 
 def importance_of(moments: Moments, rows: int) -> Tensor:
-    """Return `[rows, k]`, what an error of each weight counts: the mean square of its input, and a little of their mean."""
+    """Return `[rows, k]`, what an error of each weight counts:
+    the mean square of its input, and a little of their mean.
+    """
     importance = moments.diagonal.repeat_interleave(rows // moments.matrix.shape[0], dim=0)
     importance = scaled_by_powers(importance, -exponents(importance.amax(dim=1, keepdim=True)))
     importance = importance + importance.mean(dim=1, keepdim=True) * _SHARE_OF_ALL

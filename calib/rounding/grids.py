@@ -145,8 +145,8 @@ def _where(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
 
 
 def ranged(weight: Tensor, type_: NumberType) -> tuple[Tensor, Tensor]:
-    """Return step and zero point `[rows]` of the range of the weights `[rows, k]`, nothing clipped; of one bit, the mean
-    magnitude around zero.
+    """Return step and zero point `[rows]` of the range of the weights `[rows, k]`, nothing clipped;
+    of one bit, the mean magnitude around zero.
     """
     _, levels = type_.limits
     first, last = type_.zero_point_limits

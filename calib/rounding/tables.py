@@ -26,14 +26,15 @@ _ROWS_AT_ONCE = 256
 def round_tables(
     weight: Tensor, moments: Moments, grid: NumberType, block: int | None, scale_floor: Tensor
 ) -> QuantizedWeight:
-    """Give the channels with large activations a bit more, cluster each channel's weights, and keep two kinds of outliers.
+    """Give the channels with large activations a bit more, cluster each channel's weights,
+    and keep two kinds of outliers.
 
     CMPQ (arXiv 2410.13056). Its code was not published and its rules were not found in full; these are ours where the
-    abstract is silent. a_j is the root mean square of input j. Of an average b0 + f the share f of the channels with the
-    largest a_j has b0 + 1 bits, the rest b0; of a whole average a tenth has b + 1, a tenth with the smallest a_j b - 1.
-    A quarter of a percent of the weights is kept before clustering: the largest of the tenth of the channels with the
-    largest a_j. As many are kept after it, those with the largest |w - q(w)| a_j, and what is left is clustered again.
-    Clusters are those of k-means on a line from quantiles, thirty passes.
+    abstract is silent. a_j is the root mean square of input j. Of an average b0 + f the share f of the channels with
+    the largest a_j has b0 + 1 bits, the rest b0; of a whole average a tenth has b + 1, a tenth with the smallest a_j
+    b - 1. A quarter of a percent of the weights is kept before clustering: the largest of the tenth of the channels
+    with the largest a_j. As many are kept after it, those with the largest |w - q(w)| a_j, and what is left is
+    clustered again. Clusters are those of k-means on a line from quantiles, thirty passes.
     """
     del block, scale_floor
     size = (moments.diagonal.repeat_interleave(len(weight) // len(moments.matrix), dim=0)).clamp(min=0).sqrt()
@@ -100,6 +101,8 @@ def _line_clusters(rows: Tensor, counted: Tensor, clusters: int) -> Tensor:
 
 
 def _nearest(rows: Tensor, tables: Tensor) -> Tensor:
-    """Return the place of the nearest number of each row's table `[rows, entries]` for each of its numbers `[rows, n]`."""
+    """Return the place of the nearest number of each row's table `[rows, entries]`
+    for each of its numbers `[rows, n]`.
+    """
     pairs = zip(rows.split(_ROWS_AT_ONCE), tables.split(_ROWS_AT_ONCE), strict=True)
     return torch.cat([(part[:, :, None] - own[:, None]).abs().argmin(dim=2) for part, own in pairs])

@@ -158,7 +158,8 @@ def _checked(task: object, name: str) -> Task:
         raise UserError(
             f"task {name} gave an object of type {type(task).__name__} without {', '.join(missing)}: a task has "
             f"{', '.join(_TEXTS)} "
-            f"and the methods {', '.join(_METHODS)} (see calib.task.Task; {' and '.join(_SET_METRIC)} may stand for metric)"
+            f"and the methods {', '.join(_METHODS)} (see calib.task.Task; {' and '.join(_SET_METRIC)} may stand "
+            "for metric)"
         )
     # isinstance with a run-time protocol looks at names only, which `_missing` did more closely.
     assert isinstance(task, Task)

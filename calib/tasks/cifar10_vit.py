@@ -50,6 +50,7 @@ def cifar10_vit(data: Path | None, weights: Path | None) -> Task:
     if weights is None or not weights.exists():
         raise UserError(
             "task cifar10-vit needs --weights: make the file once, "
-            f"`python benchmarks/train_cifar10_vit.py CIFAR10 {weights or 'cifar10-vit.safetensors'}` in a checkout of smpq"
+            f"`python benchmarks/train_cifar10_vit.py CIFAR10 {weights or 'cifar10-vit.safetensors'}` in a "
+            "checkout of smpq"
         )
     return Cifar10Task("cifar10-vit", Cifar10Vit(), data, weights)

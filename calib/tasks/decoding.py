@@ -27,7 +27,9 @@ class EmptyCache(Protocol):
     """Returns the cache of no token."""
 
     def __call__(self, rows: int) -> tuple[Tensor, ...]:
-        """Return tensors `[rows, ..., 1, size]`: the first place is there so that none has length 0, and is not seen."""
+        """Return tensors `[rows, ..., 1, size]`: the first place is there so that none has length 0,
+        and is not seen.
+        """
         ...
 
 

@@ -61,8 +61,8 @@ class BuildFailed:
 @dataclass(frozen=True)
 class OpenEngine:
     """An engine that takes arrays in the order of the model's inputs and returns all outputs. `batch` is the only batch
-    size that it takes, None for any. `any_thread`: another thread than the one that opened it may run it, while that one
-    computes something else.
+    size that it takes, None for any. `any_thread`: another thread than the one that opened it may run it, while that
+    one computes something else.
     """
 
     run: Callable[[Arrays], list[npt.NDArray[Any]]]

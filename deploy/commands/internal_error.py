@@ -26,7 +26,10 @@ class InternalError(Exception):
         what = f"{type(self.cause).__name__}: {_first_line(self.cause)}"
         file = _write(self.cause, self.run)
         where = f"the details are in {file}" if file is not None else "its details could not be written"
-        return f"this is a bug in smpq, not in your input ({what}); {where}: please report it. What the run had finished is kept"
+        return (
+            f"this is a bug in smpq, not in your input ({what}); {where}: please report it. "
+            "What the run had finished is kept"
+        )
 
 
 def _write(cause: BaseException, run: Path | None) -> Path | None:

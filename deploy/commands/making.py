@@ -42,7 +42,8 @@ class _Own:
 @run_argument
 @declared_options(_Own)
 @printed
-def export(run: Path, task: str | None, format: str, batch: tuple[int, ...], progress: Any) -> Result:  # noqa: A002 - the option's name
+# `format` is the option's name
+def export(run: Path, task: str | None, format: str, batch: tuple[int, ...], progress: Any) -> Result:  # noqa: A002
     """Write policy.json as ONNX with Q/DQ nodes, in the form that the target turns into integer kernels:
     model.<target>.onnx.
     """

@@ -22,15 +22,20 @@ from smpq.methods import DEFAULT_METHOD, METHODS, Method
 _CONDITIONS = ("network", "target", "rounding", "stage")
 _HEAD = f"""# Methods
 
-<!-- Made by python -m deploy.commands.methods_page docs/methods.md benchmarks/results: change the docstrings in smpq/methods. -->
+<!-- Made by python -m deploy.commands.methods_page docs/methods.md benchmarks/results: \
+change the docstrings in smpq/methods. -->
 
-A method says what every format of every layer is worth, or trains: then it returns a policy with its weights, within a budget on size,
-average bits or bit operations. `smpq run --method NAME` takes its scores or its weights, `smpq methods` lists them in the terminal; the
-default is `{DEFAULT_METHOD}`. What happens with scores is said in [The search](search.md). Costs are counted in passes over
+A method says what every format of every layer is worth, or trains: then it returns a policy with its weights, \
+within a budget on size,
+average bits or bit operations. `smpq run --method NAME` takes its scores or its weights, \
+`smpq methods` lists them in the terminal; the
+default is `{DEFAULT_METHOD}`. What happens with scores is said in [The search](search.md). \
+Costs are counted in passes over
 the calibration data, besides calibration itself. Methods that need nothing can do without a sample, with
 [`--data-free`](search.md#without-data).
 
-A method of your own is one file in `smpq/methods` with one decorator. The docstring of `smpq.methods.base.method` says how.
+A method of your own is one file in `smpq/methods` with one decorator. \
+The docstring of `smpq.methods.base.method` says how.
 """
 
 

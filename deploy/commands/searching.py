@@ -30,7 +30,8 @@ class _Own:
     budget_or_usual: Annotated[
         str | None,
         Declared(
-            "limits, e.g. drop=0.5 (points of the metric), latency=0.65x or size=0.2x,avg_bits=3.5; x is a fraction of the float model",
+            "limits, e.g. drop=0.5 (points of the metric), latency=0.65x or size=0.2x,avg_bits=3.5; "
+            "x is a fraction of the float model",
             Parsed(Budget.from_text, "limits on latency, size, avg_bits, bops, drop or kl"),
             "--budget",
             Group.WHAT,
@@ -150,7 +151,10 @@ def score(method: str | None, out: Path, progress: Any, resources: Any, **option
         method_from_name(method).check_scores()
     with open_run(out, progress, settings, resources) as workspace:
         scores = score_stage(workspace, method=method)
-    summary = f"{scores.method}: {scores.evaluations} evaluations, {scores.permutations} samples of each, stopped by {scores.stop_reason}"
+    summary = (
+        f"{scores.method}: {scores.evaluations} evaluations, {scores.permutations} samples of each, "
+        f"stopped by {scores.stop_reason}"
+    )
     return scores.to_file(), [f"scores: {out / 'scores.json'} ({summary})"], 0
 
 

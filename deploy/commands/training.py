@@ -48,7 +48,10 @@ def train_supernet(contribution: str, out: Path, progress: Any, resources: Any, 
     with open_run(out, progress, settings, resources) as workspace:
         _, state = supernet_stage(workspace, supernet)
     found = state.contributions[contribution]
-    line = f"supernet: {out / 'supernet.safetensors'} ({found.updates} estimates, {len(found.walks)} walks, {found.truncated} of them cut)"
+    line = (
+        f"supernet: {out / 'supernet.safetensors'} ({found.updates} estimates, {len(found.walks)} walks, "
+        f"{found.truncated} of them cut)"
+    )
     return workspace.run.read(SupernetFile), [line], 0
 
 

@@ -28,7 +28,8 @@ _README = f"""\
 3. Copy {RESULTS_FILE} back, and go on with: smpq feedback RUN {RESULTS_FILE}
 {{engines}}"""
 _ENGINES = f"""\
-4. {ENGINES_DIRECTORY}/NAME/ holds each plan that was measured, with a description and programs that run it. smpq feedback says which to deploy.
+4. {ENGINES_DIRECTORY}/NAME/ holds each plan that was measured, with a description and programs that run it. \
+smpq feedback says which to deploy.
 """
 
 

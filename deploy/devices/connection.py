@@ -27,13 +27,16 @@ _DEFAULT_OPTIONS = (
     "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4",
 )  # fmt: skip
 _ADVICE = {
-    r"Permission denied \(": "the login is refused: check the user, and that the device has your key (ssh-copy-id), since nobody is "
-    "asked for a password",
-    r"Host key verification failed|IDENTIFICATION HAS CHANGED": "the key of the host is not known here, or has changed: connect once by "
-    "hand with ssh and check it",
-    r"Could not resolve hostname|Name or service not known": "the host is unknown: check the address, or your ssh configuration",
-    r"Bad configuration option|unknown option|illegal option|command-line: line": f"ssh does not take its options: check {OPTIONS_VARIABLE}",
-    r": Permission denied$|Read-only file system": "the device does not let you write into ~/.cache: change its permissions",
+    r"Permission denied \(": "the login is refused: check the user, and that the device has your key (ssh-copy-id), "
+    "since nobody is asked for a password",
+    r"Host key verification failed|IDENTIFICATION HAS CHANGED": "the key of the host is not known here, or has "
+    "changed: connect once by hand with ssh and check it",
+    r"Could not resolve hostname|Name or service not known": "the host is unknown: check the address, "
+    "or your ssh configuration",
+    r"Bad configuration option|unknown option|illegal option|command-line: line": "ssh does not take its options: "
+    f"check {OPTIONS_VARIABLE}",
+    r": Permission denied$|Read-only file system": "the device does not let you write into ~/.cache: "
+    "change its permissions",
     r"No space left on device": "the device has no space left: free some of it",
 }
 

@@ -42,7 +42,8 @@ def judged(address: str, answer: Answer, target: Target | None, needed: list[Req
     findings = [python_finding(answer.python, address)]
     if patient is not None:
         findings += [
-            *machine_findings(patient), *gpu_findings(patient), *tensorrt_findings(patient), *onnxruntime_findings(patient),
+            *machine_findings(patient), *gpu_findings(patient), *tensorrt_findings(patient),
+            *onnxruntime_findings(patient),
         ]  # fmt: skip
     torch = facts.probes.torch if facts is not None else None
     findings += here_findings(needed, torch, over_ssh=bool(address))

@@ -61,7 +61,10 @@ def _provider(patient: Patient, provider: str, probe: OrtProbe) -> Finding:
     reason = probe.trouble or probe.refused or probe.said or "no reason given"
     newer = _newer_than_driver(patient, probe)
     if newer is not None:
-        text = f"{provider} is made for CUDA {probe.cuda_version}, and the driver is for CUDA {newer}: take an older one, or update the driver"
+        text = (
+            f"{provider} is made for CUDA {probe.cuda_version}, and the driver is for CUDA {newer}: "
+            "take an older one, or update the driver"
+        )
         return found(_TITLE, "problem", text, *patient.install(_gpu_package(patient)))
     what = "does not run a small model" if probe.kept else "is not kept by a session, which falls back to the CPU"
     return found(_TITLE, "problem", f"{provider} {what} ({reason})", *_libraries(patient, probe, reason))

@@ -115,7 +115,10 @@ def _module(patient: Patient, module: TrtModule, probe: TrtProbe) -> Finding:
         return found(module.title, "problem", f"{where}: {module.oldest} or later is needed", *mends)
     mixed = sorted({package.version.split(".post")[0] for package in seen})
     if len(mixed) > 1:
-        text = f"its parts have several versions ({', '.join(f'{p.name} {p.version}' for p in seen)}): take them away and install one"
+        text = (
+            f"its parts have several versions ({', '.join(f'{p.name} {p.version}' for p in seen)}): "
+            "take them away and install one"
+        )
         return found(
             module.title,
             "problem",
@@ -133,7 +136,10 @@ def _loaded(patient: Patient, module: TrtModule, probe: TrtProbe, seen: list[Pac
         (int(m[1]) for m in map(_CUDA_OF_PACKAGE.search, (p.name for p in seen)) if m), None
     )
     if driver is not None and built_for is not None and built_for > driver[0]:
-        text = f"{where} is made for CUDA {built_for}, and the driver is for CUDA {driver[0]}.{driver[1]}: take the one for CUDA {driver[0]}"
+        text = (
+            f"{where} is made for CUDA {built_for}, and the driver is for CUDA {driver[0]}.{driver[1]}: "
+            f"take the one for CUDA {driver[0]}"
+        )
         return found(
             module.title,
             "problem",

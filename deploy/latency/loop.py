@@ -177,9 +177,8 @@ class LatencyLoop:
             chosen = min([self._reference, *(within or candidates)], key=lambda each: each.upper)
         reason = self._state.stop_reason or STOPPED_EARLY
         steps = tuple(self._state.steps)
-        return Outcome(
-            chosen.policy, self._value(chosen.policy), chosen, bool(met), reason, steps, self._model, finalists
-        )
+        return Outcome(chosen.policy, self._value(chosen.policy), chosen, bool(met), reason, steps, self._model,
+                       finalists)  # fmt: skip
 
     def _experiments(self) -> list[Proposal]:
         """Return what to measure first: what searches the cause of a refusal, then the designed policies."""
@@ -215,7 +214,9 @@ class LatencyLoop:
                 self._leave_out(accused)
 
     def _ceiling(self, optimism: float, limit: float) -> Ceiling:
-        """Return a limit on the ratio to the float engine by the model, so many standard errors below its predictions."""
+        """Return a limit on the ratio to the float engine by the model,
+        so many standard errors below its predictions.
+        """
         marginals = next(iter(self._state.marginals.values()))
         problem = Problem(self._space, marginals, self.goal.ceilings, self._state.left_out(self.goal.limit))
         return Ceiling(hopeful_cost(self._model, limit, optimism, problem), limit)
@@ -230,10 +231,8 @@ class LatencyLoop:
         if "refined" in state.marginals:
             effort = replace(effort, rounds=0, exchanges=0 if quick else effort.exchanges)
         try:
-            choice = choose(
-                self._value, self._space, state.marginals, ceilings, effort, left_out, folds=goal.folds,
-                enough=goal.enough,
-            )  # fmt: skip
+            choice = choose(self._value, self._space, state.marginals, ceilings, effort, left_out, folds=goal.folds,
+                            enough=goal.enough)  # fmt: skip
         except Impossible:
             return None
         if not is_small(self._space):
@@ -245,7 +244,9 @@ class LatencyLoop:
         return replace(choice, policy=best, value=self._value(best))
 
     def _gain(self, policy: Policy, best: Observation | None) -> float:
-        """Return what measuring a policy is expected to gain in value, or its chance where nothing meets the limit yet."""
+        """Return what measuring a policy is expected to gain in value,
+        or its chance where nothing meets the limit yet.
+        """
         gained = self._value(policy) - self._value(best.policy) if best is not None else 1.0
         return max(gained, 0.0) * likelihood(self._model, policy, self._state.aim(self.goal.limit))
 
@@ -260,9 +261,8 @@ class LatencyLoop:
 
     def _proposal(self, label: str, policy: Policy) -> Proposal:
         predicted, error = self._model.predict(policy)
-        return Proposal(
-            label, policy, predicted, (predicted - 1.96 * error, predicted + 1.96 * error), len(self._state.observed)
-        )
+        return Proposal(label, policy, predicted, (predicted - 1.96 * error, predicted + 1.96 * error),
+                        len(self._state.observed))  # fmt: skip
 
     def _fit(self) -> LatencyModel:
         return fitted(self._whole_space, self._edges, list(self._state.observed.values()))

@@ -22,8 +22,8 @@ from smpq.problem.policy import Policy, Space
 Matrix = np.ndarray
 
 STRENGTHS = {
-    "integers": 0.4, "format": 0.2, "operator": 0.2, "call": 0.1, "shape": 0.2, "shape and format": 0.2, "group": 0.1, "own": 0.1,
-    "conversions": 0.3, "place": 0.3, "place and size": 0.3, "edge": 0.3, "joins": 0.2, "join": 0.2,
+    "integers": 0.4, "format": 0.2, "operator": 0.2, "call": 0.1, "shape": 0.2, "shape and format": 0.2, "group": 0.1,
+    "own": 0.1, "conversions": 0.3, "place": 0.3, "place and size": 0.3, "edge": 0.3, "joins": 0.2, "join": 0.2,
 }  # fmt: skip
 """Usual standard deviation of each part of the prior, in shares of the float engine's time; a network's own are learned
 from these.

@@ -171,8 +171,8 @@ def _unit_nodes(
         # Equal calls on an equal input are one node in the exported graph; the one that is left stands for them.
         if not own:
             raise UserError(
-                f"{unit.path}: the exported model has no Conv, Gemm, MatMul or Gather for this layer; it cannot be quantised "
-                "by name"
+                f"{unit.path}: the exported model has no Conv, Gemm, MatMul or Gather for this layer; it cannot be "
+                "quantised by name"
             )
     return found
 

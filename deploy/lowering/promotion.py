@@ -20,7 +20,10 @@ def promotion_reads_the_graph() -> AbstractContextManager[Any]:
     try:  # private to torch
         from torch.onnx._internal.fx.passes import type_promotion
 
-        interpreter, rule_of = type_promotion._TypePromotionInterpreter, type_promotion.get_type_promotion_rule  # noqa: SLF001
+        interpreter, rule_of = (
+            type_promotion._TypePromotionInterpreter,  # noqa: SLF001
+            type_promotion.get_type_promotion_rule,
+        )
         promote, set_current = interpreter._maybe_promote_node, interpreter._set_current_node  # noqa: SLF001
     except (ImportError, AttributeError):
         return nullcontext()

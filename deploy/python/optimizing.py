@@ -65,8 +65,8 @@ def optimize(
     without one the divergence from the model's own output is what counts. A figure of all samples together (AUC,
     average precision) is said by `records(output, target)`, one small object per sample, and `metric_of(records)` in
     place of `metric`; `groups(target)` names what samples belong together (`calib.task.SetTask`).
-    `divergence(output, float_output)` returns `[n]`, how far outputs are from those of the model itself, where these are
-    no scores of classes (`smpq.value.value.divergence`).
+    `divergence(output, float_output)` returns `[n]`, how far outputs are from those of the model itself, where these
+    are no scores of classes (`smpq.value.value.divergence`).
 
     `finetune` is how many epochs the weights are trained in their formats, or how (`smpq.training.settings`); it needs
     `training`: batches, none of them in `calibration`, or a function of the epoch that gives them. The float model

@@ -23,8 +23,8 @@ _MADE_HERE: tuple[StageName, ...] = ("onnx", "engine")
 def said_of(record: SyntheticFile) -> str:
     """Say in a sentence what calibrates a run without samples of the task."""
     fitted = (
-        f"fitted to the statistics of {counted(record.norms, 'BatchNorm layer')} (mismatch {number(record.mismatch)}, that of "
-        f"noise {number(record.noise_mismatch)})"
+        f"fitted to the statistics of {counted(record.norms, 'BatchNorm layer')} (mismatch {number(record.mismatch)}, "
+        f"that of noise {number(record.noise_mismatch)})"
         if record.norms
         else "plain noise, since no BatchNorm layer keeps statistics"
     )
@@ -67,8 +67,8 @@ def _verdict(ran: list[StageName], verification: VerifyFile) -> tuple[Verdict, s
         return (
             "no",
             (
-                f"No: {' and '.join(STAGE_NAMES[name] for name in made_here)} {_lose(made_here)} accuracy that quantised "
-                "PyTorch still has."
+                f"No: {' and '.join(STAGE_NAMES[name] for name in made_here)} {_lose(made_here)} accuracy that "
+                "quantised PyTorch still has."
             ),
         )
     if ran[-1] != "engine":
@@ -79,8 +79,8 @@ def _verdict(ran: list[StageName], verification: VerifyFile) -> tuple[Verdict, s
         return "unknown", f"Not compared with PyTorch; {STAGE_NAMES[ran[0]]} is the first stage that ran."
     if verification.lost_in_all:
         return "no", (
-            f"No: the engine is less accurate than {STAGE_NAMES[ran[0]]}. The data do not tell at which stage it was lost, "
-            f"the largest drop is at {STAGE_NAMES[verification.largest_drop]}."
+            f"No: the engine is less accurate than {STAGE_NAMES[ran[0]]}. The data do not tell at which stage it was "
+            f"lost, the largest drop is at {STAGE_NAMES[verification.largest_drop]}."
         )
     return "yes", f"Yes: no stage from {STAGE_NAMES[ran[0]]} to the engine loses accuracy that can be told from chance."
 
@@ -103,12 +103,16 @@ def _figures(verification: VerifyFile, ran: list[StageName]) -> list[str]:
             shared = min(before, stage.samples or 0)
             part = f" on {counted(shared, 'sample')}" if shared < verification.samples else ""
             steps.append(
-                f"Step to {STAGE_NAMES[name]}{part}: {_change(stage.change, stage.change_interval, stage.agreement, metric)}."
+                f"Step to {STAGE_NAMES[name]}{part}: "
+                f"{_change(stage.change, stage.change_interval, stage.agreement, metric)}."
             )
     whole = verification.whole
     return [
         f"{capital(metric)} over {counted(verification.samples, 'sample')}: {'; '.join(figures)}.",
-        f"From {STAGE_NAMES[ran[0]]} to {STAGE_NAMES[ran[-1]]}: {_change(whole.change, whole.interval, whole.agreement, metric)}.",
+        (
+            f"From {STAGE_NAMES[ran[0]]} to {STAGE_NAMES[ran[-1]]}: "
+            f"{_change(whole.change, whole.interval, whole.agreement, metric)}."
+        ),
         *steps,
         *_confidence(verification.confidence, STAGE_NAMES[ran[0]], STAGE_NAMES[ran[-1]]),
     ]

@@ -21,8 +21,14 @@ def answers(report: ReportFile, run: Path) -> list[Answer]:
 def _faster(report: ReportFile) -> Answer:
     question, latency = "Is it faster?", report.latency
     if latency is None:
-        costs = f"What is counted instead: {size(report.size_bytes)} against {size(report.float_size_bytes)} of the float engine, and"
-        counts = f"{costs} {magnitude(report.bops)} bit operations against {magnitude(report.float_bops)}. Neither is a speed."
+        costs = (
+            f"What is counted instead: {size(report.size_bytes)} against {size(report.float_size_bytes)} of the "
+            "float engine, and"
+        )
+        counts = (
+            f"{costs} {magnitude(report.bops)} bit operations against {magnitude(report.float_bops)}. "
+            "Neither is a speed."
+        )
         return Answer(
             question, "unknown", (f"Not measured: {bare(report.latency_note) or 'the run has no measurement'}.", counts)
         )

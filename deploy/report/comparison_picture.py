@@ -22,11 +22,15 @@ _WIDEST_CELL, _NARROWEST_TEXT = 34.0, 15.0
 _SHADES = ((2, "b2"), (3, "b3"), (4, "b4"), (8, "b8"), (15, "b15"))
 """Up to so many bits a cell is of that class; more are floats."""
 _CSS = Markup("""
-text{font:11px system-ui,"Segoe UI","Liberation Sans",sans-serif;fill:#646d73}.title{fill:#1d2327;font-size:13px}.name{fill:#1d2327}
-.paper{fill:#fdfdfc}.grid{stroke:#e4e7e6;stroke-width:1}.whisker{stroke:#1f6f8b;stroke-width:2}.point,.bar{fill:#1f6f8b}.axis{stroke:#9aa4a9}
-.b2{fill:#b1510f}.b3{fill:#d98f3a}.b4{fill:#f0d08b}.b8{fill:#8fbfce}.b15{fill:#4f93a8}.b16{fill:#c9d1d4}.in{fill:#1d2327}.b2+text{fill:#fff}
+text{font:11px system-ui,"Segoe UI","Liberation Sans",sans-serif;fill:#646d73}.title{fill:#1d2327;font-size:13px}\
+.name{fill:#1d2327}
+.paper{fill:#fdfdfc}.grid{stroke:#e4e7e6;stroke-width:1}.whisker{stroke:#1f6f8b;stroke-width:2}\
+.point,.bar{fill:#1f6f8b}.axis{stroke:#9aa4a9}
+.b2{fill:#b1510f}.b3{fill:#d98f3a}.b4{fill:#f0d08b}.b8{fill:#8fbfce}.b15{fill:#4f93a8}.b16{fill:#c9d1d4}\
+.in{fill:#1d2327}.b2+text{fill:#fff}
 .near{fill:#1f6f8b}.far{fill:#b1510f}.none{fill:none;stroke:#c9d1d4}
-@media (prefers-color-scheme:dark){text{fill:#939da3}.title,.name{fill:#dfe4e6}.paper{fill:#14181a}.grid{stroke:#2a3134}.whisker{stroke:#63b3ce}
+@media (prefers-color-scheme:dark){text{fill:#939da3}.title,.name{fill:#dfe4e6}.paper{fill:#14181a}\
+.grid{stroke:#2a3134}.whisker{stroke:#63b3ce}
 .point,.bar,.near{fill:#63b3ce}.axis{stroke:#59656a}.b16{fill:#46545b}.far{fill:#e89a5b}}
 """)
 

@@ -23,7 +23,10 @@ def on_orin(report: ReportFile) -> Answer:
             )
         more.append("For its GPU, run again with `--target jetson-orin`, which offers what its TensorRT has.")
     elif where.portable:
-        first = f"Where onnxruntime-gpu runs on it, perhaps: {_named(engine)} is an ONNX file, and its providers choose their kernels there."
+        first = (
+            f"Where onnxruntime-gpu runs on it, perhaps: {_named(engine)} is an ONNX file, "
+            "and its providers choose their kernels there."
+        )
         more = [
             timed_on(report),
             (
@@ -32,7 +35,10 @@ def on_orin(report: ReportFile) -> Answer:
             ),
         ]
     elif _ORIN in where.compute_capabilities:
-        first = f"It is made for it: the formats are those of Orin's TensorRT, which builds its engine from model.{target}.onnx itself."
+        first = (
+            "It is made for it: the formats are those of Orin's TensorRT, "
+            f"which builds its engine from model.{target}.onnx itself."
+        )
         more = [
             timed_on(report),
             (
@@ -44,7 +50,10 @@ def on_orin(report: ReportFile) -> Answer:
             more.insert(0, f"The plan that was measured is in engine.{target}/, with two programs that run it.")
     else:
         built = f" ({', '.join(sorted(engine))})" if isinstance(engine, Mapping) else ""
-        first = f"Not this engine{built}: a plan runs on the GPU kind and the TensorRT it was built with. Orin is SM87 and needs its own."
+        first = (
+            f"Not this engine{built}: a plan runs on the GPU kind and the TensorRT it was built with. "
+            "Orin is SM87 and needs its own."
+        )
         more = [
             f"Carry model.{target}.onnx of this run to the device and build it there with the TensorRT of its JetPack.",
             f"Verified is {_verified(report)}. Not verified are kernels, latency and accuracy on Orin itself.",

@@ -72,7 +72,10 @@ def launch_sentence(profile: ProfileFile) -> str:
         if profile.launch_share >= _LAUNCH_BOUND
         else ""
     )
-    return f"{call}; enqueueing it takes the host {profile.enqueue_ms:.4g} ms, {100 * profile.launch_share:.0f} % of that{bound}"
+    return (
+        f"{call}; enqueueing it takes the host {profile.enqueue_ms:.4g} ms, "
+        f"{100 * profile.launch_share:.0f} % of that{bound}"
+    )
 
 
 def _sums(profile: ProfileFile) -> list[str]:

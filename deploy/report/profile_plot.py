@@ -15,8 +15,10 @@ _LABEL_LETTERS = 40
 _ROW, _TOP, _LEFT, _BARS, _RIGHT = 17.0, 74.0, 270.0, 420.0, 400.0
 _CSS = Markup("""
 text{font:11px system-ui,"Segoe UI","Liberation Sans",sans-serif;fill:#646d73}.title{fill:#1d2327;font-size:13px}
-.paper{fill:#fdfdfc}.layer{fill:#1f6f8b}.quantize{fill:#c98a1b}.reformat,.copy{fill:#b1510f}.copy{fill-opacity:.6}.other{fill:#b9c6cb}
-@media (prefers-color-scheme:dark){text{fill:#939da3}.title{fill:#dfe4e6}.paper{fill:#14181a}.layer{fill:#63b3ce}.quantize{fill:#e3b04b}
+.paper{fill:#fdfdfc}.layer{fill:#1f6f8b}.quantize{fill:#c98a1b}.reformat,.copy{fill:#b1510f}.copy{fill-opacity:.6}\
+.other{fill:#b9c6cb}
+@media (prefers-color-scheme:dark){text{fill:#939da3}.title{fill:#dfe4e6}.paper{fill:#14181a}.layer{fill:#63b3ce}\
+.quantize{fill:#e3b04b}
 .reformat,.copy{fill:#e89a5b}.other{fill:#46545b}}
 """)
 

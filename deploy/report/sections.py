@@ -78,7 +78,10 @@ def _origin(report: ReportFile) -> str:
             if trained_together(report)
             else ""
         )
-    return f"Scores of the method {scores.method} in {scores.value}: the change against the layer in float; higher is better."
+    return (
+        f"Scores of the method {scores.method} in {scores.value}: the change against the layer in float; "
+        "higher is better."
+    )
 
 
 def _sentence(note: str) -> str:
@@ -127,8 +130,8 @@ def _latency(report: ReportFile) -> Section:
         reason = report.latency_note or "no search has measured engines for this budget"
         return Section(title, note=f"Nothing to draw: {reason}")
     columns = [
-        ("", "number"), ("engine", "word"), ("predicted", "number"), ("95 % interval", "number"), ("measured", "number"),
-        ("95 % interval", "number"), ("", "text"),
+        ("", "number"), ("engine", "word"), ("predicted", "number"), ("95 % interval", "number"),
+        ("measured", "number"), ("95 % interval", "number"), ("", "text"),
     ]  # fmt: skip
     rows = [[str(index), each.label, *_observed(each)] for index, each in enumerate(seen, start=1)]
     measured = sum(each.measured is not None for each in seen)
@@ -157,8 +160,9 @@ def _provenance(report: ReportFile) -> Section:
     known: dict[str, object] = {
         "engine": report.engine,
         "float engine": report.float_engine,
-        "scores": f"{scores.method} ({scores.estimator}), value {scores.value}, {counted(scores.permutations, 'sample')}, "
-        f"{counted(scores.evaluations, 'evaluation')}, seed {scores.seed}, stopped by {scores.stop_reason}",
+        "scores": f"{scores.method} ({scores.estimator}), value {scores.value}, "
+        f"{counted(scores.permutations, 'sample')}, {counted(scores.evaluations, 'evaluation')}, seed {scores.seed}, "
+        f"stopped by {scores.stop_reason}",
         "timed on": report.machine or "no machine, it was not timed",
         "seconds": ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items()) or None,
         **{f"version of {name}": text for name, text in report.versions.items()},

@@ -1,4 +1,6 @@
-"""A run without samples of the user's: calibration data are made, kept in the run, and stand in for those of the task."""
+"""A run without samples of the user's: calibration data are made, kept in the run,
+and stand in for those of the task.
+"""
 
 from __future__ import annotations
 

@@ -98,7 +98,9 @@ class Run:
                 self.file(former).rename(self.file(name))
 
     def discard_if_new(self) -> None:
-        """Remove the directories that `lock` has made and that hold nothing else: a wrong input leaves nothing behind."""
+        """Remove the directories that `lock` has made and that hold nothing else:
+        a wrong input leaves nothing behind.
+        """
         if [entry.name for entry in _entries(self.path)] != [_LOCK]:
             return
         self.file(_LOCK).unlink(missing_ok=True)

@@ -132,8 +132,8 @@ def try_task(
         _try_divergence(own or divergence, output, count)
         if own is None and _are_numbers(output, batch.target):
             warn(
-                "the targets are numbers, and --value kl takes what the model gives for scores of classes: give the task a "
-                "divergence(output, float_output), or use --value loss"
+                "the targets are numbers, and --value kl takes what the model gives for scores of classes: give the "
+                "task a divergence(output, float_output), or use --value loss"
             )
     if value == "metric":
         sample_metric(task, "the value metric")
@@ -155,14 +155,14 @@ def _try_divergence(function: Callable[[Any, Any], Tensor], output: Any, count: 
         if bool((per_sample(function, (changed, output), count, "divergence") != 0).any()):
             return
     raise UserError(
-        "the divergence of outputs that differ is 0 for each sample, so that it could tell no policy from another: give "
-        "the task a divergence(output, float_output) that sees what matters, or use --value loss"
+        "the divergence of outputs that differ is 0 for each sample, so that it could tell no policy from another: "
+        "give the task a divergence(output, float_output) that sees what matters, or use --value loss"
     )
 
 
 def _are_numbers(output: Any, target: Any) -> bool:
-    """Whether targets are numbers like those of the output, of several channels, and neither probabilities of classes nor
-    what the model itself gives.
+    """Whether targets are numbers like those of the output, of several channels,
+    and neither probabilities of classes nor what the model itself gives.
     """
     if not _is_float(output) or not _is_float(target) or target.shape != output.shape or output.dim() < _CHANNELS:
         return False

@@ -16,9 +16,9 @@ from smpq.files import ContributionsFile, PolicyFile, ScoresFile, StabilityFile
 from smpq.supernet.files import SupernetFile
 
 RUN_FILES: tuple[type[FileRecord], ...] = (
-    RunFile, SyntheticFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, LossFile, StabilityFile, ContributionsFile, ObservationsFile,
-    LoopFile, BundleFile, CurveFile, FloatModelFile, ExportFile, BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile,
-    ProfileFile,
+    RunFile, SyntheticFile, CalibrationFile, SpaceFile, CostsFile, ScoresFile, PolicyFile, BudgetFile, LossFile,
+    StabilityFile, ContributionsFile, ObservationsFile, LoopFile, BundleFile, CurveFile, FloatModelFile, ExportFile,
+    BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile, ProfileFile,
 )  # fmt: skip
 """In the order in which a run writes them."""
 
@@ -26,7 +26,7 @@ __all__ = [
     "RUN_FILES", "BudgetFile", "BuildFile", "BundleFile", "CalibrationFile", "ContributionsFile", "CostsFile",
     "CurveFile",
     "ExportFile", "FinetuneFile", "FloatModelFile",
-    "LatencyFile", "LoopFile", "LossFile", "ObservationsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile", "ScoresFile",
-    "SpaceFile", "StabilityFile",
+    "LatencyFile", "LoopFile", "LossFile", "ObservationsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile",
+    "ScoresFile", "SpaceFile", "StabilityFile",
     "SupernetFile", "SyntheticFile", "VerifyFile",
 ]  # fmt: skip

@@ -19,9 +19,9 @@ INTERNAL = "internal"
 """An exception of our own code: it says nothing about the model."""
 
 _TRANSIENT_TEXT = re.compile(
-    r"out of (?:\w+ )?memory|OutOfMemory|OUT_OF_MEMORY|bad_alloc|bad allocation|cannot allocate memory|failed to allocate memory"
-    r"|memory\b.* could not be allocated|cudaErrorMemoryAllocation|DevicesUnavailable|DEVICE_UNAVAILABLE|ECC_?UNCORRECTABLE|Launch_?Timeout"
-    r"|device (?:is |was )?lost|fallen off the bus|timed out",
+    r"out of (?:\w+ )?memory|OutOfMemory|OUT_OF_MEMORY|bad_alloc|bad allocation|cannot allocate memory"
+    r"|failed to allocate memory|memory\b.* could not be allocated|cudaErrorMemoryAllocation|DevicesUnavailable"
+    r"|DEVICE_UNAVAILABLE|ECC_?UNCORRECTABLE|Launch_?Timeout|device (?:is |was )?lost|fallen off the bus|timed out",
     re.IGNORECASE,
 )
 _RUNTIME_PACKAGES = {"onnxruntime", "tensorrt", "tensorrt_bindings", "tensorrt_rtx", "pycuda"}

@@ -59,16 +59,17 @@ _OLDEST_DRIVER = "11.4"
 
 
 _TO_DO: Mapping[int, str] = {
-    34: "the library that was found is the stub of the CUDA toolkit, which is for linking only: take its folder `stubs` out of "
-    "LD_LIBRARY_PATH, and install the driver",
-    100: "the driver sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES; in a container, start it with --gpus all, or "
-    "--runtime nvidia on a Jetson",
+    34: "the library that was found is the stub of the CUDA toolkit, which is for linking only: take its folder "
+    "`stubs` out of LD_LIBRARY_PATH, and install the driver",
+    100: "the driver sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES; in a container, start it with --gpus "
+    "all, or --runtime nvidia on a Jetson",
     802: "the system is not ready: start nvidia-fabricmanager",
-    803: "the driver's library is of another version than its kernel module: restart the machine, or take other copies of the "
-    "library, as of a `compat` folder, out of LD_LIBRARY_PATH",
-    804: "the library of a newer driver, from a `compat` folder, does not serve this GPU: take it out of LD_LIBRARY_PATH",
-    999: "the driver does not start: load the kernel module nvidia_uvm or restart the machine; on a Jetson, add yourself to the "
-    "groups video and render",
+    803: "the driver's library is of another version than its kernel module: restart the machine, or take other copies "
+    "of the library, as of a `compat` folder, out of LD_LIBRARY_PATH",
+    804: "the library of a newer driver, from a `compat` folder, does not serve this GPU: "
+    "take it out of LD_LIBRARY_PATH",
+    999: "the driver does not start: load the kernel module nvidia_uvm or restart the machine; on a Jetson, add "
+    "yourself to the groups video and render",
 }
 """What to do about a code of cuInit."""
 

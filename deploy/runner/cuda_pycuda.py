@@ -93,7 +93,8 @@ class PyCuda:
             end.synchronize()
             return float(end.time_since(start))
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:  # noqa: ARG002 - the same interface as the other adapter
+    # the same interface as the other adapter
+    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:  # noqa: ARG002
         """See `Cuda`."""
         return None
 

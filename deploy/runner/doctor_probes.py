@@ -37,7 +37,8 @@ sys.exit(main(sys.argv[1:]))
 """
 # ONNX: y = Relu(x) with four floats.
 _TINY_MODEL = bytes.fromhex(
-    "08083a3b0a0c0a0178120179220452656c751201675a130a0178120e0a0c080112080a0208010a02080462130a0179120e0a0c080112080a0208010a02080442040a00100d"
+    "08083a3b0a0c0a0178120179220452656c751201675a130a0178120e0a0c080112080a0208010a0208046213"
+    "0a0179120e0a0c080112080a0208010a02080442040a00100d"
 )
 _LIBRARY_OF_CUDA = re.compile(r"libcudart\.so\.(\d+)")
 _SHOWN_LIBRARIES = re.compile(r"lib(?:nvinfer|tensorrt_rtx|cudart|cuda)[\w-]*\.so[.\d]*$")
@@ -155,7 +156,8 @@ def _probe_trt(name: str) -> dict[str, Any]:
 def _probe_ort(provider: str) -> dict[str, Any]:
     """Run a tiny model on one of ONNX Runtime's providers."""
     found: dict[str, Any] = {
-        "version": None, "available": [], "cuda_version": None, "kept": False, "ran": False, "trouble": None, "refused": None,
+        "version": None, "available": [], "cuda_version": None, "kept": False, "ran": False, "trouble": None,
+        "refused": None,
     }  # fmt: skip
     module = _imported("onnxruntime", found)
     if module is None:

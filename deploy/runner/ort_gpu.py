@@ -123,12 +123,18 @@ def about_the_machine(error: Exception, providers: Sequence[str]) -> str | None:
         return why_missing(unloadable)
     text = " ".join(str(error).split())
     if _GPU_FAILS.search(text):
-        return f"ONNX Runtime cannot use the GPU ({text[:300]}): nvidia-smi has to show it; update its driver if CUDA finds it too old"
+        return (
+            f"ONNX Runtime cannot use the GPU ({text[:300]}): nvidia-smi has to show it; "
+            "update its driver if CUDA finds it too old"
+        )
     cudnn = _NO_CUDNN.search(text)
     if cudnn:  # looked for when the first operator needs it, long after the session is made
         return f"ONNX Runtime does not find cuDNN ({text[cudnn.start() :][:200]}): {_mend(text[cudnn.start() :])}"
     if _OPTION_REFUSED.search(text):
-        return f"this version of ONNX Runtime refuses an option ({text[:300]}): install the version that the engine was made with"
+        return (
+            f"this version of ONNX Runtime refuses an option ({text[:300]}): "
+            "install the version that the engine was made with"
+        )
     return None
 
 
@@ -207,5 +213,6 @@ def _tensorrt_module() -> Any:
     """
     try:
         return importlib.import_module("tensorrt")
-    except Exception as error:  # noqa: BLE001 - a library that does not load ends in OSError, RuntimeError or AttributeError
+    except Exception as error:  # noqa: BLE001
+        # a library that does not load ends in OSError, RuntimeError or AttributeError
         return error

@@ -56,7 +56,7 @@ _PYTHON = dedent("""\
     for name in [tensor["name"] for tensor in about["outputs"]]:
         call("cuMemcpyDtoH_v2", ctypes.c_void_p(arrays[name].ctypes.data), addresses[name], ctypes.c_size_t(arrays[name].nbytes))
         print(name, arrays[name].dtype, arrays[name].shape, arrays[name].ravel()[:8])
-    """)
+    """)  # noqa: E501 - a program is written as it stands
 
 _CPP = dedent("""\
     // Run engine.plan once on zeros and print its outputs. Build and run it beside engine.plan, on the GPU that engine.json names:
@@ -177,7 +177,7 @@ _CPP = dedent("""\
         }
         return 0;
     }
-    """)
+    """)  # noqa: E501 - a program is written as it stands
 
 
 def example_programs(runtime: str) -> dict[str, str]:

@@ -44,7 +44,8 @@ def inspected(module: ModuleType, engine: Any) -> str:
 def new_profiler(module: ModuleType) -> Any:
     """Return a profiler whose `times` are milliseconds by the name of the layer."""
 
-    class Collector(module.IProfiler):  # type: ignore[misc, name-defined]  # the base class is only known once the module is loaded
+    # the base class is only known once the module is loaded
+    class Collector(module.IProfiler):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             # The bindings refuse an object whose C++ half was built through super().
             module.IProfiler.__init__(self)

@@ -13,8 +13,8 @@ _TYPE_IN_TEXT = re.compile(
     r"\b(u?int\d+|fp\d+|tf32|bf16|bfloat16|float16|float32|half|float|double|bool)\b", re.IGNORECASE
 )
 _TYPE_NAMES = {
-    "fp16": "Half", "float16": "Half", "half": "Half", "fp32": "Float", "float32": "Float", "float": "Float", "bf16": "BFloat16",
-    "bfloat16": "BFloat16", "double": "Double", "bool": "Bool",
+    "fp16": "Half", "float16": "Half", "half": "Half", "fp32": "Float", "float32": "Float", "float": "Float",
+    "bf16": "BFloat16", "bfloat16": "BFloat16", "double": "Double", "bool": "Bool",
 }  # fmt: skip
 _WRITTEN_BY_WIDTH = {"int": "Int", "uint": "UInt", "fp": "FP", "tf": "TF"}
 _ORIGIN_PREFIX = "[ONNX Layer: "

@@ -110,7 +110,8 @@ def trt_logged(module: ModuleType) -> Iterator[TrtLog]:
 
 @cache
 def _trt_logger(module: ModuleType) -> Any:
-    class Collector(module.ILogger):  # type: ignore[misc, name-defined]  # the base class is only known once the module is loaded
+    # the base class is only known once the module is loaded
+    class Collector(module.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             # The bindings refuse an object whose C++ half was built through super().
             module.ILogger.__init__(self)

@@ -37,7 +37,10 @@ def differs_by_size(
         try:
             found = _floats(engine(part))
         except Exception as error:  # noqa: BLE001 - the exceptions of runtimes share no base class
-            return f"the engine does not run with a batch of {size}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            return (
+                f"the engine does not run with a batch of {size}: "
+                f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+            )
         wanted = _floats(reference(part))
         for index, (one, two) in enumerate(zip(found, wanted, strict=True)):
             if one.shape != two.shape:

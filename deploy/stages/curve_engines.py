@@ -99,7 +99,9 @@ def measured_engines(workspace: Workspace, scores: Scores, most: int, earlier: C
 
 
 def sized_engines(workspace: Workspace, scores: Scores, most: int, earlier: CurveFile | None) -> Drawn:
-    """Choose policies across the whole range of sizes, `most` with those of the `earlier` curve: nothing is measured."""
+    """Choose policies across the whole range of sizes, `most` with those of the `earlier` curve:
+    nothing is measured.
+    """
     rows = earlier.points if earlier is not None else ()
     known = [Policy.from_file(row.policy, workspace.space) for row in rows if row.policy is not None]
     space, size = workspace.space, workspace.costs["size"]

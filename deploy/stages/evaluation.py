@@ -20,8 +20,8 @@ _VALUES_OF_ONE = 256
 
 
 def check_first_batch(task: Task, sizes: InputSizes) -> None:
-    """Raise UserError where the first evaluation batch is none, or has sizes that the engine does not take: before hours
-    of search, not after.
+    """Raise UserError where the first evaluation batch is none, or has sizes that the engine does not take:
+    before hours of search, not after.
     """
     next(_checked(task, sizes))
 

@@ -104,7 +104,8 @@ def subject_of(workspace: Workspace, policy: Policy) -> Subject:
     plan = workspace.plan(policy)
     if not plan.weights and not plan.tensors:
         raise UserError(
-            "the policy in policy.json keeps every layer in floating point: there is nothing to fine-tune or reconstruct"
+            "the policy in policy.json keeps every layer in floating point: "
+            "there is nothing to fine-tune or reconstruct"
         )
     return subject(workspace, policy, plan)
 

@@ -103,7 +103,9 @@ def check_scores(workspace: Workspace, method: str) -> None:
 
 
 def _check_untrained(workspace: Workspace, method: str | None) -> None:
-    """Raise UserError when another method than this one trained the run's policy: a search would discard its weights."""
+    """Raise UserError when another method than this one trained the run's policy:
+    a search would discard its weights.
+    """
     known = trained_by(workspace.run)
     if known is not None and known != method:
         raise UserError(

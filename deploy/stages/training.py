@@ -81,5 +81,6 @@ def _check_same(workspace: Workspace, known: FineTunedFile, asked: dict[str, Any
         before = known.settings.get(name)
         if before != value:
             raise UserError(
-                f"{path} was trained with {name}={before!r}, now {value!r} is asked for: use another --out, or delete it"
+                f"{path} was trained with {name}={before!r}, now {value!r} is asked for: use another --out, "
+                "or delete it"
             )

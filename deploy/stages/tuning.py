@@ -52,8 +52,8 @@ def tuning_for(
     if declared.epochs is not None:
         if reconstruct is not None or epochs == 0:
             raise UserError(
-                f"--method {method} trains the weights itself: leave out --reconstruct, and give --finetune the epochs of "
-                "that training, or leave it out too"
+                f"--method {method} trains the weights itself: leave out --reconstruct, and give --finetune the epochs "
+                "of that training, or leave it out too"
             )
         return FineTuneSettings(epochs=float(declared.epochs if epochs is None else epochs))
     if reconstruct is not None:

@@ -21,9 +21,11 @@ from smpq.value.resampling import UndefinedError
 _FIRST_SAMPLES = 1024
 """So many samples go through the stages between the first and the last at least."""
 _EXPLANATIONS: Mapping[StageName, str] = {
-    "float": "the trace: the traced graph does not compute what the PyTorch module does; this is a bug, please report it",
+    "float": "the trace: the traced graph does not compute what the PyTorch module does; this is a bug, "
+    "please report it",
     "fake_quant": "quantisation itself: give the layers more bits, or fine-tune",
-    "onnx": "the export: the ONNX file does not compute what the fake-quantised model does; this is a bug, please report it",
+    "onnx": "the export: the ONNX file does not compute what the fake-quantised model does; this is a bug, "
+    "please report it",
     "engine": "the runtime: its kernels do not compute what the ONNX file says (see the kernel column)",
 }
 

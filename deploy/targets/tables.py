@@ -26,7 +26,8 @@ LEGEND = (
     "--size-only; unknown: offered, but nobody has seen what becomes of it; may fail: the runtime may refuse the whole "
     "engine over it, so the first engines that "
     "are measured keep it in float; refused: not offered. "
-    "How we know: built (the kernels were read), measured (engines were timed), docs (it is written), inferred (from another runtime or version)."
+    "How we know: built (the kernels were read), measured (engines were timed), docs (it is written), "
+    "inferred (from another runtime or version)."
 )
 _WORDS = {"dequantized": "size only"}
 _USUAL_FORMATS = (

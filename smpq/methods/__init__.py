@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 # in the order in which smpq methods lists them
-from smpq.methods import shapley, supernet, hawq, clado, clado_near, hybrid, coopq, fima_q, ohq, slim_llm, cmpq  # isort: skip
+from smpq.methods import (  # isort: skip
+    shapley, supernet, hawq, clado, clado_near, hybrid, coopq, fima_q, ohq, slim_llm, cmpq, mg_ptq,
+)  # fmt: skip
 from smpq.methods import bsq, cpq, kaq, sdq  # isort: skip
 from smpq.methods import largest_first, random_importance, uniform  # isort: skip
 from smpq.methods.base import METHODS, Method, Need, method, method_from_name
@@ -37,6 +39,7 @@ __all__ = [
     "linear_objective",
     "method",
     "method_from_name",
+    "mg_ptq",
     "ohq",
     "random_importance",
     "sdq",

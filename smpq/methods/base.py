@@ -127,8 +127,8 @@ class Method:
         able = ", ".join(name for name, other in METHODS.items() if other.latency)
         if self.trains:
             raise UserError(
-                f"--method {self.name} trains for limits that are known before, without engines: give a budget on size, "
-                f"avg_bits or bops, or use one of {able} as --method"
+                f"--method {self.name} trains for limits that are known before, without engines: give a budget on "
+                f"size, avg_bits or bops, or use one of {able} as --method"
             )
         if not self.latency:
             raise UserError(

@@ -1,4 +1,6 @@
-"""CLADO's cross terms around the plan that is to be improved: errors of 2 bits are too large for a model around float."""
+"""CLADO's cross terms around the plan that is to be improved:
+errors of 2 bits are too large for a model around float.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +63,9 @@ def clado_near(problem: SearchProblem) -> Objective:
         better, changes, tried = _improved(problem, centre, found, ceilings)
         around, spent = centre, spent + found.evaluations + tried
         notes.append(
-            f"round {number + 1}: {len(found.pairs)} of {len(pairs)} pairs on {parts} of {len(folds)} parts of the samples, around a plan of "
-            f"value {evaluator(centre):.4g}; the best plan near it has {evaluator(better):.4g}"
+            f"round {number + 1}: {len(found.pairs)} of {len(pairs)} pairs on {parts} of {len(folds)} parts of the "
+            f"samples, around a plan of value {evaluator(centre):.4g}; "
+            f"the best plan near it has {evaluator(better):.4g}"
         )
         if better == centre or problem.progress.enough():
             break
@@ -92,7 +95,9 @@ def _plan_of(problem: SearchProblem, values: Mapping[Move, float], ceilings: tup
 def _improved(
     problem: SearchProblem, centre: Policy, found: CrossTerms, ceilings: tuple[Ceiling, ...]
 ) -> tuple[Policy, int, int]:
-    """Return the best plan within fewer and fewer changes by its measured value, its changes, and how many were tried."""
+    """Return the best plan within fewer and fewer changes by its measured value, its changes,
+    and how many were tried.
+    """
     from smpq.solve.allocate import Neighbourhood, PairedValues, Problem
     from smpq.solve.quadratic import solve_pairs
 

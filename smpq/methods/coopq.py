@@ -69,7 +69,10 @@ def coopq(problem: SearchProblem) -> Objective:
     linear = _objective(problem, samples, len(moves) + found.evaluations, singles, stop_reason).linear
     objective = Objective(linear, pairs)
     doubt = doubt_about_widest(space, objective.scores.objective())
-    note = f"{len(found.main)} of {rounds * orders} orders of {len(players)} layers from the widest to the narrowest format, all pairs {rounds} times or more"
+    note = (
+        f"{len(found.main)} of {rounds * orders} orders of {len(players)} layers from the widest to the narrowest "
+        f"format, all pairs {rounds} times or more"
+    )
     return replace(objective, notes=(note, *([doubt] if doubt else [])))
 
 
@@ -98,7 +101,9 @@ def _moved(policy: Policy, moves: Sequence[Move]) -> Policy:
 
 
 def _share(move: Move, singles: dict[Move, float], narrowest: object) -> float:
-    """Return the share of its layer's move that a format takes; by the error of its bits where the move costs nothing."""
+    """Return the share of its layer's move that a format takes;
+    by the error of its bits where the move costs nothing.
+    """
     group, chosen = move
     most = next(value for (name, each), value in singles.items() if name == group and each == narrowest)
     if most >= 0:

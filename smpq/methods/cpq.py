@@ -30,9 +30,10 @@ def cpq(problem: SearchProblem, settings: CpqSettings | None = None) -> Solution
 
     The paper's text and code were not at hand. Its multi-class straight-through estimator passes the gradient to the
     most probable value alone; chosen instead is the gradient of the expected value over the two nearest borders, which
-    never has the wrong sign. Noise is a third of a step and not learned. Only the highest bit that is left has a mask,
-    one for each group of layers, with which DropBits stops where the bits are found. Activations have steps that are
-    learned as in LSQ, and the float model teaches.
+    never has the wrong sign. Noise is a third of a step and not learned (0.15 of a step was no better: 87.20 % against
+    87.32 after one epoch of ResNet-20 at 2.9 bits). Only the highest bit that is left has a mask, one for each group of
+    layers, with which DropBits stops where the bits are found. Activations have steps that are learned as in LSQ, and
+    the float model teaches.
 
     Ours: the log-odds follow the natural gradient, and the penalty is steered to the budget, as in `sdq`; what is
     missing at the end of the search is taken where the error grows least for what it saves, and what is left of the

@@ -78,8 +78,8 @@ def hybrid(problem: SearchProblem) -> Objective:
     )
     doubt = doubt_about_widest(space, objective.scores.objective())
     note = (
-        f"cross terms of {len(found.pairs)} of {len(every)} pairs, those of layers with the largest single changes, around the plan of "
-        "the Shapley values; the others count as 0"
+        f"cross terms of {len(found.pairs)} of {len(every)} pairs, those of layers with the largest single changes, "
+        "around the plan of the Shapley values; the others count as 0"
     )
     return replace(objective, notes=(note, *([doubt] if doubt else [])))
 

@@ -24,9 +24,9 @@ def slim_llm(problem: SearchProblem) -> Objective:
     This method takes the largest average within the budget for all layers, as the paper does; its score is the bits
     that a format takes away, by parameters. Other methods choose an average for each layer.
 
-    On a Llama of 260,000 parameters (`benchmarks/results/language.json`) it beats GPTQ on the same ranges at 2 bits, 4.28
-    nats a token against 4.51, but not GPTQ whose ranges are searched, 3.37 (one seed): the paper's ranges are within a
-    tenth of those of the weights, which at 2 bits want to be clipped. Nor do its widths help the latter, 3.59: 30 of 35
-    layers have 64 inputs, two blocks of 32, and no block can spare one of two bits.
+    On a Llama of 260,000 parameters (`benchmarks/results/language.json`) it beats GPTQ on the same ranges at 2 bits,
+    4.28 nats a token against 4.51, but not GPTQ whose ranges are searched, 3.37 (one seed): the paper's ranges are
+    within a tenth of those of the weights, which at 2 bits want to be clipped. Nor do its widths help the latter, 3.59:
+    30 of 35 layers have 64 inputs, two blocks of 32, and no block can spare one of two bits.
     """
     return bits_taken_away(problem)

@@ -1,4 +1,6 @@
-"""Scales and shifts of single channels, folded into the LayerNorms in front of layers whose activations have few bits."""
+"""Scales and shifts of single channels,
+folded into the LayerNorms in front of layers whose activations have few bits.
+"""
 
 from __future__ import annotations
 

@@ -65,18 +65,18 @@ def reconstruct(
 ) -> FineTunedWeights:
     """Return the plan's weights, biases and activation steps such that each block gives what the float block gives.
 
-    1. Blocks (`find_blocks`) are done in order. Each reads what the quantised blocks in front of it give, mixed with what
-       the float network gives (QDrop), and is compared with the float block on float inputs.
+    1. Blocks (`find_blocks`) are done in order. Each reads what the quantised blocks in front of it give, mixed with
+       what the float network gives (QDrop), and is compared with the float block on float inputs.
     2. In a block all weights on integers of two bits or more have AdaRound's variables; their steps, the biases of its
        layers, and the steps of activations below 8 bits are learned with them.
     3. `batches` are calibration data; labels are not used. `partial` is a file that holds the blocks that are done: a
        reconstruction that was killed goes on behind the last of them, to the same result. What of all samples takes
        more than `memory_mb` between two blocks lies in files without a name.
-    4. With `settings.channel_scales` channels are scaled first (`with_channel_scales`). `calibrate` calibrates what that
-       changes, as the plan was calibrated; None: as `CalibrationSettings()` says.
+    4. With `settings.channel_scales` channels are scaled first (`with_channel_scales`). `calibrate` calibrates what
+       that changes, as the plan was calibrated; None: as `CalibrationSettings()` says.
 
-    BRECQ (Li et al., arXiv 2102.05426) with the losses of `smpq.reconstruction.losses`. UserError when the error is not a
-    number any more, and where nothing is on integers.
+    BRECQ (Li et al., arXiv 2102.05426) with the losses of `smpq.reconstruction.losses`. UserError when the error is not
+    a number any more, and where nothing is on integers.
     """
     check_learned(chosen for chosen in subject.plan.formats.values() if not chosen.weight.zero_points)
     if not any(map(_is_trained, subject.plan.weights.values())):

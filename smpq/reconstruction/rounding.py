@@ -26,8 +26,8 @@ class SoftWeight(nn.Module):
     """
 
     def __init__(self, weight: Tensor, start: QuantizedWeight, begin: str) -> None:
-        """`begin` "calibrated" takes the integers of `start`, and what of the float weight is within 0.45 steps of them;
-        "nearest" the float weight on the steps of `start`.
+        """`begin` "calibrated" takes the integers of `start`,
+        and what of the float weight is within 0.45 steps of them; "nearest" the float weight on the steps of `start`.
         """
         super().__init__()
         self._start = start

@@ -19,15 +19,16 @@ class ReconstructionSettings:
     """How to reconstruct a network block by block, without labels.
 
     `loss` is what the difference between a block and its float original costs (`smpq.reconstruction.losses`).
-    `iterations` are steps of Adam for each block, on `batch` samples each, of `samples` of the calibration data. `start`
-    says where integers begin: "calibrated", at those of the run's rounding, or "nearest", at the float weight on the
-    same grid. `rounding_rate` is the learning rate of AdaRound's variables: they have as far to go in few iterations as in many, so
-    that it is 30 / iterations by default. `step_rate` and `bias_rate` are those of the logarithm of step sizes, and of
-    biases as a share of what their channels vary by; both fall to 0 in a half cosine. `drop` is the share of a block's input that
-    comes from the float network, element by element (QDrop); activations below 8 bits inside of a block are left in
-    float as often. `channel_scales` first gives each channel behind a LayerNorm a scale, and a shift, where linear layers
-    with activations below 8 bits read it (`smpq.reconstruction.channel_scales`). `regulariser` is the weight of AdaRound's pull to whole integers, from the first fifth of the
-    iterations on. `value` judges start and end on the calibration data.
+    `iterations` are steps of Adam for each block, on `batch` samples each, of `samples` of the calibration data.
+    `start` says where integers begin: "calibrated", at those of the run's rounding, or "nearest", at the float weight
+    on the same grid. `rounding_rate` is the learning rate of AdaRound's variables: they have as far to go in few
+    iterations as in many, so that it is 30 / iterations by default. `step_rate` and `bias_rate` are those of the
+    logarithm of step sizes, and of biases as a share of what their channels vary by; both fall to 0 in a half cosine.
+    `drop` is the share of a block's input that comes from the float network, element by element (QDrop); activations
+    below 8 bits inside of a block are left in float as often. `channel_scales` first gives each channel behind a
+    LayerNorm a scale, and a shift, where linear layers with activations below 8 bits read it
+    (`smpq.reconstruction.channel_scales`). `regulariser` is the weight of AdaRound's pull to whole integers, from the
+    first fifth of the iterations on. `value` judges start and end on the calibration data.
     """
 
     loss: Annotated[str, Declared("what a block's error costs", OneOf(tuple(LOSSES)), "--loss", Group.WHAT)] = "mse"

@@ -68,8 +68,8 @@ def train_block(
     divergence: Divergence,
     tick: Callable[[], None],
 ) -> Done:
-    """Train the parts of a block. `float_rows` and `rows` are what the float and the quantised network give it, `targets`
-    what the float block makes of the first.
+    """Train the parts of a block. `float_rows` and `rows` are what the float and the quantised network give it,
+    `targets` what the float block makes of the first.
 
     Adam, on `settings.batch` samples at a time, with what the block reads drawn from both networks. UserError when the
     error is not a number any more.
@@ -125,8 +125,8 @@ def train_block(
         value = float(cost.detach())
         if not math.isfinite(value):
             raise UserError(
-                f"the reconstruction diverged after {iteration} iterations of a block: use a smaller --rounding-rate (now "
-                f"{settings.rate})"
+                f"the reconstruction diverged after {iteration} iterations of a block: use a smaller --rounding-rate "
+                f"(now {settings.rate})"
             )
         (first if len(first) < _SHOWN else last).append(value)
         optimizer.step()

@@ -39,8 +39,8 @@ class Walk:
         size: int,
         memory_mb: float | None = None,
     ) -> None:
-        """Take the first `samples` of the batches, cut to a multiple of `size`, that of a run: the only one that the network
-        takes, if there is one. UserError where there are fewer than that.
+        """Take the first `samples` of the batches, cut to a multiple of `size`, that of a run:
+        the only one that the network takes, if there is one. UserError where there are fewer than that.
 
         Tensors behind a block that take more than `memory_mb` with those of two more walks lie in files that are gone
         with them.
@@ -112,13 +112,15 @@ class Walk:
         return output
 
     def finish(self, block: Block, rows: Rows, made: Mapping[str, Tensor]) -> Any:
-        """Return the network's output of one run in which `block` made other tensors than its own; the rest is float."""
+        """Return the network's output of one run in which `block` made other tensors than its own;
+        the rest is float.
+        """
         values = {**self._others[block.stop], **rows, **made}
         return Execution.at(self.traced, block.stop, values).advance(NO_EDITS).output()
 
     def _without_rows(self) -> dict[int, dict[str, Any]]:
-        """Return what is alive in front of each block, and behind the last, besides rows of samples: constants that steps
-        made, and sizes.
+        """Return what is alive in front of each block, and behind the last, besides rows of samples:
+        constants that steps made, and sizes.
         """
         depends = _depending(self.traced)
         execution = Execution(self.traced, [tensor[: self.size] for tensor in self.inputs])
@@ -158,8 +160,8 @@ def _depending(traced: TracedModel) -> set[str]:
 
 
 def _first(batches: Iterable[Batch], samples: int, fixed: int | None) -> list[Tensor]:
-    """Return the inputs of the first samples, and look at no batch behind them: of batches of `fixed` samples where that
-    is the only size, whose other axes are those of the first one.
+    """Return the inputs of the first samples, and look at no batch behind them:
+    of batches of `fixed` samples where that is the only size, whose other axes are those of the first one.
     """
     kept: list[Sequence[Tensor]] = []
     shapes, count = None, 0

@@ -174,6 +174,7 @@ class Scores:
                 f"({strange[:1]}): score again"
             )
         return cls(
-            entries, record.value, record.estimator, record.seed, record.evaluations, record.permutations, record.stop_reason,
-            record.efficiency_gap, record.method, pairs, Neighbourhood(Policy(centre), near.changes) if near else None, record.notes,
+            entries, record.value, record.estimator, record.seed, record.evaluations, record.permutations,
+            record.stop_reason, record.efficiency_gap, record.method, pairs,
+            Neighbourhood(Policy(centre), near.changes) if near else None, record.notes,
         )  # fmt: skip

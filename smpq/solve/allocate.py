@@ -46,7 +46,9 @@ class Neighbourhood:
 
 
 class PairedValues(dict[str, Mapping[Format, float]]):
-    """Values of moves, with those of pairs of moves. `near`: where they were measured, and how far that says something."""
+    """Values of moves, with those of pairs of moves.
+    `near`: where they were measured, and how far that says something.
+    """
 
     def __init__(self, values: Values, pairs: Pairs, near: Neighbourhood | None = None) -> None:
         """Keep everything."""

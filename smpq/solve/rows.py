@@ -74,7 +74,9 @@ class Columns:
 
 
 def base_rows(problem: Problem, columns: Columns) -> tuple[Rows, int]:
-    """Return the rows of a policy, its joins, what is excluded and the neighbourhood; and how many columns there are."""
+    """Return the rows of a policy, its joins, what is excluded and the neighbourhood;
+    and how many columns there are.
+    """
     rows = Rows()
     space = problem.space
     for group in space.groups:

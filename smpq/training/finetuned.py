@@ -245,8 +245,8 @@ class _FineTunedCalibration(Calibration):
         found = self._tuned.quantizers.get((tensor, int(grid.bits)))
         if found is None or found.type != grid or found.signed != (scheme == "symmetric"):
             raise UserError(
-                f"{tensor} was not fine-tuned at {grid.bits} bits ({scheme}): fine-tune again, or delete the fine-tuned "
-                "weights"
+                f"{tensor} was not fine-tuned at {grid.bits} bits ({scheme}): fine-tune again, or delete the "
+                "fine-tuned weights"
             )
         return found
 

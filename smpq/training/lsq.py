@@ -29,8 +29,8 @@ def check_learned(formats: Iterable[Format]) -> None:
         types = [found for found in (chosen.weight, chosen.activation) if found is not None and found.quantized]
         if not all(found.is_integer for found in types):
             raise UserError(
-                f"{chosen} cannot be trained: fine-tuning and supernets learn the steps of integers; leave {chosen} out "
-                "of --formats, or do not fine-tune"
+                f"{chosen} cannot be trained: fine-tuning and supernets learn the steps of integers; leave {chosen} "
+                "out of --formats, or do not fine-tune"
             )
         if any(found.one_scale for found in types):
             raise UserError(

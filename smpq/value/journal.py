@@ -11,7 +11,8 @@ from calib.errors import UserError
 _KEPT = "what the journal holds is kept, and the same command goes on from there"
 _REASONS = {
     "database or disk is full": f"the disk is full. Free some space; {_KEPT}",
-    "disk i/o error": f"the disk is full or does not answer (disk I/O error). Free some space, or mend the disk; {_KEPT}",
+    "disk i/o error": "the disk is full or does not answer (disk I/O error). Free some space, or mend the disk; "
+    f"{_KEPT}",
     "locked": f"another program is using it. Wait until that has ended; {_KEPT}",
     "readonly database": f"it may only be read. Allow writing to it and its directory; {_KEPT}",
     "unable to open database file": "it cannot be opened. See that its directory exists and may be written to",

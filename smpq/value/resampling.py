@@ -74,7 +74,9 @@ class Resampled:
 
 
 def figure_of(metric_of: Callable[[Sequence[Any]], Any], records: Sequence[Any]) -> float:
-    """Return what a task's `metric_of` says; `UndefinedError` where that is no finite number, UserError where it fails."""
+    """Return what a task's `metric_of` says; `UndefinedError` where that is no finite number,
+    UserError where it fails.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a metric warns of is told, or drawn anew
@@ -106,8 +108,8 @@ def replicates(sides: Sequence[Resampled]) -> _Array:
         else:
             reason = next(side.reason for side in sides if side.reason)
             raise UndefinedError(
-                f"the metric has no interval, for it is undefined on most resamples of {len(sides[0].groups)} samples or "
-                f"groups ({reason}): give more of them, above all of the rare class"
+                f"the metric has no interval, for it is undefined on most resamples of {len(sides[0].groups)} samples "
+                f"or groups ({reason}): give more of them, above all of the rare class"
             )
     columns: _Array = np.array(list(zip(*found, strict=True)))
     return columns

@@ -63,8 +63,8 @@ class Compute(Protocol):
 def divergence(output: Any, float_output: Any) -> Tensor:
     """Return `[n]`, the KL divergence of each sample's distribution from the float model's.
 
-    Every floating-point tensor of the output counts, those of `[n]` where there are no others; classes are on axis 1, or
-    on the last axis of `[n, tokens, classes]`; further positions are averaged. Of a single class softmax would say
+    Every floating-point tensor of the output counts, those of `[n]` where there are no others; classes are on axis 1,
+    or on the last axis of `[n, tokens, classes]`; further positions are averaged. Of a single class softmax would say
     nothing: such numbers count as means of normal distributions of variance 1, half their squared difference. A task
     whose output is something else defines a `divergence` of its own.
     """
@@ -81,8 +81,8 @@ def divergence(output: Any, float_output: Any) -> Tensor:
         parts.append(apart(ours, reference).flatten(1).mean(1))
     if not parts:
         raise UserError(
-            "the model's output holds no numbers [n, ...] that could be compared with those of the float model: give the "
-            "task a divergence(output, float_output)"
+            "the model's output holds no numbers [n, ...] that could be compared with those of the float model: give "
+            "the task a divergence(output, float_output)"
         )
     return torch.stack(parts).sum(0)
 

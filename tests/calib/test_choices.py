@@ -35,7 +35,8 @@ def test_a_registry_is_a_mapping_whose_entries_come_when_they_are_asked_for():
 
 def test_the_names_load_nothing_heavy():
     code = (
-        "import sys, calib.choices as c, smpq.choices as s; assert all(map(list, (c.OBSERVERS, c.ROUNDINGS, s.ESTIMATORS)));"
+        "import sys, calib.choices as c, smpq.choices as s; "
+        "assert all(map(list, (c.OBSERVERS, c.ROUNDINGS, s.ESTIMATORS)));"
         "sys.exit(bool({'torch', 'numpy', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -18,7 +18,8 @@ from tests.deploy.board import STATE
 
 ORIN = Gpu("Orin", "sm87", 16, "MAXN")
 FIGURES: dict[str, Any] = {
-    "batch": 1, "clock": "CUDA events", "slowdown": 1.0, "engine_ms": 1.5, "float_ms": 2.0, "ratio": 0.75, "ratio_interval": [0.7, 0.8], "p99_ms": None,
+    "batch": 1, "clock": "CUDA events", "slowdown": 1.0, "engine_ms": 1.5, "float_ms": 2.0, "ratio": 0.75,
+    "ratio_interval": [0.7, 0.8], "p99_ms": None,
 }  # fmt: skip
 
 

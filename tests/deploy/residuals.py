@@ -83,7 +83,8 @@ class _Inverted(nn.Module):
         self.depthwise = nn.Sequential(_conv(hidden, hidden, kernel, stride, hidden), act())
         self.gate = (
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(1), nn.Conv2d(hidden, inputs // squeeze, 1), act(), nn.Conv2d(inputs // squeeze, hidden, 1), nn.Sigmoid()
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(hidden, inputs // squeeze, 1), act(),
+                nn.Conv2d(inputs // squeeze, hidden, 1), nn.Sigmoid()
             )
             if squeeze
             else None
@@ -109,8 +110,8 @@ class _Stage:
 
 
 _MOBILE = (
-    _Stage(1, 16, 1, 1), _Stage(6, 24, 2, 2), _Stage(6, 32, 3, 2), _Stage(6, 64, 4, 2), _Stage(6, 96, 3, 1), _Stage(6, 160, 3, 2),
-    _Stage(6, 320, 1, 1),
+    _Stage(1, 16, 1, 1), _Stage(6, 24, 2, 2), _Stage(6, 32, 3, 2), _Stage(6, 64, 4, 2), _Stage(6, 96, 3, 1),
+    _Stage(6, 160, 3, 2), _Stage(6, 320, 1, 1),
 )  # fmt: skip
 """Sandler et al., arXiv 1801.04381, table 2."""
 _EFFICIENT = (

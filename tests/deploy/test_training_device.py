@@ -67,8 +67,8 @@ def test_the_supernet_uses_the_device(workspace):
 
 def test_the_commands_take_the_device(tmp_path):
     run = tmp_path / "run"
-    options = ["--task", "tests.smpq.supernets:Task", "--target", "simulate", "--formats", "w2a8,w4a4", "--samples", "32",
-               "--rounding", "nearest", "--effort", "fast"]  # fmt: skip
+    options = ["--task", "tests.smpq.supernets:Task", "--target", "simulate", "--formats", "w2a8,w4a4", "--samples",
+               "32", "--rounding", "nearest", "--effort", "fast"]  # fmt: skip
     sizes = ["--epochs", "1", "--steps", "2", "--walks", "2", "--held-out", "32", "--gamma", "0"]
     if not torch.cuda.is_available():
         assert "torch sees no CUDA device here" in refused(

@@ -18,8 +18,8 @@ Bindings = Mapping[str, Mapping[str, "list[str] | None"]]
 """Class -> member -> signatures, None for a value; "" is the module."""
 
 PARAMETERS = {
-    "module": "", "builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig", "engine": "ICudaEngine",
-    "context": "IExecutionContext", "runtime": "Runtime",
+    "module": "", "builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig",
+    "engine": "ICudaEngine", "context": "IExecutionContext", "runtime": "Runtime",
 }  # fmt: skip
 """What arguments and fields of these names hold wherever their type is not told otherwise."""
 _PYTHON = {

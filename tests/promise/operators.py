@@ -14,12 +14,13 @@ from tests.promise.layers import LAYERS
 OPERATORS, operator = registry()
 
 _ACTIVATIONS = (
-    F.relu, F.relu6, F.gelu, F.silu, F.hardswish, torch.sigmoid, torch.tanh, F.leaky_relu, F.elu, F.softplus, F.mish, F.hardtanh,
-    lambda x: F.softmax(x, -1), lambda x: F.log_softmax(x, 1), lambda x: F.gelu(x, approximate="tanh"), torch.abs, torch.square,
-    lambda x: torch.clamp(x, -0.5, 0.7), lambda x: torch.where(x > 0, x, x * 0.1), lambda x: x.clamp(min=0), torch.sin,
-    lambda x: x / (x.norm(dim=-1, keepdim=True) + 1.0), lambda x: torch.maximum(x, -x * 0.2), lambda x: x.masked_fill(x > 1, 1.0),
-    lambda x: x * torch.sigmoid(1.702 * x), lambda x: torch.exp(-x.abs()), lambda x: torch.log1p(x.abs()), lambda x: (x * x + 1).rsqrt(),
-    lambda x: 1 - x, lambda x: 2 * x, lambda x: -x, lambda x: x**2, lambda x: x.double().mul(0.5).float(), lambda x: x.half().float(),
+    F.relu, F.relu6, F.gelu, F.silu, F.hardswish, torch.sigmoid, torch.tanh, F.leaky_relu, F.elu, F.softplus, F.mish,
+    F.hardtanh, lambda x: F.softmax(x, -1), lambda x: F.log_softmax(x, 1), lambda x: F.gelu(x, approximate="tanh"),
+    torch.abs, torch.square, lambda x: torch.clamp(x, -0.5, 0.7), lambda x: torch.where(x > 0, x, x * 0.1),
+    lambda x: x.clamp(min=0), torch.sin, lambda x: x / (x.norm(dim=-1, keepdim=True) + 1.0),
+    lambda x: torch.maximum(x, -x * 0.2), lambda x: x.masked_fill(x > 1, 1.0), lambda x: x * torch.sigmoid(1.702 * x),
+    lambda x: torch.exp(-x.abs()), lambda x: torch.log1p(x.abs()), lambda x: (x * x + 1).rsqrt(), lambda x: 1 - x,
+    lambda x: 2 * x, lambda x: -x, lambda x: x**2, lambda x: x.double().mul(0.5).float(), lambda x: x.half().float(),
 )  # fmt: skip
 
 
@@ -37,8 +38,9 @@ def relu(draw: Draw, shape: Shape) -> nn.Module:
 @operator(3)
 def pool2d(draw: Draw, shape: Shape) -> nn.Module:
     return draw(
-        nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(draw(1, 2, 3)),
-        nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AdaptiveMaxPool2d(1), nn.MaxPool2d(3, 1, 1, dilation=1),
+        nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1),
+        nn.AdaptiveAvgPool2d(draw(1, 2, 3)), nn.MaxPool2d(2, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AdaptiveMaxPool2d(1), nn.MaxPool2d(3, 1, 1, dilation=1),
     )  # fmt: skip
 
 
@@ -51,8 +53,8 @@ def pool1d(draw: Draw, shape: Shape) -> nn.Module:
 def reduce(draw: Draw, shape: Shape) -> nn.Module:
     dims = (2, 3) if len(shape) == 3 else (draw(1, 2),)
     how = draw(
-        lambda x: x.mean(dims), lambda x: x.sum(dims), lambda x: x.amax(dims), lambda x: x.mean(dims) - x.amin(dims), lambda x: x.max(-1).values,
-        lambda x: x.std(dims), lambda x: torch.logsumexp(x, dims),
+        lambda x: x.mean(dims), lambda x: x.sum(dims), lambda x: x.amax(dims), lambda x: x.mean(dims) - x.amin(dims),
+        lambda x: x.max(-1).values, lambda x: x.std(dims), lambda x: torch.logsumexp(x, dims),
     )  # fmt: skip
     return Do(lambda self, x: how(x))
 
@@ -62,13 +64,16 @@ def move(draw: Draw, shape: Shape) -> nn.Module:
     """Operators that only move values."""
     last = shape[-1]
     moves = [
-        lambda x: x.flip(-1), lambda x: x.roll(1, -1), lambda x: x.transpose(1, -1), lambda x: x[:, : max(x.shape[1] - 1, 1)],
-        lambda x: x[..., ::2], lambda x: F.pad(x, (1, 2)), lambda x: F.pad(x, (0, 1), value=0.5), lambda x: x.flatten(1),
-        lambda x: x.repeat_interleave(2, -1), lambda x: torch.cat([x[..., 1:], x[..., :1]], -1), lambda x: x.contiguous().clone(),
-        lambda x: x.unsqueeze(1).squeeze(1), lambda x: torch.stack([x, x], -1).flatten(-2), lambda x: x.reshape(x.shape[0], -1),
-        lambda x: x.view(x.size(0), *shape), lambda x: x.narrow(-1, 0, max(last - 1, 1)), lambda x: x.swapaxes(1, -1).contiguous(),
-        lambda x: torch.cat(x.split(1, 1)[::-1], 1), lambda x: torch.cat(x.chunk(2, -1)[::-1], -1), lambda x: x.tile(*[1] * len(shape), 2),
-        lambda x: x.unfold(-1, min(2, last), 1).flatten(-2), lambda x: x.expand(x.shape[0], *shape), lambda x: torch.cat(x.unbind(1), -1),
+        lambda x: x.flip(-1), lambda x: x.roll(1, -1), lambda x: x.transpose(1, -1),
+        lambda x: x[:, : max(x.shape[1] - 1, 1)], lambda x: x[..., ::2], lambda x: F.pad(x, (1, 2)),
+        lambda x: F.pad(x, (0, 1), value=0.5), lambda x: x.flatten(1), lambda x: x.repeat_interleave(2, -1),
+        lambda x: torch.cat([x[..., 1:], x[..., :1]], -1), lambda x: x.contiguous().clone(),
+        lambda x: x.unsqueeze(1).squeeze(1), lambda x: torch.stack([x, x], -1).flatten(-2),
+        lambda x: x.reshape(x.shape[0], -1), lambda x: x.view(x.size(0), *shape),
+        lambda x: x.narrow(-1, 0, max(last - 1, 1)), lambda x: x.swapaxes(1, -1).contiguous(),
+        lambda x: torch.cat(x.split(1, 1)[::-1], 1), lambda x: torch.cat(x.chunk(2, -1)[::-1], -1),
+        lambda x: x.tile(*[1] * len(shape), 2), lambda x: x.unfold(-1, min(2, last), 1).flatten(-2),
+        lambda x: x.expand(x.shape[0], *shape), lambda x: torch.cat(x.unbind(1), -1),
     ]  # fmt: skip
     how = draw(*moves)
     return Do(lambda self, x: how(x))
@@ -78,10 +83,12 @@ def move(draw: Draw, shape: Shape) -> nn.Module:
 def image_moves(draw: Draw, shape: Shape) -> nn.Module:
     up = draw("nearest", "bilinear")
     return draw(
-        nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.Upsample(scale_factor=2, mode=up), nn.ZeroPad2d(1), nn.ReflectionPad2d(1),
-        nn.Upsample(size=(5, 7), mode=up), nn.ChannelShuffle(draw.divisor(shape[0])), nn.Flatten(2), nn.Flatten(), nn.Unfold(2),
-        Do(lambda self, x: F.interpolate(x, scale_factor=0.5)), Do(lambda self, x: x.permute(0, 2, 3, 1)), Do(lambda self, x: x.flatten(2).mT),
-        Do(lambda self, x: x.to(memory_format=torch.channels_last)), nn.LocalResponseNorm(2), nn.Softmax2d(), nn.Dropout2d(0.5),
+        nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.Upsample(scale_factor=2, mode=up), nn.ZeroPad2d(1),
+        nn.ReflectionPad2d(1), nn.Upsample(size=(5, 7), mode=up), nn.ChannelShuffle(draw.divisor(shape[0])),
+        nn.Flatten(2), nn.Flatten(), nn.Unfold(2), Do(lambda self, x: F.interpolate(x, scale_factor=0.5)),
+        Do(lambda self, x: x.permute(0, 2, 3, 1)), Do(lambda self, x: x.flatten(2).mT),
+        Do(lambda self, x: x.to(memory_format=torch.channels_last)), nn.LocalResponseNorm(2), nn.Softmax2d(),
+        nn.Dropout2d(0.5),
     )  # fmt: skip
 
 

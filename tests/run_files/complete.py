@@ -73,8 +73,8 @@ def _refuse_one(workspace: Workspace) -> None:
     """
     first = next(iter(_proposals(workspace, workspace.run.read(BundleFile)).values()))
     unknown = dict.fromkeys(Result.__struct_fields__)
-    result = Result(**{**unknown, "key": "0" * 16, "name": "0" * 16, "failed": "no kernel for deep", "cause": "refused", "nodes": (),
-                       "batch": 1, "rounds_ms": (), "float_rounds_ms": ()})  # fmt: skip
+    result = Result(**{**unknown, "key": "0" * 16, "name": "0" * 16, "failed": "no kernel for deep", "cause": "refused",
+                       "nodes": (), "batch": 1, "rounds_ms": (), "float_rounds_ms": ()})  # fmt: skip
     (refusal,) = workspace.observations.keep([(first.policy, result)], BOARD)
     assert isinstance(refusal, Refusal)
     begun = Search(workspace.run, workspace.space, BUDGET, BOARD, 20.0, [refusal])

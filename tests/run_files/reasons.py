@@ -6,19 +6,28 @@ import re
 
 from tests.run_files.mutations import Mutation
 
-ASKED = "it says what the run was asked for, and commands do what it says; whose task may be loaded is kept outside of the run"
+ASKED = (
+    "it says what the run was asked for, and commands do what it says; whose task may be loaded is kept outside of "
+    "the run"
+)
 INFORMATION = "it tells where the numbers came from, and is shown; nothing is decided by it"
 TEXT = "a text that is shown as it is, on one line, with signs that act on a terminal made visible"
 FIGURE = "the run's own figure: any number within its limits that fits the figures beside it may have been measured"
 PREDICTED = "what was predicted before a measurement: any number inside its interval may have been"
 ENTRIES = "a run with fewer or with more such entries is a run as good"
-ABOUT_ANOTHER = "the file is then about another policy, model or machine, and counts as absent: the page says that it has to be made"
+ABOUT_ANOTHER = (
+    "the file is then about another policy, model or machine, and counts as absent: "
+    "the page says that it has to be made"
+)
 BY_HAND = "a person may write this file"
 ANEW = "every command that opens the run writes the file anew from the model; smpq report alone shows what stands there"
 ORDER = "the order is that of the rows of a table, or says which machine measured last"
 SUPERNET = "no command reads the file back: training goes on from supernet.safetensors"
 PROFILE = "no command reads the file back: smpq profile writes it anew from what was measured"
-PAGE = "every command that makes the page writes the file anew first, from files whose figures are checked against each other"
+PAGE = (
+    "every command that makes the page writes the file anew first, from files whose figures are checked against "
+    "each other"
+)
 LOADING = "an engine may be loaded in other ways that no engine of ours needs: it computes the same but for rounding"
 
 _RULES: tuple[tuple[str, str, str], ...] = (

@@ -99,7 +99,8 @@ def subject(
     model, folded, traced, units, calibration = calibrated(rounding)
     groups = find_groups(traced, units)
     space = Space(groups, {group.name: formats_from_text(formats) for group in groups}, FP32)
-    return SupernetSubject(task, traced, model, folded, space, calibration, "affine", fingerprint)  # type: ignore[arg-type]
+    return SupernetSubject(task, traced, model, folded, space, calibration, "affine",  # type: ignore[arg-type]
+                           fingerprint)  # fmt: skip
 
 
 def supernet(formats: str = FORMATS, **options: object) -> Supernet:

@@ -24,9 +24,9 @@ def widths_of_slim(weight: Tensor, moments: Moments, average: float, block: int)
 
     Deviations: the error is that of the layer's output, e H e', not the divergence of its softmax, for which the inputs
     would have to be kept (on a model of 260,000 parameters at 2 and 3 bits, with two roundings, the divergence chose
-    better once and worse three times); i = 0 is tried, and i up to half of the blocks (their code ends one earlier); blocks of one
-    bit have two values around zero, not around their mean; and an average N + f that is not whole gives N + 1 bits to
-    the most salient blocks of i = 0.
+    better once and worse three times); i = 0 is tried, and i up to half of the blocks (their code ends one earlier);
+    blocks of one bit have two values around zero, not around their mean; and an average N + f that is not whole gives
+    N + 1 bits to the most salient blocks of i = 0.
     """
     blocks = weight.shape[1] // block
     by_salience = salience(weight, moments).reshape(len(weight), blocks, block).double().sum(dim=(0, 2)).argsort()

@@ -32,7 +32,9 @@ class LowRankFisher:
         import torch
 
         count = sum(len(each.error) for each in seen)
-        self._gradients.append(sum(each.gradient.abs().flatten(1).sum(0) for each in seen) / count)  # type: ignore[arg-type]
+        self._gradients.append(
+            sum(each.gradient.abs().flatten(1).sum(0) for each in seen) / count  # type: ignore[arg-type]
+        )
         self._errors.append(sum(each.error.abs().flatten(1).sum(0) for each in seen) / count)  # type: ignore[arg-type]
         errors = torch.stack(self._errors)
         self._inverse = torch.linalg.pinv(errors @ errors.T)

@@ -74,8 +74,9 @@ class Adaptive:
             reason: StopReason | None = reason_to_stop(values, covariance, stopping, stable) if early else None
             if reason is not None or pairs == stopping.evaluations // 2:
                 return Estimate(
-                    values, np.sqrt(covariance.diagonal()), freedom, covariance, np.full(players, 1 + sum(map(len, strata))),
-                    counted.evaluations, 0, seed, "adaptive", reason or "evaluations",
+                    values, np.sqrt(covariance.diagonal()), freedom, covariance,
+                    np.full(players, 1 + sum(map(len, strata))), counted.evaluations, 0, seed, "adaptive",
+                    reason or "evaluations",
                 )  # fmt: skip
             pairs = int(_GROWTH * pairs)
 

@@ -72,6 +72,6 @@ def enumerate_game(game: CountedGame, seed: int, name: str) -> Estimate:
     players = game.players
     values = values_of_table(game(all_coalitions(players)), players)
     return Estimate(
-        values, np.zeros(players), np.full(players, np.inf), np.zeros((players, players)), np.full(players, 2 ** (players - 1)),
-        game.evaluations, 0, seed, name, "exact",
+        values, np.zeros(players), np.full(players, np.inf), np.zeros((players, players)),
+        np.full(players, 2 ** (players - 1)), game.evaluations, 0, seed, name, "exact",
     )  # fmt: skip

@@ -24,8 +24,8 @@ class ClusteredWeight(LearnedWeight):
     borders, the more so the smaller the `noise`, a share of the distance of two values. So weights come to rest in the
     middles. With a third of the distance it is nearly the same everywhere, as that of a LearnedWeight.
 
-    While `kept` is set, a tensor `[]` in 0..1, that share of the values that the next width down, `below`, does not have
-    with this step is there: 0 drops them, 1 keeps them. `kept` gets the gradient of the loss by the difference.
+    While `kept` is set, a tensor `[]` in 0..1, that share of the values that the next width down, `below`, does not
+    have with this step is there: 0 drops them, 1 keeps them. `kept` gets the gradient of the loss by the difference.
     """
 
     noise: float = _NOISE

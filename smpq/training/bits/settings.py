@@ -15,10 +15,10 @@ _ABOVE_ZERO, _NOT_NEGATIVE = Interval(0, above=True), Interval(0)
 class BitSettings:
     """How the bits are found, besides how weights are trained (`smpq.training.settings.FineTuneSettings`).
 
-    The first `search` share of the steps looks for the bits: every `interval` steps, or more often where these steps are
-    few, widths are adjusted, and the pressure on the bits is multiplied or divided by `growth`, as the cost is behind
-    or ahead of its course. With `bfloat16` layers multiply in that type while training; what is judged and kept is
-    float32.
+    The first `search` share of the steps looks for the bits: every `interval` steps, or more often where these steps
+    are few, widths are adjusted, and the pressure on the bits is multiplied or divided by `growth`, as the cost is
+    behind or ahead of its course. With `bfloat16` layers multiply in that type while training; what is judged and kept
+    is float32.
     """
 
     search: Annotated[float, Declared("share of the steps that may change widths", _SHARE)] = 0.3
@@ -83,8 +83,8 @@ class SdqSettings(ChanceSettings):
 
 @dataclass(frozen=True)
 class CpqSettings(ChanceSettings):
-    """CPQ and DropBits. `noise` is that of weights, a share of the distance of two values: the smaller, the more weights
-    are drawn to the middles of their bins.
+    """CPQ and DropBits. `noise` is that of weights, a share of the distance of two values:
+    the smaller, the more weights are drawn to the middles of their bins.
     """
 
     noise: Annotated[float, Declared("noise of weights, a share of a step", Interval(0.01, 0.5))] = 1 / 3

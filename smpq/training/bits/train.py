@@ -167,8 +167,8 @@ class _Training:
         self.searching = False
         average = [f"{ceiling.model.name} {ceiling.model.total(rungs.policy):.6g}" for ceiling in rungs.ceilings]
         self.say(
-            f"the bits are found after {self.done} steps: {', '.join(average)}; {len(rungs.lowered)} widths taken away, "
-            f"{forced} of them by force, {returned} given back"
+            f"the bits are found after {self.done} steps: {', '.join(average)}; {len(rungs.lowered)} widths taken "
+            f"away, {forced} of them by force, {returned} given back"
         )
 
     def _found(self) -> Found:

@@ -133,4 +133,5 @@ def _dumped(content: object) -> bytes:
 def _loaded(content: bytes, device: str = "cpu") -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return torch.load(io.BytesIO(content), map_location=device, weights_only=False)  # noqa: TID251 - written by `_dumped` in the process that started this one
+        # written by `_dumped` in the process that started this one
+        return torch.load(io.BytesIO(content), map_location=device, weights_only=False)  # noqa: TID251

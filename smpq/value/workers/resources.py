@@ -20,8 +20,8 @@ class Resources:
     statistics of layers, and the calibration data that are kept in memory.
 
     `workers` None: one for each free core where that pays, on a busy machine as many as get half of it
-    (`deploy.run.workers`), otherwise this process; with `ray` as many as the cluster has CPUs. `ray` is the address of a
-    cluster, `local` for one of its own on this machine. `device` evaluates: cpu, cuda, cuda:1, ..., or auto for cuda
+    (`deploy.run.workers`), otherwise this process; with `ray` as many as the cluster has CPUs. `ray` is the address of
+    a cluster, `local` for one of its own on this machine. `device` evaluates: cpu, cuda, cuda:1, ..., or auto for cuda
     where there is one. A later command on the same run may have other resources.
     """
 
@@ -46,7 +46,8 @@ class Resources:
     memory_limit_mb: Annotated[
         float | None,
         Declared(
-            "memory that the activations of one evaluation, the statistics of layers and calibration data that are kept may take, each",
+            "memory that the activations of one evaluation, the statistics of layers and calibration data that are "
+            "kept may take, each",
             Interval(0, above=True),
             "--memory-limit",
             Group.SELDOM,

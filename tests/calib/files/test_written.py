@@ -75,7 +75,10 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(file: Path, monkeypatch: p
 
 def elsewhere(code: str, file: Path) -> subprocess.CompletedProcess[str]:
     """Run code in another process; `file` is its argument."""
-    lines = "import os, resource, signal, sys\nfrom pathlib import Path\nfrom calib.files.storage import replacing, write_bytes\n"
+    lines = (
+        "import os, resource, signal, sys\nfrom pathlib import Path\n"
+        "from calib.files.storage import replacing, write_bytes\n"
+    )
     command = [sys.executable, "-c", f"{lines}file = Path(sys.argv[1])\n{code}", str(file)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -90,7 +93,10 @@ def test_the_system_refuses_to_write_more(file: Path) -> None:
 
 def test_a_kill_leaves_the_old_file(file: Path) -> None:
     before = file.read_bytes()
-    code = "with replacing(file) as unfinished:\n    unfinished.write_bytes(b'half')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    code = (
+        "with replacing(file) as unfinished:\n    unfinished.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
     assert elsewhere(code, file).returncode == -signal.SIGKILL
     assert file.read_bytes() == before
     assert [name for name in names(file.parent) if not name.startswith(".")] == [file.name]

@@ -1,9 +1,12 @@
-"""Blocks with widths of their own: the average that a name says, what they take, and what is left of a layer's error."""
+"""Blocks with widths of their own: the average that a name says, what they take,
+and what is left of a layer's error.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -41,9 +44,14 @@ def moments(seed: int = 1) -> Moments:
     return Moments((x.T @ x / 400)[None])
 
 
+@cache
+def widths_of(rule: str, average: float, block: int) -> tuple[int, ...]:
+    return WIDTH_RULES[rule](weights(), moments(), average, block)
+
+
 def rounded(method: str, rule: str, average: float) -> QuantizedWeight:
     chosen = Format.from_text(f"wm{average:g}b{BLOCK}").weight
-    grid = chosen.with_widths(lambda: WIDTH_RULES[rule](weights(), moments(), average, BLOCK))
+    grid = chosen.with_widths(lambda: widths_of(rule, average, BLOCK))
     return ROUNDINGS[method](weights(), moments(), grid, BLOCK, torch.zeros(OUT))
 
 
@@ -81,7 +89,8 @@ def test_decided_widths_are_no_other_type():
 @pytest.mark.parametrize("rule", WIDTH_RULES)
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("block", [8, 16, 32])
-def test_a_rule_meets_the_average_within_a_bit_of_one_block(rule, average, block):
+def test_a_rule_meets_the_average_within_a_bit_of_one_block(rule, average, block, monkeypatch):
+    monkeypatch.setattr("calib.rounding.widths.graph._STEPS", 20)  # however well it has learned
     widths = WIDTH_RULES[rule](weights(), moments(), average, block)
     assert len(widths) == LENGTH // block
     assert set(widths) <= set(WIDTHS)
@@ -165,7 +174,7 @@ def test_other_targets_refuse_and_say_why(target, text):
 
 
 def test_an_unknown_rule_lists_the_known_ones():
-    with pytest.raises(UserError, match="error, slim"):
+    with pytest.raises(UserError, match="error, slim, graph"):
         width_rule_from_name("down")
 
 

@@ -1,4 +1,6 @@
-"""Blocks with a scale and a zero point: what they are, how they are rounded, what they take, and the file made of them."""
+"""Blocks with a scale and a zero point: what they are, how they are rounded, what they take,
+and the file made of them.
+"""
 
 from __future__ import annotations
 

@@ -94,8 +94,8 @@ def test_weights(edit, changed):
     assert of().differences(of(edit=edit)) == changed
 
 
-TARGETS = [None, 1, 2, 1.0, "1", b"1", True, [1], (1,), [[1]], {"a": 1}, {"b": 1}, {"a": torch.ones(2)}, {"a": torch.zeros(2)}, np.ones(2),
-           np.ones(3), np.float32(1), [None], [1, 2], [2, 1]]  # fmt: skip
+TARGETS = [None, 1, 2, 1.0, "1", b"1", True, [1], (1,), [[1]], {"a": 1}, {"b": 1}, {"a": torch.ones(2)},
+           {"a": torch.zeros(2)}, np.ones(2), np.ones(3), np.float32(1), [None], [1, 2], [2, 1]]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -233,8 +233,8 @@ class Transposed(NormThatDoesMore):
 @pytest.mark.parametrize(
     "network",
     [
-        SharedConvolution, ReadTwice, SharedNorm, TiedWeight, WeightReadElsewhere, BiasReadElsewhere, NormFirst, ReluBetween,
-        StandardisedWeight, WeightNorm, NormThatDoesMore, HookedLayer, ReadThroughAView, Transposed,
+        SharedConvolution, ReadTwice, SharedNorm, TiedWeight, WeightReadElsewhere, BiasReadElsewhere, NormFirst,
+        ReluBetween, StandardisedWeight, WeightNorm, NormThatDoesMore, HookedLayer, ReadThroughAView, Transposed,
     ],
 )  # fmt: skip
 def test_leaves_alone(network):

@@ -266,7 +266,7 @@ def test_a_copy_on_another_device_makes_its_constants_there():
     assert any("device" in node.kwargs for node in traced.steps), "the graph says where the constant is made"
     buffer = io.BytesIO()
     torch.save(traced, buffer)
-    elsewhere = torch.load(io.BytesIO(buffer.getvalue()), map_location="meta", weights_only=False)  # noqa: TID251 - our own bytes
+    elsewhere = torch.load(io.BytesIO(buffer.getvalue()), map_location="meta", weights_only=False)  # noqa: TID251 - own
     output = elsewhere.run((torch.randn(5, 4, device="meta"),))
     assert (output.device.type, output.shape) == ("meta", (5, 3))
 

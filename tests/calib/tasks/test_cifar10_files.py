@@ -104,9 +104,12 @@ def test_a_file_of_python_2(cifar10_like):
     pixels = bytes(range(256)) * 12
     content = (
         b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x04testq\x03U\x06labelsq\x04]q\x05K\x07aU\x04dataq\x06"
-        b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85q\tU\x01bq\n\x87q\x0bRq\x0c(K\x01K\x01M\x00\x0c\x86"
-        b"cnumpy\ndtype\nq\rU\x02u1q\x0eK\x00K\x01\x87q\x0fRq\x10(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-        b"\x89T" + struct.pack("<i", len(pixels)) + pixels + b"q\x11tbu."
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85q\tU\x01bq\n\x87q\x0bRq\x0c"
+        b"(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nq\rU\x02u1q\x0eK\x00K\x01\x87q\x0fRq\x10"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + struct.pack("<i", len(pixels))
+        + pixels
+        + b"q\x11tbu."
     )
     (cifar10_like / "test_batch").write_bytes(content)
     found, labels = read_cifar10(cifar10_like, train=False)
@@ -128,7 +131,8 @@ BOMBS = {
     "a call of numpy": b"cnumpy\nndarray\n(K\x01\x85VO\nN)tR.",
     "an array of objects": b"}(Vdata\ncnumpy\nndarray\n(I99999999999\n\x85Vu1\ntRVlabels\n]u.",
     "a call of bytearray": b"}(Vdata\ncbuiltins\nbytearray\nL99999999999L\n\x85RVlabels\n]u.",
-    "a large shape": b"}(Vdata\ncnumpy.core.multiarray\n_reconstruct\n)R(K\x01L99999999999L\nM\x00\x0c\x86cnumpy\ndtype\nVu1\n\x85RI0\nC\x00tbVlabels\n]u.",
+    "a large shape": b"}(Vdata\ncnumpy.core.multiarray\n_reconstruct\n)R(K\x01L99999999999L\nM\x00\x0c\x86"
+    b"cnumpy\ndtype\nVu1\n\x85RI0\nC\x00tbVlabels\n]u.",
     "a list in itself": b"]q\x00h\x00ah\x00a.",
     "a dictionary in itself": b"}q\x00Vdata\nh\x00sVlabels\nh\x00s.",
     "corruption": CORRUPTING,

@@ -86,7 +86,8 @@ def test_one_row_of_input_dequantises_eight_bit_weights(tmp_path):
 
 @needs_rtx
 @pytest.mark.parametrize(("formats", "found"), [
-    ((W8A8, W8A8, W8A8), ["int8"] * 3), ((FP16, FP16, FP16), ["fp16"] * 3), ((W8A8, FP16, W4B32), ["int8", "fp16", "int4-weight-only"]),
+    ((W8A8, W8A8, W8A8), ["int8"] * 3), ((FP16, FP16, FP16), ["fp16"] * 3),
+    ((W8A8, FP16, W4B32), ["int8", "fp16", "int4-weight-only"]),
 ])  # fmt: skip
 def test_products_that_share_their_input_may_become_one_kernel(formats, found, tmp_path):
     graph = Graph(TensorProto.FLOAT16)
@@ -125,8 +126,9 @@ def test_check_without_a_builder():
         PlanKernel("gemm", (KernelTensor("f", "Float", (8, 64)),), (KernelTensor("g", "Float", (64, 64)),), (), ("c",)),
     ]
     cases = {
-        ("a", "w4a16"): ("dequantized", True), ("a", "w4a16b32"): ("dequantized", False), ("a", "w8a16"): ("dequantized", False),
-        ("b", "w4a16b32"): ("int4-weight-only", True), ("b", "w4a16"): ("int4-weight-only", True), ("b", "w8a16"): ("int4-weight-only", False),
+        ("a", "w4a16"): ("dequantized", True), ("a", "w4a16b32"): ("dequantized", False),
+        ("a", "w8a16"): ("dequantized", False), ("b", "w4a16b32"): ("int4-weight-only", True),
+        ("b", "w4a16"): ("int4-weight-only", True), ("b", "w8a16"): ("int4-weight-only", False),
         ("b", "w4a8"): ("int4-weight-only", False), ("b", "w3a16"): ("int4-weight-only", False),
         ("c", "fp32"): ("fp32", True), ("c", "fp16"): ("fp32", False), ("d", "fp32"): ("missing", False),
     }  # fmt: skip
@@ -137,13 +139,19 @@ def test_check_without_a_builder():
 
 
 def test_kernels_are_read_from_the_log():
-    tensor = "{ Name: a, [b] {c}, Dimensions: [2,-1], Strides: [4,1], Datatype: Half, Format: (Linear) Row major linear format }"
+    tensor = (
+        "{ Name: a, [b] {c}, Dimensions: [2,-1], Strides: [4,1], Datatype: Half, "
+        "Format: (Linear) Row major linear format }"
+    )
     line = (
         f"Name: x, y_myl0, LayerType: gemm, Inputs: [ {tensor}, {tensor}], Constants: [], Outputs: [ {tensor}], "
         "TacticName: t, "
         "StreamId: 0, Metadata: [ONNX Layer: one, [two]]\x1f[ONNX Layer: three]\x1e[ONNX Layer: four]"
     )
-    wait = "Name: w, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, EventId: 1, Metadata: "
+    wait = (
+        "Name: w, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, EventId: 1, "
+        "Metadata: "
+    )
     product, pause = kernels_from_log(["other", f"Layers:\n{line}\n{wait}\n\nI/O Tensors:\n Name: z"])
     assert product.onnx_nodes == ("one, [two]", "three", "four")
     assert (product.name, product.kind) == ("x, y_myl0", "gemm")

@@ -30,7 +30,8 @@ for name, text in (("conv", "w8a8"), ("linear", "w4a16b32")):
         (check,) = check_units(record.kernels, {"unit": Format.from_text(text)})
         found[f"{runtime} {name}"] = [check.found, check.agrees]
 again = build_plan(folder / "conv.onnx", folder / "conv.plan", "tensorrt", cache=folder / "cache")
-timed = build_plan(folder / "linear.onnx", folder / "linear.plan", "tensorrt", batch_sizes=(1, 2, 4), cache=folder / "cache")
+timed = build_plan(folder / "linear.onnx", folder / "linear.plan", "tensorrt", batch_sizes=(1, 2, 4), \
+cache=folder / "cache")
 caches = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (folder / "cache").glob("timing-*.cache")]
 assert caches == [timed.timing_cache_sha256], caches
 assert (again.from_cache, timed.from_cache) == (True, False)
@@ -72,7 +73,8 @@ def test_the_tensorrt_module_takes_the_same_path(tmp_path):
     result = subprocess.run(
         ["bash", "-c", 'source "$1" && exec "$2" -c "$3" "$4"', "bash",
          str(tmp_path / "stand-in/env.sh"), sys.executable, STAND_IN_BUILD, str(tmp_path)],
-        cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+        check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     found, reason, nodes = json.loads(result.stdout.splitlines()[-1])

@@ -91,7 +91,8 @@ def test_the_shell_is_answered_without_loading_what_is_heavy():
         "        cli.main()\n"
         "    except SystemExit:\n"
         "        print('end')\n"
-        "print('heavy', *sorted({'torch', 'numpy', 'scipy', 'onnx', 'onnxruntime', 'rich', 'sklearn'} & set(sys.modules)))"
+        "print('heavy', *sorted("
+        "{'torch', 'numpy', 'scipy', 'onnx', 'onnxruntime', 'rich', 'sklearn'} & set(sys.modules)))"
     )
     environment = {**os.environ, "_SMPQ_COMPLETE": "bash_complete", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *lines]

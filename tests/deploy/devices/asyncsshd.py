@@ -39,7 +39,10 @@ class AsyncServer:
 
     @property
     def options(self) -> str:
-        return f"-i {self.directory}/user_key -o IdentitiesOnly=yes -F none -o UserKnownHostsFile={self.directory}/known_hosts"
+        return (
+            f"-i {self.directory}/user_key -o IdentitiesOnly=yes -F none "
+            f"-o UserKnownHostsFile={self.directory}/known_hosts"
+        )
 
     def cut_connections(self) -> int:
         assert self.process.stdin is not None
@@ -103,8 +106,8 @@ async def _serve(directory: Path) -> None:
     keys["user_key"].write_public_key(directory / "authorized_keys")
     listening = await asyncssh.create_server(
         lambda: _Login(connections), "127.0.0.1", 0, server_host_keys=[keys["host_key"]], encoding=None, allow_scp=True,
-        authorized_client_keys=str(directory / "authorized_keys"), process_factory=lambda process: _execute(process, home),
-        sftp_factory=lambda channel: _Files(channel, home),
+        authorized_client_keys=str(directory / "authorized_keys"),
+        process_factory=lambda process: _execute(process, home), sftp_factory=lambda channel: _Files(channel, home),
     )  # fmt: skip
     public = keys["host_key"].export_public_key().decode()
     (directory / "known_hosts").write_text(f"[127.0.0.1]:{listening.get_port()} {public}")
@@ -121,7 +124,8 @@ async def _execute(process: asyncssh.SSHServerProcess[bytes], home: Path) -> Non
     it writes.
     """
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "USER": getpass.getuser(), "LANG": "C.UTF-8"}
-    child = subprocess.Popen(  # noqa: ASYNC220 - it only starts here, and one of asyncio would be ended with the connection
+    # it only starts here, and one of asyncio would be ended with the connection
+    child = subprocess.Popen(  # noqa: ASYNC220
         ["sh", "-c", process.command or "exit"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         cwd=home, env=environment, start_new_session=True,
     )  # fmt: skip

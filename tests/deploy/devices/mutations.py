@@ -21,14 +21,17 @@ from tests.deploy.board import kernel
 from tests.deploy.experiments import broken_candidate, experiment
 
 REPLACEMENTS = (
-    None, True, False, 0, 1, -1, 2**63, 10**400, 0.5, -0.5, 1e-320, 1e308, "", "x", "0" * 16, "\x1b[2J", "x" * 100_000, [], {}, [0], {"x": 0},
+    None, True, False, 0, 1, -1, 2**63, 10**400, 0.5, -0.5, 1e-320, 1e308, "", "x", "0" * 16, "\x1b[2J", "x" * 100_000,
+    [], {}, [0], {"x": 0},
 )  # fmt: skip
 REASONS = {
-    r"\.(state|hardware)\b": "clocks, temperatures and what the device is are information; what slowed it down follows from two readings",
+    r"\.(state|hardware)\b": "clocks, temperatures and what the device is are information; "
+    "what slowed it down follows from two readings",
     r"\.notes\b": "why a part of the description is missing is known on the device only",
     r"\.versions\b": "versions are information; what they are worth is up to the device",
     r"\.machine$": "a device may call itself as it likes: results are kept under that name",
-    r"\.(build_seconds|clock|p99_ms|enqueue_ms|hot_ms|cold_ms)$": "it is shown and used for nothing, and no other figure depends on it",
+    r"\.(build_seconds|clock|p99_ms|enqueue_ms|hot_ms|cold_ms)$": "it is shown and used for nothing, "
+    "and no other figure depends on it",
     r"\.layers\b": "what the runtime made of each layer is shown, and only the runtime knows it",
     r"\.(failed|nodes)\b": "the words of a refusal are the runtime's; nodes that the model lacks are not blamed",
     r"\.cause$": "why a candidate failed is known on the device only",
@@ -37,7 +40,8 @@ REASONS = {
     r"\.(key|cause|machine)$|\.versions\b": "the runner measures again what it does not recognise",
     r"\.label$": "a line for people",
     r"\.settings\b": "settings belong to the key of a result, which changes with them",
-    r"\.(seed|inputs|fingerprint|batch|calls|singles|sets|rounds|round_ms|name|runtime|sha256|model|float)$|\.protocol$|\.candidates\b|\.float\b":
+    r"\.(seed|inputs|fingerprint|batch|calls|singles|sets|rounds|round_ms|name|runtime|sha256|model|float)$"
+    r"|\.protocol$|\.candidates\b|\.float\b":
     "what is asked for belongs to the key of a result, which changes with it",
     r"\.python(\[\d\])?$": "a version that is not below 3.10 is as good as another",
 }  # fmt: skip
@@ -89,7 +93,8 @@ def messages(directory: Path) -> list[Message]:
 
     return [
         Message("measurements.json, here", json.dumps(found).encode(), measurements),
-        Message("the name of the machine", json.dumps(described).encode(), lambda text: record_from_text(text, Described, "it", "look")),
+        Message("the name of the machine", json.dumps(described).encode(),
+                lambda text: record_from_text(text, Described, "it", "look")),
         Message("experiment.json, on the device", (bundle / "experiment.json").read_bytes(),
                 on_device("experiment.json", lambda file: _asked(read_experiment(file.parent)))),
         Message("measurements.json, on the device", json.dumps(found).encode(),
@@ -163,8 +168,9 @@ def _of_the_text(content: bytes) -> Iterator[Mutation]:
         yield Mutation("cut off", f"after {share}/20", content[: len(content) * share // 20])
     middle = content.index(b":") + 1
     for name, text in (
-        ("NaN", b"NaN"), ("infinity", b"-Infinity"), ("a number out of range", b"1e999"), ("ten thousand digits", b"9" * 10_000),
-        ("deep nesting", b"[" * 100_000), ("closed deep nesting", b"[" * 100_000 + b"]" * 100_000), ("a control character", b'"\x00'),
+        ("NaN", b"NaN"), ("infinity", b"-Infinity"), ("a number out of range", b"1e999"),
+        ("ten thousand digits", b"9" * 10_000), ("deep nesting", b"[" * 100_000),
+        ("closed deep nesting", b"[" * 100_000 + b"]" * 100_000), ("a control character", b'"\x00'),
         ("half a character", b'"\xc3"'), ("half a pair", b'"\\ud800"'), ("a byte of no encoding", b"\xff"),
     ):  # fmt: skip
         yield Mutation(name, "the first value", content[:middle] + text + content[middle:].lstrip()[1:])

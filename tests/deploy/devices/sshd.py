@@ -50,7 +50,10 @@ class OpenSshServer:
 
     @property
     def options(self) -> str:
-        return f"-i {self.directory}/user_key -o IdentitiesOnly=yes -F none -o UserKnownHostsFile={self.directory}/known_hosts"
+        return (
+            f"-i {self.directory}/user_key -o IdentitiesOnly=yes -F none "
+            f"-o UserKnownHostsFile={self.directory}/known_hosts"
+        )
 
     def cut_connections(self) -> int:
         """Kill the processes that serve the connections, as when a network fails; returns how many. What they started

@@ -118,7 +118,10 @@ def test_no_file_at_all(measure):
     ],
 )
 def test_results_that_contradict_themselves(measure, change, message):
-    program = f"import json; found = json.load(open('measurements.json')); {change}; json.dump(found, open('measurements.json', 'w'))"
+    program = (
+        f"import json; found = json.load(open('measurements.json')); {change}; "
+        "json.dump(found, open('measurements.json', 'w'))"
+    )
     told, _ = measure(f'{sys.executable} runner.pyz && {sys.executable} -c "{program}"')
     assert re.search(message, told), told
 

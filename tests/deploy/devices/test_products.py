@@ -59,7 +59,8 @@ def forge(product: Path) -> None:
     lambda product: (product / "engine.plan").write_bytes(b"other"),
     lambda product: (product / "run_engine.py").unlink(),
     lambda product: change(product, plan_sha256="0" * 64),
-    lambda product: change(product, files={**json.loads((product / "engine.json").read_text())["files"], "../outside": {"size_bytes": 1, "sha256": "0" * 64}}),
+    lambda product: change(product, files={**json.loads((product / "engine.json").read_text())["files"],
+        "../outside": {"size_bytes": 1, "sha256": "0" * 64}}),
     lambda product: change(product, schema=99),
     lambda product: change(product, runtime="onnxruntime"),
 ])  # fmt: skip
@@ -159,10 +160,13 @@ def test_what_the_device_no_longer_has_is_none(device, there, tmp_path):
 
 
 UNTRUSTED = (
-    (lambda product: (product / "engine.plan").write_bytes(PLAN[:-1] + b"!"), "not what its own description says .engine.plan.: start again"),
+    (lambda product: (product / "engine.plan").write_bytes(PLAN[:-1] + b"!"),
+     "not what its own description says .engine.plan.: start again"),
     (lambda product: (product / "engine.plan").write_bytes(PLAN + bytes(2)), "came from it, which cannot be right"),
-    (lambda product: (product / "engine.plan").write_bytes(PLAN[:5]), "not what its own description says .engine.plan."),
-    (lambda product: change(product, files={"../../../.bashrc": {"size_bytes": 1, "sha256": "0" * 64}}), "files names others than"),
+    (lambda product: (product / "engine.plan").write_bytes(PLAN[:5]),
+     "not what its own description says .engine.plan."),
+    (lambda product: change(product, files={"../../../.bashrc": {"size_bytes": 1, "sha256": "0" * 64}}),
+     "files names others than"),
     (lambda product: (product / "engine.json").write_bytes(b"[" * 17_000_000), "came from it, which cannot be right"),
     (lambda product: (product / "engine.json").write_text("{}"), "damaged"),
 )  # fmt: skip

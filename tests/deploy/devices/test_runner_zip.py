@@ -58,7 +58,10 @@ def run(python: Path, directory: Path, *arguments: str) -> subprocess.CompletedP
 
 @pytest.mark.slow
 def test_it_runs_with_numpy_and_onnxruntime_alone(bare_python, tmp_path):
-    missing = "import importlib.util as u, sys; sys.exit(any(u.find_spec(n) for n in ('torch', 'onnx', 'deploy', 'calib', 'smpq')))"
+    missing = (
+        "import importlib.util as u, sys; "
+        "sys.exit(any(u.find_spec(n) for n in ('torch', 'onnx', 'deploy', 'calib', 'smpq')))"
+    )
     assert subprocess.run([bare_python, "-I", "-c", missing], cwd=tmp_path, check=False).returncode == 0
     wanted = experiment(tmp_path / "models", (4, 32))
     wanted = replace(wanted, candidates=(*wanted.candidates, broken_candidate(tmp_path)))

@@ -33,8 +33,8 @@ PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecution
 NEEDED = [Requirement("torch", "2.9", "2.13.0")]
 ORT = OrtProbe(version="1.31.1", available=PROVIDERS, cuda_version="13.0", kept=True, ran=True)
 GPU = GpuFacts(
-    name="RTX 4090", uuid="GPU-1", compute_capability=(8, 9), sm_count=128, l2_bytes=72 << 20, memory_total=24 << 30, memory_free=20 << 30,
-    trouble=None,
+    name="RTX 4090", uuid="GPU-1", compute_capability=(8, 9), sm_count=128, l2_bytes=72 << 20, memory_total=24 << 30,
+    memory_free=20 << 30, trouble=None,
 )  # fmt: skip
 FACTS = Facts(
     system="Linux",
@@ -69,7 +69,8 @@ FACTS = Facts(
     ),
 )
 ORIN = JetsonFacts(
-    release="# R36 (release), REVISION: 4.3, GCID: 1", board="Jetson AGX Orin", power_mode="MAXN", cur_mhz=1300.0, min_mhz=1300.0, max_mhz=1300.0
+    release="# R36 (release), REVISION: 4.3, GCID: 1", board="Jetson AGX Orin", power_mode="MAXN", cur_mhz=1300.0,
+    min_mhz=1300.0, max_mhz=1300.0
 )  # fmt: skip
 NO_DRIVER = CudaProbe(trouble="the driver's library does not load (libcuda.so.1: cannot open shared object file)")
 

@@ -64,7 +64,8 @@ class Machine:
     def answer(self) -> Answer:
         """Ask it as ssh does."""
         done = subprocess.run(
-            [self.python, "-", "--root", self.root], input=doctor_program(), env=self.environment, capture_output=True, text=True, check=True
+            [self.python, "-", "--root", self.root], input=doctor_program(), env=self.environment, capture_output=True,
+            text=True, check=True
         )  # fmt: skip
         return record_from_text(done.stdout, Answer, "the answer", "")
 

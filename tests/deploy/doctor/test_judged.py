@@ -55,19 +55,21 @@ def test_a_machine_on_which_everything_works():
         ),
         (
             changed(with_probes(numpy=NumpyProbe()), python=changed(FACTS.python, venv=False, managed=True)),
-            None, "there is none", ("python3 -m venv --system-site-packages ~/smpq", "~/smpq/bin/python -m pip install numpy"),
+            None, "there is none",
+            ("python3 -m venv --system-site-packages ~/smpq", "~/smpq/bin/python -m pip install numpy"),
         ),
         (changed(FACTS, room=changed(FACTS.room, disk_free=10**8)), None, "0.10 GB free", ("du -sh ~/.cache/*",)),
-        (changed(JETSON, jetson=changed(ORIN, release="# R35 (release), REVISION: 4.1,")), None, "JetPack 5: its TensorRT is older", ("sdkmanager",)),
+        (changed(JETSON, jetson=changed(ORIN, release="# R35 (release), REVISION: 4.1,")), None,
+         "JetPack 5: its TensorRT is older", ("sdkmanager",)),
         (
-            with_probes(cuda=changed(NO_DRIVER, library="/usr/lib/libcuda.so.1", trouble="answers X (words, code 803): restart")),
+            with_probes(cuda=changed(
+                NO_DRIVER, library="/usr/lib/libcuda.so.1", trouble="answers X (words, code 803): restart")),
             None, "code 803", ("sudo reboot",),
         ),
         (
-            with_probes(cuda=changed(NO_DRIVER, library="libcuda.so.1", trouble="it has no cuGraphLaunch: update the driver")),
-            None,
-            "update the driver",
-            ("sudo ubuntu-drivers install",),
+            with_probes(cuda=changed(
+                NO_DRIVER, library="libcuda.so.1", trouble="it has no cuGraphLaunch: update the driver")),
+            None, "update the driver", ("sudo ubuntu-drivers install",),
         ),
         (with_probes(cuda=NO_DRIVER), None, "install the driver", ("sudo ubuntu-drivers install",)),
         (
@@ -80,20 +82,25 @@ def test_a_machine_on_which_everything_works():
         ),
         (FACTS, "jetson-orin", "is for sm87: take a target for sm89", ("smpq doctor --target tensorrt",)),
         (with_probes(tensorrt=NO_TRT), "tensorrt", "not installed", (f"{PIP} install tensorrt-cu13",)),
-        (with_probes(JETSON, tensorrt=NO_TRT), "tensorrt", "not installed", ("sudo apt install python3-libnvinfer", SEES)),
+        (with_probes(JETSON, tensorrt=NO_TRT), "tensorrt", "not installed",
+         ("sudo apt install python3-libnvinfer", SEES)),
         (
-            changed(with_probes(tensorrt=NO_TRT), packages=packages("tensorrt 10.3.0", place="/usr/lib/python3.10/dist-packages", importable=False)),
+            changed(with_probes(tensorrt=NO_TRT),
+                    packages=packages("tensorrt 10.3.0", place="/usr/lib/python3.10/dist-packages", importable=False)),
             "tensorrt", "which this Python does not see", (SEES,),
         ),
         (
-            changed(with_probes(JETSON, tensorrt=changed(NO_TRT, trouble="libnvinfer.so.10: cannot open")), packages=packages("tensorrt 10.3.0")),
+            changed(with_probes(JETSON, tensorrt=changed(NO_TRT, trouble="libnvinfer.so.10: cannot open")),
+                    packages=packages("tensorrt 10.3.0")),
             None, "does not load: libnvinfer.so.10",
             (f"{PIP} uninstall -y tensorrt", "sudo apt install --reinstall libnvinfer10 python3-libnvinfer", SEES),
         ),
-        (with_probes(tensorrt=changed(FACTS.probes.tensorrt, version="8.6.1")), None, "10.3 or later is needed", (f"{PIP} install tensorrt-cu13",)),
+        (with_probes(tensorrt=changed(FACTS.probes.tensorrt, version="8.6.1")), None, "10.3 or later is needed",
+         (f"{PIP} install tensorrt-cu13",)),
         (
             changed(
-                with_probes(cuda=changed(FACTS.probes.cuda, cuda_version=(12, 6)), tensorrt=changed(FACTS.probes.tensorrt, builder=False)),
+                with_probes(cuda=changed(FACTS.probes.cuda, cuda_version=(12, 6)),
+                            tensorrt=changed(FACTS.probes.tensorrt, builder=False)),
                 packages=packages("tensorrt 10.16.0.72", "tensorrt-cu13 10.16.0.72"),
             ),
             None, "made for CUDA 13, and the driver is for CUDA 12.6",
@@ -101,24 +108,30 @@ def test_a_machine_on_which_everything_works():
         ),
         (
             changed(FACTS, packages=packages("tensorrt-cu13-libs 10.16.0", "tensorrt-cu13-bindings 11.4.0")),
-            None, "several versions", (f"{PIP} uninstall -y tensorrt-cu13-libs tensorrt-cu13-bindings", f"{PIP} install tensorrt-cu13"),
+            None, "several versions",
+            (f"{PIP} uninstall -y tensorrt-cu13-libs tensorrt-cu13-bindings", f"{PIP} install tensorrt-cu13"),
         ),
-        (with_probes(tensorrt_rtx=TrtProbe(trouble="it crashed with SIGSEGV")), None, "it crashed with SIGSEGV", (f"{PIP} install tensorrt-rtx",)),
+        (with_probes(tensorrt_rtx=TrtProbe(trouble="it crashed with SIGSEGV")), None, "it crashed with SIGSEGV",
+         (f"{PIP} install tensorrt-rtx",)),
         (
             changed(FACTS, packages=packages("onnxruntime 1.31.1", "onnxruntime-gpu 1.31.1")),
-            None, "write the same files", (f"{PIP} uninstall -y onnxruntime onnxruntime-gpu", f"{PIP} install onnxruntime-gpu"),
+            None, "write the same files",
+            (f"{PIP} uninstall -y onnxruntime onnxruntime-gpu", f"{PIP} install onnxruntime-gpu"),
         ),
         (
-            with_probes(ort_cuda=changed(ORT, kept=False, ran=False, refused="libcudnn.so.9: cannot open shared object file")),
+            with_probes(ort_cuda=changed(
+                ORT, kept=False, ran=False, refused="libcudnn.so.9: cannot open shared object file")),
             None, "falls back to the CPU (libcudnn.so.9", (f"{PIP} install 'onnxruntime-gpu[cuda,cudnn]==1.31.1'",),
         ),
         (
-            with_probes(ort_tensorrt=changed(ORT, kept=False, ran=False, refused="libnvinfer.so.10: cannot open shared object file")),
+            with_probes(ort_tensorrt=changed(
+                ORT, kept=False, ran=False, refused="libnvinfer.so.10: cannot open shared object file")),
             None, "libnvinfer.so.10", (f"{PIP} install 'tensorrt-cu13>=10,<11'",),
         ),
         (
             with_probes(ort_cuda=changed(ORT, available=("CPUExecutionProvider",), kept=False, ran=False)),
-            "ort-cuda", "without CUDAExecutionProvider", (f"{PIP} uninstall -y onnxruntime", f"{PIP} install 'onnxruntime-gpu[cuda,cudnn]'"),
+            "ort-cuda", "without CUDAExecutionProvider",
+            (f"{PIP} uninstall -y onnxruntime", f"{PIP} install 'onnxruntime-gpu[cuda,cudnn]'"),
         ),
         (with_probes(ort_cpu=OrtProbe()), "ort-cpu", "not installed", (f"{PIP} install onnxruntime",)),
     ],

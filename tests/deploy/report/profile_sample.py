@@ -37,8 +37,8 @@ def layer(
 
     return msgspec.convert(
         {
-            "kind": kind, "name": name, "inputs": tensors(inputs, "in"), "constants": tensors(weight, "w"), "outputs": tensors(outputs, "out"),
-            "onnx_nodes": nodes, "ms": ms,
+            "kind": kind, "name": name, "inputs": tensors(inputs, "in"), "constants": tensors(weight, "w"),
+            "outputs": tensors(outputs, "out"), "onnx_nodes": nodes, "ms": ms,
         },
         Layer,
     )  # fmt: skip

@@ -14,10 +14,11 @@ from deploy.targets.target import target_from_name
 RUN = Path("runs/mine")
 """The run directory as a person typed it."""
 LATENCY: dict[str, Any] = {
-    "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "p99_calls": 1000, "p99_note": None, "p99_ms": 2.41, "throughput": 530.8,
-    "enqueue_ms": None, "hot_ms": None, "cold_ms": None, "slowdown": 1.0, "throttled": [],
-    "clock": "thread CPU time", "batch": 1, "rounds": 15, "machine": "a processor, Linux x86_64", "predicted_ratio": 0.639,
-    "predicted_interval": [0.621, 0.657], "predicted_from": 7,
+    "ratio": 0.6421, "interval": [0.6388, 0.6467], "engine_ms": 1.884, "float_ms": 2.934, "p99_calls": 1000,
+    "p99_note": None, "p99_ms": 2.41, "throughput": 530.8, "enqueue_ms": None, "hot_ms": None, "cold_ms": None,
+    "slowdown": 1.0, "throttled": [], "clock": "thread CPU time", "batch": 1, "rounds": 15,
+    "machine": "a processor, Linux x86_64", "predicted_ratio": 0.639, "predicted_interval": [0.621, 0.657],
+    "predicted_from": 7,
 }  # fmt: skip
 
 
@@ -117,15 +118,21 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "budget": "latency=0.65x",
         "limits": [{"cost": "latency", "limit": 0.65, "reached": 0.6421, "unit": "x", "met": True}],
         "met": True,
-        "layers": [layer(f"layer{1 + i // 6}.{i % 6 // 2}.conv{1 + i % 2}", i, 32 if i == 0 else 8) for i in range(count)],
+        "layers": [
+            layer(f"layer{1 + i // 6}.{i % 6 // 2}.conv{1 + i % 2}", i, 32 if i == 0 else 8) for i in range(count)
+        ],
         "cut_short": False,
-        "observations": [observation("uniform w8a8", 0.58, 0.61), observation("turn 1", 0.63, 0.662, met=False), observation("turn 2", 0.639, 0.642)],
+        "observations": [
+            observation("uniform w8a8", 0.58, 0.61), observation("turn 1", 0.63, 0.662, met=False),
+            observation("turn 2", 0.639, 0.642),
+        ],
         "stability": None,
         "contributions": None,
         "pareto": [],
         "curve": None,
         "scores": {
-            "method": "shapley", "value": "kl", "estimator": "permutation", "evaluations": 1640, "permutations": 40, "seed": 0, "stop_reason": "precision", "notes": [],
+            "method": "shapley", "value": "kl", "estimator": "permutation", "evaluations": 1640, "permutations": 40,
+            "seed": 0, "stop_reason": "precision", "notes": [],
         },
         "skipped": [],
         "refused": {},

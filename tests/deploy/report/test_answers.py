@@ -195,7 +195,8 @@ def test_another_metric_is_not_written_in_percent() -> None:
 def test_next_steps_follow_from_the_data() -> None:
     (nothing,) = answer(report(), 3).sentences
     assert nothing.startswith(
-        "Nothing has to change; `smpq curve runs/mine` shows what other budgets would give. With budget to spare, widen "
+        "Nothing has to change; `smpq curve runs/mine` shows what other budgets would give. With budget to spare, "
+        "widen "
     )
     limit = {"cost": "size", "limit": 200_000, "reached": 301_000, "unit": "bytes", "met": False}
     unclear = [layer("fc", interval=[-0.002, 0.001])]
@@ -234,7 +235,8 @@ def test_next_steps_follow_from_the_data() -> None:
         (report(target="simulate"), "not faster anywhere"),
         (report(target="ort-cuda"), "Nothing of it was verified on Orin"),
         (unmeasured(target="jetson-orin-7.2"), "It is made for it: the formats are those of Orin's TensorRT"),
-        (report(target="jetson-orin", engine={"sm87": "engine.jetson-orin.sm87.plan"}), "measured is in engine.jetson-orin/, with two programs"),
+        (report(target="jetson-orin", engine={"sm87": "engine.jetson-orin.sm87.plan"}),
+         "measured is in engine.jetson-orin/, with two programs"),
         (unmeasured(), "Not this engine (sm120, sm86)"),
         (unmeasured(), "Carry model.tensorrt-rtx.onnx of this run to the device and build it there"),
         (unmeasured(), "It was not timed: its latency has to be measured"),

@@ -25,7 +25,8 @@ def test_what_the_table_says():
     text = "\n".join(comparison_lines(comparison()))
     rows = dict(re.findall(r"^(\d) \S+ +(.*)$", text.split("Rank")[0], re.MULTILINE))
     assert rows["1"].split() == [
-        "shapley", "2.90", "100", "kB", "88.00", "%", "(87.40", "to", "88.60)", "0.600", "(0.580", "to", "0.620)", "312", "400",
+        "shapley", "2.90", "100", "kB", "88.00", "%", "(87.40", "to", "88.60)", "0.600", "(0.580", "to", "0.620)",
+        "312", "400",
     ]  # fmt: skip
     assert "ohq data-free" in rows["4"]
     assert "not verified" in rows["5"]

@@ -66,7 +66,8 @@ def test_the_page_has_the_figures_of_the_report():
     page = Page(render_html(report(curve=curve()), RUN))
     assert "Latency against accuracy" in page.headings
     (row,) = [row for row in page.rows if row[:1] == ["P2"]]
-    assert row == ["P2", "found", "0.642", "0.638 to 0.646", "1.88", "89.85 %", "−0.15", "−0.45 to +0.15", "193 kB", "w8a8 on 2, fp32 on stem"]  # fmt: skip
+    assert row == ["P2", "found", "0.642", "0.638 to 0.646", "1.88", "89.85 %", "−0.15", "−0.45 to +0.15", "193 kB",
+                   "w8a8 on 2, fp32 on stem"]  # fmt: skip
     assert (
         "Timed on a processor, Linux x86_64; top-1 on 10,000 evaluation samples, through the engine itself."
         in page.text

@@ -27,8 +27,11 @@ FULL = {
     "pareto": [{"cost": "avg_bits", "reached": 4.0, "value": -0.1}],
     "curve": curve(),
     "contributions": {
-        "schema": 1, "policy": "a", "value": "kl", "total": -0.1, "estimator": "owen", "evaluations": 10, "seed": 0, "stop_reason": "precision",
-        "contributions": [{"group": "a", "format": "w8a8", "value": -0.1, "standard_error": 0.01, "interval": [-0.12, -0.08], "samples": 5}],
+        "schema": 1, "policy": "a", "value": "kl", "total": -0.1, "estimator": "owen", "evaluations": 10, "seed": 0,
+        "stop_reason": "precision", "contributions": [{
+            "group": "a", "format": "w8a8", "value": -0.1, "standard_error": 0.01, "interval": [-0.12, -0.08],
+            "samples": 5,
+        }],
         "apart": [["a"]],
     },
 }  # fmt: skip

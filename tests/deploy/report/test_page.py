@@ -144,9 +144,11 @@ HOSTILE = "<script>alert('x')</script>\"&" + ACTING
 
 def test_hostile_names_are_text() -> None:
     content = report(
-        task=HOSTILE, budget=HOSTILE, layers=[layer(HOSTILE, kernel=HOSTILE, operator=HOSTILE, kernel_agrees=False)], warnings=[HOSTILE],
-        curve=curve(metric=HOSTILE, machine=HOSTILE, stop_reason=HOSTILE, path=HOSTILE), engine=HOSTILE, skipped=[{"path": HOSTILE, "operator": HOSTILE, "reason": HOSTILE}], refused={HOSTILE: HOSTILE}, machine=HOSTILE,
-        settings={HOSTILE: [HOSTILE]}, versions={HOSTILE: HOSTILE}, latency={**LATENCY, "interval": [1.1, 1.2], "clock": HOSTILE},
+        task=HOSTILE, budget=HOSTILE, layers=[layer(HOSTILE, kernel=HOSTILE, operator=HOSTILE, kernel_agrees=False)],
+        warnings=[HOSTILE], curve=curve(metric=HOSTILE, machine=HOSTILE, stop_reason=HOSTILE, path=HOSTILE),
+        engine=HOSTILE, skipped=[{"path": HOSTILE, "operator": HOSTILE, "reason": HOSTILE}], refused={HOSTILE: HOSTILE},
+        machine=HOSTILE, settings={HOSTILE: [HOSTILE]}, versions={HOSTILE: HOSTILE},
+        latency={**LATENCY, "interval": [1.1, 1.2], "clock": HOSTILE},
         observations=[observation(HOSTILE, 0.5, 0.6), observation("refused", 0.5, None, refused=HOSTILE, met=False)],
     )  # fmt: skip
     html = render_html(content, RUN)
@@ -172,8 +174,9 @@ def test_a_refused_engine_has_its_reason_in_place_of_figures() -> None:
 
 def test_what_was_left_out_and_where_it_came_from() -> None:
     text = Page(render_html(long(), RUN)).text
-    for expected in ("no quantised kernel for this operator", "head: w4a16b128", "not a multiple of 128", "torch", "2.13.0", "seed 0",
-                     "shapley (permutation)", "40 samples", "score 81.2", "a processor, Linux x86_64", "w8a8, fp32", "What avg bits buys"):  # fmt: skip
+    for expected in ("no quantised kernel for this operator", "head: w4a16b128", "not a multiple of 128", "torch",
+                     "2.13.0", "seed 0", "shapley (permutation)", "40 samples", "score 81.2",
+                     "a processor, Linux x86_64", "w8a8, fp32", "What avg bits buys"):  # fmt: skip
         assert expected in text
     untimed = Page(render_html(unmeasured(), RUN)).text
     assert "timed onno machine, it was not timed" in untimed
@@ -193,5 +196,8 @@ def test_the_file_is_written_whole_beside_its_data(tmp_path: Path) -> None:
 
 
 def test_no_model_library_is_loaded() -> None:
-    code = "import sys, deploy.report.page; sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, deploy.report.page; "
+        "sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[3]).returncode == 0

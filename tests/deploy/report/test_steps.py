@@ -17,8 +17,8 @@ from tests.deploy.report.curve_sample import curve
 from tests.deploy.report.report_sample import LATENCY, RUN, VERIFICATION, layer, long, report, stage, unmeasured
 
 OPTIONS = {
-    "--task": ["digits"], "--data": ["/my data"], "--formats": ["w8a8,fp32"], "--sm": ["sm86", "sm120"], "--effort": ["fast"], "--evaluations": ["90"],
-    "--size-only": [], "--method": ["hawq"], "--finetune": ["2"],
+    "--task": ["digits"], "--data": ["/my data"], "--formats": ["w8a8,fp32"], "--sm": ["sm86", "sm120"],
+    "--effort": ["fast"], "--evaluations": ["90"], "--size-only": [], "--method": ["hawq"], "--finetune": ["2"],
 }  # fmt: skip
 SLOWER = {**LATENCY, "ratio": 1.1, "interval": [1.05, 1.2]}
 NOT_MET = {"cost": "latency", "limit": 0.5, "reached": 0.6421, "unit": "x", "met": False}
@@ -28,18 +28,22 @@ LOST = {
     "stages": {**VERIFICATION["stages"], "fake_quant": stage(0.8, -0.085, 0.9)},
 }
 SYNTHETIC = {
-    "schema": 1, "samples": 512, "batch": 64, "seed": 0, "source": "example_inputs()", "norms": 19, "noise_mismatch": 0.5, "mismatch": 0.01,
-    "inputs": [], "evaluation": True,
+    "schema": 1, "samples": 512, "batch": 64, "seed": 0, "source": "example_inputs()", "norms": 19,
+    "noise_mismatch": 0.5, "mismatch": 0.01, "inputs": [], "evaluation": True,
 }  # fmt: skip
 UNCLEAR = [layer("fc", interval=[-0.002, 0.001])]
 UNBUILT = [layer("fc", kernel=None, kernel_agrees=None)]
 LEFT = "smpq run --task cifar10-resnet20"
-KEPT = "smpq run --task digits --data '/my data' --formats w8a8,fp32 --sm sm86 --sm sm120 --effort fast --evaluations 90 --size-only --method hawq --finetune 2"
+KEPT = (
+    "smpq run --task digits --data '/my data' --formats w8a8,fp32 --sm sm86 --sm sm120 --effort fast "
+    "--evaluations 90 --size-only --method hawq --finetune 2"
+)
 WIDENED = KEPT.replace(" --formats w8a8,fp32", "")
 LONGER = KEPT.replace("fast --evaluations 90", "thorough")
 TUNED = {
-    "schema": 1, "policy": "p", "sha256": "0" * 64, "kept": "end", "before": {"value": 0.0, "metric": 0.5}, "after": {"value": 0.0, "metric": 0.5},
-    "samples": "calibration", "seconds": 1.0, "settings": {"epochs": 2.0}, "history": [],
+    "schema": 1, "policy": "p", "sha256": "0" * 64, "kept": "end", "before": {"value": 0.0, "metric": 0.5},
+    "after": {"value": 0.0, "metric": 0.5}, "samples": "calibration", "seconds": 1.0, "settings": {"epochs": 2.0},
+    "history": [],
 }  # fmt: skip
 
 
@@ -60,11 +64,14 @@ def command_of(content: ReportFile, run: Path = RUN) -> str | None:
         (unmeasured(), "smpq doctor --target tensorrt-rtx"),
         (long(), "smpq targets ort-cpu"),
         (report(limits=[NOT_MET]), f"{LEFT} --budget latency=0.65x --out runs/mine"),
-        (report(limits=[{**NOT_MET, "reached": 0.7}], cut_short=True), f"{LEFT} --budget latency=0.65x --out runs/mine"),
+        (report(limits=[{**NOT_MET, "reached": 0.7}], cut_short=True),
+         f"{LEFT} --budget latency=0.65x --out runs/mine"),
         (report(limits=[NOT_MET], options=OPTIONS), f"{KEPT} --budget latency=0.65x --out runs/mine"),
-        (report(limits=[{**NOT_MET, "unit": "ms", "limit": 1, "reached": 1.884}]), f"{LEFT} --budget latency=1.9ms --out runs/mine"),
+        (report(limits=[{**NOT_MET, "unit": "ms", "limit": 1, "reached": 1.884}]),
+         f"{LEFT} --budget latency=1.9ms --out runs/mine"),
         (report(limits=[{**NOT_MET, "limit": 0.645}]), "smpq measure runs/mine"),
-        (report(limits=[NOT_MET], latency=SLOWER, options=OPTIONS), f"{WIDENED} --budget latency=0.65x --out runs/mine-all-formats"),
+        (report(limits=[NOT_MET], latency=SLOWER, options=OPTIONS),
+         f"{WIDENED} --budget latency=0.65x --out runs/mine-all-formats"),
         (report(verification=LOST), f"{LEFT} --finetune 4 --budget latency=0.65x --out runs/mine"),
         (report(verification=LOST, synthetic=SYNTHETIC), "smpq curve runs/mine"),
         (report(verification=None, synthetic={**SYNTHETIC, "evaluation": False}), None),
@@ -72,7 +79,8 @@ def command_of(content: ReportFile, run: Path = RUN) -> str | None:
         (report(layers=UNCLEAR, options=OPTIONS), f"{LONGER} --budget latency=0.65x --out runs/mine-thorough"),
         (report(layers=UNCLEAR, settings={"effort": "thorough"}), None),
         (report(options={}, limits=[NOT_MET]), None),
-        (report(limits=[{"cost": "drop", "limit": 0.5, "reached": 0.83, "unit": "points", "met": False}]), f"{LEFT} --budget drop=0.83 --out runs/mine"),
+        (report(limits=[{"cost": "drop", "limit": 0.5, "reached": 0.83, "unit": "points", "met": False}]),
+         f"{LEFT} --budget drop=0.83 --out runs/mine"),
     ],
 )  # fmt: skip
 def test_it_names_one_command_that_exists_with_options_that_exist(content, command):

@@ -158,10 +158,14 @@ def test_stated_sizes_do_in_place_of_an_example(tmp_path):
     ("options", "message"),
     [
         (("--budget", "drop=0.5"), "drop=0.5 needs labels, which --data-free has none of: give a budget on kl"),
-        (("--budget", "avg_bits=6", "--value", "loss"), "--value loss needs labels, which --data-free has none of: use kl"),
-        (("--budget", "avg_bits=6", "--method", "hawq"), "--method hawq needs samples of the task, and --data-free takes"),
-        (("--budget", "avg_bits=6", "--method", "smpq"), "--method smpq needs samples of the task|fine-tuning needs samples"),
-        (("--budget", "avg_bits=6", "--finetune", "1"), "fine-tuning needs samples of the task, and --data-free takes none"),
+        (("--budget", "avg_bits=6", "--value", "loss"),
+         "--value loss needs labels, which --data-free has none of: use kl"),
+        (("--budget", "avg_bits=6", "--method", "hawq"),
+         "--method hawq needs samples of the task, and --data-free takes"),
+        (("--budget", "avg_bits=6", "--method", "smpq"),
+         "--method smpq needs samples of the task|fine-tuning needs samples"),
+        (("--budget", "avg_bits=6", "--finetune", "1"),
+         "fine-tuning needs samples of the task, and --data-free takes none"),
     ],
 )  # fmt: skip
 def test_what_needs_samples_is_refused(tmp_path, options, message):

@@ -20,7 +20,8 @@ SETTINGS = Settings(
     task="m:t", formats="w8a8,fp32", compute_capabilities=("sm86", "sm89"), samples=64, pins=("head=float",)
 )
 BUILD = BuildFile(
-    policy="a=w8a8", built_on=None, engines={"engine.onnx": BuiltRow(sha256="0" * 64, size_bytes=1, build_seconds=0.1, versions={})}, kernels={}
+    policy="a=w8a8", built_on=None,
+    engines={"engine.onnx": BuiltRow(sha256="0" * 64, size_bytes=1, build_seconds=0.1, versions={})}, kernels={}
 )  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""Every width reconstructed before the search: the search, the exported engine and a run that goes on use the weights."""
+"""Every width reconstructed before the search: the search,
+the exported engine and a run that goes on use the weights.
+"""
 
 import pytest
 

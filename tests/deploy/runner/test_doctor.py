@@ -41,8 +41,8 @@ def test_its_problems_and_their_mends(orin):
         "L4T 36.4.3, JetPack 6",
         "\nto mend on the device:\n  python3 -m ensurepip\n  python3 -m pip uninstall -y tensorrt\n",
         (
-            "  sudo apt install --reinstall libnvinfer10 python3-libnvinfer\n  sed -i 's/include-system-site-packages = "
-            "false/"
+            "  sudo apt install --reinstall libnvinfer10 python3-libnvinfer\n"
+            "  sed -i 's/include-system-site-packages = false/"
         ),
         "\nonly if you want it:\n  sudo jetson_clocks\n  python3 -m pip install 'cuda-python<13'\n",
         "not ready: what jetson-orin needs is not there",
@@ -156,7 +156,10 @@ def test_a_probe_that_ends_without_an_answer(monkeypatch):
 
 
 def test_what_examines_a_machine_is_in_the_syntax_of_python_3_9():
-    code = "import sys, deploy.runner.doctor; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('deploy.')))"
+    code = (
+        "import sys, deploy.runner.doctor; "
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('deploy.')))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [Path(file) for file in done.stdout.split()]
     assert ROOT / "deploy/runner/doctor_probes.py" in files

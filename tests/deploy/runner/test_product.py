@@ -26,8 +26,8 @@ MACHINE = "Orin (MAXN), Linux aarch64"
 COMPILER = shutil.which("g++") or shutil.which("c++")
 HEADERS = next((
     folder
-    for folder in (os.environ.get("TENSORRT_INCLUDE"), "/usr/include", "/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu",
-                   "/usr/local/tensorrt/include", "/usr/src/tensorrt/include")
+    for folder in (os.environ.get("TENSORRT_INCLUDE"), "/usr/include", "/usr/include/x86_64-linux-gnu",
+                   "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include", "/usr/src/tensorrt/include")
     if folder and (Path(folder) / "NvInfer.h").is_file()
 ), None)  # fmt: skip
 CUDA_HEADERS = os.environ.get("CUDA_INCLUDE", "/usr/local/cuda/include")

@@ -11,7 +11,8 @@ from deploy.runner.state import jetson_release, machine, power_mode, read_state,
 JETSON = {
     "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081\n# KERNEL_VARIANT: oot\n",
-    "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MODE_30W >\n< PM_CONFIG DEFAULT=2 >\n",
+    "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MODE_30W >\n"
+    "< PM_CONFIG DEFAULT=2 >\n",
     "var/lib/nvpmodel/status": "pmode:0002 fmode:quiet\n",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1420800\n",
     "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "2201600\n",

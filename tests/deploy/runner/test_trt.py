@@ -133,8 +133,8 @@ def test_a_profile_that_fails_costs_the_times_of_the_layers_and_says_why(behavio
 
 def test_what_the_gpu_is():
     assert engine_on(FakeCuda()).gpu == {
-        "name": "Fake", "uuid": "GPU-00000000-0000-0000-0000-000000000001", "compute_capability": [8, 7], "driver_version": [12, 6],
-        "sm_count": 14, "l2_bytes": 128, "memory_bytes": 1 << 30,
+        "name": "Fake", "uuid": "GPU-00000000-0000-0000-0000-000000000001", "compute_capability": [8, 7],
+        "driver_version": [12, 6], "sm_count": 14, "l2_bytes": 128, "memory_bytes": 1 << 30,
     }  # fmt: skip
 
 

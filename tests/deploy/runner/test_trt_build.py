@@ -30,11 +30,14 @@ def test_settings():
     ("Could not find any implementation for node conv1 + relu1.", ("conv1", "relu1")),
     ("no implementation for node {ForeignNode[conv1/DQw...layer1.0.conv1]}", ("conv1/DQw", "layer1.0.conv1")),
     ("[layer1.0.conv1#1] failed", ("layer1.0.conv1#1",)),
-    ("Internal Error (Could not find any implementation for node conv1 + relu1 + layer1.0.conv1. In computeCosts at optimizer.cpp:4048)",
+    (("Internal Error (Could not find any implementation for node conv1 + relu1 + layer1.0.conv1. "
+      "In computeCosts at optimizer.cpp:4048)"),
      ("conv1", "relu1", "layer1.0.conv1")),
-    ("Could not find any implementation for node a.b due to insufficient workspace. See verbose log of memory", ("a.b",)),
+    ("Could not find any implementation for node a.b due to insufficient workspace. See verbose log of memory",
+     ("a.b",)),
     ("Could not find any implementation for node conv1 || layer1.0.conv1 [Convolution].", ("conv1", "layer1.0.conv1")),
-    ("Could not find any implementation for node conv1/DQw + (Unnamed Layer* 14) [Shuffle] + conv1 + PWN(PWN(a.b), relu1).",
+    (("Could not find any implementation for node conv1/DQw + (Unnamed Layer* 14) [Shuffle] + conv1 + "
+      "PWN(PWN(a.b), relu1)."),
      ("conv1", "conv1/DQw", "relu1", "a.b")),
     ("something else failed", ()),
     ("Error Code 1: Cuda Runtime (out of memory)", ()),
@@ -138,14 +141,8 @@ class FakeGpu:
             SimpleNamespace(name=name, dtype=f"DataType.{kind}", shape=(1, 3))
             for name, kind in (("x", "FLOAT"), ("y", "HALF"))
         )
-        return SimpleNamespace(
-            num_inputs=1,
-            num_outputs=1,
-            num_layers=0,
-            flags=flags,
-            get_input=[x].__getitem__,
-            get_output=[y].__getitem__,
-        )
+        return SimpleNamespace(num_inputs=1, num_outputs=1, num_layers=0, flags=flags,
+                               get_input=[x].__getitem__, get_output=[y].__getitem__)  # fmt: skip
 
     def create_builder_config(self) -> FakeConfig:
         self.configs.append(FakeConfig(self))
@@ -234,7 +231,8 @@ def test_a_builder_that_takes_no_timing_cache_at_all_builds(tmp_path, models):
 
 
 @pytest.mark.parametrize("other", [
-    replace(ORIN, power_mode="15W"), replace(ORIN, sm_count=8), replace(ORIN, name="Thor"), replace(ORIN, sm="sm110"), None,
+    replace(ORIN, power_mode="15W"), replace(ORIN, sm_count=8), replace(ORIN, name="Thor"), replace(ORIN, sm="sm110"),
+    None,
 ])  # fmt: skip
 def test_another_gpu_or_power_mode_has_plans_and_times_of_its_own(tmp_path, models, other):
     gpu, cache = FakeGpu(), tmp_path / "cache"

@@ -73,8 +73,10 @@ TENSORRT_11 = {
         {
             "Name": "fused_myl0_3",
             "LayerType": "runtime_fusion",
-            "Inputs": [{"Name": "a", "Dimensions": [8, 256], "Strides": [256, 1], "Datatype": "Half", "Format": "(Linear) Row major"}],
-            "Constants": [{"Name": "w", "Dimensions": [256, 256], "Datatype": "Int4"}, {"Name": "s", "Dimensions": [8, 256], "Datatype": "Half"}],
+            "Inputs": [{"Name": "a", "Dimensions": [8, 256], "Strides": [256, 1], "Datatype": "Half",
+                        "Format": "(Linear) Row major"}],
+            "Constants": [{"Name": "w", "Dimensions": [256, 256], "Datatype": "Int4"},
+                          {"Name": "s", "Dimensions": [8, 256], "Datatype": "Half"}],
             "Outputs": [{"Name": "b", "Dimensions": [8, 256], "Datatype": "Half"}],
             "TacticName": "fused",
             "Metadata": "[ONNX Layer: fc]\x1f[ONNX Layer: fc/DQw]",
@@ -141,9 +143,11 @@ def convolution(read: str, written: str, weights: str) -> dict:
 
 # Layouts as TREx, NVIDIA's engine explorer, lists them (tools/experimental/trt-engine-explorer in NVIDIA/TensorRT).
 INT8_LAYOUTS = (
-    "Int8", "Row major Int8 format", "Channel major Int8 format where channel % 4 == 0", "Channel major INT8 format where channel % 16 == 0",
-    "Channel major INT8 format where channel == 4 and column stride % 32 == 0", "Row major INT8 format where column stride % 64 == 0",
-    "Thirty-two wide channel vectorized row major Int8 format.", "Thirty-two wide channel vectorized row major Int8 format with 3 spatial dimensions",
+    "Int8", "Row major Int8 format", "Channel major Int8 format where channel % 4 == 0",
+    "Channel major INT8 format where channel % 16 == 0",
+    "Channel major INT8 format where channel == 4 and column stride % 32 == 0",
+    "Row major INT8 format where column stride % 64 == 0", "Thirty-two wide channel vectorized row major Int8 format.",
+    "Thirty-two wide channel vectorized row major Int8 format with 3 spatial dimensions",
 )  # fmt: skip
 
 
@@ -158,9 +162,11 @@ def test_int8_is_read_in_every_layout(layout, weights):
 
 
 @pytest.mark.parametrize(("layout", "weights", "found"), [
-    ("Channel major FP16 format where channel % 8 == 0", "Half", "fp16"), ("Half", "FP16", "fp16"), ("Row major linear FP32", "Float", "fp32"),
-    ("Row major linear BFloat16 format", "BFloat16", "bf16"), ("Row major linear BF16 format", "BF16", "bf16"),
-    ("Two wide channel vectorized row major FP16 format", "INT8", "int8-weight-only"), ("Row major linear FP16 format", "INT4", "int4-weight-only"),
+    ("Channel major FP16 format where channel % 8 == 0", "Half", "fp16"), ("Half", "FP16", "fp16"),
+    ("Row major linear FP32", "Float", "fp32"), ("Row major linear BFloat16 format", "BFloat16", "bf16"),
+    ("Row major linear BF16 format", "BF16", "bf16"),
+    ("Two wide channel vectorized row major FP16 format", "INT8", "int8-weight-only"),
+    ("Row major linear FP16 format", "INT4", "int4-weight-only"),
 ])  # fmt: skip
 def test_other_types_in_both_spellings(layout, weights, found):
     text = json.dumps({"Layers": [convolution(layout, layout, weights)]})
@@ -171,8 +177,9 @@ def test_other_types_in_both_spellings(layout, weights, found):
 
 
 @pytest.mark.parametrize(("text", "name"), [
-    ("Row major linear FP8 format", "FP8"), ("FP4", "FP4"), ("Row major linear Int64 format", "Int64"), ("Row major linear BOOL", "Bool"),
-    ("Row major linear UInt8 format", "UInt8"), ("TF32", "TF32"), ("Double", "Double"), ("Unknown format", "Unknown format"),
+    ("Row major linear FP8 format", "FP8"), ("FP4", "FP4"), ("Row major linear Int64 format", "Int64"),
+    ("Row major linear BOOL", "Bool"), ("Row major linear UInt8 format", "UInt8"), ("TF32", "TF32"),
+    ("Double", "Double"), ("Unknown format", "Unknown format"),
 ])  # fmt: skip
 def test_names_of_types(text, name):
     assert trt_type_name(text) == name

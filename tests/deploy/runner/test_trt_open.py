@@ -83,7 +83,10 @@ def test_a_driver_that_is_too_old_for_the_runtime(monkeypatch, tmp_path, text):
     module.__version__ = "10.16.0"
     monkeypatch.setattr(trt_open, "open_cuda", lambda: cuda)
     monkeypatch.setattr(trt_open, "load_module", lambda _: module)
-    message = r"tensorrt 10\.16\.0 needs a newer driver than the one here, which is for CUDA 12\.6: update the driver, or install"
+    message = (
+        r"tensorrt 10\.16\.0 needs a newer driver than the one here, which is for CUDA 12\.6: update the driver, "
+        r"or install"
+    )
     with pytest.raises(MissingModule, match=message):
         open_trt_engine("tensorrt", tmp_path / "model.onnx", {}, {}, tmp_path)
     assert cuda.calls == ["close"]
@@ -103,6 +106,8 @@ def write_experiment(directory):
     onnx.save(one_layer(Layer("conv2d", FP16), half=True), directory / "model.onnx")
     np.savez(directory / "inputs.npz", x=np.zeros((1,), np.float16))
     engine = {"name": "0" * 16, "model": "model.onnx", "settings": {}, "sha256": None}
-    plain = {"schema": 4, "runtime": "tensorrt-rtx", "float": engine, "candidates": [{**engine, "name": "1" * 16}], "inputs": "inputs.npz",
-             "batch": 1, "protocol": {"rounds": 5, "round_ms": 1.0, "calls": 2, "singles": 0, "sets": 1}, "seed": 0, "fingerprint": "f" * 64, "label": ""}  # fmt: skip
+    plain = {"schema": 4, "runtime": "tensorrt-rtx", "float": engine, "candidates": [{**engine, "name": "1" * 16}],
+             "inputs": "inputs.npz", "batch": 1,
+             "protocol": {"rounds": 5, "round_ms": 1.0, "calls": 2, "singles": 0, "sets": 1},
+             "seed": 0, "fingerprint": "f" * 64, "label": ""}  # fmt: skip
     (directory / "experiment.json").write_text(json.dumps(plain), "utf-8")

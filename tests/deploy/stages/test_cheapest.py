@@ -121,8 +121,8 @@ def test_the_whole_job_says_what_is_lost(tmp_path):
     task = ("--task", f"{__name__}:held_out", *TINY[2:])
     run = tmp_path / "run"
     written = done(
-        "run", *task, "--target", "simulate", "--effort", "fast", "--formats", "w8a8,w4a8,fp32", "--budget", "drop=30,size=0.9x",
-        "--out", run, "--quiet",
+        "run", *task, "--target", "simulate", "--effort", "fast", "--formats", "w8a8,w4a8,fp32", "--budget",
+        "drop=30,size=0.9x", "--out", run, "--quiet",
     )  # fmt: skip
     assert (run / "loss.json").exists()
     assert '"cost": "drop"' in (run / "report.json").read_text()

@@ -41,8 +41,8 @@ class Killed(BaseException):
 
 
 class Power:
-    """Is told the moments of a run: before and after the device has noted a result, before a file is written, and at the
-    end. It fails at the one that is given, the first or a later time.
+    """Is told the moments of a run: before and after the device has noted a result, before a file is written,
+    and at the end. It fails at the one that is given, the first or a later time.
     """
 
     def __init__(self, fails_at: tuple[str, int]) -> None:

@@ -57,4 +57,4 @@ def test_they_are_not_fine_tuned_and_a_wrong_rule_is_told(plain, tmp_path):
     run = copy_of(plain, tmp_path / "run")
     assert_matches("cannot be trained", refused("finetune", run, "--epochs", "1"))
     message = refused("run", *SEARCH, "--widths", "down", "--out", tmp_path / "other")
-    assert_matches("--widths must be one of error, slim, not 'down'", message)
+    assert_matches("--widths must be one of error, slim, graph, not 'down'", message)

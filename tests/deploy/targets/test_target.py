@@ -264,8 +264,8 @@ def test_layers_over_which_tensorrt_may_refuse_an_engine(layer, status):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"fewer_channels_than": 0}, {"fewer_channels_than": "16"}, {"outputs_not_divisible_by": True}, {"outputs_not_divisible_by": -8},
-        {"may_fail": True}, {"channels_not_divisible_by": 8},
+        {"fewer_channels_than": 0}, {"fewer_channels_than": "16"}, {"outputs_not_divisible_by": True},
+        {"outputs_not_divisible_by": -8}, {"may_fail": True}, {"channels_not_divisible_by": 8},
     ],
     ids=str,
 )  # fmt: skip

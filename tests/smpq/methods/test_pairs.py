@@ -43,8 +43,8 @@ def problem_of(space, value, bits, evaluations=4000, ceilings=True) -> SearchPro
     value.folds = ()
     return SearchProblem(
         task=None, traced=None, original=None, folded=(), space=space, costs={"size": model},
-        ceilings=(limit,) if ceilings else (), batches=(), judging=(), value_name="kl", limits=Limits(evaluations), seed=0,
-        device="cpu", fingerprint="", progress=Watcher(), files=None, make_fake_quantizer=lambda: None,
+        ceilings=(limit,) if ceilings else (), batches=(), judging=(), value_name="kl", limits=Limits(evaluations),
+        seed=0, device="cpu", fingerprint="", progress=Watcher(), files=None, make_fake_quantizer=lambda: None,
         make_evaluator=lambda: value,
     )  # type: ignore[arg-type] # fmt: skip
 

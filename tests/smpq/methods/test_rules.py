@@ -73,7 +73,8 @@ def test_uniform_goes_by_the_value_and_not_by_the_bits():
 def test_uniform_that_does_not_fit_says_what_comes_closest():
     with pytest.raises(
         Impossible,
-        match="no policy with one format for all layers meets the budget; the nearest one has bits 384, wanted at most 288",
+        match="no policy with one format for all layers meets the budget; the nearest one has bits 384, "
+        "wanted at most 288",
     ):
         policy_of("uniform", space_of(3, FORMATS), 1.5, total_bits)
 

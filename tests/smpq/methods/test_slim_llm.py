@@ -19,8 +19,8 @@ from tests.linear_task import formats
 @pytest.fixture
 def workspace(tmp_path):
     settings = Settings(
-        "tests.linear_task:task", target="simulate", formats=formats("m2", "m2.5", "m3"), rounding="slim", widths="slim",
-        samples=16, evaluations=9,
+        "tests.linear_task:task", target="simulate", formats=formats("m2", "m2.5", "m3"), rounding="slim",
+        widths="slim", samples=16, evaluations=9,
     )  # fmt: skip
     with open_run(tmp_path / "run", Progress(), settings) as opened:
         yield opened

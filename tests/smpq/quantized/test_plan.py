@@ -77,8 +77,8 @@ def test_rules_2_and_4_with_outputs_integers_stay_integers(network):
     (pool,) = named(network, "max_pool2d")
     first, second = named(network, "add.Tensor")
     expected = {
-        relu(network, "stem"), pool, relu(network, "a"), call(network, "b"), call(network, "skip"), network.after(first),
-        relu(network, "c"), call(network, "d"), network.after(second),
+        relu(network, "stem"), pool, relu(network, "a"), call(network, "b"), call(network, "skip"),
+        network.after(first), relu(network, "c"), call(network, "d"), network.after(second),
     }  # fmt: skip
     # the second add is read by a mean, which computes in floats: the head gets a pair of its own
     assert sources(plan) == expected

@@ -120,7 +120,10 @@ def rewritten(state, path, change):
     """Save a state with its record or its tensors changed."""
     state.save(path)
     with safe_open(path, framework="pt") as file:
-        record, tensors = json.loads(file.metadata()["smpq"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        record, tensors = (
+            json.loads(file.metadata()["smpq"]),
+            {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+        )
     change(record, tensors)
     save_file(tensors, path, {"smpq": json.dumps(record)})
 

@@ -57,8 +57,11 @@ def test_finetuning_elsewhere_is_finetuning(given, value):
         assert device.calls > 1000, "the work is done there"
     assert here.history == there.history
     assert (here.before, here.after, here.quantizers) == (there.before, there.after, there.quantizers)
-    tensors = [tensor for tensor in pytree.tree_leaves((there.parameters, [vars(weight) for weight in there.weights.values()]))
-               if isinstance(tensor, torch.Tensor)]  # fmt: skip
+    tensors = [
+        tensor
+        for tensor in pytree.tree_leaves((there.parameters, [vars(weight) for weight in there.weights.values()]))
+        if isinstance(tensor, torch.Tensor)
+    ]
     assert {type(tensor) for tensor in tensors} == {torch.Tensor}
     for name, tensor in here.parameters.items():
         assert tensor.equal(there.parameters[name]), name

@@ -116,7 +116,10 @@ def test_a_missing_file(tmp_path):
 def written(path):
     """The record and the tensors of a file, to be changed and written again."""
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["smpq"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return (
+            json.loads(file.metadata()["smpq"]),
+            {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+        )
 
 
 def set_at(value, *keys):

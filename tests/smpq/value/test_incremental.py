@@ -53,7 +53,9 @@ def test_a_change_costs_the_steps_behind_it_only(network, monkeypatch):
     ran = []
     for node in network.traced.steps:
         target = node.target
-        counted = lambda *args, target=target, name=node.name, **kwargs: ran.append(name) or target(*args, **kwargs)  # noqa: E731
+        counted = (  # noqa: E731
+            lambda *args, target=target, name=node.name, **kwargs: ran.append(name) or target(*args, **kwargs)
+        )
         monkeypatch.setattr(node, "_target_before", target, raising=False)
         node.target = counted
     try:

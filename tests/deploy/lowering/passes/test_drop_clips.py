@@ -16,7 +16,8 @@ def _model(low, high, scale, zero_point, stored=np.uint8, *, read_twice=False):
     constants = {
         name: ir.Value(name=name, const_value=ir.tensor(np.array(number, dtype), name=name))
         for name, number, dtype in (
-            ("low", low, np.float32), ("high", high, np.float32), ("scale", scale, np.float32), ("zero_point", zero_point, stored),
+            ("low", low, np.float32), ("high", high, np.float32), ("scale", scale, np.float32),
+            ("zero_point", zero_point, stored),
         )
     }  # fmt: skip
     clip = ir.node("Clip", [x, constants["low"], constants["high"]], name="clip")
