@@ -1,6 +1,6 @@
 """KAQ on an unfolded MIMO detector: the SNR that a bit error rate of 1e-3 takes at 4 bits, and that of engines.
 
-Usage: mimo.py DIRECTORY [--rows plain,...,kaq-3] [--epochs N] [--channels N] [--no-engines]
+Usage: mimo.py DIRECTORY [--rows plain,following,kaq] [--epochs N] [--channels N] [--no-engines]
 
 8 x 8 antennas, QPSK (`examples/mimo.py`). The float network is trained once, and kept in DIRECTORY with everything
 that is unfinished. Each row is trained from it with weights and activations of 4 or 3 bits in all 20 layers, in the
@@ -189,7 +189,7 @@ def engine(target: str, formats: str, weights: Path, run: Path, channels: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", default="plain,following,kaq", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--epochs", type=float, default=EPOCHS)
     parser.add_argument("--channels", type=int, default=CHANNELS, help="at each SNR, whole thousands of 1024")
     parser.add_argument("--no-engines", action="store_true")
