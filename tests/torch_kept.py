@@ -36,7 +36,7 @@ def garbage_kept() -> Iterator[None]:
     thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(500_000, 5, 5)
+    gc.set_threshold(2_000_000, 5, 5)
     try:
         yield
     finally:
