@@ -30,7 +30,7 @@ def torch_kept() -> Iterator[None]:
 
 @contextmanager
 def garbage_kept() -> Iterator[None]:
-    """Look for garbage after half a million new objects that live on instead of seven hundred, and never among what is
+    """Look for garbage after two million new objects that live on instead of seven hundred, and never among what is
     there already: a sixth of the time of a trace.
     """
     thresholds = gc.get_threshold()
