@@ -52,6 +52,7 @@ class Batches(Sequence[Batch]):
                 kept.append(batch)
             elif len(kept) > 1:
                 del kept[1:]
+            del batch  # before the next one is made
         self._marks, self.shapes, self.content = marks, tuple(shapes), digest.hexdigest()
         self._first, self._kept = kept[0], kept if len(kept) == len(marks) else None
 
@@ -85,14 +86,16 @@ class Batches(Sequence[Batch]):
         return [found[number] for number in wanted]
 
     def _drawn(self) -> Iterator[Batch]:
-        digest, index = hashlib.sha256(), -1
-        for index, batch in enumerate(each_batch(self._loader, self._what)):
+        digest, index = hashlib.sha256(), 0  # enumerate() would keep a batch while the next one is made
+        for batch in each_batch(self._loader, self._what):
             _add_batch(digest, batch)
             if index >= len(self) or digest.digest() != self._marks[index]:
                 raise UserError(self._others(index))
+            index += 1
             yield batch
-        if index + 1 < len(self):
-            raise UserError(self._others(index + 1))
+            del batch
+        if index < len(self):
+            raise UserError(self._others(index))
 
     def _others(self, index: int) -> str:
         return (

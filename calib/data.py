@@ -17,7 +17,7 @@ from calib.task import Batch, Task, TrainableTask
 
 
 def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = None) -> Iterator[Batch]:
-    """Yield the batches, each checked; only the first is kept.
+    """Yield the batches, each checked; none is kept, not even while the next one is made.
     What computing with them leaves free in the heap is given back (`calib.heap.Gaps`).
 
     A batch is a `Batch`, or any `(inputs, target)` pair; `inputs` is a tensor `[n, ...]` or a tuple or list of them.
@@ -26,15 +26,18 @@ def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = Non
     disagree on `n`, and for batches that disagree on number, type or axes of the inputs.
     """
     first: Batch | None = None
-    gaps = Gaps()
-    for index, item in enumerate(_looped(batches, what)):
-        batch = _batch(item, f"{what} batch {index}")
+    gaps, numbers = Gaps(), itertools.count()  # enumerate() would keep a batch while the next one is made
+    for item in _looped(batches, what):
+        where = f"{what} batch {next(numbers)}"
+        batch = _batch(item, where)
+        del item
         if first is not None:
-            _check_same(first, batch, f"{what} batch {index}")
+            _check_same(first, batch, where)
         if sizes is not None:
-            sizes.check(batch.inputs, f"{what} batch {index}")
-        first = first or batch
+            sizes.check(batch.inputs, where)
+        first = first or _without_data(batch)
         yield batch
+        del batch
         gaps.close()
     if first is None:
         raise UserError(f"{what}() gave no batch: is the loader empty, or an iterator that was already used up?")
@@ -83,7 +86,7 @@ def training_batches(task: Task, epoch: int, sizes: InputSizes | None = None) ->
             _check_same(first, batch, where)
         if sizes is not None:
             sizes.check(batch.inputs, where)
-        first = first or batch
+        first = first or _without_data(batch)
         yield batch
     if first is None:
         raise UserError(
@@ -193,6 +196,11 @@ def _batch(item: object, where: str) -> Batch:
         check_finite(target, f"the target of {where}")
     # in the layout that was given: a module can tell one from another, and is compared on what it will be given
     return Batch(tuple(tensor.detach() for tensor in inputs), target)
+
+
+def _without_data(batch: Batch) -> Batch:
+    """Return a batch of the same types and shapes that takes no memory."""
+    return Batch(tuple(tensor.to("meta") for tensor in batch.inputs), None)
 
 
 def _check_same(first: Batch, other: Batch, where: str) -> None:

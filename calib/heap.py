@@ -34,14 +34,14 @@ class Gaps:
     What one batch leaves is kept for the next one, however much it is. What counts as a gap is growth above that.
     """
 
-    _MUCH = 64 * 2**20
+    _MUCH = 32 * 2**20
 
     def __init__(self) -> None:
         self._level: int | None = None
         self._trim()
 
     def close(self) -> None:
-        """Say that a batch has passed. Gives free pages back if the process has grown by 64 MB above what the first
+        """Say that a batch has passed. Gives free pages back if the process has grown by 32 MB above what the first
         batch after the last time left it with; takes microseconds if not.
         """
         found = _resident()

@@ -46,7 +46,7 @@ class Evaluation:
         engine takes.
         """
         self._task = task
-        self._marks = [_mark(batch) for batch in _checked(task, sizes)]
+        self._marks = list(map(_mark, _checked(task, sizes)))
         order = spread_out(len(self._marks))
         self._number = {index: number for number, index in enumerate(order)}
         self._sizes = [self._marks[index][0] for index in order]
@@ -71,13 +71,15 @@ class Evaluation:
     def batches(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Batch]]:
         """Yield number and batch of those from one number to before another, in the order of the data."""
         wanted = range(len(self))[start:end]
-        index = -1
-        for index, batch in enumerate(each_batch(call_task(self._task, "evaluation"), "evaluation")):
+        index = 0  # enumerate() would keep a batch while the next one is made
+        for batch in each_batch(call_task(self._task, "evaluation"), "evaluation"):
             if index >= len(self) or _mark(batch) != self._marks[index]:
                 raise UserError(_OTHERS)
             if self._number[index] in wanted:
                 yield self._number[index], batch
-        if index + 1 < len(self):
+            index += 1
+            del batch
+        if index < len(self):
             raise UserError(_OTHERS)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -91,13 +91,25 @@ def go_on(
     with ThreadPoolExecutor(1) as other:
         for number, batch in batches:
             early = {each.name: other.submit(each.compute, batch) for each in passages if beside and each.any_thread}
-            for passage in sorted(passages, key=lambda each: each.name in early):
-                output = early[passage.name].result() if passage.name in early else passage.compute(batch)
-                passage.take(number, batch, output)
-                advance()
+            _take_all(passages, number, batch, early, advance)
+            del batch, early  # before the next batch is made
     for passage in passages:
         passage.check()
     return passages
+
+
+def _take_all(
+    passages: Sequence[Passage],
+    number: int,
+    batch: Batch,
+    early: Mapping[StageName, Future[Any]],
+    advance: Callable[[], None],
+) -> None:
+    """Let the stages take what they compute for a batch; those of `early` are computing already, and come last."""
+    for passage in sorted(passages, key=lambda each: each.name in early):
+        output = early[passage.name].result() if passage.name in early else passage.compute(batch)
+        passage.take(number, batch, output)
+        advance()
 
 
 def agreement(first: Passage, second: Passage) -> float | None:
