@@ -9,7 +9,9 @@ from smpq.methods.ceilings import ceilings_or_size
 from smpq.methods.problem import Objective, SearchProblem
 
 if TYPE_CHECKING:
+    from smpq.scoring.scores import Scores
     from smpq.solve.allocate import Ceiling
+    from smpq.value.evaluate import Evaluator
 
 _CONTEXT_SPREAD = 0.15
 _SHARES_OF_SIZE = (0.1, 0.3, 0.6)
@@ -26,14 +28,18 @@ def shapley(problem: SearchProblem) -> Objective:
     A budget on the average bits says where contexts are drawn; the scores serve every other budget too. They are
     enough once more of them are expected to gain little in the policy that is chosen.
     """
+    return Objective(paired_walks(problem, problem.evaluator))
+
+
+def paired_walks(problem: SearchProblem, evaluator: Evaluator) -> Scores:
+    """Return the Shapley values of the formats by what `evaluator` says of policies."""
     from smpq.scoring.shapley import ScoringLimits, estimate
     from smpq.scoring.stability import UntilSettled
 
     limits = problem.limits
     settled = UntilSettled(problem.space, _budgets(problem), limits.gain, problem.seed, problem.progress.enough)
-    evaluator = problem.evaluator
     with problem.progress.bar("score", limits.evaluations or problem.space.moves()) as advance:
-        scores = estimate(
+        return estimate(
             evaluator,
             problem.space,
             ScoringLimits(limits.evaluations, limits.precision),
@@ -44,7 +50,6 @@ def shapley(problem: SearchProblem) -> Objective:
             settled,
             evaluator.folds,
         )
-    return Objective(scores)
 
 
 def _context_bits(problem: SearchProblem) -> tuple[float, float] | None:

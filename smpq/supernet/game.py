@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from calib.data import per_sample
 from calib.network.execution import Edit, Edits
-from calib.task import Batch, Task
+from calib.task import Batch
 from smpq.supernet.mixtures import SharedRounding, blend
 from smpq.supernet.network import Key, Supernet
 from smpq.supernet.settings import GameSettings
 from smpq.training.placing import batch_on
 from smpq.value.incremental import outputs_of
-from smpq.value.metric import sample_metric
 from smpq.value.parts import split
-from smpq.value.value import divergence
+from smpq.value.value import measure_of
 
 _SAMPLES_AT_ONCE = 32
-_Samples: TypeAlias = Callable[[Any, Any, Batch], Tensor]
 
 
 class SupernetGame:
@@ -69,7 +65,7 @@ class SupernetGame:
     def measure(self, coalitions: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         """Return `[k, values]`, higher is better: each coalition judged in every way of `settings.values`."""
         edits = [self.edits(row) for row in coalitions]
-        measures = [_measure(self._task, value) for value in self.settings.values]
+        measures = [measure_of(self._task, value) for value in self.settings.values]
         totals, count = np.zeros((len(edits), len(measures))), 0
         for batch in self._batches:
             float_output = self._traced.run(batch.inputs) if "kl" in self.settings.values else None
@@ -128,15 +124,3 @@ class SupernetGame:
         leaf, factor = graph.weights[path], graph.factor(path)
         spread = factor.reshape(-1, *[1] * (leaf.dim() - 1))
         return [(rounded * spread).contiguous() for rounded in self._supernet.weights[path].rounded(leaf)]
-
-
-def _measure(task: Task, value: str) -> _Samples:
-    if value == "kl":
-        function = getattr(task, "divergence", divergence)
-        return lambda output, reference, batch: (
-            -per_sample(function, (output, reference), len(batch.inputs[0]), "divergence")
-        )
-    if value == "loss":
-        return lambda output, _, batch: -per_sample(task.loss, (output, batch.target), len(batch.inputs[0]), "loss")
-    metric = sample_metric(task, "the contribution metric")
-    return lambda output, _, batch: per_sample(metric, (output, batch.target), len(batch.inputs[0]), "metric")

@@ -14,13 +14,20 @@ from torch import Tensor, nn
 from calib.formats.quantizers import ActivationQuantizer
 from smpq.training.lsq import LearnedActivation, LearnedWeight, TrainedQuantizer
 
+FLOAT = -1
+"""What stands for the tensor itself where one candidate is chosen."""
+
 
 class FormatMixture(nn.Module):
-    """The parameters alpha `[k]` of k candidates, of which every layer of a group shares one; they start equal."""
+    """The parameters alpha `[k]` of k candidates, of which every layer of a group shares one; they start equal.
+
+    `chosen`: the number of the candidate that stands alone, or `FLOAT`; None for the mixture of all.
+    """
 
     def __init__(self, candidates: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(candidates))
+        self.chosen: int | None = None
 
     def shares(self) -> Tensor:
         """Return softmax(alpha) `[k]`."""
@@ -43,7 +50,9 @@ class MixedWeight(TrainedQuantizer):
         return [candidate(weight) for candidate in self.candidates]
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the mixture."""
+        """Return the mixture, or what the chosen candidate makes of the weight."""
+        if self.choice.chosen is not None:
+            return _alone(self.candidates, self.choice.chosen, weight)
         return blend(self.rounded(weight), self.choice.shares())
 
     def project(self) -> None:
@@ -68,7 +77,9 @@ class MixedActivation(TrainedQuantizer):
             ]
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """Return the mixture."""
+        """Return the mixture, or what the chosen candidate makes of the tensor."""
+        if self.choice.chosen is not None:
+            return _alone(self.candidates, self.choice.chosen, tensor)
         if len(self.candidates) == 1:
             only: Tensor = self.candidates[0](tensor)
             return only
@@ -151,6 +162,11 @@ class _MixRounded(torch.autograd.Function):
             change = (along - _dot(inside, tensor)) / quantizer.scale
             by_step.append((weight * change / math.sqrt(tensor.numel() * largest)).reshape(ctx.step_shape))
         return by_tensor, torch.stack(by_share), None, *by_step
+
+
+def _alone(candidates: nn.ModuleList, chosen: int, tensor: Tensor) -> Tensor:
+    found: Tensor = tensor if chosen == FLOAT else candidates[chosen](tensor)
+    return found
 
 
 def _order(tensor: Tensor) -> torch.memory_format:

@@ -131,7 +131,7 @@ class Supernet:
         total, macs = torch.zeros((), device=device), 0
         for group in self.space.groups:
             expected = []
-            for key in _keys(group.name):
+            for key in keys_of(group.name):
                 row = self.choices[key].shares() if shares is None else torch.as_tensor(shares[key]).to(device)
                 bits = torch.tensor([float(operation.bits) for operation in self.rows[key]]).to(device)
                 expected.append((row * bits).sum())
@@ -172,13 +172,14 @@ def _rows(group: Group, formats: Sequence[Format]) -> dict[Key, tuple[Operation,
     weights = {chosen.weight_key: int(chosen.weight_bits) for chosen in formats}
     activations = {f"a{chosen.activation_bits}": chosen.activation_bits for chosen in formats}
     found: dict[Key, tuple[Operation, ...]] = {}
-    for key, row in zip(_keys(group.name), (weights, activations), strict=True):
+    for key, row in zip(keys_of(group.name), (weights, activations), strict=True):
         ordered = sorted(row.items(), key=lambda item: (item[1], item[0]))
         found[key] = tuple(Operation(*key, name, bits) for name, bits in ordered)
     return found
 
 
-def _keys(group: str) -> tuple[Key, Key]:
+def keys_of(group: str) -> tuple[Key, Key]:
+    """Return the keys of a group's weight and activation."""
     return (group, "weight"), (group, "activation")
 
 

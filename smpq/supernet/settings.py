@@ -53,6 +53,8 @@ class SupernetSettings:
        `gamma` times the supernet's.
     3. `momentum` accumulates them; `deviation` subtracts the standard deviation over walks first (Shapley-NAS' lower
        bound).
+    4. With `paths` each batch trains one path, an operation of every row drawn at random, and neither alpha nor Shapley
+       values: `smpq.supernet.paths` judges policies by their paths.
     """
 
     epochs: Annotated[
@@ -86,6 +88,13 @@ class SupernetSettings:
     ] = 0.5
     momentum: Annotated[float, Declared("weight of the estimates so far", _FRACTION)] = 0.8
     deviation: Annotated[bool, Declared("subtract the standard deviation over walks")] = False
+    paths: Annotated[
+        bool,
+        Declared(
+            "each batch trains one format of each layer, drawn at random, instead of a mixture of all",
+            option="--paths/--mixture",
+        ),
+    ] = False
     game: GameSettings = field(default_factory=GameSettings)
     seed: Annotated[int, Declared("seed of everything random", SEEDS)] = 0
 
@@ -115,5 +124,7 @@ class SupernetSettings:
 
     @property
     def first_update(self) -> int:
-        """The number of epochs, from 1, after which the first Shapley values are estimated."""
+        """The number of epochs, from 1, after which the first Shapley values are estimated: never of paths."""
+        if self.paths:
+            return self.epochs + 1
         return min(math.floor(self.epochs * self.warm_up) + 1, self.epochs)

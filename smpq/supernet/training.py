@@ -20,6 +20,7 @@ from smpq.scoring.estimators.result import Estimate
 from smpq.supernet.contributions import Contributions
 from smpq.supernet.game import SupernetGame
 from smpq.supernet.network import Supernet
+from smpq.supernet.paths import draw_path, leave_path
 from smpq.supernet.removal import Removals, RemovalWalks
 from smpq.supernet.settings import SupernetSettings
 from smpq.supernet.state import SupernetState
@@ -129,6 +130,8 @@ def _train_epoch(
     graph, losses = supernet.graph, []
     graph.train()
     for step, batch in enumerate(_batches(supernet, settings, epoch), epoch * (total // settings.epochs)):
+        if settings.paths:
+            draw_path(supernet, (settings.seed, step))
         for group in weights.param_groups:
             group["lr"] = group["peak"] * one_cycle(min(step / total, 1.0))
         weights.zero_grad(set_to_none=True)
@@ -146,6 +149,7 @@ def _train_epoch(
         alphas.step()
         graph.project()
     graph.eval()
+    leave_path(supernet)
     return sum(losses) / len(losses)
 
 

@@ -4,7 +4,8 @@ are attached.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +141,21 @@ class TrainableGraph(nn.Module):
             norm.project()
         for quantizer in self.quantizers():
             quantizer.project()
+
+    @contextmanager
+    def batch_statistics(self) -> Iterator[None]:
+        """Let BatchNorm use the statistics of each batch, as in training, and keep its own as they are."""
+        norms = [norm for norm in self._norms.values() if isinstance(norm, _Norm)]
+        was_training, before = self.training, [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        self.train()
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(norms, before, strict=True):
+                norm.momentum = momentum
+            self.train(was_training)
 
     def estimate_statistics(self, batches: Iterable[Sequence[Tensor]]) -> None:
         """Set the mean and variance of every BatchNorm to their averages over `batches` of inputs; nothing else

@@ -9,6 +9,7 @@ import pytest
 from deploy.stages.run_all import open_run
 from deploy.stages.supernet import SUPERNET, train_supernet
 from deploy.terminal.progress import Progress
+from smpq.supernet.paths import PathValue
 from smpq.supernet.settings import SupernetSettings
 from tests.commands import assert_matches, contents, copy_of, done, refused
 
@@ -129,3 +130,32 @@ def test_what_a_method_cannot_do(tmp_path):
 def test_a_supernet_holds_integers_alone(tmp_path):
     command = ("--target", "simulate", "--formats", "w8a8,fp8", "--out", tmp_path / "run", "--quiet")
     assert_matches("fp8 cannot be trained", refused("train-supernet", *TASK, *command))
+
+
+@pytest.mark.slow
+def test_the_whole_job_by_paths(tmp_path, monkeypatch):
+    run, sizes = tmp_path / "run", ("--paths", *SIZES[:4])
+    done("train-supernet", *TASK, *FORMATS, *sizes, "--out", run, "--quiet")
+    before = (run / SUPERNET).read_bytes()
+    arguments = (*TASK, *FORMATS, "--out", run, "--method", "smpq-paths", "--quiet")
+    done("run", *arguments, "--budget", "avg_bits=5", "--finetune", "1")
+    assert (run / SUPERNET).read_bytes() == before
+    report, scores = read(run, "report.json"), read(run, "scores.json")
+    assert report["met"]
+    assert scores["method"] == "smpq-paths"
+    values = [cell["value"] for row in scores["scores"].values() for cell in row.values()]
+    assert len(set(values)) > 3
+    # what was evaluated is in the journal
+    monkeypatch.setattr(PathValue, "_value", lambda *_: pytest.fail("it was evaluated before"))
+    (run / "scores.json").unlink()
+    done("score", *arguments)
+    assert read(run, "scores.json")["scores"] == scores["scores"]
+
+
+def test_a_supernet_of_paths_is_not_one_of_mixtures(run, tmp_path):
+    arguments = ("run", *TASK, *FORMATS, "--budget", "avg_bits=5", "--quiet")
+    message = refused(*arguments, "--out", run, "--method", "smpq-paths")
+    assert_matches(r"trained as a mixture \(--mixture\), and the method needs one that is trained by paths", message)
+    other = tmp_path / "other"
+    done("train-supernet", *TASK, *FORMATS, "--paths", *SIZES[:4], "--out", other, "--quiet")
+    assert_matches(r"trained by paths \(--paths\)", refused(*arguments, "--out", other, "--method", "dmpq"))
