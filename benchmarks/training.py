@@ -98,7 +98,7 @@ class Kept:
         return self._directory / name
 
     def write(self, record: object) -> None:
-        raise NotImplementedError(record)
+        """Write nothing: nobody reads the records of a run here."""
 
 
 def offered(groups: tuple, formats: str) -> dict[str, tuple[Format, ...]]:
