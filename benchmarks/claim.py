@@ -65,7 +65,7 @@ ROWS = (
 )  # fmt: skip
 JUDGED = 4
 """Held-out batches of 128."""
-MIXTURE = SupernetSettings(epochs=4, samples=256, game=GameSettings(("kl", "loss", "metric")))
+MIXTURE = SupernetSettings(epochs=4, samples=256, game=GameSettings(("metric", "loss", "kl")))
 PATHS = SupernetSettings(epochs=4, distillation=4.0, paths=True)
 
 
