@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from calib.errors import UserError
 from calib.heap import Gaps
 from calib.sizes import InputSizes
 from calib.task import Batch, Task, TrainableTask
+
+Kinds: TypeAlias = tuple[tuple[torch.dtype, torch.Size], ...]
+"""Type and shape of each input of a batch."""
 
 
 def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = None) -> Iterator[Batch]:
@@ -25,7 +28,7 @@ def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = Non
     Raises UserError for anything else, for an empty loader, for NaN or infinite inputs, for inputs of one batch that
     disagree on `n`, and for batches that disagree on number, type or axes of the inputs.
     """
-    first: Batch | None = None
+    first: Kinds | None = None
     gaps, numbers = Gaps(), itertools.count()  # enumerate() would keep a batch while the next one is made
     for item in _looped(batches, what):
         where = f"{what} batch {next(numbers)}"
@@ -35,7 +38,7 @@ def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = Non
             _check_same(first, batch, where)
         if sizes is not None:
             sizes.check(batch.inputs, where)
-        first = first or _without_data(batch)
+        first = first or _kinds(batch)
         yield batch
         del batch
         gaps.close()
@@ -78,7 +81,7 @@ def training_batches(task: Task, epoch: int, sizes: InputSizes | None = None) ->
             "calibration() "
             "does not hold (see calib.task.TrainableTask)"
         )
-    first: Batch | None = None
+    first: Kinds | None = None
     for index, item in enumerate(_looped(call_task(task, "training", epoch), "training")):
         where = f"training batch {index} of epoch {epoch}"
         batch = _batch(item, where)
@@ -86,7 +89,7 @@ def training_batches(task: Task, epoch: int, sizes: InputSizes | None = None) ->
             _check_same(first, batch, where)
         if sizes is not None:
             sizes.check(batch.inputs, where)
-        first = first or _without_data(batch)
+        first = first or _kinds(batch)
         yield batch
     if first is None:
         raise UserError(
@@ -198,20 +201,19 @@ def _batch(item: object, where: str) -> Batch:
     return Batch(tuple(tensor.detach() for tensor in inputs), target)
 
 
-def _without_data(batch: Batch) -> Batch:
-    """Return a batch of the same types and shapes that takes no memory."""
-    return Batch(tuple(tensor.to("meta") for tensor in batch.inputs), None)
+def _kinds(batch: Batch) -> Kinds:
+    return tuple((tensor.dtype, tensor.shape) for tensor in batch.inputs)
 
 
-def _check_same(first: Batch, other: Batch, where: str) -> None:
+def _check_same(first: Kinds, batch: Batch, where: str) -> None:
     """Sizes may change from batch to batch, where the model can be traced for them; types and axes may not."""
-    if len(first.inputs) != len(other.inputs):
-        raise UserError(f"{where} has {len(other.inputs)} inputs, the first batch has {len(first.inputs)}")
-    for position, (one, two) in enumerate(zip(first.inputs, other.inputs, strict=True)):
-        if (one.dim(), one.dtype) != (two.dim(), two.dtype):
+    if len(first) != len(batch.inputs):
+        raise UserError(f"{where} has {len(batch.inputs)} inputs, the first batch has {len(first)}")
+    for position, ((dtype, shape), tensor) in enumerate(zip(first, batch.inputs, strict=True)):
+        if (len(shape), dtype) != (tensor.dim(), tensor.dtype):
             raise UserError(
-                f"input {position} of {where} is {two.dtype} {list(two.shape)}, in the first batch {one.dtype} "
-                f"{list(one.shape)}: only sizes may differ"
+                f"input {position} of {where} is {tensor.dtype} {list(tensor.shape)}, in the first batch {dtype} "
+                f"{list(shape)}: only sizes may differ"
             )
 
 
