@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from finetune_resnet20 import Bench
 from records import keep
-from scipy import stats
+from supernet_cifar10 import interval
 from training import Kept, Watching
 
 from calib.formats.format import FP32, Format, formats_from_text
@@ -48,7 +48,7 @@ from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling
 from smpq.supernet.network import Supernet, keys_of, operations_of
 from smpq.supernet.paths import PathValue
-from smpq.supernet.settings import GameSettings, SupernetSettings
+from smpq.supernet.settings import PATHS, GameSettings, SupernetSettings
 from smpq.supernet.state import SupernetState
 from smpq.training.finetune import Subject, finetune
 from smpq.training.settings import FineTuneSettings
@@ -66,7 +66,6 @@ ROWS = (
 JUDGED = 4
 """Held-out batches of 128."""
 MIXTURE = SupernetSettings(epochs=4, samples=256, game=GameSettings(("metric", "loss", "kl")))
-PATHS = SupernetSettings(epochs=4, distillation=4.0, paths=True)
 
 
 def say(text: str) -> None:
@@ -230,13 +229,6 @@ class Claim:
 
 def _product(chosen: Format) -> float:
     return chosen.weight_bits * chosen.activation_bits
-
-
-def interval(values: list[float]) -> dict[str, Any]:
-    """Mean and Student's 95 % interval over seeds; no interval for one seed."""
-    mean, count = float(np.mean(values)), len(values)
-    half = float(stats.t.ppf(0.975, count - 1) * stats.sem(values)) if count > 1 else None
-    return {"mean": mean, "interval": None if half is None else [mean - half, mean + half], "seeds": count}
 
 
 def differences(rows: list[dict[str, Any]]) -> dict[str, Any]:

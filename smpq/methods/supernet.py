@@ -103,7 +103,7 @@ def train_supernet(
     from calib.data import training_batches
     from calib.task import SetTask
     from smpq.supernet.network import Supernet
-    from smpq.supernet.settings import SupernetSettings
+    from smpq.supernet.settings import PATHS, SupernetSettings
     from smpq.supernet.state import SupernetState, SupernetStateFile
     from smpq.supernet.training import train
     from smpq.training.lsq import check_learned
@@ -117,7 +117,7 @@ def train_supernet(
         supernet = Supernet(subject, problem.device)
     state = SupernetState.load(files.file(name), supernet) if files.has(name) else None
     if settings is None:
-        defaults = SupernetSettings(epochs=4, distillation=4.0, paths=True) if paths else SupernetSettings()
+        defaults = PATHS if paths else SupernetSettings()
         settings = SupernetSettings.from_json(state.settings) if state is not None else defaults
     if paths is not None and settings.paths != paths:
         raise UserError(

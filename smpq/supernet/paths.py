@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from calib.errors import UserError
-from calib.formats.format import FP32
 from calib.task import Batch
 from smpq.problem.policy import Policy
 from smpq.supernet.mixtures import FLOAT
@@ -32,11 +31,11 @@ def draw_path(supernet: Supernet, seed: Sequence[int]) -> None:
 
 
 def take_path(supernet: Supernet, policy: Policy) -> None:
-    """Let the supernet compute the path that is a policy of its space; a layer in the reference format is float."""
+    """Let the supernet compute the path that is a policy of its space; a layer in a float format stays as it is."""
     for group, chosen in policy.formats.items():
         for key, name in zip(keys_of(group), operations_of(chosen), strict=True):
             names = [operation.name for operation in supernet.rows[key]]
-            supernet.choices[key].chosen = FLOAT if chosen == FP32 else names.index(name)
+            supernet.choices[key].chosen = FLOAT if chosen.is_float else names.index(name)
 
 
 def leave_path(supernet: Supernet) -> None:

@@ -41,9 +41,11 @@ def test_a_path_is_what_shares_of_1_give():
         assert torch.allclose(found, net.graph.run(batch.inputs), atol=1e-5)
 
 
-def test_a_layer_in_the_reference_format_is_float():
+@pytest.mark.parametrize("chosen", [FP32, Format.from_text("fp16")])
+def test_a_layer_in_a_float_format_is_float(chosen):
+    """Whichever is the reference of the target, also where no layer is offered it."""
     net, batch = supernet(), batch_of(5)
-    take_path(net, net.space.uniform(FP32))
+    take_path(net, Policy({group.name: chosen for group in net.space.groups}))
     assert torch.allclose(net.graph.run(batch.inputs), net.graph.reference(batch.inputs), atol=1e-5)
     only_head = Policy({group.name: FP32 for group in net.space.groups} | {"head": Format.from_text("w2a4")})
     take_path(net, only_head)
