@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from calib.errors import UserError
+from calib.finite import all_finite
 from calib.heap import Gaps
 from calib.sizes import InputSizes
 from calib.task import Batch, Task, TrainableTask
@@ -133,7 +134,7 @@ def check_model(model: object) -> nn.Module:
 
 def check_finite(tensor: Tensor, what: str) -> None:
     """Raise UserError, which starts with `what`, when a floating-point tensor holds NaN or infinity."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if not all_finite(tensor):
         kind = "NaN" if bool(torch.isnan(tensor).any()) else "an infinite value"
         raise UserError(f"{what} holds {kind}: correct it first, quantisation would spread it")
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from calib.errors import UserError
+from calib.finite import all_finite
 from calib.network.execution import Observe
 from calib.network.graph import TracedModel
 from calib.network.nodes import operator_name
@@ -89,7 +90,7 @@ class LayerMoments:
             self._traced.run(batch.inputs, observe=observe)
         for path, count in rows.items():
             total = totals.pop(path)
-            if not bool(torch.isfinite(total).all()):
+            if not all_finite(total):
                 raise UserError(
                     f"the input of {path} holds NaN or infinity on the calibration data: no integers stand for them"
                 )

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from calib.errors import UserError
 from calib.files.storage import FileRecord, json_text, record_from_text, write_bytes
 from calib.files.weights import check_header
+from calib.finite import all_finite
 
 _KEY = "smpq"
 _LARGEST_HEADER = 100_000_000
@@ -38,8 +38,7 @@ def read_tensor_file(path: Path, kind: type[FileType], repair: str) -> tuple[Fil
         except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"{path} is damaged ({_line(error)}): {repair}") from error
     for name, tensor in tensors.items():
-        finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
-        check(finite, path, f"{name[:200]!r} holds a value that is not finite", repair)
+        check(all_finite(tensor), path, f"{name[:200]!r} holds a value that is not finite", repair)
     return record, tensors
 
 

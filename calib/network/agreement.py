@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from calib.finite import all_finite, finite_values
+
 TOLERANCE = 1e-3
 """Largest difference, as a share of the output's spread."""
 _ULPS = 64
@@ -77,12 +79,14 @@ def _between(one: Tensor, two: Tensor, scales: Sequence[Tensor]) -> str | None:
     if not two.is_floating_point() and not two.is_complex():
         return _strays(one != two, "differs")
     ours, theirs = _real(one), _real(two)
-    finite = torch.isfinite(theirs)
-    odd = torch.where(finite, ~torch.isfinite(ours), ~((ours == theirs) | (ours.isnan() & theirs.isnan())))
-    problem = _strays(odd, "is not finite at the same places")
-    if problem is not None:
-        return problem
-    gap = torch.where(finite & torch.isfinite(ours), (ours - theirs).abs(), 0.0)
+    gap = (ours - theirs).abs()
+    if not all_finite(gap):
+        finite = torch.isfinite(theirs)
+        odd = torch.where(finite, ~torch.isfinite(ours), ~((ours == theirs) | (ours.isnan() & theirs.isnan())))
+        problem = _strays(odd, "is not finite at the same places")
+        if problem is not None:
+            return problem
+        gap = torch.where(finite & torch.isfinite(ours), gap, 0.0)
     allowed = _allowed(theirs, scales, torch.finfo(two.dtype).eps)
     largest = float((gap / allowed).max())
     share = largest * TOLERANCE
@@ -96,7 +100,7 @@ def _strays(wrong: Tensor, words: str) -> str | None:
 
 def _allowed(values: Tensor, scales: Sequence[Tensor], eps: float) -> Tensor:
     """Return the largest difference allowed, for each element or for all of them."""
-    present = values[torch.isfinite(values)]
+    present = finite_values(values)
     largest = float(present.abs().max()) if present.numel() else 0.0
     scale = scales[0] if scales else _spread(values)
     for finer in scales[1:]:
@@ -115,7 +119,7 @@ def _scales(leaf: Tensor) -> list[Tensor]:
         return []
     values = _real(leaf)
     found = [_spread(values)]
-    if values.dim() >= 2 and values.shape[0] > 1 and values.numel() and bool(torch.isfinite(values).all()):
+    if values.dim() >= 2 and values.shape[0] > 1 and values.numel() and all_finite(values):
         for kept in {1, values.dim() - 1}:
             rest = [dim for dim in range(values.dim()) if dim != kept]
             found.append(values.std(dim=rest, keepdim=True, correction=0))
@@ -126,7 +130,7 @@ def _spread(values: Tensor) -> Tensor:
     """Return the standard deviation; of few or equal values the root of their mean square, for there is nothing else to
     go by.
     """
-    present = values[torch.isfinite(values)]
+    present = finite_values(values)
     if present.numel() == 0:
         return torch.zeros((), dtype=torch.float64)
     spread = present.std(correction=0)

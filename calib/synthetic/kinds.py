@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from calib.errors import UserError
+from calib.finite import all_finite
 from calib.sizes import Shape, StatedSizes
 
 
@@ -45,11 +46,7 @@ def kinds_from_example(example: Any) -> tuple[InputKind, ...]:
     """
     tensors = (example,) if isinstance(example, Tensor) else example
     right = isinstance(tensors, (tuple, list)) and all(
-        isinstance(each, Tensor)
-        and each.dim()
-        and each.numel()
-        and not each.is_complex()
-        and bool(each.isfinite().all())
+        isinstance(each, Tensor) and each.dim() and each.numel() and not each.is_complex() and all_finite(each)
         for each in tensors
     )
     if not right or not tensors:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
+from calib.finite import all_finite
 from calib.network.agreement import Agreement
 from calib.task import Batch, Task
 from deploy.files.verification import Confidence, Quantiles, StageName
@@ -141,7 +142,7 @@ def _not_finite(leaves: Sequence[Tensor], count: int) -> int:
     """
     found = torch.zeros(count, dtype=torch.bool)
     for leaf in leaves:
-        if leaf.is_floating_point() or leaf.is_complex():
+        if not all_finite(leaf):
             odd = ~torch.isfinite(leaf)
             found |= odd.reshape(count, -1).any(1) if leaf.dim() and len(leaf) == count else odd.any()
     return int(found.sum())
