@@ -9,9 +9,8 @@ from typing import Any, overload
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from calib.data import call_task, check_batches, each_batch
+from calib.data import bytes_of, call_task, check_batches, each_batch
 from calib.errors import UserError
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
@@ -173,9 +172,3 @@ def add_to_hash(digest: Any, value: Any) -> None:
 def _add_batch(digest: Any, batch: Batch) -> None:
     for part in (*batch.inputs, batch.target):
         add_to_hash(digest, part)
-
-
-def bytes_of(batch: Batch) -> int:
-    """Return how much memory the inputs and the target of a batch take."""
-    leaves = pytree.tree_leaves((batch.inputs, batch.target))
-    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, (Tensor, np.ndarray)))

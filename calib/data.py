@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.finite import all_finite
@@ -40,11 +42,18 @@ def each_batch(batches: Iterable[Any], what: str, sizes: InputSizes | None = Non
         if sizes is not None:
             sizes.check(batch.inputs, where)
         first = first or _kinds(batch)
+        taken = bytes_of(batch)
         yield batch
         del batch
-        gaps.close()
+        gaps.close(taken)
     if first is None:
         raise UserError(f"{what}() gave no batch: is the loader empty, or an iterator that was already used up?")
+
+
+def bytes_of(batch: Batch) -> int:
+    """Return how much memory the inputs and the target of a batch take."""
+    leaves = pytree.tree_leaves((batch.inputs, batch.target))
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, (Tensor, np.ndarray)))
 
 
 def check_batches(batches: Iterable[Any], *, what: str = "calibration") -> None:

@@ -31,19 +31,25 @@ class Gaps:
     The heap shrinks from its end alone. What a batch leaves below a small block that stays is lost to all others: a
     transformer on batches of 3 MB grew by 120 MB with each.
 
-    What one batch leaves is kept for the next one, however much it is. What counts as a gap is growth above that.
+    1. What a batch leaves is kept for the next one, however much it is. What counts as a gap is growth above that.
+    2. Of a batch that is large itself nothing is kept: into a gap that is a little too small goes nothing of the next
+       one, and a process grows by a batch or two at times that nobody can tell. What it costs to take the pages anew
+       is little beside what a network takes for so much data.
     """
 
-    _MUCH = 32 * 2**20
+    _MUCH, _LARGE = 32 * 2**20, 8 * 2**20
 
     def __init__(self) -> None:
         self._level: int | None = None
         self._trim()
 
-    def close(self) -> None:
-        """Say that a batch has passed. Gives free pages back if the process has grown by 32 MB above what the first
-        batch after the last time left it with; takes microseconds if not.
+    def close(self, batch: int) -> None:
+        """Say that a batch of so many bytes has passed. Gives free pages back if it has 8 MB, or if the process has
+        grown by 32 MB above what the first batch after the last time left it with; takes microseconds if not.
         """
+        if batch >= self._LARGE:
+            self._trim()
+            return
         found = _resident()
         if self._level is None:
             self._level = found

@@ -16,9 +16,9 @@ from calib.heap import Gaps
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
-gaps = Gaps()
-if sys.argv[1] != "first batch":
-    gaps.close()
+gaps, batch = Gaps(), 24 * 2**20 if sys.argv[1] == "first, a large one" else 0
+if not sys.argv[1].startswith("first"):
+    gaps.close(batch)
 import ctypes
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -31,7 +31,7 @@ keep = libc.malloc(2**20)  # above them in the heap: it cannot shrink
 for block in blocks:
     libc.free(block)
 if sys.argv[1] != "as it is":
-    gaps.close()
+    gaps.close(batch)
 print(resident() - before)
 """
 
@@ -74,6 +74,11 @@ def test_freed_blocks_leave_no_gaps():
 @only_glibc
 def test_what_one_batch_leaves_is_kept_for_the_next():
     assert number(WALK, "first batch") > 300 * 2**20
+
+
+@only_glibc
+def test_of_a_large_batch_nothing_is_kept():
+    assert number(WALK, "first, a large one") < 30 * 2**20
 
 
 @only_glibc
