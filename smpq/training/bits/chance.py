@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from calib.formats.number_type import NumberType
 from smpq.training.bits.finder import Finder
 from smpq.training.bits.pressure import Pressure
 from smpq.training.bits.rungs import Rungs
@@ -24,7 +25,16 @@ _MOST = 0.05
 _LEAST_SHARE = 1e-6
 """Of the budget, that a width may save at least to be counted."""
 
-Quantizer = TypeVar("Quantizer", bound=LearnedWeight)
+
+class TwoWidthWeight(LearnedWeight):
+    """A LearnedWeight that knows the number type of the next width down, `below`; its own until it is told."""
+
+    def __init__(self, step: Tensor, grid: NumberType, block: int | None = None) -> None:
+        super().__init__(step, grid, block)
+        self.below = grid
+
+
+Quantizer = TypeVar("Quantizer", bound=TwoWidthWeight)
 
 
 class Chance(Finder, Generic[Quantizer]):
@@ -130,9 +140,11 @@ class Chance(Finder, Generic[Quantizer]):
             odds.data.fill_(float(numbers[f"odds/{name}"]))
             self._restore_rung(name)
 
-    @abstractmethod
     def _restore_rung(self, name: str) -> None:
         """Tell the quantisers of a group which width is below its own; steps stay."""
+        if self.rungs.numbers[name]:
+            for _, quantizer in self._quantizers(name):
+                quantizer.below = self.rungs.below(name)
 
     @property
     def _limit(self) -> float:

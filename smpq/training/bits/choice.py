@@ -65,11 +65,6 @@ class WidthChoice(Chance[StochasticWeight]):
         pairs = [(quantizer.errors(weight), weight.numel()) for weight, quantizer in self._quantizers(name)]
         return sum((low - high) * count for (high, low), count in pairs) / sum(count for _, count in pairs)
 
-    def _restore_rung(self, name: str) -> None:
-        if self.rungs.numbers[name]:
-            for _, quantizer in self._quantizers(name):
-                quantizer.below = self.rungs.below(name)
-
     def _land(self, name: str) -> None:
         with torch.no_grad():
             for _, quantizer in self._quantizers(name):

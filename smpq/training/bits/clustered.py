@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from calib.formats.number_type import NumberType
-from smpq.training.lsq import LearnedWeight
+from smpq.training.bits.chance import TwoWidthWeight
 
 _NOISE = 1 / 3
 """Of the distance of two values, that of Relaxed Quantization at its start."""
 
 
-class ClusteredWeight(LearnedWeight):
+class ClusteredWeight(TwoWidthWeight):
     """A LearnedWeight that is the most probable value of its grid, with the gradient of the expected one.
 
     Lee et al., CPQ (arXiv 2109.02100), after Louizos et al., Relaxed Quantization (arXiv 1810.01875): a weight with
@@ -32,7 +32,6 @@ class ClusteredWeight(LearnedWeight):
 
     def __init__(self, step: Tensor, grid: NumberType, block: int | None = None) -> None:
         super().__init__(step, grid, block)
-        self.below = grid
         self.kept: Tensor | None = None
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -54,11 +54,6 @@ class BitDrop(Chance[ClusteredWeight]):
         worse = sum(float((low - high).sum()) * count for (high, low), count in pairs)
         return worse / sum(count for _, count in pairs)
 
-    def _restore_rung(self, name: str) -> None:
-        if self.rungs.numbers[name]:
-            for _, quantizer in self._quantizers(name):
-                quantizer.below = self.rungs.below(name)
-
     def _land(self, name: str) -> None:
         self._restore_rung(name)
         kept = self._probability(name) if self.rungs.numbers[name] else 1.0

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from calib.formats.number_type import NumberType
-from smpq.training.lsq import LearnedWeight
+from smpq.training.bits.chance import TwoWidthWeight
 
 
-class StochasticWeight(LearnedWeight):
+class StochasticWeight(TwoWidthWeight):
     """A LearnedWeight with a second grid and step below its own. Huang et al., SDQ (arXiv 2206.04459), section 3.
 
     While `chosen` is set, a tensor `[]` that is 1 for the present width and 0 for the one below, the weight is that of
@@ -19,7 +19,6 @@ class StochasticWeight(LearnedWeight):
 
     def __init__(self, step: Tensor, grid: NumberType, block: int | None = None) -> None:
         super().__init__(step, grid, block)
-        self.below = grid
         self.below_step = nn.Parameter(step.detach().clone())
         self.chosen: Tensor | None = None
 
