@@ -15,6 +15,7 @@ from calib.declared import check_declared
 from calib.formats.format import Format
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import SCALE_OF_ZEROS, ActivationQuantizer, QuantizedWeight, Scheme, quantizer_from_range
+from calib.heap import Gaps
 from calib.moments import LayerMoments
 from calib.network.attention import Attention
 from calib.network.clips import is_clip
@@ -118,14 +119,17 @@ class Calibration:
         self, units: Sequence[Unit], formats: Mapping[str, Sequence[Format]], advance: Callable[[], None]
     ) -> None:
         """Round every weight that the search may need; `formats` is by unit path, `advance` is called after each
-        weight. The moments of a layer are dropped behind its last weight.
+        weight. The moments of a layer are dropped behind its last weight, and what its rounding left free in the heap
+        is given back (`calib.heap.Gaps`).
         """
+        gaps = Gaps()
         for unit in units:
             for chosen in formats[unit.path]:
                 if not chosen.is_float:
                     self.weight(unit, chosen)
                 advance()
             self._moments.drop(unit.path)
+            gaps.close(self.traced.state[unit.weight].nbytes)
 
     def prepare_quantizers(self, tensors: Iterable[str] | None, grids: Iterable[NumberType], scheme: Scheme) -> None:
         """Work out the ranges of `tensors`, of all that were observed when it is None, for these types."""

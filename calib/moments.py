@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from calib.data import bytes_of
 from calib.errors import UserError
 from calib.finite import all_finite
+from calib.heap import Gaps
 from calib.network.execution import Observe
 from calib.network.graph import TracedModel
 from calib.network.nodes import operator_name
@@ -86,8 +88,10 @@ class LayerMoments:
                 _add(totals, unit.path, torch.einsum("gnk,gnl->gkl", patches, patches))
                 rows[unit.path] = rows.get(unit.path, 0) + patches.shape[1]
 
+        gaps = Gaps()
         for batch in self._batches:
             self._traced.run(batch.inputs, observe=observe)
+            gaps.close(bytes_of(batch))
         for path, count in rows.items():
             total = totals.pop(path)
             if not all_finite(total):
