@@ -28,13 +28,13 @@ def keep_freed_blocks() -> None:
 class Gaps:
     """What blocks that come and go leave free in glibc's heap, given back to the system where it becomes much.
 
-    The heap shrinks from its end alone. What a batch leaves below a small block that stays is lost to all others: a
-    transformer on batches of 3 MB grew by 120 MB with each.
+    The heap shrinks from its end alone. What work on a batch, or on a layer, leaves below a small block that stays is
+    lost to all others: a transformer on batches of 3 MB grew by 120 MB with each.
 
-    1. What a batch leaves is kept for the next one, however much it is. What counts as a gap is growth above that.
-    2. Of a batch that is large itself nothing is kept: into a gap that is a little too small goes nothing of the next
-       one, and a process grows by a batch or two at times that nobody can tell. What it costs to take the pages anew
-       is little beside what a network takes for so much data.
+    1. What one piece of work leaves is kept for the next one, however much it is. What counts as a gap is growth above
+       that.
+    2. Of a large piece nothing is kept. What is a little larger than a gap does not fit into it: such a process grows
+       by a batch or two at times that nobody can tell. To take the pages anew costs little beside work on so much data.
     """
 
     _MUCH, _LARGE = 32 * 2**20, 8 * 2**20
@@ -43,11 +43,11 @@ class Gaps:
         self._level: int | None = None
         self._trim()
 
-    def close(self, batch: int) -> None:
-        """Say that a batch of so many bytes has passed. Gives free pages back if it has 8 MB, or if the process has
-        grown by 32 MB above what the first batch after the last time left it with; takes microseconds if not.
+    def close(self, size: int) -> None:
+        """Say that work on so many bytes is over. Gives free pages back if these are 8 MB, or if the process has
+        grown by 32 MB above what the first piece of work after the last time left it with; takes microseconds if not.
         """
-        if batch >= self._LARGE:
+        if size >= self._LARGE:
             self._trim()
             return
         found = _resident()

@@ -44,6 +44,19 @@ def calibrated(network, memory_kib=None):
     return Calibration(*network, batches, CalibrationSettings(), memory_mb), batches
 
 
+class Closings:
+    """Takes the place of `Gaps`, and notes what it is told."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def __call__(self):
+        return self
+
+    def close(self, size):
+        self.sizes.append(size)
+
+
 def prepared(network, memory_kib):
     calibration, batches = calibrated(network, memory_kib)
     calibration.prepare(network[1], {unit.path: (W8, W4) for unit in network[1]}, lambda: None)
@@ -100,3 +113,12 @@ def test_groups_of_a_convolution_count():
     )
     with pytest.raises(UserError, match="memory limit"):
         _ = Calibration(traced, units, batches, CalibrationSettings(), needed * 0.99)._moments[units[0].path]
+
+
+def test_the_heap_is_looked_after_behind_each_batch_and_each_layer(network, monkeypatch):
+    batches, layers = Closings(), Closings()
+    monkeypatch.setattr("calib.moments.Gaps", batches)
+    monkeypatch.setattr("calib.calibrate.Gaps", layers)
+    prepared(network, None)
+    assert batches.sizes == [40 * WIDTHS[0] * 4] * 3
+    assert layers.sizes == [one * two * 4 for one, two in itertools.pairwise(WIDTHS)]
