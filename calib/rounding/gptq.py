@@ -14,6 +14,8 @@ from calib.rounding.grids import Grid, search_grid
 from calib.rounding.nearest import plain_moments
 
 _COLUMNS_AT_ONCE = 128
+_ROWS_AT_ONCE = 4096
+"""All step sizes together: what a block of columns takes stays near the processor, and memory is bounded."""
 _STEPS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35)
 """Step sizes that are tried, as multiples of the one found for rounding to nearest."""
 _NO_SEARCH_FROM = 7
@@ -50,27 +52,50 @@ def absorb_errors(
 
     Algorithm 1 on `found` with its steps times each of `steps`; each row keeps the one with the smallest error.
     """
+    rows = len(weight)
+    at_once = rows if len(moments.matrix) > 1 else max(_ROWS_AT_ONCE // len(steps), 1)
+    parts = [slice(start, start + at_once) for start in range(0, rows, at_once)]
+    absorbed = [_absorbed(weight[part], moments, found.rows(part), steps, scale_floor[part]) for part in parts]
+    numbers, grids, errors = zip(*absorbed, strict=True)
+    return torch.cat(numbers), Grid.joined(grids), torch.cat(errors)
+
+
+def _absorbed(
+    weight: Tensor, moments: Moments, found: Grid, steps: Sequence[float], scale_floor: Tensor
+) -> tuple[Tensor, Grid, Tensor]:
     rows, length = weight.shape
-    groups = moments.matrix.shape[0]
-    order, factor = moments.order, moments.inverse_factor
-    by_row = order.repeat_interleave(rows // groups, dim=0)
-
-    def in_order(each: Tensor) -> Tensor:
-        return each.expand(rows, length).gather(1, by_row).reshape(groups, -1, length)
-
-    ordered, zeros = in_order(weight), found.zeros(length)
-    offsets = None if zeros is None else in_order(zeros)
-    types = [found.of_column(column) for column in order[0].tolist()]  # blocks are for one group
+    order = moments.order
+    groups = len(order)
+    tried = [found.scaled(factor, scale_floor) for factor in steps]
+    ordered = _by_column(weight, groups).gather(1, order[:, :, None].expand(-1, -1, rows // groups))
+    scales = torch.cat([_in_order(grid.scale, order) for grid in tried], dim=2)
+    zeros = None if found.zero is None else _in_order(found.zero, order).repeat(1, 1, len(steps))
+    types = [found.of_column(column) for column in order[0].tolist()]  # groups have one type
+    rounded = _round_columns(ordered.repeat(1, 1, len(steps)), scales, zeros, moments.inverse_factor, types)
+    numbers = torch.empty_like(rounded).scatter_(1, order[:, :, None].expand_as(rounded), rounded)
+    by_step = numbers.reshape(groups, length, len(steps), -1).permute(2, 0, 3, 1).reshape(len(steps), rows, length)
     best_error, best, best_grid = torch.full((rows,), torch.inf, device=weight.device), weight, found
-    for factor_of_step in steps:
-        tried = found.scaled(factor_of_step, scale_floor)
-        rounded = _round_columns(ordered, in_order(tried.steps(length)), offsets, factor, types).reshape(rows, length)
-        numbers = torch.empty_like(rounded).scatter_(1, by_row, rounded)
-        error = output_errors(_wrong_by(weight, numbers, tried), moments)
+    for each, grid in zip(by_step, tried, strict=True):
+        error = output_errors(_wrong_by(weight, each, grid), moments)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
-        best, best_grid = torch.where(better[:, None], numbers, best), tried.where(better, best_grid)
+        best, best_grid = torch.where(better[:, None], each, best), grid.where(better, best_grid)
     return best, best_grid, best_error
+
+
+def _by_column(by_row: Tensor, groups: int) -> Tensor:
+    """Return `[out, n]` as `[groups, n, out / groups]`."""
+    return by_row.reshape(groups, -1, by_row.shape[1]).transpose(1, 2)
+
+
+def _in_order(of_scales: Tensor, order: Tensor) -> Tensor:
+    """Return scales `[out]` or `[out, blocks]` for each column in that order, `[groups, k, out / groups]`."""
+    groups, length = order.shape
+    by_block = _by_column(of_scales.reshape(len(of_scales), -1), groups)
+    if of_scales.dim() == 1:
+        return by_block.expand(-1, length, -1)
+    block = order // (length // by_block.shape[1])
+    return by_block.gather(1, block[:, :, None].expand(-1, -1, by_block.shape[2]))
 
 
 def _wrong_by(weight: Tensor, numbers: Tensor, grid: Grid) -> Tensor:
@@ -80,25 +105,26 @@ def _wrong_by(weight: Tensor, numbers: Tensor, grid: Grid) -> Tensor:
 
 
 def _round_columns(
-    weight: Tensor, step: Tensor, zero: Tensor | None, factor: Tensor, types: Sequence[NumberType]
+    weight: Tensor, scales: Tensor, zeros: Tensor | None, factor: Tensor, types: Sequence[NumberType]
 ) -> Tensor:
-    """Round `[groups, rows, k]` to numbers in units of the step; a block of columns at a time, so that most of the
-    updates are matrix products. `types` are those of the columns.
+    """Round `[groups, k, rows]`, which is overwritten, to numbers in units of the step; `types` are of its columns.
+
+    A column is given the errors of those before it when its turn comes, those of whole blocks of columns in one matrix
+    product.
     """
-    weight = weight.clone()
     numbers = torch.empty_like(weight)
-    length = weight.shape[2]
+    length = weight.shape[1]
     for start in range(0, length, _COLUMNS_AT_ONCE):
         stop = min(start + _COLUMNS_AT_ONCE, length)
-        errors = torch.empty_like(weight[:, :, start:stop])
+        errors = torch.empty_like(weight[:, start:stop])
         for column in range(start, stop):
-            value = weight[:, :, column]
-            rounded = _rounded(value / step[:, :, column], None if zero is None else zero[:, :, column], types[column])
-            numbers[:, :, column] = rounded
-            error = (value - rounded * step[:, :, column]) / factor[:, None, column, column]
-            errors[:, :, column - start] = error
-            weight[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, None, column, column + 1 : stop]
-        weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+            before = factor[:, start:column, column, None].mT @ errors[:, : column - start]
+            value = weight[:, column] - before[:, 0]
+            step = scales[:, column]
+            rounded = _rounded(value / step, None if zeros is None else zeros[:, column], types[column])
+            numbers[:, column] = rounded
+            errors[:, column - start] = (value - rounded * step) / factor[:, column, column, None]
+        weight[:, stop:] -= factor[:, start:stop, stop:].mT @ errors
     return numbers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,17 @@ class Grid:
         """Return this grid in some rows and another one in the rest."""
         zero = self.zero if self.zero is None or other.zero is None else _where(rows, self.zero, other.zero)
         return Grid(self.type, self.block, _where(rows, self.scale, other.scale), zero)
+
+    def rows(self, part: slice) -> Grid:
+        """Return the grid of some rows."""
+        return Grid(self.type, self.block, self.scale[part], None if self.zero is None else self.zero[part])
+
+    @staticmethod
+    def joined(parts: Sequence[Grid]) -> Grid:
+        """Return the grid of the rows of all parts, in their order."""
+        zeros = [part.zero for part in parts if part.zero is not None]
+        scale = torch.cat([part.scale for part in parts])
+        return Grid(parts[0].type, parts[0].block, scale, torch.cat(zeros) if zeros else None)
 
     def nearest(self, weight: Tensor) -> Tensor:
         """Return the nearest numbers in units of the step: values less their zero points, `[out, k]` like `weight`."""
