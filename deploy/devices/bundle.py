@@ -96,6 +96,7 @@ def asked_of(experiment: Experiment, models: Mapping[str, str] | None = None, di
             calls=protocol.calls,
             singles=protocol.singles,
             sets=protocol.sets,
+            seconds=float(protocol.seconds),
         ),
         seed=experiment.seed,
         inputs=inputs_name(experiment),

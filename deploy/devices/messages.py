@@ -21,6 +21,7 @@ ShortHash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 Line = Annotated[str, msgspec.Meta(max_length=4000)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=1e-9, le=1e9)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 """A picosecond to eleven days."""
 Ratio = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
 Size = Annotated[int, msgspec.Meta(ge=-1, le=2**53)]
@@ -53,6 +54,7 @@ class Rounds(Record, frozen=True, kw_only=True):
     calls: Positive
     singles: Count
     sets: Positive
+    seconds: Seconds
 
 
 class Asked(FileRecord, frozen=True, kw_only=True, rename={"float_": "float"}):

@@ -41,7 +41,10 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "fingerprint": str,
     "label": str,
 }
-_PROTOCOL_FIELDS = {"rounds": int, "round_ms": (int, float), "calls": int, "singles": int, "sets": int}
+_NUMBER = (int, float)
+_PROTOCOL_FIELDS = {
+    "rounds": int, "round_ms": _NUMBER, "calls": int, "singles": int, "sets": int, "seconds": _NUMBER,
+}  # fmt: skip
 _CANDIDATE_FIELDS = {"name": str, "model": str, "settings": dict, "sha256": (str, type(None))}
 
 

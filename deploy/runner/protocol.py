@@ -96,11 +96,12 @@ class NotComparable(ValueError):  # noqa: N818 - the name says what is wrong
 
 @dataclass(frozen=True)
 class Protocol:
-    """How to measure: at least `rounds` rounds, of which as many are kept; in each, every engine runs at least
+    """How to measure: `rounds` rounds or more, of which as many are kept; in each, every engine runs at least
     `round_ms` milliseconds and at least `calls` times.
 
-    Where something else is at work, up to `sets` sets of as many rounds are made (`deploy.runner.quiet`). After the
-    rounds, `singles` calls at most are timed one by one, for the 99th percentile.
+    Where something else is at work, up to `sets` sets of as many rounds are made (`deploy.runner.quiet`). Of slow
+    engines there are fewer rounds and sets: all of them end within `seconds`, or with `deploy.runner.quiet.FEWEST`
+    rounds. After the rounds, `singles` calls at most are timed one by one, for the 99th percentile.
     """
 
     rounds: int = 15
@@ -108,6 +109,7 @@ class Protocol:
     calls: int = 3
     singles: int = 0
     sets: int = 4
+    seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,9 @@ def measure_engines(
 
     around_rounds()
     # an idle GPU lowers its clocks
+    wait = (lambda _: None) if warm else pause
     rounds, slowdown = quiet_rounds(
-        one_round, protocol.rounds, protocol.sets, baseline, fastest_ms, (lambda _: None) if warm else pause
+        one_round, protocol.rounds, protocol.sets, baseline, fastest_ms, wait, protocol.seconds
     )
     around_rounds()
     if not all(ms > 0 for each in rounds for ms in each.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from deploy.runner.state import QUIET
 
+FEWEST = 15
+"""Rounds of an engine however slow it is: fewer leave an interval little to stand on."""
 _FASTEST = 0.1
 """The quantile of the baseline's rounds that counts as its fastest: a single round may be lucky."""
 _STAYS = 0.75
@@ -25,8 +28,13 @@ def quiet_rounds(
     baseline: str,
     fastest_ms: float,
     pause: Callable[[float], None],
+    seconds: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[Round], float]:
     """Return the `count` quietest rounds of as many as it takes, in their order, and the slowdown that is left in them.
+
+    A quarter of the `seconds` is for the first set: it ends there with the rounds that it has, but not before it has
+    `FEWEST`, and other sets have as many. No set begins that would end behind the `seconds`.
 
     A processor shares its units and caches with whatever else is at work. Integer kernels suffer more from that than
     float ones: of ResNet-20 on two hardware threads of one core, the ratio is 0.64 alone and 0.75 beside a busy thread,
@@ -39,17 +47,22 @@ def quiet_rounds(
     The slowdown is the baseline's median time in these rounds by its fastest. Rounds are chosen by the times of all
     engines together, so that chance favours none of them. Ours.
     """
-    start = time.perf_counter()
-    found = [one_round() for _ in range(count)]
-    first_s, before = time.perf_counter() - start, np.inf
+    start = clock()
+    found: list[Round] = []
+    while len(found) < count and (len(found) < FEWEST or clock() - start < seconds / 4):
+        found.append(one_round())
+    count, first_s, before = len(found), clock() - start, np.inf
     for made in range(1, sets + 1):
         quietest = _quietest(found, count)
         fastest = min(fastest_ms, fastest_of([each[baseline] for each in found]))
         slowdown = float(np.median([each[baseline] for each in quietest])) / fastest if fastest > 0 else 1.0
         if slowdown <= 1 + QUIET or made == sets or slowdown - 1 > _STAYS * (before - 1):
             break
+        wait_s = 2 ** (made - 1) * first_s
+        if clock() - start + wait_s + first_s > seconds:
+            break
         before = slowdown
-        pause(2 ** (made - 1) * first_s)
+        pause(wait_s)
         found += [one_round() for _ in range(count)]
     return quietest, max(1.0, slowdown)
 

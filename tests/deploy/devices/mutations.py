@@ -40,7 +40,7 @@ REASONS = {
     r"\.(key|cause|machine)$|\.versions\b": "the runner measures again what it does not recognise",
     r"\.label$": "a line for people",
     r"\.settings\b": "settings belong to the key of a result, which changes with them",
-    r"\.(seed|inputs|fingerprint|batch|calls|singles|sets|rounds|round_ms|name|runtime|sha256|model|float)$"
+    r"\.(seed|inputs|fingerprint|batch|calls|singles|sets|seconds|rounds|round_ms|name|runtime|sha256|model|float)$"
     r"|\.protocol$|\.candidates\b|\.float\b":
     "what is asked for belongs to the key of a result, which changes with it",
     r"\.python(\[\d\])?$": "a version that is not below 3.10 is as good as another",

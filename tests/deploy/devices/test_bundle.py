@@ -159,8 +159,8 @@ def test_damaged_measurements(measured, tmp_path, change, message):
         (first(ratio_interval=[2.6, 0.4]), "interval of its ratio is 2.6 to 0.4, and the ratio is"),
         (first(ratio_interval=[1e-9, 1e9]), "its rounds put the end 1e-09 between"),
         (first(slowdown=1e6), "its rounds put the end"),
-        (first(rounds_ms=[1.0]), "it has 1 rounds, and 5 were asked for"),
-        (first(float_rounds_ms=[1.0]), "it has 1 rounds of the float engine, and 5 were asked for"),
+        (first(rounds_ms=[1.0], float_rounds_ms=[1.0]), "it has 1 rounds, and 5 were asked for"),
+        (first(float_rounds_ms=[1.0]), "it has 5 rounds, and 1 of the float engine"),
     ],
 )
 def test_contradictions_name_themselves(measured, tmp_path, change, message):

@@ -13,11 +13,28 @@ from deploy.runner.quiet import quiet_rounds, widened
 QUIET, BUSY = {"float": 1.0, "engine": 0.6}, {"float": 1.3, "engine": 1.0}
 
 
-def told(rounds, count, fastest_ms=math.inf):
+class Clock:
+    """Time that passes with rounds alone, `round_s` each, and with pauses."""
+
+    def __init__(self, round_s):
+        self.now, self.round_s, self.made, self.pauses = 0.0, round_s, 0, []
+
+    def round(self, rounds):
+        self.now, self.made = self.now + self.round_s, self.made + 1
+        return next(rounds)
+
+    def pause(self, seconds):
+        self.now += seconds
+        self.pauses.append(seconds)
+
+
+def told(rounds, count, fastest_ms=math.inf, *, round_s=0.01, seconds=math.inf):
     """Choose among `rounds`; returns what was chosen, the slowdown, how many rounds were made, and the pauses."""
-    made, pauses = iter(rounds), []
-    chosen, slowdown = quiet_rounds(lambda: next(made), count, 4, "float", fastest_ms, pauses.append)
-    return chosen, slowdown, len(rounds) - len(list(made)), pauses
+    made, clock = iter(rounds), Clock(round_s)
+    chosen, slowdown = quiet_rounds(
+        lambda: clock.round(made), count, 4, "float", fastest_ms, clock.pause, seconds, lambda: clock.now
+    )
+    return chosen, slowdown, clock.made, clock.pauses
 
 
 def test_quiet_rounds_are_all_there_are():
@@ -44,6 +61,26 @@ def test_pauses_grow_as_long_as_they_help():
     slower[2] = {"float": 1.7, "engine": 1.7}
     chosen, slowdown, made, pauses = told([each for each in slower for _ in range(3)], 3, fastest_ms=1.0)
     assert (chosen, slowdown, made) == ([slower[2]] * 3, 1.7, 9)
+
+
+@pytest.mark.parametrize(
+    ("round_s", "rounds", "pauses"),
+    [
+        (0.1, 4 * 41, 3),  # 4.1 s a set: 4 sets and pauses of 4.1, 8.2 and 16.4 s end within 60 s
+        (0.3, 2 * 41, 1),  # 12.3 s a set: a pause of 24.6 s and a third set would not
+        (0.5, 2 * 30, 1),  # the first set ends behind 15 s
+        (0.9, 2 * 17, 1),
+        (2.0, 15, 0),  # not fewer, and no second set
+    ],
+)
+def test_slow_engines_are_timed_for_a_limited_time(round_s, rounds, pauses):
+    """The neighbour leaves a little more room each time, so that another set is worth while."""
+    slower = ({"float": 1.0 + 20 * 0.97**number, "engine": 1.0} for number in range(200))
+    chosen, slowdown, made, waits = told(slower, 41, fastest_ms=1.0, round_s=round_s, seconds=60.0)
+    assert (made, len(waits)) == (rounds, pauses)
+    assert len(chosen) == rounds / (pauses + 1)
+    assert slowdown > 1
+    assert made * round_s + sum(waits) <= 60.0
 
 
 def test_no_engine_is_favoured_by_the_choice():

@@ -108,6 +108,6 @@ def write_experiment(directory):
     engine = {"name": "0" * 16, "model": "model.onnx", "settings": {}, "sha256": None}
     plain = {"schema": 4, "runtime": "tensorrt-rtx", "float": engine, "candidates": [{**engine, "name": "1" * 16}],
              "inputs": "inputs.npz", "batch": 1,
-             "protocol": {"rounds": 5, "round_ms": 1.0, "calls": 2, "singles": 0, "sets": 1},
+             "protocol": {"rounds": 5, "round_ms": 1.0, "calls": 2, "singles": 0, "sets": 1, "seconds": 60},
              "seed": 0, "fingerprint": "f" * 64, "label": ""}  # fmt: skip
     (directory / "experiment.json").write_text(json.dumps(plain), "utf-8")
