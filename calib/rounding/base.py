@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -15,6 +15,8 @@ from calib.formats.number_type import NumberType
 from calib.formats.quantizers import QuantizedWeight
 
 _CLIP_STEPS = 36
+_NEAR = 2**16
+"""Numbers that a processor keeps near, a quarter of a megabyte."""
 _SMALLEST_NORMAL, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 _DAMPINGS = (0.01, 0.1, 1.0)
 _SHARE_OF_ALL = 1e-4
@@ -173,6 +175,10 @@ def search_scale(weight: Tensor, importance: Tensor, grid: NumberType, scale_flo
     represents a row of zeros; it gets a small one, because an integer bias is counted in units of input step times
     weight step.
     """
+    return torch.cat([_scale_of_few(*few, grid) for few in few_rows(weight, importance, scale_floor)])
+
+
+def _scale_of_few(weight: Tensor, importance: Tensor, scale_floor: Tensor, grid: NumberType) -> Tensor:
     low, high = grid.limits
     weight, floor, powers = in_unit_powers(weight, scale_floor)
     largest = weight.abs().amax(dim=1)
@@ -189,6 +195,13 @@ def search_scale(weight: Tensor, importance: Tensor, grid: NumberType, scale_flo
         best = torch.where(better, scale, best)
         best_error = torch.where(better, error, best_error)
     return smallest_scales(best, largest > 0, powers, scale_floor)
+
+
+def few_rows(weight: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the rows of a weight `[rows, k]`, and those of other tensors, so many at a time as a processor has near: a
+    search reads them again for each step that it tries.
+    """
+    yield from zip(*(each.split(max(_NEAR // weight.shape[1], 1)) for each in (weight, *others)), strict=True)
 
 
 def clip_shares(grid: NumberType) -> list[float]:

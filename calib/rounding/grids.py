@@ -10,7 +10,15 @@ from torch import Tensor
 
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import QuantizedWeight
-from calib.rounding.base import Moments, clip_shares, importance_of, in_unit_powers, search_scales, smallest_scales
+from calib.rounding.base import (
+    Moments,
+    clip_shares,
+    few_rows,
+    importance_of,
+    in_unit_powers,
+    search_scales,
+    smallest_scales,
+)
 
 _NEIGHBOURS = (0, -1, 1)
 """Zero points that are tried, counted from the one of the smallest and largest weight."""
@@ -123,6 +131,12 @@ def search_range(weight: Tensor, importance: Tensor, type_: NumberType, scale_fl
     neighbours. For each, 36 clipping points of the range that just holds all weights. As in `search_scale`, a row of
     zeros gets a small step.
     """
+    found = [_range_of_few(*few, type_) for few in few_rows(weight, importance, scale_floor)]
+    steps, zeros = zip(*found, strict=True)
+    return torch.cat(steps), torch.cat(zeros)
+
+
+def _range_of_few(weight: Tensor, importance: Tensor, scale_floor: Tensor, type_: NumberType) -> tuple[Tensor, Tensor]:
     weight, floor, powers = in_unit_powers(weight, scale_floor)
     _, levels = type_.limits
     first, last = type_.zero_point_limits

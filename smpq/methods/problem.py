@@ -77,7 +77,7 @@ class Limits:
 
     `evaluations` policies; 0 asks for the quickest answer. `precision`: the largest standard error that is small
     enough, as a fraction of the spread of the scores; 0 asks for all evaluations. `gain`: stop once more is expected to
-    gain less, as a share of what the policy loses.
+    gain less, as a share of what the policy loses, or of what is negligible (`SearchProblem.negligible_loss`).
     """
 
     evaluations: int = 400
@@ -125,6 +125,14 @@ class SearchProblem:
     def evaluator(self) -> Evaluator:
         """The value of policies: cached in the run's journal, parallel, incremental; calibrates on first use."""
         return self.make_evaluator()
+
+    @cached_property
+    def negligible_loss(self) -> float:
+        """What a policy may lose, by the value, without anybody noticing."""
+        from smpq.value.negligible import negligible_loss
+
+        few = [tensor[:2] for tensor in self.judging[0].inputs] if self.traced.dynamic_batch else self.judging[0].inputs
+        return negligible_loss(self.task, self.value_name, self.traced.run(few))
 
     def subject(self, policy: Policy) -> Subject:
         """Return what `smpq.training.finetune.finetune` trains: the network under a policy."""

@@ -36,8 +36,10 @@ def paired_walks(problem: SearchProblem, evaluator: Evaluator) -> Scores:
     from smpq.scoring.shapley import ScoringLimits, estimate
     from smpq.scoring.stability import UntilSettled
 
-    limits = problem.limits
-    settled = UntilSettled(problem.space, _budgets(problem), limits.gain, problem.seed, problem.progress.enough)
+    limits, negligible = problem.limits, problem.negligible_loss
+    settled = UntilSettled(
+        problem.space, _budgets(problem), limits.gain, problem.seed, problem.progress.enough, negligible
+    )
     with problem.progress.bar("score", limits.evaluations or problem.space.moves()) as advance:
         return estimate(
             evaluator,

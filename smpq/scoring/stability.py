@@ -65,8 +65,11 @@ def decision_stability(scores: Scores, space: Space, ceilings: Sequence[Ceiling]
     return Stability({name: {chosen: n / solved for chosen, n in row.items()} for name, row in counts.items()}, solved)
 
 
-def expected_gain(scores: Scores, space: Space, budgets: Sequence[Sequence[Ceiling]], seed: int = 0) -> float | None:
-    """Return how much less the chosen policy would lose if the scores were known exactly, as a share of what it loses.
+def expected_gain(
+    scores: Scores, space: Space, budgets: Sequence[Sequence[Ceiling]], seed: int = 0, negligible: float = 0.0
+) -> float | None:
+    """Return how much less the chosen policy would lose if the scores were known exactly, as a share of what it loses,
+    or of `negligible` where it loses less.
 
     Under each resample of the walks: the value of the policy that is best there, minus that of the policy that the
     scores choose; their mean is the expected value of perfect information (Raiffa and Schlaifer 1961). The largest of
@@ -84,7 +87,7 @@ def expected_gain(scores: Scores, space: Space, budgets: Sequence[Sequence[Ceili
             best = allocate(Problem(space, resampled, ceilings))
             assert best is not None  # the ceilings are the same
             differences.append(_total(resampled, best) - _total(resampled, chosen))
-        gains.append(float(np.mean(differences)) / max(abs(_total(values, chosen)), _TINY))
+        gains.append(float(np.mean(differences)) / max(abs(_total(values, chosen)), negligible, _TINY))
     return max(gains, default=None)
 
 
@@ -104,19 +107,23 @@ class UntilSettled:
         gain: float,
         seed: int = 0,
         enough: Callable[[], bool] = lambda: False,
+        negligible: float = 0.0,
     ) -> None:
-        """Keep the budgets that the decision is about, and the share. `enough` says that nobody waits any longer."""
+        """Keep the budgets that the decision is about, and the share. `enough` says that nobody waits any longer;
+        `negligible` is a loss that nobody would notice.
+        """
         self._enough = enough
         self._space = space
         self._budgets = budgets
         self._gain = gain
         self._seed = seed
+        self._negligible = negligible
 
     def __call__(self, scores: Scores) -> str | None:
         """Return why to stop, given the scores after one more walk; None to go on."""
         if self._enough():
             return CUT_SHORT
-        left = expected_gain(scores, self._space, self._budgets, self._seed)
+        left = expected_gain(scores, self._space, self._budgets, self._seed, self._negligible)
         return "stable" if left is not None and left <= self._gain else None
 
 

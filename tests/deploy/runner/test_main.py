@@ -218,7 +218,10 @@ def test_the_log_goes_on_when_nobody_listens(directory, monkeypatch):
         (lambda d: (d / "experiment.json").write_text("[]"), "is no object"),
         (lambda d: change(d / "experiment.json", schema=9), "schema 9"),
         (lambda d: change(d / "experiment.json", batch="1"), "batch missing or of the wrong type"),
-        (lambda d: change(d / "experiment.json", protocol={}), "rounds, round_ms, calls, singles, sets, seconds missing"),
+        (
+            lambda d: change(d / "experiment.json", protocol={}),
+            "rounds, round_ms, calls, singles, sets, seconds missing",
+        ),
         (lambda d: change(d / "experiment.json", candidates=[{"name": "a"}]), "model, settings missing"),
         (lambda d: change(d / "experiment.json", runtime="abacus"), "abacus"),
         (lambda d: change(d / "experiment.json", inputs="other.npz"), "copy the whole directory again"),

@@ -67,6 +67,18 @@ def test_the_expected_gain_is_what_is_not_known():
     assert noisy(0.4, 200) < noisy(0.4, 8)
 
 
+def test_a_gain_is_a_share_of_the_loss_or_of_what_is_negligible():
+    noise = np.random.default_rng(0).choice([-0.001, 0.001], (4, 8))
+    scores = scores_of({f"g{i}": list(row - 0.002) for i, row in enumerate(noise)})
+    budget = [Ceiling(BITS, 8 + 8 + 2 + 2)]  # two groups lose about 0.002 each
+    of_loss, below, *above = (expected_gain(scores, SPACE, [budget], negligible=loss) for loss in (0.0, 1e-3, 0.1, 1.0))
+    assert of_loss == below > 0
+    assert above == [pytest.approx(10 * above[1]), above[1]]
+    assert 0 < above[0] < of_loss / 10
+    rule = {loss: UntilSettled(SPACE, [budget], of_loss / 10, negligible=loss)(scores) for loss in (0.0, 0.1)}
+    assert rule == {0.0: None, 0.1: "stable"}
+
+
 def test_sampling_stops_once_there_is_nothing_to_gain():
     space = space_of(5, (W8A8, W4A16, W2A8, FP32))
     values = {
