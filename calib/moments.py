@@ -185,10 +185,13 @@ def _gathered(
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     height, width = ((size - r) // s + 1 for size, r, s in zip(padded.shape[2:], reach, stride, strict=True))
     chosen = torch.arange(0, height * width, max(height * width // most, 1) | 1, device=images.device)
-    rows = (chosen // width * stride[0])[:, None] + torch.arange(kernel[0], device=images.device) * dilation[0]
-    columns = (chosen % width * stride[1])[:, None] + torch.arange(kernel[1], device=images.device) * dilation[1]
-    patches = padded[:, :, rows[:, :, None], columns[:, None, :]]
-    return patches.permute(0, 1, 3, 4, 2).flatten(1, 3)
+    across = padded.shape[3]
+    first = chosen // width * (stride[0] * across) + chosen % width * stride[1]
+    rows, columns = (torch.arange(k, device=images.device) * d for k, d in zip(kernel, dilation, strict=True))
+    within = (rows[:, None] * across + columns).flatten()
+    # one index into whole images: two of them, rows and columns, take three times as long
+    patches = padded.flatten(2).index_select(2, (within[:, None] + first).flatten())
+    return patches.reshape(len(images), -1, len(chosen))
 
 
 def _convolution_arguments(node: fx.Node) -> tuple[Any, ...]:

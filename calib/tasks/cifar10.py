@@ -78,7 +78,7 @@ class Cifar10Task:
         """Return the 10,000 test images in batches of 250; None without a directory."""
         if self._data is None:
             return None
-        return _batches(*read_cifar10(self._directory, train=False), EVALUATION_BATCH)
+        return _batches(*self._test_files, EVALUATION_BATCH)
 
     @property
     def _directory(self) -> Path:
@@ -92,6 +92,10 @@ class Cifar10Task:
     @cached_property
     def _training_files(self) -> tuple[Tensor, Tensor]:
         return read_cifar10(self._directory, train=True)
+
+    @cached_property
+    def _test_files(self) -> tuple[Tensor, Tensor]:
+        return read_cifar10(self._directory, train=False)
 
     @cached_property
     def _shuffled(self) -> Tensor:
@@ -108,7 +112,7 @@ class Cifar10Task:
 
 
 def _batches(pixels: Tensor, labels: Tensor, size: int) -> list[Batch]:
-    return [Batch((x,), y) for x, y in zip(_normalised(pixels).split(size), labels.split(size), strict=True)]
+    return [Batch((_normalised(x),), y) for x, y in zip(pixels.split(size), labels.split(size), strict=True)]
 
 
 def _normalised(pixels: Tensor) -> Tensor:

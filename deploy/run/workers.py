@@ -21,9 +21,9 @@ from smpq.value.workers.pool import WorkerPool
 from smpq.value.workers.process import check_portable
 from smpq.value.workers.resources import Resources
 
-_PAYS_S = 20.0
-"""A process is worth its start where there are so many seconds of work for it: it imports torch, and gets a copy of the
-network.
+_PAYS_S = 60.0
+"""A process is worth its start where there may be so many seconds of work for it: it imports torch, gets a copy of the
+network, and computes alone what one process computes once for all policies. Most searches end long before.
 """
 _SHARE = 0.5
 """Of the time of a run, for one policy: those that share their first layers compute them once."""

@@ -54,7 +54,7 @@ def test_a_short_search_starts_no_process(machine, monkeypatch):
 
 
 def test_each_process_has_enough_to_do(machine, monkeypatch):
-    assert [chosen(compute(), seconds, monkeypatch)[0] for seconds in (0.9, 1.3, 2.0)] == [2, 3, 4]
+    assert [chosen(compute(), seconds, monkeypatch)[0] for seconds in (2.3, 2.5, 3.7, 6.0)] == [None, 2, 3, 4]
 
 
 @pytest.mark.parametrize("main", [SimpleNamespace(__file__="/home/me/search.py"), SimpleNamespace()])
