@@ -197,11 +197,12 @@ def _scale_of_few(weight: Tensor, importance: Tensor, scale_floor: Tensor, grid:
     return smallest_scales(best, largest > 0, powers, scale_floor)
 
 
-def few_rows(weight: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the rows of a weight `[rows, k]`, and those of other tensors, so many at a time as a processor has near: a
-    search reads them again for each step that it tries.
+def few_rows(weight: Tensor, importance: Tensor, scale_floor: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the rows of a weight `[rows, k]`, of its importance and of the floors `[rows]`, so many at a time as a
+    processor has near: a search reads them again for each step that it tries.
     """
-    yield from zip(*(each.split(max(_NEAR // weight.shape[1], 1)) for each in (weight, *others)), strict=True)
+    count = max(_NEAR // weight.shape[1], 1)
+    yield from zip(weight.split(count), importance.split(count), scale_floor.split(count), strict=True)
 
 
 def clip_shares(grid: NumberType) -> list[float]:

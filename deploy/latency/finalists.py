@@ -16,7 +16,7 @@ _CLEARLY = 0.9
 class Finalist:
     """A policy that meets the limit, its value on the samples of the search, and that on other samples.
 
-    `unseen` is None where there are too few other samples.
+    `unseen` is None where there are too few other samples, and where there is nothing to choose from.
     """
 
     policy: Policy
@@ -33,9 +33,9 @@ def judged(policies: Sequence[Policy], value: ValueFunction, unseen: ValueFuncti
     """Return the finalists, the best one first: by `unseen`, or by `value` where that is None.
 
     The values of many policies differ by little. The best one on the samples of the search is therefore overrated on
-    them.
+    them. A single policy is not evaluated once more.
     """
-    others = unseen.many(policies) if unseen is not None else [None] * len(policies)
+    others = unseen.many(policies) if unseen is not None and len(policies) > 1 else [None] * len(policies)
     found = [Finalist(*row) for row in zip(policies, value.many(policies), others, strict=True)]
     return tuple(sorted(found, key=lambda each: each.decides, reverse=True))
 

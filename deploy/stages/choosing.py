@@ -106,7 +106,7 @@ def search(
         outcome, limit = close_loop(workspace, budget, scores, effort, loop)
         priced = Ceiling(outcome.model.cost_model(1.0), limit)
         ceilings = [priced, *static_ceilings(workspace, budget)] if outcome.met else None
-        judged = outcome.met and workspace.unseen is not None
+        judged = any(each.unseen is not None for each in outcome.finalists)
         path = (("best finalist on other samples", outcome.value),) if judged else ()
         solution = Solution(outcome.policy, outcome.value, outcome.stop_reason, ceilings, path, outcome)
     write_policy(workspace, solution.policy, budget)

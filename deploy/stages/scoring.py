@@ -19,6 +19,7 @@ from smpq.scoring.scores import Scores
 from smpq.scoring.stability import CUT_SHORT
 from smpq.solve.allocate import Ceiling
 from smpq.training.settings import FineTuneSettings
+from smpq.value.negligible import negligible_loss
 
 
 def score(workspace: Workspace, budget: Budget | None = None, method: str | None = None) -> Scores:
@@ -80,6 +81,7 @@ def search_problem(
         make_fake_quantizer=lambda: workspace.fake_quantizer,
         make_evaluator=lambda: workspace.evaluator,
         training=training or FineTuneSettings(seed=settings.seed),
+        negligible_loss=negligible_loss(workspace.task, settings.value, workspace.traced),
     )
 
 

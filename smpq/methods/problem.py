@@ -94,6 +94,7 @@ class SearchProblem:
     budget sets; there are none when only scores are asked for, or for a latency. `batches` are the calibration data,
     `judging` those of them that policies are judged on, by the value called `value_name`. `device` is where PyTorch
     computes. `fingerprint` stands for model and data. `training` is how a method that trains is to do so.
+    `negligible_loss` is what a policy may lose, by the value, without anybody noticing; 0 where that is not known.
     """
 
     task: Task
@@ -115,6 +116,7 @@ class SearchProblem:
     make_fake_quantizer: Callable[[], FakeQuantizer]
     make_evaluator: Callable[[], Evaluator]
     training: FineTuneSettings = field(default_factory=FineTuneSettings)
+    negligible_loss: float = 0.0
 
     @cached_property
     def fake_quantizer(self) -> FakeQuantizer:
@@ -125,14 +127,6 @@ class SearchProblem:
     def evaluator(self) -> Evaluator:
         """The value of policies: cached in the run's journal, parallel, incremental; calibrates on first use."""
         return self.make_evaluator()
-
-    @cached_property
-    def negligible_loss(self) -> float:
-        """What a policy may lose, by the value, without anybody noticing."""
-        from smpq.value.negligible import negligible_loss
-
-        few = [tensor[:2] for tensor in self.judging[0].inputs] if self.traced.dynamic_batch else self.judging[0].inputs
-        return negligible_loss(self.task, self.value_name, self.traced.run(few))
 
     def subject(self, policy: Policy) -> Subject:
         """Return what `smpq.training.finetune.finetune` trains: the network under a policy."""

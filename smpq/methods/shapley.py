@@ -28,15 +28,17 @@ def shapley(problem: SearchProblem) -> Objective:
     A budget on the average bits says where contexts are drawn; the scores serve every other budget too. They are
     enough once more of them are expected to gain little in the policy that is chosen.
     """
-    return Objective(paired_walks(problem, problem.evaluator))
+    return Objective(paired_walks(problem, problem.evaluator, problem.negligible_loss))
 
 
-def paired_walks(problem: SearchProblem, evaluator: Evaluator) -> Scores:
-    """Return the Shapley values of the formats by what `evaluator` says of policies."""
+def paired_walks(problem: SearchProblem, evaluator: Evaluator, negligible: float = 0.0) -> Scores:
+    """Return the Shapley values of the formats by what `evaluator` says of policies, of which nobody notices a loss
+    that is `negligible`.
+    """
     from smpq.scoring.shapley import ScoringLimits, estimate
     from smpq.scoring.stability import UntilSettled
 
-    limits, negligible = problem.limits, problem.negligible_loss
+    limits = problem.limits
     settled = UntilSettled(
         problem.space, _budgets(problem), limits.gain, problem.seed, problem.progress.enough, negligible
     )

@@ -183,26 +183,24 @@ class _Sampler:
             for chosen in self._space.formats[group.name]
         }
 
-        def best(price: float) -> Policy:
-            return Policy(
-                {
-                    group.name: max(
-                        self._space.formats[group.name],
-                        key=lambda chosen, group=group: (  # type: ignore[misc]
-                            alone[group.name].get(chosen, 0.0) * jitter[group.name, chosen]
-                            - price * chosen.weight_bits * group.parameters / total
-                        ),
-                    )
-                    for group in self._space.groups
-                }
-            )
+        moves = {
+            group.name: [
+                (alone[group.name].get(chosen, 0.0) * jitter[group.name, chosen],
+                 chosen.weight_bits * group.parameters / total, chosen)
+                for chosen in self._space.formats[group.name]
+            ]
+            for group in self._space.groups
+        }  # fmt: skip
+
+        def best(price: float) -> dict[str, tuple[float, float, Format]]:
+            return {name: max(row, key=lambda move: move[0] - price * move[1]) for name, row in moves.items()}
 
         cheap, dear = -12.0, 6.0  # powers of ten that bracket any price of a bit, in units of the value
         for _ in range(_BISECTIONS):
             middle = (cheap + dear) / 2
-            bits = sum(best(10**middle)[g.name].weight_bits * g.parameters for g in self._space.groups) / total
+            bits = sum(share for _, share, _ in best(10**middle).values())
             cheap, dear = (middle, dear) if bits > wanted else (cheap, middle)
-        return best(10**dear)
+        return Policy({name: chosen for name, (_, _, chosen) in best(10**dear).items()})
 
 
 def _bit_range(space: Space) -> tuple[float, float]:

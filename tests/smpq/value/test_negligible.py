@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from calib.network.graph import TracedModel
 from smpq.value.negligible import negligible_loss
 
 
@@ -19,20 +21,33 @@ class Own:
         return (output - float_output).square().sum(1)
 
 
+class Giving(nn.Module):
+    """Gives tensors of these shapes, made from its input, and whole numbers where the type says so."""
+
+    def __init__(self, *shapes, whole=()):
+        super().__init__()
+        self.shapes, self.whole = shapes, whole
+
+    def forward(self, x):
+        made = tuple(x.mean((1, 2, 3)).reshape(-1, *[1] * len(shape)).expand(-1, *shape) + 1 for shape in self.shapes)
+        return (*made, *((x[:, :1, 0, :size] > 0).long() for size in self.whole))
+
+
 @pytest.mark.parametrize(
-    ("task", "value", "output", "known"),
+    ("task", "value", "network", "known"),
     [
-        (Plain(), "kl", torch.zeros(2, 10), True),
-        (Plain(), "kl", (torch.zeros(2, 10), torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.int64)), True),
-        (Plain(), "loss", torch.zeros(2, 10), False),
-        (Plain(), "metric", torch.zeros(2, 10), False),
-        (Own(), "kl", torch.zeros(2, 10), False),
-        (Plain(), "kl", torch.zeros(2, 1), False),
-        (Plain(), "kl", torch.zeros(2, 10, 7, 7), False),
-        (Plain(), "kl", torch.zeros(2, 100, 6), False),
-        (Plain(), "kl", (torch.zeros(2, 10), torch.zeros(2, 3, 8, 8)), False),
-        (Plain(), "kl", torch.zeros(2, dtype=torch.int64), False),
+        (Plain(), "kl", Giving((10,)), True),
+        (Plain(), "kl", Giving((10,), (3,), whole=(4,)), True),
+        (Plain(), "loss", Giving((10,)), False),
+        (Plain(), "metric", Giving((10,)), False),
+        (Own(), "kl", Giving((10,)), False),
+        (Plain(), "kl", Giving((1,)), False),
+        (Plain(), "kl", Giving((10, 7, 7)), False),
+        (Plain(), "kl", Giving((100, 6)), False),
+        (Plain(), "kl", Giving((10,), (3, 8, 8)), False),
+        (Plain(), "kl", Giving(()), False),
     ],
 )
-def test_of_distributions_over_classes_alone(task, value, output, known):
-    assert (negligible_loss(task, value, output) > 0) == known
+def test_of_distributions_over_classes_alone(task, value, network, known):
+    traced = TracedModel(network.eval(), (torch.randn(2, 3, 8, 8),))
+    assert (negligible_loss(task, value, traced) > 0) == known
