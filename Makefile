@@ -21,7 +21,7 @@ test test-quick: export MALLOC_TRIM_THRESHOLD_ := 4000000000
 test test-quick: export MALLOC_MMAP_THRESHOLD_ := 4000000000
 test test-quick: export MALLOC_TOP_PAD_ := 16777216
 
-.PHONY: demo test test-quick lint types docs check install providers
+.PHONY: demo test test-quick trained lint types docs check install providers
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -34,6 +34,10 @@ test: $(STAMP)
 # Most tests in about a minute on two idle cores: tests/slow_tests.py lists what is left out.
 test-quick: $(STAMP)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
+
+# The built-in small models, which tests train on first use: those that start meanwhile would wait. One thread, as in the tests.
+trained: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from calib.tasks import load_task; [load_task(name, None, None).model() for name in ('digits', 'digits-vit')]"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
