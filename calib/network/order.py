@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from calib.errors import UserError
 from calib.network.execution import Edits, ordered
 
 if TYPE_CHECKING:
@@ -22,21 +23,36 @@ def fastest_order(traced: TracedModel, inputs: Sequence[Tensor]) -> torch.memory
     convolution of images, fails on the other one, or computes something else in it (`view` and `as_strided` look at the
     memory).
     """
+    if not convolves(traced):
+        return torch.contiguous_format
     found = torch.channels_last
-    if not any("conv2d" in str(node.target) for node in traced.steps):
-        return torch.contiguous_format
-    expected = pytree.tree_leaves(traced.run(inputs))
     edits = Edits(parameters={name: ordered(tensor, found) for name, tensor in traced.state.items()})
+    return _borne(lambda: traced.run(inputs), lambda: traced.run(inputs, edits, order=found))
+
+
+def convolves(traced: TracedModel) -> bool:
+    """Whether a graph has convolutions of images."""
+    return any("conv2d" in str(node.target) for node in traced.steps)
+
+
+def order_borne_by(module: Callable[[Sequence[Tensor]], Any], inputs: Sequence[Tensor]) -> torch.memory_format:
+    """Return channels last where a module computes the same of inputs in that order, else the usual one."""
+    return _borne(lambda: module(inputs), lambda: module([ordered(each, torch.channels_last) for each in inputs]))
+
+
+def _borne(usual: Callable[[], Any], other: Callable[[], Any]) -> torch.memory_format:
+    """Return channels last where `other`, which computes in it, gives what `usual` gives."""
+    expected = pytree.tree_leaves(usual())
     try:
-        given = pytree.tree_leaves(traced.run(inputs, edits, order=found))
-    except RuntimeError:
+        given = pytree.tree_leaves(other())
+    except (RuntimeError, UserError):
         return torch.contiguous_format
-    same = all(
-        torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+    same = len(expected) == len(given) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
         for a, b in zip(expected, given, strict=True)
-        if isinstance(a, Tensor)
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
     )
-    return found if same else torch.contiguous_format
+    return torch.channels_last if same else torch.contiguous_format
 
 
 def order_of(tensor: Tensor) -> torch.memory_format:

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
+from calib.network.execution import ordered
 from calib.network.faithful import run_eager
 from calib.network.graph import TracedModel
+from calib.network.order import convolves, order_borne_by
 from calib.task import Batch
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends.base import BuildFailed, OpenEngine
@@ -25,6 +27,8 @@ from deploy.run.workspace import Workspace
 from deploy.stages.finetuning import tuned
 from smpq.problem.policy import Policy
 
+_FEW = 8
+"""Samples on which the user's module shows that the order in memory does not matter."""
 Runner = Callable[[Batch], Any]
 Array = npt.NDArray[Any]
 
@@ -97,15 +101,25 @@ def built_engine_runner(workspace: Workspace, threads: int) -> Runner | str:
 def _eager_runner(workspace: Workspace, fixed: int | None) -> Runner:
     """Return how the user's module computes a batch; one that takes a single size gets batches that were filled up to
     it.
+
+    Images come in the order in memory that is fastest for convolutions, once a module has shown on a few that it
+    computes the same then, and otherwise in that of the task.
     """
-    filled = in_batches(
-        workspace.traced, lambda inputs: run_eager(workspace.original, inputs, "the evaluation data"), fixed
-    )
+    traced, borne = workspace.traced, list[bool]()
+
+    def eager(inputs: Sequence[Tensor]) -> Any:
+        return run_eager(workspace.original, inputs, "the evaluation data")
+
+    def compute(inputs: Sequence[Tensor]) -> Any:
+        if not borne:
+            few = inputs if fixed is not None else [tensor[:_FEW] for tensor in inputs]
+            borne.append(convolves(traced) and order_borne_by(eager, few) == torch.channels_last)
+        return eager([ordered(tensor, torch.channels_last) for tensor in inputs] if borne[0] else inputs)
+
+    filled = in_batches(traced, compute, fixed)
 
     def run(batch: Batch) -> Any:
-        if fixed is None or len(batch.inputs[0]) == fixed:
-            return run_eager(workspace.original, batch.inputs, "the evaluation data")
-        return filled(batch)
+        return compute(batch.inputs) if fixed is None or len(batch.inputs[0]) == fixed else filled(batch)
 
     return run
 

@@ -18,7 +18,7 @@ from deploy.stages.stage_runners import Runner, stage_runners
 from smpq.problem.policy import Policy
 from smpq.value.resampling import UndefinedError
 
-_FIRST_SAMPLES = 1024
+_FIRST_SAMPLES = 512
 """So many samples go through the stages between the first and the last at least."""
 _EXPLANATIONS: Mapping[StageName, str] = {
     "float": "the trace: the traced graph does not compute what the PyTorch module does; this is a bug, "
@@ -37,7 +37,7 @@ def verify(workspace: Workspace, policy: Policy, policy_key: str) -> VerifyFile:
     1. The ONNX file is computed as written, in float with its quantisers and no integer kernels; the engine as it was
        built.
     2. The first and the last stage that run here have all samples: they say what the engine is worth. The stages
-       between say where accuracy was lost. They have 1,024 samples, and where some was lost as many as it takes to tell
+       between say where accuracy was lost. They have 512 samples, and where some was lost as many as it takes to tell
        by which of them (`_settled`).
     3. The trace must give what the module gives, and an engine for any batch size the same for a sample alone as for
        the same sample among others.

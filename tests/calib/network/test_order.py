@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from calib.errors import UserError
 from calib.network.graph import TracedModel
-from calib.network.order import fastest_order
+from calib.network.order import fastest_order, order_borne_by
 from tests.smpq.problems import Residual
 
 
@@ -44,3 +45,29 @@ def test_channels_last_where_the_network_bears_it(model, order):
     found = fastest_order(traced, (x,))
     assert found == order
     assert torch.allclose(traced.run((x,), order=found), model(x), atol=1e-5)
+
+
+class Refuses(Viewed):
+    """Fails on another order."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.is_contiguous():
+            raise UserError("another order")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "order"),
+    [
+        (Residual(), torch.channels_last),
+        (Viewed(), torch.contiguous_format),
+        (Strided(), torch.contiguous_format),
+        (Refuses(), torch.contiguous_format),
+    ],
+    ids=["convolutions", "views", "strides", "refuses"],
+)
+def test_a_module_shows_that_it_bears_channels_last(model, order):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert order_borne_by(lambda inputs: model.eval()(*inputs), [x]) == order
