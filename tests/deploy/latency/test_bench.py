@@ -111,6 +111,34 @@ def test_more_rounds_are_made_where_only_chance_decides(workspace, limit, turns)
     assert len(result.rounds_ms) == len(result.float_rounds_ms) == 15 * turns
 
 
+class Neighboured(Board):
+    """A board with a neighbour that makes the intervals of the first `turns` measurements wider."""
+
+    def __init__(self, turns):
+        super().__init__(FASTER)
+        self.turns = turns
+
+    def measure(self, experiment, announce=None):
+        results = super().measure(experiment, announce)
+        if len(self.experiments) > self.turns:
+            return results
+        return [
+            structs.replace(each, slowdown=1.5, ratio_interval=(each.ratio / 1.5, each.ratio * 1.5)) for each in results
+        ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "disturbed", "turns"), [("0.6x", 1, 2), ("0.6x", 2, 3), ("0.6x", 9, 3), ("0.4x", 9, 1), ("1.0x", 9, 1)]
+)
+def test_other_work_does_not_decide_whether_a_budget_is_met(workspace, limit, disturbed, turns):
+    board = Neighboured(disturbed)
+    candidate = workspace.candidates.candidate(workspace.space.uniform(W8A8))
+    budget = Budget.from_text(f"latency={limit}").limit("latency")
+    result = replace(workspace, device=board).bench.time_finally(candidate, limit=budget)
+    assert len(board.experiments) == turns
+    assert (result.slowdown == 1.5) == (disturbed >= turns)
+
+
 def test_an_engine_that_cannot_be_timed(workspace):
     board = Board(FASTER, lambda _: ("no kernel", []))
     candidate = workspace.candidates.candidate(workspace.space.uniform(W8A8))
