@@ -93,8 +93,8 @@ class Bench:
 
     def time_finally(self, candidate: Candidate, batch: int | None = None, limit: Limit | None = None) -> Result:
         """Time an engine as thoroughly as any, and up to `_MOST_TURNS` times in all where its ratio is within `limit`
-        and its interval reaches beyond, or other work on the machine leaves open on which side it is. UserError when it
-        cannot be timed.
+        and its interval reaches beyond; twice where other work on the machine leaves open on which side it is.
+        UserError when it cannot be timed.
         """
         found: list[Result] = []
         for turn in range(_MOST_TURNS):
@@ -102,7 +102,7 @@ class Bench:
             if found[-1].failed is not None:
                 raise UserError(f"the engine cannot be timed: {found[-1].failed}")
             result = pooled(found, self._conditions.seed)
-            if limit is None or not _open(result, limit):
+            if limit is None or not (_just_within(result, limit) or (turn == 0 and _disturbed(result, limit))):
                 break
         return result
 
@@ -146,13 +146,17 @@ class Bench:
         }
 
 
-def _open(result: Result, limit: Limit) -> bool:
-    """Whether another measurement may decide that an engine is within the limit."""
+def _just_within(result: Result, limit: Limit) -> bool:
     if result.ratio is None or result.ratio_interval is None or result.float_ms is None:
         return False
-    ratio, (low, high) = limit.absolute(result.float_ms) / result.float_ms, result.ratio_interval
-    disturbed = result.slowdown is not None and result.slowdown > 1 + QUIET
-    return low <= ratio < high and (result.ratio <= ratio or disturbed)
+    return result.ratio <= limit.absolute(result.float_ms) / result.float_ms < result.ratio_interval[1]
+
+
+def _disturbed(result: Result, limit: Limit) -> bool:
+    if result.slowdown is None or result.ratio_interval is None or result.float_ms is None:
+        return False
+    low, high = result.ratio_interval
+    return result.slowdown > 1 + QUIET and low <= limit.absolute(result.float_ms) / result.float_ms < high
 
 
 def _undecided(result: Result, limit: float) -> bool:
