@@ -14,7 +14,7 @@ from calib.rounding.grids import Grid, search_grid
 from calib.rounding.nearest import plain_moments
 
 _COLUMNS_AT_ONCE = 128
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 2048
 """All step sizes together: what a block of columns takes stays near the processor, and memory is bounded."""
 _STEPS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35)
 """Step sizes that are tried, as multiples of the one found for rounding to nearest."""
@@ -68,14 +68,16 @@ def _absorbed(
     groups = len(order)
     tried = [found.scaled(factor, scale_floor) for factor in steps]
     ordered = _by_column(weight, groups).gather(1, order[:, :, None].expand(-1, -1, rows // groups))
-    scales = torch.cat([_in_order(grid.scale, order) for grid in tried], dim=2)
-    zeros = None if found.zero is None else _in_order(found.zero, order).repeat(1, 1, len(steps))
+    scales = _in_order([grid.scale for grid in tried], order)
+    zeros = None if found.zero is None else _in_order([found.zero] * len(steps), order)
     types = [found.of_column(column) for column in order[0].tolist()]  # groups have one type
     rounded = _round_columns(ordered.repeat(1, 1, len(steps)), scales, zeros, moments.inverse_factor, types)
     numbers = torch.empty_like(rounded).scatter_(1, order[:, :, None].expand_as(rounded), rounded)
-    by_step = numbers.reshape(groups, length, len(steps), -1).permute(2, 0, 3, 1).reshape(len(steps), rows, length)
+    by_step = numbers.reshape(groups, length, len(steps), -1).permute(2, 0, 3, 1)
+    del ordered, rounded
     best_error, best, best_grid = torch.full((rows,), torch.inf, device=weight.device), weight, found
-    for each, grid in zip(by_step, tried, strict=True):
+    for step, grid in enumerate(tried):
+        each = by_step[step].reshape(rows, length)
         error = output_errors(_wrong_by(weight, each, grid), moments)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
@@ -88,11 +90,13 @@ def _by_column(by_row: Tensor, groups: int) -> Tensor:
     return by_row.reshape(groups, -1, by_row.shape[1]).transpose(1, 2)
 
 
-def _in_order(of_scales: Tensor, order: Tensor) -> Tensor:
-    """Return scales `[out]` or `[out, blocks]` for each column in that order, `[groups, k, out / groups]`."""
+def _in_order(scales: Sequence[Tensor], order: Tensor) -> Tensor:
+    """Return scales, each `[out]` or `[out, blocks]`, for each column in that order: `[groups, k, out / groups]` each,
+    side by side.
+    """
     groups, length = order.shape
-    by_block = _by_column(of_scales.reshape(len(of_scales), -1), groups)
-    if of_scales.dim() == 1:
+    by_block = torch.cat([_by_column(each.reshape(len(each), -1), groups) for each in scales], dim=2)
+    if scales[0].dim() == 1:
         return by_block.expand(-1, length, -1)
     block = order // (length // by_block.shape[1])
     return by_block.gather(1, block[:, :, None].expand(-1, -1, by_block.shape[2]))
