@@ -28,11 +28,11 @@ demo: $(STAMP)
 	$(BIN)/smpq run --task digits --target ort-cpu --budget latency=0.8x --out $(RUN)
 	@echo "The report is at $(RUN)/report.html"
 
-test: $(STAMP)
+test: install
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 # Most tests in about a minute on two idle cores: tests/slow_tests.py lists what is left out.
-test-quick: $(STAMP)
+test-quick: install
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 # The built-in small models, which tests train on first use: those that start meanwhile would wait. One thread, as in the tests.
@@ -58,21 +58,26 @@ $(VENV)/.docs-installed: $(STAMP)
 
 check: lint types docs test
 
-install: $(STAMP)
+install: $(STAMP) $(VENV)/bindings/.installed
 
 # 256 MB to download. The tests of ONNX Runtime's CUDA and TensorRT providers are skipped without.
 providers: $(VENV)/providers/.installed
 
-$(VENV)/providers/.installed: $(STAMP)
+$(VENV)/providers/.installed: Makefile | $(BIN)/python
 	$(BESIDE) $(@D) "onnxruntime-gpu==1.31.1; python_version >= '3.11' and $(ON_LINUX)"
 	mkdir -p $(@D) && touch $@
 
+$(VENV)/bindings/.installed: Makefile | $(BIN)/python
+	$(BESIDE) $(@D)/10.3.0 "tensorrt_cu12_bindings==10.3.0; python_version < '3.13' and $(ON_LINUX)"
+	$(BESIDE) $(@D)/10.16.0.72 "tensorrt_cu12_bindings==10.16.0.72; $(ON_LINUX)"
+	$(BESIDE) $(@D)/11.4.0.106 "tensorrt_cu13_bindings==11.4.0.106; $(ON_LINUX)"
+	mkdir -p $(@D) && touch $@
+
 # torch comes first and alone, so that the build of this machine is chosen before anything else asks for torch.
-$(STAMP): pyproject.toml constraints.txt Makefile
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(STAMP): pyproject.toml constraints.txt Makefile | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_PIP) torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[rtx,dev]"
-	$(BESIDE) $(VENV)/bindings/10.3.0 "tensorrt_cu12_bindings==10.3.0; python_version < '3.13' and $(ON_LINUX)"
-	$(BESIDE) $(VENV)/bindings/10.16.0.72 "tensorrt_cu12_bindings==10.16.0.72; $(ON_LINUX)"
-	$(BESIDE) $(VENV)/bindings/11.4.0.106 "tensorrt_cu13_bindings==11.4.0.106; $(ON_LINUX)"
 	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
