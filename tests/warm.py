@@ -27,8 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import tqdm
-
 from tests.short_measurements import short_measurements
 from tests.solved_once import solved_once
 from tests.torch_kept import garbage_kept, torch_kept
@@ -220,7 +218,10 @@ def _warm(directory: Path) -> None:
     from tests.commands import TINY, done
 
     os.environ["SMPQ_STATE"] = str(directory / "state")
-    tqdm.tqdm.monitor_interval = 0  # a thread, which a forked process would not have
+    with suppress(ImportError):  # torch imports it where it is installed
+        import tqdm
+
+        tqdm.tqdm.monitor_interval = 0  # a thread, which a forked process would not have
     done("run", *TINY, "--budget", "size=0.9x", "--out", directory / "run", "--quiet")
 
 
