@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from records import keep
 from safetensors.torch import load_file, save_file
 
 LAYERS = (
@@ -83,8 +84,6 @@ def main() -> int:
             "layer": name, "cpu_seconds_before": round(before, 4), "cpu_seconds": round(here, 4),
             "ratio": round(here / before, 3), "changed": round(float(changed), 6),
         })  # fmt: skip
-    from records import keep
-
     command = f"python benchmarks/rounding_speed.py --before CHECKOUT --rounds {options.rounds}"
     keep("rounding_speed", command, [0], rows, threads=1)
     return 0

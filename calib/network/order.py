@@ -42,17 +42,22 @@ def order_borne_by(module: Callable[[Sequence[Tensor]], Any], inputs: Sequence[T
 
 def _borne(usual: Callable[[], Any], other: Callable[[], Any]) -> torch.memory_format:
     """Return channels last where `other`, which computes in it, gives what `usual` gives."""
-    expected = pytree.tree_leaves(usual())
     try:
-        given = pytree.tree_leaves(other())
+        expected, given = pytree.tree_leaves(usual()), pytree.tree_leaves(other())
     except (RuntimeError, UserError):
         return torch.contiguous_format
     same = len(expected) == len(given) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
-        for a, b in zip(expected, given, strict=True)
-        if isinstance(a, Tensor) and isinstance(b, Tensor)
+        _alike(a, b) for a, b in zip(expected, given, strict=True) if isinstance(a, Tensor)
     )
     return torch.channels_last if same else torch.contiguous_format
+
+
+def _alike(a: Tensor, b: object) -> bool:
+    if not isinstance(b, Tensor) or (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    if not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def order_of(tensor: Tensor) -> torch.memory_format:

@@ -199,9 +199,9 @@ def _scale_of_few(weight: Tensor, importance: Tensor, scale_floor: Tensor, grid:
 
 def few_rows(weight: Tensor, importance: Tensor, scale_floor: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the rows of a weight `[rows, k]`, of its importance and of the floors `[rows]`, so many at a time as a
-    processor has near: a search reads them again for each step that it tries.
+    processor has near: a search reads them again for each step that it tries. A GPU takes all at once.
     """
-    count = max(_NEAR // weight.shape[1], 1)
+    count = max(_NEAR // weight.shape[1], 1) if weight.device.type == "cpu" else max(len(weight), 1)
     yield from zip(weight.split(count), importance.split(count), scale_floor.split(count), strict=True)
 
 

@@ -56,15 +56,32 @@ class Refuses(Viewed):
         return super().forward(x)
 
 
+class Several(Residual):
+    """Gives numbers, truths and a constant."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        y = super().forward(x)
+        return y, y > 0, 3
+
+
+class OfAnyLayout(Viewed):
+    """Gives an answer of another shape on another order."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).mean((2, 3))[:, : 4 if x.is_contiguous() else 3]
+
+
 @pytest.mark.parametrize(
     ("model", "order"),
     [
         (Residual(), torch.channels_last),
+        (Several(), torch.channels_last),
+        (OfAnyLayout(), torch.contiguous_format),
         (Viewed(), torch.contiguous_format),
         (Strided(), torch.contiguous_format),
         (Refuses(), torch.contiguous_format),
     ],
-    ids=["convolutions", "views", "strides", "refuses"],
+    ids=["convolutions", "several", "shapes", "views", "strides", "refuses"],
 )
 def test_a_module_shows_that_it_bears_channels_last(model, order):
     torch.manual_seed(0)

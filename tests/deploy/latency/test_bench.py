@@ -73,25 +73,31 @@ def test_an_engine_is_timed_and_remembered(workspace):
     assert workspace.bench.float_ms() > 0
 
 
-class Unsure(Board):
-    """A board whose quick measurements have an interval that reaches `width` to both sides."""
+class Telling(Board):
+    """A board that says something else of each result: `change` is given the experiment, its number and the result."""
 
-    def __init__(self, width):
+    def __init__(self, change):
         super().__init__(FASTER)
-        self.width = width
+        self.change = change
 
     def measure(self, experiment, announce=None):
         results = super().measure(experiment, announce)
-        if experiment.protocol == bench.THOROUGH:
-            return results
-        return [
-            structs.replace(each, ratio_interval=(each.ratio - self.width, each.ratio + self.width)) for each in results
-        ]
+        return [self.change(experiment, len(self.experiments), each) for each in results]
+
+
+def unsure(width):
+    """Return a board whose quick measurements have an interval that reaches `width` to both sides."""
+
+    def change(experiment, _, result):
+        wide = (result.ratio - width, result.ratio + width)
+        return result if experiment.protocol == bench.THOROUGH else structs.replace(result, ratio_interval=wide)
+
+    return Telling(change)
 
 
 @pytest.mark.parametrize(("width", "times"), [(0.001, 1), (0.1, 1), (0.2, 2)])
 def test_an_engine_that_may_lie_on_either_side_of_the_limit_is_timed_again(workspace, width, times):
-    board = Unsure(width)
+    board = unsure(width)
     observation = replace(workspace, device=board).bench.observe(workspace.space.uniform(W8A8), 0.5)
     assert (len(board.experiments), observation.ratio) == (times, pytest.approx(0.65))
     assert (board.experiments[-1].protocol == bench.THOROUGH) == (times == 2)
@@ -111,27 +117,21 @@ def test_more_rounds_are_made_where_only_chance_decides(workspace, limit, turns)
     assert len(result.rounds_ms) == len(result.float_rounds_ms) == 15 * turns
 
 
-class Neighboured(Board):
-    """A board with a neighbour that makes the intervals of the first `turns` measurements wider."""
+def neighboured(turns):
+    """Return a board with a neighbour that makes the intervals of the first `turns` measurements wider."""
 
-    def __init__(self, turns):
-        super().__init__(FASTER)
-        self.turns = turns
+    def change(_, number, result):
+        wide = (result.ratio / 1.5, result.ratio * 1.5)
+        return result if number > turns else structs.replace(result, slowdown=1.5, ratio_interval=wide)
 
-    def measure(self, experiment, announce=None):
-        results = super().measure(experiment, announce)
-        if len(self.experiments) > self.turns:
-            return results
-        return [
-            structs.replace(each, slowdown=1.5, ratio_interval=(each.ratio / 1.5, each.ratio * 1.5)) for each in results
-        ]
+    return Telling(change)
 
 
 @pytest.mark.parametrize(
     ("limit", "disturbed", "turns"), [("0.6x", 1, 2), ("0.6x", 2, 2), ("0.7x", 9, 3), ("0.4x", 9, 1), ("1.0x", 9, 1)]
 )
 def test_other_work_does_not_decide_whether_a_budget_is_met(workspace, limit, disturbed, turns):
-    board = Neighboured(disturbed)
+    board = neighboured(disturbed)
     candidate = workspace.candidates.candidate(workspace.space.uniform(W8A8))
     budget = Budget.from_text(f"latency={limit}").limit("latency")
     result = replace(workspace, device=board).bench.time_finally(candidate, limit=budget)
