@@ -11,13 +11,24 @@ from operator import itemgetter
 
 from calib.formats.format import Format
 from deploy.latency.designs import designed_policies
+from deploy.latency.experiments import Experiments, offered
 from deploy.latency.finalists import judged, lasting_first
 from deploy.latency.hopeful import hopeful_cost, likelihood
 from deploy.latency.model import LatencyModel, fitted
 from deploy.latency.observed import Observation, Observe, Refusal
 from deploy.latency.state import LoopState
-from deploy.latency.steps import STOPPED_EARLY, Goal, LoopSettings, Outcome, Proposal, Step
-from deploy.latency.suspects import halved, suspects, without
+from deploy.latency.steps import (
+    EXHAUSTED,
+    OUT_OF_REACH,
+    STOPPED_EARLY,
+    SUFFICES,
+    Goal,
+    LoopSettings,
+    Outcome,
+    Proposal,
+    Step,
+)
+from deploy.latency.suspects import without
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space, canonical
 from smpq.solve.allocate import Ceiling, Impossible, Problem, completed, nearest_feasible, place_joins
@@ -44,7 +55,7 @@ class LatencyLoop:
        limit is never proposed again.
     3. Searches after the first one solve with what is known of single changes. Where that finds nothing new, policies
        count whose own prediction is at most `OPTIMISM` of its standard errors too slow, and of these the one that is
-       expected to gain most, unless that is next to nothing (`Effort.gain`).
+       expected to gain most, unless that is next to nothing (`Effort.gain`), or nothing that is noticed.
     4. Where nothing is found there either, a thorough search exchanges formats too. Nothing likely better is left then.
     5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. One that is just within it
        was likely lucky (`deploy.latency.observed.LASTING`): the search aims lower, and such a policy is the outcome
@@ -57,6 +68,7 @@ class LatencyLoop:
     8. Where nothing meets the limit, the policy that is predicted to be nearest to it is measured as long as that is
        nearer than what was measured. Where nothing measured is faster than the float engine, the float engine is the
        outcome.
+    9. A policy that meets the limit, and is no lucky one, ends the search where all that it loses is not noticed.
     """
 
     def __init__(
@@ -81,9 +93,9 @@ class LatencyLoop:
         self._reference = Observation(space.uniform(space.reference), 1.0, 0.0)
         observed = [replace(o, policy=canonical(o.policy, space)) for o in known]
         self._state = LoopState({o.policy.key(): o for o in observed}, marginals=dict(goal.starts))
-        self._doubtful = frozenset(doubtful)
         count = min(self._settings.designed, space.size())
-        self._designed = designed_policies(space, edges, count, self._settings.seed, self._doubtful)
+        designed = designed_policies(space, edges, count, self._settings.seed, doubtful)
+        self._experiments = Experiments(designed, space, doubtful)
         self._model = self._fit()
         for refusal in refusals:
             self._take_refusal(refusal)
@@ -114,8 +126,17 @@ class LatencyLoop:
         if self._state.counted >= self._settings.measurements:
             self._state.stop_reason = "measurements"
             return None
-        following = self._experiments()
+        if self._suffices():
+            self._state.stop_reason = SUFFICES
+            return None
+        following = self._following()
         return following[0] if following else self._after_experiments()
+
+    def _suffices(self) -> bool:
+        """Whether a policy that lasts within the limit loses nothing that is noticed."""
+        least, limit = self.goal.unnoticed, self.goal.limit
+        lasting = [each.policy for each in self._meeting() if each.lasts(limit) and not each.doubtful]
+        return least > 0 and any(-self._value(policy) < least for policy in lasting)
 
     def _after_experiments(self) -> Proposal | None:
         best = self._best()
@@ -131,15 +152,14 @@ class LatencyLoop:
                     return replace(self._proposal("optimistic" if optimism else "proposal", policy), gain=expected)
         if best is None and (closest := self._closest()) is not None:
             return closest
-        out_of_reach, exhausted = "the limit is out of reach", "no other policy within the limit is likely to be better"
-        self._state.stop_reason = out_of_reach if best is None else exhausted
+        self._state.stop_reason = OUT_OF_REACH if best is None else EXHAUSTED
         return None
 
     def ask_several(self, count: int) -> list[Proposal]:
         """Return up to `count` policies to measure in one go: the experiments first, then proposals from careful to
         optimistic ones.
         """
-        if following := self._experiments():
+        if (following := self._following()) and not self._suffices():
             return following[:count]
         found: dict[str, Proposal] = {}
         first = self.ask()
@@ -180,38 +200,16 @@ class LatencyLoop:
         return Outcome(chosen.policy, self._value(chosen.policy), chosen, bool(met), reason, steps, self._model,
                        finalists)  # fmt: skip
 
-    def _experiments(self) -> list[Proposal]:
-        """Return what to measure first: what searches the cause of a refusal, then the designed policies."""
-        narrowing = self._narrowing()
-        found = [self._proposal("narrowing", narrowing)] if narrowing is not None else []
-        return found + [self._proposal("experiment", policy) for policy in self._waiting() if policy != narrowing]
-
-    def _waiting(self) -> list[Policy]:
-        """Return the designed policies that were not measured yet, or in doubt, and may still be built."""
-        known = {key for key, each in self._state.observed.items() if not each.doubtful}
-        known |= {refusal.policy.key() for refusal in self._state.refusals}
-        return [policy for policy in self._designed if policy.key() not in known and self._allowed(policy)]
-
-    def _narrowing(self) -> Policy | None:
-        """Return the policy that halves the suspects of the refusal with the fewest; None when that teaches nothing."""
-        refused = {refusal.policy.key() for refusal in self._state.refusals}
-        for accused, refusal in sorted(self._accused(), key=lambda each: len(each[0])):
-            policy = halved(refusal.policy, accused, self._space)
-            if policy is not None and self._is_new(policy) and policy.key() not in refused:
-                return policy
-        return None
-
-    def _accused(self) -> list[tuple[tuple[tuple[str, Format], ...], Refusal]]:
-        """Return the suspects of each refusal that blames nothing and whose formats are still offered."""
-        built = [observation.policy for observation in self._state.observed.values()]
-        nameless = [refusal for refusal in self._state.refusals if not refusal.blamed and self._allowed(refusal.policy)]
-        return [(suspects(refusal.policy, built, self._whole_space, self._doubtful), refusal) for refusal in nameless]
+    def _following(self) -> list[Proposal]:
+        """Return what to measure before the search proposes anything."""
+        return [
+            self._proposal(label, policy) for label, policy in self._experiments.following(self._state, self._space)
+        ]
 
     def _learn(self) -> None:
-        """Leave out the only suspect of a refusal, and doubtful suspects."""
-        for accused, _ in self._accused():
-            if len(accused) == 1 or set(accused) & self._doubtful:
-                self._leave_out(accused)
+        """Leave out what refusals that blame nothing have come down to."""
+        for accused in self._experiments.to_blame(self._state, self._space):
+            self._leave_out(accused)
 
     def _ceiling(self, optimism: float, limit: float) -> Ceiling:
         """Return a limit on the ratio to the float engine by the model,
@@ -248,7 +246,8 @@ class LatencyLoop:
         or its chance where nothing meets the limit yet.
         """
         gained = self._value(policy) - self._value(best.policy) if best is not None else 1.0
-        return max(gained, 0.0) * likelihood(self._model, policy, self._state.aim(self.goal.limit))
+        noticed = best is None or gained > self.goal.unnoticed
+        return max(gained, 0.0) * likelihood(self._model, policy, self._state.aim(self.goal.limit)) if noticed else 0.0
 
     def _closest(self) -> Proposal | None:
         """Return the policy that is predicted to be nearest to the limit, unless one that was measured is nearer."""
@@ -281,8 +280,7 @@ class LatencyLoop:
         return {(name, chosen) for name, row in self._space.formats.items() for chosen in row}
 
     def _is_new(self, policy: Policy) -> bool:
-        known = self._state.observed.get(policy.key())
-        return policy.key() != self._reference.policy.key() and (known is None or known.doubtful)
+        return policy.key() != self._reference.policy.key() and self._state.is_new(policy)
 
     def _within(self, policy: Policy) -> bool:
         return all(ceiling.model.total(policy) <= ceiling.limit * (1 + 1e-9) for ceiling in self.goal.ceilings)
@@ -297,4 +295,4 @@ class LatencyLoop:
         return max(self._meeting(), key=lambda o: self._value(o.policy), default=None)
 
     def _allowed(self, policy: Policy) -> bool:
-        return all(policy[group.name] in self._space.formats[group.name] for group in self._space.groups)
+        return offered(policy, self._space)

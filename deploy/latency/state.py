@@ -34,6 +34,15 @@ class LoopState:
         keys = {step.proposal.policy.key() for step in self.steps}
         return sum(not (key in observed and observed[key].doubtful) for key in keys)
 
+    def is_new(self, policy: Policy) -> bool:
+        """Whether a policy was not measured, or only with doubts."""
+        known = self.observed.get(policy.key())
+        return known is None or known.doubtful
+
+    def refused(self, policy: Policy) -> bool:
+        """Whether the engine of a policy does not build."""
+        return any(refusal.policy.key() == policy.key() for refusal in self.refusals)
+
     def aim(self, limit: float) -> float:
         """Return the ratio that, with the error of a usual measurement, just lasts within a limit (`LASTING`)."""
         errors = [each.standard_error for each in self.observed.values() if not each.doubtful]

@@ -16,13 +16,17 @@ from smpq.value.evaluate import ValueFunction
 
 STOPPED_EARLY = "stopped early"
 """Why a loop ended that would have gone on."""
+OUT_OF_REACH = "the limit is out of reach"
+EXHAUSTED = "no other policy within the limit is likely to be better"
+SUFFICES = "a policy within the limit loses nothing that is noticed"
+"""Why a loop ended by itself."""
 
 
 @dataclass(frozen=True)
 class Goal:
     """What is searched: a limit on the ratio to the float engine, ceilings on other costs, scores to start from, and
     the effort. `folds` is the value on parts of its samples, for comparing many policies (`smpq.solve.racing`).
-    `enough` says when nobody waits for a better answer any longer.
+    `enough` says when nobody waits for a better answer any longer. `unnoticed` is a gain in value that nobody notices.
     """
 
     limit: float
@@ -31,6 +35,7 @@ class Goal:
     effort: Effort
     folds: Sequence[ValueFunction] = ()
     enough: Callable[[], bool] = lambda: False
+    unnoticed: float = 0.0
 
 
 @dataclass(frozen=True)

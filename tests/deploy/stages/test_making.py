@@ -34,7 +34,8 @@ QUIET = Progress(Console(quiet=True))
 
 
 def settings(target: str, formats: str) -> Settings:
-    return Settings("tests.tiny_task:task", target, formats=formats, samples=16, evaluations=12, effort="fast")
+    sizes = {"samples": 16, "evaluations": 12}
+    return Settings("tests.tiny_task:task", target, formats=formats, **sizes, effort="fast", value="loss")
 
 
 def read(file):
