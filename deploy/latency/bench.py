@@ -149,14 +149,14 @@ class Bench:
 def _just_within(result: Result, limit: Limit) -> bool:
     if result.ratio is None or result.ratio_interval is None or result.float_ms is None:
         return False
-    return result.ratio <= limit.absolute(result.float_ms) / result.float_ms < result.ratio_interval[1]
+    return result.ratio <= limit.ratio(result.float_ms) < result.ratio_interval[1]
 
 
 def _disturbed(result: Result, limit: Limit) -> bool:
     if result.slowdown is None or result.ratio_interval is None or result.float_ms is None:
         return False
     low, high = result.ratio_interval
-    return result.slowdown > 1 + QUIET and low <= limit.absolute(result.float_ms) / result.float_ms < high
+    return result.slowdown > 1 + QUIET and low <= limit.ratio(result.float_ms) < high
 
 
 def _undecided(result: Result, limit: float) -> bool:

@@ -52,7 +52,7 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
         model = latency_model(workspace.observations, workspace.edges, workspace.progress.say)
         float_ms = workspace.observations.float_ms()
         assert float_ms is not None  # what was measured has it
-        ceilings.append(Ceiling(model.cost_model(1.0), limit.absolute(float_ms) / float_ms))
+        ceilings.append(Ceiling(model.cost_model(1.0), limit.ratio(float_ms)))
     check_possible(workspace, ceilings)
     check_decidable(workspace, budget)
     scores = score(workspace, budget, method)

@@ -256,8 +256,8 @@ def _ratio_limit(workspace: Workspace, budget: Budget, float_ms: float | None) -
             f"{limit} is in milliseconds, and the float engine's are not known yet: give a share of them, as "
             "latency=0.7x"
         )
-    workspace.progress.say(f"the float engine takes {float_ms:.4g} ms: {limit} is {limit.value / float_ms:.3f}x of it")
-    return float(limit.value / float_ms)
+    workspace.progress.say(f"the float engine takes {float_ms:.4g} ms: {limit} is {limit.ratio(float_ms):.3f}x of it")
+    return limit.ratio(float_ms)
 
 
 def _proposals(workspace: Workspace, bundle: BundleFile) -> dict[str, Proposal]:

@@ -170,7 +170,7 @@ def _stands(workspace: Workspace, budget: Budget, outcome: Outcome, timed: Timin
         limit is None
         or not outcome.met
         or overruled + 1 >= _PROPOSALS
-        or timed.ratio_interval.high <= limit.absolute(timed.float_ms) / timed.float_ms
+        or timed.ratio_interval.high <= limit.ratio(timed.float_ms)
     )
     settle(workspace.run, str(budget), machine, stands=stands)
     return stands

@@ -56,7 +56,7 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
     fixed = None if traced.dynamic_batch else len(traced.example[0])
     names, threads = workspace.backend.names, torch.get_num_threads()
     runners: dict[StageName, Runner | str] = {
-        "eager": _eager_runner(workspace, fixed),
+        "eager": _EagerRunner(workspace, fixed),
         "float": in_batches(workspace.traced, traced.run, fixed),
         "fake_quant": fake_quant_runner(workspace, policy),
     }
@@ -98,30 +98,31 @@ def built_engine_runner(workspace: Workspace, threads: int) -> Runner | str:
     return opened if isinstance(opened, str) else engine_runner(traced, opened)
 
 
-def _eager_runner(workspace: Workspace, fixed: int | None) -> Runner:
-    """Return how the user's module computes a batch; one that takes a single size gets batches that were filled up to
-    it.
+class _EagerRunner:
+    """How the user's module computes a batch; one that takes a single size, `fixed`, gets batches that were filled up
+    to it.
 
     Images come in the order in memory that is fastest for convolutions, once a module has shown on a few that it
     computes the same then, and otherwise in that of the task.
     """
-    traced, borne = workspace.traced, list[bool]()
 
-    def eager(inputs: Sequence[Tensor]) -> Any:
-        return run_eager(workspace.original, inputs, "the evaluation data")
+    def __init__(self, workspace: Workspace, fixed: int | None) -> None:
+        self._traced, self._module, self._fixed = workspace.traced, workspace.original, fixed
+        self._filled = in_batches(workspace.traced, self._compute, fixed)
+        self._channels_last: bool | None = None
 
-    def compute(inputs: Sequence[Tensor]) -> Any:
-        if not borne:
-            few = inputs if fixed is not None else [tensor[:_FEW] for tensor in inputs]
-            borne.append(convolves(traced) and order_borne_by(eager, few) == torch.channels_last)
-        return eager([ordered(tensor, torch.channels_last) for tensor in inputs] if borne[0] else inputs)
+    def __call__(self, batch: Batch) -> Any:
+        fits = self._fixed is None or len(batch.inputs[0]) == self._fixed
+        return self._compute(batch.inputs) if fits else self._filled(batch)
 
-    filled = in_batches(traced, compute, fixed)
+    def _compute(self, inputs: Sequence[Tensor]) -> Any:
+        if self._channels_last is None:
+            few = inputs if self._fixed is not None else [tensor[:_FEW] for tensor in inputs]
+            self._channels_last = convolves(self._traced) and order_borne_by(self._eager, few) == torch.channels_last
+        return self._eager([ordered(each, torch.channels_last) for each in inputs] if self._channels_last else inputs)
 
-    def run(batch: Batch) -> Any:
-        return compute(batch.inputs) if fixed is None or len(batch.inputs[0]) == fixed else filled(batch)
-
-    return run
+    def _eager(self, inputs: Sequence[Tensor]) -> Any:
+        return run_eager(self._module, inputs, "the evaluation data")
 
 
 def engine_runner(traced: TracedModel, engine: OpenEngine) -> EngineRunner:

@@ -49,6 +49,10 @@ class Limit:
         """Return the limit in the unit of the cost, given what the float model costs."""
         return self.value * float_cost if self.relative else self.value
 
+    def ratio(self, float_cost: float) -> float:
+        """Return the limit as a fraction of the float model, given what that costs."""
+        return self.value if self.relative else self.value / float_cost
+
     def __str__(self) -> str:
         unit = "x" if self.relative else {"latency": "ms", "size": "B"}.get(self.cost, "")
         return f"{self.cost}={self.value:.12g}{unit}"
