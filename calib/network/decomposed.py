@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,26 +12,24 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from calib.network.nodes import OPERATOR
-from calib.network.operators import REWRITTEN, UnsureError, functional_operator, is_taken_apart, may_alias
+from calib.network.operators import RETRACED, REWRITTEN, UnsureError, functional_operator, is_taken_apart, may_alias
+from calib.network.recorded import Recorder, Table, fake_mode
 
 _ATEN = torch.ops.aten
 _GUARDS = {_ATEN._assert_tensor_metadata.default}  # noqa: SLF001 - the name of the operator
-_RETRACED = {_ATEN.item.default, _ATEN.alias.default}
-"""Operators that torch's own way treats by what they are given."""
 
 
-def without_retracing(program: ExportedProgram) -> ExportedProgram | None:
-    """Return what `program.run_decompositions({})` gives, made node by node; None where it has something that only
-    another trace tells.
+def without_retracing(program: ExportedProgram, table: Table = MappingProxyType({})) -> ExportedProgram | None:
+    """Return what `program.run_decompositions(table)` gives, made node by node; None where it has something that only
+    another trace tells. `table`: operator -> what computes it by others.
 
     A second trace takes longer than the first one, and changes few nodes:
 
     1. An operator that torch keeps stays as it is.
-    2. One that torch always takes apart (`flatten`, `to`, `chunk`) is run on the fake tensors of the trace; what it
-       calls takes its place.
+    2. One of the table, or that torch always takes apart (`flatten`, `to`, `chunk`), is run on the fake tensors of the
+       trace; what it calls takes its place.
     3. An in-place operator becomes the functional one where nothing else shares the memory that it writes.
     4. Left to torch: graphs in graphs, numbers computed from tensors or sizes, changed inputs, parameters and views,
        operators of other libraries.
@@ -38,14 +37,14 @@ def without_retracing(program: ExportedProgram) -> ExportedProgram | None:
     Names count the operators of each kind. Those of a second trace count its arithmetic on sizes too.
     """
     try:
-        return _Rewriting(program).result()
+        return _Rewriting(program, table).result()
     except UnsureError:
         return None
 
 
 class _Rewriting:
-    def __init__(self, program: ExportedProgram) -> None:
-        self._program = program
+    def __init__(self, program: ExportedProgram, table: Table) -> None:
+        self._program, self._table = program, table
         self._graph = fx.Graph()
         self._values: dict[fx.Node, Any] = {}
         """Node of the program -> what stands for it: a node, or a list of them where it has several results."""
@@ -86,7 +85,7 @@ class _Rewriting:
             self._values[node] = self._values[source][index]  # type: ignore[index]
             self._share(node, source)  # type: ignore[arg-type]
             return
-        if not isinstance(target, OPERATOR) or target.namespace != "aten" or target in _RETRACED:
+        if not isinstance(target, OPERATOR) or target.namespace != "aten" or target in RETRACED:
             raise UnsureError
         if target is _ATEN.sym_size.int:
             self._values[node] = self._size(node.meta["val"])
@@ -96,6 +95,9 @@ class _Rewriting:
             source = node.args[0]
             self._values[node] = self._values[source]  # type: ignore[index]
             self._share(node, source)  # type: ignore[arg-type]
+        elif target in self._table:
+            self._record(node, target)
+            self._share(node, *node.all_input_nodes)
         elif target in REWRITTEN:
             self._record(node, REWRITTEN[target])
             self._memory[node] = {node}
@@ -190,7 +192,7 @@ class _Rewriting:
 
         args, kwargs = fx.node.map_arg(node.args, fake), fx.node.map_arg(node.kwargs, fake)
         try:
-            with _Recorder() as recorder:
+            with fake_mode(self._program), Recorder(self._table) as recorder:
                 result = function(*args, **kwargs)
         except Exception as error:  # the trace says it in its own words
             raise UnsureError from error
@@ -241,24 +243,6 @@ class _Rewriting:
             example_inputs=program.example_inputs,
             constants=program.constants,
         )
-
-
-class _Recorder(TorchDispatchMode):
-    """Keeps the operators that are called, with what they are given and what they give."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (not isinstance(func, OPERATOR) or func.namespace not in ("aten", "prim")
-                or func._schema.is_mutable):  # noqa: SLF001  # fmt: skip
-            raise UnsureError
-        result = func(*args, **(kwargs or {}))
-        if func.namespace == "prim":  # the device of a tensor
-            return result
-        self.calls.append((func, args, kwargs or {}, result))
-        return result
 
 
 def _check_order(specs: Sequence[InputSpec]) -> None:

@@ -40,6 +40,10 @@ REWRITTEN: dict[Any, Callable[..., Any]] = {
 """Operators that torch takes apart in another way than their fake tensors do."""
 
 
+RETRACED = {_ATEN.item.default, _ATEN.alias.default}
+"""Operators that torch's own way treats by what they are given."""
+
+
 def is_taken_apart(target: Any) -> bool:
     """Whether torch takes an operator apart although it is asked to take nothing apart: what is made of others and may
     hand on the memory of its input.

@@ -11,6 +11,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.traceback import NodeSource
 
+from calib.network.decomposed import without_retracing
 from calib.network.tracing import forget_layouts
 
 
@@ -19,7 +20,8 @@ class Exportable(ExportedProgram):
 
     The exporter begins with `run_decompositions` and the table of what ONNX has no function for. That traces the whole
     program again, half of the time of an export. Where the table holds none of its operators, the trace would return
-    what it is given, so this copy is returned as it is.
+    what it is given, so this copy is returned as it is. Where it does, they are taken apart node by node, as long as
+    that is sure to give the same.
     """
 
     _original: ExportedProgram
@@ -49,11 +51,13 @@ class Exportable(ExportedProgram):
 
     def run_decompositions(self, decomp_table: dict[Any, Any] | None = None, **options: Any) -> ExportedProgram:
         """Return this program where `decomp_table` changes nothing in it, else what torch makes of the original."""
-        if decomp_table is None or not all(_stays(node, decomp_table) for node in self.graph.nodes):
-            decomposed: ExportedProgram = self._original.run_decompositions(decomp_table, **options)
-            forget_layouts(decomposed)
-            return decomposed
-        return self
+        if decomp_table is not None and all(_stays(node, decomp_table) for node in self.graph.nodes):
+            return self
+        decomposed = without_retracing(self, decomp_table) if decomp_table is not None and not options else None
+        if decomposed is None:
+            decomposed = self._original.run_decompositions(decomp_table, **options)
+        forget_layouts(decomposed)
+        return decomposed
 
 
 def _stays(node: fx.Node, table: dict[Any, Any]) -> bool:

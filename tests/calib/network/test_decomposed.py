@@ -116,6 +116,28 @@ def test_made_node_by_node_is_what_a_second_trace_gives(do):
         assert described(made) == described(program.run_decompositions({}))
 
 
+BY_TABLE: dict[str, Callable[[Do, Tensor], Any]] = {
+    **MADE,
+    "a hard activation": lambda m, x: F.hardswish(m.conv(x)),
+    "an activation of several operators": lambda m, x: F.mish(F.silu(F.elu(m.conv(x)))),
+    "a group norm": lambda m, x: F.group_norm(m.conv(x), 2),
+    "a filled mask": lambda m, x: m.conv(x).masked_fill(m.conv(x) > 0, -1.0),
+    "new tensors": lambda m, x: m.conv(x) + torch.arange(6.0) * torch.full((6,), 2.0),
+    "several results": lambda m, x: torch.var_mean(m.conv(x), 1)[0],
+    "a split": lambda m, x: m.conv(x).split(2, 1)[0],
+    "a stack": lambda m, x: torch.stack([m.conv(x), m.conv(x)], 1),
+}
+
+
+@pytest.mark.parametrize("do", BY_TABLE.values(), ids=BY_TABLE)
+def test_operators_of_a_table_become_what_a_second_trace_makes_of_them(do):
+    table = torch.export.default_decompositions().materialize()
+    with torch.no_grad():
+        program = program_of(do).run_decompositions({})
+        made = without_retracing(program, table)
+        assert made is None or described(made) == described(program.run_decompositions(table))
+
+
 def test_constants_are_copied_once():
     program = trace_program(Scaled(4, 2).eval(), (torch.randn(2, 4),), (1, 5))[0]
     with torch.no_grad():

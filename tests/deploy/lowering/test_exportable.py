@@ -19,19 +19,27 @@ from deploy.lowering.export import export_float
 
 
 class Branches(nn.Module):
-    def __init__(self, padding):
+    def __init__(self, padding, pool):
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=padding)
+        self.conv, self.pool = nn.Conv2d(3, 8, 3, padding=padding), pool
         self.head = nn.Linear(8, 4)
 
     def forward(self, x):
         y = torch.relu(self.conv(x))
-        y = (y + 2 * y.sigmoid() - torch.arange(8)[:, None, None]).mean((2, 3))
+        y = y + 2 * y.sigmoid() - torch.arange(8)[:, None, None]
+        y = self.pool(y).mean((2, 3))
         return torch.cat([part.softmax(-1) for part in self.head(y).chunk(2, dim=1)], dim=1), y.argmax(1)
 
 
-def _exported(padding, path):
-    traced = TracedModel(Branches(padding).eval(), (torch.randn(2, 3, 6, 6),))
+class Halves(nn.Module):
+    """Computes a size, which is left to torch."""
+
+    def forward(self, x):
+        return x.reshape(x.shape[0] * 2, 4, 6, 6).abs().reshape(x.shape[0], 8, 6, 6)
+
+
+def _exported(padding, pool, path):
+    traced = TracedModel(Branches(padding, pool).eval(), (torch.randn(2, 3, 6, 6),))
     before = str(traced.graph)
     with mock.patch.object(ExportedProgram, "run_decompositions", autospec=True, side_effect=_decompose) as made:
         export_float(traced, find_units(traced)[0], path)
@@ -42,14 +50,20 @@ def _exported(padding, path):
 _decompose = ExportedProgram.run_decompositions
 
 
-@pytest.mark.parametrize(("padding", "count"), [(1, 0), ("same", 1)])
-def test_a_program_is_decomposed_again_only_where_the_exporter_lacks_an_operator(padding, count, tmp_path):
+_CASES = [(1, nn.Identity(), 0), ("same", nn.AdaptiveAvgPool2d(2), 0), (1, Halves(), 1)]
+
+
+@pytest.mark.parametrize(("padding", "pool", "count"), _CASES, ids=["nothing to do", "by the table", "traced again"])
+def test_a_program_is_traced_again_only_where_that_tells_what_the_exporter_lacks(padding, pool, count, tmp_path):
     torch.manual_seed(0)
-    model, traces = _exported(padding, tmp_path / "a.onnx")
+    model, traces = _exported(padding, pool, tmp_path / "a.onnx")
     assert traces == count
     torch.manual_seed(0)
-    with mock.patch.object(exportable, "_stays", return_value=False):
-        again, traces = _exported(padding, tmp_path / "b.onnx")
+    with (
+        mock.patch.object(exportable, "_stays", return_value=False),
+        mock.patch.object(exportable, "without_retracing", return_value=None),
+    ):
+        again, traces = _exported(padding, pool, tmp_path / "b.onnx")
     assert traces == 1
     assert model == again
 
