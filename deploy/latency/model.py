@@ -125,19 +125,21 @@ def _strengths(rows: Matrix, measured: Matrix, noise: Matrix, prior: Prior) -> t
 
     names = list(prior.parts)
     usual = np.log([*(STRENGTHS[name] for name in names), _SCATTER])
-    parts = [rows @ prior.parts[name] @ rows.T for name in names]
+    parts = np.array([*(rows @ prior.parts[name] @ rows.T for name in names), np.eye(len(rows))])
     surprise = measured - rows @ prior.mean
 
-    def unlikeliness(logs: Matrix) -> float:
-        squares = np.exp(2 * logs)
-        total = np.sum([square * part for square, part in zip(squares[:-1], parts, strict=True)], axis=0)
-        root = np.linalg.cholesky(total + np.diag(noise**2 + squares[-1]))
-        whitened = np.linalg.solve(root, surprise)
-        return float(
-            0.5 * whitened @ whitened + np.log(np.diag(root)).sum() + 0.5 * (((logs - usual) / _SPREAD) ** 2).sum()
-        )
+    def unlikeliness(logs: Matrix) -> tuple[float, Matrix]:
+        """Return minus the logarithm of the likelihood, up to a constant, and its gradient."""
+        squares, unusual = np.exp(2 * logs), (logs - usual) / _SPREAD
+        total = np.tensordot(squares, parts, 1) + np.diag(noise**2)
+        root = np.linalg.cholesky(total)
+        inverse = np.linalg.inv(total)
+        explained = inverse @ surprise
+        value = 0.5 * surprise @ explained + np.log(np.diag(root)).sum() + 0.5 * unusual @ unusual
+        slopes = np.tensordot(parts, inverse - np.outer(explained, explained), 2)
+        return float(value), squares * slopes + unusual / _SPREAD
 
-    found = np.exp(minimize(unlikeliness, usual, method="L-BFGS-B").x)
+    found = np.exp(minimize(unlikeliness, usual, jac=True, method="L-BFGS-B").x)
     return dict(zip(names, found.tolist(), strict=False)), float(found[-1])
 
 
