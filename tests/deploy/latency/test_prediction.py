@@ -27,7 +27,7 @@ BOARD = "a board"
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=16, evaluations=12, value="loss")
+    settings = Settings("tests.tiny_task:exacting", formats="w8a8,fp32", samples=16, evaluations=12)
     with open_run(tmp_path_factory.mktemp("prediction") / "run", Progress(Console(quiet=True)), settings) as workspace:
         yield workspace
 

@@ -21,8 +21,8 @@ from deploy.terminal.progress import Progress
 
 @pytest.fixture(scope="session")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    """A run that has scores, by a value of which no loss is too small to notice. To be copied, not changed."""
-    settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=16, evaluations=12, value="loss")
+    """A run that has scores. To be copied, not changed."""
+    settings = Settings("tests.tiny_task:exacting", formats="w8a8,fp32", samples=16, evaluations=12)
     with open_run(tmp_path_factory.mktemp("looping") / "run", Progress(Console(quiet=True)), settings) as workspace:
         score(workspace)
         yield workspace

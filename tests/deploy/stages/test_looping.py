@@ -133,7 +133,7 @@ def test_searches_for_other_budgets_are_kept(workspace):
 
 
 def test_the_outcome_is_judged_on_samples_that_the_search_has_not_used(tmp_path):
-    settings = Settings("tests.tiny_task:task", formats="w8a8,fp32", samples=8, evaluations=12, value="loss")
+    settings = Settings("tests.tiny_task:exacting", formats="w8a8,fp32", samples=8, evaluations=12)
     with open_run(tmp_path / "run", Progress(Console(quiet=True)), settings) as opened:
         workspace = replace(opened, device=Board(FASTER))
         assert workspace.unseen is not None

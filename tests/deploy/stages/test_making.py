@@ -34,8 +34,7 @@ QUIET = Progress(Console(quiet=True))
 
 
 def settings(target: str, formats: str) -> Settings:
-    sizes = {"samples": 16, "evaluations": 12}
-    return Settings("tests.tiny_task:task", target, formats=formats, **sizes, effort="fast", value="loss")
+    return Settings("tests.tiny_task:exacting", target, formats=formats, samples=16, evaluations=12, effort="fast")
 
 
 def read(file):
