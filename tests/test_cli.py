@@ -109,7 +109,9 @@ def test_json_is_all_there_is_on_standard_output(run, tmp_path):
     for command in commands:
         if command[0] == "feedback":
             run_experiment(tmp_path / "bundle", str)
-        assert isinstance(json.loads(done(*command, "--json").out), dict)
+        result = smpq(*command, "--json")
+        assert result.code == (1 if command[0] == "feedback" else 0), result.err  # that budget is out of reach
+        assert isinstance(json.loads(result.out), dict)
     text = done("verify", run).out
     assert "fake_quant: " in text
     assert "engine: " in text
