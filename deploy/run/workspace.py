@@ -99,9 +99,13 @@ class Workspace:
         self.close()
 
     def close(self) -> None:
-        """End the workers, if there are any, take away what is on the device, and give PyTorch its threads back."""
+        """End the workers, if there are any, close the journal, take away what is on the device, and give PyTorch its
+        threads back.
+        """
         if self.pool is not None:
             self.pool.close()
+        if "journal" in self.__dict__:
+            self.journal.close()
         self.device.close()
         torch.set_num_threads(self.threads_before)
 
@@ -222,20 +226,18 @@ class Workspace:
     def _evaluator(self, here: PolicyValue, fingerprint: str) -> Evaluator:
         compute = placed(here) if self.pool is None else self.pool.compute(here)
         digest = self.fake_quantizer.calibration.digest()
-        return Evaluator(compute, Journal(self.run.file("journal.sqlite")), f"{fingerprint}|{digest}")
+        return Evaluator(compute, self.journal, f"{fingerprint}|{digest}")
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Every evaluation of the run, on disk."""
+        return Journal(self.run.file("journal.sqlite"))
 
     def losses(self, batches: Sequence[Batch], kind: str, data: str) -> PolicyLoss:
         """Return what policies lose on some batches, which `data` names, through the run's journal."""
-        return PolicyLoss(
-            self.fake_quantizer,
-            self.space,
-            self.task,
-            batches,
-            kind,
-            Journal(self.run.file("journal.sqlite")),
-            f"{self.fingerprint}|{self.fake_quantizer.calibration.digest()}|{data}",
-            self.resources.memory_limit_mb,
-        )
+        fingerprint = f"{self.fingerprint}|{self.fake_quantizer.calibration.digest()}|{data}"
+        limit = self.resources.memory_limit_mb
+        return PolicyLoss(self.fake_quantizer, self.space, self.task, batches, kind, self.journal, fingerprint, limit)
 
     @cached_property
     def costs(self) -> dict[str, CostModel]:
