@@ -58,7 +58,7 @@ class CheapestLoop(LatencyLoop):
 
     def _closest_known(self) -> Observation:
         """Return the most valuable of what is within the other ceilings, since nothing that is allowed was found."""
-        within = [o for o in self._state.observed.values() if self._within(o.policy) and self._allowed(o.policy)]
+        within = [o for o in self._state.observed.values() if self._could_be_chosen(o.policy)]
         return max(within, key=lambda o: self._value(o.policy), default=self._reference)
 
     def _allows(self, policy: Policy) -> bool:

@@ -43,6 +43,9 @@ class CurveLoop(LatencyLoop):
         return self._state.stop_reason
 
     def _after_experiments(self) -> Proposal | None:
+        for doubtful in self._state.in_doubt(self._reference.ratio):
+            if self._could_be_chosen(doubtful.policy):
+                return self._proposal("again", doubtful.policy)
         policy = self._fastest() or self._ladder.next(self._rungs(), self._best_within, self._is_new)
         if policy is not None:
             return self._proposal("proposal", policy)
@@ -55,7 +58,7 @@ class CurveLoop(LatencyLoop):
         known = [
             o
             for o in self._state.observed.values()
-            if o.ratio < 1.0 and o.policy != reference.policy and self._allowed(o.policy)
+            if o.ratio < 1.0 and o.policy != reference.policy and self._could_be_chosen(o.policy)
         ]
         return [Rung(o.policy, o.ratio, self._value(o.policy)) for o in (*known, reference)]
 

@@ -28,9 +28,12 @@ class Experiments:
         self._doubtful = frozenset(doubtful)
 
     def following(self, state: LoopState, space: Space) -> list[tuple[str, Policy]]:
-        """Return what to measure next, each with its label; `space` is what is left of the whole one."""
+        """Return what to measure next, each with its label; `space` is what is left of the whole one.
+
+        A measurement with doubts is enough for the latency model, which knows its error.
+        """
         narrowing = self._narrowing(state, space)
-        waiting = [each for each in self._designed if state.is_new(each) and not state.refused(each)]
+        waiting = [each for each in self._designed if each.key() not in state.measured and not state.refused(each)]
         designed = [("experiment", each) for each in waiting if offered(each, space) and each != narrowing]
         return [("narrowing", narrowing), *designed] if narrowing is not None else designed
 

@@ -59,7 +59,8 @@ class LatencyLoop:
     4. Where nothing is found there either, a thorough search exchanges formats too. Nothing likely better is left then.
     5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. One that is just within it
        was likely lucky (`deploy.latency.observed.LASTING`): the search aims lower, and such a policy is the outcome
-       only where it loses clearly less. One that later measurements cast doubt on may be measured again.
+       only where it loses clearly less. One that later measurements cast doubt on may be measured again, at once where
+       it would end the search.
     6. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
        that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
        for the one that is to blame.
@@ -134,9 +135,11 @@ class LatencyLoop:
 
     def _suffices(self) -> bool:
         """Whether a policy that lasts within the limit loses nothing that is noticed."""
-        least, limit = self.goal.unnoticed, self.goal.limit
-        lasting = [each.policy for each in self._meeting() if each.lasts(limit) and not each.doubtful]
-        return least > 0 and any(-self._value(policy) < least for policy in lasting)
+        lasting = [each.policy for each in self._meeting() if each.lasts(self.goal.limit) and not each.doubtful]
+        return any(self._loses_nothing(policy) for policy in lasting)
+
+    def _loses_nothing(self, policy: Policy) -> bool:
+        return self.goal.unnoticed > 0 and -self._value(policy) < self.goal.unnoticed
 
     def _after_experiments(self) -> Proposal | None:
         best = self._best()
@@ -192,7 +195,7 @@ class LatencyLoop:
             finalists = lasting_first(finalists, {each.policy.key() for each in met if each.lasts(self.goal.limit)})
             chosen = next(each for each in met if each.policy == finalists[0].policy)
         else:
-            candidates = [o for o in self._state.observed.values() if self._allowed(o.policy)]
+            candidates = [o for o in self._state.observed.values() if offered(o.policy, self._space)]
             within = [o for o in candidates if self._within(o.policy)]
             chosen = min([self._reference, *(within or candidates)], key=lambda each: each.upper)
         reason = self._state.stop_reason or STOPPED_EARLY
@@ -201,10 +204,11 @@ class LatencyLoop:
                        finalists)  # fmt: skip
 
     def _following(self) -> list[Proposal]:
-        """Return what to measure before the search proposes anything."""
-        return [
-            self._proposal(label, policy) for label, policy in self._experiments.following(self._state, self._space)
-        ]
+        """Return what to measure before the search proposes anything; first once more what would end it, if true."""
+        again = [each.policy for each in self._state.in_doubt(self.goal.limit) if self._could_be_chosen(each.policy)]
+        found = [("again", policy) for policy in again if self._loses_nothing(policy)]
+        found += self._experiments.following(self._state, self._space)
+        return [self._proposal(label, policy) for label, policy in found]
 
     def _learn(self) -> None:
         """Leave out what refusals that blame nothing have come down to."""
@@ -212,9 +216,7 @@ class LatencyLoop:
             self._leave_out(accused)
 
     def _ceiling(self, optimism: float, limit: float) -> Ceiling:
-        """Return a limit on the ratio to the float engine by the model,
-        so many standard errors below its predictions.
-        """
+        """Return a limit on the ratio to the float engine, so many standard errors below the model's predictions."""
         marginals = next(iter(self._state.marginals.values()))
         problem = Problem(self._space, marginals, self.goal.ceilings, self._state.left_out(self.goal.limit))
         return Ceiling(hopeful_cost(self._model, limit, optimism, problem), limit)
@@ -288,11 +290,11 @@ class LatencyLoop:
     def _meeting(self) -> list[Observation]:
         """Return what is measured to meet the limit and the other ceilings."""
         known = {**self._state.observed, self._reference.policy.key(): self._reference}.values()
-        return [o for o in known if o.upper <= self.goal.limit and self._allowed(o.policy) and self._within(o.policy)]
+        return [o for o in known if o.upper <= self.goal.limit and self._could_be_chosen(o.policy)]
 
     def _best(self) -> Observation | None:
         """Return the best of these on the samples of the search."""
         return max(self._meeting(), key=lambda o: self._value(o.policy), default=None)
 
-    def _allowed(self, policy: Policy) -> bool:
-        return offered(policy, self._space)
+    def _could_be_chosen(self, policy: Policy) -> bool:
+        return offered(policy, self._space) and self._within(policy)

@@ -39,6 +39,11 @@ class LoopState:
         known = self.observed.get(policy.key())
         return known is None or known.doubtful
 
+    def in_doubt(self, limit: float) -> list[Observation]:
+        """Return what was measured to be within a limit, with doubts; the fastest first."""
+        found = [each for each in self.observed.values() if each.doubtful and each.ratio <= limit]
+        return sorted(found, key=lambda each: each.ratio)
+
     def refused(self, policy: Policy) -> bool:
         """Whether the engine of a policy does not build."""
         return any(refusal.policy.key() == policy.key() for refusal in self.refusals)

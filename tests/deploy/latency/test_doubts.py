@@ -1,10 +1,13 @@
 """Measurements beside other work, which only later ones can tell."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from deploy.latency.doubts import doubted
 from deploy.latency.observed import Observation
+from deploy.latency.steps import SUFFICES
 from tests.deploy.latency.test_loop import Bench
 from tests.deploy.synthetic import FP32, W8A8, policies, space
 
@@ -65,3 +68,30 @@ def test_a_search_that_began_beside_other_work_ends_as_well_as_another():
     told, untold, undisturbed = regrets.sum(1)
     assert told == pytest.approx(undisturbed)
     assert untold > told + 0.5
+
+
+def in_doubt(bench, *policies):
+    """Return measurements of policies beside other work, and one of a slow policy without any."""
+    slow, *found = [bench.observation(policy) for policy in (bench.space.uniform(FP32), *policies)]
+    return [*(replace(each, float_ms=1.25) for each in found), replace(slow, float_ms=1.0)]
+
+
+def test_what_would_end_the_search_is_measured_again_at_once():
+    bench = Bench(0)
+    whole = bench.space.uniform(W8A8)
+    limit = bench.observation(whole).ratio + 0.1
+    again = Bench(0)
+    outcome = again.run(limit, known=in_doubt(bench, whole), unnoticed=100.0)
+    assert again.measured == [whole.key()]
+    assert [step.proposal.label for step in outcome.steps] == ["again"]
+    assert outcome.stop_reason == SUFFICES
+
+
+def test_an_experiment_is_not_repeated_for_the_model_alone():
+    first = Bench(0)
+    steps = first.run(0.7, measurements=12).steps
+    experiments = [step.proposal.policy for step in steps if step.proposal.label == "experiment"]
+    assert len(experiments) > 1
+    later = Bench(0).run(0.7, measurements=12, known=in_doubt(first, *experiments[-3:]))
+    asked = {step.proposal.policy.key() for step in later.steps if step.proposal.label == "experiment"}
+    assert not asked & {each.key() for each in experiments[-3:]}
