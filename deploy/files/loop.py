@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from calib.files.storage import AboveZero, Amount, Count, FileRecord, Record
+from calib.files.storage import AboveZero, Amount, AtLeastOne, Count, FileRecord, Record
 from deploy.files.search import check_once
 from smpq.files import FormatText, Interval, PolicyFile
 from smpq.problem.budget import Budget, Limit
@@ -17,12 +17,18 @@ MOST_ENGINES = 10_000
 
 
 class ObservationRow(Record, frozen=True, kw_only=True):
-    """A measured engine: its time as a ratio to the float engine's, and the fastest of that which was known then."""
+    """A measured engine: its time as a ratio to the float engine's, and the fastest of that which was known then.
+
+    `slowdown` is what the float engine took meanwhile by its fastest. `again` says that an earlier row of the same
+    policy was replaced.
+    """
 
     policy: PolicyFile
     ratio: AboveZero
     standard_error: Amount
     float_ms: AboveZero | None
+    slowdown: AtLeastOne = 1.0
+    again: bool = False
 
 
 class RefusedRow(Record, frozen=True, kw_only=True):
@@ -63,7 +69,8 @@ class StepRow(Record, frozen=True, kw_only=True):
     """One engine of the loop: what was predicted for it before it was built, and what was measured, or why it was
     refused.
 
-    `predicted_from` counts the engines that the prediction was made from.
+    `predicted_from` counts the engines that the prediction was made from. `slowdown` is what the float engine took
+    meanwhile by its fastest.
     """
 
     label: str
@@ -75,6 +82,7 @@ class StepRow(Record, frozen=True, kw_only=True):
     standard_error: Amount | None = None
     measured_interval: Interval | None = None
     float_ms: AboveZero | None = None
+    slowdown: AtLeastOne = 1.0
     refused: str | None = None
     blamed: tuple[tuple[str, FormatText], ...] = ()
     met: bool

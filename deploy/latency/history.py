@@ -166,6 +166,7 @@ def step_row(step: Step, space: Space) -> StepRow:
         standard_error=found.standard_error if found is not None else None,
         measured_interval=Interval.around(found.ratio, found.standard_error) if found is not None else None,
         float_ms=found.float_ms if found is not None else None,
+        slowdown=found.slowdown if found is not None else 1.0,
         refused=step.refusal.reason if step.refusal is not None else None,
         blamed=blamed_rows(step.refusal) if step.refusal is not None else (),
         met=step.met,
@@ -220,4 +221,4 @@ def _found(step: StepRow, space: Space) -> Observation | Refusal:
     if step.measured is None:
         blamed = tuple((group, Format.from_text(text)) for group, text in step.blamed)
         return Refusal(policy, step.refused or "", blamed)
-    return Observation(policy, step.measured, step.standard_error or 0.0, step.float_ms)
+    return Observation(policy, step.measured, step.standard_error or 0.0, step.float_ms, slowdown=step.slowdown)

@@ -282,7 +282,7 @@ class LatencyLoop:
         return {(name, chosen) for name, row in self._space.formats.items() for chosen in row}
 
     def _is_new(self, policy: Policy) -> bool:
-        return policy.key() != self._reference.policy.key() and self._state.is_new(policy)
+        return policy.key() != self._reference.policy.key() and self._state.is_new(policy, self.goal.limit)
 
     def _within(self, policy: Policy) -> bool:
         return all(ceiling.model.total(policy) <= ceiling.limit * (1 + 1e-9) for ceiling in self.goal.ceilings)

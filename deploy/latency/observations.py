@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -69,11 +70,14 @@ class Observations:
         check_measured(result for _, result in results)
         verdicts = [self._verdict(policy, result) for policy, result in results]
         file, rows = self._file(), self._rows(machine)
-        new = {verdict.policy.key() for verdict in verdicts}
-        earlier: tuple[Observation | Refusal, ...] = (
-            *observations_of(rows, self.space),
-            *refusals_of(rows, self.space),
-        )
+        timed, refused = observations_of(rows, self.space), refusals_of(rows, self.space)
+        before, new = {each.policy.key(): each for each in timed}, {each.policy.key() for each in verdicts}
+        for index, each in enumerate(verdicts):
+            old = before.get(each.policy.key())
+            # a device may answer with what it has measured before
+            if isinstance(each, Observation) and old is not None:
+                verdicts[index] = replace(each, again=old.again or old.ratio != each.ratio)
+        earlier: tuple[Observation | Refusal, ...] = (*timed, *refused)
         everything = [*(old for old in earlier if old.policy.key() not in new), *verdicts]
         times = [result.float_ms for _, result in results if result.float_ms is not None]
         kept = machine_rows(self.space, everything, median(times) if times else rows.float_ms)

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from calib.formats.format import Format
 from deploy.devices.base import Result
 from deploy.files.loop import MachineRows, ObservationRow, RefusedRow
+from deploy.runner.state import QUIET
 from smpq.problem.policy import Policy, Space
 
 LASTING = 1.96 + 0.84 * 2**0.5
@@ -21,8 +22,9 @@ its 95 % interval below it in four of five cases: the two differ by the square r
 class Observation:
     """The latency of one policy's engine as a ratio to the float engine, and the standard error of the ratio.
 
-    `float_ms` is the fastest time of the float engine that was known then, None where that is not known. `again` says
-    that the policy was measured once before. `doubtful` ones are worth another measurement (`deploy.latency.doubts`).
+    `float_ms` is the fastest time of the float engine that was known then, None where that is not known; `slowdown` is
+    what it took meanwhile by its fastest, which the standard error includes. `again` says that the policy was measured
+    once before. `doubtful` ones are worth another measurement (`deploy.latency.doubts`).
     """
 
     policy: Policy
@@ -31,6 +33,7 @@ class Observation:
     float_ms: float | None = None
     again: bool = False
     doubtful: bool = False
+    slowdown: float = 1.0
 
     @property
     def upper(self) -> float:
@@ -40,6 +43,11 @@ class Observation:
     def lasts(self, limit: float) -> bool:
         """Whether another such measurement would likely be within a limit too, with its interval (`LASTING`)."""
         return self.ratio + LASTING * self.standard_error <= limit
+
+    def unsure(self, limit: float) -> bool:
+        """Whether the policy may be within a limit, and other work kept its first measurement from telling so."""
+        disturbed = self.slowdown > 1 + QUIET and not self.again
+        return self.doubtful or (disturbed and self.ratio <= limit and not self.lasts(limit))
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,10 @@ def observation_of(policy: Policy, result: Result) -> Observation:
     assert result.ratio is not None
     assert result.ratio_interval is not None
     low, high = result.ratio_interval
-    float_ms = result.float_ms / (result.slowdown or 1.0) if result.float_ms is not None else None
-    return Observation(policy, result.ratio, max(high - result.ratio, result.ratio - low) / 1.96, float_ms)
+    slowdown = result.slowdown or 1.0
+    float_ms = result.float_ms / slowdown if result.float_ms is not None else None
+    error = max(high - result.ratio, result.ratio - low) / 1.96
+    return Observation(policy, result.ratio, error, float_ms, slowdown=slowdown)
 
 
 def machine_rows(space: Space, found: Sequence[Observation | Refusal], float_ms: float | None = None) -> MachineRows:
@@ -78,6 +88,8 @@ def machine_rows(space: Space, found: Sequence[Observation | Refusal], float_ms:
                 ratio=each.ratio,
                 standard_error=each.standard_error,
                 float_ms=each.float_ms,
+                slowdown=each.slowdown,
+                again=each.again,
             )
             for each in found
             if isinstance(each, Observation)
@@ -98,7 +110,14 @@ def blamed_rows(refusal: Refusal) -> tuple[tuple[str, str], ...]:
 def observations_of(rows: MachineRows, space: Space) -> list[Observation]:
     """Read back the engines that were timed."""
     return [
-        Observation(Policy.from_file(row.policy, space), row.ratio, row.standard_error, row.float_ms)
+        Observation(
+            Policy.from_file(row.policy, space),
+            row.ratio,
+            row.standard_error,
+            row.float_ms,
+            again=row.again,
+            slowdown=row.slowdown,
+        )
         for row in rows.observations
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -34,14 +35,14 @@ class LoopState:
         keys = {step.proposal.policy.key() for step in self.steps}
         return sum(not (key in observed and observed[key].doubtful) for key in keys)
 
-    def is_new(self, policy: Policy) -> bool:
-        """Whether a policy was not measured, or only with doubts."""
+    def is_new(self, policy: Policy, limit: float = math.inf) -> bool:
+        """Whether a policy was not measured, or once so that it is not sure to be within a limit or not."""
         known = self.observed.get(policy.key())
-        return known is None or known.doubtful
+        return known is None or known.unsure(limit)
 
     def in_doubt(self, limit: float) -> list[Observation]:
-        """Return what was measured to be within a limit, with doubts; the fastest first."""
-        found = [each for each in self.observed.values() if each.doubtful and each.ratio <= limit]
+        """Return what was measured to be within a limit, but is unsure; the fastest first."""
+        found = [each for each in self.observed.values() if each.unsure(limit) and each.ratio <= limit]
         return sorted(found, key=lambda each: each.ratio)
 
     def refused(self, policy: Policy) -> bool:
@@ -55,7 +56,7 @@ class LoopState:
 
     def left_out(self, limit: float) -> list[Policy]:
         """Return what was measured to miss a limit, and what does not build for no reason that is known."""
-        missed = [each.policy for each in self.observed.values() if each.upper > limit and not each.doubtful]
+        missed = [each.policy for each in self.observed.values() if each.upper > limit and not each.unsure(limit)]
         return missed + [refusal.policy for refusal in self.refusals if not refusal.blamed]
 
     def keep(self, found: Observation) -> Observation:

@@ -95,3 +95,31 @@ def test_an_experiment_is_not_repeated_for_the_model_alone():
     later = Bench(0).run(0.7, measurements=12, known=in_doubt(first, *experiments[-3:]))
     asked = {step.proposal.policy.key() for step in later.steps if step.proposal.label == "experiment"}
     assert not asked & {each.key() for each in experiments[-3:]}
+
+
+def disturbed(bench, limit):
+    """Return a measurement beside other work, within a limit by its ratio and not by its interval."""
+    found = bench.observation(bench.space.uniform(W8A8))
+    return replace(found, ratio=limit - 0.01, standard_error=0.05, float_ms=1.0, slowdown=1.2)
+
+
+def test_a_disturbed_measurement_near_the_limit_is_worth_another_one_and_no_third():
+    found = disturbed(Bench(0), 0.7)
+    assert found.unsure(0.7)
+    assert not found.unsure(0.6), "it is too slow"
+    assert not found.unsure(0.9), "it is fast enough in any case"
+    assert not replace(found, slowdown=1.0).unsure(0.7), "it is as near as that"
+    assert not replace(found, again=True).unsure(0.7)
+
+
+def test_a_disturbed_measurement_of_what_would_end_the_search_is_made_again_at_once():
+    bench = Bench(0)
+    limit = bench.observation(bench.space.uniform(W8A8)).ratio + 0.1
+    found = disturbed(bench, limit)
+    bench.measured.clear()
+    outcome = bench.run(limit, known=[found], unnoticed=100.0)
+    assert bench.measured == [found.policy.key()]
+    assert outcome.stop_reason == SUFFICES
+    bench.measured.clear()
+    bench.run(limit, known=[replace(found, slowdown=1.0)], unnoticed=100.0)
+    assert found.policy.key() not in bench.measured
