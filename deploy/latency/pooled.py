@@ -18,14 +18,17 @@ def pooled(results: Sequence[Result], seed: int) -> Result:
 
     Rounds beside other work say little, so where some results are of a quiet machine only these count, and without one
     the quietest alone. Results of another plan than the last one's are of another engine, and are left out. What is no
-    figure of the rounds is the last result's. The ratio is the median of the ratios within rounds, its interval their
-    95 % percentile bootstrap, as `deploy.runner.protocol` has it for one measurement. Ours.
+    figure of the rounds is that of the last of these, and of single calls that of the last that has them. The ratio is
+    the median of the ratios within rounds, its interval their 95 % percentile bootstrap, as `deploy.runner.protocol`
+    has it for one measurement. Ours.
     """
     last = results[-1]
     alike = [each for each in results if each.plan_sha256 == last.plan_sha256]
     quiet = [each for each in alike if _slowdown(each) <= 1 + QUIET] or [min(alike, key=_slowdown)]
+    timed = next((each for each in reversed(alike) if each.p99_calls), quiet[-1])
+    calls = {"p99_ms": timed.p99_ms, "p99_calls": timed.p99_calls, "p99_note": timed.p99_note}
     if len(quiet) == 1:
-        return quiet[0]
+        return replace(quiet[0], **calls)
     engine = np.concatenate([each.rounds_ms for each in quiet])
     baseline = np.concatenate([each.float_rounds_ms for each in quiet])
     slowdown = max(map(_slowdown, quiet))
@@ -33,6 +36,7 @@ def pooled(results: Sequence[Result], seed: int) -> Result:
     engine_ms = float(np.median(engine))
     return replace(
         quiet[-1],
+        **calls,
         ratio=float(np.median(engine / baseline)),
         ratio_interval=widened(interval, slowdown),
         engine_ms=engine_ms,

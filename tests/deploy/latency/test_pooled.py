@@ -57,6 +57,10 @@ def test_what_was_measured_beside_other_work_does_not_count_where_something_else
     quiet = result(1)
     assert pooled([result(2, 1.3, 0.8), quiet], 0) == quiet
     assert pooled([quiet, result(2, 1.3, 0.8)], 0) == quiet
+    called = result(2, 1.3, 0.8, p99_ms=3.0, p99_calls=700, p99_note=None)
+    assert pooled([replace(quiet, p99_ms=None, p99_calls=0, p99_note="none"), called], 0) == replace(
+        quiet, p99_ms=3.0, p99_calls=700, p99_note=None
+    )
     both = pooled([result(2, 1.3, 0.8), quiet, result(3)], 0)
     assert both.rounds_ms == (*quiet.rounds_ms, *result(3).rounds_ms)
 

@@ -8,10 +8,13 @@ from collections import Counter
 from contextlib import contextmanager
 
 import pytest
+from msgspec.structs import replace
 
 from calib.formats.format import Format
+from deploy.files.engine import LatencyFile
 from deploy.lowering import lower
 from deploy.run import opening
+from deploy.run.directory import Run
 from deploy.run.settings import Settings
 from deploy.stages import run_all, scoring
 from deploy.stages.run_all import open_run
@@ -84,6 +87,29 @@ def test_a_run_whose_search_begins_again_scores_once_and_lowers_each_policy_once
     assert set(counted["lowered"].values()) == {1}
     assert counted["pages"] == {"": 1}
     assert within["insert quantisers"] == set(), "whose time would be counted twice"
+
+
+@pytest.mark.parametrize("quick", [1.0, 1.05], ids=["quiet before", "never quiet"])
+def test_other_work_during_the_thorough_measurement_sends_no_search_back(tmp_path, monkeypatch, quick):
+    class Neighboured(Board):
+        """Other work begins with the thorough measurements, or was there before."""
+
+        def measure(self, experiment, announce=None):
+            by = 1.5 if experiment.protocol.singles else quick
+            return [
+                replace(each, slowdown=1.5 if by == 1.5 or quick > 1 else 1.0,
+                        ratio_interval=(each.ratio / by, each.ratio * by))
+                for each in super().measure(experiment, announce)
+            ]  # fmt: skip
+
+    board = Neighboured(FASTER)
+    monkeypatch.setattr(opening, "device_from_address", lambda _address, _directory: board)
+    result = smpq("run", *TINY, "--budget", "latency=0.8x", "--out", tmp_path / "run")
+    assert result.code in (0, 1), result.err
+    assert "searching on" not in result.err
+    timed = Run(tmp_path / "run").read(LatencyFile).measurement
+    assert timed.p99_calls > 0
+    assert (timed.slowdown == 1.0) == (quick == 1.0)
 
 
 def test_what_was_lowered_is_lowered_again_where_its_file_has_changed(tmp_path, counted):
