@@ -94,21 +94,26 @@ class Bench:
     def time_finally(self, candidate: Candidate, batch: int | None = None, limit: Limit | None = None) -> Result:
         """Time an engine as thoroughly as any, and up to `_MOST_TURNS` times in all where its ratio is within `limit`
         and its interval reaches beyond; twice where other work on the machine leaves open on which side it is. There
-        the quick measurement counts too, which a search has of its engines: it may have been quieter then. UserError
+        the quicker measurements count too, which a search has of its engines: it may have been quieter then. UserError
         when it cannot be timed.
         """
         found: list[Result] = []
         for turn in range(_MOST_TURNS):
             found += self.time([candidate], FINAL, batch, turn=turn)
-            if turn == 0 and limit is not None and _disturbed(found[0], limit):
-                found = [*self.time([candidate], QUICK, batch), *found]
-            failed = next((each.failed for each in found if each.failed is not None), None)
-            if failed is not None:
-                raise UserError(f"the engine cannot be timed: {failed}")
-            result = pooled(found, self._conditions.seed)
-            if limit is None or not (_just_within(result, limit) or (turn == 0 and _disturbed(result, limit))):
+            result = self._pooled(found)
+            for protocol in (QUICK, THOROUGH) if turn == 0 else ():
+                if _disturbed(result, limit):
+                    found = [*self.time([candidate], protocol, batch), *found]
+                    result = self._pooled(found)
+            if not (_just_within(result, limit) or (turn == 0 and _disturbed(result, limit))):
                 break
         return result
+
+    def _pooled(self, found: Sequence[Result]) -> Result:
+        failed = next((each.failed for each in found if each.failed is not None), None)
+        if failed is not None:
+            raise UserError(f"the engine cannot be timed: {failed}")
+        return pooled(found, self._conditions.seed)
 
     def experiment(
         self,
@@ -150,14 +155,14 @@ class Bench:
         }
 
 
-def _just_within(result: Result, limit: Limit) -> bool:
-    if result.ratio is None or result.ratio_interval is None or result.float_ms is None:
+def _just_within(result: Result, limit: Limit | None) -> bool:
+    if limit is None or result.ratio is None or result.ratio_interval is None or result.float_ms is None:
         return False
     return result.ratio <= limit.ratio(result.float_ms) < result.ratio_interval[1]
 
 
-def _disturbed(result: Result, limit: Limit) -> bool:
-    if result.slowdown is None or result.ratio_interval is None or result.float_ms is None:
+def _disturbed(result: Result, limit: Limit | None) -> bool:
+    if limit is None or result.slowdown is None or result.ratio_interval is None or result.float_ms is None:
         return False
     low, high = result.ratio_interval
     return result.slowdown > 1 + QUIET and low <= limit.ratio(result.float_ms) < high

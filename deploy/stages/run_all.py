@@ -158,8 +158,8 @@ def _searched(workspace: Workspace, budget: Budget, tuning: Tuning | None, metho
 
 def _stands(workspace: Workspace, budget: Budget, outcome: Outcome, timed: TimingRow) -> bool:
     """Whether the run goes on with what a search came to. The thorough measurement of the engine overrules the quick
-    one of the loop, which then looks for another policy; not where the ratio is within the budget, and only other work
-    on the machine keeps its interval from being so.
+    one of the loop, which then looks for another policy; not where other work on the machine keeps it from telling on
+    which side of the budget it is.
 
     It is decided once and written to `loop.json`: a run that is started again, with an engine that was fine-tuned and
     measured since, say, goes the same way.
@@ -173,7 +173,7 @@ def _stands(workspace: Workspace, budget: Budget, outcome: Outcome, timed: Timin
         or not outcome.met
         or overruled + 1 >= _PROPOSALS
         or timed.ratio_interval.high <= limit.ratio(timed.float_ms)
-        or (timed.slowdown > 1 + QUIET and timed.ratio <= limit.ratio(timed.float_ms))
+        or (timed.slowdown > 1 + QUIET and timed.ratio_interval.low <= limit.ratio(timed.float_ms))
     )
     settle(workspace.run, str(budget), machine, stands=stands)
     return stands
