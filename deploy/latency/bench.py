@@ -69,11 +69,12 @@ class Bench:
 
     def observe(self, policy: Policy, limit: float | None = None, *, again: bool = False) -> Observation | Refusal:
         """Time one policy, and again thoroughly if its ratio is near `limit`, or its interval does not tell on which
-        side of it, or it was timed before (`again`). What came of it is added to the observations.
+        side of it, or it was timed before (`again`), which nothing that is known of it answers. What came of it is
+        added to the observations.
         """
         candidate = self._candidates.candidate(policy)
-        (result,) = self.time([candidate], THOROUGH if again else None)
-        if limit is not None and _undecided(result, limit):
+        (result,) = self.time([candidate], THOROUGH if again else None, turn=int(again))
+        if limit is not None and not again and _undecided(result, limit):
             (result,) = self.time([candidate], THOROUGH)
         return self._observations.keep([(policy, result)], self.machine)[0]
 

@@ -117,6 +117,16 @@ def test_more_rounds_are_made_where_only_chance_decides(workspace, limit, turns)
     assert len(result.rounds_ms) == len(result.float_rounds_ms) == 15 * turns
 
 
+def test_what_is_timed_again_is_timed_anew(workspace):
+    board, policy = unsure(0.2), workspace.space.uniform(W8A8)
+    observing = replace(workspace, device=board).bench
+    observing.observe(policy, 0.5)
+    observing.observe(policy, 0.5, again=True)
+    asked = [(experiment.protocol, experiment.seed) for experiment in board.experiments]
+    assert [protocol for protocol, _ in asked] == [bench.QUICK, bench.THOROUGH, bench.THOROUGH]
+    assert len(set(asked)) == 3, "a device would answer what is asked twice from what it knows"
+
+
 def neighboured(turns):
     """Return a board with a neighbour that makes the intervals of the first `turns` measurements wider."""
 
