@@ -71,6 +71,11 @@ class Device(typing.Protocol):
         cannot be reached, lacks something, or failed for another reason than the candidate; the message says which.
         """
 
+    def known(self, experiment: Experiment) -> list[Result]:
+        """Return the results of the candidates that were measured before, in their order, without the others. Nothing
+        is measured, and the device is not asked.
+        """
+
     def fetch_engine(self, result: Result, directory: Path) -> ProductFile | None:
         """Put the plan that a result was measured with, and what belongs to it (`deploy.runner.product`), in the place
         of `directory`.

@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 
 from calib.files.storage import write_record
+from deploy.devices.base import Experiment
+from deploy.devices.bundle import asked_of
 from deploy.devices.checks import check_results, keys_of
 from deploy.devices.messages import Asked, DeviceResults, Result, read_message
 from deploy.runner.experiment import RESULTS_FILE
@@ -21,6 +23,12 @@ def read_known(directory: Path, asked: Asked) -> dict[str, Result]:
     """
     found = _read(directory, asked)
     return check_results(found, asked, earlier=None) if found is not None else {}
+
+
+def known_of(directory: Path, experiment: Experiment) -> list[Result]:
+    """Return the results of an experiment's candidates that are kept, in their order; none where none were kept."""
+    asked = asked_of(experiment)
+    return results_in_order(read_known(directory, asked), asked)
 
 
 def results_in_order(known: Mapping[str, Result], asked: Asked) -> list[Result]:

@@ -10,7 +10,7 @@ from calib.files.storage import writing
 from deploy.devices.base import Announce, Experiment, Result, silent
 from deploy.devices.bundle import check_models, write_experiment
 from deploy.devices.checks import check_measured
-from deploy.devices.known import read_known, results_in_order
+from deploy.devices.known import known_of, read_known, results_in_order
 from deploy.devices.places import machine_directory
 from deploy.devices.products import ProductFile, take_product
 from deploy.runner.errors import DeviceError
@@ -45,6 +45,10 @@ class LocalDevice:
         results = results_in_order(read_known(place, asked), asked)
         check_measured(results)
         return results
+
+    def known(self, experiment: Experiment) -> list[Result]:
+        """See `Device`."""
+        return known_of(machine_directory(self._directory, self.describe()), experiment)
 
     def fetch_engine(self, result: Result, directory: Path) -> ProductFile | None:
         """See `Device`."""

@@ -19,7 +19,7 @@ from deploy.devices.base import Announce, Experiment, Result, silent
 from deploy.devices.bundle import asked_of, write_bundle
 from deploy.devices.checks import check_measured, check_results, keys_of
 from deploy.devices.connection import Address, Connection, Dropped, RemoteFailed
-from deploy.devices.known import keep_results, read_known, results_in_order
+from deploy.devices.known import keep_results, known_of, read_known, results_in_order
 from deploy.devices.messages import Described, DeviceResults, read_message
 from deploy.devices.places import machine_directory, note_removed, note_used, run_name, used_directories
 from deploy.devices.products import LARGEST_DESCRIPTION_BYTES, ProductFile, damaged_files, take_product
@@ -107,6 +107,10 @@ class SshDevice:
                 return results_in_order(known, asked)
             self._measure(replace(experiment, candidates=tuple(waiting)), place, announce)
         raise self._to_change("the version of its runtime changes while it measures: start again")
+
+    def known(self, experiment: Experiment) -> list[Result]:
+        """See `Device`. What was measured there and has not come here yet is not known."""
+        return known_of(machine_directory(self._directory, self.describe()), experiment)
 
     def fetch_engine(self, result: Result, directory: Path) -> ProductFile | None:
         """See `Device`. What has come from the device once is kept here, since its directory there is removed at the

@@ -89,26 +89,30 @@ class Bench:
         """Time candidates, quickly unless said otherwise, at the usual batch size or another one; returns their
         results in order. What was timed before in the same `turn` is not timed again.
         """
-        experiment = self.experiment(candidates, protocol, batch)
-        return self._device.measure(replace(experiment, seed=experiment.seed + turn), self._announce)
+        return self._device.measure(self.experiment(candidates, protocol, batch, turn=turn), self._announce)
 
     def time_finally(self, candidate: Candidate, batch: int | None = None, limit: Limit | None = None) -> Result:
         """Time an engine as thoroughly as any, and up to `_MOST_TURNS` times in all where its ratio is within `limit`
         and its interval reaches beyond; twice where other work on the machine leaves open on which side it is. There
-        the quicker measurements count too, which a search has of its engines: it may have been quieter then. UserError
-        when it cannot be timed.
+        the measurements that a search has of its engines count too: it may have been quieter then. UserError when it
+        cannot be timed.
         """
         found: list[Result] = []
         for turn in range(_MOST_TURNS):
             found += self.time([candidate], FINAL, batch, turn=turn)
             result = self._pooled(found)
-            for protocol in (QUICK, THOROUGH) if turn == 0 else ():
-                if _disturbed(result, limit):
-                    found = [*self.time([candidate], protocol, batch), *found]
-                    result = self._pooled(found)
-            if not (_just_within(result, limit) or (turn == 0 and _disturbed(result, limit))):
+            if _disturbed(result, limit):
+                result = self._pooled([*self._observed(candidate, batch), *found])
+            disturbed = _disturbed(result, limit)
+            if not (_just_within(result, limit) or disturbed) or (turn > 0 and disturbed):
                 break
         return result
+
+    def _observed(self, candidate: Candidate, batch: int | None) -> list[Result]:
+        """Return what `observe` has measured of a candidate."""
+        found = ((QUICK, 0), (THOROUGH, 0), (THOROUGH, 1))
+        asked = [self.experiment([candidate], protocol, batch, turn=turn) for protocol, turn in found]
+        return [result for experiment in asked for result in self._device.known(experiment)]
 
     def _pooled(self, found: Sequence[Result]) -> Result:
         failed = next((each.failed for each in found if each.failed is not None), None)
@@ -122,8 +126,12 @@ class Bench:
         protocol: Protocol | None = None,
         batch: int | None = None,
         label: str = "",
+        *,
+        turn: int = 0,
     ) -> Experiment:
-        """Return what a device needs to time the candidates against the float engine."""
+        """Return what a device needs to time the candidates against the float engine; it times them anew in another
+        `turn`.
+        """
         conditions = self._conditions
         batch = batch or conditions.batch
         return Experiment(
@@ -133,7 +141,7 @@ class Bench:
             inputs=self._inputs(batch),
             batch=batch,
             protocol=protocol or QUICK,
-            seed=conditions.seed,
+            seed=conditions.seed + turn,
             fingerprint=conditions.fingerprint,
             label=label or conditions.label,
         )

@@ -8,6 +8,7 @@ import msgspec
 import onnx
 
 from deploy.devices.base import Experiment, Result
+from deploy.runner.protocol import Protocol
 
 LAYERS = ("first", "second", "head")
 FASTER = {"first": -0.1, "second": -0.3, "head": 0.05}
@@ -105,6 +106,7 @@ class Board:
     def __init__(self, costs: dict[str, float], refuses: Refuses = nothing, gives_up_after: int = 1000) -> None:
         self.asked: list[str] = []
         self.experiments: list[Experiment] = []
+        self._kept: dict[tuple[str, Protocol, int], Result] = {}
         self._costs, self._refuses, self._left = costs, refuses, gives_up_after
 
     def describe(self) -> str:
@@ -127,7 +129,17 @@ class Board:
             entries.append(
                 msgspec.convert({**about, **figures(names & set(LAYERS), self._costs, self._refuses)}, Result)
             )
-        return entries
+        return self.keep(experiment, entries)
+
+    def keep(self, experiment: Experiment, results: list[Result]) -> list[Result]:
+        """Remember what it says of the candidates of an experiment; returns it."""
+        for result in results:
+            self._kept[result.name, experiment.protocol, experiment.seed] = result
+        return results
+
+    def known(self, experiment: Experiment) -> list[Result]:
+        keys = [(each.name, experiment.protocol, experiment.seed) for each in experiment.candidates]
+        return [self._kept[key] for key in keys if key in self._kept]
 
     def fetch_engine(self, _result: Result, _directory: object) -> None:
         """Keep no plans."""

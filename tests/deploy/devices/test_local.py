@@ -67,6 +67,16 @@ def test_each_machine_has_a_directory_of_its_own(tmp_path, monkeypatch):
     assert len(list((tmp_path / "run").glob("board-MAXN-Linux-aarch64-*"))) == 1
 
 
+def test_what_is_known_is_told_without_measuring(tmp_path):
+    wanted = experiment(tmp_path / "models", (4, 32))
+    device = LocalDevice(tmp_path / "run")
+    assert device.known(wanted) == []
+    (first,) = device.measure(replace(wanted, candidates=wanted.candidates[:1]))
+    assert LocalDevice(tmp_path / "run").known(wanted) == [first]
+    assert device.known(replace(wanted, seed=wanted.seed + 1)) == []
+    assert device.known(replace(wanted, fingerprint="0" * 64)) == []
+
+
 def test_an_engine_that_ran_out_of_memory_is_an_error_and_measured_again(tmp_path, monkeypatch):
     wanted = experiment(tmp_path / "models", (4, 32))
     errors = [MemoryError("std::bad_alloc")] * 2

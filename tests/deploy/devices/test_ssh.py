@@ -157,6 +157,8 @@ def test_what_is_known_here_is_not_measured_again(connect, there, tmp_path):
     device = connect()
     first = device.measure(replace(wanted, candidates=wanted.candidates[:1]))
     device.close()
+    assert device.known(wanted) == first
+    assert not directory.exists(), "the device is not asked for it"
     both = device.measure(wanted)
     assert both[0] == first[0]
     assert measured_in(directory / "runner.log") == [both[1].name]

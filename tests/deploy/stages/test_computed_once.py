@@ -96,11 +96,11 @@ def test_other_work_during_the_thorough_measurement_sends_no_search_back(tmp_pat
 
         def measure(self, experiment, announce=None):
             by = 1.5 if experiment.protocol.singles else quick
-            return [
+            return self.keep(experiment, [
                 replace(each, slowdown=1.5 if by == 1.5 or quick > 1 else 1.0,
                         ratio_interval=(each.ratio / by, each.ratio * by))
                 for each in super().measure(experiment, announce)
-            ]  # fmt: skip
+            ])  # fmt: skip
 
     board = Neighboured(FASTER)
     monkeypatch.setattr(opening, "device_from_address", lambda _address, _directory: board)
