@@ -59,8 +59,8 @@ class LatencyLoop:
     4. Where nothing is found there either, a thorough search exchanges formats too. Nothing likely better is left then.
     5. A policy meets the limit when the upper end of the 95 % interval of its ratio does. One that is just within it
        was likely lucky (`deploy.latency.observed.LASTING`): the search aims lower, and such a policy is the outcome
-       only where it loses clearly less. One that later measurements cast doubt on may be measured again, at once where
-       it would end the search.
+       only where it loses clearly less. It may be measured again, as one that later measurements cast doubt on: at
+       once where it would end the search.
     6. What does not build is left out from then on: the formats that the runtime blames. Where it blames none, those
        that are doubtful and in no engine that was built; without any, the formats of the policy are searched by halves
        for the one that is to blame.
@@ -134,9 +134,9 @@ class LatencyLoop:
         return following[0] if following else self._after_experiments()
 
     def _suffices(self) -> bool:
-        """Whether a policy that lasts within the limit loses nothing that is noticed."""
-        lasting = [each.policy for each in self._meeting() if each.lasts(self.goal.limit) and not each.doubtful]
-        return any(self._loses_nothing(policy) for policy in lasting)
+        """Whether a policy that is surely within the limit loses nothing that is noticed."""
+        sure = [each.policy for each in self._meeting() if each.confirmed(self.goal.limit) and not each.doubtful]
+        return any(self._loses_nothing(policy) for policy in sure)
 
     def _loses_nothing(self, policy: Policy) -> bool:
         return self.goal.unnoticed > 0 and -self._value(policy) < self.goal.unnoticed
@@ -192,7 +192,7 @@ class LatencyLoop:
         met = self._meeting()
         finalists = judged([each.policy for each in met], self._value, self._unseen)
         if finalists:
-            finalists = lasting_first(finalists, {each.policy.key() for each in met if each.lasts(self.goal.limit)})
+            finalists = lasting_first(finalists, {each.policy.key() for each in met if each.confirmed(self.goal.limit)})
             chosen = next(each for each in met if each.policy == finalists[0].policy)
         else:
             candidates = [o for o in self._state.observed.values() if offered(o.policy, self._space)]
@@ -205,7 +205,7 @@ class LatencyLoop:
 
     def _following(self) -> list[Proposal]:
         """Return what to measure before the search proposes anything; first once more what would end it, if true."""
-        again = [each.policy for each in self._state.in_doubt(self.goal.limit) if self._could_be_chosen(each.policy)]
+        again = [o.policy for o in self._state.unconfirmed(self.goal.limit) if self._could_be_chosen(o.policy)]
         found = [("again", policy) for policy in again if self._loses_nothing(policy)]
         found += self._experiments.following(self._state, self._space)
         return [self._proposal(label, policy) for label, policy in found]

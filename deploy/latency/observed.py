@@ -44,6 +44,10 @@ class Observation:
         """Whether another such measurement would likely be within a limit too, with its interval (`LASTING`)."""
         return self.ratio + LASTING * self.standard_error <= limit
 
+    def confirmed(self, limit: float) -> bool:
+        """Whether it is no luck that the policy was measured to be within a limit: it lasts, or was so twice."""
+        return self.lasts(limit) or (self.again and self.upper <= limit)
+
     def unsure(self, limit: float) -> bool:
         """Whether the policy may be within a limit, and other work kept its first measurement from telling so."""
         disturbed = self.slowdown > 1 + QUIET and not self.again

@@ -45,6 +45,12 @@ class LoopState:
         found = [each for each in self.observed.values() if each.unsure(limit) and each.ratio <= limit]
         return sorted(found, key=lambda each: each.ratio)
 
+    def unconfirmed(self, limit: float) -> list[Observation]:
+        """Return what is in doubt, or is within a limit and was maybe lucky, measured once; the fastest first."""
+        lucky = [o for o in self.observed.values() if o.upper <= limit and not (o.again or o.confirmed(limit))]
+        unique = {each.policy.key(): each for each in (*self.in_doubt(limit), *lucky)}
+        return sorted(unique.values(), key=lambda each: each.ratio)
+
     def refused(self, policy: Policy) -> bool:
         """Whether the engine of a policy does not build."""
         return any(refusal.policy.key() == policy.key() for refusal in self.refusals)

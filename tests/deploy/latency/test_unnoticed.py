@@ -7,7 +7,7 @@ import pytest
 from deploy.latency.observed import Observation
 from deploy.latency.steps import SUFFICES
 from tests.deploy.latency.test_loop import NOISE, Bench, searched
-from tests.deploy.synthetic import policies
+from tests.deploy.synthetic import W8A8, policies
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -36,11 +36,39 @@ def test_what_gains_nothing_that_is_noticed_is_not_measured():
     assert sum(len(bench.measured) for bench in coarse) < sum(len(bench.measured) for bench in benches)
 
 
-def test_a_lucky_measurement_does_not_end_the_search():
-    limit, bench = 0.75, Bench(1)
-    first = bench.run(limit, measurements=1).steps[0].proposal.policy
-    lucky = Observation(first, limit - 1.97 * NOISE, NOISE)
-    assert not lucky.lasts(limit)
-    outcome = bench.run(limit, known=[lucky], unnoticed=100.0)
+class Second(Bench):
+    """The first policy is measured to be just within the limit, and once more as `again` says."""
+
+    def __init__(self, seed, limit, again):
+        super().__init__(seed)
+        self.first = self.space.uniform(W8A8)
+        self.told = [Observation(self.first, ratio, NOISE) for ratio in (limit - 1.97 * NOISE, again)]
+
+    def measure(self, policy):
+        self.measured.append(policy.key())
+        return self.told[1] if policy == self.first else self.observation(policy)
+
+
+def test_a_lucky_measurement_does_not_end_the_search_and_is_made_again_at_once():
+    bench = Second(1, 0.75, 0.75 - 1.98 * NOISE)
+    (lucky, second) = bench.told
+    assert not lucky.confirmed(0.75)
+    assert not second.lasts(0.75)
+    outcome = bench.run(0.75, known=[lucky], unnoticed=100.0)
+    assert [step.proposal.label for step in outcome.steps] == ["again"]
+    assert (outcome.stop_reason, outcome.policy) == (SUFFICES, bench.first), "it was measured to be within it twice"
+
+
+def test_what_was_lucky_once_is_no_outcome():
+    bench = Second(1, 0.75, 0.76)
+    outcome = bench.run(0.75, known=[bench.told[0]], unnoticed=100.0)
+    assert bench.measured.count(bench.first.key()) == 1
     assert bench.measured[1:]
     assert outcome.stop_reason == SUFFICES
+    assert outcome.policy != bench.first
+
+
+def test_a_lucky_measurement_of_what_loses_something_is_made_once():
+    bench = Second(1, 0.75, 0.75 - 1.98 * NOISE)
+    bench.run(0.75, known=[bench.told[0]], measurements=8)
+    assert bench.first.key() not in bench.measured
