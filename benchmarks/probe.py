@@ -206,7 +206,7 @@ def _layer(operator: str) -> nn.Module:
         return (_Tied if operator == "tied_embedding" else nn.Embedding)(_FEATURES, _FEATURES)
     if operator in ("linear", "linear_nd"):
         return nn.Linear(_FEATURES, _FEATURES)
-    kind: Any = nn.Conv1d if operator.endswith("1d") else nn.Conv2d
+    kind: Any = {"1d": nn.Conv1d, "2d": nn.Conv2d, "3d": nn.Conv3d}[operator[-2:]]
     groups = {"depthwise": _CHANNELS, "grouped": 4}.get(operator.partition("_")[0], 1)
     layer: nn.Module = kind(_CHANNELS, _CHANNELS, 3, padding=1, groups=groups)
     return layer
@@ -217,4 +217,4 @@ def _shape(operator: str) -> tuple[int, ...]:
         return (_FEATURES,)
     if operator == "linear_nd":
         return (8, _FEATURES)
-    return (_CHANNELS, 32) if operator.endswith("1d") else (_CHANNELS, 16, 16)
+    return (_CHANNELS, *{"1d": (32,), "2d": (16, 16), "3d": (4, 8, 8)}[operator[-2:]])

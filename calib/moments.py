@@ -161,9 +161,6 @@ def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: i
     if isinstance(padding, str):  # only statistics are taken here: an odd total may lose its last column
         padding = [d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
     padding = _per_dim(padding, dims)
-    if dims == 1:  # unfold knows images only: a sequence is an image one pixel high
-        tensor, kernel = tensor[:, :, None], [1, *kernel]
-        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
     columns = _gathered(tensor.float(), kernel, stride, padding, dilation, per_image)
     batch, length, kept = columns.shape
     grouped = columns.reshape(batch, groups, length // groups, kept)
@@ -171,7 +168,7 @@ def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: i
 
 
 def _gathered(
-    images: Tensor,
+    tensor: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -179,19 +176,24 @@ def _gathered(
     most: int,
 ) -> Tensor:
     """Return `[n, channels * kernel, positions]`, as F.unfold does but of evenly spaced positions only: all of them
-    would be many times more.
+    would be many times more. `tensor` is a sequence, an image or a volume for each sample, `[n, channels, *sizes]`.
     """
-    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0]))
+    padded = F.pad(tensor, [each for each in reversed(padding) for _ in range(2)])
+    sizes = padded.shape[2:]
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-    height, width = ((size - r) // s + 1 for size, r, s in zip(padded.shape[2:], reach, stride, strict=True))
-    chosen = torch.arange(0, height * width, max(height * width // most, 1) | 1, device=images.device)
-    across = padded.shape[3]
-    first = chosen // width * (stride[0] * across) + chosen % width * stride[1]
-    rows, columns = (torch.arange(k, device=images.device) * d for k, d in zip(kernel, dilation, strict=True))
-    within = (rows[:, None] * across + columns).flatten()
-    # one index into whole images: two of them, rows and columns, take three times as long
+    counts = [(size - r) // s + 1 for size, r, s in zip(sizes, reach, stride, strict=True)]
+    positions = math.prod(counts)
+    chosen = torch.arange(0, positions, max(positions // most, 1) | 1, device=tensor.device)
+    first, within = torch.zeros_like(chosen), torch.zeros(1, dtype=chosen.dtype, device=tensor.device)
+    across, before = 1, 1  # elements, and positions, between neighbours along an axis
+    for size, count, k, s, d in reversed(list(zip(sizes, counts, kernel, stride, dilation, strict=True))):
+        first += chosen // before % count * (s * across)
+        taps = torch.arange(k, device=tensor.device) * (d * across)
+        within = (taps[:, None] + within).flatten()
+        across, before = across * size, before * count
+    # one index into whole samples: one for each axis takes three times as long
     patches = padded.flatten(2).index_select(2, (within[:, None] + first).flatten())
-    return patches.reshape(len(images), -1, len(chosen))
+    return patches.reshape(len(tensor), -1, len(chosen))
 
 
 def _convolution_arguments(node: fx.Node) -> tuple[Any, ...]:
@@ -199,7 +201,7 @@ def _convolution_arguments(node: fx.Node) -> tuple[Any, ...]:
 
 
 _CONVOLUTION_DEFAULTS = (None, None, None, [1], [0], [1], 1)
-"""Default arguments of aten.conv1d and aten.conv2d: input, weight, bias, stride, padding, dilation, groups."""
+"""Default arguments of aten.conv1d, conv2d and conv3d: input, weight, bias, stride, padding, dilation, groups."""
 
 
 def _per_dim(value: Sequence[int], dims: int) -> list[int]:

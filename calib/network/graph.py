@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from calib.network.equal import merge_equal
 from calib.network.execution import NO_EDITS, Edits, Execution, Observe
 from calib.network.nodes import OPERATOR, module_path
+from calib.network.norms import leave_out_neutral
 from calib.network.products import Arrangement, write_as_linear
 from calib.network.spelled_attention import spell_out_attention
 from calib.network.tracing import export_program
@@ -32,7 +33,8 @@ class TracedModel:
     5. Parameters that share their memory are one tensor, read from one node.
     6. Whatever multiplies by one parameter is a `linear`; `arranged` says how the weight `[out, in]` in `state` is made
        of the parameter where that is stored in another way (`write_as_linear`).
-    7. With `attention`, fused attention is written as two products and a softmax (`spell_out_attention`).
+    7. A BatchNorm that gives what it is given is left out.
+    8. With `attention`, fused attention is written as two products and a softmax (`spell_out_attention`).
 
     A pickled copy runs, and can be planned for, like the original. It has no `module`, `example` or `program`, and its
     nodes have no `meta`: another process may not be able to import the classes of the model. A copy whose tensors were
@@ -74,6 +76,7 @@ class TracedModel:
                 spell_out_attention(self.program)
         stored = {**self.program.constants, **self.program.state_dict}
         self.state: dict[str, Tensor] = {node: stored[name].detach() for node, name in names.items()}
+        leave_out_neutral(self.program, self.state)
         merge_equal(self.program)
         self.inputs: tuple[str, ...] = tuple(name for name in signature.user_inputs if isinstance(name, str))
         self.out_spec: pytree.TreeSpec = self.program.call_spec.out_spec

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from calib.network.graph import TracedModel
 from calib.network.nodes import module_path, moved_from, operator_name
 
-_OPERATORS = {"conv1d", "conv2d", "linear"}
+_OPERATORS = {"conv1d", "conv2d", "conv3d", "linear"}
 _LOOKS_UP = "embedding"
 _OF_SIZES = {
     "sym_size", "sym_numel", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full"
@@ -33,7 +33,6 @@ _PRODUCT = (
     "a product that no linear layer computes: the parameter is not one matrix on the right, or is used in two ways"
 )
 _WEIGHTED_BUT_SKIPPED = {
-    "conv3d": "3-D convolutions have no integer kernel on any target",
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _TRANSPOSED),
     "embedding_bag": _BAG,
     "bilinear": "bilinear layers have no integer kernel on any target",

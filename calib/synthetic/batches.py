@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from calib.errors import UserError
 from calib.network.faithful import run_eager
-from calib.network.fold import copy_model
+from calib.network.modules import copy_model
 from calib.synthetic.kinds import InputKind
 from calib.task import Batch
 

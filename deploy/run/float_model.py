@@ -15,9 +15,10 @@ from calib.data import check_finite, per_sample
 from calib.errors import UserError
 from calib.network.batch_range import largest_batch
 from calib.network.faithful import UnfaithfulError, check_faithful, run_eager
-from calib.network.fold import Folded, copy_model, trace_folded
+from calib.network.fold import Folded, trace_folded
 from calib.network.free_axes import input_names
 from calib.network.graph import TracedModel
+from calib.network.modules import copy_model
 from calib.sizes import InputSizes, resized, shapes_of_one, sizes_from_text, sizes_of
 from calib.task import Batch, Task
 from deploy.run.settings import Settings

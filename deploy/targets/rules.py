@@ -14,7 +14,7 @@ Status = Literal["native", "dequantized", "unknown", "refused"]
 Basis = Literal["built", "measured", "docs", "inferred"]
 
 SCHEMA_VERSION = 1
-CONVOLUTIONS = ("conv1d", "depthwise_conv1d", "grouped_conv1d", "conv2d", "depthwise_conv2d", "grouped_conv2d")
+CONVOLUTIONS = tuple(f"{kind}conv{dims}d" for dims in (1, 2, 3) for kind in ("", "depthwise_", "grouped_"))
 LINEARS = ("linear", "linear_nd")
 EMBEDDINGS = ("embedding", "tied_embedding")
 OPERATORS = CONVOLUTIONS + LINEARS + EMBEDDINGS

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from calib.formats.quantizers import QuantizedWeight
 from calib.network.execution import Edit, Edits, ordered
@@ -73,7 +74,8 @@ class TrainableGraph(nn.Module):
         self.device = device
         self.units = tuple(units)
         self._order = fastest_order(traced, traced.example)
-        norms = {pair.layer: original.get_submodule(pair.norm) for pair in folded}
+        modules = {pair.layer: original.get_submodule(pair.norm) for pair in folded}
+        norms = {layer: module for layer, module in modules.items() if isinstance(module, _BatchNorm)}
         self._leaves = nn.ParameterDict()
         self._norms = nn.ModuleDict()  # by graph name of the weight
         self._constants: dict[str, Tensor] = {}

@@ -76,6 +76,20 @@ def test_moments_of_a_sequence_convolution():
     torch.testing.assert_close(moments[0], patches.T @ patches / len(patches))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_moments_of_a_volume_convolution(groups):
+    layer = nn.Conv3d(4, 6, (2, 3, 2), stride=(1, 2, 1), padding=(0, 1, 1), dilation=(2, 1, 1), groups=groups)
+    x = torch.randn(3, 4, 5, 6, 4)
+    windows = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 2).unfold(4, 2, 1)[..., ::2, :, :]
+    patches = windows.permute(1, 0, 2, 3, 4, 5, 6, 7).reshape(groups, 4 // groups, -1, 12)
+    patches = patches.permute(0, 2, 1, 3).flatten(2)  # of [group, channel, n, kernel]
+    weight = layer.weight.reshape(groups, 6 // groups, -1)
+    output = torch.einsum("gnk,gok->gon", patches, weight).reshape(6, 3, -1).transpose(0, 1) + layer.bias[:, None]
+    torch.testing.assert_close(output, layer(x).flatten(2))
+    moments = calibrated(nn.Sequential(layer), x)._moments["0"].matrix
+    torch.testing.assert_close(moments, patches.transpose(1, 2) @ patches / patches.shape[1])
+
+
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6)])
 def test_moments_of_a_linear_layer_over_several_batches(shape):
     first, second = torch.randn(4, *shape), torch.randn(2, *shape)

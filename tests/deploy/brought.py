@@ -156,6 +156,24 @@ class Pools(nn.Module):
         return self.head(F.max_pool2d(F.relu(self.third(x)), 2).flatten(1))
 
 
+class Volumes(nn.Module):
+    """3-D convolutions of each kind over a short film, with a skip and pools between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv3d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm3d(16)
+        self.depthwise = nn.Conv3d(16, 16, (1, 3, 3), 1, (0, 1, 1), groups=16)
+        self.grouped = nn.Conv3d(16, 32, 3, (1, 2, 2), 1, groups=4)
+        self.point = nn.Conv3d(32, 32, 1)
+        self.head = nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.max_pool3d(x + F.relu(self.depthwise(x)), 2)
+        x = F.relu(self.point(F.relu(self.grouped(x))))
+        return self.head(F.adaptive_avg_pool3d(x, 1).flatten(1))
+
+
 NETWORKS: dict[str, tuple[type[nn.Module], tuple[tuple[int, ...], ...]]] = {
     "depthwise": (Depthwise, ((3, 16, 16),)),
     "vit": (VitBlock, ((3, 16, 16),)),
@@ -165,5 +183,6 @@ NETWORKS: dict[str, tuple[type[nn.Module], tuple[tuple[int, ...], ...]]] = {
     "inception": (Inception, ((3, 8, 8),)),
     "dense": (Dense, ((3, 8, 8),)),
     "pools": (Pools, ((3, 16, 16),)),
+    "volumes": (Volumes, ((3, 4, 12, 12),)),
 }
 """Name -> class, and the shape of one sample of every input."""

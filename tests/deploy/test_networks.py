@@ -67,7 +67,7 @@ def brought(name: str) -> Brought:
     torch.manual_seed(0)
     model = make().eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     inputs = tuple(torch.randn(BATCH, *shape) for shape in shapes)
