@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from calib.data import bytes_of
 from calib.errors import UserError
 from calib.finite import all_finite
+from calib.free_memory import free_bytes
 from calib.heap import Gaps
 from calib.network.execution import Observe
 from calib.network.graph import TracedModel
@@ -23,6 +24,7 @@ from calib.task import Batch
 
 _ROWS_PER_UNIT = 40_000
 _LARGEST_TO_SQUARE = 2.0**50
+_SHARE_OF_MEMORY = 0.75
 _WORKING_COPIES = 8
 """Matrices as large as a layer's moments that its rounding makes besides them, and as large as its weight; measured
 with GPTQ.
@@ -32,7 +34,7 @@ with GPTQ.
 class LayerMoments:
     """Moments of the inputs of each unit, over the same rows whichever units are collected together.
 
-    `parts` are the units whose moments are in memory at the same time: all of them where there is no limit. A part is
+    `parts` are the units whose moments are in memory at the same time: all of them where they fit. A part is
     collected by one run of the float model through the batches, when the moments of one of its units are asked for that
     are not in memory. Those of other parts are dropped then. A unit whose rounding does not fit is in no part: it may
     stay in float.
@@ -41,12 +43,13 @@ class LayerMoments:
     def __init__(
         self, traced: TracedModel, units: Sequence[Unit], batches: Sequence[Batch], memory_mb: float | None
     ) -> None:
-        """Collect nothing yet."""
-        self._traced, self._batches, self._memory_mb = traced, batches, memory_mb
+        """Collect nothing yet. Without `memory_mb` it is most of the memory that is free now."""
+        self._traced, self._batches = traced, batches
+        self._memory_mb = _SHARE_OF_MEMORY * free_bytes() / 2**20 if memory_mb is None else memory_mb
         self._by_path = {unit.path: unit for unit in units}
         takes = {unit: self._takes(unit) for unit in units if unit.calls}
         self._alone = {unit.path: _needed([memory]) for unit, memory in takes.items()}
-        self.parts = _parts_within(takes, math.inf if memory_mb is None else memory_mb)
+        self.parts = _parts_within(takes, self._memory_mb)
         self._held: dict[str, Moments] = {}
 
     def __getitem__(self, path: str) -> Moments:
@@ -58,7 +61,7 @@ class LayerMoments:
             if part is None:
                 raise UserError(
                     f"rounding {path} takes {self._alone[path]:.3g} MB with the second moments of its inputs, more "
-                    f"than the memory limit of {self._memory_mb:g} MB: raise it, or pin the layer to float"
+                    f"than the {self._memory_mb:.3g} MB that it may: raise --memory-limit, or pin the layer to float"
                 )
             self.collect(part)
         return self._held[path]

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from calib.errors import UserError
+from calib.free_memory import free_bytes
 from calib.task import Task
 from deploy.terminal.progress import Progress
 from smpq.solve.effort import Effort
@@ -31,7 +32,6 @@ _MOST = 16
 _PROGRAMS = ("smpq", "cli.py")
 _SHARE_OF_MEMORY = 0.5
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_MEMORY = Path("/proc/meminfo")
 _LOAD = Path("/proc/loadavg")
 _LOOKS, _BETWEEN_S = 10, 0.02
 _MOMENTS = 0.25
@@ -100,7 +100,7 @@ def _others_at_work() -> float:
 
 def workers_that_fit(here: PolicyValue, wanted: int) -> int:
     """Return how many workers, up to `wanted` and 16, find room for their networks in half of the free memory."""
-    room = _SHARE_OF_MEMORY * _free_bytes() / max(1, here.bytes_of_a_copy)
+    room = _SHARE_OF_MEMORY * free_bytes() / max(1, here.bytes_of_a_copy)
     return max(1, math.floor(min(wanted, _MOST, room)))
 
 
@@ -117,13 +117,4 @@ def _quota() -> float:
         allowed, period = _QUOTA.read_text(encoding="ascii").split()
         return float(allowed) / float(period)
     except (OSError, ValueError, ZeroDivisionError):  # "max", or no such file
-        return math.inf
-
-
-def _free_bytes() -> float:
-    """Return how much memory is free; infinity where the system does not say."""
-    try:
-        lines = _MEMORY.read_text(encoding="ascii").splitlines()
-        return 1024 * next(float(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, IndexError, StopIteration):
         return math.inf

@@ -1,9 +1,11 @@
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
+from calib import moments
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.errors import UserError
 from calib.formats.format import Format
@@ -95,10 +97,17 @@ def test_a_layer_that_does_not_fit_is_named_where_it_is_rounded(network):
     assert torch.equal(calibration.weight(first, W8).values, calibrated(network)[0].weight(first, W8).values)
     path = second.path
     with pytest.raises(
-        UserError, match=rf"rounding {path} takes 0.203 MB .* memory limit of 0.2\d* MB: raise it, or pin"
+        UserError, match=rf"rounding {path} takes 0.203 MB .* more than the 0.2\d* MB that it may: raise --mem"
     ):
         calibration.weight(second, W8)
     assert batches.passes == 1
+
+
+def test_without_a_limit_it_is_most_of_what_is_free(network, monkeypatch):
+    monkeypatch.setattr(moments, "free_bytes", lambda: ROOMS["more"] * 1024 / 0.75)
+    assert len(calibrated(network)[0]._moments.parts) == len(calibrated(network, ROOMS["more"])[0]._moments.parts) > 1
+    monkeypatch.setattr(moments, "free_bytes", lambda: math.inf)
+    assert len(calibrated(network)[0]._moments.parts) == 1
 
 
 def test_groups_of_a_convolution_count():
@@ -111,7 +120,7 @@ def test_groups_of_a_convolution_count():
         9,
         9,
     )
-    with pytest.raises(UserError, match="memory limit"):
+    with pytest.raises(UserError, match="raise --memory-limit"):
         _ = Calibration(traced, units, batches, CalibrationSettings(), needed * 0.99)._moments[units[0].path]
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from calib import free_memory
 from deploy.run import workers
 from deploy.run.workers import cores_to_take, in_words, pool_that_pays, workers_that_fit
 from deploy.stages.run_all import open_run
@@ -26,7 +27,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(workers.os, "getloadavg", lambda: (1.0, 9.0, 9.0))
     monkeypatch.setattr(workers, "_LOAD", tmp_path / "loadavg")
     monkeypatch.setattr(workers, "_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(workers, "_MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(free_memory, "_SYSTEM", tmp_path / "meminfo")
     return tmp_path
 
 
