@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
@@ -20,7 +20,8 @@ def name_values(model: ir.Model, traced: TracedModel, resolved: Mapping[str, str
 
     1. Values are renamed in two steps: the exporter's `add_2` may be our `add_30`, while another tensor of ours is
        called `add_2`.
-    2. Inputs keep the names of the trace. The exporter calls an input that is an output as well `x_orig`.
+    2. A constant that the exporter has worked out and called as a tensor of ours gets another name.
+    3. Inputs keep the names of the trace. The exporter calls an input that is an output as well `x_orig`.
     """
     wanted: dict[str, str] = {}
     for tensor, value_name in resolved.items():
@@ -30,13 +31,25 @@ def name_values(model: ir.Model, traced: TracedModel, resolved: Mapping[str, str
     old_names = [str(value.name) for value in values]
     for index, value in enumerate(values):
         value.name = f"__renamed_{index}"
-    taken = {wanted[old] for old in old_names if old in wanted} | set(model.graph.initializers)
+    taken = {wanted[old] for old in old_names if old in wanted}
+    _free_names(model.graph, taken)
+    taken |= set(model.graph.initializers)
     named: set[str] = set()
     for value, old in zip(values, old_names, strict=True):
         ours = wanted.get(old)
         value.name = ours if ours is not None and ours not in named else unique_name(old, taken)
         named.add(str(value.name))
         taken.add(str(value.name))
+
+
+def _free_names(graph: ir.Graph, names: Collection[str]) -> None:
+    """Give the constants that have one of these names others."""
+    taken = {*names, *graph.initializers}
+    for name in [name for name in graph.initializers if name in names]:
+        constant = graph.initializers.pop(name)
+        constant.name = unique_name(name, taken)
+        taken.add(constant.name)
+        graph.register_initializer(constant)
 
 
 def name_nodes(
