@@ -7,7 +7,7 @@ from torch import nn
 
 from calib.errors import UserError
 from calib.network.batch_range import largest_batch
-from calib.network.fold import trace_folded
+from calib.network.fold import Folded, trace_folded
 from calib.network.graph import TracedModel
 
 
@@ -163,7 +163,7 @@ def test_a_weight_that_was_computed_can_be_copied(recwarn):
     recwarn.clear()  # torch says that this weight norm is old
     x = torch.randn(3, 4)
     traced, folded = trace_folded(model, (torch.randn(2, 4),))
-    assert folded == ()
+    assert folded == (Folded("1", "0"),)
     torch.testing.assert_close(traced.run((x,)), model(x))
 
 
