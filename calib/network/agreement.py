@@ -56,8 +56,18 @@ class Agreement:
 
 
 def _flat(output: Any) -> tuple[list[tuple[Any, Any]], Any]:
-    paths, tree = pytree.tree_flatten_with_path(output, is_leaf=lambda value: value is None)
-    return paths, tree
+    """Return the leaves, each with where it is, and the nesting. Leaves are counted where a class of the output was
+    registered without names for its parts, as those of diffusers are.
+    """
+
+    def is_leaf(value: Any) -> bool:
+        return value is None
+
+    leaves, tree = pytree.tree_flatten(output, is_leaf=is_leaf)
+    try:
+        return pytree.tree_flatten_with_path(output, is_leaf=is_leaf)[0], tree
+    except ValueError:
+        return [((pytree.SequenceKey(index),), leaf) for index, leaf in enumerate(leaves)], tree
 
 
 def _leaves(output: Any) -> list[Any]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.network.agreement import Agreement
@@ -275,3 +276,25 @@ def test_what_depends_on_the_call_just_before_is_refused():
 
     with pytest.raises(UserError, match="gives something else when it is called again"):
         checked(minus_the_last, batches=[*data(1, 5), *data(1, 3)])
+
+
+class Sample(dict):
+    """An output as diffusers has it: registered without names for its parts."""
+
+
+pytree.register_pytree_node(
+    Sample,
+    lambda output: (list(output.values()), list(output)),
+    lambda values, names: Sample(zip(names, values, strict=True)),
+    serialized_type_name="tests.Sample",
+)
+
+
+def test_an_output_whose_class_names_no_parts_is_compared():
+    model, x = network(lambda _, y: Sample(sample=y)), torch.randn(3, 4)
+    traced, _ = trace_folded(model, (x[:2],))
+    check_faithful(model, traced, [Batch((x,), None)])
+    expected = model(x)
+    shifted = Sample(sample=expected["sample"] + 1)
+    assert Agreement(expected).difference(shifted, expected).startswith("output[0] ")
+    assert Agreement(expected).difference(expected["sample"], expected).startswith("the output is")
