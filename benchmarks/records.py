@@ -8,7 +8,10 @@ from importlib import metadata
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("smpq", "torch", "numpy", "scipy", "onnx", "onnxruntime", "tensorrt-rtx", "transformers", "ray", "shapiq")
+PACKAGES = (
+    "smpq", "torch", "numpy", "scipy", "onnx", "onnxruntime", "tensorrt-rtx", "transformers", "ray", "shapiq",
+    "torchvision", "timm", "monai", "diffusers", "x-transformers", "vit-pytorch", "pytorchcv",
+)  # fmt: skip
 
 
 def cpu_model() -> str:

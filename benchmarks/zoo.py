@@ -1,6 +1,6 @@
 """Networks that nobody here wrote: each becomes an 8-bit engine that computes what the fake-quantised model does.
 
-Usage: zoo.py [NAME ...] [--keep FILE] [--first NAME,NAME] [--seconds N]
+Usage: zoo.py [NAME ...] [--packages] [--keep FILE] [--first NAME,NAME] [--seconds N]
 
 Architectures of `transformers` and plain PyTorch ones (`zoo_networks`), small, with random weights. Each runs in a
 process of its own: a crash ends one line. A line tells which units were found and which weights were skipped and why,
@@ -9,6 +9,9 @@ that of the float engine, how many kernels of a plan for SM89 are as planned, an
 Outcomes are kept in FILE (`runs/zoo.jsonl`), and networks that are there are not run again; with NAMEs only those run,
 nothing is kept, and tracebacks are printed. With `--seconds` no further network begins after so long; the record names
 those that have not run, as `not_run_yet`. `--first` names networks that run before the others. Needs the extra `bench`.
+
+With `--packages` the networks are those of other packages, as many as are installed (`zoo_networks.packages`), on two
+small batches each, and the record is `zoo_packages.json`.
 """
 
 import argparse
@@ -19,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,7 +43,7 @@ from zoo_checks import (
     ratio_to_float,
     unnamed,
 )
-from zoo_networks import NETWORKS
+from zoo_networks import NETWORKS, OF_PACKAGES
 from zoo_networks.network import Network
 
 from calib.errors import UserError
@@ -52,6 +55,8 @@ from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 
 BATCH, CALIBRATION, EVALUATION = 8, 4, 2
+SMALL_BATCH, FEW = 3, 2
+ALL = {**NETWORKS, **OF_PACKAGES}
 LONGEST_SECONDS = 600
 BARS = {"networks": 45, "engines": 43, "median_cosine": 0.9999, "worst_cosine": WORST_COSINE}
 
@@ -92,9 +97,12 @@ def _take(network: Network, scratch: Path, stages: Stages, row: dict[str, Any]) 
     with stages("make"):
         module = network.module()
         row["parameters"] = sum(parameter.numel() for parameter in module.parameters())
-        batches = [(*network.inputs(BATCH), torch.zeros(BATCH)) for _ in range(CALIBRATION + EVALUATION)]
-        task = TaskInMemory(IN_MEMORY, module, batches[:CALIBRATION], batches[CALIBRATION:], first_output)
-    settings = Settings(task=IN_MEMORY, formats=f"{EIGHT_BITS},fp32", value="loss", samples=BATCH)
+        size, calibration, evaluation = (
+            (BATCH, CALIBRATION, EVALUATION) if network.name in NETWORKS else (SMALL_BATCH, FEW, 1)
+        )
+        batches = [(*network.inputs(size), torch.zeros(size)) for _ in range(calibration + evaluation)]
+        task = TaskInMemory(IN_MEMORY, module, batches[:calibration], batches[calibration:], first_output)
+    settings = Settings(task=IN_MEMORY, formats=f"{EIGHT_BITS},fp32", value="loss", samples=size)
     progress = Progress(Console(file=sys.stderr, quiet=True))
     with held_in_memory(task):
         with stages("trace"):
@@ -181,18 +189,18 @@ def complete(path: Path, names: Sequence[str], seconds: float = math.inf) -> dic
     with path.open("a") as file:
         for name in names:
             if name not in rows and time.monotonic() < end:
-                rows[name] = alone(NETWORKS[name])
+                rows[name] = alone(ALL[name])
                 file.write(json.dumps(rows[name]) + "\n")
                 file.flush()
                 print(told(rows[name]), file=sys.stderr, flush=True)
     return rows
 
 
-def ordered(first: Sequence[str]) -> list[str]:
-    """Return all names, these before the others."""
-    if unknown := [name for name in first if name not in NETWORKS]:
+def ordered(first: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Return all names, the first before the others."""
+    if unknown := [name for name in first if name not in ALL]:
         raise SystemExit(f"no network is called {', '.join(unknown)}")
-    return list(dict.fromkeys([*first, *NETWORKS]))
+    return list(dict.fromkeys([*first, *names]))
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -227,24 +235,27 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*NETWORKS, []])
-    parser.add_argument("--keep", type=Path, default=Path("runs/zoo.jsonl"))
+    parser.add_argument("names", nargs="*", choices=[*ALL, []])
+    parser.add_argument("--packages", action="store_true")
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("--first", default="")
     parser.add_argument("--seconds", type=float, default=math.inf)
     options = parser.parse_args()
-    names = ordered([each for each in options.first.split(",") if each])
+    record, wanted = ("zoo_packages", OF_PACKAGES) if options.packages else ("zoo", NETWORKS)
+    names = ordered([each for each in options.first.split(",") if each], wanted)
     torch.set_num_threads(1)
     warm()
     if options.names:
         for name in options.names:
-            row = alone(NETWORKS[name])
+            row = alone(ALL[name])
             print(json.dumps({key: value for key, value in row.items() if key != "traceback"}, indent=1))
             print(row.get("traceback", ""))
         return 0
-    known = complete(options.keep, names, options.seconds)
-    rows, left = [known[name] for name in NETWORKS if name in known], [name for name in NETWORKS if name not in known]
+    known = complete(options.keep or Path(f"runs/{record}.jsonl"), names, options.seconds)
+    rows, left = [known[name] for name in wanted if name in known], [name for name in wanted if name not in known]
     found = summary(rows)
-    keep("zoo", "PYTHONPATH=. python benchmarks/zoo.py", [0], rows, bars=BARS, summary=found, not_run_yet=left)
+    command = "PYTHONPATH=. python benchmarks/zoo.py" + " --packages" * options.packages
+    keep(record, command, [0], rows, bars=BARS, summary=found, not_run_yet=left)
     return 0 if found["tracebacks"] == 0 and all(found[name] >= bar for name, bar in BARS.items()) else 1
 
 
