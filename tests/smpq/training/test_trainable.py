@@ -1,14 +1,17 @@
 import copy
 
+import pytest
 import torch
 from torch import nn
 
-from calib.network.fold import fold_batchnorm
+from calib.network.fold import fold_batchnorm, trace_folded
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
 from smpq.training.lsq import LearnedActivation, LearnedWeight
 from smpq.training.plan import attach_plan
 from smpq.training.trainable import TrainableGraph
+from tests.calib.network.test_fold import with_statistics
+from tests.calib.network.test_norms import ForeignNorm, LayerWithNorm, NormAndActivation
 from tests.smpq.tunable import batch_of, network, tunable
 
 
@@ -120,3 +123,36 @@ def test_a_graph_that_looks_at_the_memory_keeps_its_order():
     graph = TrainableGraph(traced, units, model, folded)
     with torch.no_grad():
         torch.testing.assert_close(graph.run((x,)), traced.run((x,)))
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_norms_of_other_classes_are_trained_with_their_layers(bias, trains):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), NormAndActivation(4), LayerWithNorm(4, 5, bias=bias))
+    original = with_statistics(layers)
+    x = torch.randn(6, 3, 8, 8)
+    traced, folded = trace_folded(original, (x[:2],))
+    units, _ = find_units(traced)
+    graph = TrainableGraph(traced, units, original, folded)
+    assert len(graph._norms) == 2
+    with torch.no_grad():
+        for model in (graph, original):
+            model.train(trains)
+        torch.testing.assert_close(graph.run((x,)), original(x), rtol=1e-3, atol=1e-4)
+        graph.eval()
+        model = copy.deepcopy(traced.module)
+        model.load_state_dict({**model.state_dict(), **graph.fold()})
+        torch.testing.assert_close(model(x), graph.run((x,)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_that_is_no_batchnorm_is_trained_as_a_part_of_its_layer():
+    original = with_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), ForeignNorm(4)))
+    x = torch.randn(6, 3, 8, 8)
+    traced, folded = trace_folded(original, (x[:2],))
+    units, _ = find_units(traced)
+    graph = TrainableGraph(traced, units, original, folded).train()
+    assert len(folded) == 1
+    assert not graph._norms
+    with torch.no_grad():
+        torch.testing.assert_close(graph.run((x,)), original(x), rtol=1e-3, atol=1e-4)
