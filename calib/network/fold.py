@@ -71,8 +71,9 @@ def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Modu
        sees the change.
     3. A weight that is shared is left alone. One that is computed from parameters alone (weight norm, weight
        standardisation) becomes a plain one before (`calib.network.baked`).
-    4. A norm of another class, a subclass with an activation say, keeps its module, whose statistics and parameters
-       become those of a norm that changes nothing: the trace leaves it out, and what else its `forward` does stays.
+    4. A norm that does more, a subclass with an activation say, keeps its module, whose statistics and parameters
+       become those of a norm that changes nothing: the trace leaves it out, and what else its `forward` or its hooks do
+       stays.
     """
     traced, folded = trace_folded(model, example)
     return traced.module, folded
@@ -91,8 +92,6 @@ def _fold(traced: TracedModel) -> tuple[Folded, ...]:
         if isinstance(layer, (nn.Linear, *_CONVOLUTIONS)) and _reads_its_own(traced, norm.source, layer_path, layer):
             replace_module(model, layer_path, _fused(layer, _with_values(traced, norm)))
             _neutralise(traced, norm)
-            if type(model.get_submodule(path)) in _BATCH_NORMS:
-                replace_module(model, path, nn.Identity())
         elif not _fold_in_place(traced, norm):
             continue
         done.append(Folded(path, layer_path))

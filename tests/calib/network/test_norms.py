@@ -93,6 +93,12 @@ def test_a_layer_that_is_no_module(bias, affine):
     assert len(folded_into(OwnWeight(bias=bias, affine=affine), 2, 6, 6)) == 1
 
 
+def test_the_hooks_of_a_norm_stay():
+    norm = nn.BatchNorm2d(4)
+    norm.register_forward_hook(lambda _module, _given, output: output.abs())
+    assert folded_into(nn.Sequential(nn.Conv2d(2, 4, 3), norm), 2, 6, 6) == (Folded("1", "0"),)
+
+
 def test_a_linear_layer_and_a_norm_of_another_class():
     class Norm(nn.BatchNorm1d):
         pass
