@@ -84,7 +84,6 @@ _TORCHVISION = (
     "lraspp_mobilenet_v3_large",
     "deeplabv3_mobilenet_v3_large",
 )
-_FILMS = ("r3d_18", "mc3_18", "r2plus1d_18")
 _PYTORCHCV = (
     "squeezenet_v1_1",
     "resnet10",
@@ -238,8 +237,6 @@ def _of_torchvision() -> _Made:
     for name in _TORCHVISION:
         without = {"weights_backbone": None} if "mobilenet_v3_large" in name else {}
         yield name, _later("torchvision.models.get_model", name, weights=None, **without), images(96)
-    for name in _FILMS:
-        yield name, _later("torchvision.models.get_model", name, weights=None), floats(3, 4, 32, 32)
 
 
 def _of_monai() -> _Made:
