@@ -217,7 +217,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "median_cosine": round(median(cosines_), 7),
         "worst_cosine": min(cosines_),
         "below_the_worst_cosine": {
-            row["network"]: {key: row.get(key) for key in ("engine_and_fake_quant", "shaken", "fake_quant_and_float")}
+            row["network"]: {
+                key: row.get(key) for key in ("engine_and_fake_quant", "shaken", "resummed", "fake_quant_and_float")
+            }
             for row in engines
             if row["engine_and_fake_quant"] < WORST_COSINE
         },

@@ -63,7 +63,8 @@ def cosines(workspace: Workspace, policy: Policy, scratch: Path) -> dict[str, An
 
     Where the engine is further off than `WORST_COSINE`, `shaken` is the cosine of the fake-quantised model with itself
     on inputs that differ by a millionth of each value: a network that rounds after each layer may enlarge that, and
-    then the engine's sums, which are in another order, cannot be told from a mistake by this figure.
+    then the engine's sums, which are in another order, cannot be told from a mistake by this figure. A first layer that
+    rounds its input may hide that change: `resummed` is the same with torch's own sums in another order, without oneDNN.
     """
     runners = stage_runners(workspace, policy, scratch)
     batches = list(workspace.task.evaluation())
@@ -85,6 +86,9 @@ def cosines(workspace: Workspace, policy: Policy, scratch: Path) -> dict[str, An
     if found["engine_and_fake_quant"] < WORST_COSINE:
         other = _outputs(runners["fake_quant"], [_shaken(batch) for batch in batches])
         found["shaken"] = round(min(map(_cosine, other, outputs["fake_quant"])), 7)
+        with torch.backends.mkldnn.flags(enabled=False):
+            other = _outputs(runners["fake_quant"], batches)
+        found["resummed"] = round(min(map(_cosine, other, outputs["fake_quant"])), 7)
     return found
 
 
