@@ -64,7 +64,8 @@ def cosines(workspace: Workspace, policy: Policy, scratch: Path) -> dict[str, An
     Where the engine is further off than `WORST_COSINE`, `shaken` is the cosine of the fake-quantised model with itself
     on inputs that differ by a millionth of each value: a network that rounds after each layer may enlarge that, and
     then the engine's sums, which are in another order, cannot be told from a mistake by this figure. A first layer that
-    rounds its input may hide that change: `resummed` is the same with torch's own sums in another order, without oneDNN.
+    rounds its input may hide that change: `resummed` is the same with torch's own sums in another order, without
+    oneDNN.
     """
     runners = stage_runners(workspace, policy, scratch)
     batches = list(workspace.task.evaluation())
