@@ -51,12 +51,13 @@ def bake_weights(traced: TracedModel) -> bool:
     Such a module stands at one place, is called once, and does nothing else with what it is given. Its sum may be
     `[out]`, a parameter or computed as well.
     """
-    constants = dict(_constants(traced))
+    layers = [node for node in traced.steps if operator_name(node) in _LAYERS]
+    computed = [node for node in layers if str(node.args[1]) not in traced.state]
+    constants = dict(_constants(traced)) if computed else {}
     found = False
-    for node in traced.steps:
+    for node in computed:
         path = module_path(node)
-        weight = node.args[1] if operator_name(node) in _LAYERS else None
-        if weight not in constants or not path or not _does_nothing_else(traced, node, path, constants):
+        if node.args[1] not in constants or not path or not _does_nothing_else(traced, node, path, constants):
             continue
         replace_module(traced.module, path, _plain(node, {**_state(traced), **constants}))
         found = True

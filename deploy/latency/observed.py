@@ -45,7 +45,9 @@ class Observation:
         return self.ratio + LASTING * self.standard_error <= limit
 
     def confirmed(self, limit: float) -> bool:
-        """Whether it is no luck that the policy was measured to be within a limit: it lasts, or was so twice."""
+        """Whether it is no luck that the policy was measured to be within a limit: it lasts, or was so
+        when it was measured once more.
+        """
         return self.lasts(limit) or (self.again and self.upper <= limit)
 
     def unsure(self, limit: float) -> bool:
