@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.latency.steps import StopReason
 from deploy.runner.main import run_experiment
 from smpq.value.journal import Journal
 from smpq.value.value import PolicyValue
@@ -151,6 +152,7 @@ def test_a_budget_out_of_reach_ends_with_the_closest_engine(tmp_path):
     out = tmp_path / "run"
     result = smpq("run", *TINY, "--out", out, "--formats", "w8a8,fp32", "--budget", "latency=0.0001x", "--json")
     assert result.code == 1
+    assert f"no more engines: {StopReason.OUT_OF_REACH}" in result.err
     report = json.loads(result.out)
     assert report["met"] is False
     (limit,) = report["limits"]

@@ -11,7 +11,7 @@ from typing import Any
 from deploy.latency.finalists import Finalist
 from deploy.latency.loop import OPTIMISM, LatencyLoop
 from deploy.latency.observed import Observation
-from deploy.latency.steps import STOPPED_EARLY, Outcome, Proposal
+from deploy.latency.steps import Outcome, Proposal, StopReason
 from smpq.problem.policy import Policy
 from smpq.solve.allocate import Ceiling, Problem, nearest_feasible
 from smpq.solve.cheapest import cheapest
@@ -38,14 +38,14 @@ class CheapestLoop(LatencyLoop):
         policy = self._next()
         if policy is not None:
             return self._proposal("proposal", policy)
-        self._state.stop_reason = "no faster policy that loses as little is likely"
+        self._state.stop_reason = StopReason.FASTEST
         return None
 
     def outcome(self) -> Outcome:
         """Return the fastest policy so far, of those that are allowed, or else the one that loses least."""
         best = self._best()
         chosen = best or self._closest_known()
-        reason = self._state.stop_reason or STOPPED_EARLY
+        reason = self._state.stop_reason or StopReason.EARLY
         steps = tuple(self._state.steps)
         value = self._value(chosen.policy)
         finalists = (Finalist(best.policy, value, None),) if best is not None else ()

@@ -10,7 +10,7 @@ from typing import Any
 from calib.formats.format import Format
 from deploy.latency.ladder import Ladder, Rung
 from deploy.latency.loop import LatencyLoop
-from deploy.latency.steps import Proposal
+from deploy.latency.steps import Proposal, StopReason
 from smpq.problem.policy import Policy
 from smpq.solve.allocate import Ceiling, Problem, nearest_feasible
 from smpq.solve.allocate import Values as Marginals
@@ -49,7 +49,7 @@ class CurveLoop(LatencyLoop):
         policy = self._fastest() or self._ladder.next(self._rungs(), self._best_within, self._is_new)
         if policy is not None:
             return self._proposal("proposal", policy)
-        self._state.stop_reason = "no gap of the curve has another engine in it"
+        self._state.stop_reason = StopReason.COMPLETE
         return None
 
     def _rungs(self) -> list[Rung]:

@@ -22,7 +22,7 @@ from deploy.latency.observed import (
     observations_of,
     refusals_of,
 )
-from deploy.latency.steps import STOPPED_EARLY, Outcome, Proposal, Step
+from deploy.latency.steps import Outcome, Proposal, Step, StopReason
 from smpq.files import Interval
 from smpq.problem.policy import Policy, Space
 
@@ -182,7 +182,7 @@ def steps_for(file: LoopFile | None, budget: str) -> list[StepRow]:
 def ended_early(file: LoopFile | None, budget: str) -> bool:
     """Whether the last search for a budget had not come to its end when it was stopped."""
     outcomes = [row.outcome for row in (file.searches if file is not None else ()) if row.budget == budget]
-    return bool(outcomes) and outcomes[-1] is not None and outcomes[-1].stop_reason == STOPPED_EARLY
+    return bool(outcomes) and outcomes[-1] is not None and outcomes[-1].stop_reason == StopReason.EARLY
 
 
 def _all_of(file: LoopFile, budget: str, machine: str) -> list[LoopRow]:
@@ -194,7 +194,7 @@ def _last_of(file: LoopFile, budget: str, machine: str) -> LoopRow | None:
 
 
 def _came_to_its_end(row: LoopRow) -> bool:
-    return row.outcome is not None and row.outcome.stop_reason != STOPPED_EARLY and row.stands is not False
+    return row.outcome is not None and row.outcome.stop_reason != StopReason.EARLY and row.stands is not False
 
 
 def _outcome_row(outcome: Outcome, space: Space) -> OutcomeRow:

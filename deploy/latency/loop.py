@@ -17,17 +17,7 @@ from deploy.latency.hopeful import hopeful_cost, likelihood
 from deploy.latency.model import LatencyModel, fitted
 from deploy.latency.observed import Observation, Observe, Refusal
 from deploy.latency.state import LoopState
-from deploy.latency.steps import (
-    EXHAUSTED,
-    OUT_OF_REACH,
-    STOPPED_EARLY,
-    SUFFICES,
-    Goal,
-    LoopSettings,
-    Outcome,
-    Proposal,
-    Step,
-)
+from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step, StopReason
 from deploy.latency.suspects import without
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space, canonical
@@ -122,13 +112,13 @@ class LatencyLoop:
 
     def ask(self) -> Proposal | None:
         """Return the policy to measure next; None when no further measurement would help."""
-        if self.goal.enough():  # the outcome says STOPPED_EARLY, and the next command goes on
+        if self.goal.enough():  # the outcome says StopReason.EARLY, and the next command goes on
             return None
         if self._state.counted >= self._settings.measurements:
-            self._state.stop_reason = "measurements"
+            self._state.stop_reason = StopReason.COUNT
             return None
         if self._suffices():
-            self._state.stop_reason = SUFFICES
+            self._state.stop_reason = StopReason.SUFFICES
             return None
         following = self._following()
         return following[0] if following else self._after_experiments()
@@ -155,7 +145,7 @@ class LatencyLoop:
                     return replace(self._proposal("optimistic" if optimism else "proposal", policy), gain=expected)
         if best is None and (closest := self._closest()) is not None:
             return closest
-        self._state.stop_reason = OUT_OF_REACH if best is None else EXHAUSTED
+        self._state.stop_reason = StopReason.OUT_OF_REACH if best is None else StopReason.EXHAUSTED
         return None
 
     def ask_several(self, count: int) -> list[Proposal]:
@@ -198,7 +188,7 @@ class LatencyLoop:
             candidates = [o for o in self._state.observed.values() if offered(o.policy, self._space)]
             within = [o for o in candidates if self._within(o.policy)]
             chosen = min([self._reference, *(within or candidates)], key=lambda each: each.upper)
-        reason = self._state.stop_reason or STOPPED_EARLY
+        reason = self._state.stop_reason or StopReason.EARLY
         steps = tuple(self._state.steps)
         return Outcome(chosen.policy, self._value(chosen.policy), chosen, bool(met), reason, steps, self._model,
                        finalists)  # fmt: skip

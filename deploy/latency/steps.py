@@ -14,12 +14,18 @@ from smpq.solve.allocate import Values as Marginals
 from smpq.solve.effort import Effort
 from smpq.value.evaluate import ValueFunction
 
-STOPPED_EARLY = "stopped early"
-"""Why a loop ended that would have gone on."""
-OUT_OF_REACH = "the limit is out of reach"
-EXHAUSTED = "no other policy within the limit is likely to be better"
-SUFFICES = "a policy within the limit loses nothing that is noticed"
-"""Why a loop ended by itself."""
+
+class StopReason:
+    """Why a loop ended."""
+
+    EARLY = "stopped early"
+    """It would have gone on."""
+    COUNT = "as many engines are measured as may be"
+    OUT_OF_REACH = "the limit is out of reach"
+    EXHAUSTED = "no other policy within the limit is likely to be better"
+    SUFFICES = "a policy within the limit loses nothing that is noticed"
+    FASTEST = "no faster policy that loses as little is likely"
+    COMPLETE = "no gap of the curve has another engine in it"
 
 
 @dataclass(frozen=True)

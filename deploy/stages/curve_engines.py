@@ -17,7 +17,7 @@ from deploy.files.curve import CurveFile, PointKind
 from deploy.latency.curve import CurveLoop
 from deploy.latency.ladder import Ladder, Rung, frontier
 from deploy.latency.observed import Observation
-from deploy.latency.steps import Goal, LoopSettings
+from deploy.latency.steps import Goal, LoopSettings, StopReason
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
 from deploy.targets.offers import may_fail
@@ -94,7 +94,7 @@ def measured_engines(workspace: Workspace, scores: Scores, most: int, earlier: C
     float_ms = observations.float_ms(bench.machine) or bench.float_ms()
     policies = [_of_observation(workspace, each) for each in _known(workspace)]
     engines = [*policies, *([own] if own is not None else [])]
-    reason = f"{len(engines)} engines are measured" if loop.stop_reason == "measurements" else loop.stop_reason
+    reason = f"{len(engines)} engines are measured" if loop.stop_reason == StopReason.COUNT else loop.stop_reason
     return Drawn((_float(workspace), *engines), float_ms, reason)
 
 

@@ -93,6 +93,7 @@ def close_loop(
     measure = search.resumed(lambda policy, again: bench.observe(policy, search.limit, again=again))
     with workspace.progress.step("close the loop"):
         outcome = looped.run(measure, workspace.progress.say, search.keep)
+    workspace.progress.say(f"no more engines: {outcome.stop_reason}")
     search.end(outcome)
     return outcome, search.limit
 

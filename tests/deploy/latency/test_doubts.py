@@ -7,7 +7,7 @@ import pytest
 
 from deploy.latency.doubts import doubted
 from deploy.latency.observed import Observation
-from deploy.latency.steps import SUFFICES
+from deploy.latency.steps import StopReason
 from tests.deploy.latency.test_loop import Bench
 from tests.deploy.synthetic import FP32, W8A8, policies, space
 
@@ -84,7 +84,7 @@ def test_what_would_end_the_search_is_measured_again_at_once():
     outcome = again.run(limit, known=in_doubt(bench, whole), unnoticed=100.0)
     assert again.measured == [whole.key()]
     assert [step.proposal.label for step in outcome.steps] == ["again"]
-    assert outcome.stop_reason == SUFFICES
+    assert outcome.stop_reason == StopReason.SUFFICES
 
 
 def test_an_experiment_is_not_repeated_for_the_model_alone():
@@ -119,7 +119,7 @@ def test_a_disturbed_measurement_of_what_would_end_the_search_is_made_again_at_o
     bench.measured.clear()
     outcome = bench.run(limit, known=[found], unnoticed=100.0)
     assert bench.measured == [found.policy.key()]
-    assert outcome.stop_reason == SUFFICES
+    assert outcome.stop_reason == StopReason.SUFFICES
     bench.measured.clear()
     bench.run(limit, known=[replace(found, slowdown=1.0)], unnoticed=100.0)
     assert found.policy.key() not in bench.measured

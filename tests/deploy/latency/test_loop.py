@@ -9,7 +9,7 @@ import pytest
 from calib.formats.format import FP32
 from deploy.latency.loop import LatencyLoop
 from deploy.latency.observed import Observation, Refusal
-from deploy.latency.steps import Goal, LoopSettings
+from deploy.latency.steps import Goal, LoopSettings, StopReason
 from smpq.problem.costs import CostModel
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Join, canonical, integer_regions
@@ -146,7 +146,7 @@ def test_out_of_reach_returns_the_closest(seed):
     bench = Bench(seed, noise=0.0)
     outcome = bench.run(0.1)
     assert not outcome.met
-    assert outcome.stop_reason == "the limit is out of reach"
+    assert outcome.stop_reason == StopReason.OUT_OF_REACH
     fastest = min(map(bench.truth.ratio, policies(bench.space)))
     assert outcome.observation.ratio == pytest.approx(fastest, abs=1e-9)
     assert not any(step.met for step in outcome.steps)

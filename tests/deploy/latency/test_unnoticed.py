@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deploy.latency.observed import Observation
-from deploy.latency.steps import SUFFICES
+from deploy.latency.steps import StopReason
 from tests.deploy.latency.test_loop import NOISE, Bench, searched
 from tests.deploy.synthetic import W8A8, policies
 
@@ -18,7 +18,7 @@ def test_a_policy_within_the_limit_whose_loss_nobody_notices_ends_the_search(see
     unnoticed = 1.01 * losses[0]
     hurried = Bench(seed)
     outcome = hurried.run(0.75, unnoticed=unnoticed)
-    assert outcome.stop_reason == SUFFICES
+    assert outcome.stop_reason == StopReason.SUFFICES
     assert hurried.measured == bench.measured[: len(hurried.measured)], "up to there it is the same search"
     assert hurried.measured[-1] == lasting[0].proposal.policy.key(), "the first that leaves nothing to gain is the last"
     assert outcome.met
@@ -56,7 +56,9 @@ def test_a_lucky_measurement_does_not_end_the_search_and_is_made_again_at_once()
     assert not second.lasts(0.75)
     outcome = bench.run(0.75, known=[lucky], unnoticed=100.0)
     assert [step.proposal.label for step in outcome.steps] == ["again"]
-    assert (outcome.stop_reason, outcome.policy) == (SUFFICES, bench.first), "it was measured to be within it twice"
+    assert (outcome.stop_reason, outcome.policy) == (StopReason.SUFFICES, bench.first), (
+        "it was measured to be within it twice"
+    )
 
 
 def test_what_was_lucky_once_is_no_outcome():
@@ -64,7 +66,7 @@ def test_what_was_lucky_once_is_no_outcome():
     outcome = bench.run(0.75, known=[bench.told[0]], unnoticed=100.0)
     assert bench.measured.count(bench.first.key()) == 1
     assert bench.measured[1:]
-    assert outcome.stop_reason == SUFFICES
+    assert outcome.stop_reason == StopReason.SUFFICES
     assert outcome.policy != bench.first
 
 

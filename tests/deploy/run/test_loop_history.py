@@ -12,7 +12,7 @@ from deploy.files.loop import LoopFile
 from deploy.latency.history import Search, ended_early, settle, settled, steps_for
 from deploy.latency.loop import LatencyLoop
 from deploy.latency.observed import Observation, Refusal
-from deploy.latency.steps import STOPPED_EARLY, Goal, Outcome, Proposal, Step
+from deploy.latency.steps import Goal, Outcome, Proposal, Step, StopReason
 from deploy.run.directory import Run
 from smpq.problem.policy import Policy
 from smpq.solve.effort import Effort
@@ -154,7 +154,7 @@ def test_a_search_that_would_have_gone_on_is_not_taken_up(run: Run) -> None:
     history = Search(run, SPACE, BUDGET, BOARD, LIMIT, ())
     history.add([Step(outcome.steps[0].proposal, Observation(outcome.policy, 0.123, 0.001), None, met=True)])
     assert not ended_early(run.find(LoopFile), BUDGET)
-    history.end(replace(outcome, stop_reason=STOPPED_EARLY))
+    history.end(replace(outcome, stop_reason=StopReason.EARLY))
     assert ended_early(run.find(LoopFile), BUDGET)
     assert taken_up(run) is None
 
@@ -162,7 +162,7 @@ def test_a_search_that_would_have_gone_on_is_not_taken_up(run: Run) -> None:
 def test_a_search_that_is_taken_up_needs_no_step(run: Run) -> None:
     history = Search(run, SPACE, BUDGET, BOARD, LIMIT, (), takes_up=True)
     history.begin()
-    outcome = replace(looped(history).outcome(), stop_reason="the limit is out of reach")
+    outcome = replace(looped(history).outcome(), stop_reason=StopReason.OUT_OF_REACH)
     history.end(outcome)
     again = taken_up(run, [BENCH.observation(SPACE.uniform(W8A8))])
     assert again is not None

@@ -13,6 +13,7 @@ import pytest
 from calib.errors import UserError
 from calib.formats.format import FP32
 from deploy.devices.bundle import RUNNER_FILE
+from deploy.latency.steps import StopReason
 from deploy.runner.experiment import read_experiment, result_key
 from deploy.stages.looping import take_feedback, write_next_bundle
 from deploy.stages.policies import read_policy
@@ -163,7 +164,7 @@ def test_formats_that_the_runtime_blames_are_not_asked_for_again(workspace, dire
         assert all(policy["second"] == "fp32" for policy in asked(workspace))
         record = take_feedback(workspace, answered(workspace, directory, refuses=refuses))
     assert record.met is False
-    assert record.stop_reason == "the limit is out of reach"
+    assert record.stop_reason == StopReason.OUT_OF_REACH
     assert read_policy(workspace)["second"] == FP32
 
 

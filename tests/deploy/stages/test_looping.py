@@ -13,6 +13,7 @@ from rich.console import Console
 from calib.formats.format import FP32
 from deploy.files.loop import LoopFile, StepRow
 from deploy.latency.history import steps_for
+from deploy.latency.steps import StopReason
 from deploy.run.directory import Run
 from deploy.run.settings import Settings
 from deploy.stages.choosing import search
@@ -72,7 +73,7 @@ def test_a_search_that_nobody_waits_for_ends_with_the_best_and_the_next_one_goes
     first, second = Board(FASTER), Board(FASTER)
     hurried = search(replace(workspace, device=first, progress=Impatient(first, 2)), budget)
     assert len(first.asked) == 2
-    assert hurried.stop_reason == "stopped early"
+    assert hurried.stop_reason == StopReason.EARLY
     assert search(replace(workspace, device=second), budget).policy == best
     assert not set(first.asked) & set(second.asked)
     assert len(first.asked) + len(second.asked) == len(whole.asked)
