@@ -48,7 +48,7 @@ from smpq.files import SHARES
 from smpq.problem.policy import Policy
 from smpq.scoring.scores import Scores
 from smpq.value.incremental import outputs_of
-from smpq.value.loss import Loss, loss_of, point_of
+from smpq.value.loss import Loss, loss_of, stated_point
 
 NETWORKS = ("resnet20", "digits-vit", "fastestdet")
 ENGINES, CLEARLY, FEWEST = 10, 3.0, 1000
@@ -64,7 +64,7 @@ class Test:
             self._batches.append(batch)
             if sum(len(each.inputs[0]) for each in self._batches) >= most:
                 break
-        self._point = point_of(workspace.task)
+        self._point = stated_point(workspace.task) or 1.0
         self._largest = 1 / self._point if workspace.task.metric_name in SHARES else 0.0
         self._known: dict[str, torch.Tensor] = load_file(file) if file.is_file() else {}
         self.asked: set[str] = set()

@@ -51,6 +51,7 @@ def optimize(
     training: Training | None = None,
     loss: Metric | None = None,
     divergence: Metric | None = None,
+    metric_point: float | None = None,
     finetune: float | FineTuneSettings | None = None,
     reconstruct: str | ReconstructionSettings | None = None,
     method: str = DEFAULT_METHOD,
@@ -66,7 +67,8 @@ def optimize(
     average precision) is said by `records(output, target)`, one small object per sample, and `metric_of(records)` in
     place of `metric`; `groups(target)` names what samples belong together (`calib.task.SetTask`).
     `divergence(output, float_output)` returns `[n]`, how far outputs are from those of the model itself, where these
-    are no scores of classes (`smpq.value.value.divergence`).
+    are no scores of classes (`smpq.value.value.divergence`). `metric_point` is how much of the metric `drop=1` is: by
+    default 0.01 where the metric of the float model lies between 0 and 1, else 1.
 
     `finetune` is how many epochs the weights are trained in their formats, or how (`smpq.training.settings`); it needs
     `training`: batches, none of them in `calibration`, or a function of the epoch that gives them. The float model
@@ -87,7 +89,9 @@ def optimize(
     if not judged and limit is not None and limit.cost != "kl":
         raise UserError(f"{text} needs a metric(output, target): give one, or a budget on kl")
     tuning = _tuning(method, finetune, reconstruct, labels=loss is not None)
-    task = TaskInMemory(IN_MEMORY, model, calibration, evaluation, metric, selection, training, loss, whole, divergence)
+    task = TaskInMemory(
+        IN_MEMORY, model, calibration, evaluation, metric, selection, training, loss, whole, divergence, metric_point
+    )
     if isinstance(tuning, FineTuneSettings):
         if training is None:
             raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from calib.errors import UserError
 from calib.task import Batch
+from deploy.python.arguments import Arguments
 from smpq.value.value import divergence
 
 Metric = Callable[[Any, Any], Tensor]
@@ -46,6 +46,8 @@ class TaskInMemory:
     """The group of each sample; missing where none are given."""
     divergence: Metric
     """How far outputs are from those of the float model; missing where none is given (`smpq.value.value`)."""
+    metric_point: float
+    """How much of the metric is a point; missing where that is not given."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class TaskInMemory:
         loss: Metric | None = None,
         whole: SetMetric | None = None,
         divergence: Metric | None = None,
+        metric_point: float | None = None,
     ) -> None:
         """Without a metric of samples, or of the whole set, the model's own outputs are the targets, and minus the
         divergence from them is the metric.
@@ -68,13 +71,16 @@ class TaskInMemory:
         self._metric, self._loss = metric, loss
         if divergence is not None:
             self.divergence = divergence
+        if metric_point is not None:
+            self.metric_point = metric_point
         self._labelled = metric is not None or whole is not None
-        self.metric_name = getattr(metric, "__name__", "metric") if self._labelled else "minus the divergence"
+        self.metric_name = _name_of(metric) if self._labelled else "minus the divergence"
         if whole is not None:
-            self.metric_name = getattr(whole.metric_of, "__name__", "metric")
+            self.metric_name = _name_of(whole.metric_of)
             self.records, self.metric_of = whole.records, whole.metric_of
             if whole.groups is not None:
                 self.groups = whole.groups
+        self._arguments = Arguments(self._model)
         self._calibration = self._taken(calibration, "calibration")
         self._evaluation = self._taken(evaluation, "evaluation")
         if selection is not None:
@@ -82,20 +88,23 @@ class TaskInMemory:
             self.selection = lambda: selected
         if training is not None:
             passes = _passes(training)
-            self.training = lambda epoch: map(self._with_target, each_batch(passes(epoch), self._model, "training"))
+            self.training = lambda epoch: map(self._with_target, self._arguments.batches(passes(epoch), "training"))
 
     def _taken(self, batches: Iterable[Any], what: str) -> list[Batch]:
-        return [self._with_target(batch) for batch in batches_of(batches, self._model, what)]
+        found = [self._with_target(batch) for batch in self._arguments.batches(batches, what)]
+        if not found:
+            raise UserError(f"{what} has no batches")
+        return found
 
     def _with_target(self, batch: Batch) -> Batch:
         if self._labelled:
             return batch
         with torch.no_grad():
-            return Batch(batch.inputs, self._model(*batch.inputs))
+            return Batch(batch.inputs, self.model()(*batch.inputs))
 
     def model(self) -> nn.Module:
-        """Return the model."""
-        return self._model
+        """Return the model, which takes the inputs of a batch by position."""
+        return self._arguments.model
 
     def calibration(self) -> list[Batch]:
         """Return the calibration batches."""
@@ -118,50 +127,14 @@ class TaskInMemory:
         return self._loss(output, target) if self._loss is not None else -self.metric(output, target)
 
 
+def _name_of(metric: Callable[..., Any] | None) -> str:
+    name = getattr(metric, "__name__", "metric")
+    return name if name.isidentifier() else "metric"  # that of a lambda says nothing
+
+
 def _passes(training: Training) -> Callable[[int], Iterable[Any]]:
     """Return what gives one pass. What can be looped over only once is kept."""
     if callable(training):
         return training
     batches = list(training) if isinstance(training, Iterator) else training
     return lambda _: batches
-
-
-def batches_of(batches: Iterable[Any], model: nn.Module, what: str) -> list[Batch]:
-    """Return batches as the search takes them. UserError for what is none.
-
-    A tensor is the only input. The last of a tuple or list is the target, what stands before it the inputs. Of a dict
-    the model gets the arguments of its `forward`; what is left is the target, alone or as a dict.
-    """
-    found = list(each_batch(batches, model, what))
-    if not found:
-        raise UserError(f"{what} has no batches")
-    return found
-
-
-def each_batch(batches: Iterable[Any], model: nn.Module, what: str) -> Iterator[Batch]:
-    """Yield batches as the search takes them, as `batches_of`; there may be none."""
-    try:
-        for batch in batches:
-            yield _batch(batch, model)
-    except TypeError as error:
-        raise UserError(f"{what} cannot be used as batches ({error}): give a list of them, or a DataLoader") from error
-
-
-def _batch(batch: Any, model: nn.Module) -> Batch:
-    if isinstance(batch, Batch):
-        return batch
-    if isinstance(batch, Tensor):
-        return Batch((batch,), None)
-    if isinstance(batch, Mapping):
-        names = [name for name in inspect.signature(model.forward).parameters if name in batch]
-        rest = {name: value for name, value in batch.items() if name not in names}
-        target = next(iter(rest.values())) if len(rest) == 1 else rest or None
-        return Batch(tuple(batch[name] for name in names), target)
-    if isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
-        *inputs, target = batch
-        if not inputs:
-            return Batch((target,), None)
-        first = inputs[0]
-        nested = len(inputs) == 1 and isinstance(first, Sequence) and not isinstance(first, Tensor)
-        return Batch(tuple(first) if nested else tuple(inputs), target)
-    raise TypeError(f"a batch is of type {type(batch).__name__}")

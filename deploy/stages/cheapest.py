@@ -25,7 +25,7 @@ from smpq.solve.allocate import Ceiling, Impossible, Problem, nearest_feasible
 from smpq.solve.cheapest import cheapest
 from smpq.solve.effort import Effort
 from smpq.solve.search import choose
-from smpq.value.loss import Loss
+from smpq.value.loss import Loss, stated_point
 from smpq.value.policy_loss import PolicyLoss
 
 _UNITS: dict[str, Literal["points", "nats"]] = {"drop": "points", "kl": "nats"}
@@ -59,16 +59,22 @@ class Verdicts:
 
 def check_decidable(workspace: Workspace, budget: Budget) -> None:
     """Raise UserError where the held-out samples cannot say how sure a loss is, as may be with a metric of all of them
-    together.
+    together, and where nothing could lose as much as the budget allows.
     """
-    limit = budget.loss
+    limit, task = budget.loss, workspace.task
     check_budget(workspace.settings, budget)
-    if limit is None or limit.cost != "drop" or not isinstance(workspace.task, SetTask):
+    if limit is None or limit.cost != "drop" or not (isinstance(task, SetTask) or stated_point(task) is None):
         return
     batches, data = _held_out(workspace)
-    doubt = workspace.losses(batches, limit.cost, data).doubt()
-    if doubt is not None:
+    losses = workspace.losses(batches, limit.cost, data)
+    if isinstance(task, SetTask) and (doubt := losses.doubt()) is not None:
         raise UserError(f"{limit} cannot be decided on the {data} batches: {doubt}; or give a budget on kl")
+    if stated_point(task) is None and not limit.relative and limit.value >= abs(losses.float_metric()):
+        whole = losses.float_metric() * losses.point
+        raise UserError(
+            f"{limit} is {limit.value * losses.point:g} of {task.metric_name}, of which the float model has "
+            f"{whole:.4g} on the {data} batches: say how much of it is a point (metric_point), or give a smaller drop"
+        )
 
 
 def _held_out(workspace: Workspace) -> tuple[Batches, Judged]:
@@ -93,6 +99,9 @@ def verdicts_of(workspace: Workspace, limit: Limit) -> Verdicts:
         workspace.progress.warn(f"{limit} is decided on the synthetic samples: on those of the user it may be another")
     loss = workspace.losses(batches, limit.cost, data)
     value = limit.value
+    if limit.cost == "drop" and stated_point(workspace.task) is None:
+        why = ", since it lies between 0 and 1" if loss.point < 1 else ""
+        workspace.progress.say(f"a point of {workspace.task.metric_name} is {loss.point:g}{why}")
     if limit.relative:
         whole = loss.float_metric()
         if not whole > 0:

@@ -18,7 +18,7 @@ from deploy.runner.state import machine
 from deploy.stages.evaluation import Evaluation
 from deploy.stages.passage import Passage, go_on
 from deploy.stages.stage_runners import Runner, engine_runner, in_batches
-from smpq.files import SHARES, Interval
+from smpq.files import Interval
 from smpq.problem.policy import Policy
 from smpq.value.collected import Collected
 
@@ -65,8 +65,7 @@ class Judge:
 
     def _compared(self, found: Collected, measured_on: Literal["engine", "fake_quant"]) -> JudgedPoint:
         figure = found.figure()
-        share = self._workspace.task.metric_name in SHARES
-        lost = self._float.loss_to(found, point=1.0, largest=1.0 if share else 0.0)
+        lost = self._float.loss_to(found, point=1.0, largest=1.0 if self._float.is_share else 0.0)
         low, high = lost.interval
         return JudgedPoint(
             accuracy=figure.value,

@@ -65,6 +65,11 @@ class Collected(ABC):
     def value(self) -> float:
         """The figure."""
 
+    @property
+    @abstractmethod
+    def is_share(self) -> bool:
+        """Whether all that is known of the metric lies between 0 and 1, as shares of samples do."""
+
     @abstractmethod
     def figure(self) -> Figure:
         """Return the figure with its standard error."""
@@ -112,6 +117,12 @@ class MeanCollected(Collected):
     def value(self) -> float:
         """The mean."""
         return float(self.values_of(sorted(self.sizes)).mean())
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the value of each sample lies between 0 and 1."""
+        values = self.values_of(sorted(self.sizes))
+        return bool(((values >= 0) & (values <= 1)).all())
 
     def figure(self) -> Figure:
         """Return the mean with its standard error."""

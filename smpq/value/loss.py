@@ -61,11 +61,13 @@ def loss_of(differences: Tensor, largest: float = 0.0, *, complete: bool = True)
     return Loss(mean, error, count, complete)
 
 
-def point_of(task: Task) -> float:
-    """Return how much of a task's metric is one point: `metric_point` of the task, or 0.01 for shares and 1 else."""
+def stated_point(task: Task) -> float | None:
+    """Return how much of a task's metric is one point: `metric_point` of the task, 0.01 for metrics that are named as
+    shares, None where neither says so.
+    """
     found = getattr(task, "metric_point", None)
     if found is None:
-        return 0.01 if task.metric_name in SHARES else 1.0
+        return 0.01 if task.metric_name in SHARES else None
     if not isinstance(found, (int, float)) or not 0 < found < math.inf:
         raise UserError(f"the task's metric_point is {found!r}: it must be a number above zero")
     return float(found)

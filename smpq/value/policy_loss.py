@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 
@@ -17,7 +18,7 @@ from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.collected import Collected, MeanCollected
 from smpq.value.incremental import outputs_of
 from smpq.value.journal import Journal
-from smpq.value.loss import Loss, point_of
+from smpq.value.loss import Loss, stated_point
 from smpq.value.metric import collected
 from smpq.value.parts import samples_at_once, split
 from smpq.value.resampling import RESAMPLES, UndefinedError
@@ -56,14 +57,12 @@ class PolicyLoss:
         traced = fake_quantizer.traced
         self._batches, self._samples = batches, samples_in(batches)
         self._at_once = samples_at_once(fake_quantizer, memory_mb) if traced.dynamic_batch else None
-        self._task, self._point = task, 1.0 if self._kl else point_of(task)
-        # a sample that turns wrong loses all of a share
-        self._largest = 1.0 / self._point if not self._kl and task.metric_name in SHARES else 0.0
+        self._task = task
         self._float = self._nothing()
         self._journal = journal
-        self._fingerprint = f"{fingerprint}|{kind}"
+        self._kind = f"{fingerprint}|{kind}"
         if not self._float.early:
-            self._fingerprint += f" of all samples|{RESAMPLES}"
+            self._kind += f" of all samples|{RESAMPLES}"
         self._known: dict[tuple[str, float], Loss] = {}
 
     def _nothing(self) -> Collected:
@@ -74,12 +73,29 @@ class PolicyLoss:
         # the float model runs anew for each policy: its outputs on all batches may not fit into memory
         return MeanCollected(lambda output, batch: measure(output, traced.run(batch.inputs), batch))
 
+    @cached_property
+    def _is_share(self) -> bool:
+        """Whether a sample that turns wrong loses all of a share."""
+        if self._kl:
+            return False
+        if self._task.metric_name in SHARES or stated_point(self._task) is not None:
+            return self._task.metric_name in SHARES
+        self._run_float_on_all()
+        return self._float.is_share
+
+    @cached_property
+    def point(self) -> float:
+        """How much of the metric is a point: what the task says, else 0.01 where the metric is a share, and 1 else."""
+        if self._kl:
+            return 1.0
+        return stated_point(self._task) or (0.01 if self._is_share else 1.0)
+
     def float_metric(self) -> float:
         """Return the float model's metric in points; zero for the divergence."""
         if self._kl:
             return 0.0
         self._run_float_on_all()
-        return self._float.value / self._point
+        return self._float.value / self.point
 
     def doubt(self) -> str | None:
         """Say why these batches cannot tell how sure a loss in the metric is; None where they can."""
@@ -110,7 +126,8 @@ class PolicyLoss:
             complete = found.samples == self._samples
             if not complete and (not found.early or found.samples < _FEWEST_EARLY):
                 continue
-            lost = self._float.loss_to(found, self._point, self._largest, complete=complete)
+            largest = 1.0 / self.point if self._is_share else 0.0
+            lost = self._float.loss_to(found, self.point, largest, complete=complete)
             if abs(lost.mean - limit) > _EARLY * lost.standard_error:
                 break
         assert lost is not None
@@ -137,6 +154,10 @@ class PolicyLoss:
             self._float.add(index, torch.zeros(len(batch.inputs[0]), dtype=torch.float64))
         else:
             self._float.take(index, self._fake.traced.run(batch.inputs), batch)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return f"{self._kind}|a point is {self.point!r}"
 
     def _read(self, key: str, limit: float) -> Loss | None:
         if self._journal is None:

@@ -72,6 +72,11 @@ class SetCollected(Collected):
         """What the task makes of all records."""
         return self.value_of(self._all())
 
+    @property
+    def is_share(self) -> bool:
+        """Whether the figure lies between 0 and 1."""
+        return 0 <= self.value <= 1
+
     def figure(self) -> Figure:
         """Return what the task makes of all records, with its standard error."""
         numbers = self._all()

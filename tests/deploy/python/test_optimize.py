@@ -14,7 +14,8 @@ from calib.data import training_batches
 from calib.errors import UserError
 from calib.task import Batch
 from deploy import optimize
-from deploy.python.task import SetMetric, TaskInMemory, batches_of
+from deploy.python.arguments import Arguments
+from deploy.python.task import SetMetric, TaskInMemory
 from smpq.training.settings import FineTuneSettings
 from tests import tiny_task
 from tests.commands import TINY, done, refused
@@ -157,7 +158,7 @@ def test_batches_as_people_have_them():
     model, x, y = tiny_task.network(), torch.zeros(2, 1, 6, 6), torch.zeros(2)
 
     def given(batch):
-        (found,) = batches_of([batch], model, "calibration")
+        (found,) = Arguments(model).batches([batch], "calibration")
         return found
 
     assert given(x) == Batch((x,), None)
@@ -169,6 +170,64 @@ def test_batches_as_people_have_them():
     assert given({"x": x}) == Batch((x,), None)
     assert given({"x": x, "a": y, "b": y}) == Batch((x,), {"a": y, "b": y})
     assert given(Batch((x,), y)) == Batch((x,), y)
+
+
+class Gated(nn.Module):
+    """Leaves out an argument in the middle, as many encoders can."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x, shift=None, gate=None, *, scale=None):
+        hidden = torch.relu(self.first(x if shift is None else x + shift))
+        hidden = hidden if gate is None else hidden * gate
+        return self.last(hidden if scale is None else hidden * scale)
+
+
+def gated(seed, *names):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"x": 8, "gate": 1, "scale": 1}
+    return {name: torch.rand(16, sizes[name], generator=generator) for name in names}
+
+
+@pytest.mark.parametrize("names", [("x", "gate"), ("gate", "x"), ("x", "scale")])
+def test_arguments_of_a_dict_go_where_their_names_say(names, tmp_path):
+    model = Gated().eval()
+    data = [{**gated(seed, *names), "y": model(**gated(seed, *names)).argmax(1)} for seed in (1, 2)]
+    result = optimize(model, data, data, right, out=tmp_path / "run", verbose=False, **FASTER)
+    assert result.accuracy["eager"].mean == 1.0
+    assert set(result.policy) == {"first", "last"}
+    order = [name for name in ("x", "gate", "scale") if name in names]
+    inputs = gated(3, *names)
+    found = result.module(*(inputs[name] for name in order))
+    assert torch.nn.functional.cosine_similarity(found, model(**inputs)).min() > 0.9
+
+
+def test_batches_of_other_arguments_are_refused():
+    data = [gated(1, "x", "gate"), gated(2, "x")]
+    with pytest.raises(UserError, match="calibration has a batch with the arguments x, and the first of all has x, ga"):
+        optimize(Gated(), data, data, right, verbose=False, **FASTER)
+
+
+def test_a_metric_that_nobody_named_as_a_share_is_one(tmp_path, capsys):
+    data = tiny_task.batches(1)
+    asked = {**FASTER, "budget": "drop=0.5"}
+    result = optimize(tiny_task.network(), data, data, right, out=tmp_path / "a", **asked)
+    assert "a point of right is 0.01, since it lies between 0 and 1" in capsys.readouterr().err
+    assert (result.report.limits[0].limit, result.report.limits[0].cost) == (0.5, "drop")
+    wide = optimize(tiny_task.network(), data, data, right, out=tmp_path / "b", metric_point=0.9, **asked)
+    assert wide.report.avg_bits < result.report.avg_bits, "45 points may be lost"
+
+
+def test_a_drop_that_is_all_there_is_of_a_metric_is_refused(tmp_path):
+    def minus_error(output, target):
+        return -0.01 * torch.nn.functional.cross_entropy(output, target, reduction="none")
+
+    data = tiny_task.batches(1)
+    asked = {**FASTER, "budget": "drop=0.5"}
+    with pytest.raises(UserError, match=r"drop=0.5 is 0.5 of minus_error, .* \(metric_point\), or give a smaller drop"):
+        optimize(tiny_task.network(), data, data, minus_error, out=tmp_path / "run", verbose=False, **asked)
 
 
 def test_importing_deploy_loads_nothing():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calib.errors import UserError
-from smpq.value.loss import Loss, loss_of, point_of
+from smpq.value.loss import Loss, loss_of, stated_point
 
 
 class Task:
@@ -51,12 +51,12 @@ def test_a_verdict_needs_the_upper_end():
 
 def test_a_point_is_what_the_task_says():
     task = Task()
-    assert point_of(task) == 0.01
+    assert stated_point(task) == 0.01
     task.metric_name = "PSNR"
-    assert point_of(task) == 1.0
+    assert stated_point(task) is None
     task.metric_point = 0.5
-    assert point_of(task) == 0.5
+    assert stated_point(task) == 0.5
     for wrong in (0, -1, math.inf, "one"):
         task.metric_point = wrong
         with pytest.raises(UserError, match=r"metric_point is .*: it must be a number above zero"):
-            point_of(task)
+            stated_point(task)
