@@ -109,6 +109,11 @@ class TrainableTask(Task, Protocol):
         ...
 
 
+def judges_of(task: Task) -> list[Any]:
+    """Return the functions of a task that say what outputs are worth, None where it has none."""
+    return [getattr(task, name, None) for name in ("metric", "loss", "divergence", "records", "metric_of", "groups")]
+
+
 class TaskFactory(Protocol):
     """What `--task` names: called with the paths given on the command line, returns the task."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from calib.batches import add_to_hash
 from calib.files.storage import Record, in_a_line
+from calib.network.code_hash import BYTECODE, code_hash
 from calib.network.graph import TracedModel
 
 
@@ -19,17 +20,20 @@ class Fingerprint(Record, frozen=True):
 
     `graph` covers the traced graph: operators, their arguments and constants, shapes, types, and the names of
     parameters. `weights` covers the values of parameters and buffers, `data` the calibration batches as the task gives
-    them, `versions` the packages.
+    them, `judges` the code of the functions that say what outputs are worth, as `bytecode` has it
+    (`calib.network.code_hash`), `versions` the packages.
     """
 
     graph: str
     weights: str
     data: str
+    judges: str
+    bytecode: str
     versions: dict[str, str]
 
     @property
     def key(self) -> str:
-        """One hash (sha256, hex) over all parts."""
+        """One hash (sha256, hex) over all parts but the code, which is other code in other versions of Python."""
         parts = [
             self.graph,
             self.weights,
@@ -42,6 +46,8 @@ class Fingerprint(Record, frozen=True):
         """Return in words what changed from here to `other`."""
         parts = {"the model's forward()": "graph", "the weights": "weights", "the calibration data": "data"}
         found = [words for words, name in parts.items() if getattr(self, name) != getattr(other, name)]
+        if self.bytecode == other.bytecode and self.judges != other.judges:
+            found.append("the task's metric, loss or divergence")
         for package in sorted({*self.versions, *other.versions}):
             before, after = self.versions.get(package, "none"), other.versions.get(package, "none")
             if before != after:
@@ -49,11 +55,13 @@ class Fingerprint(Record, frozen=True):
         return tuple(found)
 
 
-def fingerprint(traced: TracedModel, data: str, versions: Mapping[str, str]) -> Fingerprint:
+def fingerprint(
+    traced: TracedModel, data: str, versions: Mapping[str, str], judges: Iterable[Callable[..., Any] | None] = ()
+) -> Fingerprint:
     """Return the fingerprint of a traced model; the same in every process. `data` is the hash of its calibration
-    batches (`calib.batches.content_hash`).
+    batches (`calib.batches.content_hash`), `judges` are the functions that say what outputs are worth.
     """
-    return Fingerprint(_graph_hash(traced), _weights_hash(traced), data, dict(versions))
+    return Fingerprint(_graph_hash(traced), _weights_hash(traced), data, code_hash(judges), BYTECODE, dict(versions))
 
 
 def _graph_hash(traced: TracedModel) -> str:

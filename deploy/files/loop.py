@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from calib.files.storage import AboveZero, Amount, AtLeastOne, Count, FileRecord, Record
+from calib.files.storage import AboveZero, Amount, AtLeastOne, Count, FileRecord, Record, Sha256
 from deploy.files.search import check_once
 from smpq.files import FormatText, Interval, PolicyFile
 from smpq.problem.budget import Budget, Limit
@@ -132,11 +132,18 @@ class OutcomeRow(Record, frozen=True, kw_only=True):
         check_once([_key(row.policy) for row in self.finalists], "the finalist")
 
 
+SLOWEST = 1000.0
+"""The limit, as a ratio to the float engine, where any engine is of use. With a limit on the loss alone it is 1, since
+then the float model is an answer; not where another limit, as on the size, rules that out.
+"""
+
+
 class LoopRow(Record, frozen=True, kw_only=True):
     """One search over measured engines: for which budget, on which machine, what was known before it, and its steps so
     far.
 
-    `limit_ratio` is the limit as a ratio to the float engine; `outcome` is None while the search is under way. `stands`
+    `limit_ratio` is the limit as a ratio to the float engine, `decided_on` the hash of the batches that a limit on the
+    loss is decided on; `outcome` is None while the search is under way. `stands`
     says whether the run went on with what the search came to, or searched again since the thorough measurement of that
     engine overruled it; None before that is known.
     """
@@ -148,23 +155,26 @@ class LoopRow(Record, frozen=True, kw_only=True):
     steps: Annotated[tuple[StepRow, ...], msgspec.Meta(max_length=MOST_ENGINES)] = ()
     outcome: OutcomeRow | None = None
     stands: bool | None = None
+    decided_on: Sha256 | None = None
 
     def __post_init__(self) -> None:
         if self.stands is not None and self.outcome is None:
             raise ValueError("a search that is under way neither stands nor was overruled")
         budget = Budget.from_text(self.budget)
-        # with a limit on the loss alone, no engine that is slower than the float engine is of use
-        limit = Limit("latency", 1.0, relative=True) if budget.loss is not None else None
-        limit = budget.limit("latency") or limit or latency_limit(self.budget)
-        if not limit.relative:  # then it is for the float engine's time, which is measured again and again
+        latency = budget.limit("latency")
+        if latency is None and budget.loss is not None:
+            limits = (1.0, SLOWEST) if budget.costs else (1.0,)
+        else:
+            limits = ((latency or latency_limit(self.budget)).value,)
+        if latency is not None and not latency.relative:  # then it is for the float engine's time, measured each time
             return
-        if self.limit_ratio != limit.value:
+        if self.limit_ratio not in limits:
             raise ValueError(f"the limit {self.limit_ratio:.6g} is not that of the budget {self.budget}")
         for step in self.steps:
             measured, error = step.measured, step.standard_error
-            if measured is not None and error is not None and step.met != (measured + 1.96 * error <= limit.value):
+            if measured is not None and error is not None and step.met != (measured + 1.96 * error <= self.limit_ratio):
                 raise ValueError(
-                    f"an engine meets the budget when the upper end of its interval is at most {limit.value:.6g}"
+                    f"an engine meets the budget when the upper end of its interval is at most {self.limit_ratio:.6g}"
                 )
 
 
@@ -173,7 +183,7 @@ class LoopFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "loop.json"
     MADE_BY = "smpq run"
-    VERSION = 4
+    VERSION = 5
 
     searches: tuple[LoopRow, ...] = ()
 

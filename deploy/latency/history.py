@@ -48,15 +48,27 @@ class Search:
         known: Sequence[Observation | Refusal],
         *,
         takes_up: bool = False,
+        decided_on: str | None = None,
     ) -> None:
-        """Find the search, or make one that starts from `known`. Nothing is written yet."""
+        """Find the search, or make one that starts from `known`. Nothing is written yet.
+
+        `decided_on` is the hash of the batches that a limit on the loss is decided on: on others it is another search.
+        """
         self._store, self._space, self._takes_up = store, space, takes_up
         file = store.find(LoopFile) or LoopFile()
         last = _last_of(file, budget, machine)
+        if last is not None and last.decided_on != decided_on:
+            last = None
         if last is not None and (last.outcome is None or (takes_up and _came_to_its_end(last))):
             self._row = last
         else:
-            self._row = LoopRow(budget=budget, machine=machine, limit_ratio=limit, known=machine_rows(space, known))
+            self._row = LoopRow(
+                budget=budget,
+                machine=machine,
+                limit_ratio=limit,
+                known=machine_rows(space, known),
+                decided_on=decided_on,
+            )
         self._earlier = tuple(row for row in file.searches if row is not self._row)
 
     @property

@@ -21,7 +21,7 @@ class RunFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "run.json"
     MADE_BY = "smpq run or smpq score"
-    VERSION = 2
+    VERSION = 3
 
     settings: Settings
     fingerprint: Fingerprint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from calib.network.fingerprint import Fingerprint, fingerprint
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel
 from calib.network.units import Skipped, Unit
-from calib.task import Batch, Task
+from calib.task import Batch, Task, judges_of
 from deploy.backends import Backend, backend_of
 from deploy.devices.base import Device, silent
 from deploy.files.search import CalibrationFile
@@ -140,9 +139,10 @@ class Workspace:
 
     @cached_property
     def identity(self) -> Fingerprint:
-        """What the results of the run depend on: graph, weights, calibration data and versions."""
+        """What the results of the run depend on: graph, weights, calibration data, metric and versions."""
         found = versions()
-        return fingerprint(self.traced, self.batches.content, {name: found[name] for name in DECISIVE if name in found})
+        decisive = {name: found[name] for name in DECISIVE if name in found}
+        return fingerprint(self.traced, self.batches.content, decisive, judges_of(self.task))
 
     @property
     def fingerprint(self) -> str:
@@ -233,9 +233,9 @@ class Workspace:
         """Every evaluation of the run, on disk."""
         return Journal(self.run.file("journal.sqlite"))
 
-    def losses(self, batches: Sequence[Batch], kind: str, data: str) -> PolicyLoss:
+    def losses(self, batches: Batches, kind: str, data: str) -> PolicyLoss:
         """Return what policies lose on some batches, which `data` names, through the run's journal."""
-        fingerprint = f"{self.fingerprint}|{self.fake_quantizer.calibration.digest()}|{data}"
+        fingerprint = f"{self.fingerprint}|{self.fake_quantizer.calibration.digest()}|{data} {batches.content}"
         limit = self.resources.memory_limit_mb
         return PolicyLoss(self.fake_quantizer, self.space, self.task, batches, kind, self.journal, fingerprint, limit)
 

@@ -35,13 +35,14 @@ _UNITS: dict[str, Literal["points", "nats"]] = {"drop": "points", "kl": "nats"}
 class Verdicts:
     """Says of policies whether they lose little enough, on held-out samples where the task has some.
 
-    `limit` is in points or nats. `data` names the batches. `unproven` holds, by policy, what loses less than the limit
-    in the mean of too few samples to show it.
+    `limit` is in points or nats. `data` names the batches, `content` is their hash. `unproven` holds, by policy, what
+    loses less than the limit in the mean of too few samples to show it.
     """
 
     loss: PolicyLoss
     limit: float
     data: Judged
+    content: str
     unit: Literal["points", "nats"]
     unproven: dict[str, Loss] = field(default_factory=dict)
 
@@ -111,7 +112,7 @@ def verdicts_of(workspace: Workspace, limit: Limit) -> Verdicts:
             )
         value *= whole
         workspace.progress.say(f"{limit} is {value:.3g} points of {workspace.task.metric_name}")
-    return Verdicts(loss, value, data, _UNITS[limit.cost])
+    return Verdicts(loss, value, data, batches.content, _UNITS[limit.cost])
 
 
 def search_cheapest(
@@ -126,7 +127,7 @@ def search_cheapest(
     assert limit is not None
     verdicts = verdicts_of(workspace, limit)
     if workspace.not_measurable is None:
-        outcome, _ = close_loop(workspace, budget, scores, effort, loop, verdicts.allows)
+        outcome, _ = close_loop(workspace, budget, scores, effort, loop, verdicts.allows, verdicts.content)
         found, reason = outcome.policy, outcome.stop_reason
     else:
         outcome, reason = None, f"the smallest, since {workspace.not_measurable}"

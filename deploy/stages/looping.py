@@ -13,7 +13,7 @@ from pathlib import Path
 from calib.errors import UserError
 from calib.files.storage import Record
 from deploy.devices.bundle import keep_asked, read_results, write_bundle
-from deploy.files.loop import BundleFile, CandidateRow
+from deploy.files.loop import SLOWEST, BundleFile, CandidateRow
 from deploy.latency.cheapest import CheapestLoop
 from deploy.latency.history import Search
 from deploy.latency.loop import LatencyLoop
@@ -67,22 +67,34 @@ def close_loop(
     effort: Effort,
     settings: LoopSettings | None = None,
     allowed: Callable[[Policy], bool] | None = None,
+    decided_on: str | None = None,
 ) -> tuple[Outcome, float]:
     """Search for the most valuable policy whose engine is measured to meet the latency budget. Writes `loop.json`. A
     search there that has ended, and was not overruled, is not made again.
 
-    With `allowed`, which says what loses little enough, the fastest of what is allowed is searched. Also returns the
-    limit as a ratio to the float engine, 1 where the budget has none.
+    With `allowed`, which says what loses little enough, the fastest of what is allowed is searched; `decided_on` is the
+    hash of the batches that say it. Also returns the limit as a ratio to the float engine. Where the budget has none on
+    the latency it is 1, or `SLOWEST` where the float model exceeds another limit.
     """
     export_float_model(workspace)
     bench, observations = workspace.bench, workspace.observations
     machine = bench.machine
-    limit = 1.0
     if budget.limit("latency") is not None or allowed is None:
         float_ms = None if _limit_of(budget).relative else observations.float_ms(machine) or bench.float_ms()
         limit = _ratio_limit(workspace, budget, float_ms)
+    else:
+        reference = workspace.space.uniform(workspace.space.reference)
+        within = all(each.model.total(reference) <= each.limit for each in static_ceilings(workspace, budget))
+        limit = 1.0 if within else SLOWEST
     search = Search(
-        workspace.run, workspace.space, str(budget), machine, limit, observations.all(machine), takes_up=True
+        workspace.run,
+        workspace.space,
+        str(budget),
+        machine,
+        limit,
+        observations.all(machine),
+        takes_up=True,
+        decided_on=decided_on,
     )
     search.begin()
     looped = _loop(

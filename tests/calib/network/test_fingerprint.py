@@ -148,5 +148,5 @@ def test_it_survives_json():
 
 
 def test_a_version_of_somebody_elses_file_is_one_line():
-    made, now = (Fingerprint(graph="", weights="", data="", versions={"smpq": text}) for text in ("\x1b[2J\n0", "1"))
+    made, now = (Fingerprint("", "", "", "", "", {"smpq": text}) for text in ("\x1b[2J\n0", "1"))
     assert made.differences(now) == (r"smpq \x1b[2J\n0 -> 1",)

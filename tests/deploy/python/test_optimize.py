@@ -14,8 +14,10 @@ from calib.data import training_batches
 from calib.errors import UserError
 from calib.task import Batch
 from deploy import optimize
+from deploy.files.search import LossFile
 from deploy.python.arguments import Arguments
 from deploy.python.task import SetMetric, TaskInMemory
+from deploy.run.directory import Run
 from smpq.training.settings import FineTuneSettings
 from tests import tiny_task
 from tests.commands import TINY, done, refused
@@ -218,6 +220,28 @@ def test_a_metric_that_nobody_named_as_a_share_is_one(tmp_path, capsys):
     assert (result.report.limits[0].limit, result.report.limits[0].cost) == (0.5, "drop")
     wide = optimize(tiny_task.network(), data, data, right, out=tmp_path / "b", metric_point=0.9, **asked)
     assert wide.report.avg_bits < result.report.avg_bits, "45 points may be lost"
+
+
+def test_held_out_samples_that_were_added_decide(tmp_path):
+    data, asked = tiny_task.batches(1), {**FASTER, "budget": "drop=45", "formats": "w2a8,fp32", "out": tmp_path / "run"}
+    few = tiny_task.batches(3)
+    optimize(tiny_task.network(), data, data, right, selection=few, verbose=False, **asked)
+    result = optimize(
+        tiny_task.network(), data, data, right, selection=few + tiny_task.batches(4), verbose=False, **asked
+    )
+    lost = Run(result.path).read(LossFile)
+    assert (lost.samples, lost.data) == (32, "selection")
+
+
+def test_a_run_is_about_one_metric(tmp_path):
+    data, asked = tiny_task.batches(1), {**FASTER, "out": tmp_path / "run"}
+    optimize(tiny_task.network(), data, data, right, verbose=False, **asked)
+
+    def wrong(output, target):
+        return (output.argmax(1) != target).float()
+
+    with pytest.raises(UserError, match=r"the task's metric, loss or divergence changed since .*: use another --out"):
+        optimize(tiny_task.network(), data, data, wrong, verbose=False, **asked)
 
 
 def test_a_drop_that_is_all_there_is_of_a_metric_is_refused(tmp_path):

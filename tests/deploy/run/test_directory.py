@@ -25,7 +25,7 @@ BUILD = BuildFile(
 )  # fmt: skip
 
 
-IDENTITY = Fingerprint("graph", "weights", "data", {"torch": "2.13.0"})
+IDENTITY = Fingerprint("graph", "weights", "data", "judges", "cpython-311", {"torch": "2.13.0"})
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_resources_are_information_and_may_change(run):
 def test_a_setting_of_a_later_version_is_not_read_as_nothing(run):
     record = content(run)
     for changed, message in [
-        ({**record, "schema": 99}, "run.json has schema 99, this version of smpq reads schema 2"),
+        ({**record, "schema": 99}, "run.json has schema 99, this version of smpq reads schema 3"),
         (
             {**record, "settings": {**record["settings"], "later": 1}},
             r"run.json is damaged: object contains unknown field `later`",

@@ -284,3 +284,14 @@ def test_steps_that_the_file_has_are_not_taken_away(run: Run) -> None:
     history.keep(outcome.steps[:2])
     history.keep(outcome.steps[:1])
     assert [len(row.steps) for row in read(run).searches] == [len(outcome.steps), 2]
+
+
+def test_a_loss_that_is_decided_on_other_samples_is_another_search(run: Run) -> None:
+    def of(data: str) -> Search:
+        return Search(run, SPACE, BUDGET, BOARD, LIMIT, (), takes_up=True, decided_on=data * 64)
+
+    first = of("a")
+    first.begin()
+    first.end(replace(looped(first).outcome(), stop_reason=StopReason.EXHAUSTED))
+    assert (again := of("a")).recalled(looped(again)) is not None
+    assert (other := of("b")).recalled(looped(other)) is None

@@ -19,7 +19,7 @@ from deploy.stages.looping import write_next_bundle
 from smpq.problem.budget import Budget
 from smpq.value.loss import Loss
 from tests.commands import TINY, done, refused
-from tests.deploy.board import FASTER, Board
+from tests.deploy.board import FASTER, SLOWER, Board
 from tests.smpq.problems import W8A8
 from tests.tiny_task import Tiny, images, network
 
@@ -85,6 +85,15 @@ def test_few_samples_show_no_point(workspace):
     float_model = workspace.space.uniform(workspace.space.reference)
     assert verdicts.of(float_model) == Loss(0.0, 0.0, 320), "it loses nothing, however few samples there are"
     assert verdicts.allows(float_model)
+
+
+def test_a_slower_engine_is_an_answer_where_the_float_model_is_too_large(workspace):
+    slow, budget = replace(workspace, device=Board(SLOWER)), Budget.from_text("kl=5,size=0.5x")
+    solution = search(slow, budget)
+    assert solution.outcome.met
+    assert solution.outcome.observation.ratio > 1
+    assert workspace.costs["size"].total(solution.policy) <= 0.5 * workspace.costs["size"].float_total
+    assert search(slow, Budget.from_text("kl=5")).policy == workspace.space.uniform(workspace.space.reference)
 
 
 def test_the_run_says_how_many_samples_would_show_that_a_faster_engine_loses_little(workspace, monkeypatch):

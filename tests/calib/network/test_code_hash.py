@@ -1,0 +1,93 @@
+"""Whether functions of the user's are what they were."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from calib.network.code_hash import code_hash
+
+CODE = """
+import torch
+THRESHOLD = 0.5
+CALLS = 0
+def helper(x):
+    return x.abs()
+def metric(output, target, scale=1.0):
+    global CALLS
+    CALLS += 1
+    if target in {"a", "b", "c"}:
+        return 0
+    return (helper(output) > THRESHOLD).float() * scale
+class Task:
+    classes = 3
+    def __init__(self, inner):
+        self.inner, self.calls = inner, []
+    def metric(self, output, target):
+        self.calls.append(1)
+        return self.inner(output, target) + self.own(output)
+    def own(self, output):
+        return torch.sigmoid(output)
+found = metric
+bound = Task(metric).metric
+"""
+
+
+def made(code: str, name: str = "found"):
+    names = {"__name__": "users"}
+    exec(compile(code, "users.py", "exec", dont_inherit=True), names)
+    return names[name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("THRESHOLD = 0.5", "THRESHOLD = 0.6"), ("x.abs()", "x.square()"), ("scale=1.0", "scale=2.0"),
+        ("return 0", "return 1"), ('"c"}', '"d"}'), (".float()", ".double()"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["found", "bound"])
+def test_what_changes_the_result_changes_the_hash(change, name):
+    assert code_hash([made(CODE, name)]) != code_hash([made(CODE.replace(*change), name)])
+
+
+def test_methods_that_are_called_count_too():
+    changed = CODE.replace("torch.sigmoid", "torch.tanh")
+    assert code_hash([made(CODE, "bound")]) != code_hash([made(changed, "bound")])
+    assert code_hash([made(CODE)]) == code_hash([made(changed)])
+
+
+def test_what_changes_nothing_keeps_the_hash():
+    changed = CODE.replace("CALLS = 0", "CALLS = 7").replace(
+        "    global", '    """Says how good it is."""\n    # so\n    global'
+    )
+    for name in ("found", "bound"):
+        assert code_hash([made(CODE, name)]) == code_hash([made(changed, name)])
+    task = made(CODE, "bound").__self__
+    before = code_hash([task.metric])
+    task.calls.append(1)
+    assert code_hash([task.metric]) == before
+
+
+def test_closures_partials_and_lambdas():
+    def above(limit):
+        return lambda output, _: (output > limit).float()
+
+    assert code_hash([above(1)]) == code_hash([above(1)])
+    assert code_hash([above(1)]) != code_hash([above(2)])
+    assert code_hash([above(torch.zeros(2))]) != code_hash([above(torch.ones(2))])
+    assert code_hash([functools.partial(above(1), limit=1)]) != code_hash([functools.partial(above(1), limit=2)])
+    assert code_hash([None]) != code_hash([]) != code_hash([max]) != code_hash([min])
+    assert code_hash([torch.nn.MSELoss()]) != code_hash([torch.nn.L1Loss()])
+
+
+def test_another_process_has_the_same():
+    code = (
+        "from tests.calib.network.test_code_hash import CODE, code_hash, made; print(code_hash([made(CODE, 'bound')]))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == code_hash([made(CODE, "bound")])
