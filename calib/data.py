@@ -194,6 +194,8 @@ def _batch(item: object, where: str) -> Batch:
     if not isinstance(inputs, (tuple, list)) or not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise UserError(f"the inputs of {where} must be a tensor or a tuple of tensors, not {_type(inputs)}")
     for position, tensor in enumerate(inputs):
+        if tensor.is_meta:
+            raise UserError(f"input {position} of {where} is on the meta device, which holds no values: load the data")
         if tensor.dim() == 0 or tensor.shape[0] == 0:
             raise UserError(
                 f"input {position} of {where} has shape {list(tensor.shape)}: the first dimension must count the "

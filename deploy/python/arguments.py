@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from calib.errors import UserError
@@ -25,15 +27,22 @@ class Arguments:
         self._parameters = inspect.signature(model.forward).parameters
         self._names: tuple[str, ...] | None = None
 
+    def names(self, inputs: int) -> list[str]:
+        """Return what `forward` calls so many inputs of a batch."""
+        known = self._names or [name for name, each in self._parameters.items() if each.kind in _BY_POSITION]
+        return [*known, *(f"input_{number}" for number in range(len(known), inputs))][:inputs]
+
     def batches(self, batches: Iterable[Any], what: str) -> Iterator[Batch]:
         """Yield batches as the search takes them; there may be none. UserError for what is none.
 
-        A tensor is the only input. The last of a tuple or list is the target, what stands before it the inputs. Of a
-        dict the model gets the arguments of its `forward` by name; what is left is the target, alone or as a dict.
+        A tensor, or an array, is the only input. The last of a tuple or list is the target, what stands before it the
+        inputs. Of a dict the model gets the arguments of its `forward` by name; what is left is the target, alone or as
+        a dict.
         """
         try:
             for batch in batches:
-                yield self._named(batch, what) if isinstance(batch, Mapping) else _batch(batch)
+                found = self._named(batch, what) if isinstance(batch, Mapping) else _batch(_tensor(batch))
+                yield Batch(tuple(map(_tensor, found.inputs)), found.target)
         except TypeError as error:
             raise UserError(
                 f"{what} cannot be used as batches ({error}): give a list of them, or a DataLoader"
@@ -66,6 +75,10 @@ class Arguments:
 
 def _by_name(model: Any, *inputs: Any) -> Any:
     return model.forward_by_name(**dict(zip(model.names_by_position, inputs, strict=True)))
+
+
+def _tensor(given: Any) -> Any:
+    return torch.as_tensor(given) if isinstance(given, np.ndarray) else given
 
 
 def _batch(batch: Any) -> Batch:

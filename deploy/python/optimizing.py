@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch import nn
 from calib.data import training_batches
 from calib.errors import UserError
 from calib.tasks import IN_MEMORY, held_in_memory
-from deploy.python.result import FakeQuantized, Result
+from deploy.python.result import Computed, Result
 from deploy.python.task import Groups, Metric, Records, SetMetric, TaskInMemory, Training
 from deploy.run.settings import Settings, usual_directory
 from deploy.stages.policies import read_policy
-from deploy.stages.run_all import open_run, run_stages
+from deploy.stages.run_all import check_job, open_run, run_stages
 from deploy.stages.scoring import check_method
 from deploy.stages.stage_runners import built_engine_runner, fake_quant_runner
 from deploy.stages.tuning import Tuning, tuning_for
@@ -105,12 +106,13 @@ def optimize(
     progress = Progress(Console(file=sys.stderr, quiet=not verbose), Patience(seconds))
     path = Path(out) if out is not None else usual_directory(asked)
     check_method(method, wanted)
-    with held_in_memory(task), open_run(path, progress, asked, _HERE) as workspace:
+    check = partial(check_job, budget=wanted, tuning=tuning, method=method)
+    with held_in_memory(task), open_run(path, progress, asked, _HERE, check=check) as workspace:
         report = run_stages(workspace, wanted, tuning, method)
-        module = FakeQuantized(fake_quant_runner(workspace, read_policy(workspace)))
+        module = Computed(fake_quant_runner(workspace, read_policy(workspace)), task.input_names)
         engine = built_engine_runner(workspace, torch.get_num_threads())
     note = engine if isinstance(engine, str) else None
-    return Result(path, report, module, None if isinstance(engine, str) else FakeQuantized(engine), note)
+    return Result(path, report, module, None if isinstance(engine, str) else Computed(engine, task.input_names), note)
 
 
 def _whole(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,22 @@ from deploy.files.verification import StageName, StageRow
 from deploy.report.page import summary_lines
 
 Call = Callable[..., Any]
+_EITHER_WAY = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
-class FakeQuantized(nn.Module):
-    """The model with the formats of the plan, computed in float: for one's own evaluation."""
+class Computed(nn.Module):
+    """What is called as the model is: the model with the formats of the plan, computed in float, or an engine."""
 
-    def __init__(self, compute: Callable[[Batch], Any]) -> None:
+    def __init__(self, compute: Callable[[Batch], Any], names: Sequence[str]) -> None:
+        """`names` are those of the inputs."""
         super().__init__()
         self._compute = compute
+        self._inputs = inspect.Signature([inspect.Parameter(name, _EITHER_WAY) for name in names])
 
-    def forward(self, *inputs: Any) -> Any:
-        """Return what the model returns."""
-        return self._compute(Batch(tuple(map(torch.as_tensor, inputs)), None))
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return what the model returns, for tensors or arrays. TypeError where these are not its inputs."""
+        given = self._inputs.bind(*inputs, **named).args
+        return self._compute(Batch(tuple(torch.as_tensor(each).detach() for each in given), None))
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Result:
 
     `path` is the run directory, `report` all that is known (`report.json`). `module` is the fake-quantised model.
     `engine` calls the engine with tensors or arrays and returns what the model returns; None where it does not run
-    here, as `engine_note` says.
+    here, as `engine_note` says. Both take the inputs of the batches that were given, by position in the order of
+    `forward`, or by name.
     """
 
     path: Path

@@ -99,8 +99,16 @@ class TaskInMemory:
     def _with_target(self, batch: Batch) -> Batch:
         if self._labelled:
             return batch
-        with torch.no_grad():
-            return Batch(batch.inputs, self.model()(*batch.inputs))
+        try:
+            with torch.no_grad():
+                return Batch(batch.inputs, self.model()(*batch.inputs))
+        except Exception as error:
+            raise UserError(f"the model does not run with a batch: {type(error).__name__}: {error}") from error
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names that `forward` has for the inputs of a batch."""
+        return self._arguments.names(len(self._calibration[0].inputs))
 
     def model(self) -> nn.Module:
         """Return the model, which takes the inputs of a batch by position."""

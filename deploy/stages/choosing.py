@@ -72,13 +72,10 @@ def score_for(workspace: Workspace, budget: Budget, method: str | None = None) -
     """Return the scores to search with. UserError before that when no policy is within the budget, when the samples
     cannot decide about it, or when a latency is asked for and engines of the target cannot be timed.
     """
-    check_possible(workspace, static_ceilings(workspace, budget))
-    timed = budget.limit("latency") is not None
-    if timed and workspace.not_measurable is not None:
-        raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
+    check_reachable(workspace, budget)
     check_decidable(workspace, budget)
     scores = score(workspace, budget, method)
-    if timed or budget.loss is not None:
+    if budget.limit("latency") is not None or budget.loss is not None:
         method_of(scores).check_latency()
     return scores
 
@@ -145,6 +142,15 @@ def write_stability(workspace: Workspace, scores: Scores, solution: Solution) ->
         if stability is not None
         else StabilityFile(policy=key, resamples=0, allocation=row, undecided=(), frequencies={})
     )
+
+
+def check_reachable(workspace: Workspace, budget: Budget) -> None:
+    """Raise UserError when no policy is within the budget, or when a latency is asked for and engines of the target
+    cannot be timed.
+    """
+    check_possible(workspace, static_ceilings(workspace, budget))
+    if budget.limit("latency") is not None and workspace.not_measurable is not None:
+        raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
 
 
 def check_possible(workspace: Workspace, ceilings: Sequence[Ceiling]) -> None:

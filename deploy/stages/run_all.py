@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from deploy.files.engine import TimingRow
@@ -17,7 +19,7 @@ from deploy.run.trust import check_trusted, remember
 from deploy.run.workspace import Workspace
 from deploy.runner.state import QUIET
 from deploy.stages import build, export, measure, search, verify
-from deploy.stages.choosing import score_for, write_stability
+from deploy.stages.choosing import check_reachable, score_for, write_stability
 from deploy.stages.evaluation import check_first_batch
 from deploy.stages.finetuning import discard_other, version_key
 from deploy.stages.reporting import write_report
@@ -42,13 +44,14 @@ def open_run(
     resources: Resources | None = None,
     device: str = "",
     task: str | None = None,
+    check: Callable[[Workspace], None] | None = None,
 ) -> Workspace:
     """Prepare the run at `path`; with `settings` it is created if it is not there, or must have the same ones.
 
-    The run is locked before anything else. A wrong input leaves nothing behind: the corrected command finds no settings
-    in its way. `resources`: workers, devices and memory limit; workers, if any, end with `Workspace.close`. `device`:
-    the machine that times engines. `task`: the task that the command line names for a run that is there
-    (`deploy.run.trust`). UserError when another process works on it.
+    The run is locked before anything else. A wrong input leaves nothing behind, nor does what `check` raises: the
+    corrected command finds no settings in its way. `resources`: workers, devices and memory limit; workers, if any, end
+    with `Workspace.close`. `device`: the machine that times engines. `task`: the task that the command line names for a
+    run that is there (`deploy.run.trust`). UserError when another process works on it.
     """
     run = Run(path)
     known = run.settings() if settings is None else settings
@@ -60,6 +63,8 @@ def open_run(
     try:
         run.check(known)  # once more: another process may have made it before the lock was ours
         workspace = open_workspace(run, known, progress, resources or Resources(), device)
+        if check is not None:
+            check(workspace)
         if settings is not None:
             remember(path, known, progress)
         run.keep(known, workspace.identity, resources)
@@ -90,21 +95,34 @@ def run_all(
     budget = Budget.from_text(budget_text)
     check_method(method, budget)
     check_budget(settings, budget)
-    with open_run(path, progress, settings, resources, device) as workspace:
+    check = partial(check_job, budget=budget, tuning=tuning, method=method)
+    with open_run(path, progress, settings, resources, device, check=check) as workspace:
         return run_stages(workspace, budget, tuning, method)
 
 
-def run_stages(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> ReportFile:
-    """Do the whole job in a run that is open; returns the contents of `report.json`."""
-    progress = workspace.progress
+def check_job(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> None:
+    """Raise UserError for what can be told before the work: what cannot be built, reached, scored, tuned or met."""
     check_scores(workspace, method)
-    # what cannot be built or reached is told before the work and not behind it
     if workspace.times_here:
         workspace.backend.check_builds_here()
     if workspace.not_measurable is None:
         workspace.device.describe()
     if workspace.verifiable:
         check_first_batch(workspace.task, workspace.traced.sizes)
+    check_reachable(workspace, budget)
+    if method_from_name(method).trains:
+        check_training(workspace, budget, method, _how(tuning))
+        return
+    if tuning is not None:
+        check_tunable(workspace, tuning)
+    check_task(workspace, method)
+
+
+def run_stages(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> ReportFile:
+    """Do the whole job in a run that is open, which `check_job` has found nothing wrong with; returns the contents of
+    `report.json`.
+    """
+    progress = workspace.progress
     made = _trained if method_from_name(method).trains else _chosen
     policy = made(workspace, budget, tuning, method)
     if workspace.verifiable:
@@ -117,9 +135,6 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: Tuning | None, meth
 def _chosen(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> Policy:
     """Search, then tune the weights of the policy that was chosen."""
     progress = workspace.progress
-    if tuning is not None:
-        check_tunable(workspace, tuning)
-    check_task(workspace, method)
     with progress.patience.interruptible(progress.say):
         policy = _searched(workspace, budget, tuning, method)
     if tuning is not None:
@@ -129,11 +144,13 @@ def _chosen(workspace: Workspace, budget: Budget, tuning: Tuning | None, method:
 
 def _trained(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> Policy:
     """Train policy and weights together, and make the engine of them."""
-    how = tuning if isinstance(tuning, FineTuneSettings) else FineTuneSettings()
-    check_training(workspace, budget, method, how)
-    policy = train(workspace, budget, method, how)
+    policy = train(workspace, budget, method, _how(tuning))
     _make(workspace, policy, budget)
     return policy
+
+
+def _how(tuning: Tuning | None) -> FineTuneSettings:
+    return tuning if isinstance(tuning, FineTuneSettings) else FineTuneSettings()
 
 
 def _searched(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> Policy:

@@ -164,6 +164,8 @@ def test_batches_as_people_have_them():
         return found
 
     assert given(x) == Batch((x,), None)
+    assert torch.equal(given(x.numpy()).inputs[0], x)
+    assert torch.equal(given((x.numpy(), y)).inputs[0], x)
     assert given([x]) == Batch((x,), None)
     assert given((x, y)) == Batch((x,), y)
     assert given((x, x, y)) == Batch((x, x), y)
@@ -203,7 +205,19 @@ def test_arguments_of_a_dict_go_where_their_names_say(names, tmp_path):
     order = [name for name in ("x", "gate", "scale") if name in names]
     inputs = gated(3, *names)
     found = result.module(*(inputs[name] for name in order))
+    assert torch.equal(result.module(**inputs), found)
+    with pytest.raises(TypeError, match="missing a required argument"):
+        result.module(inputs[order[0]])
     assert torch.nn.functional.cosine_similarity(found, model(**inputs)).min() > 0.9
+
+
+def test_what_the_model_cannot_take_is_told():
+    narrow = [torch.zeros(4, 3)]
+    with pytest.raises(UserError, match="the model does not run with a batch: RuntimeError: mat1 and mat2"):
+        optimize(Gated(), narrow, narrow, verbose=False, **FASTER)
+    nowhere = [(torch.zeros(4, 8, device="meta"), torch.zeros(4))]
+    with pytest.raises(UserError, match="input 0 of calibration batch 0 is on the meta device"):
+        optimize(Gated(), nowhere, nowhere, right, verbose=False, **FASTER)
 
 
 def test_batches_of_other_arguments_are_refused():
