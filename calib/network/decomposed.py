@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from calib.network.nodes import OPERATOR
 from calib.network.operators import RETRACED, REWRITTEN, UnsureError, functional_operator, is_taken_apart, may_alias
-from calib.network.recorded import Recorder, Table, fake_mode
+from calib.network.recorded import Recorder, Table, fake_mode, sizes_stay_free
 
 _ATEN = torch.ops.aten
 _GUARDS = {_ATEN._assert_tensor_metadata.default}  # noqa: SLF001 - the name of the operator
@@ -192,7 +192,8 @@ class _Rewriting:
 
         args, kwargs = fx.node.map_arg(node.args, fake), fx.node.map_arg(node.kwargs, fake)
         try:
-            with fake_mode(self._program), Recorder(self._table) as recorder:
+            mode = fake_mode(self._program)
+            with sizes_stay_free(mode), mode, Recorder(self._table) as recorder:
                 result = function(*args, **kwargs)
         except Exception as error:  # the trace says it in its own words
             raise UnsureError from error

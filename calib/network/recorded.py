@@ -55,6 +55,31 @@ class Recorder(TorchDispatchMode):
             self._inside -= 1
 
 
+@contextmanager
+def sizes_stay_free(mode: Any) -> Iterator[None]:
+    """Raise UnsureError where a free size of a trace becomes a number meanwhile, and set it free again: operators that
+    ask in C++ for a size as a number make it one. `mode` is that of `fake_mode`.
+    """
+    sizes = getattr(mode, "shape_env", None)
+    if sizes is None:
+        yield
+        return
+    numbers, guards = dict(sizes.replacements), len(sizes.guards)
+    kept = [(table, dict(table)) for table in (sizes.replacements, sizes.replacements_slocs, sizes.var_to_range)]
+    try:
+        yield
+    finally:
+        if sizes.replacements != numbers:
+            for table, before in kept:
+                table.clear()
+                table.update(before)
+            del sizes.guards[guards:]
+            if hasattr(sizes, "_replacements_version_counter"):  # not in older torch
+                sizes._replacements_version_counter += 1  # noqa: SLF001 - what was concluded from them is forgotten
+            sizes._update_version_counter()  # noqa: SLF001 - as is this
+            raise UnsureError
+
+
 def fake_mode(program: ExportedProgram) -> AbstractContextManager[Any]:
     """Return the mode that the tensors of a trace belong to, where new ones belong too."""
     values = (node.meta.get("val") for node in program.graph.find_nodes(op="placeholder"))

@@ -74,6 +74,28 @@ def test_the_batch_is_dynamic_and_named():
     np.testing.assert_allclose(run_plain(exported.path, exported.batch[:5]), expected, atol=1e-5)
 
 
+class Nodes(nn.Module):
+    """A cell over the nodes of a graph, which are part of the batch meanwhile. In C++ it asks for sizes as numbers."""
+
+    def __init__(self, cell: type[nn.Module]) -> None:
+        super().__init__()
+        self.cell = cell(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, nodes, width = x.shape
+        state = torch.tanh(x).reshape(-1, width)
+        return self.cell(state, state).reshape(n, nodes, width).mean(1)
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.RNNCell])
+def test_the_batch_is_still_free_behind_operators_that_ask_for_sizes_as_numbers(cell, tmp_path):
+    module = Nodes(cell).eval()
+    exported = export(module, torch.randn(2, 5, 8), tmp_path)
+    for samples in (1, 4):
+        x = torch.randn(samples, 5, 8)
+        np.testing.assert_allclose(run_plain(exported.path, x), module(x).detach().numpy(), atol=1e-5)
+
+
 def test_the_file_holds_no_paths_and_no_stack_traces():
     content = residual().path.read_bytes()
     for text in (b"stack_trace", b".py", b"site-packages", str(Path.cwd()).encode(), b"pkg.torch"):
