@@ -125,12 +125,14 @@ def check_model(model: object) -> nn.Module:
     Raises UserError that names the first that is not.
     """
     if not isinstance(model, nn.Module):
-        raise UserError(f"model() must return a torch.nn.Module, not {_type(model)}")
+        raise UserError(f"the model must be a torch.nn.Module, not {_type(model)}")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise UserError(
                 f"{name!r} of the model has no shape yet: run a lazy model on one batch before handing it over"
             )
+        if tensor.is_meta:
+            raise UserError(f"{name!r} of the model is on the meta device, which holds no values: load the weights")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(

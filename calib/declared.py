@@ -214,7 +214,8 @@ class Field:
         if not self.many:
             self.check_one(value)
         elif not isinstance(value, tuple):
-            raise self.refusal(value)
+            given = tuple(value) if isinstance(value, list) else (value,)
+            raise UserError(f"{self.label} holds several: give a tuple, as {given!r}")
         else:
             for each in value:
                 self.check_one(each)

@@ -139,7 +139,7 @@ def test_a_text_that_an_option_cannot_have(tmp_path, monkeypatch, command, param
         (["--budget", "size=1e-300x"], "the limit must be between"),
         (["--budget", "size=1e-9x"], "no policy meets the budget; the nearest one has size"),
         (["--budget", "bops=0.000001"], "no policy meets the budget; the nearest one has bops"),
-        (["--budget", "size=٠.5x"], "is not a number"),
+        (["--budget", "size=٠.5x"], "is no number above zero"),
         (["--budget", "size=" + "9" * 400], "must be above zero and finite"),
     ],
 )

@@ -84,7 +84,7 @@ def optimize(
     """
     whole = _whole(metric, records, metric_of, groups)
     judged = metric is not None or whole is not None
-    text = budget or ("drop=0.5" if judged else "kl=0.02")
+    text = budget if budget is not None else "drop=0.5" if judged else "kl=0.02"
     wanted = Budget.from_text(text)
     limit = wanted.loss
     if not judged and limit is not None and limit.cost != "kl":
@@ -98,7 +98,8 @@ def optimize(
             raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")
         next(training_batches(task, 0))  # whether they can be used is told before anything begins
     try:
-        asked = Settings(task=IN_MEMORY, target=target, **settings)
+        several = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+        asked = Settings(task=IN_MEMORY, target=target, **{**settings, **several})
     except TypeError as error:
         raise UserError(f"{error}: the settings are {', '.join(Settings.__struct_fields__)}") from error
     if asked.data_free:

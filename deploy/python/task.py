@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from calib.data import check_model
 from calib.errors import UserError
 from calib.task import Batch
 from deploy.python.arguments import Arguments
@@ -67,7 +68,7 @@ class TaskInMemory:
         divergence from them is the metric.
         """
         self.name = name
-        self._model = model.eval()
+        self._model = check_model(model).eval()
         self._metric, self._loss = metric, loss
         if divergence is not None:
             self.divergence = divergence

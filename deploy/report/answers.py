@@ -40,6 +40,8 @@ def _faster(report: ReportFile) -> Answer:
         "no": f"No, it is slower: it takes {ratio}.",
         "unknown": f"No difference can be shown: it takes {ratio}.",
     }[verdict]
+    if _is_float(report):
+        verdict, first = "no", f"No, it is the float engine. Measured against itself it takes {ratio}."
     measured = (
         f"{number(latency.engine_ms)} ms against {number(latency.float_ms)} ms at batch {latency.batch}; "
         f"{latency.clock}, "
@@ -48,6 +50,11 @@ def _faster(report: ReportFile) -> Answer:
     return Answer(
         question, verdict, (first, measured, *_sizes(report), *timing_remarks(latency), *_prediction(latency))
     )
+
+
+def _is_float(report: ReportFile) -> bool:
+    """Whether no layer has another format than in the float model."""
+    return len(set(report.policy.values())) <= 1 and report.size_bytes == report.float_size_bytes
 
 
 def _sizes(report: ReportFile) -> list[str]:
@@ -79,7 +86,7 @@ def _why_not(report: ReportFile) -> Answer:
     sentences += [sentence(text) for text in report.warnings]
     if latency is None:
         return Answer(question, "note", ("There is nothing to explain before it is measured.", *sentences))
-    if latency.interval.high < 1:
+    if latency.interval.high < 1 and not _is_float(report):
         first = (
             "It is faster."
             if report.met

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -9,12 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from calib.errors import UserError
+
 
 class Patience:
     """Says when a search should end with the best that it has."""
 
     def __init__(self, seconds: float | None = None) -> None:
-        """It is over `seconds` from now; None: when somebody asks."""
+        """It is over `seconds` from now; None: when somebody asks. UserError for what is no time."""
+        if seconds is not None and not (isinstance(seconds, (int, float)) and 0 < seconds < math.inf):
+            raise UserError(f"seconds must be a number above zero, not {seconds!r}")
         self._end = None if seconds is None else time.monotonic() + seconds
         self._asked = False
 

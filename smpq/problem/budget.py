@@ -67,6 +67,8 @@ class Budget:
     @classmethod
     def from_text(cls, text: str) -> Budget:
         """Parse `size=0.2x,latency=1.5ms,...`; UserError says which part is wrong and how to write it."""
+        if not isinstance(text, str):
+            raise UserError(f"the budget must be a text, not {text!r}: {_EXAMPLE}")
         limits: dict[str, Limit] = {}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
             limit = _limit_from_text(part)
@@ -103,7 +105,7 @@ def _limit_from_text(part: str) -> Limit:
         raise UserError(f"budget {part!r} not understood: what can be limited is {', '.join(_UNITS)}; {_EXAMPLE}")
     match = _NUMBER.fullmatch(amount)
     if match is None:
-        raise UserError(f"budget {part!r}: {amount!r} is not a number; {_EXAMPLE}")
+        raise UserError(f"budget {part!r}: {amount!r} is no number above zero; {_EXAMPLE}")
     number, suffix = float(match["number"]), match["suffix"]
     if not 0 < number < math.inf:
         raise UserError(f"budget {part!r}: the limit must be above zero and finite")

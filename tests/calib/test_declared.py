@@ -62,7 +62,7 @@ def test_what_is_allowed():
         ({"rate": float("nan")}, "rate of Settings must be a number, above 0 and below 1, not nan"),
         ({"name": "third"}, "--name must be one of first, second, not 'third'"),
         ({"sizes": (2, 1)}, "--size must be a whole number, at least 2 and at most 1000000000, not 1"),
-        ({"sizes": [2]}, "--size must be a whole number, at least 2 and at most 1000000000, not [2]"),
+        ({"sizes": [2]}, "--size holds several: give a tuple, as (2,)"),
         ({"pairs": "3"}, "--pairs: 3 is odd: write an even number"),
         ({"where": "Here"}, "where of Settings must be here or there, not 'Here'"),
         ({"where": "here\n"}, "where of Settings must be here or there, not 'here\\n'"),

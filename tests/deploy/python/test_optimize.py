@@ -337,3 +337,23 @@ def test_one_number_a_sample_without_a_metric(tmp_path, own, capsys):
     assert result.accuracy["fake_quant"].mean == pytest.approx(-float(expected), rel=1e-3)
     assert float(expected) > 0
     assert "the targets are numbers" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": len}, "the model must be a torch.nn.Module, not"),
+        ({"model": Gated().to("meta")}, "of the model is on the meta device"),
+        ({"budget": 0.5}, "the budget must be a text, not 0.5"),
+        ({"budget": ""}, "the budget is empty"),
+        ({"budget": "drop=-1"}, "'-1' is no number above zero"),
+        ({"seconds": "5"}, "seconds must be a number above zero, not '5'"),
+        ({"seconds": 0}, "seconds must be a number above zero, not 0"),
+        ({"pins": "head=fp32"}, r"--pin holds several: give a tuple, as \('head=fp32',\)"),
+    ],
+)
+def test_arguments_that_nothing_can_be_done_with(changed, message):
+    data = [gated(1, "x")]
+    asked = {"model": Gated(), "calibration": data, "evaluation": data, "verbose": False, **FASTER, **changed}
+    with pytest.raises(UserError, match=message):
+        optimize(**asked)

@@ -250,3 +250,13 @@ def test_orin(content: ReportFile, expected: str) -> None:
 
 def test_formats_that_orin_has_are_not_complained_about() -> None:
     assert "no kernels" not in " ".join(answer(report(), 4).sentences)
+
+
+def test_the_float_engine_is_no_faster_than_itself() -> None:
+    """Whatever two measurements of one engine say."""
+    own = {"policy": {"conv1": "fp32"}, "size_bytes": 1_093_000}
+    for interval in ([0.97, 0.99], [1.01, 1.03], [0.98, 1.02]):
+        content = report(latency={**LATENCY, "ratio": sum(interval) / 2, "interval": interval}, **own)
+        assert answer(content, 0).verdict == "no"
+        assert answer(content, 0).sentences[0].startswith("No, it is the float engine. Measured against itself it")
+        assert "It is faster" not in " ".join(answer(content, 1).sentences)
