@@ -29,7 +29,7 @@ class Task(Protocol):
     5. Optional: `selection() -> Iterable[Batch]`, held-out batches with targets that are not those of `evaluation`. A
        budget on the loss (`drop=0.5`) is decided on them, else on the calibration batches.
     6. Optional: `metric_point: float`, how much of the metric is one point. Without it a point is 0.01 of top-1, top-5
-       and accuracy, and 1 of any other metric.
+       and accuracy, and of any other metric that lies between 0 and 1 for the float model; 1 of others.
     7. Optional: `confidences(output) -> Tensor`, `[n]`, how sure the model is of each sample, 0 to 1: for a detector
        the
        score of the best box. `smpq verify` shows how they moved. Without it they are the highest probabilities, where
