@@ -1,0 +1,104 @@
+"""Batches as people have them, and arguments of `optimize` that nothing can be done with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from calib.errors import UserError
+from calib.task import Batch
+from deploy import optimize
+from deploy.python.arguments import Arguments
+from tests import tiny_task
+from tests.deploy.python.test_optimize import FASTER, right
+
+
+def test_batches_as_people_have_them():
+    model, x, y = tiny_task.network(), torch.zeros(2, 1, 6, 6), torch.zeros(2)
+
+    def given(batch):
+        (found,) = Arguments(model).batches([batch], "calibration")
+        return found
+
+    assert given(x) == Batch((x,), None)
+    assert torch.equal(given(x.numpy()).inputs[0], x)
+    assert torch.equal(given((x.numpy(), y)).inputs[0], x)
+    assert given([x]) == Batch((x,), None)
+    assert given((x, y)) == Batch((x,), y)
+    assert given((x, x, y)) == Batch((x, x), y)
+    assert given(((x, x), y)) == Batch((x, x), y)
+    assert given({"x": x, "labels": y}) == Batch((x,), y)
+    assert given({"x": x}) == Batch((x,), None)
+    assert given({"x": x, "a": y, "b": y}) == Batch((x,), {"a": y, "b": y})
+    assert given(Batch((x,), y)) == Batch((x,), y)
+
+
+class Gated(nn.Module):
+    """Leaves out an argument in the middle, as many encoders can."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x, shift=None, gate=None, *, scale=None):
+        hidden = torch.relu(self.first(x if shift is None else x + shift))
+        hidden = hidden if gate is None else hidden * gate
+        return self.last(hidden if scale is None else hidden * scale)
+
+
+def gated(seed, *names):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"x": 8, "gate": 1, "scale": 1}
+    return {name: torch.rand(16, sizes[name], generator=generator) for name in names}
+
+
+@pytest.mark.parametrize("names", [("x", "gate"), ("gate", "x"), ("x", "scale")])
+def test_arguments_of_a_dict_go_where_their_names_say(names, tmp_path):
+    model = Gated().eval()
+    data = [{**gated(seed, *names), "y": model(**gated(seed, *names)).argmax(1)} for seed in (1, 2)]
+    result = optimize(model, data, data, right, out=tmp_path / "run", verbose=False, **FASTER)
+    assert result.accuracy["eager"].mean == 1.0
+    assert set(result.policy) == {"first", "last"}
+    order = [name for name in ("x", "gate", "scale") if name in names]
+    inputs = gated(3, *names)
+    found = result.module(*(inputs[name] for name in order))
+    assert torch.equal(result.module(**inputs), found)
+    with pytest.raises(TypeError, match="missing a required argument"):
+        result.module(inputs[order[0]])
+    assert torch.nn.functional.cosine_similarity(found, model(**inputs)).min() > 0.9
+
+
+def test_what_the_model_cannot_take_is_told():
+    narrow = [torch.zeros(4, 3)]
+    with pytest.raises(UserError, match="the model does not run with a batch: RuntimeError: mat1 and mat2"):
+        optimize(Gated(), narrow, narrow, verbose=False, **FASTER)
+    nowhere = [(torch.zeros(4, 8, device="meta"), torch.zeros(4))]
+    with pytest.raises(UserError, match="input 0 of calibration batch 0 is on the meta device"):
+        optimize(Gated(), nowhere, nowhere, right, verbose=False, **FASTER)
+
+
+def test_batches_of_other_arguments_are_refused():
+    data = [gated(1, "x", "gate"), gated(2, "x")]
+    with pytest.raises(UserError, match="calibration has a batch with the arguments x, and the first of all has x, ga"):
+        optimize(Gated(), data, data, right, verbose=False, **FASTER)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": len}, "the model must be a torch.nn.Module, not"),
+        ({"model": Gated().to("meta")}, "of the model is on the meta device"),
+        ({"budget": 0.5}, "the budget must be a text, not 0.5"),
+        ({"budget": ""}, "the budget is empty"),
+        ({"budget": "drop=-1"}, "'-1' is no number above zero"),
+        ({"seconds": "5"}, "seconds must be a number above zero, not '5'"),
+        ({"seconds": 0}, "seconds must be a number above zero, not 0"),
+        ({"pins": "head=fp32"}, r"--pin holds several: give a tuple, as \('head=fp32',\)"),
+    ],
+)
+def test_arguments_that_nothing_can_be_done_with(changed, message):
+    data = [gated(1, "x")]
+    asked = {"model": Gated(), "calibration": data, "evaluation": data, "verbose": False, **FASTER, **changed}
+    with pytest.raises(UserError, match=message):
+        optimize(**asked)
