@@ -1,4 +1,4 @@
-"""Whether functions of the user's are what they were: a hash of their code."""
+"""Whether functions of the user's are what they were: a hash of their code, and of what it refers to."""
 
 from __future__ import annotations
 
@@ -7,25 +7,41 @@ import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from types import CodeType, FunctionType, MethodType
+import sysconfig
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from calib.batches import add_to_hash
 
 BYTECODE = sys.implementation.cache_tag or sys.implementation.name
 """What a hash can be compared with: another version of Python compiles the same function to other code."""
+_LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), Tensor, np.ndarray, np.generic)
+_COLLECTIONS = (tuple, list, dict, set, frozenset)
+_FUNCTIONS = (FunctionType, MethodType, functools.partial, staticmethod, classmethod, property)
+_CHANGING = {
+    "append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear", "sort",
+    "reverse",
+}  # fmt: skip
+"""Methods that change a collection."""
+_CHANGES = ("STORE_SUBSCR", "DELETE_SUBSCR")
+_STORES = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR")
+_MOST = 10_000
+"""Entries of a collection that is hashed."""
 
 
 def code_hash(functions: Iterable[Callable[..., Any] | None]) -> str:
     """Return a hash (sha256, hex) of what functions compute; the same in every process of the same version of Python.
 
-    It covers their code, without comments, docstring and line numbers, and their defaults. It covers the numbers, texts
-    and tensors that they find in the functions around them or in their module and do not set themselves, and the
-    functions and methods of the same package that they call. Objects count by their type: what they hold may change
-    while they are used.
+    1. It covers their code without comments, docstring and line numbers, and their defaults.
+    2. It covers what the code names: functions and classes, in other modules too, as long as these are the user's, and
+       numbers, texts, arrays and collections of them, of a module, of a function around, of an object or of its class.
+    3. What a function sets itself is left out, as a count of its calls, and so are collections where it changes one.
     """
     hashed = _Hash()
     for function in functions:
@@ -36,87 +52,118 @@ def code_hash(functions: Iterable[Callable[..., Any] | None]) -> str:
 class _Hash:
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
-        self._seen: set[CodeType] = set()
+        self._seen = set[tuple[int, int]]()
+        self._kept = list[Any]()  # as long as they live, no other object has their number
 
-    def add(self, value: Any) -> None:
-        """Add a function, or what one refers to."""
-        if isinstance(value, MethodType):
-            if isinstance(value.__func__, FunctionType):
-                self._add_function(value.__func__, _attributes(value.__self__))
-        elif isinstance(value, FunctionType):
-            self._add_function(value, {})
-        elif isinstance(value, functools.partial):
-            for part in (value.func, *value.args, *(part for item in sorted(value.keywords.items()) for part in item)):
-                self.add(part)
-        elif isinstance(value, (bool, int, float, complex, str, bytes, type(None), Tensor)):
+    def add(self, value: Any, names: Collection[str] = (), *, collections: bool = True) -> None:
+        """Add something that code refers to; of an object or module what has one of the `names`."""
+        if isinstance(value, _PLAIN):
             add_to_hash(self.digest, value)
+        elif isinstance(value, _COLLECTIONS):
+            if collections and _is_plain(value):
+                add_to_hash(self.digest, sorted(map(repr, value)) if isinstance(value, (set, frozenset)) else value)
+        elif self._is_new(value):
+            if isinstance(value, _FUNCTIONS):
+                self._called(value, names)
+            else:
+                self._object(value, names, collections)
+
+    def _called(self, value: Any, names: Collection[str]) -> None:
+        if isinstance(value, functools.partial):
+            for part in (value.func, *value.args, *sorted(value.keywords.items())):
+                self.add(part, names)
+        elif isinstance(value, FunctionType):
+            self._function(value)
+        elif isinstance(inner := value.fget if isinstance(value, property) else value.__func__, FunctionType):
+            self._function(inner, value.__self__ if isinstance(value, MethodType) else None)
+
+    def _object(self, value: Any, names: Collection[str], collections: bool) -> None:
+        if isinstance(value, ModuleType):
+            self._parts(value, [] if _is_library(getattr(value, "__file__", None)) else names, collections)
+        elif inspect.isclass(value) or inspect.isbuiltin(value):
+            self._kind(value)
         else:
-            kind = value if inspect.isclass(value) or inspect.isbuiltin(value) else type(value)
-            self._name(kind)
-            named = "forward" if hasattr(kind, "forward") else "__call__"
-            called = next((vars(each)[named] for each in getattr(kind, "__mro__", ()) if named in vars(each)), None)
-            if isinstance(called, FunctionType):
-                self._add_function(called, {})
+            self._kind(type(value))
+            self._parts(value, names, collections)
 
-    def _name(self, value: Any) -> None:
-        module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
-        self.digest.update(f"{module}.{name}\n".encode())
+    def _is_new(self, value: Any) -> bool:
+        bound = isinstance(value, MethodType)  # which Python makes anew each time
+        which = (id(value.__func__), id(value.__self__)) if bound else (id(value), 0)
+        known = which in self._seen
+        self._seen.add(which)
+        self._kept.append(value)
+        return not known
 
-    def _add_function(self, function: FunctionType, attributes: Mapping[str, Any]) -> None:
-        if function.__code__ in self._seen:
-            return
+    def _kind(self, kind: Any) -> None:
+        """Add a class: its name, and the methods that the user wrote."""
+        self.digest.update(f"{kind.__module__}.{kind.__qualname__}\n".encode())
+        for each in getattr(kind, "__mro__", ()):
+            for _, value in sorted(vars(each).items()):
+                inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+                if isinstance(inner, FunctionType) and not _is_library(inner.__code__.co_filename):
+                    self.add(inner)
+
+    def _parts(self, owner: Any, names: Collection[str], collections: bool) -> None:
+        held = getattr(owner, "__dict__", {})
+        for name in names:
+            if name in held:
+                self._named(held[name], names, collections)
+
+    def _named(self, value: Any, names: Collection[str], collections: bool) -> None:
+        """Add what code refers to, unless it is a function of a library."""
+        inner = getattr(value, "__func__", value)
+        if not isinstance(inner, FunctionType) or not _is_library(inner.__code__.co_filename):
+            self.add(value, names, collections=collections)
+
+    def _function(self, function: FunctionType, owner: Any = None) -> None:
         closed = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        around = {name: _content(cell) for name, cell in closed}
-        names = {**function.__globals__, **around}
-        self._add_code(function.__code__, names, attributes, _package(function), function.__doc__)
-        for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        around = {name: cell.cell_contents for name, cell in closed if _is_filled(cell)}
+        self._code(function.__code__, {**function.__globals__, **around}, owner, function.__doc__)
+        for default in (*(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())):
             self.add(default)
 
-    def _add_code(
-        self, code: CodeType, names: Mapping[str, Any], attributes: Mapping[str, Any], package: str, doc: object = ""
-    ) -> None:
-        self._seen.add(code)
+    def _code(self, code: CodeType, known: Mapping[str, Any], owner: Any, doc: object = "") -> None:
         self.digest.update(code.co_code + f"{code.co_names}{code.co_freevars}\n".encode())
         for constant in code.co_consts:
             if isinstance(constant, CodeType):
-                self._add_code(constant, names, attributes, package)
+                self._code(constant, known, owner)
             elif constant is not doc:
-                self.digest.update(_written(constant).encode())
-        own = {each.argval for each in dis.get_instructions(code) if each.opname in ("STORE_GLOBAL", "STORE_DEREF")}
-        for name in (*code.co_names, *code.co_freevars):
-            if name in own:
-                continue
-            found = names.get(name)
-            if isinstance(found, FunctionType) and _package(found) != package:
-                continue  # that of a library
-            if isinstance(found, (FunctionType, functools.partial, Tensor, bool, int, float, complex, str, bytes)):
-                self.add(found)
-            if name in attributes:
-                self.add(attributes[name])
+                ordered = sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
+                self.digest.update(f"{ordered!r}\n".encode())
+        steps = list(dis.get_instructions(code))
+        own = {each.argval for each in steps if each.opname in _STORES}
+        names = [name for name in (*code.co_names, *code.co_freevars) if name not in own]
+        changing = _CHANGING & {*code.co_names} or any(each.opname in _CHANGES for each in steps)
+        of_kind = {name: value for kind in reversed(type(owner).__mro__) for name, value in vars(kind).items()}
+        for name in names:
+            for value in (known.get(name), vars(owner).get(name) if hasattr(owner, "__dict__") else None):
+                self._named(value, names, not changing)
+            if name in of_kind and owner is not None:
+                method = of_kind[name]
+                bound = MethodType(method, owner) if isinstance(method, FunctionType) else method
+                self._named(bound, names, not changing)
 
 
-def _attributes(owner: Any) -> dict[str, Any]:
-    """Return the methods of an object, and the functions that it holds, by name."""
-    if inspect.isclass(owner):
-        return {}
-    kinds = [vars(kind).items() for kind in type(owner).__mro__]
-    names = {name for own in kinds for name, value in own if isinstance(value, FunctionType)}
-    held = {name: value for name, value in getattr(owner, "__dict__", {}).items() if callable(value)}
-    return {**{name: getattr(owner, name) for name in names if not name.startswith("__")}, **held}
+def _is_plain(value: Any) -> bool:
+    """Whether a collection holds values alone, and not too many."""
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    return len(value) <= _MOST and all(
+        _is_plain(part) if isinstance(part, _COLLECTIONS) else isinstance(part, _PLAIN) for part in value
+    )
 
 
-def _package(function: Any) -> str:
-    return (getattr(function, "__module__", None) or "").partition(".")[0]
-
-
-def _content(cell: Any) -> Any:
+def _is_filled(cell: Any) -> bool:
     try:
-        return cell.cell_contents
-    except ValueError:  # nothing is in it yet
-        return None
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
 
 
-def _written(constant: Any) -> str:
-    if isinstance(constant, frozenset):  # whose order differs from process to process
-        return f"{sorted(map(repr, constant))}\n"
-    return f"{constant!r}\n"
+@functools.cache
+def _is_library(file: str | None) -> bool:
+    """Whether code was installed, or is Python's own."""
+    if file is None or file.startswith("<frozen"):
+        return True
+    return bool(_LIBRARIES & set(Path(file).resolve().parents))

@@ -12,6 +12,7 @@ from calib.errors import UserError
 from calib.files.storage import plain
 from deploy.devices.messages import Asked, DeviceResults, Result
 from deploy.runner.experiment import result_key
+from deploy.runner.intervals import between_sessions
 from deploy.runner.quiet import FEWEST, widened
 from deploy.runner.state import throttle_reasons
 from deploy.terminal.printable import printable
@@ -135,7 +136,9 @@ def _check_figures(result: Result) -> None:
 
 
 def _check_interval(ratio: float, interval: Sequence[float], ratios: np.ndarray, result: Result) -> None:
-    """The interval holds the ratio, and its ends are where a bootstrap of the rounds puts them, and the slowdown."""
+    """The interval holds the ratio, and its ends are where a bootstrap of the rounds puts them, other sessions, and the
+    slowdown.
+    """
     assert result.slowdown is not None
     low, high = interval
     told = f"the interval of its ratio is {low:.6g} to {high:.6g}"
@@ -145,8 +148,11 @@ def _check_interval(ratio: float, interval: Sequence[float], ratios: np.ndarray,
     picks = np.random.default_rng(0).integers(0, len(ratios), size=(_RESAMPLES, len(ratios)))
     medians = np.median(ratios[picks], axis=1)
     outer, inner = _END_PERCENT
-    for end, factor, percents in ((low, below, (outer, inner)), (high, above, (100 - inner, 100 - outer))):
-        least, most = np.percentile(medians, percents) * factor
+    for side, end, factor, percents in (
+        (0, low, below, (outer, inner)),
+        (1, high, above, (100 - inner, 100 - outer)),
+    ):
+        least, most = (between_sessions(ratio, (at, at))[side] * factor for at in np.percentile(medians, percents))
         if not least * (1 - _TOLERANCE) <= end <= most * (1 + _TOLERANCE):
             raise _contradiction(
                 result, f"{told}, and its rounds put the end {end:.6g} between {least:.6g} and {most:.6g}"

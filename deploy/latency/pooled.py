@@ -8,8 +8,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from deploy.devices.base import Result
-from deploy.runner.protocol import bootstrap_median
-from deploy.runner.quiet import widened
+from deploy.runner.intervals import interval_of_ratio
 from deploy.runner.state import QUIET
 
 
@@ -19,8 +18,8 @@ def pooled(results: Sequence[Result], seed: int) -> Result:
     Rounds beside other work say little, so where some results are of a quiet machine only these count, and without one
     the quietest alone. Results of another plan than the last one's are of another engine, and are left out. What is no
     figure of the rounds is that of the last of these, and of single calls that of the last that has them. The ratio is
-    the median of the ratios within rounds, its interval their 95 % percentile bootstrap, as `deploy.runner.protocol`
-    has it for one measurement. Ours.
+    the median of the ratios within rounds, its interval as that of one measurement
+    (`deploy.runner.intervals`). Ours.
     """
     last = results[-1]
     alike = [each for each in results if each.plan_sha256 == last.plan_sha256]
@@ -32,13 +31,12 @@ def pooled(results: Sequence[Result], seed: int) -> Result:
     engine = np.concatenate([each.rounds_ms for each in quiet])
     baseline = np.concatenate([each.float_rounds_ms for each in quiet])
     slowdown = max(map(_slowdown, quiet))
-    interval = bootstrap_median(engine / baseline, np.random.default_rng(seed))
     engine_ms = float(np.median(engine))
     return replace(
         quiet[-1],
         **calls,
         ratio=float(np.median(engine / baseline)),
-        ratio_interval=widened(interval, slowdown),
+        ratio_interval=interval_of_ratio(engine / baseline, slowdown, np.random.default_rng(seed), len(quiet)),
         engine_ms=engine_ms,
         float_ms=float(np.median(baseline)),
         throughput=1000.0 * last.batch / engine_ms,

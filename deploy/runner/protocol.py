@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from deploy.runner.errors import DeviceError
-from deploy.runner.quiet import Round, quiet_rounds, widened
+from deploy.runner.intervals import bootstrap_median, interval_of_ratio
+from deploy.runner.quiet import Round, quiet_rounds
 
 _WARM_UP_CALLS = 3
 _STEP_MS = 20.0
@@ -20,8 +21,6 @@ _STEP_MS = 20.0
 _SETTLED = 0.02
 """Two timings that differ by this share agree."""
 _MOST_STEPS = 40
-_RESAMPLES = 2000
-_CONFIDENCE = 0.95
 _SINGLES_MS = 500.0
 """How long calls are timed one by one, at most."""
 _FEWEST_SINGLES = 100
@@ -158,7 +157,8 @@ def measure_engines(
     After a warm-up the order within a round is shuffled, since an engine may profit from what ran before it. In a round
     each engine makes one call that is not timed, since others have filled the caches, and runs in two to five parts, of
     which the fastest counts: an interruption only ever adds time. The ratio of two engines is the median of their
-    ratios within rounds, so that a machine that slows down changes no ratio. At the end each engine's calls are timed
+    ratios within rounds, so that a machine that slows down changes no ratio; its interval holds for other sessions of
+    the same engines too. At the end each engine's calls are timed
     one by one. Raises NotComparable when the clocks differ, DeviceError when a clock is too coarse to read a time.
     Ours.
     """
@@ -196,16 +196,6 @@ def measure_engines(
     return {
         name: replace(timing, **_tail(engines[name], timing.latency_ms, protocol)) for name, timing in timings.items()
     }
-
-
-def bootstrap_median(values: Sequence[float] | np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
-    """Return the 95 % percentile-bootstrap interval of the median."""
-    array = np.asarray(values)
-    picks = generator.integers(0, len(array), size=(_RESAMPLES, len(array)))
-    medians = np.median(array[picks], axis=1)
-    tail = 100 * (1 - _CONFIDENCE) / 2
-    low, high = np.percentile(medians, [tail, 100 - tail])
-    return float(low), float(high)
 
 
 def _run_alike(engines: Iterable[Timed]) -> None:
@@ -287,7 +277,7 @@ def _timing(
         latency_ms=latency,
         latency_interval_ms=bootstrap_median(rounds, generator),
         ratio=float(np.median(ratios)),
-        ratio_interval=widened(bootstrap_median(ratios, generator), slowdown if rounds is not reference else 1.0),
+        ratio_interval=(1.0, 1.0) if rounds is reference else interval_of_ratio(ratios, slowdown, generator),
         rounds_ms=tuple(map(float, rounds)),
         p99_ms=None,
         p99_calls=0,

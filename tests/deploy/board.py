@@ -8,6 +8,7 @@ import msgspec
 import onnx
 
 from deploy.devices.base import Experiment, Result
+from deploy.runner.intervals import between_sessions
 from deploy.runner.protocol import Protocol
 
 LAYERS = ("first", "second", "head")
@@ -75,8 +76,8 @@ def figures(integers: Iterable[str], costs: dict[str, float], refuses: Refuses) 
         "throughput": 500 / ratio,
         "build_seconds": 0.1,
     }
-    interval = [ratio - 0.002, ratio + 0.002]
-    rounds = {"rounds_ms": [2 * at for at in (interval[0], ratio, interval[1])] * 5, "float_rounds_ms": [2.0] * 15}
+    interval = list(between_sessions(ratio, (ratio - 0.002, ratio + 0.002)))
+    rounds = {"rounds_ms": [2 * (ratio + by) for by in (-0.002, 0.0, 0.002)] * 5, "float_rounds_ms": [2.0] * 15}
     empty = {
         **empty,
         "state": STATE,

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from deploy.devices.base import Result
 from deploy.latency.pooled import pooled
-from deploy.runner.protocol import bootstrap_median
+from deploy.runner.intervals import interval_of_ratio
 from tests.deploy.board import FASTER, figures, nothing
 
 
@@ -26,7 +26,7 @@ def result(seed: int = 0, slowdown: float = 1.0, ratio: float = 0.65, **changes)
         rounds_ms=tuple(engine),
         float_rounds_ms=tuple(baseline),
         ratio=float(np.median(engine / baseline)),
-        ratio_interval=bootstrap_median(engine / baseline, generator),
+        ratio_interval=interval_of_ratio(engine / baseline, 1.0, generator),
         slowdown=slowdown,
         **changes,
     )

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from deploy.runner.protocol import Protocol, bootstrap_median, measure_engines
+from deploy.runner.intervals import bootstrap_median, interval_of_ratio
+from deploy.runner.protocol import Protocol, measure_engines
 
 
 class Clock:
@@ -97,3 +98,18 @@ def test_the_interval_of_a_median_covers_it():
     assert 0.88 <= covered / 200 <= 0.99
     low, high = bootstrap_median(generator.standard_normal(1000), generator)
     assert high - low < np.mean(widths) / 3
+
+
+def test_the_interval_of_a_ratio_holds_for_other_sessions():
+    generator, true = np.random.default_rng(0), 0.6
+    covered = {"rounds": 0, "sessions": 0}
+    for _ in range(200):
+        session = true * (1 + 0.005 * generator.standard_normal())
+        ratios = session * (1 + 0.004 * generator.standard_normal(41))
+        for name, (low, high) in {
+            "rounds": bootstrap_median(ratios, generator),
+            "sessions": interval_of_ratio(ratios, 1.0, generator),
+        }.items():
+            covered[name] += low <= true <= high
+    assert covered["sessions"] >= 180
+    assert covered["rounds"] < 120, "or nothing would be gained"

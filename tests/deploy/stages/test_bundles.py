@@ -178,15 +178,15 @@ def test_a_float_engine_that_nothing_beats_is_kept(workspace, directory):
 
 def test_a_budget_in_milliseconds_needs_the_float_engines(workspace, directory):
     with pytest.raises(
-        UserError, match=r"latency=1\.5ms is in milliseconds, .* are not known yet: give a share of them"
+        UserError, match=r"latency=1\.6ms is in milliseconds, .* are not known yet: give a share of them"
     ):
-        write_next_bundle(workspace, "latency=1.5ms", directory)
+        write_next_bundle(workspace, "latency=1.6ms", directory)
     write_next_bundle(workspace, "latency=0.9x", directory)
     take_feedback(workspace, answered(workspace, directory))
     assert read(workspace.run.file("observations.json"))["machines"]["a board"]["float_ms"] == 2.0
-    until_nothing_is_left(workspace, directory, "latency=1.5ms", lambda: answered(workspace, directory))
+    until_nothing_is_left(workspace, directory, "latency=1.6ms", lambda: answered(workspace, directory))
     with pytest.raises(UserError, match="no other engine needs to be measured: no other policy within the limit"):
-        write_next_bundle(workspace, "latency=1.5ms", directory)
+        write_next_bundle(workspace, "latency=1.6ms", directory)
 
 
 def test_what_is_no_answer_to_the_last_bundle_changes_nothing(workspace, directory):
