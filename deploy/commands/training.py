@@ -70,6 +70,7 @@ def finetune(
     finetuned.safetensors to go back.
     """
     from deploy.stages import read_policy
+    from deploy.stages.cheapest import judge_tuned
     from deploy.stages.finetuning import finetune as finetune_stage
     from deploy.stages.run_all import open_run
 
@@ -77,7 +78,9 @@ def finetune(
         FineTuneSettings, options, learning_rate=learning_rate, step_learning_rate=learning_rate / _STEP_SIZES
     )
     with open_run(run, progress, resources=resources, task=task) as workspace:
-        record = finetune_stage(workspace, read_policy(workspace), settings)
+        policy = read_policy(workspace)
+        record = finetune_stage(workspace, policy, settings)
+        judge_tuned(workspace, policy)
     return record, [_line("fine-tuned", run, record, workspace.task.metric_name)], 0
 
 
@@ -94,12 +97,15 @@ def reconstruct(run: Path, task: str | None, progress: Any, resources: Any, **op
     finetuned.safetensors to go back.
     """
     from deploy.stages import read_policy
+    from deploy.stages.cheapest import judge_tuned
     from deploy.stages.reconstructing import reconstruct as reconstruct_stage
     from deploy.stages.run_all import open_run
 
     settings = settings_from_options(ReconstructionSettings, options)
     with open_run(run, progress, resources=resources, task=task) as workspace:
-        record = reconstruct_stage(workspace, read_policy(workspace), settings)
+        policy = read_policy(workspace)
+        record = reconstruct_stage(workspace, policy, settings)
+        judge_tuned(workspace, policy)
     return record, [_line("reconstructed", run, record, workspace.task.metric_name)], 0
 
 

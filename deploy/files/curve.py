@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from calib.files.storage import AboveZero, Amount, FileRecord, Positive, Record
+from calib.files.storage import AboveZero, Amount, FileRecord, Positive, Record, Sha256
 from deploy.files.search import check_once
 from smpq.files import Interval, PolicyFile
 
@@ -73,11 +73,13 @@ class CurveFile(FileRecord, frozen=True, kw_only=True):
     """`curve.json`: the points, the cheapest first; a name that was given stays.
 
     `cost` is the latency that `machine` measured, in milliseconds of a batch, or the size in bytes where engines cannot
-    be timed, for the reason `not_timed`. `float_cost` is the float model's. `stop_reason` says why there are no more.
+    be timed, for the reason `not_timed`. `float_cost` is the float model's. `evaluation` is a hash of the data that all
+    points are judged on. `stop_reason` says why there are no more.
     """
 
     NAME = "curve.json"
     MADE_BY = "smpq curve"
+    VERSION = 2
 
     cost: Literal["latency", "size"]
     machine: str | None
@@ -85,6 +87,7 @@ class CurveFile(FileRecord, frozen=True, kw_only=True):
     float_cost: AboveZero
     metric: str
     samples: Positive
+    evaluation: Sha256
     stop_reason: str
     points: Annotated[tuple[PointRow, ...], msgspec.Meta(max_length=MOST_POINTS)]
 

@@ -9,11 +9,12 @@ from typing import Literal
 from calib.batches import Batches, selection_batches
 from calib.errors import UserError
 from calib.task import SetTask
-from deploy.files.search import Judged, LossFile
+from deploy.files.search import BudgetFile, Judged, LossFile
 from deploy.latency.observations import latency_model
 from deploy.latency.steps import LoopSettings, Outcome
 from deploy.run.data_free import check_budget
 from deploy.run.workspace import Workspace
+from deploy.stages.finetuning import FINE_TUNED, tuned, version_key
 from deploy.stages.looping import close_loop
 from deploy.stages.scoring import static_ceilings
 from smpq.files import Interval
@@ -136,6 +137,26 @@ def search_cheapest(
     return found, reason, outcome
 
 
+def judge_tuned(workspace: Workspace, policy: Policy, budget: Budget | None = None) -> None:
+    """Write what the policy loses with its tuned weights, where the budget, by default the run's, limits that. Warns
+    where it is more than the budget allows.
+    """
+    known = workspace.run.find(BudgetFile)
+    if budget is None and known is not None:
+        budget = Budget.from_text(known.budget)
+    model = tuned(workspace, policy)
+    if budget is None or budget.loss is None or model is None:
+        return
+    verdicts, key = verdicts_of(workspace, budget.loss), version_key(workspace, policy)
+    found = verdicts.loss.of_tuned(model.traced, model.edits(), key, verdicts.limit)
+    _keep(workspace, budget, key, found, verdicts)
+    if not found.within(verdicts.limit):
+        workspace.progress.warn(
+            f"with its tuned weights the policy is not shown to be within {budget.loss}: tune with other settings, or "
+            f"delete {workspace.run.file(FINE_TUNED)} to go back"
+        )
+
+
 def solve_cheapest(workspace: Workspace, budget: Budget, scores: Scores, effort: Effort) -> Policy:
     """Return the policy that is predicted to be fastest of those that lose little enough; the smallest where this run
     has measured no engine. Writes `loss.json`.
@@ -153,12 +174,23 @@ def solve_cheapest(workspace: Workspace, budget: Budget, scores: Scores, effort:
 
 def keep_loss(workspace: Workspace, budget: Budget, policy: Policy, verdicts: Verdicts) -> None:
     """Write what the chosen policy loses, and say how many samples would show more: of it, and of cheaper ones."""
-    found = verdicts.of(policy)
+    _keep(workspace, budget, policy.key(), verdicts.of(policy), verdicts)
+    cheaper = [loss for key, loss in verdicts.unproven.items() if key != policy.key()]
+    if cheaper:
+        least = min(loss.samples_needed(verdicts.limit) or 0 for loss in cheaper)
+        workspace.progress.warn(
+            f"{len(cheaper)} cheaper plans lose less than {verdicts.limit:.3g} {verdicts.unit} in the mean of "
+            f"{cheaper[0].samples} {verdicts.data} samples, which are too few to show it: about {least} would show it "
+            "of one of them"
+        )
+
+
+def _keep(workspace: Workspace, budget: Budget, key: str, found: Loss, verdicts: Verdicts) -> None:
     low, high = found.interval
     needed = found.samples_needed(verdicts.limit)
     workspace.run.write(
         LossFile(
-            policy=policy.key(),
+            policy=key,
             budget=str(budget),
             limit=verdicts.limit,
             unit=verdicts.unit,
@@ -172,14 +204,6 @@ def keep_loss(workspace: Workspace, budget: Budget, policy: Policy, verdicts: Ve
     if high > verdicts.limit and needed is not None:
         said += f"; about {needed} samples would show that it is within {verdicts.limit:.3g}"
     workspace.progress.say(said)
-    cheaper = [loss for key, loss in verdicts.unproven.items() if key != policy.key()]
-    if cheaper:
-        least = min(loss.samples_needed(verdicts.limit) or 0 for loss in cheaper)
-        workspace.progress.warn(
-            f"{len(cheaper)} cheaper plans lose less than {verdicts.limit:.3g} {verdicts.unit} in the mean of "
-            f"{cheaper[0].samples} {verdicts.data} samples, which are too few to show it: about {least} would show it "
-            "of one of them"
-        )
 
 
 def _by_cost(

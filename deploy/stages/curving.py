@@ -26,26 +26,26 @@ def draw_curve(workspace: Workspace, most: int = MOST_ENGINES) -> CurveFile:
     """
     scores = score(workspace)
     method_of(scores).check_latency()
-    earlier = _earlier(workspace)
+    judge = Judge(workspace)
+    earlier = _earlier(workspace, judge.content)
     drawn = _drawn(workspace, scores, most, earlier)
     known = {_key(workspace, row): row for row in earlier.points} if earlier is not None else {}
     engines = shown(drawn.engines, most, frozenset(known))
     engines = sorted(engines, key=lambda engine: (engine.ratio, engine.key))
     names = _names(engines, known)
     judged = {name: known[key].judged for key, name in names.items() if key in known}
-    judge = Judge(workspace)
     waiting = [engine for engine in engines if judged.get(names[engine.key]) is None]
     if waiting:  # what is wrong with the float model, or with the data, is wrong for all
         judge.run_float()
     for engine in waiting:
         name = names[engine.key]
-        _write(workspace, drawn, engines, names, judged, judge.samples)
+        _write(workspace, drawn, engines, names, judged, judge)
         try:
             judged[name] = _judged(judge, engine, name)
         except UserError as error:
             workspace.progress.warn(f"{name} is left out: {error}")
             names.pop(engine.key)
-    return _write(workspace, drawn, engines, names, judged, judge.samples)
+    return _write(workspace, drawn, engines, names, judged, judge)
 
 
 def _drawn(workspace: Workspace, scores: Scores, most: int, earlier: CurveFile | None) -> Drawn:
@@ -55,11 +55,17 @@ def _drawn(workspace: Workspace, scores: Scores, most: int, earlier: CurveFile |
     return sized_engines(workspace, scores, most, earlier)
 
 
-def _earlier(workspace: Workspace) -> CurveFile | None:
-    """Return the run's curve, None where there is none of this machine."""
+def _earlier(workspace: Workspace, evaluation: str) -> CurveFile | None:
+    """Return the run's curve, None where there is none of this machine; nothing of it is judged where the evaluation
+    data are others.
+    """
     record = workspace.run.find(CurveFile)
     machine = workspace.bench.machine if workspace.not_measurable is None else None
-    return record if record is not None and record.machine == machine else None
+    if record is None or record.machine != machine:
+        return None
+    if record.evaluation == evaluation:
+        return record
+    return replace(record, points=tuple(replace(row, judged=None, dominated=False) for row in record.points))
 
 
 def _key(workspace: Workspace, row: PointRow) -> str:
@@ -93,7 +99,7 @@ def _write(
     engines: Sequence[Engine],
     names: Mapping[str, str],
     judged: Mapping[str, JudgedPoint | None],
-    samples: int,
+    judge: Judge,
 ) -> CurveFile:
     timed = workspace.not_measurable is None
     rows = tuple(
@@ -118,7 +124,8 @@ def _write(
         not_timed=workspace.not_measurable,
         float_cost=drawn.float_cost,
         metric=workspace.task.metric_name,
-        samples=samples,
+        samples=judge.samples,
+        evaluation=judge.content,
         stop_reason=drawn.stop_reason,
         points=tuple(replace(row, dominated=is_dominated(row, rows)) for row in rows),
     )

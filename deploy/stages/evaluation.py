@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from calib.batches import add_to_hash
 from calib.data import call_task, each_batch
 from calib.errors import UserError
 from calib.sizes import InputSizes
@@ -59,6 +61,11 @@ class Evaluation:
         """How many samples there are."""
         return sum(self._sizes)
 
+    @property
+    def content(self) -> str:
+        """A hash (sha256, hex) of values from all samples and of the targets."""
+        return hashlib.sha256(repr(self._marks).encode()).hexdigest()
+
     def count(self, samples: int) -> int:
         """Return how many batches, by number, have so many samples; all where there are fewer."""
         seen = 0
@@ -107,4 +114,8 @@ def _mark(batch: Batch) -> tuple[int, int]:
             # an odd stride, so that the values are not all of one channel or column
             taken = values[:, :: max(values.shape[1] // _VALUES_OF_ONE, 1) | 1].cpu().contiguous()
             found = zlib.crc32(taken.view(torch.uint8).numpy().tobytes(), found)
+    if not isinstance(batch.target, Tensor):
+        digest = hashlib.sha256()
+        add_to_hash(digest, batch.target)
+        found = zlib.crc32(digest.digest(), found)
     return len(batch.inputs[0]), found

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from calib.batches import content_hash
 from calib.data import training_batches
 from calib.errors import UserError
 from calib.files.storage import plain
@@ -30,6 +31,7 @@ from smpq.training.lsq import check_learned
 from smpq.training.settings import FineTuneSettings
 
 FINE_TUNED = FineTunedFile.NAME
+TRAINING_DATA = "training_data"
 MODEL = "model.finetuned.onnx"
 
 
@@ -85,6 +87,7 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
     with workspace.progress.step("fine-tune"):
         report = each_tenth(workspace.progress.say, "fine-tuning")
         found = train(subject, workspace.batches, settings, report, workspace.resources.evaluates_on)
+    found = replace(found, settings={**found.settings, **training_data(workspace)})
     if found.kept == "start":
         workspace.progress.warn(
             "fine-tuning did not improve the policy on the calibration data, and changed nothing: "
@@ -97,6 +100,11 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
             "no verdict when the float model was trained on these data; smpq verify tells. Otherwise use --keep better"
         )
     return keep_weights(workspace, found)
+
+
+def training_data(workspace: Workspace) -> dict[str, str]:
+    """Return a hash of the first batch that is trained on, by its name among the recorded settings."""
+    return {TRAINING_DATA: content_hash([next(training_batches(workspace.task, 0))])}
 
 
 def subject_of(workspace: Workspace, policy: Policy) -> Subject:

@@ -39,6 +39,11 @@ class Judge:
         """How many samples there are."""
         return self._data.samples
 
+    @property
+    def content(self) -> str:
+        """A hash of the evaluation data."""
+        return self._data.content
+
     def run_float(self) -> None:
         """Run the float model, which all others are compared with. UserError where it or the task does not work. Warns
         where the samples are too few for an interval.

@@ -100,7 +100,7 @@ class Recorded:
     @cached_property
     def loss(self) -> LossFile | None:
         """What the policy loses by the samples that decided about it; None for another policy or budget."""
-        record = self.run.find_for(LossFile, self.policy.key())
+        record = self.run.find_for(LossFile, self.version)
         return record if record is not None and self.budget is not None and record.budget == str(self.budget) else None
 
     @cached_property

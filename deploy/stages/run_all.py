@@ -19,6 +19,7 @@ from deploy.run.trust import check_trusted, remember
 from deploy.run.workspace import Workspace
 from deploy.runner.state import QUIET
 from deploy.stages import build, export, measure, search, verify
+from deploy.stages.cheapest import judge_tuned
 from deploy.stages.choosing import check_reachable, score_for, write_stability
 from deploy.stages.evaluation import check_first_batch
 from deploy.stages.finetuning import discard_other, version_key
@@ -212,6 +213,7 @@ def _tune(workspace: Workspace, policy: Policy, tuning: Tuning, budget: Budget) 
         return
     before = version_key(workspace, policy)
     tune_unless_done(workspace, policy, tuning)
+    judge_tuned(workspace, policy, budget)
     if version_key(workspace, policy) != before:
         _make(workspace, policy, budget)
 

@@ -8,7 +8,7 @@ from typing import Any
 from calib.errors import UserError
 from deploy.run.workspace import Workspace
 from deploy.stages.choosing import check_possible
-from deploy.stages.finetuning import FINE_TUNED, for_run, keep_weights
+from deploy.stages.finetuning import FINE_TUNED, TRAINING_DATA, for_run, keep_weights, training_data
 from deploy.stages.policies import read_policy, write_policy
 from deploy.stages.scoring import check_scores, check_task, search_problem, static_ceilings
 from smpq.methods import method_from_name
@@ -28,7 +28,7 @@ def train(workspace: Workspace, budget: Budget, method: str, how: FineTuneSettin
     for which budget. UserError when the run holds weights of another training.
     """
     run, how = workspace.run, for_run(how, workspace)
-    asked = _asked(method, budget, how)
+    asked = _asked(workspace, method, budget, how)
     known = _recorded(workspace)
     if known is not None:
         _check_same(workspace, known, asked)
@@ -59,11 +59,11 @@ def check_training(workspace: Workspace, budget: Budget, method: str, how: FineT
     check_task(workspace, method)
     known = _recorded(workspace)
     if known is not None:
-        _check_same(workspace, known, _asked(method, budget, for_run(how, workspace)))
+        _check_same(workspace, known, _asked(workspace, method, budget, for_run(how, workspace)))
 
 
-def _asked(method: str, budget: Budget, how: FineTuneSettings) -> dict[str, Any]:
-    return {"method": method, "budget": str(budget), **asdict(how)}
+def _asked(workspace: Workspace, method: str, budget: Budget, how: FineTuneSettings) -> dict[str, Any]:
+    return {"method": method, "budget": str(budget), **asdict(how), **training_data(workspace)}
 
 
 def _recorded(workspace: Workspace) -> FineTunedFile | None:
@@ -80,7 +80,5 @@ def _check_same(workspace: Workspace, known: FineTunedFile, asked: dict[str, Any
     for name, value in asked.items():
         before = known.settings.get(name)
         if before != value:
-            raise UserError(
-                f"{path} was trained with {name}={before!r}, now {value!r} is asked for: use another --out, "
-                "or delete it"
-            )
+            told = f"{name}={before!r}, now {value!r} is asked for" if name != TRAINING_DATA else "other training data"
+            raise UserError(f"{path} was trained with {told}: use another --out, or delete it")

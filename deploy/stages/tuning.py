@@ -31,7 +31,9 @@ class _Way:
 
 _WAYS = {
     FineTuneSettings: _Way(
-        finetuning.check_trainable, finetuning.finetune, lambda how, run: asdict(finetuning.for_run(how, run))
+        finetuning.check_trainable,
+        finetuning.finetune,
+        lambda how, run: {**asdict(finetuning.for_run(how, run)), **finetuning.training_data(run)},
     ),
     ReconstructionSettings: _Way(
         reconstructing.check_reconstructable,

@@ -10,7 +10,8 @@ import torch
 
 from calib.batches import samples_in
 from calib.errors import UserError
-from calib.network.execution import NO_EDITS
+from calib.network.execution import NO_EDITS, Edits
+from calib.network.graph import TracedModel
 from calib.task import Batch, Task
 from smpq.files import SHARES
 from smpq.problem.policy import Policy, Space
@@ -113,14 +114,23 @@ class PolicyLoss:
             self._known[key] = self._read(*key) or self._evaluate(policy, limit)
         return self._known[key]
 
+    def of_tuned(self, traced: TracedModel, edits: Edits, key: str, limit: float) -> Loss:
+        """Return what a policy loses whose weights were tuned: `edits` of `traced` simulate it. `key` names both."""
+        if (key, limit) not in self._known:
+            self._known[key, limit] = self._read(key, limit) or self._judge(traced, edits, key, limit)
+        return self._known[key, limit]
+
     def _evaluate(self, policy: Policy, limit: float) -> Loss:
-        fake, found = self._fake, self._nothing()
-        edits = [fake.edits(fake.plan(policy.by_unit(self._space.groups), policy.float_joins))]
-        if edits == [NO_EDITS]:  # the float model itself, whatever the samples are
+        fake = self._fake
+        edits = fake.edits(fake.plan(policy.by_unit(self._space.groups), policy.float_joins))
+        if edits == NO_EDITS:  # the float model itself, whatever the samples are
             return Loss(0.0, 0.0, self._samples)
-        lost: Loss | None = None
+        return self._judge(fake.traced, edits, policy.key(), limit)
+
+    def _judge(self, traced: TracedModel, edits: Edits, key: str, limit: float) -> Loss:
+        found, lost = self._nothing(), None
         for index, batch in enumerate(self._parts()):
-            ((_, output),) = outputs_of(fake.traced, batch.inputs, edits)
+            ((_, output),) = outputs_of(traced, batch.inputs, [edits])
             self._run_float(index, batch)
             found.take(index, output, batch)
             complete = found.samples == self._samples
@@ -132,8 +142,8 @@ class PolicyLoss:
                 break
         assert lost is not None
         if not math.isfinite(lost.mean):
-            raise UserError(f"the loss of the policy {policy.key()[:200]} is not a number on the held-out data")
-        self._write(policy.key(), limit, lost)
+            raise UserError(f"the loss of the policy {key[:200]} is not a number on the held-out data")
+        self._write(key, limit, lost)
         return lost
 
     def _parts(self) -> Iterator[Batch]:

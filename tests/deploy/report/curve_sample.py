@@ -40,13 +40,14 @@ def curve(path: str = "layer1.conv1", **other: Any) -> dict[str, Any]:
         return dict(zip(("stem", path, "head"), formats, strict=True))
 
     return {
-        "schema": 1,
+        "schema": 2,
         "cost": "latency",
         "machine": "a processor, Linux x86_64",
         "not_timed": None,
         "float_cost": FLOAT_MS,
         "metric": "top-1",
         "samples": 10_000,
+        "evaluation": "e" * 64,
         "stop_reason": "16 engines are measured",
         "points": [
             point("P1", "uniform", 0.58, 0.8612, plan("w8a8", "w8a8", "w8a8")),

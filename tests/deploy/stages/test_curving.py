@@ -104,6 +104,20 @@ def test_accuracies_are_worked_out_once(workspace, monkeypatch):
     assert [point.name for point in record.points] == [point.name for point in begun.points]
 
 
+def test_other_evaluation_data_judge_all_points_anew(workspace):
+    class Others(Tiny):
+        def evaluation(self):
+            return [(inputs, (target + 1) % 3) for inputs, target in super().evaluation()]
+
+    first = draw_curve(on(workspace), 4)
+    second = draw_curve(replace(on(workspace), task=Others()), 6)
+    kept = {point.name: point.judged.accuracy for point in first.points}
+    assert set(kept) < {point.name for point in second.points}
+    alone = draw_curve(replace(on(workspace), task=Others()), 6)
+    assert second.points == alone.points
+    assert all(point.judged.accuracy != kept[point.name] for point in second.points if point.name in kept)
+
+
 def test_an_engine_that_gives_no_numbers_is_left_out_with_a_warning(workspace, monkeypatch):
     said = []
     monkeypatch.setattr(type(workspace.progress), "warn", lambda _, text: said.append(text))
