@@ -23,7 +23,7 @@ def _faster(report: ReportFile) -> Answer:
     if latency is None:
         costs = (
             f"What is counted instead: {size(report.size_bytes)} against {size(report.float_size_bytes)} of the "
-            "float engine, and"
+            "model in FP32, and"
         )
         counts = (
             f"{costs} {magnitude(report.bops)} bit operations against {magnitude(report.float_bops)}. "

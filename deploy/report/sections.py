@@ -44,7 +44,7 @@ def _budget(report: ReportFile) -> Section:
         rows.append([limit.cost, amount(limit.limit, limit.unit), reached, word])
     costs = (
         f"The engine has {number(report.avg_bits)} bits a weight on average, {size(report.size_bytes)} against "
-        f"{size(report.float_size_bytes)} of the float engine, and {magnitude(report.bops)} bit operations against "
+        f"{size(report.float_size_bytes)} of the model in FP32, and {magnitude(report.bops)} bit operations against "
         f"{magnitude(report.float_bops)}."
     )
     columns = [("cost", "word"), ("limit", "number"), ("reached", "number"), ("", "word")]

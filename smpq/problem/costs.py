@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from calib.formats.format import FLOAT_ACTIVATION_BITS, FP32, Format
 from calib.network.graph import TracedModel
 from calib.network.units import Unit
@@ -95,29 +97,40 @@ def cost_models(
 ) -> dict[str, CostModel]:
     """Return the costs that are known without building anything.
 
-    `size`: bytes of all parameters and buffers of the graph, weights of units packed (the baseline is the model in
-    FP32). `stored` says as what a runtime holds a format, where that is another one: 7-bit weights in 8 bits. `bops`:
-    see `bit_operations`, units only. `avg_bits`: weight bits averaged over the parameters of all units, scales not
-    counted.
+    `size`: bytes of all parameters and buffers of the graph, weights of units packed and other floats in the target's
+    float type (the baseline is the model in FP32). `stored` says as what a runtime holds a format, where that is
+    another one: 7-bit weights in 8 bits. `bops`: see `bit_operations`, units only. `avg_bits`: weight bits averaged
+    over the parameters of all units, scales not counted.
     """
     unit_weights = {unit.weight for unit in space.units}
     used = {node.name for node in traced.graph.nodes if node.users}
-    rest = sum(
-        t.numel() * t.element_size() for name, t in traced.state.items() if name in used and name not in unit_weights
-    )
+    others = [tensor for name, tensor in traced.state.items() if name in used and name not in unit_weights]
+    narrowed = space.reference.weight_bits / 8
+
+    def held(tensor: Tensor) -> float:
+        size = tensor.element_size()
+        return tensor.numel() * (min(size, narrowed) if tensor.is_floating_point() else size)
+
+    rest, fixed = sum(tensor.numel() * tensor.element_size() for tensor in others), sum(map(held, others))
     parameters = sum(unit.parameters for unit in space.units)
     return {
-        "size": _additive("size", space, lambda unit, chosen: weight_bytes(unit, stored(unit, chosen)), float(rest)),
-        "bops": _additive("bops", space, bit_operations, 0.0),
+        "size": _additive(
+            "size", space, lambda unit, chosen: weight_bytes(unit, stored(unit, chosen)), float(fixed), float(rest)
+        ),
+        "bops": _additive("bops", space, bit_operations),
         "avg_bits": _additive(
-            "avg_bits", space, lambda unit, chosen: unit.parameters * chosen.weight_bits / parameters, 0.0
+            "avg_bits", space, lambda unit, chosen: unit.parameters * chosen.weight_bits / parameters
         ),
     }
 
 
-def _additive(name: str, space: Space, cost: Callable[[Unit, Format], float], fixed: float) -> CostModel:
+def _additive(
+    name: str, space: Space, cost: Callable[[Unit, Format], float], fixed: float = 0.0, in_fp32: float = 0.0
+) -> CostModel:
+    """Return a cost of each unit and a fixed part, which is `in_fp32` of the float model."""
+
     def part(group: Group, chosen: Format) -> float:
         return sum(cost(unit, chosen) for unit in group.units)
 
     parts = {group.name: {chosen: part(group, chosen) for chosen in space.priced(group.name)} for group in space.groups}
-    return CostModel(name, fixed, parts, fixed + sum(part(group, FP32) for group in space.groups))
+    return CostModel(name, fixed, parts, in_fp32 + sum(part(group, FP32) for group in space.groups))

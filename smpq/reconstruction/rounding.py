@@ -77,6 +77,10 @@ class SoftWeight(nn.Module):
                 self._start, values=stored.cpu(), scale=scale.cpu(), zero_point=None if zero is None else zero.cpu()
             )
 
+    def whole(self) -> Tensor:
+        """Return the weight with whole integers."""
+        return self.hard().dequantize().to(self.floor.device)
+
     def _spread(self, scale: Tensor) -> Tensor:
         block = self._start.block
         if block is not None:

@@ -25,6 +25,8 @@ _WARM_UP = 0.2
 """Share of the iterations without a pull to whole integers."""
 _STEEPEST, _FLATTEST = 20.0, 2.0
 _SMALLEST_BETA_SHARE = 1e-6
+_JUDGED = 256
+"""Samples that a block's error is told of."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Done:
-    """A block that was trained: integers by weight, biases, and the cost of its error at the start and at the end."""
+    """A block that was trained: integers by weight, biases, and its mean squared error with whole integers, on what the
+    quantised network gives it, before and after.
+    """
 
     weights: Mapping[str, QuantizedWeight]
     biases: Mapping[str, Tensor]
@@ -80,8 +84,8 @@ def train_block(
     def biases() -> dict[str, Tensor]:
         return {name: bias + spreads[name] * moved[name] for name, bias in parts.biases.items()}
 
-    def edits(drop: float) -> Edits:
-        weights = {name: weight() for name, weight in parts.weights.items()}
+    def edits(drop: float, *, whole: bool = False) -> Edits:
+        weights = {name: weight.whole() if whole else weight() for name, weight in parts.weights.items()}
         learned = {id(module) for module in parts.activations}
 
         def edit(known: Edit) -> Edit:
@@ -92,6 +96,17 @@ def train_block(
         edges = {place: kept.setdefault(id(known), edit(known)) for place, known in around.edges.items()}
         return Edits(sources, edges, {**around.parameters, **weights, **biases()})
 
+    def error() -> float:
+        found, count = 0.0, min(walk.count, _JUDGED)
+        with torch.no_grad():
+            for index in torch.arange(count).split(walk.size):
+                made = walk.run(block, walk.taken(rows, index), edits(0.0, whole=True)).values
+                wanted = walk.taken(targets, index)
+                squares = [(made[name] - wanted[name]).square().mean() for name in block.outputs]
+                found += float(torch.stack(squares).sum()) * len(index) / count
+        return found
+
+    before = error()
     optimizer = torch.optim.Adam(
         [
             {"params": [weight.variables for weight in parts.weights.values()], "lr": settings.rate},
@@ -102,8 +117,6 @@ def train_block(
     rates = [group["lr"] for group in optimizer.param_groups]
     losses = {name: LOSSES[settings.loss].make() for name in block.outputs}
     refresh = _refreshes(settings)
-    first: list[float] = []
-    last: list[float] = []
     for iteration in range(settings.iterations):
         if iteration in refresh:
             seen, _ = sensitivities(walk, block, edits(0.0), float_rows, targets, divergence)
@@ -128,22 +141,16 @@ def train_block(
                 f"the reconstruction diverged after {iteration} iterations of a block: use a smaller --rounding-rate "
                 f"(now {settings.rate})"
             )
-        (first if len(first) < _SHOWN else last).append(value)
         optimizer.step()
         for activation in parts.activations:
             activation.project()
         tick()
-    last = last or first
     return Done(
         {name: weight.hard() for name, weight in parts.weights.items()},
         {name: bias.detach() for name, bias in biases().items()},
-        sum(first) / len(first),
-        sum(last[-_SHOWN:]) / len(last[-_SHOWN:]),
+        before,
+        error(),
     )
-
-
-_SHOWN = 20
-"""The cost that is told is the mean of so many iterations."""
 
 
 def _decaying(

@@ -65,7 +65,7 @@ def test_the_float_total_is_fp32_also_where_the_reference_is_not():
     groups = find_groups(traced, find_units(traced)[0])
     space = Space(groups, {"0": (W8A8,)}, FP16)
     size = cost_models(space, traced)["size"]
-    assert size.total(space.uniform(FP16)) == 16 + 32
+    assert size.total(space.uniform(FP16)) == 8 + 32, "the bias is in FP16 too"
     assert size.float_total == 16 + 64
 
 
