@@ -10,6 +10,7 @@ A task of your own is a function that returns a `LanguageTask` (`examples/shakes
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,11 +48,15 @@ class LanguageTask:
        token of the row before.
     4. The figure is that of all tokens together, as the rows differ in length. Its interval is that of a bootstrap over
        documents: rows of one document are drawn together.
-    5. A target is `[n, 1 + context]`: the number of the row's document, and the token behind each.
+    5. A target is `[n, 1 + context]`: the number of the document that the row begins in, and the token behind each.
+    6. A budget on the loss is decided on rows of the `selection` documents, cut as those of the evaluation; without
+       them on the calibration rows.
     """
 
     metric_name = "minus nats per token"
     metric_point = 0.01  # a budget drop=0.5 is then 0.005 nats
+    selection: Callable[[], list[Batch]]
+    """Held-out rows that decide about a budget on the loss; missing where there are no documents for them."""
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class LanguageTask:
         rows: int = 32,
         batch: int = 4,
         perplexity: bool = False,
+        selection: Callable[[], Documents] | None = None,
     ) -> None:
         """Take functions that read the documents: they are called when they are needed.
 
@@ -73,6 +79,8 @@ class LanguageTask:
         self.name, self.context, self.rows, self.batch = name, context, rows, batch
         self._network, self._calibration, self._evaluation = network, calibration, evaluation
         self._perplexity = perplexity
+        if selection is not None:
+            self.selection = lambda: self._rows(selection(), "selection")
         if perplexity:
             self.metric_name, self.metric_point = "minus perplexity", 0.1
 
@@ -82,8 +90,9 @@ class LanguageTask:
 
     def calibration(self) -> list[Batch]:
         """Return the first rows of the calibration documents; UserError when they are too short."""
-        wanted, text = self.rows * self.context + 1, list[int]()
+        wanted, text, begins = self.rows * self.context + 1, list[int](), list[int]()
         for document in self._calibration():
+            begins.append(len(text))
             text += document
             if len(text) >= wanted:
                 break
@@ -93,17 +102,20 @@ class LanguageTask:
                 f"{wanted}, and it has {len(text)}"
             )
         starts = range(0, self.rows * self.context, self.context)
-        return self._batches([(0, text[start : start + self.context + 1]) for start in starts])
+        return self._batches([(bisect_right(begins, at) - 1, text[at : at + self.context + 1]) for at in starts])
 
     def evaluation(self) -> list[Batch]:
         """Return the rows of the evaluation documents; UserError when there is nothing to predict."""
+        return self._rows(self._evaluation(), "evaluation")
+
+    def _rows(self, documents: Documents, what: str) -> list[Batch]:
         rows = [
             (number, document[start : start + self.context + 1])
-            for number, document in enumerate(self._evaluation())
+            for number, document in enumerate(documents)
             for start in range(0, len(document) - 1, self.context)
         ]
         if not rows:
-            raise UserError(f"the evaluation text of {self.name} has no document of two tokens or more")
+            raise UserError(f"the {what} text of {self.name} has no document of two tokens or more")
         return self._batches(rows)
 
     def records(self, output: Any, target: Tensor) -> list[Counted]:

@@ -48,6 +48,22 @@ def test_calibration_rows_follow_each_other_without_padding():
     assert behind.flatten().tolist() == [1 + (place + 1) % 3 for place in range(24)]
 
 
+def test_calibration_rows_are_of_the_document_that_they_begin_in():
+    task = task_of([[1, 2]], [[1] * 7, [2] * 3, [3] * 20])
+    assert [name for batch in task.calibration() for name in task.groups(batch.target)] == [0, 1, 2]
+
+
+def test_selection_documents_are_cut_as_those_of_the_evaluation():
+    documents = [[*range(11)], [7, 8], [5]]
+    task = task_of([[1, 2]], selection=lambda: documents)
+    for one, other in zip(task.selection(), task_of(documents).evaluation(), strict=True):
+        assert torch.equal(one.inputs[0], other.inputs[0])
+        assert torch.equal(one.target, other.target)
+    assert not hasattr(task_of(documents), "selection")
+    with pytest.raises(UserError, match="the selection text of tiny has no document"):
+        task_of(documents, selection=list).selection()
+
+
 @pytest.mark.parametrize("length", [24, 25])
 def test_calibration_needs_a_token_behind_the_last_row(length):
     task = task_of([[1, 2]], [[1] * length])
