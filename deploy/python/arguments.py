@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import MethodType
 from typing import Any
 
@@ -24,7 +25,9 @@ class Arguments:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         """The model, which takes the inputs of a batch by position."""
-        self._parameters = inspect.signature(model.forward).parameters
+        self._parameters: Mapping[str, inspect.Parameter] = {}
+        with suppress(ValueError):  # as of a module that torch.jit has traced
+            self._parameters = inspect.signature(model.forward).parameters
         self._names: tuple[str, ...] | None = None
 
     def names(self, inputs: int) -> list[str]:

@@ -102,3 +102,11 @@ def test_arguments_that_nothing_can_be_done_with(changed, message):
     asked = {"model": Gated(), "calibration": data, "evaluation": data, "verbose": False, **FASTER, **changed}
     with pytest.raises(UserError, match=message):
         optimize(**asked)
+
+
+def test_a_forward_without_a_signature_takes_inputs_by_position():
+    traced = nn.Module()
+    traced.forward = {}.update  # as the forward() of what torch.jit has traced, it has none
+    x, arguments = torch.zeros(2, 3), Arguments(traced)
+    assert list(arguments.batches([(x, None)], "calibration")) == [Batch((x,), None)]
+    assert arguments.names(1) == ["input_0"]
