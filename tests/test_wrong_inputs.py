@@ -116,7 +116,7 @@ def test_a_run_keeps_its_settings(run):
     [
         ("factory", r"tests.tiny_task:task\(.*\) failed: RuntimeError: no licence"),
         ("model", r"model\(\) failed: RuntimeError: checkpoint lost"),
-        ("no module", r"model\(\) must return a torch.nn.Module, not a value of type dict"),
+        ("no module", r"the model must be a torch.nn.Module, not a value of type dict"),
         ("nan weights", "'second.weight' of the model holds NaN"),
         ("other weights", "the weights changed since"),
         ("other forward", r"the model's forward\(\) changed since"),

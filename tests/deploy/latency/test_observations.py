@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import msgspec
@@ -72,7 +73,9 @@ def test_what_was_measured_is_read_back(workspace):
     verdicts = workspace.observations.keep([one, two], "a board")
     assert workspace.observations.engines() == workspace.observations.engines("a board") == verdicts
     assert [observation.ratio for observation in verdicts] == pytest.approx([0.9, 0.95])
-    assert verdicts[0].standard_error == pytest.approx(0.004 / (2 * 1.96))
+    assert verdicts[0].standard_error == pytest.approx(math.hypot(0.002, 1.96 * 0.005 * 0.9) / 1.96), (
+        "other sessions too"
+    )
     assert workspace.observations.float_ms() == 3.0, "the median of 2 and 4"
 
 

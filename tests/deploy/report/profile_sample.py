@@ -11,6 +11,7 @@ import msgspec
 from calib.formats.format import Format
 from deploy.devices.messages import Layer, Result
 from deploy.files.profile import ProfileFile
+from deploy.runner.intervals import between_sessions
 from deploy.stages.profiling import profile_of
 from deploy.targets.target import target_from_name
 from tests.deploy.board import NO_FIGURES, STATE
@@ -91,7 +92,7 @@ def result(layers: tuple[Layer, ...] | None, enqueue_ms: float | None = 0.25, ro
     measured = {
         "slowdown": 1.0,
         "ratio": 0.5,
-        "ratio_interval": [0.5, 0.5],
+        "ratio_interval": list(between_sessions(0.5, (0.5, 0.5))),
         "rounds_ms": [1.0] * rounds,
         "float_rounds_ms": [2.0] * rounds,
     }
