@@ -144,8 +144,7 @@ def judge_tuned(workspace: Workspace, policy: Policy, budget: Budget | None = No
     known = workspace.run.find(BudgetFile)
     if budget is None and known is not None:
         budget = Budget.from_text(known.budget)
-    model = tuned(workspace, policy)
-    if budget is None or budget.loss is None or model is None:
+    if budget is None or budget.loss is None or (model := tuned(workspace, policy)) is None:
         return
     verdicts, key = verdicts_of(workspace, budget.loss), version_key(workspace, policy)
     found = verdicts.loss.of_tuned(model.traced, model.edits(), key, verdicts.limit)

@@ -140,6 +140,7 @@ def _chosen(workspace: Workspace, budget: Budget, tuning: Tuning | None, method:
         policy = _searched(workspace, budget, tuning, method)
     if tuning is not None:
         _tune(workspace, policy, tuning, budget)
+    judge_tuned(workspace, policy, budget)
     return policy
 
 
@@ -213,7 +214,6 @@ def _tune(workspace: Workspace, policy: Policy, tuning: Tuning, budget: Budget) 
         return
     before = version_key(workspace, policy)
     tune_unless_done(workspace, policy, tuning)
-    judge_tuned(workspace, policy, budget)
     if version_key(workspace, policy) != before:
         _make(workspace, policy, budget)
 

@@ -27,6 +27,8 @@ def test_a_drop_is_that_of_the_weights_that_were_trained(tmp_path):
     assert fall > 45, "or nothing was ruined"
     assert (after.met, limit.met) == (False, False)
     assert limit.reached > 45
+    again, limit = optimized()
+    assert (again.met, limit.met) == (False, False), "the run has the weights still"
 
 
 @pytest.mark.slow
