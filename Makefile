@@ -14,8 +14,8 @@ STAMP := $(VENV)/.installed
 ON_LINUX := sys_platform == 'linux' and platform_machine == 'x86_64'
 BESIDE = $(BIN)/python -m pip install --quiet --no-deps --upgrade --target
 
-# Compiled modules are kept, where the environment does not want that: tests start many processes, and pytest rewrites assertions.
-test test-quick: export PYTHONDONTWRITEBYTECODE :=
+# Compiled modules are kept, even where the environment says otherwise: tests start many processes, and pytest rewrites assertions.
+export PYTHONDONTWRITEBYTECODE :=
 # glibc keeps memory that tests free: to take it from the kernel anew costs two fifths of the kernel's time, 4 % in all.
 test test-quick: export MALLOC_TRIM_THRESHOLD_ := 4000000000
 test test-quick: export MALLOC_MMAP_THRESHOLD_ := 4000000000

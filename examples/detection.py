@@ -27,7 +27,7 @@ from calib.files.weights import load_weights, restore
 from calib.task import Batch
 
 CLASSES, MOST_BOXES, BATCH = 80, 64, 8
-SAME_OBJECT, FOUND, LEAST_SCORE = 0.45, 0.5, 0.01
+SAME_OBJECT, FOUND, LEAST_SCORE, LEAST_CHANCE = 0.45, 0.5, 0.01, 1e-6
 Flags: TypeAlias = NDArray[np.bool_]
 
 
@@ -263,6 +263,17 @@ class Detection:
     def confidences(self, output: Tensor) -> Tensor:
         """Return `[n]`, the score of the best cell of each image."""
         return (output[:, 0] ** 0.6 * output[:, 5:].amax(1) ** 0.4).flatten(1).amax(1)
+
+    def divergence(self, output: Tensor, float_output: Tensor) -> Tensor:
+        """Return `[n]`: the KL divergence of what the cells of an image say, in nats, summed over cells. A cell says if
+        there is an object, and as far as the float network thinks so, where and which.
+        """
+        ours, known = output.clamp(min=LEAST_CHANCE), float_output.clamp(min=LEAST_CHANCE)
+        there, absent = known[:, 0], (1 - float_output[:, 0]).clamp(min=LEAST_CHANCE)
+        object_ = there * (there / ours[:, 0]).log() + absent * (absent / (1 - output[:, 0]).clamp(LEAST_CHANCE)).log()
+        class_ = (known[:, 5:] * (known[:, 5:] / ours[:, 5:]).log()).sum(1)
+        box = (output[:, 1:5] - float_output[:, 1:5]).square().sum(1) / 2  # as of normal distributions of variance 1
+        return (object_ + there * (class_ + box)).flatten(1).sum(1)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return `[n]`, 1 less the average precision of an image by itself; 0 where nothing is in it."""

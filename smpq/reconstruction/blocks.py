@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from calib.network.graph import TracedModel
 from calib.network.units import Unit
 
 _MOST_UNITS = 8
-"""A stretch with more layers than a transformer block or a residual block has is cut where one new tensor leaves it."""
+"""A stretch with more layers than a transformer block or a residual block has is cut further."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ def find_blocks(traced: TracedModel, units: Sequence[Unit]) -> tuple[Block, ...]
     1. A network may be cut in front of a step where a single tensor that depends on the inputs is alive, which has one
        row a sample: behind the add of a residual block, for example. Sizes do not count.
     2. Cuts with no layer between them, or none behind them, are one cut.
-    3. A stretch of more than eight layers, as in a network whose skips are long, is cut wherever it has made one tensor
-       that later steps read.
+    3. A stretch of more than eight layers, as in a network whose skips are long, is cut where the fewest tensors are
+       alive: what a long skip carries is alive everywhere, what a residual block adds in it only there. It is cut only
+       where the piece has made one tensor that later steps read, and the pieces likewise, as far as that goes.
 
     Ours; the residual and transformer blocks of BRECQ (Li et al., arXiv 2102.05426) and FIMA-Q follow from it.
     """
@@ -49,13 +50,13 @@ def find_blocks(traced: TracedModel, units: Sequence[Unit]) -> tuple[Block, ...]
     def layers(start: int, stop: int) -> int:
         return sum(start <= first < stop for first in firsts)
 
-    fine: list[int] = [0]
-    for start, stop in pairwise(cuts):
-        if layers(start, stop) > _MOST_UNITS:
-            for step in range(start + 1, stop):
-                if lives.one_new(fine[-1], step):
-                    fine.append(step)
-        fine.append(stop)
+    fine, left = [0], list(pairwise(cuts))[::-1]
+    while left:
+        start, stop = left.pop()
+        pieces = _pieces(lives, start, stop, layers) if layers(start, stop) > _MOST_UNITS else []
+        left += pieces[::-1]
+        if not pieces:
+            fine.append(stop)
     kept = [0]
     for start, stop in pairwise(fine):
         if layers(start, stop) and start > kept[-1] and layers(kept[-1], start):
@@ -70,6 +71,22 @@ def find_blocks(traced: TracedModel, units: Sequence[Unit]) -> tuple[Block, ...]
         )
         for start, stop in pairwise(kept)
     )
+
+
+def _pieces(lives: _Lives, start: int, stop: int, layers: Callable[[int, int], int]) -> list[tuple[int, int]]:
+    """Return the pieces of a stretch that is cut where the fewest tensors are alive, with layers on both sides;
+    none where it cannot be cut.
+    """
+    inner = [step for step in range(start + 1, stop) if layers(start, step) and layers(step, stop)]
+    alive = {step: len(lives.tensors(step)) for step in inner}
+    for fewest in sorted(set(alive.values())):
+        ends = [start]
+        for step in inner:
+            if alive[step] == fewest and lives.one_new(ends[-1], step):
+                ends.append(step)
+        if len(ends) > 1:
+            return list(pairwise([*ends, stop]))
+    return []
 
 
 class _Lives:

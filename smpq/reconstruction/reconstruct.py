@@ -110,6 +110,7 @@ class _Reconstruction:
         self.order = order = fastest_order(subject.traced, subject.traced.example)
         self.traced = _arranged(graph_on(subject.traced, device), order)
         self.blocks = find_blocks(subject.traced, subject.units)
+        self.how = {**asdict(settings), "blocks": ", ".join(str(block.stop) for block in self.blocks)}
         inputs = (
             Batch(tuple(ordered(tensor, order) for tensor in batch_on(batch, device).inputs), None) for batch in batches
         )
@@ -241,7 +242,7 @@ class _Reconstruction:
         return Finished(
             self.subject.key,
             self.subject.fingerprint,
-            asdict(self.settings),
+            self.how,
             tuple(self.costs),
             {path: weight for path, weight in self.weights.items() if weight is not self.subject.plan.weights[path]},
             {name: bias.cpu() for name, bias in self.biases.items()},
@@ -252,7 +253,7 @@ class _Reconstruction:
 
     def _resume(self, partial: Path) -> None:
         found = read_partial(partial)
-        wanted = (self.subject.key, self.subject.fingerprint, asdict(self.settings))
+        wanted = (self.subject.key, self.subject.fingerprint, self.how)
         if found is None or (found.policy, found.fingerprint, dict(found.settings)) != wanted:
             return
         self.weights |= found.weights
@@ -287,9 +288,8 @@ class _Judged:
 
 
 def _is_trained(weight: QuantizedWeight | None) -> bool:
-    if weight is None or not (weight.type.is_integer or weight.type.zero_points):
-        return False
-    return weight.type.zero_points or weight.bits >= _FEWEST_BITS
+    kind = None if weight is None else weight.type
+    return kind is not None and (kind.zero_points or (kind.is_integer and kind.widest_bits >= _FEWEST_BITS))
 
 
 def _arranged(traced: TracedModel, order: torch.memory_format) -> TracedModel:

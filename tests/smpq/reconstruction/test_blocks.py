@@ -47,6 +47,26 @@ class LongSkips(nn.Module):
         return self.layers[13](F.relu(self.layers[12](x + second)) + first)
 
 
+class Pyramid(nn.Module):
+    """Residual blocks of two layers in two stages, of which the end reads both: the first stays alive meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)) for _ in range(8)
+        )
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        for number, block in enumerate(self.blocks):
+            x = F.relu(x + block(x))
+            if number == 1:
+                first = x
+        return self.head(torch.cat([first, x], 1))
+
+
 def layers_of(model, example):
     traced = TracedModel(model.eval(), (example,))
     units, _ = find_units(traced)
@@ -86,6 +106,14 @@ def test_a_chain_is_cut_at_each_layer():
 def test_long_skips_do_not_make_one_block_of_a_network():
     found, blocks = layers_of(LongSkips(), torch.randn(2, 4, 6, 6))
     assert len(found) == 14
+    assert all(len(block.outputs) == 1 for block in blocks)
+
+
+def test_residual_blocks_stay_whole_beside_a_long_skip():
+    found, blocks = layers_of(Pyramid(), torch.randn(2, 3, 6, 6))
+    pairs = [[f"blocks.{number}.0", f"blocks.{number}.2"] for number in range(8)]
+    # in the third block nothing is alive but what the skip carries: its two layers are cut, as a chain is
+    assert found == [["stem"], *pairs[:2], ["blocks.2.0"], ["blocks.2.2"], *pairs[3:], ["head"]]
     assert all(len(block.outputs) == 1 for block in blocks)
 
 

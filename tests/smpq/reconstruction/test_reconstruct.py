@@ -8,6 +8,7 @@ import torch
 from calib.errors import UserError
 from smpq.reconstruction import reconstruct as module
 from smpq.reconstruction import walk
+from smpq.reconstruction.blocks import find_blocks
 from smpq.reconstruction.losses.base import LOSSES
 from smpq.reconstruction.partial import PartialFile
 from smpq.reconstruction.reconstruct import reconstruct
@@ -105,6 +106,20 @@ def test_what_others_left_is_not_gone_on_with(given, subject, tmp_path):
     reconstruct(subject, given.batches, QUICK, partial)
     other = replace(QUICK, seed=1)
     assert reconstruct(subject, given.batches, other, partial).after == reconstruct(subject, given.batches, other).after
+
+
+def test_blocks_that_were_cut_elsewhere_begin_anew(given, subject, tmp_path, monkeypatch):
+    partial = tmp_path / PartialFile.NAME
+    reconstruct(subject, given.batches, QUICK, partial)
+
+    def first_two_as_one(traced, units):
+        one, two, *rest = find_blocks(traced, units)
+        return (replace(two, start=one.start, units=one.units + two.units), *rest)
+
+    monkeypatch.setattr(module, "find_blocks", first_two_as_one)
+    told = []
+    reconstruct(subject, given.batches, QUICK, partial, told.append)
+    assert [progress.block for progress in told if progress.cost] == list(range(told[0].blocks))
 
 
 def test_errors_say_what_to_do(given, subject):
