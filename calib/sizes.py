@@ -69,12 +69,14 @@ class InputSizes:
     """Sizes of one sample of each input: the `usual` ones, the `least` and the `most` of each axis.
 
     `probes` are combinations that a trace must hold for: those that calibration has, and those that were stated.
+    `samples` are the most at once, None where there is no limit.
     """
 
     usual: tuple[Shape, ...]
     least: tuple[Shape, ...]
     most: tuple[Shape, ...]
     probes: tuple[tuple[Shape, ...], ...]
+    samples: int | None = None
 
     @property
     def free(self) -> tuple[tuple[int, ...], ...]:
@@ -116,6 +118,12 @@ class InputSizes:
 
     def check(self, inputs: Sequence[Tensor], where: str) -> None:
         """Raise UserError, which starts with `where`, for inputs that the engine does not take."""
+        count = len(inputs[0])
+        if self.samples is not None and count > self.samples:
+            raise UserError(
+                f"{where} has {count} samples, and the engine holds for at most {self.samples} at once: with more "
+                "of them, forward() does something else. Give smaller batches"
+            )
         if not self.allow(inputs):
             given = ", ".join(_written(tuple(tensor.shape[1:])) for tensor in inputs)
             raise UserError(

@@ -30,11 +30,13 @@ class Task(Protocol):
        budget on the loss (`drop=0.5`) is decided on them, else on the calibration batches.
     6. Optional: `metric_point: float`, how much of the metric is one point. Without it a point is 0.01 of top-1, top-5
        and accuracy, and of any other metric that lies between 0 and 1 for the float model; 1 of others.
-    7. Optional: `confidences(output) -> Tensor`, `[n]`, how sure the model is of each sample, 0 to 1: for a detector
+    7. Optional: `divergence(output, float_output) -> Tensor`, `[n]`, how far outputs are from the float model's. With a
+       third parameter `target=None` it is given the batch's target where there is one, to leave out what is padding.
+    8. Optional: `confidences(output) -> Tensor`, `[n]`, how sure the model is of each sample, 0 to 1: for a detector
        the
        score of the best box. `smpq verify` shows how they moved. Without it they are the highest probabilities, where
        the targets are class labels.
-    8. Optional: `example_inputs() -> Tensor | tuple[Tensor, ...]`, inputs of the right shape and type, `[n, ...]` each,
+    9. Optional: `example_inputs() -> Tensor | tuple[Tensor, ...]`, inputs of the right shape and type, `[n, ...]` each,
        for a run with `--data-free`. Of integers it gives the range, of floats mean and standard deviation, unless all
        are the same: where these are not known it gives zeros. Such a run calls neither `calibration` nor `selection`
        nor `training`. `evaluation` may return None there: nothing is verified then.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from calib.network.batch_range import largest_batch
 from calib.network.equal import merge_equal
 from calib.network.execution import NO_EDITS, Edits, Execution, Observe
 from calib.network.nodes import OPERATOR, module_path
@@ -63,6 +64,8 @@ class TracedModel:
         self.example = tuple(example)
         self.sizes = inputs or sizes_of([shapes_of_one([tensor.shape for tensor in self.example])], ())
         self.program, self.dynamic_batch = export_program(model, self.example, sizes, free=free, inputs=inputs)
+        if self.dynamic_batch:
+            self.sizes = replace(self.sizes, samples=largest_batch(self.program))
         self.graph: fx.Graph = self.program.graph
         signature = self.program.graph_signature
         self.parameter_names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}

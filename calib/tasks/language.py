@@ -142,10 +142,16 @@ class LanguageTask:
         nats, tokens = self._nats(output, target)
         return nats / tokens
 
-    def divergence(self, output: Any, float_output: Any) -> Tensor:
-        """Return `[n]`, the divergence of the next tokens' distributions, the mean over the row."""
+    def divergence(self, output: Any, float_output: Any, target: Tensor | None = None) -> Tensor:
+        """Return `[n]`, the divergence of the next tokens' distributions, the mean over the tokens of the row; without
+        the target all places of the row count.
+        """
         ours, reference = (functional.log_softmax(logits_of(each), -1) for each in (output, float_output))
-        return (reference.exp() * (reference - ours)).sum(-1).mean(1)
+        apart = (reference.exp() * (reference - ours)).sum(-1)
+        if target is None:
+            return apart.mean(1)
+        text = target[:, 1:] != NO_TOKEN
+        return (apart * text).sum(1) / text.sum(1)
 
     def _nats(self, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         behind = target[:, 1:]

@@ -110,10 +110,11 @@ def optimize(
     check = partial(check_job, budget=wanted, tuning=tuning, method=method)
     with held_in_memory(task), open_run(path, progress, asked, _HERE, check=check) as workspace:
         report = run_stages(workspace, wanted, tuning, method)
-        module = Computed(fake_quant_runner(workspace, read_policy(workspace)), task.input_names)
+        called = task.input_names, workspace.traced.sizes
+        module = Computed(fake_quant_runner(workspace, read_policy(workspace)), *called)
         engine = built_engine_runner(workspace, torch.get_num_threads())
     note = engine if isinstance(engine, str) else None
-    return Result(path, report, module, None if isinstance(engine, str) else Computed(engine, task.input_names), note)
+    return Result(path, report, module, None if isinstance(engine, str) else Computed(engine, *called), note)
 
 
 def _whole(

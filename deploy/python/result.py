@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from calib.sizes import InputSizes
 from calib.task import Batch
 from deploy.files.report import LatencyPart, ReportFile
 from deploy.files.verification import StageName, StageRow
@@ -24,16 +25,19 @@ _EITHER_WAY = inspect.Parameter.POSITIONAL_OR_KEYWORD
 class Computed(nn.Module):
     """What is called as the model is: the model with the formats of the plan, computed in float, or an engine."""
 
-    def __init__(self, compute: Callable[[Batch], Any], names: Sequence[str]) -> None:
-        """`names` are those of the inputs."""
+    def __init__(self, compute: Callable[[Batch], Any], names: Sequence[str], sizes: InputSizes) -> None:
+        """`names` are those of the inputs, `sizes` those that the trace holds for."""
         super().__init__()
-        self._compute = compute
+        self._compute, self._sizes = compute, sizes
         self._inputs = inspect.Signature([inspect.Parameter(name, _EITHER_WAY) for name in names])
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Return what the model returns, for tensors or arrays. TypeError where these are not its inputs."""
-        given = self._inputs.bind(*inputs, **named).args
-        return self._compute(Batch(tuple(torch.as_tensor(each).detach() for each in given), None))
+        """Return what the model returns, for tensors or arrays. TypeError where these are not its inputs; UserError
+        where they have sizes that neither calibration had nor `shapes` stated.
+        """
+        given = tuple(torch.as_tensor(each).detach() for each in self._inputs.bind(*inputs, **named).args)
+        self._sizes.check(given, "what is given")
+        return self._compute(Batch(given, None))
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ class TaskInMemory:
             return batch
         try:
             with torch.no_grad():
-                return Batch(batch.inputs, self.model()(*batch.inputs))
+                # of copies: a model may work on its inputs in place
+                return Batch(batch.inputs, self.model()(*(tensor.clone() for tensor in batch.inputs)))
         except Exception as error:
             raise UserError(f"the model does not run with a batch: {type(error).__name__}: {error}") from error
 

@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 from calib.batches import Batches
 from calib.data import check_finite, per_sample
 from calib.errors import UserError
-from calib.network.batch_range import largest_batch
 from calib.network.faithful import UnfaithfulError, check_faithful, run_eager
 from calib.network.fold import Folded, trace_folded
 from calib.network.free_axes import input_names
@@ -77,8 +76,8 @@ def trace_float_model(
                 raise
             progress.warn(f"the engine takes batches of {min(counts)} only, because of other sizes: {error}")
         else:
-            most = largest_batch(traced.program)
-            if most is not None:
+            if traced.sizes.samples is not None:
+                most = traced.sizes.samples
                 progress.warn(
                     f"the engine holds for at most {most} samples at once: with more of them, forward() does something "
                     "else"
@@ -151,7 +150,7 @@ def _try_divergence(function: Callable[[Any, Any], Tensor], output: Any, count: 
     would be alike.
     """
     per_sample(function, (output, output), count, "divergence")
-    for change in (lambda tensor: tensor.roll(1, 0), lambda tensor: tensor + tensor.abs().mean() + 1):
+    for change in (lambda tensor: tensor.roll(1, 0), _uneven):
         changed = pytree.tree_map(lambda leaf, change=change: change(leaf) if _is_float(leaf) else leaf, output)
         if bool((per_sample(function, (changed, output), count, "divergence") != 0).any()):
             return
@@ -159,6 +158,14 @@ def _try_divergence(function: Callable[[Any, Any], Tensor], output: Any, count: 
         "the divergence of outputs that differ is 0 for each sample, so that it could tell no policy from another: "
         "give the task a divergence(output, float_output) that sees what matters, or use --value loss"
     )
+
+
+def _uneven(tensor: Tensor) -> Tensor:
+    """Return a tensor of which each number is changed by more than the one before: scores that all grow alike are the
+    same scores.
+    """
+    more = torch.linspace(1, 2, tensor.numel(), dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
+    return tensor + more * (tensor.abs().mean() + 1)
 
 
 def _are_numbers(output: Any, target: Any) -> bool:

@@ -70,7 +70,7 @@ class Judge:
 
     def _compared(self, found: Collected, measured_on: Literal["engine", "fake_quant"]) -> JudgedPoint:
         figure = found.figure()
-        lost = self._float.loss_to(found, point=1.0, largest=1.0 if self._float.is_share else 0.0)
+        lost = self._float.loss_to(found, point=1.0, largest=self._float.largest)
         low, high = lost.interval
         return JudgedPoint(
             accuracy=figure.value,

@@ -65,8 +65,8 @@ def reconstruct(
 ) -> FineTunedWeights:
     """Return the plan's weights, biases and activation steps such that each block gives what the float block gives.
 
-    1. Blocks (`find_blocks`) are done in order. Each reads what the quantised blocks in front of it give, mixed with
-       what the float network gives (QDrop), and is compared with the float block on float inputs.
+    1. Blocks (`find_blocks`) are done in order. Each reads what the quantised blocks in front of it give, or partly
+       (`settings.drop`) what the float network gives, and is compared with the float block on float inputs.
     2. In a block all weights on integers of two bits or more have AdaRound's variables; their steps, the biases of its
        layers, and the steps of activations below 8 bits are learned with them.
     3. `batches` are calibration data; labels are not used. `partial` is a file that holds the blocks that are done: a

@@ -25,8 +25,9 @@ class ReconstructionSettings:
     iterations as in many, so that it is 30 / iterations by default. `step_rate` and `bias_rate` are those of the
     logarithm of step sizes, and of biases as a share of what their channels vary by; both fall to 0 in a half cosine.
     `drop` is the share of a block's input that comes from the float network, element by element (QDrop); activations
-    below 8 bits inside of a block are left in float as often. `channel_scales` first gives each channel behind a
-    LayerNorm a scale, and a shift, where linear layers with activations below 8 bits read it
+    below 8 bits inside of a block are left in float as often. It is 0: measured, blocks that read what the quantised
+    network gives them come nearer in less time, at 4-bit activations too. `channel_scales` first gives each channel
+    behind a LayerNorm a scale, and a shift, where linear layers with activations below 8 bits read it
     (`smpq.reconstruction.channel_scales`). `regulariser` is the weight of AdaRound's pull to whole integers, from the
     first fifth of the iterations on. `value` judges start and end on the calibration data.
     """
@@ -46,7 +47,7 @@ class ReconstructionSettings:
     ] = None
     step_rate: Annotated[float, Declared("learning rate of the logarithm of step sizes", _NOT_NEGATIVE)] = 0.003
     bias_rate: Annotated[float, Declared("learning rate of biases", _NOT_NEGATIVE)] = 0.003
-    drop: Annotated[float, Declared("share of the input that stays float", Interval(0, 1))] = 0.5
+    drop: Annotated[float, Declared("share of the input that stays float", Interval(0, 1))] = 0.0
     channel_scales: Annotated[
         bool,
         Declared("scale the channels behind LayerNorms for activations below 8 bits", option="--channel-scales"),

@@ -75,8 +75,8 @@ def train_block(
     """Train the parts of a block. `float_rows` and `rows` are what the float and the quantised network give it,
     `targets` what the float block makes of the first.
 
-    Adam, on `settings.batch` samples at a time, with what the block reads drawn from both networks. UserError when the
-    error is not a number any more.
+    Adam, on `settings.batch` samples at a time, with what the block reads drawn from both networks where
+    `settings.drop` says so. UserError when the error is not a number any more.
     """
     spreads = _spreads(walk, block, float_rows, parts)
     moved = {name: nn.Parameter(torch.zeros_like(bias)) for name, bias in parts.biases.items()}
@@ -125,8 +125,8 @@ def train_block(
         for group, rate in zip(optimizer.param_groups[1:], rates[1:], strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
         index = torch.randperm(walk.count, generator=generator)[: walk.size]
-        whole, wanted = walk.taken(float_rows, index), walk.taken(targets, index)
-        read = walk.taken(rows, index)
+        wanted, read = walk.taken(targets, index), walk.taken(rows, index)
+        whole = walk.taken(float_rows, index) if settings.drop else read
         given = {name: _mixed(whole[name], read[name], settings.drop, generator) for name in rows}
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():

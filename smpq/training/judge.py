@@ -8,14 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from calib.data import per_sample
 from calib.errors import UserError
 from calib.task import Batch, Task
 from smpq.training.finetuned import Judged
 from smpq.training.placing import batch_on
 from smpq.value.metric import collected
 from smpq.value.resampling import UndefinedError
-from smpq.value.value import divergence
+from smpq.value.value import measure_of
 
 
 class Trained(Protocol):
@@ -48,20 +47,18 @@ class Judge:
     def __call__(self) -> Judged:
         """Return the mean value and the metric; where the data have no targets, the value stands for both."""
         values, metric, judged = [], collected(self._task), False
+        measure = measure_of(self._task, self._value) if self._value != "metric" else None
         self._graph.eval()
         with torch.no_grad():
             for index, given in enumerate(self._batches):
                 batch = batch_on(given, self._graph.device)
-                output, count = self._graph.run(batch.inputs), len(batch.inputs[0])
+                output = self._graph.run(batch.inputs)
                 if batch.target is not None:
                     metric.take(index, output, batch)
                     judged = True
-                if self._value == "kl":  # anew each time: the float model's outputs may not fit into memory
-                    function = getattr(self._task, "divergence", divergence)
-                    taught = self._graph.reference(batch.inputs)
-                    values.append(-per_sample(function, (output, taught), count, "divergence"))
-                elif self._value == "loss":
-                    values.append(-per_sample(self._task.loss, (output, batch.target), count, "loss"))
+                if measure is not None:  # the float model anew each time: its outputs may not fit into memory
+                    taught = self._graph.reference(batch.inputs) if self._value == "kl" else None
+                    values.append(measure(output, taught, batch))
         value = float(torch.cat(values).mean()) if values else None
         if not judged and value is not None:
             return Judged(value, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor
 from calib.task import Batch
 from smpq.files import Interval
 from smpq.value.column import Column
-from smpq.value.loss import Loss, loss_of
+from smpq.value.loss import NORMAL_95, Loss, loss_of
+
+_REPEATED = 10
+"""So many samples with one of two values are right or wrong, whatever the values are."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,12 @@ class Figure:
 
     value: float
     standard_error: float
+    ends: Interval | None = None
 
     @property
     def interval(self) -> Interval:
-        """The 95 % interval."""
-        return Interval.around(self.value, self.standard_error)
+        """The 95 % interval: `ends`, or that of a normal distribution."""
+        return self.ends or Interval.around(self.value, self.standard_error)
 
 
 class Collected(ABC):
@@ -70,6 +74,11 @@ class Collected(ABC):
     def is_share(self) -> bool:
         """Whether all that is known of the metric lies between 0 and 1, as shares of samples do."""
 
+    @property
+    @abstractmethod
+    def largest(self) -> float:
+        """How much of the metric one sample can lose; 0 where that is not known."""
+
     @abstractmethod
     def figure(self) -> Figure:
         """Return the figure with its standard error."""
@@ -81,7 +90,7 @@ class Collected(ABC):
     @abstractmethod
     def loss_to(self, later: Any, point: float, largest: float, *, complete: bool = True) -> Loss:
         """Return what is lost against another model's, in points. Few samples without a change show no zero; `largest`
-        is how many points one sample of a mean can lose, 0 where that is not known.
+        is how many points one sample can lose, 0 where that is not known.
         """
 
     @abstractmethod
@@ -124,14 +133,30 @@ class MeanCollected(Collected):
         values = self.values_of(sorted(self.sizes))
         return bool(((values >= 0) & (values <= 1)).all())
 
+    @property
+    def largest(self) -> float:
+        """Of shares 1, of right and wrong how far they are apart."""
+        return 1.0 if self.is_share else _right_and_wrong(self.values_of(sorted(self.sizes)))[1]
+
     def figure(self) -> Figure:
-        """Return the mean with its standard error."""
-        return mean_of(self.values_of(sorted(self.sizes)))
+        """Return the mean with its standard error. Of right and wrong the interval is Wilson's (1927), which has a
+        width where all samples are right, and does not reach beyond.
+        """
+        values = self.values_of(sorted(self.sizes))
+        found, (low, apart) = mean_of(values), _right_and_wrong(values)
+        return replace(found, ends=_wilson((found.value - low) / apart, len(values), low, apart)) if apart else found
 
     def change_to(self, later: MeanCollected) -> Figure:
-        """Return the mean of the paired differences."""
+        """Return the mean of the paired differences. Of right and wrong the standard error is that of `loss_of`: few
+        samples without a change do not show that there are none.
+        """
         shared = self._shared(later)
-        return mean_of(later.values_of(shared) - self.values_of(shared))
+        before, after = self.values_of(shared), later.values_of(shared)
+        apart = _right_and_wrong(torch.cat([before, after]))[1]
+        if not apart:
+            return mean_of(after - before)
+        found = loss_of(after - before, apart)
+        return Figure(found.mean, found.standard_error)
 
     def loss_to(self, later: MeanCollected, point: float, largest: float, *, complete: bool = True) -> Loss:
         """See `smpq.value.loss.loss_of`."""
@@ -140,6 +165,26 @@ class MeanCollected(Collected):
 
     def doubt(self) -> None:
         """Return None."""
+
+
+def _right_and_wrong(values: Tensor) -> tuple[float, float]:
+    """Return the lower of the two values that samples have, and how far they are apart; 0 apart where there are more of
+    them, or too few samples to tell. Where all have the same, 0 is the other one.
+    """
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        low, high = min(low, 0.0), max(high, 0.0)
+    only = bool(((values == low) | (values == high)).all())
+    return low, high - low if only and ((low, high) == (0, 1) or len(values) >= _REPEATED) else 0.0
+
+
+def _wilson(share: float, count: int, low: float, apart: float) -> Interval:
+    """Return the interval of a share of `count` samples, each of which counts `low`, or `apart` more."""
+    squared = NORMAL_95**2 / count
+    middle = (share + squared / 2) / (1 + squared)
+    half = math.sqrt(squared * share * (1 - share) + squared**2 / 4) / (1 + squared)
+    ends = (max(middle - half, 0.0), min(middle + half, 1.0))
+    return Interval(*(low + apart * end for end in ends))
 
 
 def mean_of(values: Tensor) -> Figure:

@@ -76,13 +76,20 @@ class PolicyLoss:
 
     @cached_property
     def _is_share(self) -> bool:
-        """Whether a sample that turns wrong loses all of a share."""
+        """Whether the metric is a share."""
         if self._kl:
             return False
         if self._task.metric_name in SHARES or stated_point(self._task) is not None:
             return self._task.metric_name in SHARES
         self._run_float_on_all()
         return self._float.is_share
+
+    @property
+    def _largest(self) -> float:
+        """How much of the metric a sample can lose, by what is known of the float model so far."""
+        if self._kl:
+            return 0.0
+        return 1.0 if self._task.metric_name in SHARES else self._float.largest
 
     @cached_property
     def point(self) -> float:
@@ -136,8 +143,7 @@ class PolicyLoss:
             complete = found.samples == self._samples
             if not complete and (not found.early or found.samples < _FEWEST_EARLY):
                 continue
-            largest = 1.0 / self.point if self._is_share else 0.0
-            lost = self._float.loss_to(found, self.point, largest, complete=complete)
+            lost = self._float.loss_to(found, self.point, self._largest / self.point, complete=complete)
             if abs(lost.mean - limit) > _EARLY * lost.standard_error:
                 break
         assert lost is not None

@@ -55,6 +55,11 @@ class Resampled:
             self._drawn[number, attempt] = self._figure([self.groups[index] for index in chosen])
         return self._drawn[number, attempt]
 
+    @property
+    def undefined(self) -> float:
+        """The share of the resamples drawn so far on which the figure is undefined."""
+        return sum(map(math.isnan, self._drawn.values())) / max(len(self._drawn), 1)
+
     def without_blocks(self) -> _Array:
         """Return the figures without one of up to 100 blocks of groups each."""
         if not self._without:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from calib.errors import UserError
 from calib.task import Batch, SetTask
+from smpq.files import Interval
 from smpq.value.collected import Collected, Figure
 from smpq.value.loss import Loss
 from smpq.value.resampling import FEWEST_GROUPS, Resampled, figure_of, replicates, standard_error
 
+_UNDEFINED = 0.05
+"""Share of the resamples without a figure from which on the others say little."""
 _ROUNDING = 1e-9
 """A difference of this share of the figure is none."""
 
@@ -77,13 +81,24 @@ class SetCollected(Collected):
         """Whether the figure lies between 0 and 1."""
         return 0 <= self.value <= 1
 
+    @property
+    def largest(self) -> float:
+        """Of a share 1, else it is not known."""
+        return 1.0 if self.is_share else 0.0
+
     def figure(self) -> Figure:
-        """Return what the task makes of all records, with its standard error."""
+        """Return what the task makes of all records, with its standard error. The interval of a figure that is a share
+        of all resamples too ends at 0 and at 1.
+        """
         numbers = self._all()
         value, own = self.value_of(numbers), self.resampled(numbers)
         if len(own.groups) < 2:
             return Figure(value, abs(value) or 1.0)
-        return Figure(value, standard_error(replicates([own])[0], len(own.groups)))
+        drawn = replicates([own])[0]
+        found = Figure(value, standard_error(drawn, len(own.groups)))
+        if not (0 <= value <= 1 and ((drawn >= 0) & (drawn <= 1)).all()):
+            return found
+        return replace(found, ends=Interval(max(found.interval.low, 0.0), min(found.interval.high, 1.0)))
 
     def change_to(self, later: SetCollected) -> Figure:
         """Return the difference of the figures over the samples of both, with its standard error."""
@@ -118,8 +133,19 @@ class SetCollected(Collected):
         return max(usual, abs(value) * share) or share
 
     def doubt(self) -> str | None:
-        """Say so where there are too few groups."""
-        return _few(self._task, len(self.resampled(self._all()).groups))
+        """Say so where there are too few groups, or too few of what the figure needs."""
+        own = self.resampled(self._all())
+        few = _few(self._task, len(own.groups))
+        if few is not None or len(own.groups) < 2:
+            return few
+        replicates([own])
+        share = own.undefined
+        if share < _UNDEFINED:
+            return None
+        return (
+            f"{self._task.metric_name} is undefined on {share:.0%} of the resamples of {len(own.groups)} samples or "
+            f"groups ({own.reason}): what it needs is rare among them, and its interval a guess. Give more of that"
+        )
 
 
 def _named(task: SetTask) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import operator
 import time
@@ -260,13 +261,22 @@ class _Measure:
     def __init__(self, name: str, function: Callable[[Any, Any], Tensor]) -> None:
         self._name = name
         self._function = function
+        self._targeted = name == "divergence" and _takes_target(function)
 
     def __call__(self, output: Any, float_output: Any, batch: Batch) -> Tensor:
         size = len(batch.inputs[0])
         if self._name == "divergence":
-            return -per_sample(self._function, (output, float_output), size, self._name)
+            pair = (output, float_output)
+            return -per_sample(self._function, (*pair, batch.target) if self._targeted else pair, size, self._name)
         values = per_sample(self._function, (output, batch.target), size, self._name)
         return -values if self._name == "loss" else values
+
+
+def _takes_target(function: Callable[..., Any]) -> bool:
+    try:
+        return list(inspect.signature(function).parameters)[2:3] == ["target"]
+    except (TypeError, ValueError):  # what is not written in Python has no signature
+        return False
 
 
 def measure_of(task: Task, value: str) -> _Measure:

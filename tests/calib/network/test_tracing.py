@@ -119,6 +119,10 @@ def test_the_largest_batch_is_known():
     limited = network(lambda self, y: y if y.shape[0] <= 8 else 2 * y)
     assert largest_batch(TracedModel(limited, (torch.randn(2, 4),)).program) == 8
     assert largest_batch(TracedModel(network(lambda self, y: y), (torch.randn(2, 4),)).program) is None
+    sizes = TracedModel(limited, (torch.randn(2, 4),)).sizes
+    sizes.check([torch.randn(8, 4)], "a batch")
+    with pytest.raises(UserError, match="a batch has 9 samples, and the engine holds for at most 8 at once"):
+        sizes.check([torch.randn(9, 4)], "a batch")
 
 
 def counts(self, y):

@@ -11,6 +11,7 @@ from calib.data import check_batches
 from calib.errors import UserError
 from calib.task import SetTask
 from calib.tasks.language import NO_TOKEN, LanguageTask, logits_of, read_tokens
+from smpq.value.value import measure_of
 
 VOCABULARY, CONTEXT = 12, 8
 
@@ -147,3 +148,13 @@ def test_missing_damaged_and_other_archives_are_refused(tmp_path):
     np.savez(tmp_path / "tokens.npz", a=np.arange(3))
     with pytest.raises(UserError, match="one dimension"):
         read_tokens(tmp_path / "tokens.npz")
+
+
+def test_padding_counts_for_no_divergence():
+    task = task_of([[1, 2]], selection=lambda: [[1, 2, 3], [4, 5]])
+    (batch,) = task.selection()
+    torch.manual_seed(0)
+    ours, known = torch.randn(2, 2, CONTEXT, VOCABULARY).unbind()
+    per_token = task.divergence(ours[:, :1], known[:, :1]), task.divergence(ours[:, 1:2], known[:, 1:2])
+    expected = torch.stack([(per_token[0][0] + per_token[1][0]) / 2, per_token[0][1]])
+    torch.testing.assert_close(-measure_of(task, "kl")(ours, known, batch).float(), expected)

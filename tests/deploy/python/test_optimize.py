@@ -265,3 +265,17 @@ def test_one_number_a_sample_without_a_metric(tmp_path, own, capsys):
     assert result.accuracy["fake_quant"].mean == pytest.approx(-float(expected), rel=1e-3)
     assert float(expected) > 0
     assert "the targets are numbers" not in capsys.readouterr().err
+
+
+def test_a_drop_in_percent_is_one_in_points(tmp_path):
+    def percent(output, target):
+        return 100 * right(output, target)
+
+    data, asked = tiny_task.batches(1), {**FASTER, "budget": "drop=5", "verbose": False}
+    held_out = tiny_task.batches(3)
+    found = [
+        Run(optimize(tiny_task.network(), data, data, metric, selection=held_out, out=tmp_path / name, **asked).path)
+        for name, metric in (("share", right), ("percent", percent))
+    ]
+    shares, hundreds = (run.read(LossFile) for run in found)
+    assert shares.interval == hundreds.interval

@@ -89,3 +89,16 @@ def test_one_output_has_no_top_class(tmp_path):
     stages = json.loads((tmp_path / "run" / "verify.json").read_text())["stages"]
     assert stages["engine"]["mean"] is not None
     assert {stage["agreement"] for stage in stages.values()} == {None}
+
+
+class Alone(Tiny):
+    """Batches of one sample, as a loader makes them that nobody told otherwise."""
+
+    def calibration(self):
+        return [(row[None], label[None]) for batch in super().calibration() for row, label in zip(*batch, strict=True)]
+
+    evaluation = calibration
+
+
+def test_batches_of_one_sample_tell_policies_apart(tmp_path):
+    done("score", "--task", "tests.deploy.run.test_divergence:Alone", *SCORED, "--out", tmp_path / "run")

@@ -267,3 +267,18 @@ def test_means_of_samples_are_what_they_were():
     assert one.change_to(two).standard_error == float(change.std()) / math.sqrt(50)
     assert one.loss_to(two, 0.5, 2.0) == loss_of((before - after) / 0.5, 2.0)
     assert one.early
+
+
+def test_an_interval_ends_where_a_share_does():
+    scores, labels = torch.arange(60.0), torch.arange(60) >= 57
+    scores[0], labels[40] = 58.5, True
+    found = given(Task(), scores, labels)
+    assert found.figure().interval.high == 1.0
+    assert found.figure().value + 1.96 * found.figure().standard_error > 1
+
+
+def test_what_is_rare_makes_the_interval_a_guess():
+    scores = torch.arange(40.0)
+    rare = given(Task(), scores, torch.arange(40) >= 38)
+    assert "what it needs is rare among them" in rare.doubt()
+    assert given(Task(), scores, torch.arange(40) >= 20).doubt() is None
