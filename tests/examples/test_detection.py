@@ -10,7 +10,8 @@ from calib.errors import UserError
 from calib.network.tracing import trace_program
 from calib.task import SetTask
 from calib.tasks import load_task
-from examples.detection import FastestDet, Record, average_precision, mean_average_precision, record_of
+from examples.detection import Record, average_precision, mean_average_precision, record_of
+from examples.fastestdet import FastestDet
 from tests.examples.archives import archive_of
 
 NAMES, SIZE = ("b", "a", "c"), 64
@@ -104,6 +105,21 @@ def test_precision_falls_with_wrong_boxes_ahead():
     assert average_precision(np.array([True, True]), 2) == 1
     assert average_precision(np.array([False, True]), 1) == pytest.approx(0.5)
     assert average_precision(np.array([], bool), 1) == 0
+
+
+def test_the_divergence_is_that_of_what_cells_say_where_there_is_an_object(task):
+    def output(there, first, shift=0.0):
+        found = torch.full((1, 85, 1, 1), (1 - first) / 79)
+        found[:, 0], found[:, 5], found[:, 1:5] = there, first, shift
+        return found
+
+    known = output(0.8, 0.6)
+    assert task.divergence(known, known).abs().item() < 1e-6
+    there = 0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)
+    which = 0.6 * np.log(0.6 / 0.3) + 0.4 * np.log(0.4 / 0.7)
+    assert task.divergence(output(0.5, 0.3, 0.1), known).item() == pytest.approx(there + 0.8 * (which + 4 * 0.01 / 2))
+    empty = output(0.0, 0.6)
+    assert task.divergence(output(0.0, 0.3, 5.0), empty).item() == pytest.approx(0, abs=1e-4), "nothing is there"
 
 
 def test_paths_are_needed(tmp_path):
