@@ -37,7 +37,7 @@ class JudgedPoint(Record, frozen=True, kw_only=True):
 
 
 class PointRow(Record, frozen=True, kw_only=True):
-    """An engine of the curve: its cost as a share of the float model's with a 95 % interval, and its accuracy.
+    """An engine of the curve: its cost as a share of `float_cost` with a 95 % interval, and its accuracy.
 
     1. `kind`: `uniform` has one format wherever it is offered, `float` is the baseline, `quantize_static` is what
        onnxruntime makes of the float model by itself, which is no policy; all others were `found`.
@@ -65,16 +65,19 @@ class PointRow(Record, frozen=True, kw_only=True):
             raise ValueError("an engine that was timed has milliseconds, and a ratio with an interval")
         if self.ratio_interval is not None and self.ratio not in self.ratio_interval:
             raise ValueError("a ratio lies in its interval")
-        if self.kind == "float" and (self.ratio != 1.0 or (self.judged is not None and self.judged.change != 0.0)):
-            raise ValueError("the float model is what the others are compared with")
+        if self.kind == "float" and (
+            (self.ms is not None and self.ratio != 1.0) or (self.judged is not None and self.judged.change != 0.0)
+        ):
+            raise ValueError("the float engine is what the others are compared with")
 
 
 class CurveFile(FileRecord, frozen=True, kw_only=True):
     """`curve.json`: the points, the cheapest first; a name that was given stays.
 
     `cost` is the latency that `machine` measured, in milliseconds of a batch, or the size in bytes where engines cannot
-    be timed, for the reason `not_timed`. `float_cost` is the float model's. `evaluation` is a hash of the data that all
-    points are judged on. `stop_reason` says why there are no more.
+    be timed, for the reason `not_timed`. `float_cost` is the time of the float engine, or the size of the model in
+    fp32, as a budget on the size counts it: a float engine in fp16 then has a ratio of a half. `evaluation` is a hash
+    of the data that all points are judged on. `stop_reason` says why there are no more.
     """
 
     NAME = "curve.json"
@@ -108,7 +111,7 @@ class CurveFile(FileRecord, frozen=True, kw_only=True):
     def _check(self, point: PointRow) -> None:
         cost = point.ms if self.cost == "latency" else point.size_bytes
         if cost is None or abs(cost / self.float_cost / point.ratio - 1) > _ROUNDING:
-            raise ValueError(f"the ratio of {point.name} is not that of its cost and the float model's")
+            raise ValueError(f"the ratio of {point.name} does not follow from its cost and float_cost")
         if point.dominated != is_dominated(point, self.points):
             raise ValueError(f"whether {point.name} is dominated does not follow from the figures")
 

@@ -50,7 +50,7 @@ def curve_plot(curve: CurveFile) -> Markup:
     up = [end for _, judged in points for end in (percent * judged.accuracy, *ends_of(judged))]
     x_scale, y_scale = fit(across, _LEFT, _LEFT + _ACROSS, least=0.04), fit(up, _TOP + _HIGH, _TOP)
     unit = ", %" if percent > 1 else ""
-    cost = "in the float engine's time" if curve.cost == "latency" else "in the float model's size"
+    cost = "in the float engine's time" if curve.cost == "latency" else "in the fp32 model's size"
     parts = frame_of(x_scale, y_scale, cost, f"{curve.metric}{unit}")
     best = [
         (x_scale(point.ratio), y_scale(percent * judged.accuracy)) for point, judged in points if not point.dominated
@@ -98,7 +98,7 @@ def _engine(
 
 def described(curve: CurveFile, point: PointRow, judged: JudgedPoint) -> str:
     """Return what a point is, costs and reaches, in a sentence."""
-    metric, whole = curve.metric, "the float engine's time" if curve.cost == "latency" else "the float model's size"
+    metric, whole = curve.metric, "the float engine's time" if curve.cost == "latency" else "the fp32 model's size"
     low, high = _ends(point.ratio_interval) or (None, None)
     interval = f" ({number(low)} to {number(high)})" if low is not None else ""
     took = f", {number(point.ms)} ms" if point.ms is not None else ""

@@ -12,7 +12,7 @@ from smpq.files import SHARES
 def curve_section(curve: CurveFile) -> Section:
     """Return the plot and the table."""
     timed, metric = curve.cost == "latency", curve.metric
-    columns = [("point", "number"), ("engine", "word"), ("share of float", "number")]
+    columns = [("point", "number"), ("engine", "word"), (f"share of {'float' if timed else 'fp32'}", "number")]
     columns += [("95 % interval", "number"), ("ms", "number")] if timed else []
     columns += [(metric, "number"), ("against float", "number"), ("95 % interval", "number")]
     columns += [("size", "number"), ("plan", "text")]

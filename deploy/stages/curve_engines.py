@@ -35,8 +35,8 @@ _ROOM = 1 + 1e-9
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine of the curve, its cost as a share of the float model's. Without a policy it is onnxruntime's own
-    `model`.
+    """An engine of the curve. `ratio` is its time as a share of the float engine's, or its size as a share of the fp32
+    model's, as everywhere in a run. Without a policy it is onnxruntime's own `model`.
     """
 
     kind: PointKind
@@ -55,7 +55,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Drawn:
-    """All engines of a curve, the float model's cost in milliseconds or bytes, and why there are no more."""
+    """All engines of a curve, what their ratios are shares of in milliseconds or bytes, and why there are no more."""
 
     engines: tuple[Engine, ...]
     float_cost: float
@@ -95,7 +95,7 @@ def measured_engines(workspace: Workspace, scores: Scores, most: int, earlier: C
     policies = [_of_observation(workspace, each) for each in _known(workspace)]
     engines = [*policies, *([own] if own is not None else [])]
     reason = f"{len(engines)} engines are measured" if loop.stop_reason == StopReason.COUNT else loop.stop_reason
-    return Drawn((_float(workspace), *engines), float_ms, reason)
+    return Drawn((replace(_float(workspace, 1.0), interval=Interval(1.0, 1.0)), *engines), float_ms, reason)
 
 
 def sized_engines(workspace: Workspace, scores: Scores, most: int, earlier: CurveFile | None) -> Drawn:
@@ -140,7 +140,7 @@ def sized_engines(workspace: Workspace, scores: Scores, most: int, earlier: Curv
     engines = [
         replace(_of_policy(workspace, policy, share(policy)), kind=_kind(space, policy)) for policy in found.values()
     ]
-    return Drawn((_float(workspace), *engines), size.float_total, reason)
+    return Drawn((_float(workspace, share(reference)), *engines), size.float_total, reason)
 
 
 def shown(engines: Sequence[Engine], most: int, named: frozenset[str]) -> list[Engine]:
@@ -178,11 +178,9 @@ def _effort(workspace: Workspace) -> Effort:
     return replace(spending, rounds=min(spending.rounds, 1), exchanges=min(spending.exchanges, 1))
 
 
-def _float(workspace: Workspace) -> Engine:
+def _float(workspace: Workspace, ratio: float) -> Engine:
     policy = workspace.space.uniform(workspace.space.reference)
-    engine = _of_policy(workspace, policy, 1.0)
-    timed = workspace.not_measurable is None
-    return replace(engine, kind="float", interval=Interval(1.0, 1.0) if timed else None)
+    return replace(_of_policy(workspace, policy, ratio), kind="float")
 
 
 def _of_observation(workspace: Workspace, found: Observation) -> Engine:

@@ -84,7 +84,7 @@ def test_what_cannot_be_timed_is_said_to_be_simulated():
     assert (
         engines(sized_curve())[0]
         .attrib["data-plan"]
-        .startswith("P1, one format everywhere: 0.58 of the float model's size; ")
+        .startswith("P1, one format everywhere: 0.58 of the fp32 model's size; ")
     )
 
 
@@ -104,7 +104,7 @@ def wrong(content: dict, number: int, **change: object) -> dict:
     [
         (wrong(curve(), 3, dominated=False), "whether P4 is dominated does not follow from the figures"),
         (wrong(curve(), 1, dominated=True), "whether P2 is dominated does not follow"),
-        (wrong(curve(), 1, ms=2.5), "the ratio of P2 is not that of its cost"),
+        (wrong(curve(), 1, ms=2.5), "the ratio of P2 does not follow from its cost"),
         (wrong(curve(), 1, name="P1"), "the point P1 is there twice"),
         (wrong(curve(), 2, value=0.1), "every engine but that of quantize_static has a policy"),
         (wrong(curve(), 4, kind="found"), "one point is the float model"),

@@ -170,6 +170,18 @@ def test_where_nothing_can_be_timed_size_stands_for_latency(tmp_path):
     assert kinds(record).items() <= kinds(finer).items()
 
 
+def test_a_float_engine_in_fp16_is_half_of_the_fp32_model(tmp_path):
+    settings = Settings("tests.tiny_task:task", target="tensorrt-rtx", samples=16, evaluations=20)
+    with open_run(tmp_path / "run", Progress(Console(quiet=True)), settings) as workspace:
+        record = draw_curve(workspace, 3)
+        whole = workspace.costs["size"].float_total
+    assert (record.cost, record.float_cost) == ("size", whole)
+    (base,) = [point for point in record.points if point.kind == "float"]
+    assert base.policy.policy["head"] == "fp16"
+    assert base.ratio == pytest.approx(0.5, abs=0.02), "a budget of size=0.5x is just met by it"
+    assert all(point.ratio == pytest.approx(point.size_bytes / whole) for point in record.points)
+
+
 def test_a_point_becomes_the_policy(workspace):
     solve(workspace, Budget.from_text("size=0.9x"))
     record = draw_curve(on(workspace))
