@@ -83,5 +83,6 @@ def test_what_cannot_be_an_engine_is_refused_with_one_message(
     monkeypatch.setenv(ODD, network)
     found = refused(*arguments(tmp_path / "run", batch=batch))
     assert_matches(message, found)
+    assert not (tmp_path / "run" / "scores.json").exists(), "it is refused before the search"
     assert capfd.readouterr() == ("", "")
     recwarn.clear()  # torch says that lazy modules are young

@@ -13,6 +13,7 @@ from deploy.latency.steps import Outcome
 from deploy.report.page import write_html
 from deploy.run.data_free import check_budget
 from deploy.run.directory import Run
+from deploy.run.float_onnx import export_float_model
 from deploy.run.opening import open_workspace
 from deploy.run.settings import Settings
 from deploy.run.trust import check_trusted, remember
@@ -124,6 +125,7 @@ def run_stages(workspace: Workspace, budget: Budget, tuning: Tuning | None, meth
     `report.json`.
     """
     progress = workspace.progress
+    export_float_model(workspace)  # what torch cannot export is said before the work, not after
     made = _trained if method_from_name(method).trains else _chosen
     policy = made(workspace, budget, tuning, method)
     if workspace.verifiable:

@@ -104,7 +104,8 @@ class Job:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Run, "write", writing)
             patched.setattr(looping, "LoopSettings", partial(LoopSettings, measurements=2, designed=2))
-            patched.setattr(looping, "export_float_model", lambda _workspace: None)
+            for stage in (looping, run_all):
+                patched.setattr(stage, "export_float_model", lambda _workspace: None)
             patched.setattr(run_all, "_make", lambda _workspace, policy, _budget: device.thoroughly(policy))
             patched.setattr(run_all, "write_stability", lambda *_: None)
             patched.setattr(run_all, "verify", lambda _workspace, _policy: power("verify"))
