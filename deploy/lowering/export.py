@@ -103,14 +103,19 @@ def _export(traced: TracedModel) -> torch.onnx.ONNXProgram:
             text = f"{error}\n{error.__cause__ or ''}"
             operators = list(dict.fromkeys(re.findall(r"(?:aten|prims|torchvision|torch\.ops)[.:]+[\w.:]+", text)))
             what = f"the operator {operators[0]}" if operators else "the model"
-            reason = next(
-                (line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()),
-                type(error).__name__,
-            )
-            raise UserError(f"torch cannot export {what} to ONNX opset {OPSET}: {reason}") from error
+            raise UserError(f"torch cannot export {what} to ONNX opset {OPSET}: {_reason(error)}") from error
     if program is None:
         raise UserError(f"torch returned no ONNX model at opset {OPSET}")
     return program
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the innermost exception that says something: the outer ones point to its trace alone."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    lines = (line.strip() for each in reversed(chain) for line in str(each).splitlines())
+    return next((line for line in lines if line), type(chain[-1]).__name__)
 
 
 def _batch_is_free(traced: TracedModel) -> bool:

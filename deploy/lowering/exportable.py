@@ -13,6 +13,7 @@ from torch.fx.traceback import NodeSource
 
 from calib.network.decomposed import without_retracing
 from calib.network.tracing import forget_layouts
+from deploy.lowering.attention_heads import give_heads
 from deploy.lowering.written_norms import write_out_norms
 
 
@@ -37,6 +38,7 @@ class Exportable(ExportedProgram):
             copies[node].meta["from_node"] = [NodeSource(node)]  # what a trace leaves too: see TracedNames
         graph.eliminate_dead_code()  # as a trace does
         write_out_norms(graph)
+        give_heads(graph)
         copied = cls(
             root=program.graph_module,
             graph=graph,
