@@ -20,6 +20,7 @@ from deploy.files.comparison import (
 from deploy.files.report import ReportFile
 from deploy.files.verification import STAGES
 from deploy.run.directory import Run
+from deploy.stages.finetuning import trained_by
 from deploy.stages.recorded import Recorded
 from smpq.scoring.ranks import spearman
 from smpq.scoring.scores import Scores
@@ -59,7 +60,7 @@ def _compared(read: Recorded) -> ComparedRun:
     formats = policy.by_unit(read.space.groups)
     return ComparedRun(
         path=str(read.run.path),
-        method=None if read.scores is None else read.scores.method,
+        method=trained_by(read.run) or (None if read.scores is None else read.scores.method),
         target=read.target.name,
         budget=None if read.budget is None else str(read.budget),
         data_free=read.record.settings.data_free,

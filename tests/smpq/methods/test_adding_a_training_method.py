@@ -62,6 +62,8 @@ def test_it_does_the_whole_job(tmp_path):
     assert (tuned["settings"]["method"], tuned["settings"]["budget"]) == (NAME, "avg_bits=4")
     assert "trained together, by the method narrowest" in (run / "report.html").read_text()
     assert report["verification"]["lost_at"] != "onnx"
+    compared = json.loads(done("compare", run, run, "--json").out)
+    assert [each["method"] for each in compared["runs"]] == [NAME, NAME], "as in the report, not made by hand"
     assert "smpq curve" not in (run / "report.html").read_text(), "there are no scores that it could solve"
 
     made = (run / "finetuned.safetensors").read_bytes()
