@@ -4,7 +4,7 @@ contradict itself.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -134,8 +134,9 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     `verification`. `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the
     plan that Orin's GPU has no kernels for, as in "w3a8 on conv2d". `sizes` are those of the inputs that have several.
     `synthetic` is what calibrated a run without samples of the task. `cut_short` says that scoring or the search had
-    not come to its end. `options` are those of `smpq run` that differ from the defaults, besides the budget and the
-    directory; none where a Python program made the run.
+    not come to its end. `tuning` is what can still win accuracy back by the weights: fine-tuning where the task has
+    training data, else reconstruction; None where nothing can, or one was done. `options` are those of `smpq run` that
+    differ from the defaults, besides the budget and the directory; none where a Python program made the run.
     """
 
     NAME = "report.json"
@@ -175,6 +176,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     synthetic: SyntheticFile | None
     warnings: tuple[str, ...]
     finetuning: FinetuneFile | None
+    tuning: Literal["finetune", "reconstruct"] | None = None
     settings: dict[str, str | int | float | bool | tuple[str, ...] | None]
     options: dict[str, tuple[str, ...]]
     versions: dict[str, str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.files.report import LatencyPart, LimitRow, ReportFile
@@ -14,6 +15,14 @@ from smpq.training.settings import FineTuneSettings
 
 _QUESTION = "What do I change?"
 _LAST_EFFORT = list(EFFORTS)[-1]
+_TUNING: Mapping[str, tuple[str, Mapping[str, Sequence[str]]]] = {
+    "finetune": (
+        " fine-tune (the task needs training data), or",
+        {"--finetune": [f"{FineTuneSettings.epochs:g}"]},
+    ),
+    "reconstruct": (" reconstruct the weights, or", {"--reconstruct": ["mse"]}),
+}
+"""What the step about accuracy says of the weights, and the options that do it."""
 
 
 def changes(report: ReportFile, run: Path) -> Answer:
@@ -127,8 +136,7 @@ def _accuracy_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
         worst = [path for _, path in sorted(scored, key=lambda each: each[0])[:3]]
         lowest = f"; the lowest scores are those of {some(worst)}" if worst else ""
         trained = trained_together(report)
-        closed = report.finetuning is not None or report.synthetic is not None  # trained, or not to be trained
-        tune = "" if closed else " fine-tune (the task needs training data), or"
+        tune, changed = _TUNING[report.tuning] if report.tuning is not None else ("", None)
         tune = " train longer (--finetune), or" if trained else tune
         sentence = f"To win accuracy back,{tune} allow more budget{lowest}."
         steps.append(
@@ -137,8 +145,8 @@ def _accuracy_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
                 commands.again(changed={"--finetune": [f"{_longer(report):g}"]}, new="-longer")
                 if trained
                 else commands.about_run("curve")
-                if closed
-                else commands.again(changed={"--finetune": [f"{FineTuneSettings.epochs:g}"]}),
+                if changed is None
+                else commands.again(changed=changed),
             )
         )
     for name in ("onnx", "engine"):

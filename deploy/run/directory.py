@@ -108,15 +108,23 @@ class Run:
             for directory in self._made:
                 directory.rmdir()
 
-    def keep(self, settings: Settings, fingerprint: Fingerprint, resources: Resources | None = None) -> None:
+    def keep(
+        self,
+        settings: Settings,
+        fingerprint: Fingerprint,
+        resources: Resources | None = None,
+        *,
+        trainable: bool | None = None,
+    ) -> None:
         """Write `run.json` unless it is there; UserError, which names what changed, when it was made of something else.
 
-        `resources`, which may change from command to command, are written down as information.
+        `resources` and `trainable`, which may change from command to command, are written down as information.
         """
         row = ResourcesRow(**resources.to_json()) if resources is not None else None
         record = self.find(RunFile)
         if record is None:
-            self.write(RunFile(settings=settings, fingerprint=fingerprint, versions=versions(), resources=row))
+            found = RunFile(settings=settings, fingerprint=fingerprint, versions=versions())
+            self.write(msgspec.structs.replace(found, resources=row, trainable=trainable))
             return
         changed = record.fingerprint.differences(fingerprint)
         if changed:
@@ -125,8 +133,10 @@ class Run:
                 "state: use another --out, "
                 "or delete it"
             )
-        if row is not None and record.resources != row:
-            self.write(msgspec.structs.replace(record, resources=row))
+        told = {"resources": row, "trainable": trainable}
+        latest = msgspec.structs.replace(record, **{name: each for name, each in told.items() if each is not None})
+        if latest != record:
+            self.write(latest)
 
     def settings(self) -> Settings:
         """Read the settings; UserError when this is not a run or the file is damaged."""

@@ -17,7 +17,10 @@ class ResourcesRow(Record, frozen=True, kw_only=True):
 
 
 class RunFile(FileRecord, frozen=True, kw_only=True):
-    """`run.json`: the settings of a run, what it is about (`fingerprint`), and the versions that made it."""
+    """`run.json`: the settings of a run, what it is about (`fingerprint`), and the versions that made it.
+
+    `trainable` says whether the task has training data; None where an older version made the run.
+    """
 
     NAME = "run.json"
     MADE_BY = "smpq run or smpq score"
@@ -27,3 +30,4 @@ class RunFile(FileRecord, frozen=True, kw_only=True):
     fingerprint: Fingerprint
     versions: dict[str, str]
     resources: ResourcesRow | None = None
+    trainable: bool | None = None

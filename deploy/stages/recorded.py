@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from calib.errors import UserError
 from calib.files.checkpoint import shown
@@ -18,14 +19,16 @@ from deploy.run.directory import Run
 from deploy.run.record import RunFile
 from deploy.run.scores import find_scores
 from deploy.run.spaces import costs_from_file, space_from_file
-from deploy.stages.finetuning import version_of
+from deploy.stages.finetuning import FINE_TUNED, version_of
 from deploy.stages.policies import policy_of_run
 from deploy.targets.target import Target, target_from_name
 from smpq.files import ContributionsFile, StabilityFile
 from smpq.problem.budget import Budget
 from smpq.problem.costs import CostModel
 from smpq.problem.policy import Policy, Space
+from smpq.reconstruction.rounding import learns_rounding
 from smpq.scoring.scores import Scores
+from smpq.training.lsq import check_learned
 
 COST_UNITS = {"size": "bytes", "avg_bits": "bits", "bops": "bops"}
 """Costs of every run that need no measurement, with their units."""
@@ -102,6 +105,22 @@ class Recorded:
         """What the policy loses by the samples that decided about it; None for another policy or budget."""
         record = self.run.find_for(LossFile, self.version)
         return record if record is not None and self.budget is not None and record.budget == str(self.budget) else None
+
+    @cached_property
+    def tuning(self) -> Literal["finetune", "reconstruct"] | None:
+        """How the weights can still be tuned: fine-tuned where the task has training data, as a run of an older version
+        is taken to have, else reconstructed. None where they were, where calibration is without samples, where a format
+        cannot be learned, and where no integers could be.
+        """
+        if self.run.has(FINE_TUNED) or self.record.settings.data_free:
+            return None
+        try:
+            check_learned(chosen for row in self.space.formats.values() for chosen in row)
+        except UserError:
+            return None
+        if self.record.trainable is not False:
+            return "finetune"
+        return "reconstruct" if any(learns_rounding(each.weight) for each in self.policy.formats.values()) else None
 
     @cached_property
     def latency(self) -> LatencyPart | None:

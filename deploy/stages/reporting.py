@@ -92,6 +92,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         synthetic=run.find(SyntheticFile),
         warnings=_warnings(read),
         finetuning=read_record(run),
+        tuning=read.tuning,
         settings=asdict(settings),
         options=_options(read),
         versions=read.record.versions,

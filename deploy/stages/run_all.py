@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from calib.task import TrainableTask
 from deploy.files.engine import TimingRow
 from deploy.files.report import ReportFile
 from deploy.latency.history import settle, settled
@@ -69,7 +70,7 @@ def open_run(
             check(workspace)
         if settings is not None:
             remember(path, known, progress)
-        run.keep(known, workspace.identity, resources)
+        run.keep(known, workspace.identity, resources, trainable=isinstance(workspace.task, TrainableTask))
         if workspace.data_free is not None:
             workspace.data_free.keep(run)
         write_space(workspace)

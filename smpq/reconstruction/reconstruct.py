@@ -23,7 +23,7 @@ from calib.task import Batch
 from smpq.reconstruction.blocks import Block, find_blocks
 from smpq.reconstruction.channel_scales import Calibrate, with_channel_scales
 from smpq.reconstruction.partial import Finished, read_partial, write_partial
-from smpq.reconstruction.rounding import SoftWeight
+from smpq.reconstruction.rounding import SoftWeight, learns_rounding
 from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.reconstruction.trained_block import Done, Parts, Surroundings, train_block
 from smpq.reconstruction.walk import Walk
@@ -35,9 +35,6 @@ from smpq.training.placing import CPU, batch_on, graph_on, repeatable_on
 from smpq.training.plan import Activations, activations_of
 from smpq.training.trainable import leaf_names
 from smpq.value.value import divergence
-
-_FEWEST_BITS = 2
-"""A weight of one bit has no integer between its two."""
 
 
 @dataclass(frozen=True)
@@ -288,8 +285,7 @@ class _Judged:
 
 
 def _is_trained(weight: QuantizedWeight | None) -> bool:
-    kind = None if weight is None else weight.type
-    return kind is not None and (kind.zero_points or (kind.is_integer and kind.widest_bits >= _FEWEST_BITS))
+    return weight is not None and learns_rounding(weight.type)
 
 
 def _arranged(traced: TracedModel, order: torch.memory_format) -> TracedModel:

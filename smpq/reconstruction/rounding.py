@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from calib.formats.number_type import NumberType
 from calib.formats.quantizers import QuantizedWeight
 
 _STRETCH, _SHIFT = 1.2, -0.1
@@ -14,6 +15,13 @@ _STRETCH, _SHIFT = 1.2, -0.1
 _MARGIN = 0.45
 """How far from its integer, in steps, a calibrated weight may begin."""
 _EDGE = 0.01
+_FEWEST_BITS = 2
+"""A weight of one bit has no integer between its two."""
+
+
+def learns_rounding(kind: NumberType) -> bool:
+    """Whether weights of a type have integers that are learned: those of two bits or more."""
+    return kind.zero_points or (kind.is_integer and kind.widest_bits >= _FEWEST_BITS)
 
 
 class SoftWeight(nn.Module):

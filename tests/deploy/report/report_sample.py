@@ -142,6 +142,7 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "warnings": [],
         "finetuning": None,
         "settings": {"rounding": "gptq", "formats": ["w8a8", "fp32"], "resume": True},
+        "tuning": "finetune",
         "options": {"--task": ["cifar10-resnet20"]},
         "versions": {"torch": "2.13.0", "onnxruntime": "1.24.1"},
         "machine": "a processor, Linux x86_64",

@@ -61,6 +61,7 @@ def test_the_engine_is_the_fine_tuned_model(plain, finished):
     report = read(finished, "report.json")
     assert report["finetuning"]["after"] == record["after"]
     assert read(plain, "report.json")["finetuning"] is None
+    assert (read(plain, "report.json")["tuning"], report["tuning"]) == ("finetune", None), "what is left to try"
     assert report["accuracy"]["engine"] == after["engine"]["mean"]
 
 
@@ -192,10 +193,12 @@ def test_weights_of_another_run(run, tmp_path):
 )
 def test_wrong_training_data_leaves_the_run_as_it_was(plain, tmp_path, monkeypatch, fault, message):
     run = copy_of(plain, tmp_path / "run")
-    before = contents(run)
+    noted = ["run.json"]  # which says whether the task has training data
+    before = contents(run, without=noted)
     monkeypatch.setenv(FAULT, fault)
     assert_matches(message, refused("finetune", run, *TUNE))
-    assert contents(run) == before
+    assert contents(run, without=noted) == before
+    assert read(run, "run.json")["trainable"] == (fault != "untrained")
     if fault == "untrained":
         out = tmp_path / "other"
         assert_matches(
