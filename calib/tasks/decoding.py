@@ -40,7 +40,7 @@ class DecodingTask(LanguageTask):
        is `[n, ..., t, size]` of the new ones, in the same order.
     2. Calibration batches have several sizes: `lengths` are places of the cache and new tokens, by default a prompt, a
        half and a full cache with one token, and a few tokens in the middle.
-    3. Evaluation rows are whole, with an empty cache, which `empty_cache` makes.
+    3. Rows of the evaluation and of `selection` are whole, with an empty cache, which `empty_cache` makes.
     """
 
     def __init__(
@@ -54,13 +54,17 @@ class DecodingTask(LanguageTask):
         *,
         batch: int = 4,
         perplexity: bool = False,
+        selection: Callable[[], Documents] | None = None,
     ) -> None:
         self.lengths = lengths_of(context)
         super().__init__(
             name, network, calibration, evaluation, context,
-            rows=_ROWS * len(self.lengths), batch=batch, perplexity=perplexity,
+            rows=_ROWS * len(self.lengths), batch=batch, perplexity=perplexity, selection=selection,
         )  # fmt: skip
         self.empty_cache = empty_cache
+        if selection is not None:
+            rows = self.selection
+            self.selection = lambda: self._from_empty(rows())
 
     def calibration(self) -> list[Batch]:
         """Return a batch of each size: the tokens before are in its cache, as float computes it."""
@@ -80,7 +84,9 @@ class DecodingTask(LanguageTask):
 
     def evaluation(self) -> list[Batch]:
         """Return whole rows, with an empty cache."""
-        whole = super().evaluation()
+        return self._from_empty(super().evaluation())
+
+    def _from_empty(self, whole: Sequence[Batch]) -> list[Batch]:
         return [Batch((batch.inputs[0], *self.empty_cache(len(batch.inputs[0]))), batch.target) for batch in whole]
 
 

@@ -57,6 +57,17 @@ def test_whole_rows_are_evaluated_with_an_empty_cache(task):
     assert len(task.records(task.model()(*first.inputs), first.target)) == 2
 
 
+def test_selection_rows_have_an_empty_cache_as_those_of_the_evaluation(task):
+    documents = [row[100:280] for row in text()]
+    chosen = DecodingTask("chosen", Summing, text, text, CONTEXT, empty_cache, selection=lambda: documents)
+    judged = DecodingTask("judged", Summing, text, lambda: documents, CONTEXT, empty_cache)
+    for one, other in zip(chosen.selection(), judged.evaluation(), strict=True):
+        assert len(one.inputs) == 2
+        assert all(map(torch.equal, one.inputs, other.inputs))
+        assert torch.equal(one.target, other.target)
+    assert not hasattr(task, "selection")
+
+
 def test_written_tokens_are_the_most_probable_ones():
     prompt = torch.tensor([[3, 5, 5], [7, 7, 1]])
     logits = list(generate(Summing(), prompt, 4, empty_cache(2)))
