@@ -194,6 +194,11 @@ class Field:
         return self.declared.option or f"{self.name} of {self.owner.__name__}"
 
     @property
+    def option_name(self) -> str:
+        """Its option as a name of Python, as `size_only` of --size-only; '' where there is none."""
+        return (self.declared.option or "").partition("/")[0].lstrip("-").replace("-", "_").lower()
+
+    @property
     def allowed(self) -> str:
         """What one value may be, in words."""
         limits = self.declared.limits

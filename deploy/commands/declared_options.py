@@ -144,16 +144,11 @@ def settings_from_options(owner: type[Owner], options: dict[str, Any], **others:
     further fields.
     """
     given = {
-        name: options.pop(_destination(field.declared.option))
+        name: options.pop(field.option_name)  # under which click passes it on
         for name, field in declared_fields(owner).items()
-        if field.declared.option is not None and _destination(field.declared.option) in options
+        if field.option_name in options
     }
     return owner(**given, **others)
-
-
-def _destination(option: str) -> str:
-    """Return the name under which click passes an option on."""
-    return option.partition("/")[0].lstrip("-").replace("-", "_").lower()
 
 
 def _help(field: Field) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from calib.data import training_batches
+from calib.declared import declared_fields
 from calib.errors import UserError
 from calib.tasks import IN_MEMORY, held_in_memory
 from deploy.python.result import Computed, Result
@@ -34,6 +35,8 @@ from smpq.value.workers.resources import Resources
 
 _HERE = Resources(workers=1)
 """Other processes would run the caller's script again where it does not guard its main part."""
+_NOT_ASKED = ("task", "target")
+"""Settings that are given in another way: the task by the model and its batches."""
 
 
 def optimize(
@@ -97,13 +100,7 @@ def optimize(
         if training is None:
             raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")
         next(training_batches(task, 0))  # whether they can be used is told before anything begins
-    try:
-        several = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
-        asked = Settings(task=IN_MEMORY, target=target, **{**settings, **several})
-    except TypeError as error:
-        raise UserError(f"{error}: the settings are {', '.join(Settings.__struct_fields__)}") from error
-    if asked.data_free:
-        raise UserError("optimize is given samples: data_free is for smpq run, whose task need not have any")
+    asked = _settings(target, settings)
     progress = Progress(Console(file=sys.stderr, quiet=not verbose), Patience(seconds))
     path = Path(out) if out is not None else usual_directory(asked)
     check_method(method, wanted)
@@ -115,6 +112,22 @@ def optimize(
         engine = built_engine_runner(workspace, torch.get_num_threads())
     note = engine if isinstance(engine, str) else None
     return Result(path, report, module, None if isinstance(engine, str) else Computed(engine, *called), note)
+
+
+def _settings(target: str, given: Mapping[str, Any]) -> Settings:
+    """Return the settings of the run; UserError for what is none, with its name where it is that of an option."""
+    fields = {name: each for name, each in declared_fields(Settings).items() if name not in _NOT_ASKED}
+    options = {each.option_name: name for name, each in fields.items()}
+    for name in given.keys() - fields.keys():
+        option = name.replace("-", "_")
+        if option in options:
+            raise UserError(f"optimize has no argument {name}: give the option of that name as {options[option]}=")
+        raise UserError(f"optimize has no argument {name}: the settings are {', '.join(fields)}")
+    several = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    asked = Settings(task=IN_MEMORY, target=target, **{**given, **several})
+    if asked.data_free:
+        raise UserError("optimize is given samples: data_free is for smpq run, whose task need not have any")
+    return asked
 
 
 def _whole(
