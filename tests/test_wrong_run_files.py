@@ -147,16 +147,28 @@ def test_stages_before_their_time(tmp_path):
     assert "use smpq export and smpq build first" in refused("measure", out)
     assert contents(out, without=["model.float.onnx", "model.float.json"]) == before
     done("export", out)
-    assert "no engine of the policy in policy.json" in refused("verify", out)
+    assert "no engine of the policy in policy.json: use smpq build first" in refused("verify", out)
     done("build", out)
     done("verify", out)
+
+
+def test_an_engine_that_only_a_device_builds_is_not_asked_of_this_machine(tmp_path):
+    out = tmp_path / "run"
+    done("score", *TINY, "--target", "jetson-orin", "--out", out)
+    done("solve", out, "--budget", "avg_bits=8")
+    done("export", out)
+    message = refused("verify", out)
+    assert_matches(
+        "no engine of the policy in policy.json, and none can be built here: .* built on the device", message
+    )
+    assert "smpq build" not in message
 
 
 def test_files_of_an_earlier_policy_are_not_taken_for_this_one(run):
     edit_policy(run, lambda policy: policy.update({"first": "fp32", "second": "fp32", "head": "fp32"}))
     before = contents(run)
-    assert "is not of the policy in policy.json and its fine-tuning: use smpq export first" in refused("build", run)
-    assert "is not of the policy in policy.json and its fine-tuning: use smpq export first" in refused("verify", run)
+    assert "is not of the policy in policy.json: use smpq export first" in refused("build", run)
+    assert "is not of the policy in policy.json: use smpq export first" in refused("verify", run)
     assert "use smpq export and smpq build first" in refused("measure", run)
     assert contents(run) == before
     for command in ("export", "build", "verify"):

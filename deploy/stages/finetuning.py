@@ -179,6 +179,11 @@ def version_of(run: Run, policy: Policy) -> str:
     return f"{policy.key()} fine-tuned {sha256(path)}"
 
 
+def policy_text(run: Run) -> str:
+    """Return what messages call a run's policy, with its fine-tuned weights where it has any."""
+    return "the policy in policy.json" + (" and its fine-tuning" if run.has(FINE_TUNED) else "")
+
+
 def trained_by(run: Run) -> str | None:
     """Return the name of the method that trained the run's policy together with its weights; None where none did."""
     path = run.file(FINE_TUNED)

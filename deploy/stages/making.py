@@ -17,7 +17,7 @@ from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
 from deploy.stages.engines import build_engines, unit_kernels
-from deploy.stages.finetuning import tuned, version_key
+from deploy.stages.finetuning import policy_text, tuned, version_key
 from deploy.stages.shipping import discard_other, ship
 from deploy.stages.trtexec import TrtexecExport, export_for_trtexec
 from deploy.stages.verifying import verify as verify_stages
@@ -192,14 +192,20 @@ def _needs_export(workspace: Workspace, policy: Policy) -> None:
         raise UserError(f"{model} is missing: make it with smpq export")
     record = workspace.run.find_for(ExportFile, version_key(workspace, policy))
     if record is None:
-        raise UserError(f"{model} is not of the policy in policy.json and its fine-tuning: use smpq export first")
+        raise UserError(f"{model} is not of {policy_text(workspace.run)}: use smpq export first")
     if record.sha256 != sha256(model):
         raise UserError(f"{model} is not the file that smpq export wrote, it has changed since: use smpq export again")
 
 
 def _needs_build(workspace: Workspace, policy: Policy) -> None:
-    if workspace.run.find_for(BuildFile, version_key(workspace, policy)) is None:
-        raise UserError(
-            "this run has no engine of the policy in policy.json and its fine-tuning: use smpq export and smpq build "
-            "first"
-        )
+    run, version = workspace.run, version_key(workspace, policy)
+    if run.find_for(BuildFile, version) is not None:
+        return
+    lacking = f"this run has no engine of {policy_text(run)}"
+    if not workspace.builds_on_device:
+        try:
+            workspace.backend.check_builds_here()
+        except UserError as error:
+            raise UserError(f"{lacking}, and none can be built here: {error}") from error
+    exported = run.file(workspace.backend.names.model).is_file() and run.find_for(ExportFile, version) is not None
+    raise UserError(f"{lacking}: use {'' if exported else 'smpq export and '}smpq build first")

@@ -19,7 +19,7 @@ from deploy.lowering.naming import call_name
 from deploy.lowering.onnx_files import sha256
 from deploy.report.profile_plot import profile_svg
 from deploy.run.workspace import DEVICE, Workspace
-from deploy.stages.finetuning import version_key
+from deploy.stages.finetuning import policy_text, version_key
 from deploy.targets.target import Target
 from smpq.problem.policy import Policy
 
@@ -36,9 +36,7 @@ def profile(workspace: Workspace, policy: Policy) -> ProfileFile:
     model = workspace.run.file(workspace.backend.names.model)
     exported = workspace.run.find_for(ExportFile, version_key(workspace, policy))
     if exported is None or not model.is_file() or exported.sha256 != sha256(model):
-        raise UserError(
-            f"{model} is not there, or not of the policy in policy.json and its fine-tuning: use smpq export first"
-        )
+        raise UserError(f"{model} is not there, or not of {policy_text(workspace.run)}: use smpq export first")
     result, machine = _measured(workspace, policy)
     if result.failed is not None:
         raise UserError(f"the engine cannot be timed: {result.failed}")

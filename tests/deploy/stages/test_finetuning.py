@@ -101,7 +101,7 @@ def test_what_was_made_before_is_refused(plain, tmp_path):
     done("report", run, "--quiet")
     assert read(run, "report.json")["accuracy"]["engine"] is None
     done("export", run, "--quiet")
-    assert_matches("use smpq export and smpq build first", refused("verify", run))
+    assert_matches("of the policy in policy.json and its fine-tuning: use smpq build first", refused("verify", run))
     done("build", run, "--quiet")
     done("finetune", run, *TUNE)
     assert_matches("and its fine-tuning: use smpq export first", refused("build", run))
