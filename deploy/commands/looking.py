@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json as json_text
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -13,6 +14,12 @@ from calib.declared import NOT_BLANK, Declared, Group
 from calib.errors import UserError
 from deploy.commands.declared_options import declared_options
 from deploy.commands.options import NOT_MET, Result, Shared, command, printed, run_argument
+
+if TYPE_CHECKING:  # the library is loaded only when a command runs
+    from rich.console import Console
+
+_NO_TERMINAL = 180
+"""Columns of text of a pipe or a file."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +71,12 @@ def report(run: Path, progress: Any) -> Result:
 @declared_options(Shared, "json")
 def methods(json: bool) -> None:
     """List the methods that smpq run --method takes: what they do, the paper, what they need, and what they cost."""
-    from rich.console import Console
-
     from deploy.commands.methods_table import described, table
 
     if json:
         click.echo(json_text.dumps(described(), indent=1))
     else:
-        Console().print(table(), "Costs are counted in passes over the calibration data, besides calibration itself.")
+        _console().print(table(), "Costs are counted in passes over the calibration data, besides calibration itself.")
 
 
 @command("targets")
@@ -82,8 +87,6 @@ def targets(name: str | None, sm: tuple[str, ...], json: bool) -> None:
 
     For example smpq targets jetson-orin, or smpq targets tensorrt-10.3 --sm sm87.
     """
-    from rich.console import Console
-
     from deploy.targets.families import FAMILIES
     from deploy.targets.tables import LEGEND, described, overview, rules, summary
     from deploy.targets.target import device_names, target_from_name
@@ -95,6 +98,15 @@ def targets(name: str | None, sm: tuple[str, ...], json: bool) -> None:
     if json:
         click.echo(json_text.dumps({target.name: described(target) for target in chosen}, indent=1))
     elif name is None:
-        Console().print(overview(), "smpq targets NAME shows what becomes of each format there, and how we know.")
+        _console().print(overview(), "smpq targets NAME shows what becomes of each format there, and how we know.")
     else:
-        Console().print(summary(chosen[0]), rules(chosen[0]), LEGEND)
+        console = _console()
+        console.print(summary(chosen[0], console.width), rules(chosen[0]), LEGEND)
+
+
+def _console() -> Console:
+    """Return where tables are printed: what is no terminal has room for whole rows, unless COLUMNS says otherwise."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_NO_TERMINAL)

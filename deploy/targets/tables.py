@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -35,6 +36,8 @@ _USUAL_FORMATS = (
     "fp16", "fp32",
 )  # fmt: skip
 _IN_FEATURES = 1024
+_FRAME = 3
+"""Columns of text that a column of a table needs besides its words."""
 
 
 def overview() -> Table:
@@ -53,16 +56,40 @@ def overview() -> Table:
     return grid
 
 
-def summary(target: Target) -> Table:
-    """Return what becomes of the usual formats on every operator, for a layer with 1024 inputs."""
+def summary(target: Target, width: int) -> Table:
+    """Return what becomes of the usual formats on every operator, for a layer with 1024 inputs: a column for each
+    format, or where these need more than `width` columns of text, a row for each format and what becomes of it.
+    """
     where = [target.reference, *([f"version {target.version}"] if target.version else []), *target.compute_capabilities]
     heading = f"{target.name} (float baseline {', '.join(map(str, where))}): {target.description}"
-    grid = Table(title=heading, title_justify="left")
-    for column in ("", *_USUAL_FORMATS):
-        grid.add_column(column, overflow="fold")
-    for operator in OPERATORS:
-        answers = [capability(target, operator, Format.from_text(text), _IN_FEATURES).status for text in _USUAL_FORMATS]
-        grid.add_row(operator, *(_WORDS.get(status, status) for status in answers))
+    answers = {text: _answers(target, Format.from_text(text)) for text in _USUAL_FORMATS}
+    rows = [["", *answers], *([operator, *(row[operator] for row in answers.values())] for operator in OPERATORS)]
+    if sum(max(map(len, column)) + _FRAME for column in zip(*rows, strict=True)) >= width:
+        return _by_format(heading, answers)
+    grid = Table(*rows[0], title=heading, title_justify="left")
+    for row in rows[1:]:
+        grid.add_row(*row)
+    return grid
+
+
+def _answers(target: Target, chosen: Format) -> dict[str, str]:
+    """Return what becomes of a format, by operator."""
+    found = {operator: capability(target, operator, chosen, _IN_FEATURES).status for operator in OPERATORS}
+    return {operator: _WORDS.get(status, status) for operator, status in found.items()}
+
+
+def _by_format(heading: str, answers: Mapping[str, Mapping[str, str]]) -> Table:
+    grid = Table("format", "becomes", "on", title=heading, title_justify="left")
+    for text, row in answers.items():
+        statuses = list(dict.fromkeys(row.values()))
+        for status in statuses:
+            operators = [operator for operator, found in row.items() if found == status]
+            grid.add_row(
+                text if status == statuses[0] else "",
+                status,
+                ", ".join(operators) if len(statuses) > 1 else "every operator",
+                end_section=status == statuses[-1],
+            )
     return grid
 
 
