@@ -38,6 +38,11 @@ def method_of(run: ComparedRun) -> str:
     return f"{run.method or 'by hand'}{' data-free' if run.data_free else ''}"
 
 
+def metrics_of(found: Comparison) -> list[str]:
+    """Return the metrics of the runs, each once; "accuracy" where none was verified. Figures of one are of one unit."""
+    return list(dict.fromkeys(run.accuracy.metric for run in found.runs if run.accuracy is not None)) or ["accuracy"]
+
+
 def differing(found: Comparison) -> list[int]:
     """Return the numbers of the layers that not all runs give the same format: those with most formats first, the
     largest of them first.
@@ -56,21 +61,22 @@ def _facts(found: Comparison) -> dict[str, list[str]]:
 
 
 def _table(found: Comparison) -> list[str]:
-    metrics = dict.fromkeys(run.accuracy.metric for run in found.runs if run.accuracy is not None)
     columns: dict[str, list[str]] = {"run": names_of(found), "method": [method_of(run) for run in found.runs]}
     columns |= {name: texts for name, texts in _facts(found).items() if len(set(texts)) > 1}
     columns["bits"] = [fixed(run.avg_bits, ".2f") for run in found.runs]
     columns["size"] = [size(run.size_bytes) for run in found.runs]
-    columns[f"{' or '.join(metrics) or 'accuracy'} (95 %)"] = [_accuracy(run) for run in found.runs]
+    columns |= {f"{metric} (95 %)": [_accuracy(run, metric) for run in found.runs] for metric in metrics_of(found)}
     columns["of float's time"] = [_latency(run) for run in found.runs]
     columns["seconds"] = [_NONE if run.seconds is None else f"{run.seconds:.0f}" for run in found.runs]
     columns["evaluations"] = [_NONE if run.evaluations is None else str(run.evaluations) for run in found.runs]
     return _aligned([list(columns), *zip(*columns.values(), strict=True)], {"bits", "size", "seconds", "evaluations"})
 
 
-def _accuracy(run: ComparedRun) -> str:
+def _accuracy(run: ComparedRun, metric: str) -> str:
     found = run.accuracy
-    return "not verified" if found is None else measure(found.mean, found.interval, found.metric)
+    if found is None:
+        return "not verified"
+    return measure(found.mean, found.interval, metric) if found.metric == metric else _NONE
 
 
 def _latency(run: ComparedRun) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from markupsafe import Markup
 
 from deploy.files.comparison import ComparedRun, Comparison
 from deploy.report.axes import Scale, ends, fit
-from deploy.report.comparison_lines import correlation_cells, method_of, names_of
+from deploy.report.comparison_lines import correlation_cells, method_of, metrics_of, names_of
 from deploy.report.plots import short_names
 from deploy.report.svg import LETTER, element, hinted, label, line, picture
 from deploy.report.wording import change, counted, fixed, measure, shown, signed, size, span
@@ -17,7 +18,7 @@ from smpq.files import Interval
 
 _WIDTH, _LEFT, _ROW = 1000.0, 232.0, 26.0
 _GAP = 46.0
-_LETTERS = 34
+_LETTERS, _LONGEST_METRIC = 34, 14
 _WIDEST_CELL, _NARROWEST_TEXT = 34.0, 15.0
 _SHADES = ((2, "b2"), (3, "b3"), (4, "b4"), (8, "b8"), (15, "b15"))
 """Up to so many bits a cell is of that class; more are floats."""
@@ -60,9 +61,9 @@ def _row_names(found: Comparison, top: float, *, methods: bool) -> list[Markup]:
     return parts
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int = _LETTERS) -> str:
     text = shown(text)
-    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _plans(found: Comparison, top: float) -> tuple[list[Markup], float]:
@@ -98,7 +99,7 @@ def _shades(y: float) -> list[Markup]:
 def _figures(found: Comparison, top: float) -> tuple[list[Markup], float]:
     """Draw accuracy and latency as points with intervals, size and seconds as bars, each in a panel of its own."""
     panels: list[tuple[str, Callable[[ComparedRun], tuple[float, Interval | None, str] | None]]] = [
-        ("accuracy, 95 %", _accuracy),
+        *((f"{_short(metric, _LONGEST_METRIC)}, 95 %", partial(_accuracy, metric)) for metric in metrics_of(found)),
         ("of the float engine's time, 95 %", _latency),
         ("size", lambda run: (run.size_bytes, None, size(run.size_bytes))),
         ("seconds", lambda run: None if run.seconds is None else (run.seconds, None, f"{run.seconds:.0f} s")),
@@ -112,9 +113,9 @@ def _figures(found: Comparison, top: float) -> tuple[list[Markup], float]:
     return parts, top + _ROW * len(found.runs)
 
 
-def _accuracy(run: ComparedRun) -> tuple[float, Interval | None, str] | None:
+def _accuracy(metric: str, run: ComparedRun) -> tuple[float, Interval | None, str] | None:
     found = run.accuracy
-    if found is None:
+    if found is None or found.metric != metric:
         return None
     moved = f", change {change(found.change, found.metric, unit=True)}"
     return found.mean, found.interval, measure(found.mean, found.interval, found.metric) + moved

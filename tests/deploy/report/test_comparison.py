@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from deploy.report.comparison_lines import comparison_lines, differing
 from deploy.report.comparison_picture import comparison_svg
+from smpq.files import Interval
 from tests.deploy.report.comparison_sample import comparison
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -33,6 +34,18 @@ def test_what_the_table_says():
     square = text.split("mean.\n")[1].split("\n\n")[0].splitlines()
     assert square[1].split()[2:] == ["0.85", "0.75", "0.65", "–"]
     assert square[2].split()[2:] == ["\N{MINUS SIGN}0.20", "0.75", "0.65", "–"]
+
+
+def test_runs_of_two_metrics_have_a_column_and_a_panel_of_each():
+    found = comparison(3, 6)
+    own = replace(found.runs[1].accuracy, metric="score", mean=12.5, interval=Interval(12.0, 13.0))
+    mixed = replace(found, runs=(found.runs[0], replace(found.runs[1], accuracy=own), found.runs[2]))
+    head, *rows = comparison_lines(mixed)[2:6]
+    at = {name: head.index(f"{name} (95 %)") for name in ("top-1", "score")}
+    told = [[row[at[name] :].split("  ")[0] for name in ("top-1", "score")] for row in rows]
+    assert told == [["88.00 % (87.40 to 88.60)", "–"], ["–", "12.5 (12 to 13)"], ["86.00 % (85.40 to 86.60)", "–"]]
+    titles = [text.text for text in ET.fromstring(comparison_svg(mixed)).iter(f"{SVG}text")]
+    assert {"top-1, 95 %", "score, 95 %"} <= set(titles)
 
 
 def test_the_layers_that_differ_most_come_first():
