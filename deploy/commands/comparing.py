@@ -30,12 +30,17 @@ def compare(runs: tuple[Path, ...], picture: Path | None, progress: Any) -> Resu
 
     Reads the files of the runs alone; no model is loaded, and no run is changed.
     """
+    from calib.errors import UserError
     from calib.files.storage import write_bytes
     from deploy.report.comparison_lines import comparison_lines
     from deploy.report.comparison_picture import comparison_svg
     from deploy.stages.comparing import compare as compare_runs
 
     del progress
+    if picture is not None and not picture.parent.is_dir():
+        raise UserError(f"--picture: {picture.parent} is no directory that is there: make it, or name another place")
+    if picture is not None and picture.is_dir():
+        raise UserError(f"--picture: {picture} is a directory: name a file in it")
     found = compare_runs(runs)
     lines = comparison_lines(found)
     if picture is not None:

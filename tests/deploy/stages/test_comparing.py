@@ -53,6 +53,13 @@ def test_the_command_prints_and_draws(runs, tmp_path):
     assert [run["method"] for run in record["runs"]] == ["random", "largest-first"]
 
 
+def test_a_picture_goes_where_a_file_can_be(runs, tmp_path):
+    message = refused("compare", *runs, "--picture", tmp_path / "nowhere" / "c.svg")
+    assert f"--picture: {tmp_path / 'nowhere'} is no directory that is there: make it" in message
+    assert f"{tmp_path} is a directory: name a file in it" in refused("compare", *runs, "--picture", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_compared(runs, tmp_path, monkeypatch):
     assert "smpq compare needs two runs or more" in refused("compare", runs[0])
     assert "is not a run (it has no run.json)" in refused("compare", runs[0], tmp_path)
