@@ -132,13 +132,13 @@ def _gradients(task: Task, traced: TracedModel, batch: Batch, edits: Edits) -> t
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
         output = traced.run(batch.inputs, edits, gradient=True)
-        losses = torch.as_tensor(task.loss(output, batch.target))
-    if not losses.requires_grad:
+        mean = torch.as_tensor(task.loss(output, batch.target)).mean()
+    if not mean.requires_grad:
         raise UserError("the task's loss() cannot be differentiated: compute it with torch from the output as given")
     leaves = tuple(edits.parameters.values())
-    return torch.autograd.grad(losses.mean(), leaves, create_graph=True, materialize_grads=True)
+    return torch.autograd.grad(mean, leaves, create_graph=True, materialize_grads=True)
 
 
 def _product(gradient: Tensor, leaf: Tensor, sign: Tensor) -> Tensor:

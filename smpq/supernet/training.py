@@ -59,7 +59,7 @@ def train(
     whether or not the training was stopped between. UserError when the task has no training data, and when the loss is
     not a number any more.
     """
-    with repeatable_on(supernet.graph.device):
+    with repeatable_on(supernet.graph.device), torch.enable_grad():  # whatever the caller has switched off
         return _train(supernet, held_out, settings, state, keep, report)
 
 

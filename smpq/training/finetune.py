@@ -79,7 +79,7 @@ def finetune(
     What training ends with is kept, or with `settings.keep` "better" what it started from where that is better.
     UserError when the task has no training data, and when the loss is not a number any more.
     """
-    with repeatable_on(device):
+    with repeatable_on(device), torch.enable_grad():  # whatever the caller has switched off
         return _finetune(subject, batches, settings, report, device)
 
 

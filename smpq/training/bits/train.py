@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from calib.errors import UserError
@@ -80,7 +81,7 @@ def train_bits(
     """
     if not subject.ceilings:
         raise UserError("the bits are found for a budget: give limits on size, avg_bits or bops")
-    with repeatable_on(device):
+    with repeatable_on(device), torch.enable_grad():  # whatever the caller has switched off
         return _Training(subject, make, kind, how, bits, path, report, say, device).run()
 
 

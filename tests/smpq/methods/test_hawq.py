@@ -84,6 +84,15 @@ def test_all_coordinates_in_place_of_signs_give_the_trace_exactly(net, monkeypat
     assert found.sum() / len(batches) == pytest.approx(exact_means(model, batches)[path], rel=1e-4)
 
 
+def test_gradients_that_the_caller_has_switched_off_are_on_for_the_traces(net):
+    _, traced, units, batches = net
+    with torch.no_grad():
+        one = mean_traces(Task(), traced, units, batches, 4)
+    assert all(
+        np.array_equal(one[path], found) for path, found in mean_traces(Task(), traced, units, batches, 4).items()
+    )
+
+
 def test_the_same_seed_gives_the_same_probes(net):
     _, traced, units, batches = net
     one, again, other = (mean_traces(Task(), traced, units, batches, 4, seed) for seed in (1, 1, 2))

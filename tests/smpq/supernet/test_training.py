@@ -37,6 +37,13 @@ def same(one, other):
         assert found.to_json() == other.contributions[value].to_json()
 
 
+def test_gradients_that_the_caller_has_switched_off_are_on_while_it_trains():
+    settings = dataclasses.replace(SETTINGS, epochs=1)
+    with torch.no_grad():
+        _, state = trained(settings)
+    same(state, trained(settings)[1])
+
+
 def test_values_are_estimated_in_the_second_half(whole):
     _, state, reports = whole
     assert [bool(report.estimates) for report in reports] == [False, False, True, True]

@@ -50,6 +50,12 @@ def test_it_gets_better_on_data_it_was_not_trained_on(tuned):
     assert tuned.seconds > 0
 
 
+def test_gradients_that_the_caller_has_switched_off_are_on_while_it_trains(given, subject, tuned):
+    with torch.no_grad():
+        again = finetune(subject, given.batches, QUICK)
+    assert again.history == tuned.history
+
+
 @pytest.mark.parametrize("rules", [QdqRules("affine"), QdqRules("affine", outputs=True, integer_bias=True)])
 def test_the_search_sees_exactly_what_was_trained(rules):
     given = tunable(rules, rounding="nearest")

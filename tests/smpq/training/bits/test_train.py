@@ -44,6 +44,12 @@ def test_every_ceiling_holds_and_little_is_left_over(find, limits, tmp_path):
     }
 
 
+def test_gradients_that_the_caller_has_switched_off_are_on_while_it_trains(whole, tmp_path):
+    find, wanted = whole
+    with torch.no_grad():
+        same(find(kept(tmp_path)), wanted)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_same_after_a_kill(seed, whole, tmp_path):
     find, wanted = whole
