@@ -39,7 +39,7 @@ class LocalDevice:
         with writing(place):
             asked = write_experiment(experiment, place, models)
             try:
-                run_experiment(place, announce)
+                run_experiment(place, announce, alone=True)
             except DeviceError as error:
                 raise UserError(printable(str(error), 2000)) from error
         results = results_in_order(read_known(place, asked), asked)

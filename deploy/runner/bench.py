@@ -58,14 +58,17 @@ _NO_FIGURES: Mapping[str, Any] = {
 }
 
 
-def open_bench(experiment: Mapping[str, Any], directory: Path) -> Bench:
-    """Open the float engine; DeviceError when that fails, whatever the cause: there is nothing to compare with."""
+def open_bench(experiment: Mapping[str, Any], directory: Path, *, alone: bool = False) -> Bench:
+    """Open the float engine; DeviceError when that fails, whatever the cause: there is nothing to compare with.
+
+    `alone` is that of `deploy.runner.experiment.watched`.
+    """
     inputs = read_inputs(directory / experiment["inputs"])
     found = _attempted(lambda: _open(experiment, directory, inputs, experiment["float"]))
     if isinstance(found, Failure):
         verb = "does not build" if found.cause == REFUSED else "was not opened"
         raise DeviceError(f"the float engine {verb}, so there is nothing to compare with: {_named(found)}")
-    return Bench(experiment, directory, inputs, found)
+    return Bench(experiment, directory, inputs, found, alone)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Bench:
     directory: Path
     inputs: Mapping[str, np.ndarray]
     baseline: Engine
+    alone: bool = False
 
     def run_baseline(self) -> None:
         """Run the float engine for a moment; DeviceError when it does not run."""
@@ -90,7 +94,7 @@ class Bench:
         fastest_ms = _fastest_float_ms(earlier, self.experiment["batch"], self.baseline.clock)
         key = result_key(self.experiment, candidate)
         about = {"key": key, "name": candidate["name"], "batch": self.experiment["batch"]}
-        with watched(self.directory, key) as deaths:
+        with watched(self.directory, key, alone=self.alone) as deaths:
             found = (
                 _given_up(deaths)
                 if deaths.times >= _MOST_DEATHS

@@ -195,16 +195,26 @@ class Deaths:
 
 
 @contextmanager
-def watched(directory: Path, key: str) -> Iterator[Deaths]:
-    """Remember in files what is being measured, and a crash over it; yields what is remembered of earlier attempts."""
+def watched(directory: Path, key: str, *, alone: bool = False) -> Iterator[Deaths]:
+    """Remember in files what is being measured, and a crash over it; yields what is remembered of earlier attempts.
+
+    `alone`: no other process watches this one, which does other work too, and somebody may end it at any time. Then a
+    death counts where it was a crash, or where the system has ended
+    a process since then because memory ran out, or does not tell.
+    """
     started, crash = directory / STARTED_FILE, directory / CRASH_FILE
     earlier = _read_json(started, "delete it") if started.is_file() else {}
-    times = earlier.get("times") if isinstance(earlier, dict) and earlier.get("key") == key else 0
-    times = times if isinstance(times, int) else 0
-    crashed = times > 0 and crash.is_file() and crash.stat().st_size > 0
-    write_json(started, {"key": key, "times": times + 1})
+    earlier = earlier if isinstance(earlier, dict) and earlier.get("key") == key else {}
+    times, before = _whole(earlier, "times"), _whole(earlier, "crash_bytes")
+    written = crash.stat().st_size if times > 0 and crash.is_file() else 0
+    killed = out_of_memory_kills()
+    out_of_memory = killed is None or earlier.get("killed") is None or killed > _whole(earlier, "killed")
+    if times > 0 and earlier.get("alone") is True and written <= before and not out_of_memory:
+        times -= 1
+    write_json(started, {"key": key, "times": times + 1, "alone": alone, "crash_bytes": written, "killed": killed})
+    crashed = times > 0 and written > 0
     try:
-        with crash.open("ab" if times else "wb") as stream:
+        with crash.open("ab" if written else "wb") as stream:
             ours = not faulthandler.is_enabled()
             if ours:
                 faulthandler.enable(stream, all_threads=False)
@@ -216,6 +226,22 @@ def watched(directory: Path, key: str) -> Iterator[Deaths]:
     finally:
         started.unlink(missing_ok=True)
         crash.unlink(missing_ok=True)
+
+
+def out_of_memory_kills(statistics: Path = Path("/proc/vmstat")) -> int | None:
+    """Return how many processes the system has ended since its start because memory ran out; None where it does not
+    tell.
+    """
+    try:
+        words = statistics.read_text(encoding="utf-8").split()
+        return int(words[words.index("oom_kill") + 1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _whole(record: Mapping[str, Any], name: str) -> int:
+    value = record.get(name)
+    return value if isinstance(value, int) else 0
 
 
 def _read_json(file: Path, todo: str) -> Any:

@@ -40,6 +40,8 @@ def run_experiment(
     announce: Callable[[str], None] = print,
     only: str | None = None,
     while_waiting: Callable[[], None] = lambda: None,
+    *,
+    alone: bool = False,
 ) -> dict[str, Any]:
     """Measure the candidates of `directory` that have no result yet (or only the one named `only`), and return
     `measurements.json`.
@@ -49,6 +51,8 @@ def run_experiment(
        are measured all the same. It is measured again the next time unless the runtime refused it.
     3. Results of another fingerprint, machine or version of the runtime are dropped, and measured again.
     4. Two never work in a directory at once; `while_waiting` is called every second of waiting for another one.
+    5. A candidate over which the process died twice is given up. `alone`: the process does other work too, and that it
+       was ended from outside is no fault of a candidate (`deploy.runner.experiment.watched`).
 
     Raises DeviceError when nothing can be measured: a missing module, damaged files, or a float engine that does not
     build, or no longer runs.
@@ -64,7 +68,7 @@ def run_experiment(
         waiting = [entry for entry in chosen if result_key(experiment, entry) not in done]
         announce(f"{len(chosen) - len(waiting)} of {len(chosen)} candidates are measured already")
         if waiting:
-            _measure_all(experiment, waiting, record, directory, announce)
+            _measure_all(experiment, waiting, record, directory, announce, alone=alone)
     return record
 
 
@@ -187,8 +191,10 @@ def _measure_all(
     record: dict[str, Any],
     directory: Path,
     announce: Callable[[str], None],
+    *,
+    alone: bool,
 ) -> None:
-    bench = open_bench(experiment, directory)
+    bench = open_bench(experiment, directory, alone=alone)
     try:
         bench.run_baseline()
         if isinstance(bench.baseline, GpuTimed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -75,6 +76,18 @@ def test_what_is_known_is_told_without_measuring(tmp_path):
     assert LocalDevice(tmp_path / "run").known(wanted) == [first]
     assert device.known(replace(wanted, seed=wanted.seed + 1)) == []
     assert device.known(replace(wanted, fingerprint="0" * 64)) == []
+
+
+def test_it_measures_in_the_process_of_the_run_which_anybody_may_end(tmp_path, monkeypatch):
+    wanted, noted = experiment(tmp_path / "models", (4,)), []
+
+    def opener(*arguments):
+        noted.extend(json.loads(file.read_text())["alone"] for file in (tmp_path / "run").rglob("started.json"))
+        return bench.open_ort_engine(*arguments)
+
+    monkeypatch.setattr(bench, "OPENERS", {"onnxruntime": opener})
+    LocalDevice(tmp_path / "run").measure(wanted)
+    assert noted == [True]
 
 
 def test_an_engine_that_ran_out_of_memory_is_an_error_and_measured_again(tmp_path, monkeypatch):
