@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
+from calib.declared import APath
 from calib.errors import UserError
 from calib.files.storage import FileRecord, about, cannot_write, read_record, write_record
 from calib.network.fingerprint import Fingerprint
@@ -26,6 +27,7 @@ from smpq.value.workers.resources import Resources
 DECISIVE = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript")
 """Packages whose version decides what is computed and exported: a run goes on with the ones that it began with."""
 _LOCK = "run.lock"
+_SHOWN = 80
 _FORMER_NAMES = {"measurements.json": ObservationsFile.NAME}
 """Files that runs of earlier versions have under another name; they get their name of today when the run is locked."""
 _PACKAGES = (
@@ -57,8 +59,11 @@ class Run:
 
     def check(self, settings: Settings) -> None:
         """Raise UserError when a run with these settings cannot be here: a file is, other files are, or a run with
-        other settings.
+        other settings. So it is where the system has no such path.
         """
+        if not APath().allows(self.path):
+            shown = repr(str(self.path))
+            raise UserError(f"--out must be {APath()}, not {shown if len(shown) <= _SHOWN else f'{shown[:_SHOWN]}...'}")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: give --out a directory")
         if not self.has(RunFile.NAME):

@@ -60,6 +60,13 @@ def test_settings_are_kept(run):
     assert run.file("run.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["l" * 300, "nul\0byte", "many/" * 1000])
+def test_a_path_that_no_system_has_is_one_message(tmp_path, name):
+    with pytest.raises(UserError, match=r"--out must be a path .* with names of at most 255 bytes, not '/") as caught:
+        Run(tmp_path / name).check(SETTINGS)
+    assert len(str(caught.value)) < 200
+
+
 def test_formats_have_one_spelling(run):
     for text in ("INT8, fp32", "int8,fp32", " w8a8,FP32,"):
         run.check(replace(SETTINGS, formats=text))
