@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from calib.accepted import check_dense, check_kind, check_tensor
 from calib.errors import UserError
 from calib.finite import all_finite
 from calib.heap import Gaps
@@ -122,10 +123,11 @@ def check_model(model: object) -> nn.Module:
     """Return `model` if it is a module whose parameters and buffers are finite, and single precision where they are
     floats.
 
-    Raises UserError that names the first that is not.
+    Raises UserError that names the first that is not, and for a module or a default type that nothing can be made of.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"the model must be a torch.nn.Module, not {_type(model)}")
+    check_kind(model)
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise UserError(
@@ -133,6 +135,7 @@ def check_model(model: object) -> nn.Module:
             )
         if tensor.is_meta:
             raise UserError(f"{name!r} of the model is on the meta device, which holds no values: load the weights")
+        check_dense(tensor, f"{name!r} of the model")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(
@@ -198,6 +201,7 @@ def _batch(item: object, where: str) -> Batch:
     for position, tensor in enumerate(inputs):
         if tensor.is_meta:
             raise UserError(f"input {position} of {where} is on the meta device, which holds no values: load the data")
+        check_tensor(tensor, f"input {position} of {where}")
         if tensor.dim() == 0 or tensor.shape[0] == 0:
             raise UserError(
                 f"input {position} of {where} has shape {list(tensor.shape)}: the first dimension must count the "
@@ -210,9 +214,22 @@ def _batch(item: object, where: str) -> Batch:
     if isinstance(target, Tensor) and target.dim() > 0 and target.shape[0] != sizes[0]:
         raise UserError(f"{where} has {sizes[0]} samples and {target.shape[0]} targets")
     if isinstance(target, Tensor):
+        check_dense(target, f"the target of {where}")
         check_finite(target, f"the target of {where}")
     # in the layout that was given: a module can tell one from another, and is compared on what it will be given
-    return Batch(tuple(tensor.detach() for tensor in inputs), target)
+    return Batch(tuple(_usable(tensor.detach()) for tensor in inputs), _usable_target(target))
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor that was made under `torch.inference_mode`: no gradient could go through it."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _usable_target(target: Any) -> Any:
+    """Return the target itself, unless it holds a tensor that has to be copied."""
+    if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves(target)):
+        return target
+    return pytree.tree_map_only(Tensor, _usable, target)
 
 
 def _kinds(batch: Batch) -> Kinds:

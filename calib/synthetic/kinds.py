@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calib.accepted import check_tensor
 from calib.errors import UserError
 from calib.finite import all_finite
 from calib.sizes import Shape, StatedSizes
@@ -46,14 +47,21 @@ def kinds_from_example(example: Any) -> tuple[InputKind, ...]:
     """
     tensors = (example,) if isinstance(example, Tensor) else example
     right = isinstance(tensors, (tuple, list)) and all(
-        isinstance(each, Tensor) and each.dim() and each.numel() and not each.is_complex() and all_finite(each)
+        isinstance(each, Tensor)
+        and each.dim()
+        and each.numel()
+        and not each.is_complex()
+        and each.layout == torch.strided
+        and all_finite(each)
         for each in tensors
     )
     if not right or not tensors:
         raise UserError(
-            "example_inputs() must return a tensor or a tuple of tensors of finite floats, integers or booleans, each "
-            "[n, ...] as forward() takes them"
+            "example_inputs() must return a tensor or a tuple of dense tensors of finite floats, integers or booleans, "
+            "each [n, ...] as forward() takes them"
         )
+    for each in tensors:
+        check_tensor(each, "a tensor of example_inputs()")
     return tuple(map(_kind, tensors))
 
 

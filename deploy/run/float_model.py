@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from calib.accepted import check_tensor
 from calib.batches import Batches
 from calib.data import check_finite, per_sample
 from calib.errors import UserError
@@ -124,6 +125,7 @@ def try_task(
     output, count = traced.run(batch.inputs), len(batch.inputs[0])
     for tensor in pytree.tree_leaves(output):
         if isinstance(tensor, Tensor):
+            check_tensor(tensor, "the model's output")
             check_finite(tensor, "the model's output on calibration batch 0")
     if value == "loss":
         per_sample(task.loss, (output, batch.target), count, "loss")

@@ -60,6 +60,13 @@ def bad_target():
         ([(torch.ones(2, 1), 0), (torch.tensor([[1.0], [float("nan")]]), 0)], "batch 1 holds NaN"),
         ([(torch.tensor([[float("inf")]]), 0)], "infinite"),
         ([bad_target()], "target of calibration batch 0 holds NaN"),
+        (
+            [(torch.ones(2, 1).to_sparse(), 0)],
+            r"input 0 of calibration batch 0 is a sparse tensor.*tensor.to_dense\(\)",
+        ),
+        ([(torch.ones(2, 1), torch.ones(2, 1).to_sparse())], "the target of calibration batch 0 is a sparse tensor"),
+        ([(torch.ones(2, 1).bfloat16(), 0)], r"input 0 of calibration batch 0 is bfloat16.* tensor.float\(\)"),
+        ([(torch.ones(2, 1, dtype=torch.complex64), 0)], r"is complex64.* torch.view_as_real\(tensor\)"),
         ([(torch.ones(2, 1), 0), (torch.ones(2, 1, 1), 0)], "only sizes may differ"),
         ([(torch.ones(2, 1), 0), (torch.ones(2, 1).double(), 0)], "float64"),
         ([(torch.ones(2, 1), 0), ((torch.ones(2, 1), torch.ones(2, 1)), 0)], "2 inputs"),
@@ -106,10 +113,60 @@ def test_what_is_no_module_is_no_model():
         check_model(test_what_is_no_module_is_no_model)
 
 
+@pytest.mark.parametrize(
+    ("make", "origin"),
+    [
+        (torch.jit.trace, "torch.jit"),
+        (lambda model, x: torch.jit.script(model), "torch.jit"),
+        (lambda model, x: torch.export.export(model, (x,)).module(), "torch.export"),
+        (lambda model, x: nn.Sequential(torch.export.export(model, (x,)).module()), "torch.export"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_module_without_a_forward_of_its_own_is_told(make, origin):
+    model = make(nn.Linear(2, 3).eval(), torch.ones(2, 2))
+    with pytest.raises(UserError, match=f"the model comes from {origin}: hand over the torch.nn.Module"):
+        check_model(model)
+
+
+def test_a_traced_graph_of_torch_fx_is_a_model():
+    model = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+    assert check_model(model) is model
+
+
+def test_a_sparse_weight_is_named():
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.eye(3).to_sparse())
+    with pytest.raises(UserError, match=r"'weight' of the model is a sparse tensor"):
+        check_model(model)
+
+
+def test_another_default_type_is_told():
+    model = nn.Linear(2, 2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(UserError, match=r"default type is float64.*set_default_dtype\(torch.float32\)"):
+            check_model(model)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_lazy_model_is_named(recwarn):
     with pytest.raises(UserError, match=r"'weight' of the model has no shape yet: run a lazy model on one batch"):
         check_model(nn.LazyLinear(3))
     recwarn.clear()
+
+
+def test_what_was_made_under_inference_mode_takes_gradients():
+    with torch.inference_mode():
+        given, taught = torch.ones(2, 3), {"labels": torch.zeros(2), "names": ["a", "b"]}
+    ((inputs, target),) = each_batch([(given, taught)], "calibration")
+    assert not inputs[0].is_inference()
+    assert not target["labels"].is_inference()
+    assert target["names"] == ["a", "b"]
+    (inputs[0] * torch.ones(2, 3, requires_grad=True)).sum().backward()
+    ((_, same),) = each_batch([(torch.ones(2, 3), target)], "calibration")
+    assert same is target
 
 
 def test_inputs_are_handed_on_without_their_gradient_and_in_their_layout():

@@ -144,6 +144,18 @@ def test_examples_that_say_nothing(example):
         kinds_from_example(example)
 
 
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (torch.ones(1, 2).to_sparse(), r"example_inputs\(\) must return .* dense"),
+        (torch.ones(1, 2).bfloat16(), r"a tensor of example_inputs\(\) is bfloat16.* tensor.float\(\)"),
+    ],
+)
+def test_examples_that_no_engine_takes(example, message):
+    with pytest.raises(UserError, match=message):
+        kinds_from_example(example)
+
+
 def test_kinds_of_stated_sizes():
     stated = [sizes_from_text("mask=1x7"), sizes_from_text("x=1x3x8x8:1x3x4x4:1x3x16x16")]
     assert kinds_from_shapes(stated, lambda count: ["x", "mask", "third"][:count]) == (

@@ -78,6 +78,17 @@ def test_what_the_model_cannot_take_is_told():
         optimize(Gated(), nowhere, nowhere, right, verbose=False, **FASTER)
 
 
+def test_an_output_that_no_engine_gives_is_told_before_the_work(tmp_path):
+    class Ending(Gated):
+        def forward(self, x):
+            return super().forward(x).bfloat16()
+
+    data = [gated(1, "x")["x"]]
+    with pytest.raises(UserError, match=r"the model's output is bfloat16, .* make it tensor.float\(\)"):
+        optimize(Ending(), data, data, out=tmp_path / "run", verbose=False, **FASTER)
+    assert not (tmp_path / "run").exists()
+
+
 def test_batches_of_other_arguments_are_refused():
     data = [gated(1, "x", "gate"), gated(2, "x")]
     with pytest.raises(UserError, match="calibration has a batch with the arguments x, and the first of all has x, ga"):
