@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -28,6 +29,14 @@ def copy_model(model: nn.Module) -> nn.Module:
             f"the model cannot be copied ({type(error).__name__}: {error}): keep locks, files, generators and threads "
             "out of it"
         ) from error
+
+
+def writable(model: nn.Module) -> nn.Module:
+    """Return a model whose tensors count how often they are written, and take gradients: the model itself, or a copy
+    where it was made under `torch.inference_mode`. UserError when it cannot be copied.
+    """
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy_model(model) if any(tensor.is_inference() for tensor in tensors) else model
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -19,6 +19,7 @@ from calib.errors import UserError
 from calib.tasks import IN_MEMORY, held_in_memory
 from deploy.python.result import Computed, Result
 from deploy.python.task import Groups, Metric, Records, SetMetric, TaskInMemory, Training
+from deploy.python.undisturbed import undisturbed
 from deploy.run.settings import Settings, usual_directory
 from deploy.stages.policies import read_policy
 from deploy.stages.run_all import check_job, open_run, run_stages
@@ -84,34 +85,48 @@ def optimize(
     search ends with the best that it has. `settings` are those of `smpq run` (`deploy.run.settings.Settings`):
     `formats`, `effort`, `samples`, `seed`, `batch` and so on. UserError, with a message that says what to do, for wrong
     input; a budget that is not met is a result whose `met` is False.
+
+    The modes of torch that the caller has switched on (`no_grad`, `inference_mode`, `autocast`) change nothing. Random
+    numbers and the model's mode, training or not, are afterwards as they were.
     """
-    whole = _whole(metric, records, metric_of, groups)
-    judged = metric is not None or whole is not None
-    text = budget if budget is not None else "drop=0.5" if judged else "kl=0.02"
-    wanted = Budget.from_text(text)
-    limit = wanted.loss
-    if not judged and limit is not None and limit.cost != "kl":
-        raise UserError(f"{text} needs a metric(output, target): give one, or a budget on kl")
-    tuning = _tuning(method, finetune, reconstruct, labels=loss is not None)
-    task = TaskInMemory(
-        IN_MEMORY, model, calibration, evaluation, metric, selection, training, loss, whole, divergence, metric_point
-    )
-    if isinstance(tuning, FineTuneSettings):
-        if training is None:
-            raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")
-        next(training_batches(task, 0))  # whether they can be used is told before anything begins
-    asked = _settings(target, settings)
-    progress = Progress(Console(file=sys.stderr, quiet=not verbose), Patience(seconds))
-    path = Path(out) if out is not None else usual_directory(asked)
-    check_method(method, wanted)
-    check = partial(check_job, budget=wanted, tuning=tuning, method=method)
-    with held_in_memory(task), open_run(path, progress, asked, _HERE, check=check) as workspace:
-        report = run_stages(workspace, wanted, tuning, method)
-        called = task.input_names, workspace.traced.sizes
-        module = Computed(fake_quant_runner(workspace, read_policy(workspace)), *called)
-        engine = built_engine_runner(workspace, torch.get_num_threads())
-    note = engine if isinstance(engine, str) else None
-    return Result(path, report, module, None if isinstance(engine, str) else Computed(engine, *called), note)
+    with undisturbed(model):
+        whole = _whole(metric, records, metric_of, groups)
+        judged = metric is not None or whole is not None
+        text = budget if budget is not None else "drop=0.5" if judged else "kl=0.02"
+        wanted = Budget.from_text(text)
+        limit = wanted.loss
+        if not judged and limit is not None and limit.cost != "kl":
+            raise UserError(f"{text} needs a metric(output, target): give one, or a budget on kl")
+        tuning = _tuning(method, finetune, reconstruct, labels=loss is not None)
+        task = TaskInMemory(
+            IN_MEMORY,
+            model,
+            calibration,
+            evaluation,
+            metric,
+            selection,
+            training,
+            loss,
+            whole,
+            divergence,
+            metric_point,
+        )
+        if isinstance(tuning, FineTuneSettings):
+            if training is None:
+                raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")
+            next(training_batches(task, 0))  # whether they can be used is told before anything begins
+        asked = _settings(target, settings)
+        progress = Progress(Console(file=sys.stderr, quiet=not verbose), Patience(seconds))
+        path = Path(out) if out is not None else usual_directory(asked)
+        check_method(method, wanted)
+        check = partial(check_job, budget=wanted, tuning=tuning, method=method)
+        with held_in_memory(task), open_run(path, progress, asked, _HERE, check=check) as workspace:
+            report = run_stages(workspace, wanted, tuning, method)
+            called = task.input_names, workspace.traced.sizes
+            module = Computed(fake_quant_runner(workspace, read_policy(workspace)), *called)
+            engine = built_engine_runner(workspace, torch.get_num_threads())
+        note = engine if isinstance(engine, str) else None
+        return Result(path, report, module, None if isinstance(engine, str) else Computed(engine, *called), note)
 
 
 def _settings(target: str, given: Mapping[str, Any]) -> Settings:

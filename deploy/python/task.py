@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from calib.data import check_model
 from calib.errors import UserError
+from calib.network.modules import writable
 from calib.task import Batch
 from deploy.python.arguments import Arguments
 from smpq.value.value import divergence
@@ -68,7 +69,7 @@ class TaskInMemory:
         divergence from them is the metric.
         """
         self.name = name
-        self._model = check_model(model).eval()
+        self._model = writable(check_model(model)).eval()
         self._metric, self._loss = metric, loss
         if divergence is not None:
             self.divergence = divergence

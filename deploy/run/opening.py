@@ -9,6 +9,7 @@ from calib.data import call_task, check_model, each_batch
 from calib.errors import UserError
 from calib.formats.format import formats_from_text
 from calib.network.attention import find_attention
+from calib.network.modules import writable
 from calib.network.units import find_units
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
@@ -44,7 +45,7 @@ def open_workspace(
     formats = formats_from_text(settings.formats) if settings.formats else target.default_formats
     with progress.step("load the task"):
         task = load_task(settings.task, _path(settings.data), _path(settings.weights))
-        model = check_model(call_task(task, "model"))
+        model = writable(check_model(call_task(task, "model")))
     made = without_samples(run, task, model, settings, progress) if settings.data_free else None
     if made is not None:
         task = made.task
