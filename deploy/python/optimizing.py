@@ -111,14 +111,20 @@ def optimize(
             divergence,
             metric_point,
         )
+        trained = None
         if isinstance(tuning, FineTuneSettings):
             if training is None:
                 raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")
-            next(training_batches(task, 0))  # whether they can be used is told before anything begins
+            trained = next(training_batches(task, 0))  # whether they can be used is told before anything begins
         asked = _settings(target, settings)
         progress = Progress(Console(file=sys.stderr, quiet=not verbose), Patience(seconds))
         path = Path(out) if out is not None else usual_directory(asked)
         check_method(method, wanted)
+        if trained is not None and task.is_in_calibration(trained):
+            progress.warn(
+                "all samples of the first training batch are in calibration, which is to judge what is trained: give "
+                "training= other samples"
+            )
         check = partial(check_job, budget=wanted, tuning=tuning, method=method)
         with held_in_memory(task), open_run(path, progress, asked, _HERE, check=check) as workspace:
             report = run_stages(workspace, wanted, tuning, method)

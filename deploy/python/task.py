@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from calib.batches import content_hash
 from calib.data import check_model
 from calib.errors import UserError
 from calib.network.modules import writable
@@ -113,6 +114,10 @@ class TaskInMemory:
         """The names that `forward` has for the inputs of a batch."""
         return self._arguments.names(len(self._calibration[0].inputs))
 
+    def is_in_calibration(self, batch: Batch) -> bool:
+        """Whether calibration holds every sample of a batch."""
+        return _marks(batch) <= {mark for each in self._calibration for mark in _marks(each)}
+
     def model(self) -> nn.Module:
         """Return the model, which takes the inputs of a batch by position."""
         return self._arguments.model
@@ -136,6 +141,12 @@ class TaskInMemory:
         if self._loss is None and self._metric is None and self._labelled:
             raise UserError("a metric of the whole set is no loss of each sample: give loss=, or do without it")
         return self._loss(output, target) if self._loss is not None else -self.metric(output, target)
+
+
+def _marks(batch: Batch) -> set[str]:
+    """Return a hash of the inputs of each sample."""
+    samples = zip(*batch.inputs, strict=True)
+    return {content_hash([Batch(tuple(sample), None)]) for sample in samples}
 
 
 def _name_of(metric: Callable[..., Any] | None) -> str:

@@ -199,8 +199,8 @@ def watched(directory: Path, key: str, *, alone: bool = False) -> Iterator[Death
     """Remember in files what is being measured, and a crash over it; yields what is remembered of earlier attempts.
 
     `alone`: no other process watches this one, which does other work too, and somebody may end it at any time. Then a
-    death counts where it was a crash, or where the system has ended
-    a process since then because memory ran out, or does not tell.
+    death counts where it was a crash, or where the system has ended a process since then because memory ran out, or
+    does not tell.
     """
     started, crash = directory / STARTED_FILE, directory / CRASH_FILE
     earlier = _read_json(started, "delete it") if started.is_file() else {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from calib.errors import UserError
 from deploy import optimize
 from smpq.training.settings import FineTuneSettings
 from tests import tiny_task
@@ -29,6 +31,21 @@ def test_a_drop_is_that_of_the_weights_that_were_trained(tmp_path):
     assert limit.reached > 45
     again, limit = optimized()
     assert (again.met, limit.met) == (False, False), "the run has the weights still"
+
+
+def test_training_on_what_calibrates_is_told(tmp_path, capsys):
+    """All samples of the first batch: some of them may be there by chance, where calibration is a part of them."""
+    data, others = tiny_task.batches(1), tiny_task.batches(10)
+    mixed = [(torch.cat([data[0][0], others[0][0]]), torch.cat([data[0][1], others[0][1]]))]
+    (tmp_path / "file").touch()
+    for training, told in ((data, True), ([(data[0][0].flip(0), data[0][1])], True), (mixed, False), (others, False)):
+        with pytest.raises(UserError, match="is a file"):
+            optimize(
+                tiny_task.network(), data, tiny_task.batches(2), right, training=training, finetune=1,
+                out=tmp_path / "file", **FASTER,
+            )  # fmt: skip
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("all samples of the first training batch are in calibration" in said) == told
 
 
 @pytest.mark.slow
