@@ -77,7 +77,8 @@ def _line(point: PointRow, metric: str) -> str:
     """Return what a point costs and how accurate it is."""
     from deploy.report.wording import change, measure
 
-    parts = [f"{point.name}: {point.ratio:.3f}x of float"]
+    whole = "fp32's size" if point.ms is None else "float"
+    parts = [f"{point.name}: {point.ratio:.3f}x of {whole}"]
     if point.ratio_interval is not None:
         parts.append(f"({point.ratio_interval.low:.3f} to {point.ratio_interval.high:.3f}), {point.ms:.4g} ms")
     if point.judged is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def test_lines_for_people(curved):
         assert f"{point['ratio']:.3f}x of float" in line
         assert ("[float]" in line, "[dominated]" in line) == (point["kind"] == "float", point["dominated"])
     assert lines[-1] == f"curve: {run / 'curve.json'}; smpq take RUN POINT makes a point the policy"
+
+
+def test_sizes_are_told_as_shares_of_fp32(tmp_path):
+    run = tmp_path / "run"
+    done("score", *TINY, "--target", "tensorrt-rtx", "--out", run)
+    lines = done("curve", run, "--engines", "2").out.splitlines()
+    (line,) = [line for line in lines if "[float]" in line]
+    assert re.match(r"P\d+: 0\.50\dx of fp32's size ", line)
 
 
 def test_what_is_refused(curved, tmp_path):
