@@ -94,6 +94,7 @@ class DigitsTask:
     def _batches(self, chosen: Tensor, size: int) -> list[Batch]:
         return [Batch((self._images[part],), self._labels[part]) for part in chosen.split(size)]
 
+    @torch.enable_grad()
     def _train(self, model: nn.Module) -> None:
         size, epochs = int(self.recipe["batch"]), int(self.recipe["epochs"])
         steps = TRAINING_IMAGES // size
