@@ -1,7 +1,7 @@
 """Reconstruction of ResNet-20 on CIFAR-10: top-1 on the test images before and after, by loss, start and iterations.
 
 Usage: reconstruct.py CIFAR10_DIR WEIGHTS [--formats w2a8,2.25] [--losses mse,brecq,fima-q] [--iterations 300]
-       [--starts calibrated] [--seeds 0]
+       [--starts calibrated] [--seeds 0] [--drops 0]
 
 All layers have the same format, but the image stays at 8 bits. A number is a budget on average bits: the policy is the
 one that the search found for it with the same seed (`ptq_resnet20_gptq.json`). Weights are rounded by GPTQ first. 1,024
@@ -58,7 +58,8 @@ def curves(rows: list[dict]) -> dict[str, dict[str, list[list[float]]]]:
     for row in sorted(rows, key=lambda row: row["cpu_seconds"]):
         settings = row["settings"]
         if settings["seed"] == 0:
-            curve = found.setdefault(row["format"], {}).setdefault(f"{settings['loss']} from {settings['start']}", [])
+            name = "{loss} from {start}, drop {drop:g}".format(**settings)
+            curve = found.setdefault(row["format"], {}).setdefault(name, [])
             curve.append([row["cpu_seconds"], row["top1"]])
     return found
 
@@ -72,7 +73,7 @@ def over_seeds(rows: list[dict]) -> list[dict]:
     return [
         {
             "format": alike[0]["format"],
-            **{name: alike[0]["settings"][name] for name in ("loss", "iterations", "start")},
+            **{name: alike[0]["settings"][name] for name in ("loss", "iterations", "start", "drop")},
             "seeds": sorted(row["settings"]["seed"] for row in alike),
             "lowest": min(row["top1"] for row in alike),
             "mean": round(sum(row["top1"] for row in alike) / len(alike), 2),
@@ -89,7 +90,7 @@ def main() -> int:
     parser.add_argument("weights", type=Path)
     for name, default in (
         ("formats", "w2a8"), ("losses", "mse,brecq,fima-q"), ("iterations", "300"), ("starts", "calibrated"),
-        ("seeds", "0"),
+        ("seeds", "0"), ("drops", "0"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", default=default)
     options = parser.parse_args()
@@ -99,9 +100,11 @@ def main() -> int:
     for row in rows:  # those made before there was a setting
         row["settings"] = {**asdict(ReconstructionSettings()), **row["settings"]}
     bench = Resnet20(options.data, options.weights)
-    columns = [getattr(options, name).split(",") for name in ("formats", "losses", "iterations", "starts", "seeds")]
-    for text, loss, iterations, start, seed in itertools.product(*columns):
-        settings = ReconstructionSettings(loss, int(iterations), start=start, seed=int(seed))
+    columns = [
+        getattr(options, name).split(",") for name in ("formats", "losses", "iterations", "starts", "seeds", "drops")
+    ]
+    for text, loss, iterations, start, seed, drop in itertools.product(*columns):
+        settings = ReconstructionSettings(loss, int(iterations), start=start, seed=int(seed), drop=float(drop))
         if any((row["format"], row["settings"]) == (text, asdict(settings)) for row in rows):
             continue
         rows.append(bench.row(text, settings))

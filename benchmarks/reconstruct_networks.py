@@ -27,7 +27,7 @@ from smpq.reconstruction.settings import ReconstructionSettings
 
 NAME = "reconstruct_networks"
 ROUNDINGS = ("nearest", "gptq")
-_COLUMNS = ("network", "format", "method", "attention", "iterations", "channel_scales")
+_COLUMNS = ("network", "format", "method", "attention", "iterations", "channel_scales", "drop")
 
 
 class Network(NamedTuple):
@@ -72,7 +72,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for each in rows:
         settings = each.get("settings", {})
-        how = (each["attention"], settings.get("iterations"), settings.get("channel_scales"))
+        how = (each["attention"], *map(settings.get, ("iterations", "channel_scales", "drop")))
         found.setdefault((each["network"], each["format"], each["method"], *how), []).append(each)
     return [
         {
