@@ -51,9 +51,12 @@ class Observation:
         return self.lasts(limit) or (self.again and self.upper <= limit)
 
     def unsure(self, limit: float) -> bool:
-        """Whether the policy may be within a limit, and other work kept its first measurement from telling so."""
+        """Whether the policy may be within a limit, and other work kept its first measurement from telling so: it is
+        within it, or a standard error beyond.
+        """
         disturbed = self.slowdown > 1 + QUIET and not self.again
-        return self.doubtful or (disturbed and self.ratio <= limit and not self.lasts(limit))
+        near = self.ratio - self.standard_error <= limit and not self.lasts(limit)
+        return self.doubtful or (disturbed and near)
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ class LoopState:
         return known is None or known.unsure(limit)
 
     def in_doubt(self, limit: float) -> list[Observation]:
-        """Return what was measured to be within a limit, but is unsure; the fastest first."""
-        found = [each for each in self.observed.values() if each.unsure(limit) and each.ratio <= limit]
+        """Return what may be within a limit, but is unsure; the fastest first."""
+        found = [o for o in self.observed.values() if o.unsure(limit) and (o.ratio <= limit or not o.doubtful)]
         return sorted(found, key=lambda each: each.ratio)
 
     def unconfirmed(self, limit: float) -> list[Observation]:

@@ -97,10 +97,10 @@ def test_an_experiment_is_not_repeated_for_the_model_alone():
     assert not asked & {each.key() for each in experiments[-3:]}
 
 
-def disturbed(bench, limit):
-    """Return a measurement beside other work, within a limit by its ratio and not by its interval."""
+def disturbed(bench, limit, beyond=-0.01):
+    """Return a measurement beside other work, as far beyond a limit by its ratio, and not within by its interval."""
     found = bench.observation(bench.space.uniform(W8A8))
-    return replace(found, ratio=limit - 0.01, standard_error=0.05, float_ms=1.0, slowdown=1.2)
+    return replace(found, ratio=limit + beyond, standard_error=0.05, float_ms=1.0, slowdown=1.2)
 
 
 def test_a_disturbed_measurement_near_the_limit_is_worth_another_one_and_no_third():
@@ -110,12 +110,15 @@ def test_a_disturbed_measurement_near_the_limit_is_worth_another_one_and_no_thir
     assert not found.unsure(0.9), "it is fast enough in any case"
     assert not replace(found, slowdown=1.0).unsure(0.7), "it is as near as that"
     assert not replace(found, again=True).unsure(0.7)
+    assert disturbed(Bench(0), 0.7, 0.03).unsure(0.7), "a standard error says nothing against it"
+    assert not disturbed(Bench(0), 0.7, 0.06).unsure(0.7)
 
 
-def test_a_disturbed_measurement_of_what_would_end_the_search_is_made_again_at_once():
+@pytest.mark.parametrize("beyond", [-0.01, 0.03])
+def test_a_disturbed_measurement_of_what_would_end_the_search_is_made_again_at_once(beyond):
     bench = Bench(0)
     limit = bench.observation(bench.space.uniform(W8A8)).ratio + 0.1
-    found = disturbed(bench, limit)
+    found = disturbed(bench, limit, beyond)
     bench.measured.clear()
     outcome = bench.run(limit, known=[found], unnoticed=100.0)
     assert bench.measured == [found.policy.key()]
