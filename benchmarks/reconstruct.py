@@ -1,7 +1,7 @@
 """Reconstruction of ResNet-20 on CIFAR-10: top-1 on the test images before and after, by loss, start and iterations.
 
 Usage: reconstruct.py CIFAR10_DIR WEIGHTS [--formats w2a8,2.25] [--losses mse,brecq,fima-q] [--iterations 300]
-       [--starts calibrated] [--seeds 0] [--drops 0]
+       [--starts calibrated] [--seeds 0] [--drops default]
 
 All layers have the same format, but the image stays at 8 bits. A number is a budget on average bits: the policy is the
 one that the search found for it with the same seed (`ptq_resnet20_gptq.json`). Weights are rounded by GPTQ first. 1,024
@@ -58,7 +58,7 @@ def curves(rows: list[dict]) -> dict[str, dict[str, list[list[float]]]]:
     for row in sorted(rows, key=lambda row: row["cpu_seconds"]):
         settings = row["settings"]
         if settings["seed"] == 0:
-            name = "{loss} from {start}, drop {drop:g}".format(**settings)
+            name = "{loss} from {start}, drop {drop}".format(**settings)
             curve = found.setdefault(row["format"], {}).setdefault(name, [])
             curve.append([row["cpu_seconds"], row["top1"]])
     return found
@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("weights", type=Path)
     for name, default in (
         ("formats", "w2a8"), ("losses", "mse,brecq,fima-q"), ("iterations", "300"), ("starts", "calibrated"),
-        ("seeds", "0"), ("drops", "0"),
+        ("seeds", "0"), ("drops", "default"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", default=default)
     options = parser.parse_args()
@@ -104,7 +104,8 @@ def main() -> int:
         getattr(options, name).split(",") for name in ("formats", "losses", "iterations", "starts", "seeds", "drops")
     ]
     for text, loss, iterations, start, seed, drop in itertools.product(*columns):
-        settings = ReconstructionSettings(loss, int(iterations), start=start, seed=int(seed), drop=float(drop))
+        share = None if drop == "default" else float(drop)
+        settings = ReconstructionSettings(loss, int(iterations), start=start, seed=int(seed), drop=share)
         if any((row["format"], row["settings"]) == (text, asdict(settings)) for row in rows):
             continue
         rows.append(bench.row(text, settings))

@@ -63,7 +63,7 @@ def reconstruct(
     """Return the plan's weights, biases and activation steps such that each block gives what the float block gives.
 
     1. Blocks (`find_blocks`) are done in order. Each reads what the quantised blocks in front of it give, or partly
-       (`settings.drop`) what the float network gives, and is compared with the float block on float inputs.
+       (`settings.drop`) the float ones, and is compared with the float block on float inputs.
     2. In a block all weights on integers of two bits or more have AdaRound's variables; their steps, the biases of its
        layers, and the steps of activations below 8 bits are learned with them.
     3. `batches` are calibration data; labels are not used. `partial` is a file that holds the blocks that are done: a
@@ -114,6 +114,8 @@ class _Reconstruction:
         fixed = None if subject.traced.dynamic_batch else len(subject.traced.example[0])
         self.walk = Walk(self.traced, self.blocks, inputs, settings.samples, fixed or settings.batch, memory_mb)
         self.activations: Activations = activations_of(self.traced, subject.plan)
+        low = any(isinstance(module, LearnedActivation) for module in self.activations.named.values())
+        self.in_full = settings.for_activations(low=low)
         self.weights: dict[str, QuantizedWeight] = dict(subject.plan.weights)
         self.biases: dict[str, Tensor] = {}
         self.costs: list[tuple[float, float]] = []
@@ -129,8 +131,7 @@ class _Reconstruction:
         self._train(partial, report)
         after = self.judge()
         parameters = {name: self.traced.state[node] for node, name in leaf_names(self.subject.traced).items()}
-        names = self.subject.traced.parameter_names
-        parameters |= {names[node]: bias for node, bias in self.biases.items()}
+        parameters |= {self.subject.traced.parameter_names[node]: bias for node, bias in self.biases.items()}
         return FineTunedWeights(
             self.subject.key,
             self.subject.fingerprint,
@@ -184,7 +185,7 @@ class _Reconstruction:
         generator = torch.Generator().manual_seed(self.settings.seed * 10_007 + number)
         apart = getattr(self.subject.task, "divergence", divergence)
         return train_block(
-            self.walk, block, parts, around, float_rows, rows, targets, self.settings, generator, apart, tick
+            self.walk, block, parts, around, float_rows, rows, targets, self.in_full, generator, apart, tick
         )
 
     def _parts(self, block: Block) -> Parts:

@@ -78,7 +78,7 @@ def train_block(
     Adam, on `settings.batch` samples at a time, with what the block reads drawn from both networks where
     `settings.drop` says so. UserError when the error is not a number any more.
     """
-    spreads = _spreads(walk, block, float_rows, parts)
+    drop, spreads = settings.drop or 0.0, _spreads(walk, block, float_rows, parts)
     moved = {name: nn.Parameter(torch.zeros_like(bias)) for name, bias in parts.biases.items()}
 
     def biases() -> dict[str, Tensor]:
@@ -126,11 +126,11 @@ def train_block(
             group["lr"] = rate * (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
         index = torch.randperm(walk.count, generator=generator)[: walk.size]
         wanted, read = walk.taken(targets, index), walk.taken(rows, index)
-        whole = walk.taken(float_rows, index) if settings.drop else read
-        given = {name: _mixed(whole[name], read[name], settings.drop, generator) for name in rows}
+        whole = walk.taken(float_rows, index) if drop else read
+        given = {name: _mixed(whole[name], read[name], drop, generator) for name in rows}
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            made = walk.run(block, given, edits(settings.drop)).values
+            made = walk.run(block, given, edits(drop)).values
             cost = sum(loss(made[name] - wanted[name], index) for name, loss in losses.items())
             assert isinstance(cost, Tensor)
             pull = _pull(parts, iteration, settings)

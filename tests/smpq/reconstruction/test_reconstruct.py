@@ -108,6 +108,17 @@ def test_what_others_left_is_not_gone_on_with(given, subject, tmp_path):
     assert reconstruct(subject, given.batches, other, partial).after == reconstruct(subject, given.batches, other).after
 
 
+@pytest.mark.parametrize(("formats", "share"), [({"head": "w4a4"}, 0.5), ({}, 0.0)])
+def test_float_inputs_are_mixed_in_where_activations_have_below_eight_bits(given, formats, share, monkeypatch):
+    plan = given.subject("w2a8", **formats)
+    assert QUICK.for_activations(low=bool(formats)).drop == share
+    assert replace(QUICK, drop=0.25).for_activations(low=True).drop == 0.25
+    used = []
+    monkeypatch.setattr(module, "train_block", lambda *args: used.append(args[7].drop) or module.Done({}, {}, 0.0, 0.0))
+    reconstruct(plan, given.batches, QUICK)
+    assert set(used) == {share}
+
+
 def test_blocks_that_were_cut_elsewhere_begin_anew(given, subject, tmp_path, monkeypatch):
     partial = tmp_path / PartialFile.NAME
     reconstruct(subject, given.batches, QUICK, partial)
