@@ -28,6 +28,20 @@ class Block:
     outputs: tuple[str, ...]
     units: tuple[Unit, ...]
 
+    def channel_axis(self, shape: Sequence[int]) -> int:
+        """Return which axis of an output of this shape counts channels.
+
+        It is axis 1 where the last layer is a convolution of as many axes, else the last axis of three and axis 1 of
+        others, unless only the other one is as long as the last layer is wide.
+        """
+        layer = self.units[-1].weight_shape
+        if len(shape) < 3:
+            return -1
+        usual = -1 if len(shape) == 3 else 1
+        if len(layer) > 2:
+            return 1 if len(layer) == len(shape) else usual
+        return next((axis for axis in (usual, -usual) if shape[axis] == layer[0]), usual)
+
 
 def find_blocks(traced: TracedModel, units: Sequence[Unit]) -> tuple[Block, ...]:
     """Return the blocks in the order of the graph; together they hold every step.

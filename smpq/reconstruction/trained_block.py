@@ -115,7 +115,7 @@ def train_block(
         lr=settings.rate,
     )
     rates = [group["lr"] for group in optimizer.param_groups]
-    losses = {name: LOSSES[settings.loss].make() for name in block.outputs}
+    losses = {name: LOSSES[settings.loss].make(block.channel_axis(targets[name].shape)) for name in block.outputs}
     refresh = _refreshes(settings)
     for iteration in range(settings.iterations):
         if iteration in refresh:

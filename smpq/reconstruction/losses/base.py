@@ -37,23 +37,27 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class LossKind:
-    """A loss: `paper`, and how many `times` a block, spread over its iterations, it asks for sensitivities."""
+    """A loss: `paper`, and how many `times` a block, spread over its iterations, it asks for sensitivities. `make` is
+    given the axis of the output that counts channels.
+    """
 
     name: str
     paper: str
     times: int
-    make: Callable[[], Loss]
+    make: Callable[[int], Loss]
 
 
 LOSSES: dict[str, LossKind] = {}
 
 
-def reconstruction_loss(name: str, *, paper: str, times: int = 0) -> Callable[[Callable[[], Loss]], Callable[[], Loss]]:
+def reconstruction_loss(
+    name: str, *, paper: str, times: int = 0
+) -> Callable[[Callable[[int], Loss]], Callable[[int], Loss]]:
     """Register a loss under the name that `--loss` takes. It is a class in a file of its own, imported in
-    `smpq.reconstruction.losses`, that is made once for each block.
+    `smpq.reconstruction.losses`, that is made once for each output of a block, with the axis of its channels.
     """
 
-    def register(make: Callable[[], Loss]) -> Callable[[], Loss]:
+    def register(make: Callable[[int], Loss]) -> Callable[[int], Loss]:
         LOSSES[name] = LossKind(name, paper, times, make)
         return make
 

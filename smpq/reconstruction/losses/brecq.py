@@ -19,7 +19,8 @@ class SquaredGradients:
     elements of small gradient, most of all in samples that the network is sure of, are free to go anywhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1) -> None:
+        self._channels = channels
         self._weights: Tensor | None = None
 
     def learn(self, seen: list[Sensitivity]) -> None:
@@ -36,4 +37,4 @@ class SquaredGradients:
         """Return the cost."""
         assert self._weights is not None
         weighted = error.square() * self._weights[index]
-        return weighted.sum(1).mean() if error.dim() > 1 else weighted.mean()
+        return weighted.sum(self._channels).mean() if error.dim() > 1 else weighted.mean()

@@ -21,7 +21,7 @@ class LowRankFisher:
     Each is divided by what it was when it was learnt last, and they are added. As in the authors' code.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1) -> None:  # noqa: ARG002 - what every loss is given
         self._gradients: list[Tensor] = []
         self._errors: list[Tensor] = []
         self._inverse: Tensor | None = None

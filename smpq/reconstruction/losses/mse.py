@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 class SquaredError:
     """Squared error, summed over channels and averaged over samples and positions."""
 
+    def __init__(self, channels: int = 1) -> None:
+        self._channels = channels
+
     def learn(self, seen: list[Sensitivity]) -> None:
         """Nothing to learn."""
 
     def __call__(self, error: Tensor, index: Tensor) -> Tensor:  # noqa: ARG002 - what every loss is given
         """Return the cost."""
-        return error.square().sum(1).mean() if error.dim() > 1 else error.square().mean()
+        return error.square().sum(self._channels).mean() if error.dim() > 1 else error.square().mean()

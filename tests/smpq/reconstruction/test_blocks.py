@@ -130,3 +130,51 @@ def test_a_network_for_one_batch_size(count):
     traced = TracedModel(Fixed().eval(), (torch.randn(count, 4),), free=False)
     units, _ = find_units(traced)
     assert [[unit.path for unit in block.units] for block in find_blocks(traced, units)] == [["one"], ["two"]]
+
+
+class Patches(nn.Module):
+    """Patches of an image as tokens `[n, 9, 8]`, and layers on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 2, 2)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = x + self.down(F.gelu(self.up(x)))
+        return self.head(x).transpose(1, 2)
+
+
+class Inverted(nn.Module):
+    """Linear layers on the channels of an image, which are moved behind the positions and back (ConvNeXt)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 2, 2)
+        self.layers = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.last(x + self.layers(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "channels"),
+    [
+        (Patches(), (2, 3, 6, 6), [8, 8, 5]),
+        (Inverted(), (2, 3, 8, 8), [8, 8, 4]),
+        (nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 3)), (2, 3, 12), [8, 4]),
+        (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), (2, 5, 6), [8, 4]),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 4)), (2, 3, 4, 4), [32, 4]),
+    ],
+)
+def test_channels_are_those_of_the_layers(model, shape, channels):
+    _, blocks = layers_of(model, torch.rand(shape))
+    traced = TracedModel(model.eval(), (torch.rand(shape),))
+    found = [traced.nodes[block.outputs[0]].meta["val"].shape for block in blocks[:-1]]
+    found.append(model(torch.rand(shape)).shape)
+    axes = [block.channel_axis(size) for block, size in zip(blocks, found, strict=True)]
+    assert [size[axis] for size, axis in zip(found, axes, strict=True)] == channels
