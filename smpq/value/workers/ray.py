@@ -111,7 +111,7 @@ class _Actor(WorkerProcess):
     """A process whose payloads come out of the object store."""
 
     def answer(self, work: Work, payload: bytes | None = None) -> Answer:
-        return super().answer(Work(work.game, work.policies, payload))
+        return super().answer(replace(work, payload=payload))
 
 
 def _import_ray(*, own_cluster: bool) -> Any:

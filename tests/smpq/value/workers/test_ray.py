@@ -65,6 +65,15 @@ def test_actors_give_the_same_numbers_to_the_last_bit(pool, value):
     assert len(set(pool.pids()) - {os.getpid()}) == len(pool.pids())
 
 
+def test_a_part_of_the_samples_needs_no_other_copy(pool):
+    here = compute(samples=400)
+    assert here.folds > 1
+    shared, asked = pool.compute(here), drawn(here.space, 20)
+    for number in (0, here.folds - 1):
+        assert dict(shared.fold(number)(asked)) == dict(here.fold(number)(asked))
+    assert dict(shared(asked)) == dict(here(asked)), "an actor keeps the whole beside its parts"
+
+
 def test_a_killed_actor_costs_its_own_piece_only_and_nothing_is_printed(pool, capfd):
     here = compute(samples=400)
     shared, asked = pool.compute(here), drawn(here.space, 60)
