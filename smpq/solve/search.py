@@ -126,6 +126,7 @@ class _Search:
         self.marginals: dict[str, dict[Format, float]] = {group: dict(row) for group, row in marginals.items()}
         self.left = effort.evaluations
         self._gain = effort.gain
+        self._float = space.uniform(space.reference)
         self._value = value
         self._folds = folds
         self._space = space
@@ -136,9 +137,13 @@ class _Search:
         self._tried: set[str] = {start.key()}
 
     def gained(self, before: Policy) -> bool:
-        """Whether the best policy is better than `before` by more than is worth nothing."""
-        known, found = self._value.many([before, self.best])
-        return found - known > self._gain * abs(known)
+        """Whether the best policy is better than `before` by more than is worth nothing, as a share of what that loses
+        against the float policy: whose value is 0 for divergences alone.
+        """
+        if self.best == before:
+            return False
+        known, found, lossless = self._value.many([before, self.best, self._float])
+        return found - known > self._gain * abs(lossless - known)
 
     def measure_singles(self, number: int, damping: float) -> None:
         """Measure every single change of the best policy in a round; `damping` is the weight of what was known

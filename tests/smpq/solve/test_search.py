@@ -88,6 +88,20 @@ def test_the_rounds_improve_on_scores_that_mislead():
     assert sum(gain > 0 for gain in gained) >= 4
 
 
+def test_what_the_float_policy_is_worth_does_not_matter():
+    """A round that gains too little is one that gains little of what is lost, also where the value is an accuracy."""
+    space = space_of(9, (W8A8, W4A16, W2A8, FP32))
+    for seed in range(4):
+        found = []
+        for constant in (0.0, 1000.0):
+            game = Rugged(space, seed)
+            game.constant = constant
+            noise = {"noise": random_values(space, np.random.default_rng(seed + 50))}
+            choice = choose(game, space, noise, ceilings_of(space, seed), Effort(rounds=8, evaluations=2000))
+            found.append((choice.policy, [name for name, _ in choice.path], len(set(game.asked))))
+        assert found[0] == found[1]
+
+
 def test_an_additive_value_is_solved_from_wrong_scores_in_one_round():
     space = space_of(8, (W8A8, W4A16, W2A8, FP32))
     values = random_values(space, np.random.default_rng(1))
