@@ -20,6 +20,7 @@ from calib.network.graph import TracedModel
 from calib.network.nodes import operator_name
 from calib.network.units import Unit
 from calib.rounding import Moments
+from calib.strides import stride_over
 from calib.task import Batch
 
 _ROWS_PER_UNIT = 40_000
@@ -155,7 +156,7 @@ def _patches(traced: TracedModel, unit: Unit, call: str, tensor: Tensor, most: i
     node = traced.nodes[call]
     if operator_name(node) == "linear":
         rows = tensor.reshape(1, -1, tensor.shape[-1])
-        return rows[:, :: max(rows.shape[1] // most, 1)].float()
+        return rows[:, :: stride_over(rows.shape[1] // most, math.prod(tensor.shape[1:-1]))].float()
     _, _, _, stride, padding, dilation, groups = _convolution_arguments(node)
     dims = len(unit.weight_shape) - 2
     kernel = list(unit.weight_shape[2:])
@@ -186,7 +187,8 @@ def _gathered(
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     counts = [(size - r) // s + 1 for size, r, s in zip(sizes, reach, stride, strict=True)]
     positions = math.prod(counts)
-    chosen = torch.arange(0, positions, max(positions // most, 1) | 1, device=tensor.device)
+    apart = stride_over(max(positions // most, 1) | 1, math.prod(counts[1:]))
+    chosen = torch.arange(0, positions, apart, device=tensor.device)
     first, within = torch.zeros_like(chosen), torch.zeros(1, dtype=chosen.dtype, device=tensor.device)
     across, before = 1, 1  # elements, and positions, between neighbours along an axis
     for size, count, k, s, d in reversed(list(zip(sizes, counts, kernel, stride, dilation, strict=True))):

@@ -15,6 +15,7 @@ from calib.choices import OBSERVERS
 from calib.errors import UserError
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import Scheme, quantizer_from_range
+from calib.strides import stride_over
 
 _SAMPLES_PER_BATCH = 16_384
 _MOST_SAMPLES = 2**18
@@ -45,8 +46,9 @@ class Observed:
         flat = tensor.detach().float().reshape(-1)
         self.low = min(self.low, float(flat.min()))
         self.high = max(self.high, float(flat.max()))
-        # an odd stride, so that the sample does not always hit the same channel or column
-        stride = max(flat.numel() // _SAMPLES_PER_BATCH, 1) | 1
+        # odd in any case: what is flat here may have had channels before
+        wanted = max(flat.numel() // _SAMPLES_PER_BATCH, 1) | 1
+        stride = stride_over(wanted, math.prod(tensor.shape[1:]))
         taken = flat[::stride].cpu()
         self.parts.append(taken.clone() if self._share == 1.0 else self._thinned(taken, self._share))
         while sum(map(len, self.parts)) > _MOST_SAMPLES:

@@ -131,3 +131,16 @@ def test_the_heap_is_looked_after_behind_each_batch_and_each_layer(network, monk
     prepared(network, None)
     assert batches.sizes == [40 * WIDTHS[0] * 4] * 3
     assert layers.sizes == [one * two * 4 for one, two in itertools.pairwise(WIDTHS)]
+
+
+def test_the_rows_of_a_convolution_do_not_stay_on_some_columns():
+    columns = torch.arange(35.0).expand(1, 1, 35, 35)
+    found = moments._gathered(columns, [1, 1], [1, 1], [0, 0], [1, 1], 35 * 35 // 7)
+    assert len(set(found.flatten().tolist())) == 35
+
+
+def test_the_rows_of_a_linear_layer_do_not_stay_on_some_tokens():
+    traced = TracedModel(nn.Sequential(nn.Linear(1, 2)).eval(), (torch.randn(2, 6, 1),))
+    (unit,), _ = find_units(traced)
+    tokens = torch.arange(6.0)[:, None].expand(10, 6, 1)
+    assert len(set(moments._patches(traced, unit, unit.calls[0], tokens, 20).flatten().tolist())) == 6

@@ -40,6 +40,20 @@ def test_the_sample_does_not_stay_on_one_channel():
     assert set(seen(channels).sample().tolist()) == set(range(64))
 
 
+def test_the_sample_does_not_stay_on_some_channels_of_tokens():
+    tokens = torch.arange(219.0).expand(32, 173, 219)
+    assert tokens.numel() // 16_384 | 1 == 73, "a factor of the number of channels"
+    assert len(set(seen(tokens).sample().tolist())) == 219
+
+
+@pytest.mark.parametrize("shape", [(128, 3, 32, 32), (128, 16, 32, 32), (128, 32, 16, 16), (128, 64, 8, 8), (128, 64)])
+def test_sizes_that_are_powers_of_two_keep_their_stride(shape):
+    values = torch.rand(shape)
+    flat, stride = values.reshape(-1), max(values.numel() // 16_384, 1) | 1
+    for order in (torch.contiguous_format, torch.channels_last)[: len(shape) // 2]:
+        assert torch.equal(seen(values.contiguous(memory_format=order)).parts[0], flat[::stride])
+
+
 def test_the_sample_is_a_copy():
     values = torch.ones(10)
     observed = seen(values)
