@@ -29,8 +29,8 @@ from smpq.problem.groups import find_groups
 from smpq.problem.policy import Space
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
+from smpq.value.divergence import divergence
 from smpq.value.incremental import bytes_per_sample, outputs_of
-from smpq.value.value import divergence
 
 IMAGES, BATCH = 512, 128
 WAYS = ("full", "incremental")

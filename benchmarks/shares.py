@@ -25,7 +25,7 @@ from torch import Tensor
 
 from calib.network.execution import Edits
 from calib.tasks import load_task
-from smpq.value.value import divergence
+from smpq.value.divergence import divergence
 
 _SMALLEST = 1e-9
 _RATIOS = range(1, 9)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smpq.value.value import divergence
+from smpq.value.divergence import divergence
 
 FAULT = "TINY_FAULT"
 SAMPLES = 8

@@ -72,8 +72,8 @@ def optimize(
     average precision) is said by `records(output, target)`, one small object per sample, and `metric_of(records)` in
     place of `metric`; `groups(target)` names what samples belong together (`calib.task.SetTask`).
     `divergence(output, float_output)` returns `[n]`, how far outputs are from those of the model itself, where these
-    are no scores of classes (`smpq.value.value.divergence`). `metric_point` is how much of the metric `drop=1` is: by
-    default 0.01 where the metric of the float model lies between 0 and 1, else 1.
+    are no scores of classes (`smpq.value.divergence.divergence`). `metric_point` is how much of the metric `drop=1` is:
+    by default 0.01 where the metric of the float model lies between 0 and 1, else 1.
 
     `finetune` is how many epochs the weights are trained in their formats, or how (`smpq.training.settings`); it needs
     `training`: batches, none of them in `calibration`, or a function of the epoch that gives them. The float model

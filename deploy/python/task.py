@@ -15,7 +15,7 @@ from calib.errors import UserError
 from calib.network.modules import writable
 from calib.task import Batch
 from deploy.python.arguments import Arguments
-from smpq.value.value import divergence
+from smpq.value.divergence import divergence
 
 Metric = Callable[[Any, Any], Tensor]
 Training = Iterable[Any] | Callable[[int], Iterable[Any]]
@@ -48,7 +48,7 @@ class TaskInMemory:
     groups: Groups
     """The group of each sample; missing where none are given."""
     divergence: Metric
-    """How far outputs are from those of the float model; missing where none is given (`smpq.value.value`)."""
+    """How far outputs are from those of the float model; missing where none is given (`smpq.value.divergence`)."""
     metric_point: float
     """How much of the metric is a point; missing where that is not given."""
 

@@ -25,9 +25,9 @@ from deploy.run.settings import Settings
 from deploy.run.threads import computing_with
 from deploy.targets.target import Target
 from deploy.terminal.progress import Progress
+from smpq.value.divergence import TaskDivergence
 from smpq.value.metric import collected, sample_metric
 from smpq.value.resampling import UndefinedError
-from smpq.value.value import divergence
 
 _CHANNELS = 2
 _ABOUT = 1e-3
@@ -130,9 +130,8 @@ def try_task(
     if value == "loss":
         per_sample(task.loss, (output, batch.target), count, "loss")
     if value == "kl":
-        own = getattr(task, "divergence", None)
-        _try_divergence(own or divergence, output, count)
-        if own is None and _are_numbers(output, batch.target):
+        _try_divergence(TaskDivergence(task), output, batch)
+        if not hasattr(task, "divergence") and _are_numbers(output, batch.target):
             warn(
                 "the targets are numbers, and --value kl takes what the model gives for scores of classes: give the "
                 "task a divergence(output, float_output), or use --value loss"
@@ -147,14 +146,15 @@ def try_task(
         _ = found.value
 
 
-def _try_divergence(function: Callable[[Any, Any], Tensor], output: Any, count: int) -> None:
+def _try_divergence(function: TaskDivergence, output: Any, batch: Batch) -> None:
     """Raise UserError where a divergence cannot be computed, or is zero for outputs that differ: with it all policies
     would be alike.
     """
-    per_sample(function, (output, output), count, "divergence")
+    count = len(batch.inputs[0])
+    per_sample(function, (output, output, batch.target), count, "divergence")
     for change in (lambda tensor: tensor.roll(1, 0), _uneven):
         changed = pytree.tree_map(lambda leaf, change=change: change(leaf) if _is_float(leaf) else leaf, output)
-        if bool((per_sample(function, (changed, output), count, "divergence") != 0).any()):
+        if bool((per_sample(function, (changed, output, batch.target), count, "divergence") != 0).any()):
             return
     raise UserError(
         "the divergence of outputs that differ is 0 for each sample, so that it could tell no policy from another: "

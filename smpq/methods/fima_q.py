@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smpq.reconstruction.losses.base import Sensitivity
     from smpq.reconstruction.losses.fima_q import LowRankFisher
     from smpq.reconstruction.walk import Rows, Walk
+    from smpq.value.divergence import TaskDivergence
 
 _SAMPLES_AT_ONCE = 32
 
@@ -43,11 +44,15 @@ def fima_q(problem: SearchProblem) -> Objective:
     from smpq.reconstruction.blocks import find_blocks
     from smpq.reconstruction.walk import Walk
     from smpq.training.placing import batch_on, graph_on
+    from smpq.value.divergence import TaskDivergence
 
     traced = graph_on(problem.traced, problem.device)
     units = problem.space.units
     blocks = find_blocks(problem.traced, units)
+    apart = TaskDivergence(problem.task)
     batches = [batch_on(batch, problem.device) for batch in problem.judging]
+    if not apart.takes_target:
+        batches = [batch._replace(target=None) for batch in batches]
     count = sum(len(batch.inputs[0]) for batch in batches)
     fixed = None if traced.dynamic_batch else len(traced.example[0])
     walk = Walk(traced, blocks, batches, count, fixed or _SAMPLES_AT_ONCE)
@@ -56,7 +61,7 @@ def fima_q(problem: SearchProblem) -> Objective:
     with problem.progress.bar("Fisher", len(blocks)) as advance:
         for block in blocks:
             targets = walk.through(block, rows, Edits())
-            for move, parts in _costs(problem, walk, block, rows, targets).items():
+            for move, parts in _costs(problem, walk, block, rows, targets, apart).items():
                 known = costs.setdefault(move, [0.0] * len(parts))
                 costs[move] = [a + b for a, b in zip(known, parts, strict=True)]
             rows = targets
@@ -73,20 +78,18 @@ def fima_q(problem: SearchProblem) -> Objective:
 
 
 def _costs(
-    problem: SearchProblem, walk: Walk, block: Block, rows: Rows, targets: Rows
+    problem: SearchProblem, walk: Walk, block: Block, rows: Rows, targets: Rows, apart: TaskDivergence
 ) -> dict[tuple[str, Format], list[float]]:
     """Return by move what it costs in this block, on each part of the samples; moves of other blocks are not named."""
     import torch
 
     from smpq.reconstruction.losses.fima_q import LowRankFisher
     from smpq.reconstruction.sensitivities import sensitivities
-    from smpq.value.value import divergence
 
     space = problem.space
     inside = {unit.path for unit in block.units}
     own = [group for group in space.groups if any(unit.path in inside for unit in group.units)]
     offered = dict.fromkeys(chosen for group in own for chosen in space.formats[group.name])
-    apart = getattr(problem.task, "divergence", divergence)
     fisher, pairs, measured = LowRankFisher(), [], []
     for chosen in offered:
         if chosen == space.reference:

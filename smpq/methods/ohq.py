@@ -154,11 +154,10 @@ def _add_divergences(
     advance: Callable[[], None],
 ) -> None:
     """Add the divergences of one batch, summed over its samples; weights in the order in which they are first read."""
-    from calib.data import per_sample
     from calib.network.execution import NO_EDITS, Edits, Execution
-    from smpq.value.value import divergence
+    from smpq.value.value import measure_of
 
-    measure, count = getattr(problem.task, "divergence", divergence), len(batch.inputs[0])
+    measure = measure_of(problem.task, "kl")
     places = {node.name: position for position, node in enumerate(traced.steps)}
     first = {weight: min(places[user.name] for user in traced.consumers(weight)) for weight in masked}
     whole = traced.run(batch.inputs)
@@ -167,5 +166,5 @@ def _add_divergences(
         before.advance(NO_EDITS, first[weight])
         for number, changed in enumerate(masked[weight]):
             output = before.fork().advance(Edits(parameters={weight: changed})).output()
-            totals[weight][number] += float(per_sample(measure, (output, whole), count, "divergence").sum())
+            totals[weight][number] -= float(measure(output, whole, batch).sum())
         advance()

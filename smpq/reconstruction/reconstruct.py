@@ -34,7 +34,7 @@ from smpq.training.lsq import LearnedActivation, check_learned
 from smpq.training.placing import CPU, batch_on, graph_on, repeatable_on
 from smpq.training.plan import Activations, activations_of
 from smpq.training.trainable import leaf_names
-from smpq.value.value import divergence
+from smpq.value.divergence import TaskDivergence
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def reconstruct(
        (`settings.drop`) the float ones, and is compared with the float block on float inputs.
     2. In a block all weights on integers of two bits or more have AdaRound's variables; their steps, the biases of its
        layers, and the steps of activations below 8 bits are learned with them.
-    3. `batches` are calibration data; labels are not used. `partial` is a file that holds the blocks that are done: a
-       reconstruction that was killed goes on behind the last of them, to the same result. What of all samples takes
-       more than `memory_mb` between two blocks lies in files without a name.
+    3. `batches` are calibration data; targets are used where the task's divergence takes them. `partial` is a file that
+       holds the blocks that are done: a reconstruction that was killed goes on behind the last of them, to the same
+       result. What of all samples takes more than `memory_mb` between two blocks lies in files without a name.
     4. With `settings.channel_scales` channels are scaled first (`with_channel_scales`). `calibrate` calibrates what
        that changes, as the plan was calibrated; None: as `CalibrationSettings()` says.
 
@@ -108,17 +108,21 @@ class _Reconstruction:
         self.traced = _arranged(graph_on(subject.traced, device), order)
         self.blocks = find_blocks(subject.traced, subject.units)
         self.how = {**asdict(settings), "blocks": ", ".join(str(block.stop) for block in self.blocks)}
-        inputs = (
-            Batch(tuple(ordered(tensor, order) for tensor in batch_on(batch, device).inputs), None) for batch in batches
-        )
+        self.apart = TaskDivergence(subject.task)
+        placed = (self._placed(batch) for batch in batches)
         fixed = None if subject.traced.dynamic_batch else len(subject.traced.example[0])
-        self.walk = Walk(self.traced, self.blocks, inputs, settings.samples, fixed or settings.batch, memory_mb)
+        self.walk = Walk(self.traced, self.blocks, placed, settings.samples, fixed or settings.batch, memory_mb)
         self.activations: Activations = activations_of(self.traced, subject.plan)
         low = any(isinstance(module, LearnedActivation) for module in self.activations.named.values())
         self.in_full = settings.for_activations(low=low)
         self.weights: dict[str, QuantizedWeight] = dict(subject.plan.weights)
         self.biases: dict[str, Tensor] = {}
         self.costs: list[tuple[float, float]] = []
+
+    def _placed(self, batch: Batch) -> Batch:
+        inputs, target = batch_on(batch, self.device)
+        arranged = tuple(ordered(tensor, self.order) for tensor in inputs)
+        return Batch(arranged, target if self.apart.takes_target else None)
 
     def judge(self) -> Judged:
         return Judge(self.subject.task, _Judged(self), self.batches, self.settings.value)()
@@ -183,9 +187,8 @@ class _Reconstruction:
             return Done({}, {}, 0.0, 0.0)
         around = Surroundings(self._parameters(), self.activations.sources, self.activations.edges)
         generator = torch.Generator().manual_seed(self.settings.seed * 10_007 + number)
-        apart = getattr(self.subject.task, "divergence", divergence)
         return train_block(
-            self.walk, block, parts, around, float_rows, rows, targets, self.in_full, generator, apart, tick
+            self.walk, block, parts, around, float_rows, rows, targets, self.in_full, generator, self.apart, tick
         )
 
     def _parts(self, block: Block) -> Parts:

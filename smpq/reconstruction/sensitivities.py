@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from calib.network.execution import Edits
 from smpq.reconstruction.blocks import Block
 from smpq.reconstruction.losses.base import Sensitivity
 from smpq.reconstruction.walk import Rows, Walk
-
-Divergence = Callable[[Any, Any], Tensor]
+from smpq.value.divergence import TaskDivergence
 
 
 def sensitivities(
-    walk: Walk, block: Block, edits: Edits, float_rows: Rows, targets: Rows, divergence: Divergence
+    walk: Walk, block: Block, edits: Edits, float_rows: Rows, targets: Rows, divergence: TaskDivergence
 ) -> tuple[dict[str, list[Sensitivity]], float]:
     """Return what each run over the samples says of the block's outputs, by their name, and the mean divergence of the
     network's output from the float one.
@@ -33,7 +28,7 @@ def sensitivities(
             values = walk.run(block, walk.taken(float_rows, piece), frozen).values
         leaves = {name: values[name].detach().clone().requires_grad_() for name in block.outputs}
         with torch.enable_grad():
-            apart = divergence(walk.finish(block, behind, leaves), walk.expected(piece)).sum()
+            apart = divergence(walk.finish(block, behind, leaves), walk.expected(piece), walk.target(piece)).sum()
         gradients = torch.autograd.grad(apart, list(leaves.values()), materialize_grads=True)
         total += float(apart.detach())
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):

@@ -16,10 +16,11 @@ from calib.network.execution import NO_EDITS, Edit, Edits
 from smpq.reconstruction.blocks import Block
 from smpq.reconstruction.losses.base import LOSSES
 from smpq.reconstruction.rounding import SoftWeight
-from smpq.reconstruction.sensitivities import Divergence, sensitivities
+from smpq.reconstruction.sensitivities import sensitivities
 from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.reconstruction.walk import Rows, Walk
 from smpq.training.lsq import LearnedActivation
+from smpq.value.divergence import TaskDivergence
 
 _WARM_UP = 0.2
 """Share of the iterations without a pull to whole integers."""
@@ -69,7 +70,7 @@ def train_block(
     targets: Rows,
     settings: ReconstructionSettings,
     generator: torch.Generator,
-    divergence: Divergence,
+    divergence: TaskDivergence,
     tick: Callable[[], None],
 ) -> Done:
     """Train the parts of a block. `float_rows` and `rows` are what the float and the quantised network give it,

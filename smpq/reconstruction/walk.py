@@ -17,6 +17,7 @@ from calib.network.graph import TracedModel
 from calib.network.order import order_of
 from calib.task import Batch
 from smpq.reconstruction.blocks import Block
+from smpq.value.rows import has_rows, joined, rows_of
 
 _AT_A_TIME = 3
 """What the float and the quantised network give a block, and what the float block makes of it."""
@@ -40,13 +41,14 @@ class Walk:
         memory_mb: float | None = None,
     ) -> None:
         """Take the first `samples` of the batches, cut to a multiple of `size`, that of a run:
-        the only one that the network takes, if there is one. UserError where there are fewer than that.
+        the only one that the network takes, if there is one. UserError where there are fewer than that, and where
+        targets, if they are not None, have no row for each sample.
 
         Tensors behind a block that take more than `memory_mb` with those of two more walks lie in files that are gone
         with them.
         """
         self.traced, self.blocks = traced, blocks
-        self.inputs = _first(batches, max(samples, size), None if traced.dynamic_batch else size)
+        self.inputs, self._targets = _first(batches, max(samples, size), None if traced.dynamic_batch else size)
         found = len(self.inputs[0])
         self.size = min(size, found) if traced.dynamic_batch else size
         self.count = found - found % self.size
@@ -111,6 +113,10 @@ class Walk:
             self._outputs[start] = output
         return output
 
+    def target(self, piece: Tensor) -> Any:
+        """Return the target of the samples of one run."""
+        return rows_of(self._targets, slice(int(piece[0]), int(piece[-1]) + 1))
+
     def finish(self, block: Block, rows: Rows, made: Mapping[str, Tensor]) -> Any:
         """Return the network's output of one run in which `block` made other tensors than its own;
         the rest is float.
@@ -159,20 +165,33 @@ def _depending(traced: TracedModel) -> set[str]:
     return found
 
 
-def _first(batches: Iterable[Batch], samples: int, fixed: int | None) -> list[Tensor]:
-    """Return the inputs of the first samples, and look at no batch behind them:
+def _first(batches: Iterable[Batch], samples: int, fixed: int | None) -> tuple[list[Tensor], Any]:
+    """Return the inputs and the target of the first samples, and look at no batch behind them:
     of batches of `fixed` samples where that is the only size, whose other axes are those of the first one.
     """
-    kept: list[Sequence[Tensor]] = []
+    kept: list[Batch] = []
     shapes, count = None, 0
     for batch in batches:
         size, found = len(batch.inputs[0]), [tensor.shape[1:] for tensor in batch.inputs]
         shapes = shapes or found
         if fixed in (None, size) and shapes == found:
-            kept.append(batch.inputs)
+            kept.append(batch)
             count += size
         if count >= samples:
             break
     if not kept:
         raise UserError("no calibration batch has the size that the network takes: it cannot be reconstructed")
-    return [torch.cat(list(column))[:samples] for column in zip(*kept, strict=True)]
+    columns = zip(*(batch.inputs for batch in kept), strict=True)
+    return [torch.cat(list(column))[:samples] for column in columns], _target(kept)
+
+
+def _target(batches: Sequence[Batch]) -> Any:
+    try:
+        if all(has_rows(batch.target, len(batch.inputs[0])) for batch in batches):
+            return joined([batch.target for batch in batches])
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        pass
+    raise UserError(
+        "the task's divergence() takes the target, and the targets of the calibration batches cannot be cut into "
+        "samples: let them be tensors, arrays or lists with one row a sample, or dicts of those"
+    )

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from calib.data import training_batches
 from calib.errors import UserError
@@ -24,11 +23,12 @@ from smpq.supernet.paths import draw_path, leave_path
 from smpq.supernet.removal import Removals, RemovalWalks
 from smpq.supernet.settings import SupernetSettings
 from smpq.supernet.state import SupernetState
-from smpq.training.loop import one_cycle
+from smpq.training.loop import distilled, one_cycle
 from smpq.training.placing import batch_on, repeatable_on
-from smpq.value.value import divergence
 
 _MOMENTUM = 0.9
+_TEMPERATURE = 2.0
+"""Of the distillation."""
 _ALPHA_BETAS = (0.5, 0.999)
 
 
@@ -158,15 +158,9 @@ def _loss(supernet: Supernet, batch: Batch, settings: SupernetSettings) -> Tenso
     output = graph.run(batch.inputs)
     total = task.loss(output, batch.target).mean()
     if settings.distillation:
-        taught = _cooled(graph.reference(batch.inputs))
-        total = total + settings.distillation * getattr(task, "divergence", divergence)(_cooled(output), taught).mean()
+        taught = graph.reference(batch.inputs)
+        total = total + settings.distillation * distilled(task, output, taught, batch, _TEMPERATURE)
     return total + settings.complexity * supernet.complexity() if settings.complexity else total
-
-
-def _cooled(output: Any, temperature: float = 2.0) -> Any:
-    return pytree.tree_map_only(
-        Tensor, lambda tensor: tensor / temperature if tensor.is_floating_point() else tensor, output
-    )
 
 
 def _batches(supernet: Supernet, settings: SupernetSettings, epoch: int) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from calib.task import Batch, Task
 from smpq.training.placing import batch_on
 from smpq.training.settings import FineTuneSettings
 from smpq.training.trainable import TrainableGraph
-from smpq.value.value import divergence
+from smpq.value.divergence import TaskDivergence
 
 _WARM_UP = 0.3
 _FIRST_SHARE = 1 / 25
@@ -106,10 +106,14 @@ def loss_of(graph: TrainableGraph, task: Task, batch: Batch, settings: FineTuneS
     if settings.labels:
         total = total + settings.labels * _task_loss(task, output, batch).mean()
     if settings.distillation:
-        taught = _cooled(graph.reference(batch.inputs), settings.temperature)
-        apart = getattr(task, "divergence", divergence)(_cooled(output, settings.temperature), taught)
-        total = total + settings.distillation * apart.mean()
+        taught = graph.reference(batch.inputs)
+        total = total + settings.distillation * distilled(task, output, taught, batch, settings.temperature)
     return total
+
+
+def distilled(task: Task, output: Any, taught: Any, batch: Batch, temperature: float) -> Tensor:
+    """Return the mean divergence `[]` of a batch's outputs from those of the float model, both at a temperature."""
+    return TaskDivergence(task)(_cooled(output, temperature), _cooled(taught, temperature), batch.target).mean()
 
 
 def _task_loss(task: Task, output: Any, batch: Batch) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import operator
 import time
@@ -12,9 +10,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from calib.data import per_sample
 from calib.errors import UserError
@@ -23,11 +19,11 @@ from calib.task import Batch, Task
 from smpq.choices import VALUES
 from smpq.problem.policy import Policy, Space
 from smpq.quantized.quantize import FakeQuantizer
+from smpq.value.divergence import TaskDivergence
 from smpq.value.incremental import bytes_per_sample, outputs_of
 from smpq.value.metric import sample_metric
 from smpq.value.parts import samples_at_once, split
 
-_TOKENS = 3
 _FOLDS = 8
 _FEWEST_IN_A_FOLD = 64
 TOGETHER = 32
@@ -59,42 +55,6 @@ class Compute(Protocol):
     def whole(self, parts: Sequence[float]) -> float:
         """Return the value on all samples, given that on each part; the same number as `__call__` gives."""
         ...
-
-
-def divergence(output: Any, float_output: Any) -> Tensor:
-    """Return `[n]`, the KL divergence of each sample's distribution from the float model's.
-
-    Every floating-point tensor of the output counts, those of `[n]` where there are no others; classes are on axis 1,
-    or on the last axis of `[n, tokens, classes]`; further positions are averaged. Of a single class softmax would say
-    nothing: such numbers count as means of normal distributions of variance 1, half their squared difference. A task
-    whose output is something else defines a `divergence` of its own.
-    """
-    pairs = [
-        (ours, reference)
-        for ours, reference in zip(pytree.tree_leaves(output), pytree.tree_leaves(float_output), strict=True)
-        if isinstance(ours, Tensor) and ours.is_floating_point() and ours.dim()
-    ]
-    scores = [pair for pair in pairs if pair[0].dim() > 1]
-    parts = []
-    for ours, reference in scores or [(ours[:, None], reference[:, None]) for ours, reference in pairs]:
-        axis = -1 if ours.dim() == _TOKENS else 1
-        apart = _of_normals if ours.shape[axis] == 1 else functools.partial(_of_classes, axis=axis)
-        parts.append(apart(ours, reference).flatten(1).mean(1))
-    if not parts:
-        raise UserError(
-            "the model's output holds no numbers [n, ...] that could be compared with those of the float model: give "
-            "the task a divergence(output, float_output)"
-        )
-    return torch.stack(parts).sum(0)
-
-
-def _of_classes(ours: Tensor, reference: Tensor, axis: int) -> Tensor:
-    log_p, log_q = F.log_softmax(reference, axis), F.log_softmax(ours, axis)
-    return (log_p.exp() * (log_p - log_q)).sum(axis, keepdim=True)
-
-
-def _of_normals(ours: Tensor, reference: Tensor) -> Tensor:
-    return (ours - reference).square() / 2
 
 
 class PolicyValue:
@@ -190,7 +150,7 @@ class PolicyValue:
         )
         state = {name: part for name, part in self.__dict__.items() if name != "_float_outputs"}
         state["_parts"] = {}
-        if self.value_name == "kl":
+        if not self._samples.takes_target:
             state["_batches"] = [Batch(batch.inputs, None) for batch in self._batches]
         return state
 
@@ -258,25 +218,21 @@ class PolicyValue:
 class _Measure:
     """One value per sample, higher is better; a class, so that it can be sent to another process with its task."""
 
-    def __init__(self, name: str, function: Callable[[Any, Any], Tensor]) -> None:
+    def __init__(self, name: str, function: Callable[..., Tensor]) -> None:
         self._name = name
         self._function = function
-        self._targeted = name == "divergence" and _takes_target(function)
+
+    @property
+    def takes_target(self) -> bool:
+        """Whether it depends on the target of a batch."""
+        return not isinstance(self._function, TaskDivergence) or self._function.takes_target
 
     def __call__(self, output: Any, float_output: Any, batch: Batch) -> Tensor:
         size = len(batch.inputs[0])
         if self._name == "divergence":
-            pair = (output, float_output)
-            return -per_sample(self._function, (*pair, batch.target) if self._targeted else pair, size, self._name)
+            return -per_sample(self._function, (output, float_output, batch.target), size, self._name)
         values = per_sample(self._function, (output, batch.target), size, self._name)
         return -values if self._name == "loss" else values
-
-
-def _takes_target(function: Callable[..., Any]) -> bool:
-    try:
-        return list(inspect.signature(function).parameters)[2:3] == ["target"]
-    except (TypeError, ValueError):  # what is not written in Python has no signature
-        return False
 
 
 def measure_of(task: Task, value: str) -> _Measure:
@@ -284,7 +240,7 @@ def measure_of(task: Task, value: str) -> _Measure:
     a task that has none of each sample.
     """
     if value == "kl":
-        return _Measure("divergence", getattr(task, "divergence", divergence))
+        return _Measure("divergence", TaskDivergence(task))
     if value == "loss":
         return _Measure("loss", task.loss)
     return _Measure("metric", sample_metric(task, "the value metric"))

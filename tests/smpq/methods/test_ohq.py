@@ -20,7 +20,7 @@ from smpq.methods.ohq import _masked, least_harm, masked_divergences, weighed
 from smpq.problem.costs import CostModel
 from smpq.scoring.scores import Score, Scores
 from smpq.solve.allocate import Ceiling
-from smpq.value.value import divergence
+from smpq.value.divergence import divergence
 from tests.smpq.problems import space_of
 
 W4, W8 = Format.from_text("w4a8"), Format.from_text("w8a8")

@@ -21,7 +21,8 @@ from smpq.quantized.quantize import FakeQuantizer
 from smpq.reconstruction.reconstruct import reconstruct
 from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.training.finetune import Subject
-from smpq.value.value import PolicyValue, divergence
+from smpq.value.divergence import divergence
+from smpq.value.value import PolicyValue
 
 WIDTH = 8
 

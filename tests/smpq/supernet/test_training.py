@@ -12,6 +12,7 @@ from smpq.supernet.scores import argmax_policy, shapley_scores, softmax_scores
 from smpq.supernet.settings import GameSettings, SupernetSettings
 from smpq.supernet.state import SupernetState
 from smpq.supernet.training import train
+from smpq.value.divergence import divergence
 from tests.smpq.supernets import Task, Untrainable, supernet
 
 SETTINGS = SupernetSettings(epochs=4, steps=3, walks=3, samples=32, gamma=0.0, game=GameSettings(("metric", "loss")))
@@ -227,8 +228,17 @@ def test_the_complexity_term_lowers_the_bits():
 
 
 def test_distillation_needs_no_more_than_the_float_model():
-    _, state = trained(dataclasses.replace(SETTINGS, epochs=1, distillation=1.0))
-    assert np.isfinite(state.history[0]["loss"])
+    class Padded(Task):
+        def divergence(self, output, float_output, target):
+            assert len(target) == len(output)
+            return divergence(output, float_output)
+
+    settings = dataclasses.replace(SETTINGS, epochs=1, distillation=1.0)
+    losses = [
+        train(supernet(task=task), Task().calibration(), settings).history[0]["loss"] for task in (Task(), Padded())
+    ]
+    assert np.isfinite(losses[0])
+    assert losses[1] == losses[0], "its divergence is given the target"
 
 
 def test_wrong_data_and_divergence():

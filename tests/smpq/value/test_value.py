@@ -15,10 +15,11 @@ from smpq.problem.groups import find_groups
 from smpq.problem.policy import Policy, Space
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
+from smpq.value.divergence import divergence
 from smpq.value.evaluate import Evaluator
 from smpq.value.incremental import bytes_per_sample
 from smpq.value.parts import samples_at_once
-from smpq.value.value import PolicyValue, divergence
+from smpq.value.value import PolicyValue
 from tests.smpq.problems import W4A16, W8A8, Traced, residual
 
 CLASSES = 5

@@ -41,6 +41,11 @@ class Refusing(Task):
         raise UserError("the labels are missing: download them")
 
 
+class Targeted(Task):
+    def divergence(self, output: Tensor, float_output: Tensor, target: Tensor) -> Tensor:
+        return (output - float_output).abs().mean(1) * target
+
+
 class Deadly(Task):
     """Ends every process but the one that made it."""
 

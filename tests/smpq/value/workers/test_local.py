@@ -16,7 +16,7 @@ from smpq.value.journal import Journal
 from smpq.value.workers import local
 from smpq.value.workers.local import LocalWorkerSource
 from smpq.value.workers.pool import WorkerError, WorkerPool
-from tests.smpq.value.workers.evaluated import OUTPUTS, Deadly, Refusing, Task, compute, drawn, ends_at_once
+from tests.smpq.value.workers.evaluated import OUTPUTS, Deadly, Refusing, Targeted, Task, compute, drawn, ends_at_once
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,13 @@ def test_workers_give_the_same_numbers_to_the_last_bit(pool, value, rules):
         assert dict(found) == dict(here(asked))
     assert pool.count == 2
     assert os.getpid() not in pool.pids()
+
+
+def test_workers_have_the_targets_that_a_divergence_takes(pool):
+    here = compute(Targeted())
+    asked = drawn(here.space, 5)
+    with one_thread():
+        assert dict(pool.compute(here)(asked)) == dict(here(asked))
 
 
 def test_the_journal_and_the_batches_suit_the_workers(pool, tmp_path):
