@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from calib.network.units import Unit
 from calib.task import Batch
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.incremental import bytes_per_sample
+from smpq.value.rows import has_rows, rows_of
 
 _SAMPLES_AT_ONCE = 32
 """At least; few enough that the activations of a small network stay in the cache: a third faster than batches of 128 on
@@ -53,10 +55,36 @@ def split(batches: Sequence[Batch], at_once: int) -> list[Batch]:
     parts = []
     for batch in batches:
         size = len(batch.inputs[0])
-        if not isinstance(batch.target, Tensor) or batch.target.dim() == 0 or len(batch.target) != size:
+        if size <= at_once or not has_rows(batch.target, size):
             parts.append(batch)
-            continue
-        for start in range(0, size, at_once):
-            stop = start + at_once
-            parts.append(Batch(tuple(tensor[start:stop] for tensor in batch.inputs), batch.target[start:stop]))
+        else:
+            parts += [_part(batch, start, start + at_once) for start in range(0, size, at_once)]
     return parts
+
+
+def in_folds(parts: Sequence[Batch], folds: int) -> tuple[list[Batch], list[int]]:
+    """Return parts, and the number of the fold of each: the one that has the fewest samples so far.
+
+    Parts of one size stay whole, so that folds differ by one of them at most. Of others one is cut, where that can be,
+    that would give a fold more than its share.
+    """
+    sizes = [len(part.inputs[0]) for part in parts]
+    share = math.ceil(sum(sizes) / folds) if len(set(sizes)) > 1 else math.inf
+    filled, found, numbers = [0] * folds, list[Batch](), list[int]()
+    left = list(reversed(parts))
+    while left:
+        part = left.pop()
+        size, number = len(part.inputs[0]), filled.index(min(filled))
+        room = share - filled[number]
+        if size > room and has_rows(part.target, size):
+            left.append(_part(part, int(room), size))
+            part = _part(part, 0, int(room))
+        found.append(part)
+        numbers.append(number)
+        filled[number] += len(part.inputs[0])
+    return found, numbers
+
+
+def _part(batch: Batch, start: int, stop: int) -> Batch:
+    rows = slice(start, stop)
+    return Batch(tuple(tensor[rows] for tensor in batch.inputs), rows_of(batch.target, rows))

@@ -22,7 +22,7 @@ from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.divergence import TaskDivergence
 from smpq.value.incremental import bytes_per_sample, outputs_of
 from smpq.value.metric import sample_metric
-from smpq.value.parts import samples_at_once, split
+from smpq.value.parts import in_folds, samples_at_once, split
 
 _FOLDS = 8
 _FEWEST_IN_A_FOLD = 64
@@ -94,12 +94,15 @@ class PolicyValue:
         count = sum(len(batch.inputs[0]) for batch in batches)
         self.folds = 1 if value == "metric" else max(1, min(_FOLDS, count // _FEWEST_IN_A_FOLD))
         at_once = min(samples_at_once(fake_quantizer, memory_mb, device), math.ceil(count / self.folds))
-        self._batches = split(batches, at_once) if traced.dynamic_batch else list(batches)
-        self.folds = min(self.folds, len(self._batches))
+        parts = split(batches, at_once) if traced.dynamic_batch else list(batches)
+        self.folds = min(self.folds, len(parts))
+        self._batches, self._fold_of = in_folds(parts, self.folds)
         self._parts: dict[int, PolicyValue] = {}
         # the last digits of a value depend on how large the parts are
-        largest = max(len(batch.inputs[0]) for batch in self._batches)
-        self.identity = f"{value}|{fake_quantizer.rules}|{fake_quantizer.calibration.settings}|{count}|{largest}"
+        sizes = {len(part.inputs[0]) for part in parts}
+        self.identity = f"{value}|{fake_quantizer.rules}|{fake_quantizer.calibration.settings}|{count}|{max(sizes)}"
+        if len(sizes) > 1:
+            self.identity += "|equal folds"
         self.device = device
         if device != "cpu":  # the last digits are others there
             self.identity += "|gpu"
@@ -119,10 +122,11 @@ class PolicyValue:
         return [run(batch.inputs, order=self._order) if self.value_name == "kl" else None for batch in self._batches]
 
     def fold(self, number: int) -> PolicyValue:
-        """Return the same value on every `folds`-th batch from `number` on."""
+        """Return the same value on one part of the samples."""
         if number not in self._parts:
             part = object.__new__(type(self))  # `copy` would take what a copy in another process needs
-            part.__dict__.update(self.__dict__, _batches=self._batches[number :: self.folds], folds=1, _parts={})
+            own = [batch for batch, fold in zip(self._batches, self._fold_of, strict=True) if fold == number]
+            part.__dict__.update(self.__dict__, _batches=own, _fold_of=[0] * len(own), folds=1, _parts={})
             for made in ("_float_outputs", "_counts"):
                 part.__dict__.pop(made, None)
             part.identity += f"|fold {number} of {self.folds}"
@@ -138,8 +142,10 @@ class PolicyValue:
     @cached_property
     def _counts(self) -> list[int]:
         """Samples of each part."""
-        sizes = [len(batch.inputs[0]) for batch in self._batches]
-        return [sum(sizes[number :: self.folds]) for number in range(self.folds)]
+        counts = [0] * self.folds
+        for batch, fold in zip(self._batches, self._fold_of, strict=True):
+            counts[fold] += len(batch.inputs[0])
+        return counts
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy in another process needs: nothing of the calibration data that is not evaluated on, and no more
@@ -174,8 +180,9 @@ class PolicyValue:
         """Return how long the float network takes on the samples that most policies are judged on."""
         start = time.perf_counter()
         with torch.no_grad():
-            for batch in self._batches[:: self.folds]:
-                self._fake_quantizer.traced.run(batch.inputs, order=self._order)
+            for batch, fold in zip(self._batches, self._fold_of, strict=True):
+                if fold == 0:
+                    self._fake_quantizer.traced.run(batch.inputs, order=self._order)
         return time.perf_counter() - start
 
     @property
@@ -203,9 +210,9 @@ class PolicyValue:
         fake = self._fake_quantizer
         edits = [fake.edits(fake.plan(policy.by_unit(self.space.groups), policy.float_joins)) for policy in policies]
         totals = [[0.0] * self.folds for _ in policies]
-        for number, (batch, float_output) in enumerate(zip(self._batches, self._float_outputs, strict=True)):
+        for batch, fold, float_output in zip(self._batches, self._fold_of, self._float_outputs, strict=True):
             for index, output in outputs_of(fake.traced, batch.inputs, edits, self._order):
-                totals[index][number % self.folds] += float(self._samples(output, float_output, batch).sum())
+                totals[index][fold] += float(self._samples(output, float_output, batch).sum())
         for policy, row in zip(policies, totals, strict=True):
             if not math.isfinite(sum(row)):
                 raise UserError(

@@ -269,6 +269,14 @@ def test_the_samples_have_parts_whose_mean_is_the_whole(network, sizes, value, f
         assert whole.folds is whole.folds, "what a part has evaluated is kept"
 
 
+def test_batches_without_targets_have_the_same_parts(network):
+    space, (batch,) = space_for(network), batches_of(256)
+    fake = FakeQuantizer(network.traced, network.units, network.calibration, QdqRules("affine"))
+    labelled, bare = (PolicyValue(fake, space, Task(), [each]) for each in (batch, Batch(batch.inputs, None)))
+    assert bare.folds == labelled.folds == 4
+    assert bare.fold(1)([space.uniform(W8A8)]) == labelled.fold(1)([space.uniform(W8A8)])
+
+
 @pytest.mark.parametrize("sizes", [(128, 128), (100, 70, 130)])
 def test_what_parts_have_evaluated_is_not_evaluated_again(network, sizes):
     """The value of all samples is the same number, bit by bit, whatever was known of it."""
