@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from calib.network.execution import Edits, Execution, signatures
 from calib.network.graph import TracedModel
@@ -66,6 +67,12 @@ def bytes_per_sample(traced: TracedModel, units: Sequence[Unit]) -> int:
         largest = max(largest, alive)
         alive -= sum(sizes.get(name, 0) for name in traced.last_uses.get(node.name, ()))
     return waiting + 2 * largest  # a quantised copy of a tensor lives beside it
+
+
+def output_bytes_per_sample(traced: TracedModel) -> int:
+    """Return how many bytes the output of one sample takes."""
+    leaves = [leaf for leaf in pytree.tree_leaves(traced.output.args[0]) if isinstance(leaf, fx.Node)]
+    return sum(_bytes(traced, leaf.meta.get("val")) for leaf in leaves)
 
 
 def _bytes(traced: TracedModel, value: Any) -> int:

@@ -20,12 +20,14 @@ from smpq.choices import VALUES
 from smpq.problem.policy import Policy, Space
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.divergence import TaskDivergence
-from smpq.value.incremental import bytes_per_sample, outputs_of
+from smpq.value.float_outputs import FloatOutputs
+from smpq.value.incremental import bytes_per_sample, output_bytes_per_sample, outputs_of
 from smpq.value.metric import sample_metric
 from smpq.value.parts import in_folds, samples_at_once, split
 
 _FOLDS = 8
 _FEWEST_IN_A_FOLD = 64
+_KEPT_MB = 256.0
 TOGETHER = 32
 """Policies that are evaluated at once: enough to share most of their computations, few enough that a kill loses
 little.
@@ -62,7 +64,8 @@ class PolicyValue:
 
     `kl`: minus the mean KL divergence to the float model's output (needs no labels). `loss`: minus the task's mean
     loss. `metric`: the task's mean metric. Policies that are asked for together share their computations, batch by
-    batch (`smpq.value.incremental`); `memory_mb` bounds what their activations take. `fold` is the same value on one of
+    batch (`smpq.value.incremental`); `memory_mb` bounds what their activations take, and the float model's outputs that
+    are kept, 256 MB without it; others are computed anew. `fold` is the same value on one of
     `folds` parts of the samples, of 64 samples or more: enough to rank most policies. A share of 0 and 1 needs them
     all, so `metric` has one part. A pickled copy gives the same values for policies of the space. `device` is where a
     copy is to be loaded (`smpq.value.workers.process.placed`); the object that is made here computes where its tensors
@@ -91,6 +94,7 @@ class PolicyValue:
         self._fake_quantizer = fake_quantizer
         traced = fake_quantizer.traced
         self._samples = measure_of(task, value)
+        self._most_kept = min(_KEPT_MB, _KEPT_MB if memory_mb is None else memory_mb) * 2**20
         count = sum(len(batch.inputs[0]) for batch in batches)
         self.folds = 1 if value == "metric" else max(1, min(_FOLDS, count // _FEWEST_IN_A_FOLD))
         at_once = min(samples_at_once(fake_quantizer, memory_mb, device), math.ceil(count / self.folds))
@@ -117,18 +121,18 @@ class PolicyValue:
         return torch.channels_last if self._channels_last else torch.contiguous_format
 
     @cached_property
-    def _float_outputs(self) -> list[Any]:
+    def _float_outputs(self) -> FloatOutputs:
         run = self._fake_quantizer.traced.run
-        return [run(batch.inputs, order=self._order) if self.value_name == "kl" else None for batch in self._batches]
+        return FloatOutputs(lambda batch: run(batch.inputs, order=self._order), self._most_kept)
 
     def fold(self, number: int) -> PolicyValue:
         """Return the same value on one part of the samples."""
         if number not in self._parts:
             part = object.__new__(type(self))  # `copy` would take what a copy in another process needs
+            _ = self._float_outputs  # what is kept is kept for all
             own = [batch for batch, fold in zip(self._batches, self._fold_of, strict=True) if fold == number]
             part.__dict__.update(self.__dict__, _batches=own, _fold_of=[0] * len(own), folds=1, _parts={})
-            for made in ("_float_outputs", "_counts"):
-                part.__dict__.pop(made, None)
+            part.__dict__.pop("_counts", None)
             part.identity += f"|fold {number} of {self.folds}"
             self._parts[number] = part
         return self._parts[number]
@@ -163,7 +167,7 @@ class PolicyValue:
     @property
     def bytes_of_a_copy(self) -> int:
         """About how much memory a copy in another process takes: the float network, each layer's weight in every
-        format, and what activations may take.
+        format, what activations may take, and the float outputs that are kept.
         """
         fake = self._fake_quantizer
         numel = {unit.path: fake.traced.state[unit.weight].numel() for unit in fake.units}
@@ -173,8 +177,10 @@ class PolicyValue:
             for unit in group.units
         )
         floats = sum(tensor.numel() * tensor.element_size() for tensor in fake.traced.state.values())
-        samples = max(len(batch.inputs[0]) for batch in self._batches)
-        return floats + 4 * weights + samples * bytes_per_sample(fake.traced, fake.units)
+        samples = [len(batch.inputs[0]) for batch in self._batches]
+        outputs = sum(samples) * output_bytes_per_sample(fake.traced) if self.value_name == "kl" else 0
+        activations = max(samples) * bytes_per_sample(fake.traced, fake.units)
+        return floats + 4 * weights + activations + int(min(outputs, self._most_kept))
 
     def seconds_of_a_run(self) -> float:
         """Return how long the float network takes on the samples that most policies are judged on."""
@@ -210,7 +216,8 @@ class PolicyValue:
         fake = self._fake_quantizer
         edits = [fake.edits(fake.plan(policy.by_unit(self.space.groups), policy.float_joins)) for policy in policies]
         totals = [[0.0] * self.folds for _ in policies]
-        for batch, fold, float_output in zip(self._batches, self._fold_of, self._float_outputs, strict=True):
+        for batch, fold in zip(self._batches, self._fold_of, strict=True):
+            float_output = self._float_outputs(batch) if self.value_name == "kl" else None
             for index, output in outputs_of(fake.traced, batch.inputs, edits, self._order):
                 totals[index][fold] += float(self._samples(output, float_output, batch).sum())
         for policy, row in zip(policies, totals, strict=True):
