@@ -23,6 +23,7 @@ from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space, canonical
 from smpq.solve.allocate import Ceiling, Impossible, Problem, completed, nearest_feasible, place_joins
 from smpq.solve.search import Choice, choose, is_small
+from smpq.solve.within import is_within
 from smpq.value.evaluate import ValueFunction
 
 OPTIMISM = 1.5
@@ -186,7 +187,7 @@ class LatencyLoop:
             chosen = next(each for each in met if each.policy == finalists[0].policy)
         else:
             candidates = [o for o in self._state.observed.values() if offered(o.policy, self._space)]
-            within = [o for o in candidates if self._within(o.policy)]
+            within = [o for o in candidates if is_within(o.policy, self.goal.ceilings)]
             chosen = min([self._reference, *(within or candidates)], key=lambda each: each.upper)
         reason = self._state.stop_reason or StopReason.EARLY
         steps = tuple(self._state.steps)
@@ -274,9 +275,6 @@ class LatencyLoop:
     def _is_new(self, policy: Policy) -> bool:
         return policy.key() != self._reference.policy.key() and self._state.is_new(policy, self.goal.limit)
 
-    def _within(self, policy: Policy) -> bool:
-        return all(ceiling.model.total(policy) <= ceiling.limit * (1 + 1e-9) for ceiling in self.goal.ceilings)
-
     def _meeting(self) -> list[Observation]:
         """Return what is measured to meet the limit and the other ceilings."""
         known = {**self._state.observed, self._reference.policy.key(): self._reference}.values()
@@ -287,4 +285,4 @@ class LatencyLoop:
         return max(self._meeting(), key=lambda o: self._value(o.policy), default=None)
 
     def _could_be_chosen(self, policy: Policy) -> bool:
-        return offered(policy, self._space) and self._within(policy)
+        return offered(policy, self._space) and is_within(policy, self.goal.ceilings)

@@ -12,7 +12,6 @@ from smpq.methods.problem import Objective, SearchProblem, linear_objective
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smpq.problem.policy import Policy
     from smpq.solve.allocate import Move
 
 
@@ -36,6 +35,7 @@ def coopq(problem: SearchProblem) -> Objective:
     from smpq.scoring.interactions import orders_of_a_round, sample
     from smpq.scoring.stability import CUT_SHORT
     from smpq.scoring.widest import doubt_about_widest
+    from smpq.solve.exchange import changed
 
     space, evaluator = problem.space, problem.evaluator
     folds = evaluator.folds or (evaluator,)
@@ -47,7 +47,8 @@ def coopq(problem: SearchProblem) -> Objective:
         return _objective(problem, {move: (value,) for move, value in singles.items()}, len(moves))
 
     def game(number: int, coalitions: Sequence[frozenset[int]]) -> list[float]:
-        policies = [_moved(widest, [(players[i], min(space.formats[players[i]])) for i in each]) for each in coalitions]
+        moved = [[(players[i], min(space.formats[players[i]])) for i in each] for each in coalitions]
+        policies = [changed(widest, each) for each in moved]
         return folds[number % len(folds)].many(policies)
 
     orders = orders_of_a_round(len(players))
@@ -94,10 +95,6 @@ def _objective(
         stop_reason=stop_reason if several else "every move",
         alone=alone,
     )
-
-
-def _moved(policy: Policy, moves: Sequence[Move]) -> Policy:
-    return replace(policy, formats={**policy.formats, **dict(moves)})
 
 
 def _share(move: Move, singles: dict[Move, float], narrowest: object) -> float:

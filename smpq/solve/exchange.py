@@ -8,6 +8,7 @@ from itertools import combinations
 
 from smpq.problem.policy import Policy, Space, canonical
 from smpq.solve.allocate import Ceiling, Move, Values
+from smpq.solve.within import is_within
 
 
 class Exchanges:
@@ -33,7 +34,7 @@ class Exchanges:
             if len(found) == count:
                 break
             policy = canonical(changed(centre, moves), self._space)
-            if policy.key() not in tried and policy.key() not in self._excluded and self._fits(policy):
+            if policy.key() not in tried and policy.key() not in self._excluded and is_within(policy, self._ceilings):
                 found.append(policy)
         return found
 
@@ -59,9 +60,6 @@ class Exchanges:
                     gains[first] + gains[second] + self._interactions.get(frozenset((first, second)), 0.0),
                     (first, second),
                 )
-
-    def _fits(self, policy: Policy) -> bool:
-        return all(ceiling.model.total(policy) <= ceiling.limit * (1 + 1e-9) for ceiling in self._ceilings)
 
 
 def changed(policy: Policy, moves: Sequence[Move]) -> Policy:

@@ -27,7 +27,7 @@ from smpq.solve.allocate import (
     solve_exactly,
     worth,
 )
-from smpq.solve.rows import TOLERANCE
+from smpq.solve.within import is_within
 
 SECONDS = 60.0
 """Of the solver, on the wall: a busy machine proves less. The pairs of ResNet-20 with four formats take about ten of a
@@ -130,7 +130,7 @@ def climb(problem: Problem, start: Policy) -> Policy:
     def allowed(policy: Policy) -> bool:
         near = problem.near
         return (
-            all(ceiling.model.total(policy) <= ceiling.limit * (1 + TOLERANCE) for ceiling in problem.ceilings)
+            is_within(policy, problem.ceilings)
             and (near is None or sum(c != near.centre[g] for g, c in policy.formats.items()) <= near.changes)
             and policy.key() not in excluded
         )

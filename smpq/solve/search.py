@@ -13,6 +13,7 @@ from smpq.solve.effort import Effort
 from smpq.solve.exchange import Exchanges
 from smpq.solve.quadratic import best_or_explain
 from smpq.solve.racing import race
+from smpq.solve.within import is_within
 from smpq.value.evaluate import ValueFunction
 
 EXHAUSTIVE = 512
@@ -220,5 +221,5 @@ def feasible(space: Space, ceilings: Sequence[Ceiling], excluded: Sequence[Polic
     """Yield every policy within the ceilings, in its canonical form."""
     without = {canonical(policy, space).key() for policy in excluded}
     for policy in every_policy(space):
-        if policy.key() not in without and all(c.model.total(policy) <= c.limit * (1 + 1e-9) for c in ceilings):
+        if policy.key() not in without and is_within(policy, ceilings):
             yield policy

@@ -18,6 +18,7 @@ from calib.files.tensor_file import check, read_tensor_file, write_tensor_file
 from smpq.files import EpochRow, EstimateRow
 from smpq.supernet.contributions import Contributions
 from smpq.supernet.network import Supernet
+from smpq.training.kept import alike, copied
 
 _GRAPH, _WEIGHTS, _ALPHAS = "graph/", "optimizer/weights/", "optimizer/alphas/"
 _REPAIR = "delete it to train the supernet again"
@@ -67,7 +68,7 @@ class SupernetState:
         settings: Mapping[str, Any],
     ) -> SupernetState:
         """Copy everything as it is now, to the CPU."""
-        tensors = {_GRAPH + name: _copied(tensor) for name, tensor in supernet.graph.state_dict().items()}
+        tensors = {_GRAPH + name: copied(tensor) for name, tensor in supernet.graph.state_dict().items()}
         tensors |= _flat(weights, _WEIGHTS) | _flat(alphas, _ALPHAS)
         return cls(tensors, dict(contributions), tuple(history), settings, supernet.subject.fingerprint)
 
@@ -103,7 +104,7 @@ class SupernetState:
         """Put everything back. UserError when the supernet has other parts."""
         own = {name.removeprefix(_GRAPH): tensor for name, tensor in self.tensors.items() if name.startswith(_GRAPH)}
         expected = supernet.graph.state_dict()
-        if own.keys() != expected.keys() or any(not _alike(tensor, expected[name]) for name, tensor in own.items()):
+        if own.keys() != expected.keys() or any(not alike(tensor, expected[name]) for name, tensor in own.items()):
             raise UserError("supernet.safetensors does not fit the model: delete it, and train the supernet again")
         supernet.graph.load_state_dict(own)
         # changes nothing that training has made; the limits may differ a little between machines
@@ -159,7 +160,7 @@ class SupernetState:
                 name = f"{prefix}{index}/{part}"
                 tensor = self.tensors.get(name)
                 wanted = torch.zeros(()) if part == "step" else parameter
-                if tensor is not None and _alike(tensor, wanted):
+                if tensor is not None and alike(tensor, wanted):
                     found.setdefault(index, {})[part] = tensor.clone()
                     taken.add(name)
         whole = all(len(parts) == len(_PARTS[prefix]) for parts in found.values())
@@ -168,18 +169,10 @@ class SupernetState:
         return found
 
 
-def _alike(found: Tensor, wanted: Tensor) -> bool:
-    return found.shape == wanted.shape and found.dtype == wanted.dtype
-
-
 def _flat(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     return {
-        f"{prefix}{index}/{name}": _copied(tensor)
+        f"{prefix}{index}/{name}": copied(tensor)
         for index, parts in optimizer.state_dict()["state"].items()
         for name, tensor in parts.items()
         if isinstance(tensor, Tensor)
     }
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone().contiguous()

@@ -100,10 +100,6 @@ class Rungs:
                 del self.lowered[len(self.lowered) - 1 - self.lowered[::-1].index(name)]
         return before - len(self.lowered)
 
-    def to_json(self) -> dict[str, list[str]]:
-        """Return what `restore` takes."""
-        return {"lowered": list(self.lowered)}
-
     def restore(self, lowered: Sequence[str]) -> None:
         """Set the widths that were lost, without touching steps, which the graph's own state holds. ValueError when
         the ladders have no such rungs.

@@ -15,6 +15,7 @@ from calib.errors import UserError
 from calib.files.storage import Amount, Count, FileRecord
 from calib.files.tensor_file import check, read_tensor_file, write_tensor_file
 from smpq.training.finetuned import HistoryRow, Judged, JudgedRow
+from smpq.training.kept import alike, copied
 from smpq.training.trainable import TrainableGraph
 
 _GRAPH, _MOMENTUM = "graph/", "momentum/"
@@ -95,14 +96,14 @@ class TrainingState:
         expected = graph.state_dict()
         check(own.keys() == expected.keys(), path, "it has other tensors than the model", _REPAIR)
         for name, tensor in own.items():
-            check(_alike(tensor, expected[name]), path, f"{name[:200]!r} does not fit the model", _REPAIR)
+            check(alike(tensor, expected[name]), path, f"{name[:200]!r} does not fit the model", _REPAIR)
         graph.load_state_dict(own)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, parameter in enumerate(parameters):
             found = self.tensors.get(f"{_MOMENTUM}{index}")
             if found is None:
                 continue
-            check(_alike(found, parameter), path, f"momentum {index} does not fit the model", _REPAIR)
+            check(alike(found, parameter), path, f"momentum {index} does not fit the model", _REPAIR)
             # in the memory order of the parameter: sums of a different order round differently
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(found)
         known = {f"{_MOMENTUM}{index}" for index in range(len(parameters))} | {_GRAPH + name for name in own}
@@ -111,18 +112,10 @@ class TrainingState:
 
 def tensors_of(graph: TrainableGraph, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return copies on the CPU of all that changes while a graph is trained."""
-    found = {_GRAPH + name: _copied(tensor) for name, tensor in graph.state_dict().items()}
+    found = {_GRAPH + name: copied(tensor) for name, tensor in graph.state_dict().items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, parameter in enumerate(parameters):
         momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if momentum is not None:
-            found[f"{_MOMENTUM}{index}"] = _copied(momentum)
+            found[f"{_MOMENTUM}{index}"] = copied(momentum)
     return found
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone().contiguous()
-
-
-def _alike(found: Tensor, wanted: Tensor) -> bool:
-    return found.shape == wanted.shape and found.dtype == wanted.dtype
