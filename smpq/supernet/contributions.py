@@ -22,8 +22,9 @@ class Contributions:
     2. `marginals` `[walks, players]` are what the walks found, in units of the game's value; `mean` is their mean.
     3. `truncated` counts the walks that were cut, `evaluations` coalitions.
 
-    The spread over walks is sampling error; that the supernet changes between updates adds to it, and the bias of cut
-    walks is no part of it.
+    The standard errors are those of the orders that were drawn, of the walks within an update. The walks of an update
+    see the same samples, those of the next one others: what a value owes to these, how it changes with the supernet,
+    and the bias of cut walks are no part of them.
     """
 
     operations: tuple[Operation, ...]
@@ -80,9 +81,7 @@ class Contributions:
         )
 
     def standard_errors(self) -> tuple[Floats, Floats]:
-        """Return those of `score` and of `mean` `[players]`: walks within an update are independent draws, updates
-        differ by more.
-        """
+        """Return those of `score` and of `mean` `[players]` over the orders of walks, on the samples of each update."""
         return self._error(self.walks), self._error(self.marginals)
 
     def _error(self, rows: Floats) -> Floats:
