@@ -90,18 +90,21 @@ def _costs(
     inside = {unit.path for unit in block.units}
     own = [group for group in space.groups if any(unit.path in inside for unit in group.units)]
     offered = dict.fromkeys(chosen for group in own for chosen in space.formats[group.name])
-    fisher, pairs, measured = LowRankFisher(), [], []
+    fisher = LowRankFisher()
+    errors: list[list[Tensor]] = []
+    measured: list[float] = []
     for chosen in offered:
         if chosen == space.reference:
             continue
         of_all = {group.name: chosen for group in own if chosen in space.formats[group.name]}
         seen, cost = sensitivities(walk, block, _edits(problem, of_all), rows, targets, apart)
-        pairs.append(_joined(seen))
+        runs = _joined(seen)
+        errors.append([each.error for each in runs])
         measured.append(cost)
-        fisher.learn(pairs[-1])
-    if not pairs:
+        fisher.learn(runs)
+    if not errors:
         return {}
-    scales = _scales(fisher, pairs, measured)
+    scales = _scales(fisher, errors, measured)
     found: dict[tuple[str, Format], list[float]] = {}
     for group in own:
         for chosen in space.formats[group.name]:
@@ -118,9 +121,9 @@ def _costs(
     return found
 
 
-def _scales(fisher: LowRankFisher, pairs: list[list[Sensitivity]], measured: list[float]) -> tuple[float, float]:
-    """Return factors by which each part gives half of the mean divergence on the pairs that were learned."""
-    parts = [[float(part) for part in fisher.parts(each.error)] for pair in pairs for each in pair]
+def _scales(fisher: LowRankFisher, errors: list[list[Tensor]], measured: list[float]) -> tuple[float, float]:
+    """Return factors by which each part gives half of the mean divergence on the errors that were learned."""
+    parts = [[float(part) for part in fisher.parts(each)] for runs in errors for each in runs]
     means = [statistics.fmean(column) for column in zip(*parts, strict=True)]
     half = statistics.fmean(measured) / 2
     low_rank, diagonal = (half / mean if mean > 0 else 0.0 for mean in means)

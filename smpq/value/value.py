@@ -105,7 +105,7 @@ class PolicyValue:
         # the last digits of a value depend on how large the parts are
         sizes = {len(part.inputs[0]) for part in parts}
         self.identity = f"{value}|{fake_quantizer.rules}|{fake_quantizer.calibration.settings}|{count}|{max(sizes)}"
-        if len(sizes) > 1:
+        if self.folds > 1 and len(sizes) > 1:
             self.identity += "|equal folds"
         self.device = device
         if device != "cpu":  # the last digits are others there
