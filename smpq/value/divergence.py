@@ -55,10 +55,10 @@ def _of_normals(ours: Tensor, reference: Tensor) -> Tensor:
 
 
 class TaskDivergence:
-    """A task's own divergence, or the one above, `[n]`: the one way to call it. `takes_target`: it has a third parameter
-    `target`, and is given that of the batch.
+    """A task's own divergence `[n]`, or the one above, and the one way to call it.
 
-    A class, so that it can be sent to another process with its task.
+    `takes_target`: it has a third parameter `target`, and is given that of the batch. A class, so that it can be sent
+    to another process with its task.
     """
 
     def __init__(self, task: Task) -> None:
