@@ -54,7 +54,7 @@ def test_they_are_restored_by_what_was_lost():
     found, other = rungs(), rungs()
     for name in ("stem", "head", "stem"):
         found.lower(name)
-    other.restore(found.to_json()["lowered"])
+    other.restore(found.lowered)
     assert other.policy == found.policy
     assert other.quantizers("stem")[0][1].grid == integer(3)
     with pytest.raises(ValueError, match="'stem' has no width to lose"):
