@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -140,7 +140,7 @@ def _edits(problem: SearchProblem, formats: Mapping[str, Format]) -> Edits:
     return replace(edits, parameters=placed)
 
 
-def _joined(seen: Mapping[str, list[Sensitivity]]) -> list[Sensitivity]:
+def _joined(seen: Mapping[str, Iterable[Sensitivity]]) -> list[Sensitivity]:
     """Return the sensitivities of several outputs as those of one."""
     return [
         replace(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
+from torch import Tensor
 
 from calib.network.execution import Edits
 from smpq.reconstruction.blocks import Block
@@ -10,16 +13,35 @@ from smpq.reconstruction.losses.base import Sensitivity
 from smpq.reconstruction.walk import Rows, Walk
 from smpq.value.divergence import TaskDivergence
 
+_GRADIENT = "gradient of "
+
+
+class Seen:
+    """What each run says of one output of a block, as often as it is gone through.
+
+    Gradients and errors are kept as rows are: in files, where they take more than the walk may.
+    """
+
+    def __init__(self, walk: Walk, gradients: Tensor, errors: Tensor) -> None:
+        self._walk = walk
+        self._rows = gradients, errors
+
+    def __iter__(self) -> Iterator[Sensitivity]:
+        for piece in self._walk.pieces():
+            own = slice(int(piece[0]), int(piece[-1]) + 1)  # an index would give another order in memory
+            gradient, error = (rows[own].to(self._walk.inputs[0].device) for rows in self._rows)
+            yield Sensitivity(gradient, error, piece)
+
 
 def sensitivities(
     walk: Walk, block: Block, edits: Edits, float_rows: Rows, targets: Rows, divergence: TaskDivergence
-) -> tuple[dict[str, list[Sensitivity]], float]:
+) -> tuple[Mapping[str, Seen], float]:
     """Return what each run over the samples says of the block's outputs, by their name, and the mean divergence of the
     network's output from the float one.
 
     `float_rows` are what the float network gives the block, `targets` what the float block makes of it.
     """
-    seen: dict[str, list[Sensitivity]] = {name: [] for name in block.outputs}
+    rooms: dict[str, Tensor] = {}
     frozen = Edits(edits.sources, edits.edges, {name: tensor.detach() for name, tensor in edits.parameters.items()})
     total = 0.0
     for piece in walk.pieces():
@@ -31,6 +53,9 @@ def sensitivities(
             apart = divergence(walk.finish(block, behind, leaves), walk.expected(piece), walk.target(piece)).sum()
         gradients = torch.autograd.grad(apart, list(leaves.values()), materialize_grads=True)
         total += float(apart.detach())
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
-            seen[name].append(Sensitivity(gradient.detach(), leaf.detach() - behind[name], piece))
-    return seen, total / walk.count
+        found = {_GRADIENT + name: gradient.detach() for name, gradient in zip(leaves, gradients, strict=True)}
+        found |= {name: leaf.detach() - behind[name] for name, leaf in leaves.items()}
+        rooms = rooms or walk.room(found)
+        for name, rows in found.items():
+            rooms[name][int(piece[0]) : int(piece[-1]) + 1] = rows
+    return {name: Seen(walk, rooms[_GRADIENT + name], rooms[name]) for name in block.outputs}, total / walk.count

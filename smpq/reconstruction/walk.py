@@ -89,12 +89,12 @@ class Walk:
             for piece in self.pieces():
                 values = self.run(block, self.taken(rows, piece), edits).values
                 made = {name: value for name, value in values.items() if name not in others}
-                found = found or self._room(made)
+                found = found or self.room(made)
                 for name, value in made.items():
                     found[name][int(piece[0]) : int(piece[-1]) + 1] = value
         return found
 
-    def _room(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def room(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors for all samples, like those of one run: in memory where they fit, else in files."""
         needed = sum(value.nbytes for value in made.values()) / self.size * self.count
         make = _in_memory if needed <= self._most_bytes else _in_a_file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,8 +26,10 @@ class Sensitivity:
 class Loss(Protocol):
     """The cost of a block's error, for one block."""
 
-    def learn(self, seen: list[Sensitivity]) -> None:
-        """Take in how the output depends on the block's output now, on all samples; called `times` times."""
+    def learn(self, seen: Iterable[Sensitivity]) -> None:
+        """Take in how the output depends on the block's output now, on all samples; called `times` times. `seen` may be
+        gone through more than once.
+        """
         ...
 
     def __call__(self, error: Tensor, index: Tensor) -> Tensor:

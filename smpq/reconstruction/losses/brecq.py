@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from smpq.reconstruction.losses.base import Sensitivity, reconstruction_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 
@@ -23,8 +25,8 @@ class SquaredGradients:
         self._channels = channels
         self._weights: Tensor | None = None
 
-    def learn(self, seen: list[Sensitivity]) -> None:
-        """Keep the weights."""
+    def learn(self, seen: Iterable[Sensitivity]) -> None:
+        """Keep the weights, in memory."""
         import torch
 
         order = torch.cat([each.index for each in seen]).argsort()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from smpq.reconstruction.losses.base import Sensitivity, reconstruction_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 _RANK = 5
@@ -27,15 +29,17 @@ class LowRankFisher:
         self._inverse: Tensor | None = None
         self._first = (1.0, 1.0)
 
-    def learn(self, seen: list[Sensitivity]) -> None:
+    def learn(self, seen: Iterable[Sensitivity]) -> None:
         """Add a pair, and set what both parts are divided by."""
         import torch
 
-        count = sum(len(each.error) for each in seen)
-        self._gradients.append(
-            sum(each.gradient.abs().flatten(1).sum(0) for each in seen) / count  # type: ignore[arg-type]
-        )
-        self._errors.append(sum(each.error.abs().flatten(1).sum(0) for each in seen) / count)  # type: ignore[arg-type]
+        count, gradient, error = 0, torch.zeros(()), torch.zeros(())
+        for each in seen:
+            count += len(each.error)
+            gradient = each.gradient.abs().flatten(1).sum(0) + gradient.to(each.gradient.device)
+            error = each.error.abs().flatten(1).sum(0) + error.to(each.error.device)
+        self._gradients.append(gradient / count)
+        self._errors.append(error / count)
         errors = torch.stack(self._errors)
         self._inverse = torch.linalg.pinv(errors @ errors.T)
         parts = [[float(part) for part in self.parts(each.error)] for each in seen]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from smpq.reconstruction.losses.base import Sensitivity, reconstruction_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 
@@ -17,7 +19,7 @@ class SquaredError:
     def __init__(self, channels: int = 1) -> None:
         self._channels = channels
 
-    def learn(self, seen: list[Sensitivity]) -> None:
+    def learn(self, seen: Iterable[Sensitivity]) -> None:
         """Nothing to learn."""
 
     def __call__(self, error: Tensor, index: Tensor) -> Tensor:  # noqa: ARG002 - what every loss is given
