@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from calib.errors import UserError
 from deploy.devices.messages import LARGEST_MESSAGE_BYTES
@@ -73,18 +73,24 @@ class Address:
             port = parts.port
         except ValueError as error:
             raise UserError(f"{text} is no address ({error}): {todo}") from error
-        query = parse_qs(parts.query)
+        login, _, place = parts.netloc.rpartition("@")
+        user = unquote(login.partition(":")[0])
+        # as it is written: ssh tells large letters from small ones in the names of its configuration
+        host = unquote(place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0])
+        options = [part.partition("=") for part in parts.query.split("&") if part]
+        query = {name: unquote(value) for name, _, value in options}  # a plus is a plus there, too
         if (
             parts.scheme != "ssh"
-            or not parts.hostname
+            or not host
             or parts.path not in ("", "/")
             or parts.password
+            or parts.fragment
             or set(query) - {"python"}
         ):
             raise UserError(f"{text} is no address: {todo}; ?python=/path/python3 may follow")
-        if parts.hostname.startswith("-") or (parts.username or "").startswith("-"):
-            raise UserError(f"{text} is no address, a name starts with a dash: {todo}")
-        return cls(text, parts.hostname, parts.username, port, query.get("python", ["python3"])[0])
+        if not (user + host).isprintable() or host.startswith("-") or user.startswith("-"):
+            raise UserError(f"{text} is no address, a name starts with a dash or cannot be printed: {todo}")
+        return cls(text, host, user or None, port, query.get("python") or "python3")
 
 
 class Connection:

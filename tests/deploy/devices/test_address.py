@@ -23,6 +23,9 @@ def test_devices(tmp_path):
         ("ssh://orin", ("orin", None, None, "python3")),
         ("ssh://me@orin.local:2222", ("orin.local", "me", 2222, "python3")),
         ("ssh://me@[fe80::1]/?python=/opt/a%20b/python", ("fe80::1", "me", None, "/opt/a b/python")),
+        ("ssh://Orin-AGX:22", ("Orin-AGX", None, 22, "python3")),
+        ("ssh://first%2Elast%40corp@Orin?python=", ("Orin", "first.last@corp", None, "python3")),
+        ("ssh://me@orin?python=/opt/c++/python%2B", ("orin", "me", None, "/opt/c++/python+")),
     ],
 )
 def test_addresses(text, parts):
@@ -35,6 +38,7 @@ def test_addresses(text, parts):
     [
         "orin", "http://orin", "ssh:/orin", "ssh://", "ssh://me:secret@orin", "ssh://orin:port", "ssh://orin/home/me",
         "ssh://orin?shell=fish", "ssh://-oProxyCommand=touch@orin", "ssh://-oProxyCommand=touch",
+        "ssh://%2DoProxyCommand=touch@orin", "ssh://me%0AProxyCommand=touch@orin", "ssh://orin?python=/opt/a#b",
     ],
 )  # fmt: skip
 def test_what_is_no_address(text, tmp_path):
