@@ -36,18 +36,18 @@ def results_in_order(known: Mapping[str, Result], asked: Asked) -> list[Result]:
     return [known[key] for key in keys_of(asked) if key in known]
 
 
-def keep_results(directory: Path, asked: Asked, arrived: DeviceResults, results: Mapping[str, Result]) -> None:
+def keep_results(directory: Path, arrived: DeviceResults, results: Mapping[str, Result]) -> None:
     """Add results to those that are kept. Those of another version of the runtime are dropped: they are not
     comparable.
     """
-    before = _read(directory, asked)
+    before = _read(directory, arrived)
     old = before.results if before is not None and before.versions == arrived.versions else ()
     new = [result for result in results.values() if result.cause in (None, "refused")]
     kept = [result for result in old if result.key not in results]
     write_record(directory / RESULTS_FILE, msgspec.structs.replace(arrived, results=(*kept, *new)))
 
 
-def _read(directory: Path, asked: Asked) -> DeviceResults | None:
+def _read(directory: Path, asked: Asked | DeviceResults) -> DeviceResults | None:
     file = directory / RESULTS_FILE
     if not file.is_file():
         return None

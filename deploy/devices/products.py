@@ -15,6 +15,7 @@ import msgspec
 from calib.errors import UserError
 from calib.files.storage import Amount, FileRecord, Positive, Record, Sha256, read_record, writing
 from deploy.devices.messages import Line, Milliseconds, Name, Ratio, Result, Runtime, ShortHash, Size, check_names
+from deploy.runner.hashes import sha256_of
 from deploy.runner.product import (
     BUILD_LOG,
     ENGINE_JSON,
@@ -161,11 +162,7 @@ def take_product(source: Path, result: Result, directory: Path) -> ProductFile |
 
 
 def _sha256(file: Path) -> str | None:
-    digest = hashlib.sha256()
     try:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
+        return sha256_of(file)
     except OSError:
         return None
-    return digest.hexdigest()

@@ -4,7 +4,6 @@ copied back.
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import tempfile
 import time
@@ -25,6 +24,7 @@ from deploy.devices.places import machine_directory, note_removed, note_used, ru
 from deploy.devices.products import LARGEST_DESCRIPTION_BYTES, ProductFile, damaged_files, take_product
 from deploy.devices.runner_zip import RUNNER_FILE, program_text
 from deploy.runner.experiment import RESULTS_FILE
+from deploy.runner.hashes import sha256_of
 from deploy.runner.product import ENGINE_JSON, ENGINES_DIRECTORY
 from deploy.terminal.printable import printable
 from deploy.terminal.signals import deferred
@@ -143,7 +143,7 @@ class SshDevice:
     def _measure(self, experiment: Experiment, place: Path, announce: Announce) -> None:
         """Measure there, and keep what comes back here."""
         files, asked = write_bundle(experiment, place), asked_of(experiment)
-        digests = {file: _sha256(file) for file in files}
+        digests = {file: sha256_of(file) for file in files}
         heard = _Heard(announce, experiment, self._forget_losses)
         with tempfile.TemporaryDirectory(dir=place) as temporary:
             file = Path(temporary) / RESULTS_FILE
@@ -155,7 +155,7 @@ class SshDevice:
                 raise self._to_change(printable(str(error))) from error
         if arrived.machine != self._machine:
             raise self._to_change(f"it called itself {self._machine}, and now {arrived.machine}: start again")
-        keep_results(place, asked, arrived, results)
+        keep_results(place, arrived, results)
         check_measured(results.values())
         if len(results) < len(keys_of(asked)):
             raise self._to_change("it sent no result for some candidates: start again")
@@ -273,11 +273,3 @@ class _Heard:
 
 def _cd(directory: str) -> str:
     return f"cd {shlex.quote(directory)}"
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnx_ir as ir
 
 from calib.errors import UserError
 from calib.files.storage import replacing, writing
+from deploy.runner.hashes import sha256_of
 
 _LARGEST_SINGLE_FILE = 1_800_000_000
 """Bytes of weights above which they go into a file of their own: one protobuf message holds at most 2 GiB."""
@@ -85,13 +85,7 @@ def size_bytes(path: Path) -> int:
 
 def sha256(path: Path) -> str:
     """Hexadecimal digest of a model, with its data file."""
-    digest = hashlib.sha256()
-    for file in (path, data_path(path)):
-        if file.is_file():
-            with file.open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
+    return sha256_of(*(file for file in (path, data_path(path)) if file.is_file()))
 
 
 def _first_line(error: Exception) -> str:

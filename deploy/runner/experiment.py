@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from deploy.runner.errors import DeviceError
+from deploy.runner.hashes import sha256_of
 
 SCHEMA = 4
 EXPERIMENT_FILE = "experiment.json"
@@ -75,13 +76,7 @@ def check_model(file: Path, sha256: str | None) -> None:
 
 def model_sha256(file: Path) -> str:
     """Hash an ONNX file, and the file that holds its weights where they are many."""
-    digest = hashlib.sha256()
-    for part in (file, file.with_name(f"{file.name}.data")):
-        if part.is_file():
-            with part.open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
+    return sha256_of(*(part for part in (file, file.with_name(f"{file.name}.data")) if part.is_file()))
 
 
 def read_inputs(file: Path) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ programs that run it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.runner.experiment import CACHE_DIRECTORY, write_json
+from deploy.runner.hashes import sha256_of
 from deploy.runner.plan_cache import BuiltPlan, find_plan_by_hash
 from deploy.runner.product_examples import example_programs
 from deploy.runner.trt_timing import timing_cache_file
@@ -109,8 +109,4 @@ def _description(directory: Path, built: BuiltPlan, result: Mapping[str, Any], m
 
 
 def _file(file: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return {"size_bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
