@@ -54,8 +54,9 @@ class Limit:
         return self.value if self.relative else self.value / float_cost
 
     def __str__(self) -> str:
+        """Write all digits: what is read back is the same limit."""
         unit = "x" if self.relative else {"latency": "ms", "size": "B"}.get(self.cost, "")
-        return f"{self.cost}={self.value:.12g}{unit}"
+        return f"{self.cost}={repr(self.value).removesuffix('.0')}{unit}"
 
 
 @dataclass(frozen=True)

@@ -94,3 +94,19 @@ def test_a_fraction_is_of_the_float_model():
 def test_a_number_too_large_to_count_is_a_user_error():
     with pytest.raises(UserError, match="size=1e999"):
         Budget.from_text("size=1e999")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("latency=0.6666666666666666x", "latency=0.6666666666666666x"),
+        ("drop=0.3333333333333333,size=200kB", "drop=0.3333333333333333,size=200000B"),
+        ("latency=1234.5678901234567us", "latency=1.2345678901234567ms"),
+        ("bops=1e30,avg_bits=4", "bops=1e+30,avg_bits=4"),
+        ("kl=1e-9", "kl=1e-09"),
+    ],
+)
+def test_what_is_written_reads_as_the_same_budget(text, written):
+    budget = Budget.from_text(text)
+    assert str(budget) == written
+    assert Budget.from_text(written) == budget
