@@ -18,7 +18,6 @@ from calib.declared import APath
 from calib.errors import UserError
 from calib.files.storage import FileRecord, about, cannot_write, read_record, write_record
 from calib.network.fingerprint import Fingerprint
-from deploy.files.loop import ObservationsFile
 from deploy.run.record import ResourcesRow, RunFile
 from deploy.run.settings import Settings
 from smpq.files import OfPolicy
@@ -28,8 +27,6 @@ DECISIVE = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript")
 """Packages whose version decides what is computed and exported: a run goes on with the ones that it began with."""
 _LOCK = "run.lock"
 _SHOWN = 80
-_FORMER_NAMES = {"measurements.json": ObservationsFile.NAME}
-"""Files that runs of earlier versions have under another name; they get their name of today when the run is locked."""
 _PACKAGES = (
     "smpq",
     "torch",
@@ -98,9 +95,6 @@ class Run:
                 f"another process works on {self.path}: wait until it is done, stop it, or use another --out"
             )
         weakref.finalize(self, os.close, handle)
-        for former, name in _FORMER_NAMES.items():
-            if self.has(former) and not self.has(name):
-                self.file(former).rename(self.file(name))
 
     def discard_if_new(self) -> None:
         """Remove the directories that `lock` has made and that hold nothing else:

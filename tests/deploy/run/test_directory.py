@@ -180,13 +180,9 @@ def test_made_for_one_policy(run):
         run.find_for(BuildFile, "a=w8a8")
 
 
-def test_a_file_of_an_earlier_version_gets_its_name_of_today(tmp_path):
-    earlier = tmp_path / "run" / "measurements.json"
-    earlier.parent.mkdir()
-    earlier.write_text("what was measured")
-    Run(tmp_path / "run").lock()
-    assert not earlier.exists()
-    assert earlier.with_name("observations.json").read_text() == "what was measured"
-    earlier.write_text("a file that somebody has carried here")
-    Run(tmp_path / "run").lock()
-    assert earlier.with_name("observations.json").read_text() == "what was measured"
+def test_files_that_somebody_has_put_into_a_run_stay_as_they_are(run):
+    carried = run.file("measurements.json")
+    carried.write_text("what a device has measured")
+    run.lock()
+    assert carried.read_text() == "what a device has measured"
+    assert names_in(run) == ["measurements.json", "run.json", "run.lock"]
