@@ -10,12 +10,17 @@ from deploy.devices.local import LocalDevice
 from deploy.devices.ssh import SshDevice
 
 
+def is_here(text: str) -> bool:
+    """Whether an address names this machine."""
+    return text in ("", "local")
+
+
 def device_from_address(text: str, directory: Path) -> Device:
     """Return the device that an address names: "" or "local" is this machine, "ssh://user@host[:port]" another one.
 
     `directory` keeps here what has been measured. Raises UserError for any other address.
     """
-    if text in ("", "local"):
+    if is_here(text):
         return LocalDevice(directory)
     if text.startswith("ssh://"):
         return SshDevice(text, directory)

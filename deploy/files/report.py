@@ -46,13 +46,16 @@ class LatencyPart(Record, frozen=True, kw_only=True):
 
 
 class LimitRow(Record, frozen=True, kw_only=True):
-    """One limit of the budget and what the engine reaches, in `unit`; None where that was not measured."""
+    """One limit of the budget and what the engine reaches, in `unit`, with the 95 % interval of what was measured; None
+    where that was not measured.
+    """
 
     cost: str
     limit: AboveZero
     reached: float | None
     unit: str
     met: bool | None
+    interval: Interval | None = None
 
 
 class LayerRow(Record, frozen=True, kw_only=True):
@@ -133,10 +136,11 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     `accuracy` has the metric of the stages that ran on all evaluation data, and None for others, whose figures are in
     `verification`. `machine` is the one that timed the engine, None before that. `not_on_orin` names the formats of the
     plan that Orin's GPU has no kernels for, as in "w3a8 on conv2d". `sizes` are those of the inputs that have several.
-    `synthetic` is what calibrated a run without samples of the task. `cut_short` says that scoring or the search had
-    not come to its end. `tuning` is what can still win accuracy back by the weights: fine-tuning where the task has
-    training data, else reconstruction; None where nothing can, or one was done. `options` are those of `smpq run` that
-    differ from the defaults, besides the budget and the directory; none where a Python program made the run.
+    `synthetic` is what calibrated a run without samples of the task. `is_float` says that no layer has another format
+    than in the float engine. `cut_short` says that scoring or the search had not come to its end. `tuning` is what can
+    still win accuracy back by the weights: fine-tuning where the task has training data, else reconstruction; None
+    where nothing can, or one was done. `options` are those of `smpq run` that differ from the defaults, besides the
+    budget and the directory; none where a Python program made the run.
     """
 
     NAME = "report.json"
@@ -149,6 +153,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     engine: str | dict[str, str] | None
     float_engine: str | dict[str, str] | None
     policy: dict[str, FormatText]
+    is_float: bool = False
     accuracy: dict[StageName, float | None]
     verification: VerifyFile | None
     latency: LatencyPart | None

@@ -9,6 +9,7 @@ from deploy.report.accuracy import same_accuracy
 from deploy.report.answer import Answer, Verdict, bare, sentence, some
 from deploy.report.orin import on_orin
 from deploy.report.remarks import timing_remarks
+from deploy.report.speed import faster
 from deploy.report.steps import changes, differing_kernels, predicted_well
 from deploy.report.wording import counted, magnitude, number, shape, size
 
@@ -34,13 +35,13 @@ def _faster(report: ReportFile) -> Answer:
         )
     low, high = latency.interval.low, latency.interval.high
     ratio = f"{number(latency.ratio)} of the float engine's time, 95 % interval {number(low)} to {number(high)}"
-    verdict: Verdict = "yes" if high < 1 else "no" if low > 1 else "unknown"
+    verdict: Verdict = faster(latency.interval)
     first = {
         "yes": f"Yes: it takes {ratio}.",
         "no": f"No, it is slower: it takes {ratio}.",
         "unknown": f"No difference can be shown: it takes {ratio}.",
     }[verdict]
-    if _is_float(report):
+    if report.is_float:
         verdict, first = "no", f"No, it is the float engine. Measured against itself it takes {ratio}."
     measured = (
         f"{number(latency.engine_ms)} ms against {number(latency.float_ms)} ms at batch {latency.batch}; "
@@ -50,11 +51,6 @@ def _faster(report: ReportFile) -> Answer:
     return Answer(
         question, verdict, (first, measured, *_sizes(report), *timing_remarks(latency), *_prediction(latency))
     )
-
-
-def _is_float(report: ReportFile) -> bool:
-    """Whether no layer has another format than in the float model."""
-    return len(set(report.policy.values())) <= 1 and report.size_bytes == report.float_size_bytes
 
 
 def _sizes(report: ReportFile) -> list[str]:
@@ -86,10 +82,10 @@ def _why_not(report: ReportFile) -> Answer:
     sentences += [sentence(text) for text in report.warnings]
     if latency is None:
         return Answer(question, "note", ("There is nothing to explain before it is measured.", *sentences))
-    if latency.interval.high < 1 and not _is_float(report):
+    if faster(latency.interval) == "yes" and not report.is_float:
         first = (
             "It is faster."
-            if report.met
+            if report.met or not report.limits
             else "It is faster, but the budget asks for more: the table below has what it reaches."
         )
         return Answer(question, "note", (first, *sentences))

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.files.report import LimitRow, ReportFile
+from smpq.problem.budget import Limit
 
-_SUFFIXES = {"x": "x", "ms": "ms", "bytes": "B"}
+_TIMING = frozenset({"measure", "profile", "curve"})
+"""Commands about a run that time engines, on the device that the run was given."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,19 @@ class CommandLines:
 
     def about_run(self, name: str) -> str | None:
         """Return a command that reads the run and its task."""
-        return shlex.join(["smpq", name, str(self.run)]) if self.report.options else None
+        device = self._device() if name in _TIMING else []
+        return shlex.join(["smpq", name, str(self.run), *device]) if self.report.options else None
 
     def about_target(self) -> str:
         """Return the command that shows which formats are real on the target."""
         return shlex.join(["smpq", "targets", self.report.target])
 
     def about_device(self) -> str:
-        """Return the command that says what this machine lacks for the target."""
-        return shlex.join(["smpq", "doctor", "--target", self.report.target])
+        """Return the command that says what the machine that times engines lacks for the target."""
+        return shlex.join(["smpq", "doctor", *self._device(), "--target", self.report.target])
+
+    def _device(self) -> list[str]:
+        return [word for address in self.report.options.get("--device", ()) for word in ("--device", address)]
 
     def again(
         self, budget: str = "", changed: Mapping[str, Sequence[str] | None] | None = None, new: str = ""
@@ -53,13 +59,10 @@ class CommandLines:
     def loosened(self, chosen: LimitRow, reached: float) -> str:
         """Return the budget with one of its limits at what was reached, rounded up to two digits."""
         limits = self.report.limits
-        return ",".join(_limit(row, _rounded_up(reached) if row is chosen else row.limit) for row in limits)
-
-
-def _limit(row: LimitRow, value: float) -> str:
-    return f"{row.cost}={value:.6g}{_SUFFIXES.get(row.unit, '')}"
+        values = [_rounded_up(reached) if row is chosen else row.limit for row in limits]
+        return ",".join(str(Limit(row.cost, value, row.unit == "x")) for row, value in zip(limits, values, strict=True))
 
 
 def _rounded_up(value: float) -> float:
     step = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.ceil(value / step * (1 - 1e-9)) * step
+    return float(f"{math.ceil(value / step * (1 - 1e-9)) * step:.6g}")

@@ -41,13 +41,17 @@ def _budget(report: ReportFile) -> Section:
     for limit in report.limits:
         word = "met" if limit.met else "not measured" if limit.met is None else Warned("not met")
         reached = "–" if limit.reached is None else amount(limit.reached, limit.unit)
-        rows.append([limit.cost, amount(limit.limit, limit.unit), reached, word])
+        ends = (limit.interval.low, limit.interval.high) if limit.interval is not None else ()
+        interval = " to ".join(amount(end, limit.unit) for end in ends) or "–"
+        rows.append([limit.cost, amount(limit.limit, limit.unit), reached, interval, word])
     costs = (
         f"The engine has {number(report.avg_bits)} bits a weight on average, {size(report.size_bytes)} against "
         f"{size(report.float_size_bytes)} of the model in FP32, and {magnitude(report.bops)} bit operations against "
         f"{magnitude(report.float_bops)}."
     )
-    columns = [("cost", "word"), ("limit", "number"), ("reached", "number"), ("", "word")]
+    columns = [
+        ("cost", "word"), ("limit", "number"), ("reached", "number"), ("95 % interval", "number"), ("", "word"),
+    ]  # fmt: skip
     return Section("Budget", columns=columns, rows=rows, text=costs)
 
 

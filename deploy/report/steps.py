@@ -9,7 +9,9 @@ from deploy.files.report import LatencyPart, LimitRow, ReportFile
 from deploy.report.accuracy import STAGE_NAMES
 from deploy.report.answer import Answer, Step, some
 from deploy.report.command_lines import CommandLines
+from deploy.report.speed import asks_for_speed, faster
 from deploy.report.wording import amount, counted
+from smpq.problem.budget import LOSSES
 from smpq.solve.effort import EFFORTS
 from smpq.training.settings import FineTuneSettings
 
@@ -56,16 +58,14 @@ def _nothing(report: ReportFile, commands: CommandLines) -> str:
 
 def _budget_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
     latency = report.latency
-    slower = latency is not None and latency.interval.high >= 1
+    slower = latency is not None and (report.is_float or faster(latency.interval) != "yes")
     steps = [_unmet(limit, report, commands, slower=slower) for limit in report.limits if not limit.met]
     if report.cut_short:
         steps.insert(0, Step("The search was cut short: the same command goes on where it was.", commands.again()))
     if latency is None:
         steps.append(Step("Measure it on the device before relying on its speed.", _to_measure(report, commands)))
-    elif slower:
-        name = f" ({report.float_engine})" if isinstance(report.float_engine, str) else ""
-        sentence = f"Do not deploy it for speed: keep the float engine{name}, or offer other formats."
-        steps.append(Step(sentence, _other_formats(report, commands)))
+    elif slower and asks_for_speed([limit.cost for limit in report.limits]):
+        steps.append(Step(_not_for_speed(report, latency), _other_formats(report, commands)))
     elif predicted_well(latency) is False:
         sentence = (
             "Predicted and measured latency do not agree: measure again on a quiet machine, or let the loop take more "
@@ -75,32 +75,40 @@ def _budget_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
     return steps
 
 
+def _not_for_speed(report: ReportFile, latency: LatencyPart) -> str:
+    name = f" ({report.float_engine})" if isinstance(report.float_engine, str) else ""
+    if report.is_float:
+        return "It is the float engine: to be faster, offer other formats."
+    if faster(latency.interval) == "unknown":
+        return f"It is not shown to be faster: for speed keep the float engine{name}, or offer other formats."
+    return f"Do not deploy it for speed: keep the float engine{name}, or offer other formats."
+
+
 def _unmet(limit: LimitRow, report: ReportFile, commands: CommandLines, *, slower: bool) -> Step:
     asked = f"{limit.cost} ≤ {amount(limit.limit, limit.unit)}"
     if limit.reached is None:
         sentence = f"Whether {asked} is met is not known: it was not measured."
         return Step(sentence, _to_measure(report, commands) if limit.cost == "latency" else commands.again())
-    high = _upper_end(limit, report)
-    if limit.reached <= limit.limit < high:
-        end = amount(high, limit.unit)
-        sentence = (
-            f"{asked} is not met: {amount(limit.reached, limit.unit)} is reached, but its interval reaches {end}."
-        )
-        advice = f"{sentence} Measure again on a quiet machine, or allow that much."
-        return Step(advice, commands.about_run("measure"))
-    reached = f"{asked} is not met, the nearest reached is {amount(limit.reached, limit.unit)}"
-    if slower and limit.cost == "latency":
-        return Step(f"{reached}: offer other formats.", _other_formats(report, commands))
+    high = limit.interval.high if limit.interval is not None else limit.reached
+    reached, end = amount(limit.reached, limit.unit), amount(high, limit.unit)
     loosened = commands.loosened(limit, max(high, limit.limit))
-    return Step(f"{reached}: allow that much, or offer formats with fewer bits.", commands.again(loosened))
-
-
-def _upper_end(limit: LimitRow, report: ReportFile) -> float:
-    """Return the upper end of the interval of what is reached; costs that are counted have none."""
-    latency, reached = report.latency, limit.reached or 0.0
-    if limit.cost != "latency" or latency is None:
-        return reached
-    return max(reached, latency.interval.high * (latency.float_ms if limit.unit == "ms" else 1.0))
+    if limit.cost in LOSSES:
+        beside = f", and its interval reaches {end}" if limit.interval is not None else ""
+        if limit.reached <= limit.limit:
+            text = f"{asked} is not shown: {reached} is lost{beside}. More held-out samples narrow it; or allow {end}."
+        else:
+            text = f"{asked} is not met: {reached} is lost{beside}. Allow that much, or offer formats with more bits."
+        return Step(text, commands.again(loosened))
+    if limit.reached <= limit.limit < high:
+        text = (
+            f"{asked} is not met: {reached} is reached, but its interval reaches {end}. Measure again on a quiet "
+            "machine, or allow that much."
+        )
+        return Step(text, commands.about_run("measure"))
+    sentence = f"{asked} is not met, the nearest reached is {reached}"
+    if slower and limit.cost == "latency":
+        return Step(f"{sentence}: offer other formats.", _other_formats(report, commands))
+    return Step(f"{sentence}: allow that much, or offer formats with fewer bits.", commands.again(loosened))
 
 
 def _to_measure(report: ReportFile, commands: CommandLines) -> str | None:

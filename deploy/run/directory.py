@@ -114,16 +114,20 @@ class Run:
         resources: Resources | None = None,
         *,
         trainable: bool | None = None,
+        address: str | None = None,
     ) -> None:
         """Write `run.json` unless it is there; UserError, which names what changed, when it was made of something else.
 
-        `resources` and `trainable`, which may change from command to command, are written down as information.
+        `resources`, `trainable` and `address`, which may change from command to command, are written down as
+        information; None leaves what is there.
         """
         row = ResourcesRow(**resources.to_json()) if resources is not None else None
+        told = {"resources": row, "trainable": trainable, "address": address}
+        told = {name: each for name, each in told.items() if each is not None}
         record = self.find(RunFile)
         if record is None:
             found = RunFile(settings=settings, fingerprint=fingerprint, versions=versions())
-            self.write(msgspec.structs.replace(found, resources=row, trainable=trainable))
+            self.write(msgspec.structs.replace(found, **told))
             return
         changed = record.fingerprint.differences(fingerprint)
         if changed:
@@ -132,8 +136,7 @@ class Run:
                 "state: use another --out, "
                 "or delete it"
             )
-        told = {"resources": row, "trainable": trainable}
-        latest = msgspec.structs.replace(record, **{name: each for name, each in told.items() if each is not None})
+        latest = msgspec.structs.replace(record, **told)
         if latest != record:
             self.write(latest)
 

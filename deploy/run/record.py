@@ -19,7 +19,8 @@ class ResourcesRow(Record, frozen=True, kw_only=True):
 class RunFile(FileRecord, frozen=True, kw_only=True):
     """`run.json`: the settings of a run, what it is about (`fingerprint`), and the versions that made it.
 
-    `trainable` says whether the task has training data; None where an older version made the run.
+    `trainable` says whether the task has training data; None where an older version made the run. `address` is that of
+    the machine that the last command that times engines was given, "" where that was this one.
     """
 
     NAME = "run.json"
@@ -31,3 +32,4 @@ class RunFile(FileRecord, frozen=True, kw_only=True):
     versions: dict[str, str]
     resources: ResourcesRow | None = None
     trainable: bool | None = None
+    address: str = ""

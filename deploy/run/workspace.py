@@ -21,6 +21,7 @@ from calib.network.graph import TracedModel
 from calib.network.units import Skipped, Unit
 from calib.task import Batch, Task, judges_of
 from deploy.backends import Backend, backend_of
+from deploy.devices.address import is_here
 from deploy.devices.base import Device, silent
 from deploy.files.search import CalibrationFile
 from deploy.latency.bench import Bench, Conditions
@@ -116,7 +117,7 @@ class Workspace:
     @property
     def times_here(self) -> bool:
         """Whether engines are timed on this machine."""
-        return self.address in ("", "local")
+        return is_here(self.address)
 
     @cached_property
     def backend(self) -> Backend:

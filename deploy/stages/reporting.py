@@ -5,14 +5,14 @@ Reads files alone: no task is imported and no model loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from msgspec.structs import asdict
 
-from calib.errors import UserError
 from calib.tasks import IN_MEMORY
 from deploy.backends import backend_of
+from deploy.devices.address import is_here
 from deploy.files.engine import LatencyFile
 from deploy.files.loop import LoopFile, StepRow
 from deploy.files.report import (
@@ -20,24 +20,23 @@ from deploy.files.report import (
     CurvePoint,
     DestinationPart,
     LayerRow,
-    LimitRow,
     ReportedStep,
     ReportFile,
     ScoresPart,
 )
-from deploy.files.search import CostsFile
 from deploy.files.synthetic import SyntheticFile
 from deploy.files.verification import STAGES
 from deploy.latency.history import ended_early, steps_for
+from deploy.report.speed import asks_for_speed, faster
 from deploy.run.directory import Run
 from deploy.run.settings import options_of
 from deploy.stages.finetuning import read_record, trained_by
-from deploy.stages.recorded import COST_UNITS, Recorded
+from deploy.stages.limits import limit_rows
+from deploy.stages.recorded import Recorded
 from deploy.targets.offers import offer
 from deploy.targets.target import Target, target_from_name
 from smpq.files import Interval
 from smpq.methods import DEFAULT_METHOD, method_from_name
-from smpq.problem.budget import LOSSES, Limit
 from smpq.scoring.stability import CUT_SHORT
 from smpq.solve.allocate import Ceiling, Impossible, worth
 from smpq.training.settings import FineTuneSettings
@@ -54,7 +53,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     read = Recorded(run)
     policy, settings = read.policy, read.record.settings
     reached = {name: model.total(policy) for name, model in read.costs.items()}
-    limits = _limits(read)
+    limits = limit_rows(read)
     means = read.verification.means if read.verification is not None else {}
     names = backend_of(read.target).names
     loop = run.find(LoopFile)
@@ -65,6 +64,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         engine=_existing(run, names.engines),
         float_engine=_existing(run, names.float_engines),
         policy={path: str(chosen) for path, chosen in policy.by_unit(read.space.groups).items()},
+        is_float=_is_float(read),
         accuracy={name: means.get(name) for name in STAGES},
         verification=read.verification,
         latency=read.latency,
@@ -108,6 +108,8 @@ def _options(read: Recorded) -> dict[str, tuple[str, ...]]:
     if read.record.settings.task == IN_MEMORY:
         return {}
     options, tuned = options_of(read.record.settings), read_record(read.run)
+    if not is_here(read.record.address):
+        options["--device"] = (read.record.address,)
     if read.scores is not None and read.scores.method != DEFAULT_METHOD:
         options["--method"] = (read.scores.method,)
     if tuned is not None:
@@ -143,42 +145,9 @@ def _existing(run: Run, names: Mapping[str, str]) -> str | dict[str, str] | None
 def _why_no_latency(read: Recorded) -> str:
     if read.run.has(LatencyFile.NAME):
         return "the measured engine was of another policy or other weights: use smpq build and smpq measure"
-    return backend_of(read.target).why_not_timed() or "the engine has not been measured yet: use smpq measure"
-
-
-def _limits(read: Recorded) -> tuple[LimitRow, ...]:
-    rows = []
-    for limit in read.budget.limits if read.budget is not None else ():
-        if limit.cost in LOSSES:
-            rows.append(_loss_row(read, limit))
-            continue
-        if limit.cost == "latency":
-            unit = "x" if limit.relative else "ms"
-            scale = 1.0 if limit.relative or read.latency is None else read.latency.float_ms
-            reached = read.latency.ratio * scale if read.latency is not None else None
-            met = read.latency.interval.high * scale <= limit.value if read.latency is not None else None
-        else:
-            model = read.costs[limit.cost]
-            unit = "x" if limit.relative else COST_UNITS[limit.cost]
-            total = model.total(read.policy)
-            if limit.relative and not model.float_total:
-                file = read.run.file(CostsFile.NAME)
-                raise UserError(
-                    f"{file} gives the float model no {limit.cost}, of which {limit} is a share: use "
-                    f"{CostsFile.MADE_BY} again"
-                )
-            reached = total / (model.float_total if limit.relative else 1.0)
-            met = total <= limit.absolute(model.float_total) * (1 + 1e-9)
-        rows.append(LimitRow(cost=limit.cost, limit=limit.value, reached=reached, unit=unit, met=met))
-    return tuple(rows)
-
-
-def _loss_row(read: Recorded, limit: Limit) -> LimitRow:
-    """What the policy was shown to lose before it was chosen; the evaluation data have no say in it."""
-    found = read.loss
-    if found is None:
-        return LimitRow(cost=limit.cost, limit=limit.value, reached=None, unit="x" if limit.relative else "", met=None)
-    return LimitRow(cost=limit.cost, limit=found.limit, reached=found.mean, unit=found.unit, met=found.met)
+    there = read.target.timed and not is_here(read.record.address)
+    here = None if there else backend_of(read.target).why_not_timed()
+    return here or "the engine has not been measured yet: use smpq measure"
 
 
 def _layers(read: Recorded) -> tuple[LayerRow, ...]:
@@ -277,17 +246,26 @@ def _not_on_orin(read: Recorded) -> tuple[str, ...]:
     return tuple(sorted(lacking))
 
 
+def _is_float(read: Recorded) -> bool:
+    """Whether no layer has another format than in the float engine."""
+    return set(read.policy.formats.values()) <= {read.space.reference}
+
+
+def _speed_warning(read: Recorded) -> Iterator[str]:
+    """Say that the engine is not faster than the float one, and what to do where the budget wants speed."""
+    if read.latency is None or _is_float(read) or faster(read.latency.interval) == "yes":
+        return
+    ratio = f"{read.latency.ratio:.3f}x"
+    if faster(read.latency.interval) == "unknown":
+        yield f"no difference to the time of the float engine can be shown ({ratio})"
+        return
+    limits = read.budget.limits if read.budget is not None else ()
+    instead = f": deploy {read.target.reference} instead" if asks_for_speed([each.cost for each in limits]) else ""
+    yield f"the engine is slower than the float engine ({ratio}){instead}"
+
+
 def _warnings(read: Recorded) -> tuple[str, ...]:
-    found = []
-    if (
-        read.latency is not None
-        and read.latency.interval.high >= 1.0
-        and read.policy.key() != read.space.uniform(read.space.reference).key()
-    ):
-        found.append(
-            f"the engine is not faster than the float engine ({read.latency.ratio:.3f}x): deploy "
-            f"{read.target.reference} instead"
-        )
+    found = [*_speed_warning(read)]
     disagreeing = [path for path, kernel in read.kernels.items() if not kernel.agrees]
     if disagreeing:
         found.append(f"{len(disagreeing)} layers do not run in their planned format: {', '.join(disagreeing[:5])}")

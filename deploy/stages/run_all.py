@@ -45,7 +45,7 @@ def open_run(
     progress: Progress,
     settings: Settings | None = None,
     resources: Resources | None = None,
-    device: str = "",
+    device: str | None = None,
     task: str | None = None,
     check: Callable[[Workspace], None] | None = None,
 ) -> Workspace:
@@ -53,8 +53,8 @@ def open_run(
 
     The run is locked before anything else. A wrong input leaves nothing behind, nor does what `check` raises: the
     corrected command finds no settings in its way. `resources`: workers, devices and memory limit; workers, if any, end
-    with `Workspace.close`. `device`: the machine that times engines. `task`: the task that the command line names for a
-    run that is there (`deploy.run.trust`). UserError when another process works on it.
+    with `Workspace.close`. `device`: the machine that times engines, None for a command that times none. `task`: the task that the command line
+    names for a run that is there (`deploy.run.trust`). UserError when another process works on it.
     """
     run = Run(path)
     known = run.settings() if settings is None else settings
@@ -65,12 +65,13 @@ def open_run(
     run.lock()
     try:
         run.check(known)  # once more: another process may have made it before the lock was ours
-        workspace = open_workspace(run, known, progress, resources or Resources(), device)
+        workspace = open_workspace(run, known, progress, resources or Resources(), device or "")
         if check is not None:
             check(workspace)
         if settings is not None:
             remember(path, known, progress)
-        run.keep(known, workspace.identity, resources, trainable=isinstance(workspace.task, TrainableTask))
+        trainable = isinstance(workspace.task, TrainableTask)
+        run.keep(known, workspace.identity, resources, trainable=trainable, address=device)
         if workspace.data_free is not None:
             workspace.data_free.keep(run)
         write_space(workspace)

@@ -32,7 +32,7 @@ LOADING = "an engine may be loaded in other ways that no engine of ours needs: i
 
 _RULES: tuple[tuple[str, str, str], ...] = (
     ("run.json", r"settings|settings\..*", ASKED),
-    ("run.json", r"(versions|resources).*", INFORMATION),
+    ("run.json", r"(versions|resources|address).*", INFORMATION),
     ("synthetic.json", r".+", INFORMATION),
     ("calibration.json", r"digest|threads|versions.*", INFORMATION),
     ("space.json", r"(groups|joins|skipped|refused|reference|sizes).*", ANEW),
@@ -77,7 +77,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ("curve.json", r"points\[\]\..*|float_cost", FIGURE),
     ("build.json", r"kernels.*", FIGURE),
     ("latency.json", r"policy", ABOUT_ANOTHER),
-    ("latency.json", r"machine|rounds|measurement\.(clock|p99_note|batch)", INFORMATION),
+    ("latency.json", r"machine|rounds|turn|measurement\.(clock|p99_note|batch)", INFORMATION),
     ("latency.json", r"measurement\..*", FIGURE),
     ("latency.json", r"predicted.*", PREDICTED),
     ("verify.json", r"policy", ABOUT_ANOTHER),

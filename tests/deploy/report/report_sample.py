@@ -116,7 +116,10 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "bops": 3.1e9,
         "float_bops": 4.2e10,
         "budget": "latency=0.65x",
-        "limits": [{"cost": "latency", "limit": 0.65, "reached": 0.6421, "unit": "x", "met": True}],
+        "is_float": False,
+        "limits": [
+            {"cost": "latency", "limit": 0.65, "reached": 0.6421, "interval": [0.6388, 0.6467], "unit": "x", "met": True}
+        ],
         "met": True,
         "layers": [
             layer(f"layer{1 + i // 6}.{i % 6 // 2}.conv{1 + i % 2}", i, 32 if i == 0 else 8) for i in range(count)

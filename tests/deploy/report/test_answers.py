@@ -252,9 +252,16 @@ def test_formats_that_orin_has_are_not_complained_about() -> None:
     assert "no kernels" not in " ".join(answer(report(), 4).sentences)
 
 
+def test_without_a_budget_nothing_more_is_asked_for() -> None:
+    """As after smpq take."""
+    assert answer(report(budget="", limits=[], met=False), 1).sentences == ("It is faster.",)
+    asked = {"cost": "size", "limit": 1000, "reached": 301_000, "unit": "bytes", "met": False}
+    assert answer(report(limits=[asked], met=False), 1).sentences[0].startswith("It is faster, but the budget asks")
+
+
 def test_the_float_engine_is_no_faster_than_itself() -> None:
     """Whatever two measurements of one engine say."""
-    own = {"policy": {"conv1": "fp32"}, "size_bytes": 1_093_000}
+    own = {"policy": {"conv1": "fp16"}, "size_bytes": 546_500, "is_float": True}
     for interval in ([0.97, 0.99], [1.01, 1.03], [0.98, 1.02]):
         content = report(latency={**LATENCY, "ratio": sum(interval) / 2, "interval": interval}, **own)
         assert answer(content, 0).verdict == "no"

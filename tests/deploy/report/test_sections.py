@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deploy.report.sections import sections
-from tests.deploy.report.report_sample import report
+from tests.deploy.report.report_sample import plain_report, report
 
 STABILITY = {"schema": 2, "policy": "conv1=w8a8", "resamples": 0, "undecided": [], "frequencies": {}}
 
@@ -40,3 +40,15 @@ def test_notes_of_the_scores_are_sentences():
         "stop_reason": "every move", "notes": ["six pairs were measured", "the others count as 0"],
     }  # fmt: skip
     assert plan_note(scores=scores).endswith("Six pairs were measured. The others count as 0.")
+
+
+def test_the_budget_has_the_intervals_of_what_was_measured():
+    size = {"cost": "size", "limit": 500_000, "reached": 301_000, "unit": "bytes", "met": True}
+    loss = {"cost": "drop", "limit": 0.5, "reached": 0.31, "interval": [-0.07, 0.55], "unit": "points", "met": False}
+    content = report(limits=[plain_report()["limits"][0], size, loss])
+    (table,) = [each for each in sections(content) if each.title == "Budget"]
+    assert [row[:4] for row in table.rows] == [
+        ["latency", "0.65x", "0.642x", "0.639x to 0.647x"],
+        ["size", "500 kB", "301 kB", "–"],
+        ["drop", "0.5 points", "0.31 points", "−0.07 points to 0.55 points"],
+    ]

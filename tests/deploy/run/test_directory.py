@@ -117,6 +117,12 @@ def test_resources_are_information_and_may_change(run):
     run.check(SETTINGS)
 
 
+def test_the_machine_that_times_engines_is_information_and_may_change(run):
+    for told, kept in (("ssh://me@orin", "ssh://me@orin"), (None, "ssh://me@orin"), ("", "")):
+        run.keep(SETTINGS, IDENTITY, address=told)
+        assert run.read(RunFile).address == kept
+
+
 def test_a_setting_of_a_later_version_is_not_read_as_nothing(run):
     record = content(run)
     for changed, message in [

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from calib.formats.format import Format
 from calib.task import TrainableTask
 from deploy.run.record import RunFile
 from deploy.stages import search
 from deploy.stages.recorded import Recorded
-from deploy.stages.reporting import _not_on_orin
+from deploy.stages.reporting import _not_on_orin, _speed_warning
+from smpq.files import Interval
 from smpq.problem.budget import Budget
 from smpq.problem.policy import Group, Policy, Space
 from tests.smpq.problems import unit
@@ -22,6 +25,36 @@ def test_formats_without_a_kernel_on_orin_are_those_of_its_table():
     space = Space(groups, {name: (found,) for name, found in chosen.items()}, Format.from_text("fp16"))
     read = SimpleNamespace(policy=Policy(chosen), space=space)
     assert _not_on_orin(read) == (f"w4a8 on {unit('b').operator}",), "which a table of bits alone would take for native"
+
+
+def read_with(interval: tuple[float, float], *, chosen: str = "w8a8", budget: str | None = "latency=0.9x"):
+    """What the files of a run say of an engine whose float engine is FP16."""
+    reference = Format.from_text("fp16")
+    return SimpleNamespace(
+        latency=SimpleNamespace(ratio=sum(interval) / 2, interval=Interval(*interval)),
+        policy=Policy({"a": reference, "b": Format.from_text(chosen)}),
+        space=SimpleNamespace(reference=reference),
+        target=SimpleNamespace(reference=reference),
+        budget=None if budget is None else Budget.from_text(budget),
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "warning"),
+    [
+        (read_with((0.8, 0.9)), None),
+        (read_with((0.97, 1.01)), "no difference to the time of the float engine can be shown (0.990x)"),
+        (read_with((1.01, 1.03)), "the engine is slower than the float engine (1.020x): deploy fp16 instead"),
+        (read_with((1.01, 1.03), budget="drop=0.5"), "the engine is slower than the float engine (1.020x): deploy fp16 "
+         "instead"),
+        (read_with((1.01, 1.03), budget=None), "the engine is slower than the float engine (1.020x): deploy fp16 "
+         "instead"),
+        (read_with((1.01, 1.03), budget="size=0.3x"), "the engine is slower than the float engine (1.020x)"),
+        (read_with((1.01, 1.03), chosen="fp16"), None),
+    ],
+)  # fmt: skip
+def test_the_warning_agrees_with_the_answer(told, warning):
+    assert list(_speed_warning(told)) == ([] if warning is None else [warning])
 
 
 def test_without_training_data_weights_are_reconstructed_where_some_are_integers(workspace):

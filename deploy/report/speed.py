@@ -1,0 +1,19 @@
+"""Whether an engine is faster than the float one, and whether that was asked for: everything said of it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+from smpq.files import Interval
+from smpq.problem.budget import LOSSES
+
+
+def faster(interval: Interval) -> Literal["yes", "no", "unknown"]:
+    """Say whether an engine is faster, by the 95 % interval of its ratio to the float engine."""
+    return "yes" if interval.high < 1 else "no" if interval.low > 1 else "unknown"
+
+
+def asks_for_speed(costs: Collection[str]) -> bool:
+    """Whether a budget with these limits wants the engine to be fast, as one on the loss does; without any it may."""
+    return not costs or not {"latency", *LOSSES}.isdisjoint(costs)
