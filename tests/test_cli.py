@@ -144,6 +144,7 @@ def test_further_batch_sizes_are_timed(run):
     for row in (record["measurement"], *record["batches"]):
         assert row["throughput"] == pytest.approx(row["batch"] * 1000 / row["engine_ms"])
     lines = done("measure", run, "--batch", "2").out.splitlines()
+    assert read(run / "latency.json")["turn"] > record["turn"], "what is known is measured again"
     assert [line.split(":")[0] for line in lines if "x of float [" in line] == ["batch 1", "batch 2"]
     assert lines[-1].startswith("on "), "lines between are remarks, as on a busy machine"
 

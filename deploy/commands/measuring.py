@@ -41,17 +41,19 @@ class _Own:
 @declared_options(Shared, "batches", "device")
 @printed
 def measure(run: Path, task: str | None, batch: tuple[int, ...], device: str, progress: Any) -> Result:
-    """Time the engine against the float engine: interleaved rounds, intervals, p99 of single calls. Writes
+    """Time the engine against the float engine anew: interleaved rounds, intervals, p99 of single calls. Writes
     latency.json.
+
+    More rounds are made where the latency is within that of the budget and only chance decides about it.
     """
     from deploy.report.remarks import timing_remarks
-    from deploy.stages import measure as measure_stage
     from deploy.stages import read_policy
+    from deploy.stages.making import measure_again
     from deploy.stages.run_all import open_run
     from deploy.stages.shipping import shipped
 
     with open_run(run, progress, device=device, task=task) as workspace:
-        record = measure_stage(workspace, read_policy(workspace), batch)
+        record = measure_again(workspace, read_policy(workspace), batch)
         product = shipped(workspace)
     lines = [
         f"batch {row.batch}: {row.ratio:.3f}x of float [{row.ratio_interval.low:.3f}, {row.ratio_interval.high:.3f}]: "
@@ -104,7 +106,7 @@ def bundle(run: Path, task: str | None, directory: Path, budget: str | None, pro
 
     Carry it there, run python3 runner.pyz, carry measurements.json back, and go on with smpq feedback.
     """
-    from deploy.stages.looping import write_next_bundle
+    from deploy.stages.bundling import write_next_bundle
     from deploy.stages.run_all import open_run
 
     with open_run(run, progress, resources=resources, task=task) as workspace:
@@ -133,7 +135,7 @@ def feedback(run: Path, task: str | None, measurements: Path, progress: Any, res
 
     Says whether other engines should be measured. Exit code 1 means that no engine has met the budget yet.
     """
-    from deploy.stages.looping import take_feedback
+    from deploy.stages.bundling import take_feedback
     from deploy.stages.run_all import open_run
 
     with open_run(run, progress, resources=resources, task=task) as workspace:

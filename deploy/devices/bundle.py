@@ -18,6 +18,7 @@ from deploy.devices.messages import Asked, Bundle, DeviceResults, Model, Rounds,
 from deploy.devices.runner_zip import RUNNER_FILE, runner_zip
 from deploy.lowering.onnx_files import copy_model, data_path, sha256
 from deploy.runner.experiment import EXPERIMENT_FILE, RESULTS_FILE
+from deploy.runner.hashes import sha256_of
 from deploy.runner.product import ENGINES_DIRECTORY
 from deploy.runner.trt_log import TRT_RUNTIMES
 
@@ -110,7 +111,22 @@ def keep_asked(experiment: Experiment, directory: Path) -> None:
     file, asked = directory / BUNDLE_FILE, asked_of(experiment)
     before = _read_bundle(file) if file.is_file() else None
     earlier = {*before.earlier, *keys_of(before.asked)} - set(keys_of(asked)) if before is not None else set()
-    write_record(file, Bundle(asked=asked, earlier=tuple(sorted(earlier))))
+    taken = before.taken if before is not None else ()
+    write_record(file, Bundle(asked=asked, earlier=tuple(sorted(earlier)), taken=taken))
+
+
+def note_taken(results: Path, directory: Path) -> None:
+    """Note in a run's `directory` that a file of results was taken in."""
+    file, digest = directory / BUNDLE_FILE, sha256_of(results)
+    bundle = _read_bundle(file)
+    if digest not in bundle.taken:
+        write_record(file, msgspec.structs.replace(bundle, taken=(*bundle.taken, digest)))
+
+
+def was_taken(results: Path, directory: Path) -> bool:
+    """Whether a file of results was taken in as it is."""
+    file = directory / BUNDLE_FILE
+    return file.is_file() and sha256_of(results) in _read_bundle(file).taken
 
 
 def _read_bundle(file: Path) -> Bundle:

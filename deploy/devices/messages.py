@@ -250,10 +250,14 @@ class Described(Record, frozen=True, kw_only=True):
 
 
 class Bundle(FileRecord, frozen=True, kw_only=True):
-    """What the last bundle of a run asks for, and the keys of the results that earlier bundles asked for."""
+    """What the last bundle of a run asks for, and the keys of the results that earlier bundles asked for.
+
+    `taken` holds the hashes of the files of results that were taken in.
+    """
 
     asked: Asked
     earlier: tuple[ShortHash, ...]
+    taken: tuple[Sha256, ...] = ()
 
 
 class Used(Record, frozen=True, kw_only=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
@@ -26,6 +27,9 @@ FINAL = replace(THOROUGH, singles=1000)
 _MOST_TURNS = 3
 _NEAR = 0.03
 """A ratio this near to the limit, relatively, may fall on either side of it."""
+
+Known = Callable[[Experiment], list[Result]]
+"""Returns the results of an experiment that are known, as `Device.known` does."""
 
 
 @dataclass(frozen=True)
@@ -91,28 +95,39 @@ class Bench:
         """
         return self._device.measure(self.experiment(candidates, protocol, batch, turn=turn), self._announce)
 
-    def time_finally(self, candidate: Candidate, batch: int | None = None, limit: Limit | None = None) -> Result:
+    def time_finally(
+        self, candidate: Candidate, batch: int | None = None, limit: Limit | None = None, *, first: int = 0
+    ) -> Result:
         """Time an engine as thoroughly as any, and up to `_MOST_TURNS` times in all where its ratio is within `limit`
         and its interval reaches beyond; twice where other work on the machine leaves open on which side it is. There
-        the measurements that a search has of its engines count too: it may have been quieter then. UserError when it
-        cannot be timed.
+        the measurements that a search has of its engines count too: it may have been quieter then. Turns are counted
+        from `first`. UserError when it cannot be timed.
         """
         found: list[Result] = []
         for turn in range(_MOST_TURNS):
-            found += self.time([candidate], FINAL, batch, turn=turn)
+            found += self.time([candidate], FINAL, batch, turn=first + turn)
             result = self._pooled(found)
             if _disturbed(result, limit):
-                result = self._pooled([*self._observed(candidate, batch), *found])
+                result = self._pooled([*self._observed(candidate, self._device.known, batch), *found])
             disturbed = _disturbed(result, limit)
             if not (_just_within(result, limit) or disturbed) or (turn > 0 and disturbed):
                 break
         return result
 
-    def _observed(self, candidate: Candidate, batch: int | None) -> list[Result]:
-        """Return what `observe` has measured of a candidate."""
-        found = ((QUICK, 0), (THOROUGH, 0), (THOROUGH, 1))
-        asked = [self.experiment([candidate], protocol, batch, turn=turn) for protocol, turn in found]
-        return [result for experiment in asked for result in self._device.known(experiment)]
+    def fresh_turn(self, candidate: Candidate, batch: int | None = None) -> int:
+        """Return the first turn in which `time_finally` has not timed an engine yet."""
+        known = self._device.known
+        return next(n for n in count() if not known(self.experiment([candidate], FINAL, batch, turn=n)))
+
+    def recalled(self, candidate: Candidate, known: Known) -> Result | None:
+        """Return what `observe`, or a bundle, has measured of an engine, taken together; None where that is nothing."""
+        found = [result for result in self._observed(candidate, known) if result.failed is None]
+        return self._pooled(found) if found else None
+
+    def _observed(self, candidate: Candidate, known: Known, batch: int | None = None) -> list[Result]:
+        asked = ((QUICK, 0), (THOROUGH, 0), (THOROUGH, 1))
+        experiments = [self.experiment([candidate], protocol, batch, turn=turn) for protocol, turn in asked]
+        return [result for experiment in experiments for result in known(experiment)]
 
     def _pooled(self, found: Sequence[Result]) -> Result:
         failed = next((each.failed for each in found if each.failed is not None), None)

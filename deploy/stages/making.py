@@ -11,8 +11,9 @@ from calib.errors import UserError
 from deploy.backends.base import UnitKernel
 from deploy.devices.base import Result
 from deploy.files.engine import BuildFile, BuiltRow, ExportFile, KernelRow, LatencyFile, TimingRow
+from deploy.files.search import BudgetFile
 from deploy.files.verification import VerifyFile
-from deploy.latency.prediction import prediction
+from deploy.latency.prediction import Prediction, prediction
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
@@ -22,7 +23,7 @@ from deploy.stages.shipping import discard_other, ship
 from deploy.stages.trtexec import TrtexecExport, export_for_trtexec
 from deploy.stages.verifying import verify as verify_stages
 from smpq.files import Interval
-from smpq.problem.budget import Limit
+from smpq.problem.budget import Budget, Limit
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 
@@ -101,7 +102,12 @@ def _rows(kernels: Sequence[UnitKernel]) -> dict[str, KernelRow]:
 
 
 def measure(
-    workspace: Workspace, policy: Policy, batches: Sequence[int] = (), limit: Limit | None = None
+    workspace: Workspace,
+    policy: Policy,
+    batches: Sequence[int] = (),
+    limit: Limit | None = None,
+    *,
+    again: bool = False,
 ) -> LatencyFile:
     """Time the engine of the policy against the float engine. Writes `latency.json` and adds to `observations.json`.
 
@@ -109,32 +115,68 @@ def measure(
     it.
 
     `batches` are further batch sizes to time it at. Where only chance decides whether the latency is within `limit`,
-    more rounds are made. The prediction in the record is one that knew no measurement of this policy. UserError when
-    engines of the target cannot be timed, or it does not build on the device.
+    more rounds are made. What the device has measured before is not measured once more, unless it is asked for
+    `again`. The prediction in the record is one that knew no measurement of this policy. UserError when engines of the
+    target cannot be timed, or it does not build on the device.
     """
     if workspace.not_measurable is not None:
         raise UserError(workspace.not_measurable)
     _needs_build(workspace, policy)
     _needs_export(workspace, policy)
     bench, candidates = workspace.bench, workspace.candidates
+    model = candidates.kept(workspace.run.file(workspace.backend.names.model))
     predicted = prediction(workspace.run, workspace.observations, workspace.edges, policy, bench.machine)
+    turn = bench.fresh_turn(model) if again else _last_turn(workspace, policy, bench.machine)
     with workspace.progress.step("measure the engine"):
-        result = bench.time_finally(candidates.kept(workspace.run.file(workspace.backend.names.model)), limit=limit)
-        others = [bench.time_finally(candidates.candidate(policy, batch), batch) for batch in batches]
+        result = bench.time_finally(model, limit=limit, first=turn)
+        others = []
+        for batch in batches:
+            other = candidates.candidate(policy, batch)
+            others.append(bench.time_finally(other, batch, first=bench.fresh_turn(other, batch) if again else 0))
+    record = keep_latency(workspace, policy, result, bench.machine, predicted, others, turn)
+    _keep_shipped(workspace, policy, result)
+    workspace.observations.keep([(policy, result)], bench.machine)
+    return record
+
+
+def measure_again(workspace: Workspace, policy: Policy, batches: Sequence[int] = ()) -> LatencyFile:
+    """Measure anew, as `measure`, for the latency limit of `budget.json` where there is one."""
+    record = workspace.run.find(BudgetFile)
+    limit = Budget.from_text(record.budget).limit("latency") if record is not None else None
+    return measure(workspace, policy, batches, limit, again=True)
+
+
+def keep_latency(
+    workspace: Workspace,
+    policy: Policy,
+    result: Result,
+    machine: str,
+    predicted: Prediction | None,
+    others: Sequence[Result] = (),
+    turn: int = 0,
+) -> LatencyFile:
+    """Write `latency.json`: what `machine` has measured of the policy's engine, and of `others` at further batch
+    sizes. `turn` is the first one of its turns.
+    """
     record = LatencyFile(
         policy=version_key(workspace, policy),
-        machine=bench.machine,
+        machine=machine,
         rounds=len(result.rounds_ms),
         predicted_ratio=predicted.ratio if predicted is not None else None,
         predicted_interval=Interval(*predicted.interval) if predicted is not None else None,
         predicted_from=predicted.engines if predicted is not None else 0,
         measurement=timed_row(result),
         batches=tuple(map(timed_row, others)),
+        turn=turn,
     )
     workspace.run.write(record)
-    _keep_shipped(workspace, policy, result)
-    workspace.observations.keep([(policy, result)], bench.machine)
     return record
+
+
+def _last_turn(workspace: Workspace, policy: Policy, machine: str) -> int:
+    """Return the turn that the last measurement of the policy began with."""
+    record = workspace.run.find_for(LatencyFile, version_key(workspace, policy))
+    return record.turn if record is not None and record.machine == machine else 0
 
 
 def _keep_shipped(workspace: Workspace, policy: Policy, result: Result) -> None:

@@ -89,14 +89,15 @@ def _measured(workspace: Workspace, policy: Policy) -> tuple[Result, str]:
     bench = workspace.bench
     candidate = workspace.candidates.kept(workspace.run.file(workspace.backend.names.model))
     latency = workspace.run.find_for(LatencyFile, version_key(workspace, policy))
+    turn = latency.turn if latency is not None else 0
     if latency is not None and workspace.times_here:
         place = machine_directory(workspace.run.file(DEVICE), latency.machine)
-        known = read_known(place, asked_of(bench.experiment([candidate], FINAL)))
+        known = read_known(place, asked_of(bench.experiment([candidate], FINAL, turn=turn)))
         for result in known.values():
             if result.layers:
                 return result, latency.machine
     if workspace.not_measurable is not None:
         raise UserError(workspace.not_measurable)
     with workspace.progress.step("measure the engine"):
-        (result,) = bench.time([candidate], FINAL)
+        (result,) = bench.time([candidate], FINAL, turn=turn)
     return result, bench.machine

@@ -13,11 +13,11 @@ from deploy.latency.steps import LoopSettings, Step
 from deploy.run.settings import Settings
 from deploy.run.workspace import Workspace
 from deploy.stages import build, export, measure, search, verify
+from deploy.stages.bundling import _proposals, write_next_bundle
 from deploy.stages.choosing import score_for, write_stability
 from deploy.stages.curving import draw_curve
 from deploy.stages.explaining import explain
 from deploy.stages.finetuning import finetune
-from deploy.stages.looping import _proposals, write_next_bundle
 from deploy.stages.run_all import open_run, write_reports
 from deploy.stages.supernet import train_supernet
 from deploy.terminal.progress import Progress

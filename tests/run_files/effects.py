@@ -24,7 +24,7 @@ from deploy.run.directory import Run
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
 from deploy.stages import read_policy
-from deploy.stages.looping import _proposals
+from deploy.stages.bundling import _proposals
 from deploy.stages.making import _needs_build, _needs_export
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import score

@@ -127,6 +127,17 @@ def test_what_is_timed_again_is_timed_anew(workspace):
     assert len(set(asked)) == 3, "a device would answer what is asked twice from what it knows"
 
 
+def test_an_engine_is_timed_again_in_turns_that_the_device_does_not_know(workspace):
+    board = Board(FASTER)
+    candidate = workspace.candidates.candidate(workspace.space.uniform(W8A8))
+    timing, limit = replace(workspace, device=board).bench, Budget.from_text("latency=0.6505x").limit("latency")
+    timing.time_finally(candidate, limit=limit)
+    assert timing.fresh_turn(candidate) == len(board.experiments) == 3
+    result = timing.time_finally(candidate, limit=limit, first=3)
+    assert [experiment.seed for experiment in board.experiments] == [3, 4, 5, 6, 7, 8]
+    assert len(result.rounds_ms) == 45
+
+
 def neighboured(turns):
     """Return a board with a neighbour that makes the intervals of the first `turns` measurements wider."""
 

@@ -13,10 +13,13 @@ import pytest
 from calib.errors import UserError
 from calib.formats.format import FP32
 from deploy.devices.bundle import RUNNER_FILE
+from deploy.files.engine import LatencyFile
 from deploy.latency.steps import StopReason
 from deploy.runner.experiment import read_experiment, result_key
-from deploy.stages.looping import take_feedback, write_next_bundle
+from deploy.stages.bundling import take_feedback, write_next_bundle
+from deploy.stages.finetuning import version_key
 from deploy.stages.policies import read_policy
+from deploy.stages.reporting import write_report
 from tests.commands import contents
 from tests.deploy.board import FASTER, NO_FIGURES, SLOWER, Refuses, figures, nothing
 from tests.deploy.stages.test_looping import looped, read
@@ -108,6 +111,12 @@ def test_bundles_until_nothing_is_left(workspace, directory):
     assert record.ratio == pytest.approx(ratio(chosen))
     assert workspace.evaluator(chosen) == max(workspace.evaluator(policy) for policy in within)
     assert Path(record.model).is_file()
+    latency = workspace.run.read(LatencyFile)
+    assert (latency.policy, latency.machine) == (version_key(workspace, chosen), "a board")
+    assert latency.measurement.ratio == pytest.approx(ratio(chosen))
+    report = write_report(workspace.run, {})
+    assert report.met, "the report says what the feedback has said"
+    assert report.limits[0].interval == latency.measurement.ratio_interval
     with pytest.raises(UserError, match="no other engine needs to be measured: no other policy"):
         write_next_bundle(workspace, None, directory)
 
@@ -278,10 +287,3 @@ def test_a_directory_that_holds_something_else(workspace, tmp_path):
     with pytest.raises(UserError, match="the loop needs a latency budget"):
         write_next_bundle(workspace, "size=0.5x", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_measurements_of_an_earlier_bundle_are_not_left_in_the_directory(workspace, directory):
-    write_next_bundle(workspace, "latency=0.75x", directory)
-    answered(workspace, directory)
-    write_next_bundle(workspace, "latency=0.75x", directory)
-    assert not (directory / "measurements.json").exists()

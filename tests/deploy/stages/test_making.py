@@ -21,9 +21,11 @@ from deploy.lowering.onnx_files import sha256 as model_sha256
 from deploy.run.settings import Settings
 from deploy.runner.gpu import Gpu
 from deploy.stages import build, export, measure, read_policy, verify
-from deploy.stages.making import export_qdq
+from deploy.stages.making import export_qdq, measure_again
+from deploy.stages.policies import write_policy
 from deploy.stages.run_all import open_run, run_all
 from deploy.terminal.progress import Progress
+from smpq.problem.budget import Budget
 from tests.deploy.backends.builds import needs_rtx
 from tests.deploy.board import FASTER, Board
 from tests.deploy.measured_plans import write_product_of
@@ -52,6 +54,7 @@ def test_tensorrt_builds_on_the_device_and_the_job_goes_on_to_its_end(tmp_path, 
     run = tmp_path / "run"
     report = run_all(run, settings("jetson-orin", "w8a8,fp16"), "latency=0.75x", QUIET, device=ORIN)
     assert report.met
+    assert report.options["--device"] == (ORIN,)
     assert report.engine is None
     assert list(run.glob("engine*")) == list(run.glob("*.plan")) == []
     for experiment in board.experiments:
@@ -71,6 +74,25 @@ def test_tensorrt_builds_on_the_device_and_the_job_goes_on_to_its_end(tmp_path, 
         verify(workspace, read_policy(workspace))
         with pytest.raises(UserError, match="its engines are built on the device"):
             build(workspace, read_policy(workspace))
+    assert read(run / "run.json")["address"] == ORIN, "a command that times nothing says nothing of it"
+    with open_run(run, QUIET, device=""):
+        assert read(run / "run.json")["address"] == ""
+
+
+def test_what_is_measured_again_is_measured_anew_for_the_limit_of_the_budget(tmp_path, board):
+    limit = Budget.from_text("latency=0.7005x").limit("latency")
+    with open_run(tmp_path / "run", QUIET, settings("jetson-orin", "w8a8,fp16"), device=ORIN) as workspace:
+        policy = workspace.space.uniform(Format.from_text("fp16")).with_format("second", Format.from_text("w8a8"))
+        write_policy(workspace, policy, Budget((limit,)))
+        export(workspace, policy)
+        build(workspace, policy)
+        once, twice = measure(workspace, policy, limit=limit), measure_again(workspace, policy, [2])
+        assert (once.turn, twice.turn) == (0, 3)
+        assert once.rounds == twice.rounds == 45, "a weaker interval would take the place of a better one"
+        assert [(each.batch, each.seed) for each in board.experiments[3:]] == [(1, 3), (1, 4), (1, 5), (2, 0)]
+        told = measure(workspace, policy, limit=limit)
+        assert [each.seed for each in board.experiments[7:]] == [3, 4, 5], "which a device answers from what it knows"
+        assert (told.turn, told.measurement) == (3, twice.measurement)
 
 
 class Keeping(Board):
