@@ -115,8 +115,8 @@ class LatencyFile(OfPolicy, frozen=True, kw_only=True):
     """`latency.json`: the measured engine, at the run's batch size and at others.
 
     `predicted_ratio` was made without this engine's measurements, from `predicted_from` other engines; None where there
-    were none. `turn` is the first turn of the measurement: what is asked for again is measured in the turns behind those
-    that are known.
+    were none. `turn` is the first turn of the measurement: what is asked for again is measured in the turns behind
+    those that are known.
     """
 
     NAME = "latency.json"

@@ -29,8 +29,7 @@ def _counted_row(read: Recorded, limit: Limit) -> LimitRow:
     if limit.relative and not model.float_total:
         file = read.run.file(CostsFile.NAME)
         raise UserError(
-            f"{file} gives the float model no {limit.cost}, of which {limit} is a share: use "
-            f"{CostsFile.MADE_BY} again"
+            f"{file} gives the float model no {limit.cost}, of which {limit} is a share: use {CostsFile.MADE_BY} again"
         )
     reached = total / (model.float_total if limit.relative else 1.0)
     met = total <= limit.absolute(model.float_total) * (1 + 1e-9)

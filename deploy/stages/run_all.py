@@ -53,8 +53,9 @@ def open_run(
 
     The run is locked before anything else. A wrong input leaves nothing behind, nor does what `check` raises: the
     corrected command finds no settings in its way. `resources`: workers, devices and memory limit; workers, if any, end
-    with `Workspace.close`. `device`: the machine that times engines, None for a command that times none. `task`: the task that the command line
-    names for a run that is there (`deploy.run.trust`). UserError when another process works on it.
+    with `Workspace.close`. `device`: the machine that times engines, None for a command that times none. `task`: the
+    task that the command line names for a run that is there (`deploy.run.trust`). UserError when another process works
+    on it.
     """
     run = Run(path)
     known = run.settings() if settings is None else settings

@@ -59,8 +59,8 @@ def ship(workspace: Workspace, result: Result) -> dict[str, BuiltRow]:
     if product is None:
         _discard(workspace)
         workspace.progress.warn(
-            f"the plan that was measured is neither on the device nor here any more: smpq measure puts another one into "
-            f"{directory}"
+            "the plan that was measured is neither on the device nor here any more: smpq measure puts another one "
+            f"into {directory}"
         )
         return {}
     name = names.engines.get(product.gpu.sm if product.gpu is not None else "", names.engines.get(""))

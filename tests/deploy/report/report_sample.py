@@ -118,7 +118,8 @@ def plain_report(count: int = 20, **other: Any) -> dict[str, Any]:
         "budget": "latency=0.65x",
         "is_float": False,
         "limits": [
-            {"cost": "latency", "limit": 0.65, "reached": 0.6421, "interval": [0.6388, 0.6467], "unit": "x", "met": True}
+            {"cost": "latency", "limit": 0.65, "reached": 0.6421, "unit": "x", "met": True,
+             "interval": [0.6388, 0.6467]},
         ],
         "met": True,
         "layers": [

@@ -13,9 +13,9 @@ from calib.errors import UserError
 from calib.formats.format import FP32
 from deploy.files.loop import LoopFile
 from deploy.files.search import LossFile
+from deploy.stages.bundling import write_next_bundle
 from deploy.stages.cheapest import verdicts_of
 from deploy.stages.choosing import search, solve
-from deploy.stages.bundling import write_next_bundle
 from smpq.problem.budget import Budget
 from smpq.value.loss import Loss
 from tests.commands import TINY, done, refused

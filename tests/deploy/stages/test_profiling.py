@@ -80,9 +80,7 @@ def test_what_was_measured_with_layers_is_read(run):
             "machine": "a board",
             "hardware": UNKNOWN,
         }
-        keep_results(
-            machine_directory(run / DEVICE, "a board"), DeviceResults(**about, results=(known,)), {key: known}
-        )
+        keep_results(machine_directory(run / DEVICE, "a board"), DeviceResults(**about, results=(known,)), {key: known})
         record = profile(workspace, policy)
     assert (record.profiled_ms, record.enqueue_ms, record.launch_share) == (0.5, 0.25, 0.25)
     assert record.kernels[0].kind == "CaskConvolution"
