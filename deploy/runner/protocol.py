@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from deploy.runner.errors import DeviceError
-from deploy.runner.intervals import bootstrap_median, interval_of_ratio
+from deploy.runner.intervals import interval_of_ratio
 from deploy.runner.quiet import Round, quiet_rounds
 
 _WARM_UP_CALLS = 3
@@ -115,15 +115,14 @@ class Protocol:
 class Timing:
     """One engine, timed by turns with others: its rounds, and the ratio to the baseline of the same round.
 
-    Times are milliseconds of one call; intervals are 95 %, bootstrap over rounds. `ratio` is 1 for the baseline itself.
-    `slowdown` is the time of the baseline in these rounds by its fastest known; where something else was at work, the
-    interval of the ratio is wider for it (`deploy.runner.quiet`).
+    Times are milliseconds of one call. `ratio` is 1 for the baseline itself, and its interval is 95 %, bootstrap over
+    rounds. `slowdown` is the time of the baseline in these rounds by its fastest known; where something else was at
+    work, the interval of the ratio is wider for it (`deploy.runner.quiet`).
     `p99_ms` is over `p99_calls` calls that were timed one by one, or None, and `p99_note` says why. `throughput` is
     samples in a second. `clock` is what all engines were timed by.
     """
 
     latency_ms: float
-    latency_interval_ms: tuple[float, float]
     ratio: float
     ratio_interval: tuple[float, float]
     rounds_ms: tuple[float, ...]
@@ -275,7 +274,6 @@ def _timing(
     latency = float(np.median(rounds))
     return Timing(
         latency_ms=latency,
-        latency_interval_ms=bootstrap_median(rounds, generator),
         ratio=float(np.median(ratios)),
         ratio_interval=(1.0, 1.0) if rounds is reference else interval_of_ratio(ratios, slowdown, generator),
         rounds_ms=tuple(map(float, rounds)),
