@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 from calib.files.storage import write_bytes
 
 
@@ -121,9 +121,8 @@ def _restored(model: nn.Module, path: Path, *, quiet: bool = False) -> bool:
     except FileNotFoundError:
         return False
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         if not quiet:
-            _notice(f"cache file {path} cannot be used ({reason}); the model is trained again")
+            _notice(f"cache file {path} cannot be used ({first_line(error)}); the model is trained again")
         return False
     return True
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from calib.batches import picked
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 from calib.network.agreement import Agreement
 from calib.network.graph import TracedModel
 from calib.sizes import Shape, resized, shapes_of_one
@@ -48,8 +48,7 @@ def run_eager(module: nn.Module, inputs: Sequence[Tensor], where: str) -> Any:
     except UserError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(f"the model fails on {where}: {type(error).__name__}: {reason[0] if reason else ''}") from error
+        raise UserError(f"the model fails on {where}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def check_faithful(module: nn.Module, traced: TracedModel, batches: Sequence[Batch], sizes: Iterable[int] = ()) -> None:
@@ -181,9 +180,9 @@ def _compare(agreement: Agreement, traced: TracedModel, expected: Any, probe: _P
     try:
         found = traced.run([tensor.detach().clone() for tensor in probe.inputs])
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnfaithfulError(
-            f"the traced model fails on {probe.where}, which the model itself does not: {reason}", probe.samples
+            f"the traced model fails on {probe.where}, which the model itself does not: {first_line(error)}",
+            probe.samples,
         ) from error
     problem = agreement.difference(found, expected)
     if problem is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 from calib.network.batch_range import holds_for, in_ranges
 from calib.network.fake_results import fake_results
 from calib.network.unwritten import unwritten_code
@@ -98,7 +98,7 @@ def untraceable(error: Exception) -> UserError:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _fresh(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

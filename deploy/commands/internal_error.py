@@ -8,7 +8,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 
 FILE = "internal-error.log"
 
@@ -23,7 +23,7 @@ class InternalError(Exception):
 
     def message(self) -> str:
         """Write the details down, and return one line that says where they are."""
-        what = f"{type(self.cause).__name__}: {_first_line(self.cause)}"
+        what = f"{type(self.cause).__name__}: {first_line(self.cause)[:200]}"
         file = _write(self.cause, self.run)
         where = f"the details are in {file}" if file is not None else "its details could not be written"
         return (
@@ -52,11 +52,6 @@ def _write(cause: BaseException, run: Path | None) -> Path | None:
             continue
         return file
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else "no message"
 
 
 def foreseen(error: Exception) -> UserError | None:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from calib.network.unwritten import unwritten_code
@@ -78,7 +78,7 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerp
         save_model(model, path)
     except ValueError as error:  # no pass of ours has seen it yet: this is what torch's exporter makes of the model
         raise UserError(
-            f"torch's exporter cannot express this model ({str(error).splitlines()[0]}): write in another way what "
+            f"torch's exporter cannot express this model ({first_line(error)}): write in another way what "
             "depends on the number of "
             "samples, as squeeze() of the first dimension does"
         ) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 from calib.files.storage import replacing, writing
 from deploy.runner.hashes import sha256_of
 
@@ -25,7 +25,7 @@ def load_model(path: Path) -> ir.Model:
         return ir.load(path)
     except Exception as error:  # protobuf, decoding and OS errors share no base class
         raise UserError(
-            f"{path} cannot be read as an ONNX model: {type(error).__name__}: {_first_line(error)}"
+            f"{path} cannot be read as an ONNX model: {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -86,8 +86,3 @@ def size_bytes(path: Path) -> int:
 def sha256(path: Path) -> str:
     """Hexadecimal digest of a model, with its data file."""
     return sha256_of(*(file for file in (path, data_path(path)) if file.is_file()))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else ""

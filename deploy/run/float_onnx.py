@@ -4,6 +4,7 @@ used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ import onnxruntime as ort
 import torch
 from torch.utils import _pytree as pytree
 
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 from calib.network.agreement import Agreement
 from calib.network.faithful import run_eager
+from calib.network.graph import TracedModel
 from deploy.files.engine import FloatModelFile
 from deploy.lowering.export import FINGERPRINT, export_float
 from deploy.lowering.onnx_files import load_model, sha256
@@ -81,7 +83,7 @@ def _compare(workspace: Workspace, path: Path) -> None:
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if workspace.backend.in_onnxruntime:
             raise UserError(f"onnxruntime does not load the exported model: {reason}") from error
         workspace.progress.warn(
@@ -97,11 +99,11 @@ def _compare(workspace: Workspace, path: Path) -> None:
             name: np.ascontiguousarray(tensor.numpy()) for name, tensor in zip(traced.inputs, samples, strict=True)
         }
         try:
-            found = _as_output(workspace, session.run(None, feeds))
+            found = as_output(traced, session.run(None, feeds))
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"the exported model does not run with a batch of {count}, which the PyTorch model does: {reason}"
+                f"the exported model does not run with a batch of {count}, which the PyTorch model does: "
+                f"{first_line(error)}"
             ) from error
         problem = agreement.difference(found, expected)
         if problem is not None:
@@ -112,8 +114,9 @@ def _compare(workspace: Workspace, path: Path) -> None:
             )
 
 
-def _as_output(workspace: Workspace, arrays: list[Any]) -> Any:
+def as_output(traced: TracedModel, arrays: Sequence[Any]) -> Any:
+    """Return what `forward` returns, given the outputs of an ONNX file: None where the model gives None."""
     values = iter(arrays)
-    leaves: Any = workspace.traced.output.args[0]
+    leaves: Any = traced.output.args[0]
     flat = [None if leaf is None else torch.from_numpy(np.asarray(next(values))) for leaf in leaves]
-    return pytree.tree_unflatten(flat, workspace.traced.out_spec)
+    return pytree.tree_unflatten(flat, traced.out_spec)

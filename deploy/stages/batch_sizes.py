@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from calib.errors import first_line
 from calib.task import Batch
 
 _SHORT = 3
@@ -37,10 +38,7 @@ def differs_by_size(
         try:
             found = _floats(engine(part))
         except Exception as error:  # noqa: BLE001 - the exceptions of runtimes share no base class
-            return (
-                f"the engine does not run with a batch of {size}: "
-                f"{(str(error).splitlines() or [type(error).__name__])[0]}"
-            )
+            return f"the engine does not run with a batch of {size}: {first_line(error)}"
         wanted = _floats(reference(part))
         for index, (one, two) in enumerate(zip(found, wanted, strict=True)):
             if one.shape != two.shape:

@@ -17,7 +17,7 @@ from deploy.runner.experiment import CACHE_DIRECTORY
 from deploy.runner.state import machine
 from deploy.stages.evaluation import Evaluation
 from deploy.stages.passage import Passage, go_on
-from deploy.stages.stage_runners import Runner, engine_runner, in_batches
+from deploy.stages.stage_runners import Runner, engine_runner, untuned_runner
 from smpq.files import Interval
 from smpq.problem.policy import Policy
 from smpq.value.collected import Collected
@@ -90,14 +90,8 @@ class Judge:
 
     def _of_policy(self, policy: Policy, what: str) -> Collected:
         if not self._runs_here:
-            return self._found(self._fake(policy), "fake_quant", what)
+            return self._found(untuned_runner(self._workspace, policy), "fake_quant", what)
         return self._found(self._engine(self._workspace.candidates.candidate(policy), what), "engine", what)
-
-    def _fake(self, policy: Policy) -> Runner:
-        traced, fake = self._workspace.traced, self._workspace.fake_quantizer
-        edits = fake.edits(self._workspace.plan(policy))
-        fixed = None if traced.dynamic_batch else len(traced.example[0])
-        return in_batches(self._workspace.traced, lambda inputs: traced.run(inputs, edits), fixed)
 
     def _engine(self, candidate: Candidate, what: str) -> Runner:
         workspace = self._workspace

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -23,6 +21,7 @@ from deploy.backends import onnxruntime as ort_backend
 from deploy.backends.base import BuildFailed, OpenEngine
 from deploy.files.engine import BuildFile
 from deploy.files.verification import StageName
+from deploy.run.float_onnx import as_output
 from deploy.run.workspace import Workspace
 from deploy.stages.finetuning import tuned
 from smpq.problem.policy import Policy
@@ -30,7 +29,6 @@ from smpq.problem.policy import Policy
 _FEW = 8
 """Samples on which the user's module shows that the order in memory does not matter."""
 Runner = Callable[[Batch], Any]
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
     engine as built.
     """
     traced, run = workspace.traced, workspace.run
-    fixed = None if traced.dynamic_batch else len(traced.example[0])
+    fixed = _fixed(traced)
     names, threads = workspace.backend.names, torch.get_num_threads()
     runners: dict[StageName, Runner | str] = {
         "eager": _EagerRunner(workspace, fixed),
@@ -81,11 +79,22 @@ def fake_quant_runner(workspace: Workspace, policy: Policy) -> Runner:
     """Return how the trace with the policy's fake quantisers, and its fine-tuned weights if there are any, computes a
     batch. It keeps nothing of the run.
     """
-    traced, fine_tuned = workspace.traced, tuned(workspace, policy)
-    simulated = traced if fine_tuned is None else fine_tuned.traced
-    edits = workspace.fake_quantizer.edits(workspace.plan(policy)) if fine_tuned is None else fine_tuned.edits()
-    fixed = None if traced.dynamic_batch else len(traced.example[0])
-    return in_batches(traced, lambda inputs: simulated.run(inputs, edits), fixed)
+    fine_tuned = tuned(workspace, policy)
+    if fine_tuned is None:
+        return untuned_runner(workspace, policy)
+    traced, edits = fine_tuned.traced, fine_tuned.edits()
+    return in_batches(workspace.traced, lambda inputs: traced.run(inputs, edits), _fixed(workspace.traced))
+
+
+def untuned_runner(workspace: Workspace, policy: Policy) -> Runner:
+    """Return how the trace with the policy's fake quantisers computes a batch, whatever weights were fine-tuned."""
+    traced, edits = workspace.traced, workspace.fake_quantizer.edits(workspace.plan(policy))
+    return in_batches(traced, lambda inputs: traced.run(inputs, edits), _fixed(traced))
+
+
+def _fixed(traced: TracedModel) -> int | None:
+    """Return the batch size of a trace that takes a single one."""
+    return None if traced.dynamic_batch else len(traced.example[0])
 
 
 def built_engine_runner(workspace: Workspace, threads: int) -> Runner | str:
@@ -127,19 +136,11 @@ class _EagerRunner:
 
 def engine_runner(traced: TracedModel, engine: OpenEngine) -> EngineRunner:
     """Return how an engine computes a batch."""
-    return EngineRunner(in_batches(traced, _on_arrays(traced, engine.run), engine.batch), engine.any_thread)
-
-
-def _on_arrays(traced: TracedModel, compute: Callable[[list[Array]], list[Array]]) -> Callable[[Sequence[Tensor]], Any]:
-    """Return how an engine, which knows arrays only, gives what `forward` returns: None where the model gives None."""
-    leaves: Any = traced.output.args[0]
 
     def run(inputs: Sequence[Tensor]) -> Any:
-        arrays = iter(compute([tensor.numpy() for tensor in inputs]))
-        flat = [None if leaf is None else torch.from_numpy(np.asarray(next(arrays))) for leaf in leaves]
-        return pytree.tree_unflatten(flat, traced.out_spec)
+        return as_output(traced, engine.run([tensor.numpy() for tensor in inputs]))
 
-    return run
+    return EngineRunner(in_batches(traced, run, engine.batch), engine.any_thread)
 
 
 def in_batches(traced: TracedModel, compute: Callable[[Sequence[Tensor]], Any], size: int | None) -> Runner:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 from smpq.methods.base import Need, method
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
 from smpq.methods.weight_error import squared_error
@@ -151,8 +151,7 @@ def _product(gradient: Tensor, leaf: Tensor, sign: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(gradient, leaf, sign, retain_graph=True, materialize_grads=True)
     except RuntimeError as error:
         raise UserError(
-            f"the loss cannot be differentiated twice ({str(error).splitlines()[0]}): use a --method that needs no "
-            "gradients"
+            f"the loss cannot be differentiated twice ({first_line(error)}): use a --method that needs no gradients"
         ) from error
     return product
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from msgspec.structs import replace
 
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 from calib.files.storage import plain
 from deploy.backends.base import BuildFailed
 from deploy.backends.onnxruntime.engine import open_session
@@ -69,8 +69,7 @@ def build_engine(
     except DeviceError as error:
         raise UserError(str(error)) from error
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base class
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return BuildFailed(lines[0], str(error))
+        return BuildFailed(first_line(error), str(error))
     record = replace(
         record,
         build_seconds=round(time.perf_counter() - start, 3),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 from calib.files.storage import in_a_line, plain
 from deploy.backends.base import OpenEngine
 from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, TensorRow, find_record
@@ -53,7 +53,7 @@ class OrtEngine:
             # ONNX Runtime's exceptions share no base class; this one means the data, all others a bug.
             if type(error).__name__ != "InvalidArgument":
                 raise
-            raise UserError(f"{self.path.name} does not take this input: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{self.path.name} does not take this input: {first_line(error)}") from error
 
 
 def load_engine(engine: Path, threads: int | None = None) -> OrtEngine:
@@ -77,9 +77,9 @@ def load_engine(engine: Path, threads: int | None = None) -> OrtEngine:
     try:
         session = open_session(engine, record, threads=threads)
     except Exception as error:  # no common base class
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = in_a_line(first_line(error))
         raise UserError(
-            f"{engine} does not load in onnxruntime {ort.__version__} as {ENGINE_FILE} says: {in_a_line(reason[0])}"
+            f"{engine} does not load in onnxruntime {ort.__version__} as {ENGINE_FILE} says: {reason}"
         ) from error
     found = {"inputs": _tensors(session.get_inputs()), "outputs": _tensors(session.get_outputs())}
     if found != {"inputs": record.inputs, "outputs": record.outputs}:
@@ -96,8 +96,8 @@ def open_lowered(model: Path, settings: Mapping[str, Any], threads: int) -> Open
     try:
         session = on_device.open_session(model, settings, threads=threads)
     except Exception as error:  # no common base class
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{model} does not load in onnxruntime {ort.__version__}: {in_a_line(reason[0])}") from error
+        reason = in_a_line(first_line(error))
+        raise UserError(f"{model} does not load in onnxruntime {ort.__version__}: {reason}") from error
     entries = session.get_inputs()
     names, size = [entry.name for entry in entries], entries[0].shape[0]
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
+from calib.errors import first_line
 from deploy.backends.base import BuildFailed
 
 Feeds: TypeAlias = dict[str, npt.NDArray[Any]]
@@ -39,8 +40,7 @@ def quantize_plainly(float_model: Path, out: Path, feeds: Iterable[Feeds]) -> Bu
         with _silent():
             quantize_static(str(float_model), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base class
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return BuildFailed(lines[0], str(error))
+        return BuildFailed(first_line(error), str(error))
     return None
 
 

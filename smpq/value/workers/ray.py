@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from calib.errors import UserError
+from calib.errors import UserError, first_line
 from smpq.value.workers.process import Answer, Died, Ready, Work, WorkerProcess
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _connect(ray: Any, address: str, count: int | None) -> None:
             _check_answers(address)
             ray.init(address=address, **quiet)
     except Exception as error:  # ray raises many types, plain ones when a cluster does not come up in time
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"--ray {address}: {reason}; use local, auto, host:port or ray://host:port") from error
 
 
