@@ -69,6 +69,8 @@ def open_run(
         workspace = open_workspace(run, known, progress, resources or Resources(), device or "")
         if check is not None:
             check(workspace)
+        if not workspace.times_here and workspace.not_measurable is None:
+            workspace.device.describe()  # an address that does not answer is not kept
         if settings is not None:
             remember(path, known, progress)
         trainable = isinstance(workspace.task, TrainableTask)
