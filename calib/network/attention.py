@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import fx
 
 from calib.formats.quantizers import Scheme
 from calib.network.graph import TracedModel
-from calib.network.nodes import MOVES_ALL, module_path, operator_name
+from calib.network.nodes import MOVES_ALL, is_float, module_path, operator_name
 from calib.network.spelled_attention import why_fused
 from calib.network.units import Skipped, Unit
 
@@ -95,7 +95,7 @@ def _products_of(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     for user in node.users:
         if _is_product(user):
             yield user, node
-        elif operator_name(user) in _ON_SHARES and _is_float(user):
+        elif operator_name(user) in _ON_SHARES and is_float(user):
             yield from _products_of(user)
 
 
@@ -129,9 +129,4 @@ def _is_product(node: fx.Node) -> bool:
     if operator_name(node) not in _PRODUCTS:
         return False
     operands = node.args[1] if operator_name(node) == "einsum" else node.args
-    return len(operands) == _OPERANDS and all(map(_is_float, node.all_input_nodes))  # type: ignore[arg-type]
-
-
-def _is_float(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return len(operands) == _OPERANDS and all(map(is_float, node.all_input_nodes))  # type: ignore[arg-type]

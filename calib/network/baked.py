@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from calib.network.graph import TracedModel
 from calib.network.modules import replace_module
-from calib.network.nodes import module_path, operator_name
+from calib.network.nodes import arguments_of, module_path, operator_name
 
 _LAYERS = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d, "linear": nn.Linear}
 
@@ -52,7 +52,11 @@ def bake_weights(traced: TracedModel) -> bool:
     `[out]`, a parameter or computed as well.
     """
     layers = [node for node in traced.steps if operator_name(node) in _LAYERS]
-    computed = [node for node in layers if str(node.args[1]) not in traced.state]
+    computed = [
+        node
+        for node in layers
+        if str(node.args[1]) not in traced.state and node.args[1].meta["val"].dim() > 1  # type: ignore[union-attr]
+    ]
     constants = dict(_constants(traced)) if computed else {}
     found = False
     for node in computed:
@@ -90,9 +94,8 @@ def _does_nothing_else(traced: TracedModel, node: fx.Node, path: str, constants:
 
 def _plain(node: fx.Node, values: dict[fx.Node, Any]) -> nn.Module:
     """Return the layer that a call is."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]  # noqa: SLF001
-    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    weight, bias = values[given["weight"]], given.get("bias")
+    given = arguments_of(node)
+    weight, bias = values[given["weight"]], given["bias"]
     kind = _LAYERS[operator_name(node)]
     how = {name: given[name] for name in inspect.signature(kind).parameters.keys() & given.keys() - {"bias"}}
     inputs = weight.shape[1] * given.get("groups", 1)

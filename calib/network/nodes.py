@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 OPERATOR = torch._ops.OpOverload  # noqa: SLF001 - the only name torch gives the class
 
@@ -15,6 +15,8 @@ MOVES_ALL = {
     "unsqueeze", "movedim", "alias", "clone", "contiguous", "detach",
 }  # fmt: skip
 """Operators that give every value of their input once, in another order or shape."""
+JOINS = {"add", "cat"}
+"""Operators that merge tensors, in integers when all of them are."""
 _KEPT = ("nn_module_stack", "source_fn_stack", "stack_trace", "torch_fn", "from_node")
 
 
@@ -25,6 +27,19 @@ def operator_name(node: fx.Node) -> str:
     if isinstance(node.target, OPERATOR):
         return str(node.target.overloadpacket.__name__)
     return "getitem" if node.target is operator.getitem else str(node.target)
+
+
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of a call of an operator by name, those that are not given at their defaults."""
+    known = node.target._schema.arguments  # type: ignore[union-attr]  # noqa: SLF001 - no other way to the names
+    given = dict(zip((argument.name for argument in known), node.args, strict=False))
+    return {argument.name: argument.default_value for argument in known} | given | dict(node.kwargs)
+
+
+def is_float(node: fx.Node) -> bool:
+    """Whether a node gives one tensor of floats."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def module_path(node: fx.Node) -> str:

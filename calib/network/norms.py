@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from calib.network.nodes import operator_name
+from calib.network.nodes import arguments_of, operator_name
 
 _MATRIX = 2
 _OPERATORS = {"_native_batch_norm_legit_no_training", "batch_norm"}
@@ -38,8 +38,7 @@ def batch_norm_of(node: fx.Node) -> BatchNorm | None:
     """Return what a node is as a BatchNorm with running statistics; None where it is none."""
     if operator_name(node) not in _OPERATORS:
         return None
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]  # noqa: SLF001
-    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given = arguments_of(node)
     mean, variance = given["running_mean"], given["running_var"]
     if given.get("training") or mean is None or variance is None:
         return None
@@ -48,7 +47,9 @@ def batch_norm_of(node: fx.Node) -> BatchNorm | None:
 
 def is_layer(node: fx.Node) -> bool:
     """Whether a node multiplies by a weight such that a norm of what it gives is one of the rows of the weight."""
-    return operator_name(node) in _LAYERS and (operator_name(node) != "linear" or node.meta["val"].dim() == _MATRIX)
+    if operator_name(node) != "linear":
+        return operator_name(node) in _LAYERS
+    return bool(node.meta["val"].dim() == node.args[1].meta["val"].dim() == _MATRIX)  # type: ignore[union-attr]
 
 
 def neutral_values(norm: BatchNorm) -> dict[fx.Node, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from calib.network.nodes import become, insert_call, operator_name
+from calib.network.nodes import arguments_of, become, insert_call, operator_name
 
 _ATEN = torch.ops.aten
 _SUMMED = "baddbmm"
@@ -54,7 +54,7 @@ def why_fused(node: fx.Node) -> str | None:
         return "this operator is not written out"
     if name != _FUSED:
         return None
-    given = _arguments(node)
+    given = arguments_of(node)
     sizes = [given["query"].meta["val"].shape[-1]]
     if given["enable_gqa"]:
         sizes += [given[tensor].meta["val"].shape[-3] for tensor in ("query", "key", "value")]
@@ -67,15 +67,8 @@ def why_fused(node: fx.Node) -> str | None:
     return None
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Return the arguments by name, those that are not given at their defaults."""
-    known = node.target._schema.arguments  # type: ignore[union-attr]  # noqa: SLF001 - no other way to the names
-    given = dict(zip((argument.name for argument in known), node.args, strict=False))
-    return {argument.name: argument.default_value for argument in known} | given | dict(node.kwargs)
-
-
 def _spell_out(graph: fx.Graph, node: fx.Node) -> None:
-    given = _arguments(node)
+    given = arguments_of(node)
     query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
 
     def call(target: Any, *args: Any) -> fx.Node:

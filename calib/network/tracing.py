@@ -13,6 +13,7 @@ from torch.export.graph_signature import OutputKind
 from calib.errors import UserError
 from calib.network.decomposed import without_retracing
 from calib.network.free_axes import quiet, traced_program, untraceable
+from calib.network.nodes import OPERATOR, arguments_of, module_path, operator_name
 from calib.sizes import InputSizes
 
 _OFF_WITHOUT_TRAINING = {"train", "training"}
@@ -89,22 +90,17 @@ def check_deterministic(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if draws(node):
             raise UserError(
-                f"the model draws random numbers ({_name(node)}{_where(node)}): make them an input, or leave them out "
+                f"the model draws random numbers ({operator_name(node)}{_where(node)}): make them an input, or leave "
+                "them out "
                 "in eval mode"
             )
 
 
 def draws(node: fx.Node) -> bool:
     """Whether an operator's result is another one each time."""
-    target = node.target
-    if (
-        not isinstance(target, torch._ops.OpOverload)  # noqa: SLF001 - see graph
-        or torch.Tag.nondeterministic_seeded not in target.tags
-    ):
+    if not isinstance(node.target, OPERATOR) or torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
-    arguments = target._schema.arguments  # noqa: SLF001 - no other way
-    given = dict(zip((argument.name for argument in arguments), node.args, strict=False))
-    values = {argument.name: argument.default_value for argument in arguments} | given | dict(node.kwargs)
+    values = arguments_of(node)
     off = [values[name] is False for name in _OFF_WITHOUT_TRAINING & set(values)]
     off += [isinstance(values[name], (int, float)) and values[name] == 0 for name in _OFF_AT_ZERO & set(values)]
     return not any(off)
@@ -118,12 +114,8 @@ def _check_norms(graph: fx.Graph, inputs: Collection[str]) -> None:
     for node in graph.nodes:
         if not computed.isdisjoint(node.all_input_nodes) or (node.op == "placeholder" and node.name in inputs):
             computed.add(node)
-        if _name(node) not in ("batch_norm", "cudnn_batch_norm", "native_batch_norm") or node not in computed:
-            continue
-        # no other way to the names
-        names = [argument.name for argument in node.target._schema.arguments]  # noqa: SLF001
-        values = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        if values.get("training"):
+        norm = operator_name(node) in ("batch_norm", "cudnn_batch_norm", "native_batch_norm")
+        if norm and node in computed and arguments_of(node).get("training"):
             raise UserError(
                 f"the BatchNorm{_where(node)} normalises with the statistics of each batch, as in training: put it "
                 "into eval mode "
@@ -175,15 +167,8 @@ def _drop_side_effects(program: ExportedProgram) -> None:
             )
 
 
-def _name(node: fx.Node) -> str:
-    target = node.target
-    # the private name: see graph
-    return str(target.overloadpacket.__name__) if isinstance(target, torch._ops.OpOverload) else ""  # noqa: SLF001
-
-
 def _where(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack")
-    path = str(list(stack.values())[-1][0]).split("@", 1)[0] if stack else ""
+    path = module_path(node)
     return f" in {path!r}" if path else ""
 
 

@@ -16,6 +16,7 @@ from calib.network.nodes import module_path, moved_from, operator_name
 
 _OPERATORS = {"conv1d", "conv2d", "conv3d", "linear"}
 _LOOKS_UP = "embedding"
+_MATRIX = 2
 _OF_SIZES = {
     "sym_size", "sym_numel", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full"
 }  # fmt: skip
@@ -114,11 +115,14 @@ def find_units(traced: TracedModel) -> tuple[tuple[Unit, ...], tuple[Skipped, ..
         name = operator_name(node)
         if name in _OPERATORS or name == _LOOKS_UP:
             weight = _weight_of(node)
-            if isinstance(weight, fx.Node) and weight.name in traced.parameter_names:
-                calls[weight.name].append(node)
-            else:
+            if not isinstance(weight, fx.Node) or weight.name not in traced.parameter_names:
                 path = module_path(node) or node.name
                 skipped[path] = Skipped(path, name, "its weight is computed inside the model")
+            elif traced.state[weight.name].dim() < _MATRIX:
+                path = _path(traced, node)
+                skipped[path] = Skipped(path, name, "its weight is a vector, which no integer kernel multiplies by")
+            else:
+                calls[weight.name].append(node)
     computed = _computed(traced)
     units = []
     for nodes in calls.values():
@@ -159,7 +163,7 @@ def _others(traced: TracedModel, calls: Mapping[str, Collection[fx.Node]]) -> It
     """Yield the parameters of two dimensions or more that something else than `calls` reads, and what does."""
     own = {name for name, _ in traced.module.named_parameters()}
     for node, parameter in traced.parameter_names.items():
-        if parameter not in own or traced.state[node].dim() < 2:
+        if parameter not in own or traced.state[node].dim() < _MATRIX:
             continue
         reader = _first_reader(traced.nodes[node], calls.get(node, ()))
         if reader is None:
@@ -237,7 +241,7 @@ def _weight_of(node: fx.Node) -> object:
 def _kind(node: fx.Node) -> str:
     name = operator_name(node)
     if name == "linear":
-        return "linear" if node.args[0].meta["val"].dim() == 2 else "linear_nd"  # type: ignore[union-attr]
+        return "linear" if node.args[0].meta["val"].dim() == _MATRIX else "linear_nd"  # type: ignore[union-attr]
     groups = node.args[6] if len(node.args) > 6 else 1
     if groups == 1:
         return name

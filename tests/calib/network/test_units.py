@@ -215,3 +215,20 @@ def test_a_bias_that_is_computed_is_none_of_the_layer():
     units, _ = units_of(Biases(), 4)
     assert units["first"].bias is not None
     assert units["second"].bias is None
+
+
+class Score(nn.Module):
+    """One number for each row, by a weight that is a vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.layer = nn.Parameter(torch.randn(6)), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return F.linear(self.layer(x), self.weight)
+
+
+def test_a_weight_that_is_a_vector_stays_float():
+    units, skipped = units_of(Score(), 6)
+    assert list(units) == ["layer"]
+    assert "vector" in skipped["weight"].reason
