@@ -20,7 +20,7 @@ from calib.moments import LayerMoments
 from calib.network.attention import Attention
 from calib.network.clips import is_clip
 from calib.network.graph import TracedModel
-from calib.network.nodes import operator_name
+from calib.network.nodes import JOINS, is_float, operator_name
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
 from calib.observers import Observed, observer_from_name, shares
@@ -74,6 +74,8 @@ class Calibration:
         self._round = rounding_from_name(settings.rounding)
         self._choose_widths = width_rule_from_name(settings.widths)
         self._observed: dict[str, Observed] = {name: Observed() for name in _observed_tensors(traced, units, attention)}
+        self._extremes: dict[str, tuple[float, float]] = {}
+        """Of the floats that are not observed: their values are never quantised."""
         self._moments = LayerMoments(traced, units, batches, memory_mb)
         self._moments.collect(self._moments.parts[0], self._observe)
         self._quantizers: dict[tuple[str, NumberType, Scheme], ActivationQuantizer] = {}
@@ -82,6 +84,10 @@ class Calibration:
     def _observe(self, name: str, tensor: Tensor) -> None:
         if name in self._observed:
             self._observed[name].add(tensor)
+        elif tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel():  # half holds every FP8 number
+            low, high = map(float, tensor.detach().aminmax())
+            before = self._extremes.get(name, (low, high))
+            self._extremes[name] = (min(before[0], low), max(before[1], high))
 
     def quantizer(self, tensor: str, grid: NumberType, scheme: Scheme) -> ActivationQuantizer:
         """Return the quantiser of one tensor of the graph; what softmax gives has an observer of its own."""
@@ -131,15 +137,19 @@ class Calibration:
             self._moments.drop(unit.path)
             gaps.close(self.traced.state[unit.weight].nbytes)
 
-    def prepare_quantizers(self, tensors: Iterable[str] | None, grids: Iterable[NumberType], scheme: Scheme) -> None:
-        """Work out the ranges of `tensors`, of all that were observed when it is None, for these types."""
+    def prepare_quantizers(self, tensors: Iterable[str], grids: Iterable[NumberType], scheme: Scheme) -> None:
+        """Work out the ranges of `tensors` for these types."""
+        wanted = tuple(tensors)
         for grid in grids:
-            for tensor in self._observed if tensors is None else tensors:
+            for tensor in wanted:
                 self.quantizer(tensor, grid, scheme)
 
-    def largest(self, tensor: str) -> float:
-        """Return the largest absolute value that a tensor had on the calibration data."""
-        return max(-self._observed[tensor].low, self._observed[tensor].high)
+    def extremes(self, tensor: str) -> tuple[float, float] | None:
+        """Return the smallest and the largest value that a tensor had on the calibration data; None where it has no
+        floats, or no batch gives it.
+        """
+        seen = self._observed.get(tensor)
+        return self._extremes.get(tensor) if seen is None else (seen.low, seen.high)
 
     def of(self, traced: TracedModel, units: Sequence[Unit]) -> Calibration:
         """Calibrate another network in the same way, on the same batches."""
@@ -173,25 +183,24 @@ class Calibration:
         smallest = max(
             min(span * 0.1 / 255 if span > 0 else SCALE_OF_ZEROS for span in spans), torch.finfo(torch.float32).tiny
         )
-        return self.traced.state[unit.bias].abs().float() / (smallest * _BIAS_LIMIT)
+        floor = self.traced.state[unit.bias].abs().float() / (smallest * _BIAS_LIMIT)
+        return floor.expand(unit.out_features)  # a bias of one number is added to all rows
 
 
 def _observed_tensors(traced: TracedModel, units: Sequence[Unit], attention: Iterable[Attention]) -> list[str]:
-    """Inputs and results of all units, results behind a ReLU or clamp as well, sums, the skips of residual adds,
-    and the operands of attention.
+    """Inputs and results of all units, sums and concatenations, what clips behind one of these give, the skips of
+    residual adds, and the operands of attention.
     """
     names: dict[str, None] = {}
     for unit in units:
         names.update(dict.fromkeys(unit.inputs))
         names.update(dict.fromkeys(unit.calls))
-    names.update({node.name: None for node in traced.graph.nodes if operator_name(node) == "add"})
-    for name in list(names):
-        names.update({user.name: None for user in traced.consumers(name) if is_clip(user)})
+    names.update({node.name: None for node in traced.graph.nodes if operator_name(node) in JOINS})
+    left = list(names)
+    for name in left:
+        clips = [user.name for user in traced.consumers(name) if is_clip(user) and user.name not in names]
+        names.update(dict.fromkeys(clips))
+        left += clips
     names.update({add.grid: None for add in residual_adds(traced, units)})
     names.update({tensor: None for each in attention for tensor, _ in each.operands})
-    return [name for name in names if _is_float_tensor(traced, name)]
-
-
-def _is_float_tensor(traced: TracedModel, name: str) -> bool:
-    value = traced.nodes[name].meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return [name for name in names if is_float(traced.nodes[name])]

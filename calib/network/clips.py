@@ -33,6 +33,14 @@ def is_clipped(node: fx.Node) -> bool:
 
 
 def clipped(node: fx.Node) -> fx.Node:
-    """Return the clip behind a node when that is all that reads it, else the node itself."""
-    users = list(node.users)
-    return users[0] if len(users) == 1 and is_clip(users[0]) else node
+    """Return the clip behind a node when that is all that reads it, else the node itself.
+
+    Several in a row are one in the exported model, so it is the last of them; where one of them is not `is_clip`, the
+    node itself.
+    """
+    last = node
+    while len(last.users) == 1 and operator_name(user := next(iter(last.users))) in _ALL:
+        if not is_clip(user):
+            return node
+        last = user
+    return last

@@ -10,10 +10,10 @@ from torch import fx
 from calib.network.clips import clipped, is_clip
 from calib.network.graph import TracedModel
 from calib.network.moves import MOVES, is_averaged
-from calib.network.nodes import operator_name
+from calib.network.nodes import JOINS, operator_name
 from calib.network.residual import ResidualAdd, residual_adds
 from smpq.problem.policy import Group, Join
-from smpq.quantized.plan import JOINS, QdqRules, gemm_calls
+from smpq.quantized.plan import QdqRules, gemm_calls
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,11 @@ from calib.network.attention import Attention
 from calib.network.clips import clipped, is_clipped
 from calib.network.graph import TracedModel
 from calib.network.moves import is_averaged, keeps_grid
-from calib.network.nodes import operator_name
+from calib.network.nodes import JOINS, operator_name
 from calib.network.residual import ResidualAdd, residual_adds
 from calib.network.units import Unit
 
 _MATRIX = 2
-JOINS = {"add", "cat"}
-"""Operators that merge tensors, in integers when all of them are."""
 
 
 @dataclass(frozen=True)

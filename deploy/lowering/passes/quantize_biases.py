@@ -54,7 +54,7 @@ def _quantize_bias(model: ir.Model, node: ir.Node, unit: Unit, plan: QuantPlan, 
     scale = np.asarray(np.float32(input_scale) * weight.scale_array(), np.float32)
     integers = np.rint(floats / scale.astype(np.float64))
     if (
-        scale.size not in (1, floats.size)
+        (scale.size != floats.size and 1 not in (scale.size, floats.size))
         or not np.all(scale >= np.finfo(np.float32).tiny)
         or np.abs(integers).max(initial=0) > _LARGEST
     ):

@@ -1,4 +1,6 @@
 import dataclasses
+import pickle
+import random
 
 import pytest
 import torch
@@ -150,3 +152,74 @@ def test_eight_bits_agree_with_float_within_their_steps(scheme):
     rules = QdqRules(scheme, outputs=scheme == "affine", skips=scheme == "symmetric", integer_bias=scheme == "affine")
     output = fake(network, rules).run(network.formats("w8a8"), (network.x,))
     assert float((output - reference).norm() / reference.norm()) < 0.05
+
+
+class Ends(nn.Module):
+    """Two convolutions whose results are put together and then only averaged."""
+
+    def __init__(self, clip):
+        super().__init__()
+        self.a, self.b, self.head, self.clip = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3), nn.Linear(6, 4), clip
+
+    def forward(self, x):
+        return self.head(self.clip(torch.cat([self.a(x), self.b(x)], 1)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("clip", [nn.Identity(), nn.ReLU(), nn.Sequential(nn.ReLU(), nn.Hardtanh(-1, 2))])
+def test_a_concatenation_that_is_only_averaged_is_read_as_integers(clip):
+    torch.manual_seed(0)
+    network = Traced(Ends(clip), torch.randn(8, 2, 6, 6))
+    quantizer = fake(network, QdqRules("affine", outputs=True))
+    (mean,) = (node for node in network.traced.graph.nodes if "mean" in node.name)
+    plan = quantizer.plan(network.formats("w8a8"))
+    assert mean.all_input_nodes[0].name in {entry.tensor for entry in plan.tensors if entry.consumers is None}
+    reference = network.traced.run((network.x,))
+    assert float((quantizer.run(network.formats("w8a8"), (network.x,)) - reference).norm() / reference.norm()) < 0.05
+
+
+class Masked(nn.Module):
+    """Adds a mask of infinity to scores, and takes a row of the result of a layer that integers leave."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 1)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("mask", torch.full((5, 5), -torch.inf).triu(1))
+
+    def forward(self, x):
+        x = self.c(torch.relu(self.a(x) + self.b(x)))
+        x = ((x.transpose(1, 2) @ x) + self.mask).softmax(-1) @ x.transpose(1, 2)
+        return self.second(self.first(x.mean(1)))
+
+
+def test_a_pickled_copy_knows_all_that_its_policies_quantise():
+    torch.manual_seed(0)
+    network = Traced(Masked(), torch.randn(8, 4, 5))
+    quantizer = fake(network, QdqRules("affine", outputs=True, integer_bias=True))
+    texts = ("fp32", "w4a16", "w8a8", "w4a4")
+    quantizer.prepare({unit.path: [Format.from_text(text) for text in texts] for unit in network.units})
+    copy = pickle.loads(pickle.dumps(quantizer))  # noqa: TID251 - our own
+    drawn = random.Random(0)
+    for _ in range(40):
+        formats = {unit.path: Format.from_text(drawn.choice(texts)) for unit in network.units}
+        assert copy.plan(formats).tensors == quantizer.plan(formats).tensors
+
+
+def test_a_bias_of_one_number_is_that_of_all_rows():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.tensor([3.0]))
+
+        def forward(self, x):
+            return F.linear(x, self.weight, self.bias)
+
+    torch.manual_seed(0)
+    network = Traced(Shared(), torch.randn(8, 4))
+    (unit,) = network.units
+    assert network.calibration._scale_floor(unit, Format.from_text("w8a8")).shape == (6,)
+    output = fake(network, QdqRules("affine", outputs=True, integer_bias=True)).run(
+        network.formats("w8a8"), (network.x,)
+    )
+    reference = network.traced.run((network.x,))
+    assert float((output - reference).norm() / reference.norm()) < 0.02

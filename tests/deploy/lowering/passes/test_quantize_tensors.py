@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from calib.errors import UserError
 from calib.formats.integers import integer
@@ -14,7 +17,7 @@ from calib.network.execution import Edits
 from deploy.lowering.onnx_files import save_model
 from deploy.lowering.passes.quantize_tensors import quantize_tensors
 from smpq.quantized.plan import QuantizedTensor, QuantPlan
-from tests.deploy.networks import constants, mlp, nodes, relative_error, residual, run_plain
+from tests.deploy.networks import constants, export, mlp, nodes, relative_error, residual, run_plain
 
 AFFINE = ActivationQuantizer(integer(8), 0.05, 100, signed=False)
 SYMMETRIC = ActivationQuantizer(integer(8), 0.05, 0, signed=True)
@@ -124,3 +127,30 @@ def test_whole_network_agrees_with_the_edited_trace(tmp_path):
     edits = quantizer.edits(plan)
     expected = exported.traced.run((exported.batch,), Edits(edits.sources, edits.edges)).numpy()
     assert relative_error(run_plain(tmp_path / "model.onnx", exported.batch, disable_quant_qdq="1"), expected) < 1e-3
+
+
+class Clips(nn.Module):
+    def __init__(self, clip):
+        super().__init__()
+        self.a, self.b, self.clip = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), clip
+
+    def forward(self, x):
+        return self.b(self.clip(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        lambda x: F.relu(x).clamp(max=0.5),
+        lambda x: F.relu(F.relu(x)),
+        lambda x: F.relu6(x).clamp(-1.0, 0.5),
+        lambda x: F.relu(x).clamp(0.1, 0.5),
+    ],
+)
+def test_clips_that_the_exporter_joins_lose_no_pair(clip, tmp_path):
+    torch.manual_seed(0)
+    exported = export(Clips(clip), torch.randn(8, 3, 8, 8), tmp_path)
+    made = exported.lower(exported.formats("w8a8"), "ort-cpu", tmp_path)
+    assert not made.report.merged_tensors
+    result = run_plain(made.path, exported.batch, disable_quant_qdq="1")
+    assert relative_error(result, made.expected) < 1e-3
