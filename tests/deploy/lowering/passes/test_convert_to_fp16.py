@@ -67,24 +67,31 @@ def test_a_unit_planned_fp32_keeps_float32_weights_between_casts(tmp_path):
     assert unit.input[0].endswith("/Cast")
 
 
-def test_a_mask_is_clamped_and_infinity_stays():
+@pytest.mark.parametrize(
+    ("operator", "values", "expected"),
+    [
+        ("Add", [-3e38, 1.0, -np.inf], [-65504, 1, -np.inf]),
+        ("Max", [1e-12, -1e-30, 0.0], [2**-24, -(2**-24), 0]),
+        ("MatMul", [1e-12, -1e-30, 1.0], [0, 0, 1]),
+    ],
+    ids=["a mask is clamped and infinity stays", "what is not zero stays so", "but for weights"],
+)
+def test_constants(operator, values, expected):
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 21})
     model = ir.Model(graph, ir_version=10)
     mask = ir.Value(name="mask", shape=ir.Shape([3]), type=ir.TensorType(ir.DataType.FLOAT))
-    mask.const_value = ir.tensor(np.array([-3e38, 1.0, -np.inf], np.float32), name="mask")
+    mask.const_value = ir.tensor(np.array(values, np.float32), name="mask")
     graph.initializers["mask"] = mask
     x = ir.Value(name="x", shape=ir.Shape([3]), type=ir.TensorType(ir.DataType.FLOAT))
     graph.inputs.append(x)
-    node = ir.node("Add", [x, mask], name="add")
+    node = ir.node(operator, [x, mask], name="node")
     node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
     graph.append(node)
     graph.outputs.append(node.outputs[0])
     exported = residual()
     plan, _ = exported.plan(exported.formats("fp16"), "tensorrt-rtx")
     convert_to_fp16(model, plan, ())
-    np.testing.assert_array_equal(
-        graph.initializers["mask/half"].const_value.numpy(), np.array([-65504, 1, -np.inf], np.float16)
-    )
+    np.testing.assert_array_equal(graph.initializers["mask/half"].const_value.numpy(), np.array(expected, np.float16))
 
 
 def test_no_scale_becomes_zero():

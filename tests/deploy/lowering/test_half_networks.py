@@ -1,0 +1,141 @@
+"""Odd networks lowered to half precision give what they give in PyTorch, or are refused before the work."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from calib.errors import UserError
+from tests.deploy.half_networks import OF_TOKENS, SAMPLES, TOKENS, WIDTH, Net, NetOfOne, lowered
+
+LEAST = torch.finfo(torch.float32).min
+
+
+def _linear() -> nn.Linear:
+    return nn.Linear(WIDTH, WIDTH)
+
+
+def _tokens() -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(SAMPLES, TOKENS, WIDTH)
+
+
+def _with_zeros() -> torch.Tensor:
+    x = _tokens()
+    x[0, 0] = x[1] = 0
+    return x
+
+
+def _rms(x):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def _timesteps(self, x, t):
+    half = WIDTH // 2
+    angles = t.float()[:, None] * torch.exp(-math.log(10_000) * torch.arange(half) / half)
+    return self.b(x + self.a(torch.cat([angles.cos(), angles.sin()], -1)))
+
+
+def _rotary(self, x):
+    """The positions are a Range of floats whose end is free."""
+    q, positions = self.a(x), torch.arange(x.shape[1], dtype=x.dtype)
+    angles = positions[:, None] * 10_000 ** (-torch.arange(0, WIDTH, 2) / WIDTH)
+    first, second = q[..., ::2], q[..., 1::2]
+    turned = [first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()]
+    return self.b(torch.stack(turned, -1).flatten(2))
+
+
+def _masked(mask):
+    def run(self, x, kept):
+        scores = self.a(x) @ x.transpose(1, 2)
+        return self.b(mask(scores, kept[:, None]).softmax(-1) @ x)
+
+    return run
+
+
+def _heads(self, x):
+    """Two heads, in the axis of the samples."""
+    q, k, v = (
+        layer.reshape(len(x), TOKENS, 2, 8).transpose(1, 2).reshape(len(x) * 2, TOKENS, 8)
+        for layer in (self.a(x), self.b(x), x)
+    )
+    return F.scaled_dot_product_attention(q, k, v).reshape(len(x), 2, TOKENS, 8).transpose(1, 2).flatten(2)
+
+
+_STEPS = torch.tensor([1, 10, 100, 50])
+_KEPT = torch.arange(TOKENS) < torch.tensor([6, 3, 4, 1])[:, None]
+SOUND = {
+    "a vector of zeros is normalised": (lambda self, x: self.b(F.normalize(x, dim=-1) + 0.1 * self.a(x)), _with_zeros),
+    "a cosine": (lambda self, x: self.b(x * F.cosine_similarity(x, self.a(x), dim=-1)[..., None]), _with_zeros),
+    "an entropy": (lambda self, x: self.b(-(p := self.a(8 * x).softmax(-1)) * torch.log(p + 1e-10)), _tokens),
+    "RMSNorm by hand": (lambda self, x: self.b(_rms(self.a(x))), _tokens),
+    "LayerNorm of large numbers": (lambda self, x: self.b(F.layer_norm(1000 * self.a(x), (WIDTH,))), _tokens),
+    "time steps": (_timesteps, lambda: (_tokens()[:, 0], _STEPS)),
+    "a mask that is a product": (
+        _masked(lambda scores, kept: scores + (1.0 - kept.float()) * LEAST),
+        lambda: (_tokens(), _KEPT),
+    ),
+    "a mask that is filled in": (
+        _masked(lambda scores, kept: scores.masked_fill(~kept, -1e9)),
+        lambda: (_tokens(), _KEPT),
+    ),
+    "a mask of infinity": (
+        _masked(lambda scores, kept: torch.where(kept, scores, torch.tensor(-math.inf))),
+        lambda: (_tokens(), _KEPT),
+    ),
+    "heads among the samples": (_heads, _tokens),
+    "several outputs": (lambda self, x: {"a": self.a(x), "b": (self.b(x).half(), x.argmax(-1)), "c": x > 0}, _tokens),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_half_precision_gives_what_the_network_gives(name, tmp_path):
+    torch.manual_seed(0)
+    run, make = SOUND[name]
+    inputs = made if isinstance(made := make(), tuple) else (made,)
+    assert lowered(Net(run, a=_linear(), b=_linear()), inputs, tmp_path).error() < 0.03
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "ort-cuda"])
+def test_an_operator_without_a_type_for_half_stays_float32_between_casts(target, tmp_path):
+    torch.manual_seed(0)
+    made = lowered(NetOfOne(_rotary, a=_linear(), b=_linear()), (_tokens(),), tmp_path, target, sizes=OF_TOKENS)
+    assert made.error() < 0.03
+    assert made.error(_tokens()[:, :3]) < 0.03
+    assert "Range" in {node.op_type for node in onnx.load(made.path).graph.node}
+
+
+def test_an_output_in_half_precision_stays_so(tmp_path):
+    made = lowered(Net(lambda self, x: self.a(x).half(), a=_linear()), (_tokens(),), tmp_path)
+    assert made.run(_tokens())[0].dtype == np.float16
+
+
+REFUSED = {
+    "RMSNorm of large numbers": (lambda self, x: self.b(_rms(1000 * self.a(x))), _tokens, "(pow) reaches"),
+    "the same by its module": (lambda self, x: self.b(F.rms_norm(x, (WIDTH,))), lambda: 1000 * _tokens(), "squares"),
+    "a norm": (lambda self, x: self.b(F.normalize(x, dim=-1)), lambda: 200 * _tokens(), "squares"),
+    "an input": (lambda self, x: self.b(x / 65_535), lambda: 2**17 * _tokens(), "(an input) reaches"),
+    "integers": (
+        lambda self, x, t: self.b(x + (t.float()[:, None] * 1000 * torch.ones(WIDTH)).sin()),
+        lambda: (_tokens()[:, 0], _STEPS),
+        "(mul) reaches 1e+05",
+    ),
+    "a factor": (lambda self, x: self.b(self.a(x) * 1e-3 * 1e6), _tokens, "is computed with 1e+06"),
+    "a divisor": (lambda self, x: self.b(self.a(x) / 1e6 * 100), _tokens, "is computed with 1e+06"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_half_precision_does_not_hold_is_refused_by_name(name, tmp_path):
+    torch.manual_seed(0)
+    run, make, message = REFUSED[name]
+    inputs = made if isinstance(made := make(), tuple) else (made,)
+    with pytest.raises(UserError, match=f"{re.escape(message)}.*half precision holds"):
+        lowered(Net(run, a=_linear(), b=_linear()), inputs, tmp_path)
