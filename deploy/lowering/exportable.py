@@ -26,8 +26,6 @@ class Exportable(ExportedProgram):
     that is sure to give the same.
     """
 
-    _original: ExportedProgram
-
     @classmethod
     def of(cls, program: ExportedProgram) -> Exportable:
         """Copy the graph and its signature; the weights are those of `program`."""
@@ -39,7 +37,7 @@ class Exportable(ExportedProgram):
         graph.eliminate_dead_code()  # as a trace does
         write_out_norms(graph)
         give_heads(graph)
-        copied = cls(
+        return cls(
             root=program.graph_module,
             graph=graph,
             graph_signature=copy.deepcopy(program.graph_signature),
@@ -50,16 +48,14 @@ class Exportable(ExportedProgram):
             constants=program.constants,
             verifiers=program.verifiers,
         )
-        copied._original = program
-        return copied
 
     def run_decompositions(self, decomp_table: dict[Any, Any] | None = None, **options: Any) -> ExportedProgram:
-        """Return this program where `decomp_table` changes nothing in it, else what torch makes of the original."""
+        """Return this program where `decomp_table` changes nothing in it, else one that has only what it keeps."""
         if decomp_table is not None and all(_stays(node, decomp_table) for node in self.graph.nodes):
             return self
         decomposed = without_retracing(self, decomp_table) if decomp_table is not None and not options else None
         if decomposed is None:
-            decomposed = self._original.run_decompositions(decomp_table, **options)
+            decomposed = super().run_decompositions(decomp_table, **options)
         forget_layouts(decomposed)
         return decomposed
 

@@ -103,3 +103,28 @@ def test_what_is_traced_again_forgets_layouts(tmp_path):
     x = torch.randn(3, 5, 8)
     (found,) = session.run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), traced.run((x,)), rtol=1e-4, atol=1e-5)
+
+
+class HeadsAmongSamples(nn.Module):
+    """Computes a size, which is left to torch, and attends without an axis of heads, which the exporter refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x):
+        count, heads = x.shape[0], 2
+        q, k, v = self.qkv(x).reshape(count, 5, 3, heads, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (each.reshape(count * heads, 5, 4) for each in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).reshape(count, heads, 5, 4).transpose(1, 2).flatten(2)
+
+
+def test_what_is_traced_again_is_the_copy_that_was_rewritten(tmp_path):
+    traced = TracedModel(HeadsAmongSamples().eval(), (torch.randn(2, 5, 8),))
+    export_float(traced, find_units(traced)[0], tmp_path / "model.onnx")
+    session = ort.InferenceSession(tmp_path / "model.onnx")
+    x = torch.randn(3, 5, 8)
+    (found,) = session.run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), traced.run((x,)), rtol=1e-4, atol=1e-5)
+    attended = next(node.name for node in traced.graph.nodes if "scaled_dot_product" in str(node.target))
+    assert attended.encode() in (tmp_path / "model.onnx").read_bytes(), "the result of the attention keeps its name"
