@@ -19,6 +19,7 @@ from calib.errors import UserError, first_line
 from calib.network.graph import TracedModel
 from calib.network.units import Unit
 from calib.network.unwritten import unwritten_code
+from deploy.lowering.exact_constants import only_zero_is_zero
 from deploy.lowering.exportable import Exportable
 from deploy.lowering.naming import call_name, name_axes, name_nodes, name_values
 from deploy.lowering.onnx_files import save_model
@@ -96,7 +97,7 @@ def read_aliases(model: ir.Model) -> dict[str, str]:
 
 def _export(traced: TracedModel) -> torch.onnx.ONNXProgram:
     assert not traced.dynamic_batch or _batch_is_free(traced), "somebody took int() of a free size: see elements_of_one"
-    with _quiet(), promotion_reads_the_graph():
+    with _quiet(), promotion_reads_the_graph(), only_zero_is_zero():
         try:
             program = torch.onnx.export(Exportable.of(traced.program), dynamo=True, opset_version=OPSET, verbose=False)
         except Exception as error:

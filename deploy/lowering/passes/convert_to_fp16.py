@@ -32,7 +32,8 @@ _MULTIPLIES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _TYPES = ("to", "dtype", "output_datatype")
 """Attributes that say the type of a result."""
 
-_FILLS = {"Constant", "ConstantOfShape"}
+_NUMBERS = ("value_float", "value_floats")
+"""Attributes of a Constant, besides `value`."""
 _MAY_BE_FLOAT = {None, ir.DataType.FLOAT}
 
 
@@ -153,14 +154,25 @@ def _convert_attributes(node: ir.Node, wide: _Wide) -> int:
         if node.attributes.get_int(name, 0) == ir.DataType.FLOAT:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT16)
             changed += 1
-    if node.op_type not in _FILLS:
-        return changed
-    fill = node.attributes.get("value")
-    array = fill.as_tensor().numpy() if fill is not None else np.zeros(1, np.float32)
-    if array.dtype == np.float32:
+    array = _held(node)
+    if array is not None and array.dtype == np.float32:
+        for name in _NUMBERS:
+            node.attributes.pop(name, None)
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_half(array)))
         changed += 1
     return changed
+
+
+def _held(node: ir.Node) -> Array | None:
+    """Return the numbers that a node makes of nothing; None where it makes none, or none of floats."""
+    if node.op_type not in ("Constant", "ConstantOfShape"):
+        return None
+    if "value" in node.attributes:
+        return np.asarray(node.attributes["value"].as_tensor().numpy())
+    numbers = [node.attributes[name].value for name in _NUMBERS if name in node.attributes]
+    if numbers:
+        return np.asarray(numbers[0], np.float32)
+    return np.zeros(1, np.float32) if node.op_type == "ConstantOfShape" else None
 
 
 def _surround(model: ir.Model, node: ir.Node, wide: Mapping[ir.Node, _Wide]) -> int:
