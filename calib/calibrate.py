@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -137,8 +138,10 @@ class Calibration:
             self._moments.drop(unit.path)
             gaps.close(self.traced.state[unit.weight].nbytes)
 
-    def prepare_quantizers(self, tensors: Iterable[str], grids: Iterable[NumberType], scheme: Scheme) -> None:
-        """Work out the ranges of `tensors` for these types."""
+    def prepare_quantizers(self, tensors: Iterable[str] | None, grids: Iterable[NumberType], scheme: Scheme) -> None:
+        """Work out the ranges of `tensors` for these types; None: of all that were observed with finite values."""
+        if tensors is None:
+            tensors = [name for name, seen in self._observed.items() if math.isfinite(seen.high - seen.low)]
         wanted = tuple(tensors)
         for grid in grids:
             for tensor in wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -15,7 +15,6 @@ from calib.formats.number_type import NumberType
 from calib.formats.quantizers import QuantizedWeight
 from calib.network.execution import Edit, Edits
 from calib.network.graph import TracedModel
-from calib.network.moves import keeps_grid
 from calib.network.residual import residual_adds
 from calib.network.units import Unit
 from smpq.quantized.plan import QdqRules, QuantPlan, gemm_calls, plan_from_policy
@@ -130,18 +129,7 @@ class FakeQuantizer:
         self.calibration.prepare_quantizers([add.grid for add in self._adds], grids, self.rules.scheme)
         self._prepare_attention(formats)
         if self.rules.outputs:
-            self.calibration.prepare_quantizers(self._sources(formats, grids), grids, self.rules.scheme)
-
-    def _sources(self, formats: Mapping[str, Sequence[Format]], grids: Iterable[NumberType]) -> set[str]:
-        """Return the tensors that some policy with these formats quantises at the source with a range of their own.
-
-        With more integer layers there are only more of them, but that what reads a linear layer is on one grid.
-        """
-        found: set[str] = set()
-        for grid in grids:
-            chosen = {path: max(own, key=lambda each: _nearness(each, grid)) for path, own in formats.items()}
-            found |= {entry.tensor for entry in self.plan(chosen).tensors if entry.consumers is None}
-        return {tensor for tensor in found if not keeps_grid(self.traced.nodes[tensor])}
+            self.calibration.prepare_quantizers(None, grids, self.rules.scheme)
 
     def _prepare_attention(self, formats: Mapping[str, Sequence[Format]]) -> None:
         chosen = {call: formats[unit.path] for unit in self.units for call in unit.calls}
@@ -157,11 +145,3 @@ class FakeQuantizer:
         """Return the quantised model's output for one batch."""
         with torch.no_grad():
             return self.traced.run(inputs, self.edits(self.plan(formats)))
-
-
-def _nearness(chosen: Format, grid: NumberType) -> int:
-    """2 where a format has activations of this integer type, 1 where of another one."""
-    own = chosen.activation
-    if own is None or not own.is_integer:
-        return 0
-    return 2 if own == grid else 1
