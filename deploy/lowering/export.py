@@ -29,6 +29,9 @@ from deploy.lowering.traced_names import TracedNames
 OPSET = 21
 ALIASES = "smpq.aliases"
 """Model metadata: JSON of traced tensor -> ONNX value, for tensors that the exporter found to be the same value."""
+ORIGINS = "smpq.origins"
+"""Model metadata: JSON of ONNX value -> traced node that it is computed for, where that has another name or is unknown.
+"""
 FINGERPRINT = "smpq.fingerprint"
 """Model metadata: the key of the fingerprint of the run that exported it."""
 SIZES = "smpq.sizes"
@@ -48,7 +51,8 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerp
     2. A value that is a tensor of `traced` has that tensor's name. Where the exporter dropped a tensor because another
        one is equal to it, the model's metadata (`ALIASES`) says which. The parts of a split, and what the exporter made
        up, keep its names.
-    3. Other nodes are named `<module path>/<operator>`, made unique by `_2`, ...
+    3. Other nodes are named `<module path>/<operator>`, made unique by `_2`, ... The metadata says what the values of
+       an operator that is written out into several are for (`ORIGINS`).
     4. A dynamic batch stays dynamic and is called `batch`, other free axes `<input>_<axis>`; the metadata says which
        sizes they may have (`SIZES`). No metadata that holds source paths is left.
     5. Every unit's weight is compared with the initialiser found; a difference is an error, never a guess.
@@ -65,11 +69,14 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerp
     resolved = names.resolve(produced)
     units_by_node = _unit_nodes(model, traced, units, names, exporter_names)
     name_values(model, traced, resolved)
-    name_nodes(model, traced, units_by_node, {node: names.traced_name(name) for node, name in exporter_names.items()})
+    traced_names = {node: names.traced_name(name) for node, name in exporter_names.items()}
+    name_nodes(model, traced, units_by_node, traced_names)
     _clear(model)
     name_axes(model)
     aliases = {tensor: value for tensor, value in names.final_names(resolved).items() if tensor != value}
     model.metadata_props[ALIASES] = json.dumps(aliases, sort_keys=True)
+    origins = {value.name: name for node, name in traced_names.items() for value in node.outputs if value.name != name}
+    model.metadata_props[ORIGINS] = json.dumps(origins, sort_keys=True)
     if fingerprint:
         model.metadata_props[FINGERPRINT] = fingerprint
     ranges = traced.sizes.ranges(traced.inputs)
@@ -88,6 +95,11 @@ def export_float(traced: TracedModel, units: Sequence[Unit], path: Path, fingerp
 def read_sizes(model: ir.Model) -> dict[str, list[list[int]]]:
     """Return the least, the usual and the most sizes of a sample of each input; nothing where no axis is free."""
     return dict(json.loads(model.metadata_props.get(SIZES, "{}")))
+
+
+def read_origins(model: ir.Model) -> dict[str, str | None]:
+    """Return ONNX value -> traced node that it is computed for, where that has another name or is unknown."""
+    return dict(json.loads(model.metadata_props.get(ORIGINS, "{}")))
 
 
 def read_aliases(model: ir.Model) -> dict[str, str]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from calib.errors import UserError
 from calib.network.units import Unit
 from deploy.files.engine import ExportFile
-from deploy.lowering.export import OPSET
+from deploy.lowering.export import OPSET, ORIGINS
 from deploy.lowering.onnx_files import load_model, save_model, sha256, size_bytes
 from deploy.lowering.passes.convert_to_fp16 import convert_to_fp16
 from deploy.lowering.passes.declare_opset import declare_opset
@@ -96,7 +96,7 @@ def lower(
     Raises UserError when `float_model` cannot be read, is not the model of the plan, or does not run with `batch`.
     """
     model = load_model(float_model)
-    _check_same_model(float_model, model, units)
+    _check_same_model(float_model, model, plan, units)
     changes: dict[str, int] = {}
     if lowering.fixed_batch and batch is not None:
         changes["fix_batch"] = fix_batch(model, batch)
@@ -120,13 +120,17 @@ def lower(
     return LoweringReport(changes, tensors.merged, size_bytes(out), sha256(out))
 
 
-def _check_same_model(path: Path, model: ir.Model, units: Sequence[Unit]) -> None:
-    """Refuse a file that is not the one that was exported: a layer that is not found would silently stay float."""
+def _check_same_model(path: Path, model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> None:
+    """Refuse a file that is not the one that was exported: a layer that is not found would silently stay float, and
+    an operator would become half.
+    """
     opset = model.opset_imports.get("", 0)
     if opset < OPSET:
         raise UserError(
             f"{path} has opset {opset}, and integer weights need opset {OPSET}: delete it, it is exported again"
         )
+    if plan.in_float32 and ORIGINS not in model.metadata_props:
+        raise UserError(f"{path} does not say what its nodes are for: delete it, it is exported again")
     for unit in units:
         if not unit_nodes(model, unit) and not gather_nodes(model, unit):
             raise UserError(

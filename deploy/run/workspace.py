@@ -27,7 +27,7 @@ from deploy.files.search import CalibrationFile
 from deploy.latency.bench import Bench, Conditions
 from deploy.latency.candidates import CANDIDATES, Candidates
 from deploy.latency.observations import Observations
-from deploy.lowering.fp16_range import check_fp16_range
+from deploy.lowering.fp16_range import keeping_float32
 from deploy.run.data_free import DataFree
 from deploy.run.directory import DECISIVE, Run, versions
 from deploy.run.float_onnx import export_float_model
@@ -159,12 +159,13 @@ class Workspace:
         with self.progress.step("calibrate"):
             limit = self.resources.memory_limit_mb
             calibration = Calibration(self.traced, units, self.batches, settings, limit, self.attention)
+        rules = rules_of(self.target)
         if self.target.reference == FP16:
-            check_fp16_range(calibration, units)
+            rules = keeping_float32(rules, calibration, units, self.progress.say)
         formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
         with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
             calibration.prepare(units, formats, advance)
-        quantizer = FakeQuantizer(self.traced, units, calibration, rules_of(self.target))
+        quantizer = FakeQuantizer(self.traced, units, calibration, rules)
         if self.settings.reconstruct_widths is not None:
             calibration.take(reconstructed_weights(self, quantizer, self.settings.reconstruct_widths))
         self._keep_digest(calibration)

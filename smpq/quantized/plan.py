@@ -35,13 +35,15 @@ class QdqRules:
     sample and with a bias, that only integer layers read. `skips`: an add that an integer layer computes reads
     its other operand as integers when an integer layer makes or reads that one too (TensorRT then has one integer
     kernel for convolution and add). `integer_bias`: the bias of an integer convolution is an integer too, in units of
-    input step times weight step (ONNX Runtime).
+    input step times weight step (ONNX Runtime). `in_float32` are nodes of the graph that are computed in float32, where
+    the runtime's float type is half precision.
     """
 
     scheme: Scheme
     outputs: bool = False
     skips: bool = False
     integer_bias: bool = False
+    in_float32: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,14 @@ class QuantizedTensor:
 class QuantPlan:
     """Everything that is quantised under one policy; unit path -> format, tensors, unit path -> weight.
 
-    `gemms` are the calls of linear layers that add their bias in integers.
+    `gemms` are the calls of linear layers that add their bias in integers, `in_float32` what `QdqRules` says.
     """
 
     formats: Mapping[str, Format]
     tensors: tuple[QuantizedTensor, ...]
     weights: Mapping[str, QuantizedWeight]
     gemms: frozenset[str] = frozenset()
+    in_float32: frozenset[str] = frozenset()
 
     def input_quantizer(self, unit: Unit, call: int) -> ActivationQuantizer | None:
         """Return the quantiser of the tensor that one call of a unit reads, or None when it reads floats."""
@@ -134,7 +137,7 @@ def plan_from_policy(
     weights = {
         unit.path: calibration.weight(unit, formats[unit.path]) for unit in units if not formats[unit.path].is_float
     }
-    return QuantPlan(dict(formats), tuple(tensors), weights, frozenset(whole))
+    return QuantPlan(dict(formats), tuple(tensors), weights, frozenset(whole), rules.in_float32)
 
 
 def gemm_calls(traced: TracedModel, units: Iterable[Unit]) -> frozenset[str]:

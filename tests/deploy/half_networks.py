@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from calib.sizes import InputSizes
 from calib.task import Batch
 from deploy.backends import backend_of
 from deploy.lowering.export import export_float
-from deploy.lowering.fp16_range import check_fp16_range
+from deploy.lowering.fp16_range import keeping_float32
 from deploy.targets.target import target_from_name
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
@@ -58,6 +59,7 @@ class Lowered:
     path: Path
     model: nn.Module
     inputs: tuple[Tensor, ...]
+    lower_again: Callable[[], object]
 
     def run(self, *inputs: Tensor) -> list[npt.NDArray[Any]]:
         options = ort.SessionOptions()
@@ -100,11 +102,12 @@ def lowered(
     units, _ = find_units(traced)
     settings = CalibrationSettings("minmax", "nearest", target.activation_scheme)
     calibration = Calibration(traced, units, [Batch(inputs, None)], settings)
-    check_fp16_range(calibration, units)
     rules = QdqRules(target.activation_scheme, target.quantize_outputs, target.quantize_skips)
+    rules = keeping_float32(rules, calibration, units, print)
     plan = FakeQuantizer(traced, units, calibration, rules).plan({unit.path: Format.from_text(text) for unit in units})
     exported, path = directory / "model.float.onnx", directory / f"{target_name}.onnx"
     export_float(traced, units, exported)
     batch = None if sizes is not None else len(inputs[0])
-    backend_of(target).lower(exported, plan, units, path, batch)
-    return Lowered(path, model, inputs)
+    lower = functools.partial(backend_of(target).lower, exported, plan, units, path, batch)
+    lower()
+    return Lowered(path, model, inputs, lower)

@@ -28,7 +28,7 @@ from calib.task import Batch
 from deploy.backends import backend_of, onnxruntime, tensorrt
 from deploy.lowering import onnx_files
 from deploy.lowering.export import export_float
-from deploy.lowering.fp16_range import check_fp16_range
+from deploy.lowering.fp16_range import beyond_half
 from deploy.lowering.onnx_files import load_model, save_model
 from deploy.targets.target import Target, capability, target_from_name
 from smpq.quantized.plan import QdqRules
@@ -192,13 +192,13 @@ def test_what_half_precision_does_not_hold(factor, message, tmp_path):
     )
     case = Case(model, _samples((8,)), tmp_path)
     with pytest.raises(UserError, match=message):
-        check_fp16_range(case.calibration(target_from_name("tensorrt-rtx")), case.units)
+        beyond_half(case.calibration(target_from_name("tensorrt-rtx")), case.units)
 
 
 def test_what_half_precision_holds(tmp_path):
     make, shape = SOUND["activations of zero"]
     case = Case(make(), _samples(shape), tmp_path)
-    check_fp16_range(case.calibration(target_from_name("tensorrt-rtx")), case.units)
+    beyond_half(case.calibration(target_from_name("tensorrt-rtx")), case.units)
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt-rtx"])

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from calib.formats.format import FP32
 from calib.network.units import Unit
+from deploy.lowering.export import read_origins
 from deploy.lowering.passes.editing import (
     Array,
     constant,
@@ -51,7 +52,8 @@ def convert_to_fp16(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> 
     2. Constants become half, clamped to its range (a mask of -3e38 must not become infinite times zero). Scales do too:
        the type of a DequantizeLinear's result is that of its scale, and a Cast there would stand between the runtime
        and its integer kernel. One that is not zero does not become zero (`_half`), but for the weights of layers.
-    3. A unit planned fp32 keeps float32 weights between two Casts.
+    3. A unit planned fp32 keeps float32 weights between two Casts. So does what the plan has in float32, as a whole
+       where it was written out into several nodes, and with the Q/DQ pairs that it alone reads.
     4. Q/DQ pairs have one float type: what is quantised, its scale and what is dequantised are half. TensorRT 10.16
        builds no plan for SM87 where they differ (NVIDIA/TensorRT issue 4832).
     5. Left alone: integers and shapes. What an operator takes or gives as float32 and never as half, by its schema (the
@@ -59,8 +61,10 @@ def convert_to_fp16(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> 
     """
     units_of_fp32 = [unit for unit in units if plan.formats[unit.path] == FP32]
     full = {node for unit in units_of_fp32 for node in (*unit_nodes(model, unit).values(), *gather_nodes(model, unit))}
+    full |= _planned_full(model, plan)
     wide = {node: _all_of(node) if node in full else _by_schema(model, node) for node in model.graph}
     ends = [value.dtype == ir.DataType.FLOAT for value in model.graph.outputs]
+    _lift_constants(model, wide)
     changed = _convert_constants(model, wide)
     for node in list(model.graph):
         if node not in full:
@@ -77,7 +81,42 @@ def convert_to_fp16(model: ir.Model, plan: QuantPlan, units: Sequence[Unit]) -> 
 
 def _all_of(node: ir.Node) -> _Wide:
     inputs = [index for index, value in enumerate(node.inputs) if value is not None and value.dtype in _MAY_BE_FLOAT]
-    return _Wide(frozenset(inputs), frozenset(range(len(node.outputs))))
+    outputs = [index for index, value in enumerate(node.outputs) if value.dtype in _MAY_BE_FLOAT]
+    return _Wide(frozenset(inputs), frozenset(outputs))
+
+
+def _planned_full(model: ir.Model, plan: QuantPlan) -> set[ir.Node]:
+    """Return the nodes of the operators that the plan has in float32, and the pairs that these alone read.
+
+    They are found by their values, whose names stay where a pass replaces a node. A node of which the exporter does not
+    say what it is for, as a Split, is one with those beside it.
+    """
+    if not plan.in_float32:
+        return set()
+    origins = read_origins(model)
+    names = {node: {origins.get(str(value.name), value.name) for value in node.outputs} for node in model.graph}
+    full = {node for node, own in names.items() if own & plan.in_float32}
+    for node in (*names, *reversed(names)):
+        if None in names[node] and node.outputs[0].dtype == ir.DataType.FLOAT:
+            full |= {node} if full & {*node.predecessors(), *node.successors()} else set()
+    for node in names:
+        maker = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] is not None else None
+        if maker is not None and full.issuperset(node.successors()):
+            full |= {node, maker}
+    return full
+
+
+def _lift_constants(model: ir.Model, wide: Mapping[ir.Node, _Wide]) -> None:
+    """Let what stays float32 read constants of the graph in place of nodes, which become half."""
+    for node in list(model.graph):
+        array = _held(node) if node.op_type == "Constant" else None
+        if array is None or array.dtype != np.float32:
+            continue
+        narrow = _narrow_uses(node.outputs[0], wide)
+        uses = [use for use in node.outputs[0].uses() if use not in narrow]
+        lifted = constant(model, f"{node.name}/float", array) if uses else None
+        for use in uses:
+            use.node.replace_input_with(use.idx, lifted)
 
 
 def _by_schema(model: ir.Model, node: ir.Node) -> _Wide:

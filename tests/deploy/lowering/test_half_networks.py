@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from calib.errors import UserError
+from deploy.lowering.export import ORIGINS
 from tests.deploy.half_networks import OF_TOKENS, SAMPLES, TOKENS, WIDTH, Net, NetOfOne, lowered
 
 LEAST = torch.finfo(torch.float32).min
@@ -126,25 +127,106 @@ def test_an_output_in_half_precision_stays_so(tmp_path):
     assert made.run(_tokens())[0].dtype == np.float16
 
 
-REFUSED = {
-    "RMSNorm of large numbers": (lambda self, x: self.b(_rms(1000 * self.a(x))), _tokens, "(pow) reaches"),
-    "the same by its module": (lambda self, x: self.b(F.rms_norm(x, (WIDTH,))), lambda: 1000 * _tokens(), "squares"),
-    "a norm": (lambda self, x: self.b(F.normalize(x, dim=-1)), lambda: 200 * _tokens(), "squares"),
-    "an input": (lambda self, x: self.b(x / 65_535), lambda: 2**17 * _tokens(), "(an input) reaches"),
+def _scores(self, x, kept):
+    """Scores beyond half precision, masked, beside others with the same mask."""
+    mask = ((1.0 - kept.float()) * LEAST)[:, None]
+    large = 2000 * self.a(x) @ (20 * x).transpose(1, 2)
+    small = (self.a(x) @ x.transpose(1, 2) + mask).softmax(-1)
+    filled = (large.masked_fill(~kept[:, None], -1e9) / 1e4).softmax(-1)
+    return self.b((((large + mask) / 1e4).softmax(-1) + small + filled) @ x)
+
+
+def _spread(x):
+    variance, mean = torch.var_mean(x, -1, keepdim=True)
+    return (x - mean) * variance.rsqrt()
+
+
+def _cosine(self, x):
+    return self.b(x / 1000 * F.cosine_similarity(x, 1000 * self.a(x / 1000), dim=-1)[..., None])
+
+
+def _thousands():
+    return 1000 * _tokens()
+
+
+def _millions():
+    return 1e6 * _tokens()
+
+
+KEPT = {
+    "RMSNorm of large numbers": (lambda self, x: self.b(_rms(1000 * self.a(x))), _tokens, "pow, mean"),
+    "the same by its module": (lambda self, x: self.b(F.rms_norm(x, (WIDTH,))), _thousands, "rms_norm"),
+    "a norm": (lambda self, x: self.b(F.normalize(x, dim=-1)), _thousands, "linalg_vector_norm"),
+    "a deviation": (lambda self, x: self.b(x / x.std(-1, keepdim=True)), _thousands, "std"),
+    "a variance, of two results": (lambda self, x: self.b(_spread(x)), _thousands, "var_mean, getitem, rsqrt"),
+    "a cosine": (_cosine, _thousands, "cosine_similarity"),
+    "an input": (lambda self, x: self.b((x - 5e5) / 1e6), _millions, "sub, div"),
+    "an input in halves": (
+        lambda self, x: self.b(torch.cat([part / 1e6 for part in x.chunk(2, -1)], -1)),
+        _millions,
+        "split, getitem, div",
+    ),
+    "a maximum": (lambda self, x: self.b(x / x.abs().max(-1, keepdim=True)[0]), _millions, "abs, max, getitem and 1"),
+    "outputs": (lambda self, x: (self.a(x / 1e6), x * 2, x > 0, x.argmax(-1)), _millions, "div, mul, gt and 1 more"),
     "integers": (
         lambda self, x, t: self.b(x + (t.float()[:, None] * 1000 * torch.ones(WIDTH)).sin()),
         lambda: (_tokens()[:, 0], _STEPS),
-        "(mul) reaches 1e+05",
+        "mul, sin",
     ),
-    "a factor": (lambda self, x: self.b(self.a(x) * 1e-3 * 1e6), _tokens, "is computed with 1e+06"),
-    "a divisor": (lambda self, x: self.b(self.a(x) / 1e6 * 100), _tokens, "is computed with 1e+06"),
+    "scores": (_scores, lambda: (_tokens(), _KEPT), "mul, slice, unsqueeze and 5 more"),
+    "a factor": (lambda self, x: self.b(self.a(x) * 1e-3 * 1e6), _tokens, "mul"),
+    "a divisor": (lambda self, x: self.b(self.a(x) / 1e6 * 100), _tokens, "div"),
+}
+
+
+@pytest.mark.parametrize(("target", "text", "limit"), [("tensorrt", "fp16", 0.005), ("ort-cuda", "w8a8", 0.08)])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_half_precision_does_not_hold_between_layers_stays_float32(name, target, text, limit, tmp_path, capsys):
+    torch.manual_seed(0)
+    run, make, said = KEPT[name]
+    inputs = made if isinstance(made := make(), tuple) else (made,)
+    made = lowered(Net(run, a=_linear(), b=_linear()), inputs, tmp_path, target, text)
+    assert made.error() < limit
+    assert f"kept in float32, since half precision does not hold the values: {said}" in capsys.readouterr().out
+
+
+def test_no_cast_stands_between_a_quantised_skip_and_its_sum_in_float32(tmp_path):
+    """The sum is beyond half precision, what it adds is not."""
+    torch.manual_seed(0)
+    layers = {name: nn.Conv2d(8, 8, 1) for name in "abc"}
+    net = Net(lambda self, x: self.c((self.a(40_000 * x) + self.b(40_000 * x)) / 1e5), **layers)
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.weight.copy_(torch.eye(8)[..., None, None])
+    made = lowered(net, (1 + torch.rand(2, 8, 4, 4) / 2,), tmp_path, "tensorrt", "w8a8")
+    graph = onnx.load(made.path).graph
+    cast = {name for node in graph.node if node.op_type == "Cast" for name in node.input}
+    assert not cast & {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    assert made.error() < 0.3
+
+
+def test_a_file_that_does_not_say_what_its_nodes_are_for_is_refused(tmp_path):
+    run, make, _ = KEPT["a deviation"]
+    made = lowered(Net(run, b=_linear()), (make(),), tmp_path)
+    exported = onnx.load(tmp_path / "model.float.onnx")
+    kept = [entry for entry in exported.metadata_props if entry.key != ORIGINS]
+    del exported.metadata_props[:]
+    exported.metadata_props.extend(kept)
+    onnx.save(exported, tmp_path / "model.float.onnx")
+    with pytest.raises(UserError, match="does not say what its nodes are for"):
+        made.lower_again()
+
+
+REFUSED = {
+    "an input of a layer": (lambda self, x: self.b(x), _millions, "inputs_0 around b reaches"),
+    "the same, moved": (lambda self, x: self.b(x.flatten(1, 1)), _millions, "around b reaches"),
+    "the result of a layer": (lambda self, x: self.b(self.a(6e4 * x.sign()) / 1e5), _tokens, "linear around a reaches"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_half_precision_does_not_hold_is_refused_by_name(name, tmp_path):
+def test_what_half_precision_does_not_hold_around_layers_is_refused_by_name(name, tmp_path):
     torch.manual_seed(0)
     run, make, message = REFUSED[name]
-    inputs = made if isinstance(made := make(), tuple) else (made,)
     with pytest.raises(UserError, match=f"{re.escape(message)}.*half precision holds"):
-        lowered(Net(run, a=_linear(), b=_linear()), inputs, tmp_path)
+        lowered(Net(run, a=_linear(), b=_linear()), (make(),), tmp_path)
