@@ -48,7 +48,7 @@ def keeping_float32(
         names = list(dict.fromkeys(map(_place, kept)))
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         say(f"kept in float32, since half precision does not hold the values: {', '.join(names[:_NAMED])}{more}")
-    return replace(rules, in_float32=frozenset(node.name for node in kept))
+    return replace(rules, in_float32=tuple(node.name for node in kept))
 
 
 def beyond_half(calibration: Calibration, units: Sequence[Unit]) -> list[fx.Node]:

@@ -36,14 +36,14 @@ class QdqRules:
     its other operand as integers when an integer layer makes or reads that one too (TensorRT then has one integer
     kernel for convolution and add). `integer_bias`: the bias of an integer convolution is an integer too, in units of
     input step times weight step (ONNX Runtime). `in_float32` are nodes of the graph that are computed in float32, where
-    the runtime's float type is half precision.
+    the runtime's float type is half precision, in the graph's order: values are kept under the text of the rules.
     """
 
     scheme: Scheme
     outputs: bool = False
     skips: bool = False
     integer_bias: bool = False
-    in_float32: frozenset[str] = frozenset()
+    in_float32: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class QuantPlan:
     tensors: tuple[QuantizedTensor, ...]
     weights: Mapping[str, QuantizedWeight]
     gemms: frozenset[str] = frozenset()
-    in_float32: frozenset[str] = frozenset()
+    in_float32: tuple[str, ...] = ()
 
     def input_quantizer(self, unit: Unit, call: int) -> ActivationQuantizer | None:
         """Return the quantiser of the tensor that one call of a unit reads, or None when it reads floats."""

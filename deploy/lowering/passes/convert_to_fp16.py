@@ -95,7 +95,7 @@ def _planned_full(model: ir.Model, plan: QuantPlan) -> set[ir.Node]:
         return set()
     origins = read_origins(model)
     names = {node: {origins.get(str(value.name), value.name) for value in node.outputs} for node in model.graph}
-    full = {node for node, own in names.items() if own & plan.in_float32}
+    full = {node for node, own in names.items() if not own.isdisjoint(plan.in_float32)}
     for node in (*names, *reversed(names)):
         if None in names[node] and node.outputs[0].dtype == ir.DataType.FLOAT:
             full |= {node} if full & {*node.predecessors(), *node.successors()} else set()
