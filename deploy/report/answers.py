@@ -9,7 +9,7 @@ from deploy.report.accuracy import same_accuracy
 from deploy.report.answer import Answer, Verdict, bare, sentence, some
 from deploy.report.orin import on_orin
 from deploy.report.remarks import timing_remarks
-from deploy.report.speed import faster
+from deploy.report.speed import faster, held_by_loss
 from deploy.report.steps import changes, differing_kernels, predicted_well
 from deploy.report.wording import counted, magnitude, number, shape, size
 
@@ -105,7 +105,8 @@ def _measured_reason(report: ReportFile) -> str:
     if not ratios:
         return f"No other engine was measured. {usual}"
     fastest = f"the fastest takes {min(ratios):.3g} of the float engine's time, the slowest {max(ratios):.3g}"
-    return f"{counted(len(ratios), 'engine')} with other formats were measured: {fastest}. {usual}"
+    reason = "No faster one is shown to lose as little as the budget allows." if held_by_loss(report) else usual
+    return f"{counted(len(ratios), 'engine')} with other formats were measured: {fastest}. {reason}"
 
 
 def budget_ratio(report: ReportFile) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
+from deploy.files.report import ReportFile
 from smpq.files import Interval
 from smpq.problem.budget import LOSSES
 
@@ -17,3 +18,9 @@ def faster(interval: Interval) -> Literal["yes", "no", "unknown"]:
 def asks_for_speed(costs: Collection[str]) -> bool:
     """Whether a budget with these limits wants the engine to be fast, as one on the loss does; without any it may."""
     return not costs or not {"latency", *LOSSES}.isdisjoint(costs)
+
+
+def held_by_loss(report: ReportFile) -> bool:
+    """Whether the float engine is kept since no faster engine that was measured is shown to lose as little as asked."""
+    faster_ones = any(step.measured is not None and step.measured < 1 for step in report.observations)
+    return report.is_float and faster_ones and any(limit.cost in LOSSES for limit in report.limits)

@@ -9,7 +9,7 @@ from deploy.files.report import LatencyPart, LimitRow, ReportFile
 from deploy.report.accuracy import STAGE_NAMES
 from deploy.report.answer import Answer, Step, some
 from deploy.report.command_lines import CommandLines
-from deploy.report.speed import asks_for_speed, faster
+from deploy.report.speed import asks_for_speed, faster, held_by_loss
 from deploy.report.wording import amount, counted
 from smpq.problem.budget import LOSSES
 from smpq.solve.effort import EFFORTS
@@ -65,7 +65,9 @@ def _budget_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
     if latency is None:
         steps.append(Step("Measure it on the device before relying on its speed.", _to_measure(report, commands)))
     elif slower and asks_for_speed([limit.cost for limit in report.limits]):
-        steps.append(Step(_not_for_speed(report, latency), _other_formats(report, commands)))
+        lossy = held_by_loss(report)
+        command = commands.about_run("curve") if lossy else _other_formats(report, commands)
+        steps.append(Step(_not_for_speed(report, latency), command))
     elif predicted_well(latency) is False:
         sentence = (
             "Predicted and measured latency do not agree: measure again on a quiet machine, or let the loop take more "
@@ -77,6 +79,10 @@ def _budget_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
 
 def _not_for_speed(report: ReportFile, latency: LatencyPart) -> str:
     name = f" ({report.float_engine})" if isinstance(report.float_engine, str) else ""
+    if held_by_loss(report):
+        return (
+            "It is the float engine: to be faster, allow a larger loss, or hold out more samples to show a smaller one."
+        )
     if report.is_float:
         return "It is the float engine: to be faster, offer other formats."
     if faster(latency.interval) == "unknown":

@@ -11,10 +11,21 @@ import pytest
 import cli
 from deploy.commands.declared_options import settings_from_options
 from deploy.files.report import ReportFile
+from deploy.report.answers import answers
 from deploy.report.steps import changes
 from deploy.run.settings import Settings, options_of
 from tests.deploy.report.curve_sample import curve
-from tests.deploy.report.report_sample import LATENCY, RUN, VERIFICATION, layer, long, report, stage, unmeasured
+from tests.deploy.report.report_sample import (
+    LATENCY,
+    RUN,
+    VERIFICATION,
+    layer,
+    long,
+    observation,
+    report,
+    stage,
+    unmeasured,
+)
 
 OPTIONS = {
     "--task": ["digits"], "--data": ["/my data"], "--formats": ["w8a8,fp32"], "--sm": ["sm86", "sm120"],
@@ -156,6 +167,19 @@ def test_a_loss_that_is_not_shown_to_be_small_enough_has_its_own_advice(change, 
 )
 def test_what_is_not_faster_is_not_for_speed(content, said):
     assert changes(content, RUN).sentences[1].startswith(said)
+
+
+def test_the_float_engine_that_is_kept_for_its_loss_asks_for_more_loss_or_more_samples():
+    held = {**LOSS, "reached": 0.0, "interval": [0.0, 0.0], "met": True}
+    content = report(is_float=True, limits=[held], observations=[observation("turn 1", 0.5, 0.41)])
+    first, second, *_ = changes(content, RUN).sentences
+    assert (first, second) == (
+        f"Next: `smpq curve {RUN}`.",
+        "It is the float engine: to be faster, allow a larger loss, or hold out more samples to show a smaller one.",
+    )
+    why = answers(content, RUN)[1]
+    assert "No faster one is shown to lose as little as the budget allows." in why.sentences[0]
+    assert "lose more to conversions" not in why.sentences[0]
 
 
 def test_the_options_of_settings_are_those_that_ask_for_them():
