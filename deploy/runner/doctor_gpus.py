@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from deploy.runner.cuda_library import checked, device_uuid
 from deploy.runner.errors import CudaError
 
 _LONGEST_TEXT = 500
@@ -37,14 +38,11 @@ def _gpu(library: ctypes.CDLL, ordinal: int) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(names)
     try:
         device = ctypes.c_int()
-        _asked(library, "cuDeviceGet", ctypes.byref(device), ordinal)
+        checked(library, "cuDeviceGet", ctypes.byref(device), ordinal)
         name = ctypes.create_string_buffer(256)
-        _asked(library, "cuDeviceGetName", name, 256, device)
+        checked(library, "cuDeviceGetName", name, 256, device)
         found["name"] = bounded(name.value.decode(errors="replace"))
-        content = (ctypes.c_ubyte * 16)()
-        _asked(library, "cuDeviceGetUuid", ctypes.byref(content), device)
-        text = bytes(content).hex()
-        found["uuid"] = "GPU-" + "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+        found["uuid"] = device_uuid(library, device.value)
         found["compute_capability"] = [_attribute(library, device, kind) for kind in _CAPABILITY_KINDS]
         found.update({name: _attribute(library, device, kind) for name, kind in _KINDS.items()})
         found.update(_memory(library, device))
@@ -56,12 +54,12 @@ def _gpu(library: ctypes.CDLL, ordinal: int) -> dict[str, Any]:
 def _memory(library: ctypes.CDLL, device: ctypes.c_int) -> dict[str, int]:
     """Return total and free memory; the latter takes a context, which is given back."""
     total, free = ctypes.c_size_t(), ctypes.c_size_t()
-    _asked(library, "cuDeviceTotalMem_v2", ctypes.byref(total), device)
+    checked(library, "cuDeviceTotalMem_v2", ctypes.byref(total), device)
     context = ctypes.c_void_p()
-    _asked(library, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    checked(library, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     try:
-        _asked(library, "cuCtxSetCurrent", context)
-        _asked(library, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        checked(library, "cuCtxSetCurrent", context)
+        checked(library, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
     finally:
         library.cuDevicePrimaryCtxRelease_v2(device)
     return {"memory_total": total.value, "memory_free": free.value}
@@ -69,13 +67,5 @@ def _memory(library: ctypes.CDLL, device: ctypes.c_int) -> dict[str, int]:
 
 def _attribute(library: ctypes.CDLL, device: ctypes.c_int, kind: int) -> int:
     value = ctypes.c_int()
-    _asked(library, "cuDeviceGetAttribute", ctypes.byref(value), kind, device)
+    checked(library, "cuDeviceGetAttribute", ctypes.byref(value), kind, device)
     return value.value
-
-
-def _asked(library: ctypes.CDLL, name: str, *arguments: Any) -> None:
-    code = getattr(library, name)(*arguments)
-    if code != 0:
-        text = ctypes.c_char_p()
-        library.cuGetErrorName(code, ctypes.byref(text))
-        raise CudaError("{} in {}".format((text.value or b"error %d" % code).decode(errors="replace"), name))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.runner.doctor_gpus import bounded
-from deploy.runner.state import jetson_release, power_mode
+from deploy.runner.state import jetson_gpu_mhz, jetson_release, power_mode
 
 _CONCERNED = re.compile(
     r"^(numpy|onnxruntime.*|tensorrt.*|python3-libnvinfer.*|cuda-python|cuda-bindings|pycuda|nvidia-.*)$"
@@ -31,7 +31,6 @@ _TOOLS = {
     "jetson_clocks": ("usr/bin/jetson_clocks",),
     "nvpmodel": ("usr/sbin/nvpmodel",),
 }
-_GPU_DEVFREQ = re.compile(r"gpu|gv11b|ga10b|gb10b")
 _DRIVER_VERSION = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
 
 
@@ -71,22 +70,12 @@ def _jetson_facts(root: Path) -> dict[str, Any] | None:
     release, mode, board = jetson_release(root), power_mode(root), _content(root / "proc/device-tree/model")
     if release is None and "jetson" not in board.lower():
         return None
-    places = [place for place in root.glob("sys/class/devfreq/*") if _GPU_DEVFREQ.search(place.name)]
-    clocks = {
-        name: [mhz for mhz in (_mhz(place / f"{name}_freq") for place in places) if mhz]
-        for name in ("cur", "min", "max")
-    }
     return {
         "release": bounded(release) if release else None,
         "board": bounded(board) or None,
         "power_mode": bounded(mode) if mode else None,
-        **{f"{name}_mhz": max(values) if values else None for name, values in clocks.items()},
+        **{f"{name}_mhz": mhz for name, mhz in jetson_gpu_mhz(root).items()},
     }
-
-
-def _mhz(file: Path) -> float | None:
-    text = _content(file)
-    return int(text) / 1e6 if text.isdigit() else None
 
 
 def _driver_version_text(root: Path) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import json
-import os
 import sys
 import time
 import zipfile
@@ -21,6 +20,7 @@ import numpy as np
 
 from deploy.runner.errors import DeviceError
 from deploy.runner.hashes import sha256_of
+from deploy.runner.writing import write_json
 
 SCHEMA = 4
 EXPERIMENT_FILE = "experiment.json"
@@ -134,17 +134,6 @@ def read_results_file(file: Path) -> dict[str, Any] | None:
                     f"{file} is damaged (the interval of {entry['name']:.20} is no pair of numbers): {todo}"
                 )
     return dict(data)
-
-
-def write_json(file: Path, data: Mapping[str, Any]) -> None:
-    """Write a file that is there in full or not at all, even when the power fails; ValueError for NaN and infinity."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(data, stream, indent=1, allow_nan=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
 
 
 @contextmanager

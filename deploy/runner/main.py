@@ -24,12 +24,12 @@ from deploy.runner.experiment import (
     read_experiment,
     read_results_file,
     result_key,
-    write_json,
 )
 from deploy.runner.product import write_product
 from deploy.runner.protocol import GpuTimed
 from deploy.runner.state import QUIET, jetson_release, machine, power_mode
 from deploy.runner.trt_log import TRT_RUNTIMES, load_module
+from deploy.runner.writing import write_json
 
 LOG_FILE = "runner.log"
 _LOG_TIME = "%Y-%m-%d %H:%M:%S "
@@ -86,7 +86,7 @@ def list_candidates(directory: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run; returns the exit code: 0 done, 2 something has to be changed, which the last line
-    says.
+    says, 130 stopped by Ctrl-C.
     """
     parser = argparse.ArgumentParser(description="Build and time the engines of an experiment on this machine.")
     parser.add_argument(
@@ -106,6 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DeviceError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what was measured is kept, the same command goes on from there\n")
+        return 130
     return 0
 
 

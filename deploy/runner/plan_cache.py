@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from deploy.runner.gpu import Gpu
 from deploy.runner.trt_log import Message
+from deploy.runner.writing import write_bytes
 
 PLAN_SCHEMA = 2
 """Goes up when plans are built in another way: older ones, and their kernel times, are then left alone."""
@@ -112,20 +111,6 @@ def keep_plan(cache: Path, built: BuiltPlan) -> None:
     write_bytes(
         file, json.dumps({"sha256": built.sha256, "origin": built.origin.to_json(), **kept, **tensors}).encode()
     )
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write to a temporary name in the same directory, then rename: a reader sees all of the file or nothing of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner can read
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _read_plan(file: Path) -> BuiltPlan | None:

@@ -12,11 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploy.runner.experiment import CACHE_DIRECTORY, write_json
+from deploy.runner.experiment import CACHE_DIRECTORY
 from deploy.runner.hashes import sha256_of
 from deploy.runner.plan_cache import BuiltPlan, find_plan_by_hash
 from deploy.runner.product_examples import example_programs
 from deploy.runner.trt_timing import timing_cache_file
+from deploy.runner.writing import write_json
 
 PRODUCT_SCHEMA = 1
 ENGINES_DIRECTORY = "engines"

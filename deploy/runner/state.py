@@ -46,7 +46,7 @@ def read_state(root: Path = Path("/")) -> dict[str, Any]:
        nanoseconds of thermal limits of an NVIDIA GPU (`gpu_thermal_ns`).
     """
     gpu = read_gpu() if root == Path("/") else None
-    jetson = {name: _gpu_mhz(root, f"{name}_freq") for name in ("cur", "max")}
+    jetson = jetson_gpu_mhz(root)
     return {
         "cpu_mhz": _fastest(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"), 1e3),
         "gpu_mhz": jetson["cur"] or (gpu.sm_mhz if gpu is not None else None),
@@ -95,11 +95,13 @@ def _fastest(files: Any, units_in_a_mhz: float) -> float | None:
     return max(values) / units_in_a_mhz if values else None
 
 
-def _gpu_mhz(root: Path, file: str) -> float | None:
-    """Return the clock of Jetson's GPU, whose device is called 17000000.gpu on Orin, and gpu-gpc-0 on Thor."""
-    return _fastest(
-        (path for path in root.glob(f"sys/class/devfreq/*/{file}") if _GPU_CLOCK.search(path.parent.name)), 1e6
-    )
+def jetson_gpu_mhz(root: Path = Path("/")) -> dict[str, float | None]:
+    """Return the clocks of Jetson's GPU in MHz: now ("cur"), least ("min") and most ("max"); None where there is none.
+
+    Its device is called 17000000.gpu on Orin, and gpu-gpc-0 on Thor.
+    """
+    places = [place for place in root.glob("sys/class/devfreq/*") if _GPU_CLOCK.search(place.name)]
+    return {name: _fastest((place / f"{name}_freq" for place in places), 1e6) or None for name in ("cur", "min", "max")}
 
 
 def _temperatures(root: Path, gpu_c: float | None) -> dict[str, float] | None:

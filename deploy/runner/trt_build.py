@@ -129,10 +129,17 @@ def for_gpu(module: ModuleType, settings: TrtSettings, gpu: Gpu) -> TrtSettings:
 def make_network(module: ModuleType, builder: Any, onnx: Path, log: TrtLog) -> tuple[Any, Any]:
     """Parse an ONNX file into a strongly typed network; returns it and its parser, which has to live as long.
 
-    Raises BuildError with the parser's errors and the nodes they are about.
+    Raises BuildError with the parser's errors and the nodes they are about, DeviceError where the runtime has no such
+    networks.
     """
     # The flag of TensorRT 10; TensorRT 11 and TensorRT-RTX accept it and know no other kind of network.
-    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    if flag is None:
+        raise DeviceError(
+            f"{module.__name__} {module.__version__} is too old, its networks are not strongly typed: install 10.3 or "
+            "later, which a Jetson has from JetPack 6.1 on"
+        )
+    network = builder.create_network(1 << int(flag))
     parser = module.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(onnx)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]

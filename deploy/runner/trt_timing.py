@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploy.runner.plan_cache import PLAN_SCHEMA, Origin, write_bytes
+from deploy.runner.plan_cache import PLAN_SCHEMA, Origin
+from deploy.runner.writing import write_bytes
 
 
 def timing_cache_file(cache: Path, origin: Origin) -> Path:

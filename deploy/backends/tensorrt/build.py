@@ -17,10 +17,11 @@ from deploy.lowering.onnx_files import load_model
 from deploy.runner import errors as on_device
 from deploy.runner.cuda import open_cuda
 from deploy.runner.gpu import Gpu, gpu_of
-from deploy.runner.plan_cache import BuiltPlan, write_bytes
+from deploy.runner.plan_cache import BuiltPlan
 from deploy.runner.trt import layers_of_plan
 from deploy.runner.trt_build import TrtSettings, build
 from deploy.runner.trt_log import Message
+from deploy.runner.writing import write_bytes
 
 _WEIGHTS_MEMORY = re.compile(r"Total Weights Memory: (\d+) bytes")
 

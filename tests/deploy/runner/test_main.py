@@ -241,6 +241,17 @@ def test_what_somebody_has_to_change(directory, break_it, message, capsys):
     assert len(error.splitlines()) == 1
 
 
+def test_ctrl_c_is_told_in_a_line(directory, wanted, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "measure_engines", stopped)
+        assert main([str(directory)]) == 130
+    assert capsys.readouterr().err == "stopped; what was measured is kept, the same command goes on from there\n"
+    assert main([str(directory), "--only", wanted.candidates[0].name]) == 0
+
+
 def test_a_float_engine_that_does_not_build(wanted, tmp_path):
     write_bundle(replace(wanted, float_=broken_candidate(tmp_path)), tmp_path / "bundle")
     with pytest.raises(DeviceError, match="nothing to compare with"):

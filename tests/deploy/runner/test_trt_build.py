@@ -13,7 +13,7 @@ import pytest
 from deploy.runner.blame import nodes_named
 from deploy.runner.errors import BuildError, DeviceError
 from deploy.runner.gpu import Gpu
-from deploy.runner.plan_cache import PlanTensor, find_plan_by_hash, write_bytes
+from deploy.runner.plan_cache import PlanTensor, find_plan_by_hash
 from deploy.runner.trt_build import TrtSettings, build, for_gpu
 from deploy.runner.trt_log import Message, TrtLog
 
@@ -168,6 +168,13 @@ def models(tmp_path):
     return files
 
 
+def test_a_tensorrt_without_strong_types_is_no_bug_of_ours(models):
+    old = FakeGpu().module()
+    old.NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0)
+    with pytest.raises(DeviceError, match=r"fake_builder 10.3.0 is too old, .* install 10.3 or later"):
+        build(old, models[0], TENSORRT, None, ORIN)
+
+
 def test_the_timing_cache_is_handed_on_from_build_to_build(tmp_path, models):
     gpu, cache = FakeGpu(), tmp_path / "cache"
     module = gpu.module()
@@ -284,12 +291,3 @@ def test_weights_in_a_file_of_their_own_count(tmp_path):
         (tmp_path / "model.onnx.data").write_bytes(weights)
         build(gpu.module(), model, TrtSettings("tensorrt-rtx"), tmp_path / "cache")
     assert len(gpu.began_with) == 2
-
-
-def test_a_file_is_there_in_full_or_as_it_was(tmp_path):
-    file = tmp_path / "new" / "file"
-    write_bytes(file, b"one")
-    with pytest.raises(TypeError):
-        write_bytes(file, "not bytes")
-    assert file.read_bytes() == b"one"
-    assert list(file.parent.iterdir()) == [file]
