@@ -15,13 +15,18 @@ def is_here(text: str) -> bool:
     return text in ("", "local")
 
 
+def check_address(text: str) -> None:
+    """Raise UserError for an address that names neither this machine nor one that is reached over ssh."""
+    if not is_here(text) and not text.startswith("ssh://"):
+        raise UserError(
+            f"unknown device {text}: write local, or ssh://user@host, with the port behind it if it is not 22"
+        )
+
+
 def device_from_address(text: str, directory: Path) -> Device:
     """Return the device that an address names: "" or "local" is this machine, "ssh://user@host[:port]" another one.
 
     `directory` keeps here what has been measured. Raises UserError for any other address.
     """
-    if is_here(text):
-        return LocalDevice(directory)
-    if text.startswith("ssh://"):
-        return SshDevice(text, directory)
-    raise UserError(f"unknown device {text}: write local, or ssh://user@host, with the port behind it if it is not 22")
+    check_address(text)
+    return LocalDevice(directory) if is_here(text) else SshDevice(text, directory)

@@ -77,8 +77,7 @@ def check_measured(results: Iterable[Result]) -> None:
         if result.cause == "transient":
             raise UserError(
                 f"the device failed over the engine {result.name}, for the moment ({reason}): start again when it has "
-                "memory to "
-                "spare; what it has measured is kept there"
+                "memory to spare; what it has measured is kept"
             )
         raise UserError(
             f"the engine {result.name} was not measured ({reason}): please report this; nothing is concluded from it"
@@ -91,8 +90,7 @@ def _not_asked(result: Result, wanted: dict[str, str]) -> str:
     key = next(key for key, name in wanted.items() if name == result.name)
     return (
         f"its key is {result.key}, and that of what was asked for is {key}: other inputs, batch size, protocol or "
-        "settings. "
-        "Measure the last bundle"
+        "settings. Measure the last bundle"
     )
 
 

@@ -18,6 +18,8 @@ from deploy.devices.process import Lines, TooMuchOutput, run_program
 from deploy.terminal.printable import printable
 
 OPTIONS_VARIABLE = "SMPQ_SSH_OPTIONS"
+PYTHON_MISSING, DIED = 127, 128
+"""Exit codes of a shell: it does not find the program; above, the program ended with the signal of so much more."""
 _LOST = 255
 _LONGEST_BYTES = 4096
 """Of one line."""
@@ -38,6 +40,8 @@ _ADVICE = {
     r": Permission denied$|Read-only file system": "the device does not let you write into ~/.cache: "
     "change its permissions",
     r"No space left on device": "the device has no space left: free some of it",
+    # of SFTP, which has no word for a full disk
+    r"^scp: .*\bFailure$": "the device cannot write what it is sent: see with df -h ~/.cache whether its disk is full",
 }
 
 
@@ -92,6 +96,15 @@ class Address:
             raise UserError(f"{text} is no address, a name starts with a dash or cannot be printed: {todo}")
         return cls(text, host, user or None, port, query.get("python") or "python3")
 
+    @property
+    def python_word(self) -> str:
+        """The Python as a word of a shell there. A path that is not absolute, or begins with ~, is below the home
+        directory.
+        """
+        path = self.python.removeprefix("~/")
+        below = path != self.python or ("/" in path and not path.startswith("/"))
+        return f'"$HOME"/{shlex.quote(path)}' if below else shlex.quote(path)
+
 
 class Connection:
     """Each call is a connection of its own. Raises Dropped, RemoteFailed, or UserError when another attempt would fail
@@ -115,6 +128,10 @@ class Connection:
         lines: list[str] = []
         self._call(self._ssh(script), Lines(lines.append, _LONGEST_BYTES), _MOST_ANSWER_BYTES, text)
         return "\n".join(lines)
+
+    def run_python(self, program: str) -> str:
+        """Give a program to the Python there, on its standard input; returns its output."""
+        return self.run(f"{self._address.python_word} -; exit $?", program)
 
     def stream(self, script: str, announce: Callable[[str], None]) -> None:
         """Run a script, and announce each line of its output as it comes, cut and without what a terminal would not

@@ -17,7 +17,7 @@ from calib.files.storage import read_record, record_from_text, writing
 from deploy.devices.base import Announce, Experiment, Result, silent
 from deploy.devices.bundle import asked_of, write_bundle
 from deploy.devices.checks import check_measured, check_results, keys_of
-from deploy.devices.connection import Address, Connection, Dropped, RemoteFailed
+from deploy.devices.connection import DIED, PYTHON_MISSING, Address, Connection, Dropped, RemoteFailed
 from deploy.devices.known import keep_results, known_of, read_known, results_in_order
 from deploy.devices.messages import Described, DeviceResults, read_message
 from deploy.devices.places import machine_directory, note_removed, note_used, run_name, used_directories
@@ -33,8 +33,6 @@ _DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 _ROOT = ".cache/smpq"
 _INCOMING = "incoming"
 _OLDEST_PYTHON = (3, 10)
-_PYTHON_MISSING = 127
-_DIED = 128
 _ROUNDS = 3
 """What is known is measured again when the device turns out to have another version of the runtime; which may happen
 once.
@@ -72,8 +70,8 @@ class SshDevice:
     def __init__(self, address: str, directory: Path, delays_s: Sequence[float] = _DELAYS_S) -> None:
         """`directory` keeps the files here, those of each machine apart.
 
-        A lost connection is made again after each of `delays_s` seconds, then given up. The result of another candidate
-        starts that count again, so the attempts are bounded.
+        A lost connection is made again after each of `delays_s` seconds, then given up; what follows, as `close`, tries
+        once. The result of another candidate starts that count again, so the attempts are bounded.
         """
         self._address = Address.from_text(address)
         self._connection = Connection(self._address)
@@ -82,13 +80,13 @@ class SshDevice:
         self._delays_s = delays_s
         self._machine = ""
         self._lost = 0
+        self._away = False
 
     def describe(self) -> str:
         """Name the machine, and check its Python."""
         if not self._machine:
-            script = f"{shlex.quote(self._address.python)} -; exit $?"
             program = program_text(_DESCRIBE, _OLDEST_PYTHON, _TOO_OLD)
-            answer = self._patiently(lambda: self._connection.run(script, program), silent)
+            answer = self._patiently(lambda: self._connection.run_python(program), silent)
             try:
                 described = record_from_text(answer, Described, "its answer", "a login there must not print anything")
                 self._machine = described.machine
@@ -167,9 +165,7 @@ class SshDevice:
         directory = f"{_ROOT}/{fingerprint[:16]}-{run_name(self._directory)}"
         note_used(self._directory, self._where, directory)
         self._copy(directory, files, announce)
-        self._connection.stream(
-            f"{_cd(directory)} && {shlex.quote(self._address.python)} {RUNNER_FILE}; exit $?", announce
-        )
+        self._connection.stream(f"{_cd(directory)} && {self._address.python_word} {RUNNER_FILE}; exit $?", announce)
         self._connection.fetch(f"{directory}/{RESULTS_FILE}", arrived)
 
     def _fetched(self, there: str, arrived: Path) -> bool:
@@ -222,23 +218,23 @@ class SshDevice:
         while True:
             try:
                 answer = action() or ""
-                self._lost = 0
+                self._lost, self._away = 0, False
                 return answer
             except RemoteFailed as error:
-                if error.code <= _DIED:
+                if error.code <= DIED:
                     raise self._failed(error) from error
                 reason = f"the program there died with exit code {error.code}"
             except Dropped as error:
                 reason = f"connection lost ({error})"
-            if self._lost == len(self._delays_s):
-                self._lost = 0
+            if self._away or self._lost == len(self._delays_s):
+                self._lost, self._away = 0, True
                 raise self._to_change(f"{reason}; what is measured is kept, so start again when it can be reached")
             announce(f"{self._address.host}: {reason}, trying again in {self._delays_s[self._lost]:g} s")
             time.sleep(self._delays_s[self._lost])
             self._lost += 1
 
     def _failed(self, error: RemoteFailed) -> UserError:
-        if error.code == _PYTHON_MISSING:
+        if error.code == PYTHON_MISSING:
             return self._to_change(
                 f"there is no {self._address.python}: install it, or name another with ?python=/path/python3"
             )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 
 from calib.errors import UserError
 from calib.files.storage import record_from_text
-from deploy.devices.connection import OPTIONS_VARIABLE, Address, Connection, Dropped, RemoteFailed
+from deploy.devices.connection import (
+    DIED,
+    OPTIONS_VARIABLE,
+    PYTHON_MISSING,
+    Address,
+    Connection,
+    Dropped,
+    RemoteFailed,
+)
 from deploy.devices.runner_zip import program_text
 from deploy.doctor.facts import Answer
 from deploy.terminal.printable import printable
@@ -18,8 +25,6 @@ _OLDEST_PYTHON = (3, 9)
 _EXAMINE = "from deploy.runner.doctor import main; sys.exit(main(sys.argv[1:]))"
 _TOO_OLD = 'print(\'{"python": [%d, %d, %d], "facts": null}\' % tuple(sys.version_info[:3]))'
 _LOCAL_SECONDS = 300
-_PYTHON_MISSING = 127
-_DIED = 128
 
 
 def doctor_program() -> str:
@@ -52,21 +57,20 @@ def ask_over_ssh(text: str) -> Answer:
     with what to do.
     """
     address = Address.from_text(text)
-    script = f"{shlex.quote(address.python)} -; exit $?"
     try:
-        answer = Connection(address).run(script, doctor_program())
+        answer = Connection(address).run_python(doctor_program())
     except Dropped as error:
         raise UserError(
             f"{text}: cannot be reached ({error}): check that ssh {address.host} true works; {OPTIONS_VARIABLE} adds "
             "options"
         ) from error
     except RemoteFailed as error:
-        if error.code == _PYTHON_MISSING:
+        if error.code == PYTHON_MISSING:
             raise UserError(
                 f"{text}: there is no {address.python}: sudo apt install python3, or name another one with "
                 "?python=/path/python3"
             ) from error
-        died = f"died with signal {error.code - _DIED}" if error.code > _DIED else f"ended with exit code {error.code}"
+        died = f"died with signal {error.code - DIED}" if error.code > DIED else f"ended with exit code {error.code}"
         raise UserError(
             f"{text}: its {address.python} {died} when it was asked what the machine has: {error}"
         ) from error

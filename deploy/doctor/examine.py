@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from calib.errors import UserError
+from deploy.devices.address import check_address, is_here
 from deploy.doctor.ask import ask_here, ask_over_ssh
 from deploy.doctor.facts import Answer
 from deploy.doctor.here import Requirement, here_findings, requirements
@@ -25,14 +25,10 @@ def examine(device: str = "", target_name: str | None = None) -> DoctorRecord:
     target is unknown.
     """
     target = target_from_name(target_name) if target_name is not None else None
-    address = "" if device == "local" else device
-    if not address:
+    if is_here(device):
         return judged("", ask_here("--torch"), target, requirements())
-    if not address.startswith("ssh://"):
-        raise UserError(
-            f"unknown device {address}: write local, or ssh://user@host, with the port behind it if it is not 22"
-        )
-    return judged(address, ask_over_ssh(address), target, requirements())
+    check_address(device)
+    return judged(device, ask_over_ssh(device), target, requirements())
 
 
 def judged(address: str, answer: Answer, target: Target | None, needed: list[Requirement]) -> DoctorRecord:

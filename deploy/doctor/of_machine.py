@@ -27,10 +27,9 @@ def python_finding(version: tuple[int, ...], address: str) -> Finding:
     return found(
         "Python",
         "problem",
-        f"{text}, and 3.10 or later is needed: install one and name it in the address. A Jetson has it from JetPack 6 "
-        "on",
-        "sudo apt install python3.11 python3.11-venv",
-        f"smpq doctor --device '{host}?python=/usr/bin/python3.11'",
+        f"{text}, and 3.10 or later is needed. Ubuntu has it from 22.04 on, a Jetson from JetPack 6 on, and TensorRT "
+        "of an older JetPack is too old besides: upgrade the system, or name another Python in the address",
+        f"smpq doctor --device '{host}?python=/path/to/python3'",
     )
 
 

@@ -32,7 +32,7 @@ class Patient:
     @property
     def python(self) -> str:
         """The Python that is asked, as written in a command there."""
-        return shlex.quote(sys.executable if self.here else Address.from_text(self.address).python)
+        return shlex.quote(sys.executable) if self.here else Address.from_text(self.address).python_word
 
     @property
     def is_jetson(self) -> bool:

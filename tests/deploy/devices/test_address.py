@@ -34,6 +34,19 @@ def test_addresses(text, parts):
 
 
 @pytest.mark.parametrize(
+    ("python", "word"),
+    [
+        ("python3", "python3"),
+        ("/opt/a%20b/python", "'/opt/a b/python'"),
+        ("~/venv/bin/python", '"$HOME"/venv/bin/python'),
+        ("my%20venv/bin/python", "\"$HOME\"/'my venv/bin/python'"),
+    ],
+)
+def test_a_python_below_the_home_directory_is_found_from_everywhere(python, word):
+    assert Address.from_text(f"ssh://orin?python={python}").python_word == word
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "orin", "http://orin", "ssh:/orin", "ssh://", "ssh://me:secret@orin", "ssh://orin:port", "ssh://orin/home/me",

@@ -12,7 +12,7 @@ import pytest
 
 from calib.errors import UserError
 from deploy.devices import connection, process
-from deploy.devices.connection import Connection
+from deploy.devices.connection import Address, Connection
 from deploy.devices.messages import LARGEST_MESSAGE_BYTES
 from deploy.devices.ssh import SshDevice
 from tests.deploy.devices.servers import serving
@@ -90,6 +90,13 @@ def test_characters_that_change_the_terminal(measure):
     )
     assert "measured ?[2J?? x" in lines
     assert message.endswith("broken ?]0;title?")
+
+
+def test_a_full_disk_there_is_told_at_once(monkeypatch):
+    said = 'scp: write remote ".cache/smpq/run/incoming/model.onnx": Failure\n'
+    monkeypatch.setattr(connection, "run_program", lambda *_: (1, said))
+    with pytest.raises(UserError, match=r"see with df -h ~/.cache whether its disk is full \(scp: write remote"):
+        Connection(Address.from_text("ssh://me@orin")).send([], ".cache/smpq/run/incoming/")
 
 
 def test_a_file_that_is_too_large(measure):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from calib.errors import UserError
-from deploy.devices.places import run_name
+from deploy.devices.places import note_used, run_name
 from deploy.devices.ssh import SshDevice
 from deploy.runner.protocol import Protocol
 from deploy.runner.state import machine
@@ -252,10 +252,16 @@ def test_a_python_that_does_not_do(connect, server, tmp_path, python, message):
         SshDevice(address, tmp_path, delays_s=(100.0,)).describe()
 
 
-def test_a_device_that_cannot_be_reached(connect, server, tmp_path):
-    device = SshDevice("ssh://somebody@127.0.0.1:1", tmp_path, delays_s=(0.1, 0.1))
-    with pytest.raises(UserError, match="what is measured is kept"):
-        device.describe()
+def test_a_device_that_cannot_be_reached(connect, server, tmp_path, monkeypatch):
+    device, waited = SshDevice("ssh://somebody@127.0.0.1:1", tmp_path, delays_s=(0.1, 0.2)), []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    note_used(tmp_path, "ssh://somebody@127.0.0.1:1", ".cache/smpq/run")
+    for _ in range(2):
+        with pytest.raises(UserError, match="what is measured is kept"):
+            device.describe()
+    with pytest.raises(UserError, match="connection lost"):
+        device.close()
+    assert waited == [0.1, 0.2], "who has given up tries once more, and does not wait"
 
 
 def test_results_start_the_count_of_lost_connections_again(server, there, tmp_path, monkeypatch):
