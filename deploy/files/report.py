@@ -140,7 +140,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     than in the float engine. `cut_short` says that scoring or the search had not come to its end. `tuning` is what can
     still win accuracy back by the weights: fine-tuning where the task has training data, else reconstruction; None
     where nothing can, or one was done. `options` are those of `smpq run` that differ from the defaults, besides the
-    budget and the directory; none where a Python program made the run.
+    budget and the directory; none where a Python program made the run. `notes` are those of `CalibrationFile`.
     """
 
     NAME = "report.json"
@@ -180,6 +180,7 @@ class ReportFile(FileRecord, frozen=True, kw_only=True):
     sizes: dict[str, SizesRow]
     synthetic: SyntheticFile | None
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     finetuning: FinetuneFile | None
     tuning: Literal["finetune", "reconstruct"] | None = None
     settings: dict[str, str | int | float | bool | tuple[str, ...] | None]

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 import msgspec
 
 from calib.files.storage import AboveZero, Count, FileRecord, Positive, Record, Sha256
-from smpq.files import FormatText, Interval, OfPolicy
+from smpq.files import FormatText, Interval, OfPolicy, PolicyFile
 from smpq.problem.budget import Budget
 
 
 class CalibrationFile(FileRecord, frozen=True, kw_only=True):
-    """`calibration.json`: the hash of the rounded weights and ranges that the run began with, and what they were
-    computed with.
+    """`calibration.json`: the hash of the rounded weights and ranges that the run began with, what they were computed
+    with, and what was noted about them.
     """
 
     NAME = "calibration.json"
@@ -24,6 +24,7 @@ class CalibrationFile(FileRecord, frozen=True, kw_only=True):
     digest: Sha256
     threads: Positive
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 class UnitRow(Record, frozen=True, kw_only=True):
@@ -199,6 +200,11 @@ class BudgetFile(FileRecord, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         Budget.from_text(self.budget)
+
+
+def policy_key(policy: PolicyFile) -> str:
+    """Return a text that is the same for equal policies."""
+    return f"{sorted(policy.policy.items())} {sorted(policy.float_joins)}"
 
 
 def check_once(names: Sequence[str], what: str) -> None:

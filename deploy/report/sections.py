@@ -69,7 +69,7 @@ def _plan(report: ReportFile) -> Section:
         ("layer", "path"), ("operator", "word"), ("parameters", "number"), ("format", "code"), ("score", "number"),
         ("95 % interval", "number"), ("kernel", "code"), ("and the plan", "word"),
     ]  # fmt: skip
-    note = " ".join([_origin(report), *map(_sentence, report.scores.notes), *_proof(report)])
+    note = " ".join([_origin(report), *map(_sentence, (*report.scores.notes, *report.notes)), *_proof(report)])
     text = "" if rows else "No layer could be quantised."
     return Section(f"Plan, {counted(len(rows), 'layer')}", note=note, columns=columns, rows=rows, text=text)
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from calib.batches import Batches
-from calib.calibrate import Calibration, CalibrationSettings
-from calib.formats.format import FP16, Format
+from calib.errors import UserError
+from calib.formats.format import Format
 from calib.network.attention import Attention
 from calib.network.fingerprint import Fingerprint, fingerprint
 from calib.network.fold import Folded
@@ -23,16 +23,14 @@ from calib.task import Batch, Task, judges_of
 from deploy.backends import Backend, backend_of
 from deploy.devices.address import is_here
 from deploy.devices.base import Device, silent
-from deploy.files.search import CalibrationFile
 from deploy.latency.bench import Bench, Conditions
 from deploy.latency.candidates import CANDIDATES, Candidates
 from deploy.latency.observations import Observations
-from deploy.lowering.fp16_range import keeping_float32
+from deploy.run.calibrating import calibrated
 from deploy.run.data_free import DataFree
 from deploy.run.directory import DECISIVE, Run, versions
 from deploy.run.float_onnx import export_float_model
 from deploy.run.settings import Settings
-from deploy.run.widths import reconstructed_weights
 from deploy.run.workers import pool_that_pays
 from deploy.targets.offers import offer
 from deploy.targets.target import Target
@@ -100,14 +98,20 @@ class Workspace:
 
     def close(self) -> None:
         """End the workers, if there are any, close the journal, take away what is on the device, and give PyTorch its
-        threads back.
+        threads back. A device that cannot be reached is a warning: it hides neither a result nor another error.
         """
         if self.pool is not None:
             self.pool.close()
         if "journal" in self.__dict__:
             self.journal.close()
-        self.device.close()
-        torch.set_num_threads(self.threads_before)
+        try:
+            self.device.close()
+        except UserError as error:
+            self.progress.warn(
+                f"what this run has left on the device is removed by its next command with that --device: {error}"
+            )
+        finally:
+            torch.set_num_threads(self.threads_before)
 
     @property
     def verifiable(self) -> bool:
@@ -153,36 +157,7 @@ class Workspace:
     @cached_property
     def fake_quantizer(self) -> FakeQuantizer:
         """Calibrate, and round every weight that the space may need."""
-        own = self.settings
-        settings = CalibrationSettings(own.observer, own.rounding, self.target.activation_scheme, own.widths)
-        units = self.space.units
-        with self.progress.step("calibrate"):
-            limit = self.resources.memory_limit_mb
-            calibration = Calibration(self.traced, units, self.batches, settings, limit, self.attention)
-        rules = rules_of(self.target)
-        if self.target.reference == FP16:
-            rules = keeping_float32(rules, calibration, units, self.progress.say)
-        formats = {unit.path: self.space.formats[group.name] for group in self.space.groups for unit in group.units}
-        with self.progress.bar("round weights", sum(map(len, formats.values()))) as advance:
-            calibration.prepare(units, formats, advance)
-        quantizer = FakeQuantizer(self.traced, units, calibration, rules)
-        if self.settings.reconstruct_widths is not None:
-            calibration.take(reconstructed_weights(self, quantizer, self.settings.reconstruct_widths))
-        self._keep_digest(calibration)
-        return quantizer
-
-    def _keep_digest(self, calibration: Calibration) -> None:
-        """Note what calibration gave, and say so when it is not what this run began with."""
-        record = CalibrationFile(digest=calibration.digest(), threads=torch.get_num_threads(), versions=versions())
-        before = self.run.find(CalibrationFile)
-        if before is None:
-            self.run.write(record)
-        elif before.digest != record.digest:
-            self.progress.warn(
-                "the rounded weights or the ranges differ from those that this run began with (another processor, "
-                "number of threads, "
-                f"{before.threads} then and {record.threads} now, or version of torch): policies are evaluated anew"
-            )
+        return calibrated(self, rules_of(self.target))
 
     @cached_property
     def evaluator(self) -> Evaluator:

@@ -24,6 +24,7 @@ from deploy.files.report import (
     ReportFile,
     ScoresPart,
 )
+from deploy.files.search import CalibrationFile
 from deploy.files.synthetic import SyntheticFile
 from deploy.files.verification import STAGES
 from deploy.latency.history import ended_early, steps_for
@@ -56,7 +57,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
     limits = limit_rows(read)
     means = read.verification.means if read.verification is not None else {}
     names = backend_of(read.target).names
-    loop = run.find(LoopFile)
+    loop, calibration = run.find(LoopFile), run.find(CalibrationFile)
     report = ReportFile(
         task=settings.task,
         target=read.target.name,
@@ -91,6 +92,7 @@ def write_report(run: Run, seconds: Mapping[str, float]) -> ReportFile:
         sizes=read.space_file.sizes,
         synthetic=run.find(SyntheticFile),
         warnings=_warnings(read),
+        notes=calibration.notes if calibration is not None else (),
         finetuning=read_record(run),
         tuning=read.tuning,
         settings=asdict(settings),

@@ -42,6 +42,10 @@ def test_notes_of_the_scores_are_sentences():
     assert plan_note(scores=scores).endswith("Six pairs were measured. The others count as 0.")
 
 
+def test_what_calibration_noted_stands_with_the_plan():
+    assert plan_note(notes=["kept in float32: norm"]).endswith("Kept in float32: norm.")
+
+
 def test_the_budget_has_the_intervals_of_what_was_measured():
     size = {"cost": "size", "limit": 500_000, "reached": 301_000, "unit": "bytes", "met": True}
     loss = {"cost": "drop", "limit": 0.5, "reached": 0.31, "interval": [-0.07, 0.55], "unit": "points", "met": False}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from tests.commands import done
+from calib.errors import UserError
+from deploy.stages.run_all import open_run
+from deploy.terminal.progress import Progress
+from tests.commands import copy_of, done
 from tests.tiny_task import Tiny
 
 
@@ -18,6 +21,23 @@ class UnderInferenceMode(Tiny):
     def calibration(self):
         with torch.inference_mode():
             return [(inputs.clone(), target.clone()) for inputs, target in super().calibration()]
+
+
+class Away:
+    """A device that can no longer be reached."""
+
+    def close(self):
+        raise UserError("ssh://me@orin: connection lost")
+
+
+def test_a_device_that_is_away_at_the_end_hides_no_result(good_run, tmp_path, monkeypatch):
+    before, progress, warned = torch.get_num_threads(), Progress(), []
+    monkeypatch.setattr(progress, "warn", warned.append)
+    with open_run(copy_of(good_run, tmp_path / "run"), progress) as workspace:
+        workspace.device = Away()
+        torch.set_num_threads(before + 1)
+    assert torch.get_num_threads() == before
+    assert warned[-1].startswith("what this run has left on the device is removed by its next command")
 
 
 def test_a_model_and_samples_made_under_inference_mode_are_as_others(tmp_path):

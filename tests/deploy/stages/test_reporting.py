@@ -8,6 +8,8 @@ import pytest
 
 from calib.formats.format import Format
 from calib.task import TrainableTask
+from deploy.files.report import ReportFile
+from deploy.run.directory import Run
 from deploy.run.record import RunFile
 from deploy.stages import search
 from deploy.stages.recorded import Recorded
@@ -15,7 +17,9 @@ from deploy.stages.reporting import _not_on_orin, _speed_warning
 from smpq.files import Interval
 from smpq.problem.budget import Budget
 from smpq.problem.policy import Group, Policy, Space
+from tests.commands import done
 from tests.smpq.problems import unit
+from tests.tiny_task import Net, Tiny, network
 
 SLOW = "the engine is slower than the float engine (1.020x)"
 
@@ -55,6 +59,30 @@ def read_with(interval: tuple[float, float], *, chosen: str = "w8a8", budget: st
 )
 def test_the_warning_agrees_with_the_answer(told, warning):
     assert list(_speed_warning(told)) == ([] if warning is None else [warning])
+
+
+class Large(Tiny):
+    """Between its layers numbers are larger than half precision holds."""
+
+    def model(self):
+        class Scaled(Net):
+            def forward(self, x):
+                return super().forward(x * 1e6 * 1e-6)
+
+        return network(Scaled).eval()
+
+
+def test_what_stays_in_float32_stands_in_the_report(tmp_path):
+    run, task = tmp_path / "run", f"{__name__}:Large"
+    done(
+        "score", "--task", task, "--target", "tensorrt-rtx", "--effort", "fast", "--samples", "8", "--evaluations", "8",
+        "--formats", "w8a8,fp16", "--out", run,
+    )  # fmt: skip
+    done("solve", run, "--budget", "size=0.9x")
+    done("report", run)
+    (note,) = Run(run).read(ReportFile).notes
+    assert note.startswith("kept in float32, since half precision does not hold the values: mul")
+    assert f"K{note[1:]}." in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_without_training_data_weights_are_reconstructed_where_some_are_integers(workspace):
