@@ -135,6 +135,11 @@ def check_model(model: object) -> nn.Module:
             )
         if tensor.is_meta:
             raise UserError(f"{name!r} of the model is on the meta device, which holds no values: load the weights")
+        if tensor.device.type != "cpu":
+            raise UserError(
+                f"{name!r} of the model is on {tensor.device}: hand over model.cpu(); the search uses a GPU, where "
+                "there is one, all the same"
+            )
         check_dense(tensor, f"{name!r} of the model")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -164,7 +169,8 @@ def per_sample(function: Callable[..., Any], arguments: Sequence[Any], count: in
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the task's {what}() failed: {type(error).__name__}: {error}") from error
+        where = " on a batch without a target" if arguments[-1] is None else ""
+        raise UserError(f"the task's {what}() failed{where}: {type(error).__name__}: {error}") from error
     if values.shape != (count,):
         raise UserError(f"the task's {what}() must return one value per sample, [{count}], not {list(values.shape)}")
     check_finite(values, f"the result of the task's {what}()")
@@ -196,11 +202,15 @@ def _batch(item: object, where: str) -> Batch:
     inputs, target = item
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
-    if not isinstance(inputs, (tuple, list)) or not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
+    if not isinstance(inputs, (tuple, list)) or not inputs:
         raise UserError(f"the inputs of {where} must be a tensor or a tuple of tensors, not {_type(inputs)}")
     for position, tensor in enumerate(inputs):
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"input {position} of {where} must be a tensor, not {_type(tensor)}")
         if tensor.is_meta:
             raise UserError(f"input {position} of {where} is on the meta device, which holds no values: load the data")
+        if tensor.device.type != "cpu":
+            raise UserError(f"input {position} of {where} is on {tensor.device}: give tensor.cpu()")
         check_tensor(tensor, f"input {position} of {where}")
         if tensor.dim() == 0 or tensor.shape[0] == 0:
             raise UserError(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from calib.errors import UserError
 from calib.task import Batch
@@ -42,17 +43,36 @@ class Arguments:
         inputs. Of a dict the model gets the arguments of its `forward` by name; what is left is the target, alone or as
         a dict.
         """
+        if isinstance(batches, (Tensor, np.ndarray)):
+            raise UserError(f"{what} is one array, whose rows would be batches: give a list, as list(x.split(64))")
+        if isinstance(batches, Dataset) and not hasattr(batches, "__iter__"):
+            raise UserError(f"{what} is a Dataset, which gives samples: give a DataLoader of it, which makes batches")
         try:
             for batch in batches:
                 found = self._named(batch, what) if isinstance(batch, Mapping) else _batch(_tensor(batch))
+                self._check_count(len(found.inputs), what)
                 yield Batch(tuple(map(_tensor, found.inputs)), found.target)
         except TypeError as error:
             raise UserError(
                 f"{what} cannot be used as batches ({error}): give a list of them, or a DataLoader"
             ) from error
 
+    def _check_count(self, inputs: int, what: str) -> None:
+        kinds = [each.kind for each in self._parameters.values()]
+        most = sum(kind in _BY_POSITION for kind in kinds)
+        if self._names is None and kinds and inputs > most and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            raise UserError(
+                f"{what} has a batch with {inputs} inputs, which are all but the last of a tuple, and forward() takes "
+                f"{most}: give (inputs, target), or dicts"
+            )
+
     def _named(self, batch: Mapping[Any, Any], what: str) -> Batch:
         names = tuple(name for name in self._parameters if name in batch)
+        if not names:
+            raise UserError(
+                f"{what} has a batch of {', '.join(map(str, batch))}, and forward() takes "
+                f"{', '.join(self._parameters)}: name the inputs as forward() does"
+            )
         if self._names is None:
             self._names, self.model = names, self._called_by_name(names)
         elif names != self._names:

@@ -82,5 +82,5 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Return the report for a notebook, in a frame of its own so that no style leaks."""
-        page = (self.path / "report.html").read_text()
+        page = (self.path / "report.html").read_text(encoding="utf-8")
         return f'<iframe srcdoc="{html.escape(page)}" style="width: 100%; height: 40em; border: 0"></iframe>'

@@ -6,8 +6,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from calib.batches import content_hash
 from calib.data import check_model
@@ -94,7 +96,10 @@ class TaskInMemory:
             self.training = lambda epoch: map(self._with_target, self._arguments.batches(passes(epoch), "training"))
 
     def _taken(self, batches: Iterable[Any], what: str) -> list[Batch]:
-        found = [self._with_target(batch) for batch in self._arguments.batches(batches, what)]
+        taken = self._arguments.batches(batches, what)
+        if not isinstance(batches, Sequence):  # a loader may write its next batch over the one before
+            taken = map(_copied, taken)
+        found = [self._with_target(batch) for batch in taken]
         if not found:
             raise UserError(f"{what} has no batches")
         return found
@@ -143,6 +148,12 @@ class TaskInMemory:
         return self._loss(output, target) if self._loss is not None else -self.metric(output, target)
 
 
+def _copied(batch: Any) -> Any:
+    """Return a batch with tensors and arrays of its own."""
+    kinds = (Tensor, np.ndarray)
+    return pytree.tree_map_only(kinds, lambda x: x.detach().clone() if isinstance(x, Tensor) else x.copy(), batch)
+
+
 def _marks(batch: Batch) -> set[str]:
     """Return a hash of the inputs of each sample."""
     samples = zip(*batch.inputs, strict=True)
@@ -158,5 +169,5 @@ def _passes(training: Training) -> Callable[[int], Iterable[Any]]:
     """Return what gives one pass. What can be looped over only once is kept."""
     if callable(training):
         return training
-    batches = list(training) if isinstance(training, Iterator) else training
+    batches = list(map(_copied, training)) if isinstance(training, Iterator) else training
     return lambda _: batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,12 +11,12 @@ from calib.errors import UserError
 from calib.task import Batch
 from deploy import optimize
 from deploy.python.arguments import Arguments
-from tests import tiny_task
+from deploy.python.task import TaskInMemory
 from tests.deploy.python.test_optimize import FASTER, right
 
 
 def test_batches_as_people_have_them():
-    model, x, y = tiny_task.network(), torch.zeros(2, 1, 6, 6), torch.zeros(2)
+    model, x, y = Gated(), torch.zeros(2, 8), torch.zeros(2)
 
     def given(batch):
         (found,) = Arguments(model).batches([batch], "calibration")
@@ -76,6 +77,55 @@ def test_what_the_model_cannot_take_is_told():
     nowhere = [(torch.zeros(4, 8, device="meta"), torch.zeros(4))]
     with pytest.raises(UserError, match="input 0 of calibration batch 0 is on the meta device"):
         optimize(Gated(), nowhere, nowhere, right, verbose=False, **FASTER)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (torch.zeros(4, 8), "calibration is one array, whose rows would be batches: give a list"),
+        (torch.zeros(4, 8).numpy(), "calibration is one array, whose rows would be batches: give a list"),
+        (torch.utils.data.TensorDataset(torch.zeros(4, 8)), "calibration is a Dataset, .*: give a DataLoader of it"),
+        ([{"image": torch.zeros(4, 8), "label": 1}], "a batch of image, label, and forward.. takes x: name the inputs"),
+        ([(torch.zeros(4, 8), 1, ["path"])], "a batch with 2 inputs, .* and forward.. takes 1: give .inputs, target."),
+        ([((torch.zeros(4, 8), None), 1)], "a batch with 2 inputs, .* and forward.. takes 1"),
+    ],
+)
+def test_batches_that_are_not_what_they_seem_are_refused(batches, message):
+    class Plain(Gated):
+        def forward(self, x):
+            return super().forward(x)
+
+    with pytest.raises(UserError, match=message):
+        optimize(Plain(), batches, batches, right, verbose=False, **FASTER)
+
+
+class There(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    device = property(lambda _: torch.device("cuda:0"))
+
+
+def test_what_is_on_a_gpu_is_told(tmp_path):
+    model, data = Gated(), [gated(1, "x")["x"]]
+    model.register_buffer("shift", There(torch.zeros(8)))
+    with pytest.raises(UserError, match=r"'shift' of the model is on cuda:0: hand over model.cpu\(\)"):
+        optimize(model, data, data, right, out=tmp_path / "run", verbose=False, **FASTER)
+    far = [(There(data[0]), torch.zeros(16))]
+    with pytest.raises(UserError, match=r"input 0 of calibration batch 0 is on cuda:0: give tensor.cpu\(\)"):
+        optimize(Gated(), far, far, right, out=tmp_path / "run", verbose=False, **FASTER)
+
+
+def test_a_loader_may_write_its_next_batch_over_the_one_before():
+    def reusing():
+        place, label = np.zeros((2, 8), np.float32), torch.zeros(2)
+        for number in (1.0, 2.0):
+            place[:], label[:] = number, number
+            yield place, {"y": label}
+
+    task = TaskInMemory("in-memory", Gated(), reusing(), reusing(), right, training=reusing())
+    for batches in (task.calibration(), task.evaluation(), list(task.training(0))):
+        assert [float(batch.inputs[0].mean()) for batch in batches] == [1.0, 2.0]
+        assert [float(batch.target["y"].mean()) for batch in batches] == [1.0, 2.0]
 
 
 def test_an_output_that_no_engine_gives_is_told_before_the_work(tmp_path):

@@ -243,7 +243,7 @@ def test_training_batches_as_people_have_them():
         first, second = of(training)
         assert len(first) == len(second) == len(batches)
         assert torch.equal(first[0].inputs[0], batches[0][0])
-        assert first[0].target is batches[0][1]
+        assert torch.equal(first[0].target, batches[0][1])
     taught = of([inputs for inputs, _ in batches], metric=None)[0]
     assert torch.equal(taught[0].target, model(batches[0][0])), "without labels the model teaches"
     with pytest.raises(UserError, match="no training data"):
