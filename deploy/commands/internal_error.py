@@ -11,6 +11,7 @@ from pathlib import Path
 from calib.errors import UserError, first_line
 
 FILE = "internal-error.log"
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class InternalError(Exception):
@@ -64,6 +65,8 @@ def foreseen(error: Exception) -> UserError | None:
             f"the disk is full{where}: free some space and run the same command again; what the run had finished is "
             "kept"
         )
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+        return UserError(f"the system refuses {error.filename} ({error.strerror}): allow it, or name another place")
     text = str(error)
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text.lower():
         return UserError(

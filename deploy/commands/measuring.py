@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,8 +117,8 @@ def bundle(run: Path, task: str | None, directory: Path, budget: str | None, pro
         record,
         [
             (
-                f"bundle: {directory} ({count} engines); on the device: python3 runner.pyz; then: smpq feedback {run} "
-                "measurements.json"
+                f"bundle: {directory} ({count} engines); on the device: python3 runner.pyz; then: smpq feedback "
+                f"{shlex.quote(str(run))} measurements.json"
             )
         ],
         0,
@@ -142,7 +143,7 @@ def feedback(run: Path, task: str | None, measurements: Path, progress: Any, res
         record = take_feedback(workspace, measurements)
     state = "meets the budget" if record.met else "does not meet the budget"
     following = (
-        f"{record.proposals} more engines should be measured: smpq bundle {run} DIRECTORY"
+        f"{record.proposals} more engines should be measured: smpq bundle {shlex.quote(str(run))} DIRECTORY"
         if record.proposals
         else record.stop_reason
     )

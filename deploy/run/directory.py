@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -205,7 +206,7 @@ def _entries(path: Path) -> list[os.DirEntry[str]]:
 
 def _locked(file: Path) -> int | None:
     """Return a handle that holds the lock of a file, None when another process holds it. The lock ends with its
-    process.
+    process. OSError where the file system has no locks.
     """
     if sys.platform == "win32":  # it has no locks that end with their process
         return os.open(file, os.O_CREAT | os.O_RDWR)
@@ -215,8 +216,10 @@ def _locked(file: Path) -> int | None:
         handle = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(handle)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
             return None
         try:
             if os.path.samestat(os.fstat(handle), file.stat()):

@@ -4,6 +4,7 @@ measured back.
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -69,9 +70,8 @@ def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: 
         raise UserError(f"{directory} holds something else: name a new directory")
     results = directory / RESULTS_FILE
     if results.is_file() and not was_taken(results, workspace.run.file(DEVICE)):
-        raise UserError(
-            f"{results} was not fed back: use smpq feedback {workspace.run.path} {results} first, or delete it"
-        )
+        paths = shlex.join(map(str, (workspace.run.path, results)))
+        raise UserError(f"{results} was not fed back: use smpq feedback {paths} first, or delete it")
     if budget.loss is not None:
         raise UserError(f"{budget.loss} needs a device that answers: use smpq run, or bundle engines for a latency")
     scores = score(workspace, budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
@@ -120,6 +121,15 @@ def test_the_lock_ends_with_its_process(tmp_path):
         mine.lock()
     other.end()
     mine.lock()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with pytest.raises(UserError, match=r"cannot write .*: No locks available"):
+        Run(tmp_path).lock()
 
 
 def test_checking_creates_nothing(tmp_path):

@@ -287,3 +287,11 @@ def test_a_directory_that_holds_something_else(workspace, tmp_path):
     with pytest.raises(UserError, match="the loop needs a latency budget"):
         write_next_bundle(workspace, "size=0.5x", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_command_for_measurements_that_were_not_fed_back_can_be_typed(workspace, tmp_path):
+    directory = tmp_path / "größe of it"
+    write_next_bundle(workspace, "latency=0.75x", directory)
+    answered(workspace, directory)
+    with pytest.raises(UserError, match=r"use smpq feedback \S+ '.*/größe of it/measurements.json' first"):
+        write_next_bundle(workspace, None, directory)
