@@ -42,9 +42,9 @@ class Scale:
         return [round(index * step, 12) for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def ends(interval: Interval) -> tuple[float, float]:
-    """Return both ends."""
-    return interval.low, interval.high
+def ends(interval: Interval | None) -> Sequence[float]:
+    """Return both ends, nothing of no interval."""
+    return () if interval is None else (interval.low, interval.high)
 
 
 def fit(values: Iterable[float], start: float, stop: float, least: float = 0.0) -> Scale:

@@ -135,7 +135,7 @@ def _panel(
         return [*parts, label(left + 8, top + _ROW / 2 + 4, "none")]
     bars = all(interval is None for _, interval, _ in known)
     right = left + width - 46
-    values = [end for value, interval, _ in known for end in (value, *(ends(interval) if interval else ()))]
+    values = [end for value, interval, _ in known for end in (value, *ends(interval))]
     scale = Scale(0.0, max(*values, 1e-12), left, right) if bars else fit(values, left + 6, right)
     for row, figure in enumerate(figures):
         y = top + _ROW * (row + 0.5) - 1

@@ -8,10 +8,10 @@ from itertools import groupby
 from markupsafe import Markup
 
 from deploy.files.curve import CurveFile, JudgedPoint, PointKind, PointRow
-from deploy.report.axes import Box, Scale, fit, frame_of, free_place
-from deploy.report.svg import LETTER, element, label, line
+from deploy.report.axes import Box, Scale, ends, fit, frame_of, free_place
+from deploy.report.svg import LETTER, element, label, line, picture
 from deploy.report.wording import change, counted, measure, number
-from smpq.files import SHARES, Interval
+from smpq.files import SHARES
 
 KINDS: Mapping[PointKind, str] = {
     "found": "found by the search",
@@ -46,7 +46,7 @@ def curve_plot(curve: CurveFile) -> Markup:
         # the difference to the float model is known better than the accuracy itself
         return percent * (base + judged.change_interval.low), percent * (base + judged.change_interval.high)
 
-    across = [end for point, _ in points for end in (point.ratio, *_ends(point.ratio_interval))]
+    across = [end for point, _ in points for end in (point.ratio, *ends(point.ratio_interval))]
     up = [end for _, judged in points for end in (percent * judged.accuracy, *ends_of(judged))]
     x_scale, y_scale = fit(across, _LEFT, _LEFT + _ACROSS, least=0.04), fit(up, _TOP + _HIGH, _TOP)
     unit = ", %" if percent > 1 else ""
@@ -63,12 +63,8 @@ def curve_plot(curve: CurveFile) -> Markup:
         parts.append(_engine(curve, point, judged, place, x_scale, (y_scale(low), y_scale(high)), boxes))
     parts += _legend({point.kind for point in curve.points})
     name = f"{'Latency' if curve.cost == 'latency' else 'Size'} against {curve.metric}"
-    picture = element(
-        "svg", *parts, width=round(_WIDTH), height=round(_HEIGHT), viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
-        role="group", aria_label=name,
-    )  # fmt: skip
     told = "Point at an engine, or move to it with the tab key, to read its plan here."
-    return picture + element("p", told, class_="told quiet", role="status")
+    return picture(_WIDTH, _HEIGHT, name, parts, role="group") + element("p", told, class_="told quiet", role="status")
 
 
 def _engine(
@@ -77,14 +73,14 @@ def _engine(
     judged: JudgedPoint,
     place: tuple[float, float],
     x_scale: Scale,
-    ends: tuple[float, float],
+    reach: tuple[float, float],
     boxes: list[Box],
 ) -> Markup:
     x, y = place
-    low, high = _ends(point.ratio_interval) or (point.ratio, point.ratio)
+    low, high = ends(point.ratio_interval) or (point.ratio, point.ratio)
     parts = [
         line(x_scale(low), y, x_scale(high), y, "whisker"),
-        line(x, ends[0], x, ends[1], "whisker"),
+        line(x, reach[0], x, reach[1], "whisker"),
         _mark(point.kind, x, y),
     ]
     room = free_place(x, y, len(point.name) * LETTER, boxes, (_LEFT, _TOP, _LEFT + _ACROSS, _TOP + _HIGH))
@@ -99,11 +95,11 @@ def _engine(
 def described(curve: CurveFile, point: PointRow, judged: JudgedPoint) -> str:
     """Return what a point is, costs and reaches, in a sentence."""
     metric, whole = curve.metric, "the float engine's time" if curve.cost == "latency" else "the fp32 model's size"
-    low, high = _ends(point.ratio_interval) or (None, None)
+    low, high = ends(point.ratio_interval) or (None, None)
     interval = f" ({number(low)} to {number(high)})" if low is not None else ""
     took = f", {number(point.ms)} ms" if point.ms is not None else ""
-    ends = judged.change_interval
-    lost = f"{change(judged.change, metric)} ({change(ends.low, metric)} to {change(ends.high, metric)}) against float"
+    span = judged.change_interval
+    lost = f"{change(judged.change, metric)} ({change(span.low, metric)} to {change(span.high, metric)}) against float"
     return (
         f"{point.name}, {KINDS[point.kind]}: {number(point.ratio)}{interval} of {whole}{took}; "
         f"{metric} {measure(judged.accuracy, judged.interval, metric)}, {lost}."
@@ -149,7 +145,3 @@ def _legend(kinds: set[PointKind]) -> list[Markup]:
             parts += [_mark(kind, x, 16.0), label(x + 10, 20.0, text)]
             x += 16 + len(text) * LETTER + 14
     return parts
-
-
-def _ends(interval: Interval | None) -> Sequence[float]:
-    return () if interval is None else (interval.low, interval.high)

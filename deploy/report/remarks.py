@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import typing
-
+from deploy.files.engine import TimingRow
+from deploy.files.report import LatencyPart
 from deploy.report.wording import number
 from deploy.runner.state import QUIET
 
@@ -13,35 +13,7 @@ _COLD = 1.1
 """Hot and cold times that differ by less are told as one."""
 
 
-class Remarked(typing.Protocol):
-    """What the remarks are made of; see `deploy.files.engine.TimingRow`."""
-
-    @property
-    def engine_ms(self) -> float:
-        """Milliseconds of a call."""
-
-    @property
-    def enqueue_ms(self) -> float | None:
-        """Milliseconds that the host takes to enqueue a call."""
-
-    @property
-    def hot_ms(self) -> float | None:
-        """Milliseconds of a single call behind another one."""
-
-    @property
-    def cold_ms(self) -> float | None:
-        """Milliseconds of a single call behind a write of twice the L2 cache."""
-
-    @property
-    def slowdown(self) -> float:
-        """The time of the float engine by its fastest known."""
-
-    @property
-    def throttled(self) -> tuple[str, ...]:
-        """What slowed the machine down."""
-
-
-def timing_remarks(timed: Remarked) -> list[str]:
+def timing_remarks(timed: TimingRow | LatencyPart) -> list[str]:
     """Return sentences about launches, about the L2 cache where it matters, and about a machine that slowed down."""
     remarks = []
     if timed.enqueue_ms is not None and timed.enqueue_ms > _LAUNCH_BOUND * timed.engine_ms:

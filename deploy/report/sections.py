@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from deploy.files.report import ReportedStep, ReportFile
+from deploy.report.answer import sentence
 from deploy.report.answers import budget_ratio
+from deploy.report.axes import ends
 from deploy.report.curve_section import curve_section
 from deploy.report.plots import bits_plot, latency_plot, pareto_plot
 from deploy.report.section import Section, Warned
@@ -41,8 +43,7 @@ def _budget(report: ReportFile) -> Section:
     for limit in report.limits:
         word = "met" if limit.met else "not measured" if limit.met is None else Warned("not met")
         reached = "–" if limit.reached is None else amount(limit.reached, limit.unit)
-        ends = (limit.interval.low, limit.interval.high) if limit.interval is not None else ()
-        interval = " to ".join(amount(end, limit.unit) for end in ends) or "–"
+        interval = " to ".join(amount(end, limit.unit) for end in ends(limit.interval)) or "–"
         rows.append([limit.cost, amount(limit.limit, limit.unit), reached, interval, word])
     costs = (
         f"The engine has {number(report.avg_bits)} bits a weight on average, {size(report.size_bytes)} against "
@@ -69,7 +70,7 @@ def _plan(report: ReportFile) -> Section:
         ("layer", "path"), ("operator", "word"), ("parameters", "number"), ("format", "code"), ("score", "number"),
         ("95 % interval", "number"), ("kernel", "code"), ("and the plan", "word"),
     ]  # fmt: skip
-    note = " ".join([_origin(report), *map(_sentence, (*report.scores.notes, *report.notes)), *_proof(report)])
+    note = " ".join([_origin(report), *map(sentence, (*report.scores.notes, *report.notes)), *_proof(report)])
     text = "" if rows else "No layer could be quantised."
     return Section(f"Plan, {counted(len(rows), 'layer')}", note=note, columns=columns, rows=rows, text=text)
 
@@ -86,10 +87,6 @@ def _origin(report: ReportFile) -> str:
         f"Scores of the method {scores.method} in {scores.value}: the change against the layer in float; "
         "higher is better."
     )
-
-
-def _sentence(note: str) -> str:
-    return f"{note[:1].upper()}{note[1:]}."
 
 
 def _proof(report: ReportFile) -> list[str]:

@@ -21,11 +21,13 @@ def element(tag: str, *inside: str, **attributes: str | float) -> Markup:
     return Markup(f"<{tag}{given}>{content}</{tag}>")  # noqa: S704 - all parts of it are escaped
 
 
-def picture(width: float, height: float, name: str, parts: Iterable[str], **attributes: str) -> Markup:
+def picture(
+    width: float, height: float, name: str, parts: Iterable[str], role: str = "img", **attributes: str
+) -> Markup:
     """Return the picture that holds `parts`."""
     box = f"0 0 {math.ceil(width)} {math.ceil(height)}"
     return element(
-        "svg", *parts, width=round(width), height=round(height), viewBox=box, role="img", aria_label=name, **attributes
+        "svg", *parts, width=round(width), height=round(height), viewBox=box, role=role, aria_label=name, **attributes
     )
 
 
