@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.files.storage import write_bytes
-from deploy.commands.methods_table import what_follows
+from deploy.commands.methods_table import needs_of, what_follows
 from smpq.methods import DEFAULT_METHOD, METHODS, Method
 
 _CONDITIONS = ("network", "target", "rounding", "stage")
@@ -43,7 +43,7 @@ def page(results: Path) -> str:
     """Return the page; `results` is the directory of the records."""
     measured = _measured(results)
     rows = [
-        f"| [`{name}`](#{name}) | {_prose(method.summary)} | {_needs(method)} | {method.cost} |"
+        f"| [`{name}`](#{name}) | {_prose(method.summary)} | {needs_of(method)} | {method.cost} |"
         for name, method in METHODS.items()
     ]
     overview = "\n".join(["| method | what it does | needs | cost |", "|---|---|---|---|", *rows, ""])
@@ -55,16 +55,12 @@ def _section(method: Method, measured: list[str]) -> str:
     paragraphs = [_prose(" ".join(each.split())) for each in text.split("\n\n")]
     facts = [
         f"- Paper: {_prose(method.paper)}",
-        f"- Needs {_needs(method)}; decides {method.decides}; costs {method.cost}",
+        f"- Needs {needs_of(method)}; decides {method.decides}; costs {method.cost}",
         f"- {what_follows(method)}",
     ]
     table = ["| measured | top-1 | CPU seconds | record |", "|---|---|---|---|", *measured] if measured else []
     parts = [f"## {method.name}", *paragraphs, "\n".join(facts), *(["\n".join(table)] if table else [])]
     return "\n\n".join(parts) + "\n"
-
-
-def _needs(method: Method) -> str:
-    return ", ".join(need.value for need in method.needs) or "nothing"
 
 
 def _measured(results: Path) -> dict[str, list[str]]:

@@ -20,8 +20,7 @@ def table() -> Table:
         show_lines=True,
     )
     for name, method in METHODS.items():
-        needs = ", ".join(need.value for need in method.needs) or "nothing"
-        found.add_row(name, f"{method.summary} {what_follows(method)}\n{method.paper}", needs, method.cost)
+        found.add_row(name, f"{method.summary} {what_follows(method)}\n{method.paper}", needs_of(method), method.cost)
     return found
 
 
@@ -41,6 +40,11 @@ def described() -> dict[str, dict[str, Any]]:
         }
         for name, method in METHODS.items()
     }
+
+
+def needs_of(method: Method) -> str:
+    """Say what a method needs."""
+    return ", ".join(need.value for need in method.needs) or "nothing"
 
 
 def what_follows(method: Method) -> str:

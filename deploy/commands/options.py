@@ -26,6 +26,7 @@ WRONG_INPUT = 2
 Result = tuple[Any, list[str], int]
 """What a command returns: the record for `--json`, the lines for people, and the exit code."""
 Returned = TypeVar("Returned")
+LIMITS = Parsed(Budget.from_text, "limits on latency, size, avg_bits, bops, drop or kl")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Shared:
         str,
         Declared(
             "limits, e.g. latency=0.65x or size=0.2x,avg_bits=3.5 or drop=0.5; x is a fraction of the float model",
-            Parsed(Budget.from_text, "limits on latency, size, avg_bits, bops, drop or kl"),
+            LIMITS,
             "--budget",
             Group.WHAT,
         ),
@@ -49,7 +50,7 @@ class Shared:
         str | None,
         Declared(
             "limits with a latency, e.g. latency=0.7x (see smpq run)",
-            Parsed(Budget.from_text, "limits on latency, size, avg_bits, bops, drop or kl"),
+            LIMITS,
             "--budget",
             Group.WHAT,
             unset="those of the last bundle",

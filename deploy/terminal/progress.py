@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -51,34 +52,22 @@ class Progress:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Show a spinner while something of unknown length runs."""
-        start = time.monotonic()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with RichProgress(
-            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
-        ) as bar:
-            bar.add_task(name, total=None)
+        with self._shown(name, None, SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()):
             yield
-        self._finished(name, start)
 
     @contextmanager
     def bar(self, name: str, total: int) -> Iterator[Callable[[], None]]:
         """Show a bar of `total` steps; the function that is handed out advances it by one."""
-        start = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with RichProgress(
-            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
-        ) as bar:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with self._shown(name, total, TextColumn("{task.description}"), *columns) as advance:
+            yield advance
+
+    @contextmanager
+    def _shown(self, name: str, total: int | None, *columns: ProgressColumn) -> Iterator[Callable[[], None]]:
+        start, hidden = time.monotonic(), not self._console.is_terminal
+        with RichProgress(*columns, console=self._console, transient=True, disable=hidden) as bar:
             task = bar.add_task(name, total=total)
             yield lambda: bar.advance(task)
-        self._finished(name, start)
-
-    def _finished(self, name: str, start: float) -> None:
         elapsed = time.monotonic() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
         if elapsed > 1:
