@@ -1,8 +1,10 @@
-"""How the threads of PyTorch wait for each other. Importing it does not load torch."""
+"""How many threads PyTorch computes with, and how they wait for each other. Importing it does not load torch."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _POLICY = "OMP_WAIT_POLICY"
 _DECIDED = (_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -19,3 +21,16 @@ def wait_asleep() -> None:
     """
     if not any(name in os.environ for name in _DECIDED):
         os.environ[_POLICY] = "PASSIVE"
+
+
+@contextmanager
+def computing_with(count: int) -> Iterator[None]:
+    """Let PyTorch compute with so many threads as long as the context is open."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -18,6 +18,7 @@ from torch import nn
 
 from calib.errors import UserError, first_line
 from calib.files.storage import write_bytes
+from calib.threads import computing_with
 
 
 def cache_directory() -> Path:
@@ -58,7 +59,7 @@ def trained(
         with _alone(path):
             if not _restored(model, path, quiet=True):
                 _notice(f"{name}: training the model once; its weights will be kept in {path.parent}")
-                with _threads(threads):
+                with computing_with(threads or torch.get_num_threads()):
                     train(model)
                 write_bytes(path, save({key: value.contiguous() for key, value in model.state_dict().items()}))
     return model.eval()
@@ -103,16 +104,6 @@ def _locked(lock: Path) -> IO[str]:
         except FileNotFoundError:  # who had the lock has removed its file
             pass
         stream.close()
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _restored(model: nn.Module, path: Path, *, quiet: bool = False) -> bool:

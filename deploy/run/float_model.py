@@ -21,8 +21,8 @@ from calib.network.graph import TracedModel
 from calib.network.modules import copy_model
 from calib.sizes import InputSizes, resized, shapes_of_one, sizes_from_text, sizes_of
 from calib.task import Batch, Task
+from calib.threads import computing_with
 from deploy.run.settings import Settings
-from deploy.run.threads import computing_with
 from deploy.targets.target import Target
 from deploy.terminal.progress import Progress
 from smpq.value.divergence import TaskDivergence
@@ -100,7 +100,7 @@ def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
 
 def _check_runs(model: nn.Module, batch: Batch) -> None:
     try:
-        run_eager(model, batch.inputs, f"calibration batch 0 ({_count(batch)} samples)")
+        run_eager(model, batch.inputs, f"calibration batch 0 ({len(batch.inputs[0])} samples)")
     except UserError as error:
         try:
             run_eager(model, [tensor[:1] for tensor in batch.inputs], "one sample")
@@ -110,10 +110,6 @@ def _check_runs(model: nn.Module, batch: Batch) -> None:
             f"{error}. It runs with one sample: let calibration() and evaluation() give batches of one sample, and "
             "write --batch 1"
         ) from error
-
-
-def _count(batch: Batch) -> int:
-    return len(batch.inputs[0])
 
 
 def try_task(

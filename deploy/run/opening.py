@@ -14,13 +14,14 @@ from calib.network.units import find_units
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
 from calib.tasks import load_task
+from calib.threads import computing_with
 from deploy.devices.address import device_from_address
 from deploy.files.search import CalibrationFile
 from deploy.run.data_free import DataFree, without_samples
 from deploy.run.directory import Run
 from deploy.run.float_model import trace_float_model, try_task
 from deploy.run.settings import Settings
-from deploy.run.threads import computing_with, settle_threads, threads_before_a_trace
+from deploy.run.threads import settle_threads, threads_before_a_trace
 from deploy.run.workspace import DEVICE, Workspace, rules_of
 from deploy.targets.families import FAMILIES
 from deploy.targets.offers import refusal, unknown_offers

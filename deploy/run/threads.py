@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
 from calib.network.graph import TracedModel
 from calib.task import Batch
+from calib.threads import computing_with
 
 _WORTH = 1.6
 """Twice the threads are worth it when they are so much faster."""
@@ -45,17 +45,6 @@ def settle_threads(traced: TracedModel, batch: Batch, known: int | None) -> int:
     inputs = [tensor[:count] for tensor in batch.inputs]
     torch.set_num_threads(fastest(lambda: traced.run(inputs), before))
     return before
-
-
-@contextmanager
-def computing_with(count: int) -> Iterator[None]:
-    """Let PyTorch compute with so many threads as long as the context is open."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def threads_before_a_trace() -> int:

@@ -5,10 +5,11 @@ import torch
 
 from calib.batches import calibration_batches
 from calib.tasks import load_task
+from calib.threads import computing_with
 from deploy.run import float_model, opening, threads
 from deploy.run.float_model import trace_float_model
 from deploy.run.settings import Settings
-from deploy.run.threads import computing_with, fastest
+from deploy.run.threads import fastest
 from deploy.stages.run_all import open_run
 from deploy.targets.target import target_from_name
 from deploy.terminal.progress import Progress
