@@ -60,6 +60,11 @@ class PolicyFile(FileRecord, frozen=True, kw_only=True):
     policy: dict[str, str]
     float_joins: tuple[str, ...] = ()
 
+    @property
+    def content(self) -> str:
+        """The same text for equal policies."""
+        return f"{sorted(self.policy.items())} {sorted(self.float_joins)}"
+
 
 Change = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
 """Of a value: beyond, its square is no number any more."""
@@ -290,10 +295,3 @@ class EpochRow(Record, frozen=True, kw_only=True):
     complexity: Amount
     seconds: EpochSeconds
     estimates: dict[str, EpochEstimate]
-
-
-__all__ = [
-    "PLACES", "AboveZero", "AllocationRow", "Amount", "ContributionRow", "ContributionsFile", "Count", "EpochRow",
-    "EstimateRow", "FormatText", "Interval", "NearRow", "OfPolicy", "OperationRow", "PairRow", "PolicyFile",
-    "Positive", "ScoreRow", "ScoresFile", "StabilityFile", "Where",
-]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from calib.files.storage import AboveZero, Amount, FileRecord, Positive, Record, Sha256
-from deploy.files.search import check_once, policy_key
+from deploy.files.search import check_once
 from smpq.files import Interval, PolicyFile
 
 PointKind = Literal["found", "uniform", "float", "quantize_static"]
@@ -100,7 +100,7 @@ class CurveFile(FileRecord, frozen=True, kw_only=True):
         if timed != (self.machine is not None) or timed != (self.not_timed is None):
             raise ValueError("a latency was measured on a machine; a size stands for it, for a reason")
         check_once([point.name for point in self.points], "the point")
-        check_once([policy_key(point.policy) for point in self.points if point.policy is not None], "the policy")
+        check_once([point.policy.content for point in self.points if point.policy is not None], "the policy")
         if sum(point.kind == "float" for point in self.points) != 1:
             raise ValueError("one point is the float model")
         if [point.ratio for point in self.points] != sorted(point.ratio for point in self.points):

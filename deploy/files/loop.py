@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from calib.files.storage import AboveZero, Amount, AtLeastOne, Count, FileRecord, Record, Sha256
-from deploy.files.search import check_once, policy_key
+from deploy.files.search import check_once
 from smpq.files import FormatText, Interval, PolicyFile
 from smpq.problem.budget import Budget, Limit
 
@@ -51,7 +51,7 @@ class MachineRows(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         policies = [*(row.policy for row in self.observations), *(row.policy for row in self.refusals)]
-        check_once([policy_key(policy) for policy in policies], "the policy")
+        check_once([policy.content for policy in policies], "the policy")
 
 
 class ObservationsFile(FileRecord, frozen=True, kw_only=True):
@@ -129,7 +129,7 @@ class OutcomeRow(Record, frozen=True, kw_only=True):
             raise ValueError("a budget is met where there are finalists")
         if self.finalists and (self.finalists[0].policy, self.finalists[0].value) != (self.policy, self.value):
             raise ValueError("the first finalist is what the search came to")
-        check_once([policy_key(row.policy) for row in self.finalists], "the finalist")
+        check_once([row.policy.content for row in self.finalists], "the finalist")
 
 
 SLOWEST = 1000.0
@@ -218,7 +218,7 @@ class BundleFile(FileRecord, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         latency_limit(self.budget)
-        check_once([policy_key(row.policy) for row in self.candidates.values()], "the policy")
+        check_once([row.policy.content for row in self.candidates.values()], "the policy")
 
 
 def latency_limit(budget: str) -> Limit:

@@ -202,11 +202,6 @@ class BudgetFile(FileRecord, frozen=True, kw_only=True):
         Budget.from_text(self.budget)
 
 
-def policy_key(policy: PolicyFile) -> str:
-    """Return a text that is the same for equal policies."""
-    return f"{sorted(policy.policy.items())} {sorted(policy.float_joins)}"
-
-
 def check_once(names: Sequence[str], what: str) -> None:
     """Raise ValueError when a name is there twice."""
     seen: set[str] = set()

@@ -21,12 +21,3 @@ RUN_FILES: tuple[type[FileRecord], ...] = (
     BuildFile, LatencyFile, VerifyFile, FinetuneFile, SupernetFile, ReportFile, ProfileFile,
 )  # fmt: skip
 """In the order in which a run writes them."""
-
-__all__ = [
-    "RUN_FILES", "BudgetFile", "BuildFile", "BundleFile", "CalibrationFile", "ContributionsFile", "CostsFile",
-    "CurveFile",
-    "ExportFile", "FinetuneFile", "FloatModelFile",
-    "LatencyFile", "LoopFile", "LossFile", "ObservationsFile", "PolicyFile", "ProfileFile", "ReportFile", "RunFile",
-    "ScoresFile", "SpaceFile", "StabilityFile",
-    "SupernetFile", "SyntheticFile", "VerifyFile",
-]  # fmt: skip
