@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 from torch import Tensor, fx
 
@@ -83,10 +82,6 @@ class Unit:
     def in_features(self) -> int:
         """Length of one dot product: input channels of a group times the kernel's size."""
         return math.prod(self.weight_shape[1:])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a run's files."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

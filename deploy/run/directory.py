@@ -7,9 +7,8 @@ import functools
 import os
 import sys
 import weakref
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from importlib import metadata
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +20,7 @@ from calib.files.storage import FileRecord, about, cannot_write, read_record, wr
 from calib.network.fingerprint import Fingerprint
 from deploy.run.record import ResourcesRow, RunFile
 from deploy.run.settings import Settings
+from deploy.targets.installed import packaged_version
 from smpq.files import OfPolicy
 from smpq.value.workers.resources import Resources
 
@@ -29,17 +29,8 @@ DECISIVE = ("smpq", "torch", "onnx", "onnx-ir", "onnxscript")
 _LOCK = "run.lock"
 _SHOWN = 80
 _PACKAGES = (
-    "smpq",
-    "torch",
-    "onnx",
-    "onnx-ir",
-    "onnxscript",
-    "onnxruntime",
-    "scipy",
-    "numpy",
-    "tensorrt-rtx",
-    "tensorrt",
-)
+    "smpq", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "scipy", "numpy", "tensorrt-rtx", "tensorrt",
+)  # fmt: skip
 
 FileType = TypeVar("FileType", bound=FileRecord)
 PolicyFileType = TypeVar("PolicyFileType", bound=OfPolicy)
@@ -122,7 +113,7 @@ class Run:
         `resources`, `trainable` and `address`, which may change from command to command, are written down as
         information; None leaves what is there.
         """
-        row = ResourcesRow(**resources.to_json()) if resources is not None else None
+        row = ResourcesRow(**asdict(resources)) if resources is not None else None
         told = {"resources": row, "trainable": trainable, "address": address}
         told = {name: each for name, each in told.items() if each is not None}
         record = self.find(RunFile)
@@ -179,20 +170,11 @@ class Run:
         write_record(self.file(record.NAME), record)
 
 
-def versions() -> dict[str, str]:
-    """Return the installed versions of what decides the result."""
-    return dict(_installed())
-
-
 @functools.cache  # reading the descriptions of packages takes milliseconds, and a process keeps what it has imported
-def _installed() -> Mapping[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def versions() -> dict[str, str]:
+    """Return the installed versions of what decides the result; not to be changed."""
+    found = {package: packaged_version([package]) for package in _PACKAGES}
+    return {package: version for package, version in found.items() if version is not None}
 
 
 def _entries(path: Path) -> list[os.DirEntry[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from calib.formats.format import Format
 from calib.network.units import Skipped, Unit
@@ -19,7 +20,7 @@ def file_from_space(
     return SpaceFile(
         groups={
             group.name: GroupRow(
-                units=tuple(UnitRow(**unit.to_json()) for unit in group.units),
+                units=tuple(UnitRow(**asdict(unit)) for unit in group.units),
                 formats=tuple(map(str, space.formats[group.name])),
             )
             for group in space.groups

@@ -69,6 +69,11 @@ class Space:
             return Policy(dict.fromkeys(self.formats, chosen))
         return Policy({name: _nearest(chosen, self.reference, row) for name, row in self.formats.items()})
 
+    @property
+    def offered(self) -> tuple[Format, ...]:
+        """All formats that a group may have, each once, in the order in which they come."""
+        return tuple(dict.fromkeys(chosen for row in self.formats.values() for chosen in row))
+
     def moves(self) -> int:
         """How many (group, format) there are besides the reference."""
         return sum(chosen != self.reference for row in self.formats.values() for chosen in row)

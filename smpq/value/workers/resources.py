@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from calib.declared import Declared, Group, Interval, Matching, check_declared
 from calib.errors import UserError
@@ -76,16 +76,11 @@ class Resources:
         """The device that evaluates, with `auto` decided for this machine."""
         return ("cuda" if _cuda_is_here() else "cpu") if self.device == "auto" else self.device
 
-    @property
-    def elsewhere(self) -> bool:
-        """Whether other processes evaluate."""
-        return self.ray is not None or (self.workers or 1) > 1
-
     def pool(self) -> WorkerPool | None:
         """Return workers that have not started yet, None when this process evaluates. UserError for a cluster that does
         not answer.
         """
-        if not self.elsewhere:
+        if self.ray is None and (self.workers or 1) == 1:
             return None
         from smpq.value.workers.local import LocalWorkerSource
         from smpq.value.workers.pool import WorkerPool
@@ -96,10 +91,6 @@ class Resources:
             if self.ray is not None
             else LocalWorkerSource(self.workers or 1)
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a run's files."""
-        return asdict(self)
 
 
 def _cuda_is_here() -> bool:

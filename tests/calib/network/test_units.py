@@ -45,7 +45,7 @@ def test_operators_sizes_and_macs():
     assert (units["1"].in_features, units["1"].out_features, units["1"].parameters) == (9, 8, 72)
     assert units["2"].bias is None
     assert units["0"].bias is not None
-    assert units["0"].to_json()["weight_shape"] == (8, 4, 3, 3)
+    assert units["0"].weight_shape == (8, 4, 3, 3)
 
 
 def test_a_module_that_runs_twice_is_one_unit_with_two_calls():

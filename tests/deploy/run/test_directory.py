@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -112,7 +113,7 @@ def test_resources_are_information_and_may_change(run):
     assert run.read(RunFile).resources is None
     for resources in (Resources(workers=4), Resources(ray="local", memory_limit_mb=100.0)):
         run.keep(SETTINGS, IDENTITY, resources)
-        assert content(run)["resources"] == resources.to_json()
+        assert content(run)["resources"] == dataclasses.asdict(resources)
         assert run.settings() == SETTINGS
     run.check(SETTINGS)
 

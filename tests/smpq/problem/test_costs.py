@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -28,7 +30,7 @@ def test_bytes_of_one_weight(text, expected):
 
 def test_bits_that_do_not_fill_a_byte_are_rounded_up():
     assert weight_bytes(unit("a", 8), Format.from_text("w3a8")) == 3 + 8 * 4
-    odd = type(unit("a"))(**{**unit("a").to_json(), "weight_shape": (1, 3), "parameters": 3})
+    odd = replace(unit("a"), weight_shape=(1, 3), parameters=3)
     assert weight_bytes(odd, Format.from_text("w3a8")) == 2 + 4
 
 
