@@ -20,7 +20,6 @@ from runs import NETWORKS, open_network
 
 from deploy.latency.designs import designed_policies, random_policies
 from deploy.latency.model import fit
-from deploy.latency.observed import Observation
 from deploy.run.float_onnx import export_float_model
 
 MEASURED, OTHERS = 12, 12
@@ -31,12 +30,11 @@ def rows_of(name: str, seeds: list[int], directory: Path, options: argparse.Name
     with open_network(name, directory / name, options.data, options.weights) as workspace:
         export_float_model(workspace)
         bench, between, space = workspace.bench, workspace.edges, workspace.space
-        reference = Observation(space.uniform(space.reference), 1.0, 0.0)
         for seed in seeds:
             start = time.process_time()
             measured = [bench.observe(policy) for policy in designed_policies(space, between, MEASURED, seed)]
             fitting = time.process_time()
-            model = fit(space, between, [reference, *measured])
+            model = fit(space, between, measured)
             fitting = time.process_time() - fitting
             known = {observation.policy.key() for observation in measured}
             others = [

@@ -40,8 +40,8 @@ def verify(run: Path, task: str | None, progress: Any) -> Result:
     """Run the evaluation data through PyTorch, ONNX and the engine, and name the stage that lost points. Writes
     verify.json.
     """
-    from deploy.stages import read_policy
-    from deploy.stages import verify as verify_stage
+    from deploy.stages.making import verify as verify_stage
+    from deploy.stages.policies import read_policy
     from deploy.stages.run_all import open_run
 
     workspace = open_run(run, progress, task=task)

@@ -47,9 +47,9 @@ def export(run: Path, task: str | None, format: str, batch: tuple[int, ...], pro
     """Write policy.json as ONNX with Q/DQ nodes, in the form that the target turns into integer kernels:
     model.<target>.onnx.
     """
-    from deploy.stages import export as export_stage
-    from deploy.stages import read_policy
+    from deploy.stages.making import export as export_stage
     from deploy.stages.making import export_qdq
+    from deploy.stages.policies import read_policy
     from deploy.stages.run_all import open_run
 
     workspace = open_run(run, progress, task=task)
@@ -69,8 +69,8 @@ def build(run: Path, task: str | None, progress: Any) -> Result:
     """Build the engine and the float engine, and check what every layer became: engine.<target>.*, engine.float.*,
     build.json.
     """
-    from deploy.stages import build as build_stage
-    from deploy.stages import read_policy
+    from deploy.stages.making import build as build_stage
+    from deploy.stages.policies import read_policy
     from deploy.stages.run_all import open_run
 
     workspace = open_run(run, progress, task=task)

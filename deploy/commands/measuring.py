@@ -48,8 +48,8 @@ def measure(run: Path, task: str | None, batch: tuple[int, ...], device: str, pr
     More rounds are made where the latency is within that of the budget and only chance decides about it.
     """
     from deploy.report.remarks import timing_remarks
-    from deploy.stages import read_policy
     from deploy.stages.making import measure_again
+    from deploy.stages.policies import read_policy
     from deploy.stages.run_all import open_run
     from deploy.stages.shipping import shipped
 
@@ -87,7 +87,7 @@ def profile(run: Path, task: str | None, device: str, progress: Any) -> Result:
     Reads what smpq measure has found on the device, and measures only where that is missing.
     """
     from deploy.report.profile_lines import profile_lines
-    from deploy.stages import read_policy
+    from deploy.stages.policies import read_policy
     from deploy.stages.profiling import PICTURE
     from deploy.stages.profiling import profile as profile_stage
     from deploy.stages.run_all import open_run

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from calib.declared import APath, Declared, Group, Interval, OneOf, Parsed
+from calib.declared import APath, Declared, Group, Interval, OneOf
 from calib.files.storage import plain
 from deploy.commands.declared_options import declared_options, settings_from_options
-from deploy.commands.options import NOT_MET, Result, Shared, command, printed, resource_options, run_argument
+from deploy.commands.options import LIMITS, NOT_MET, Result, Shared, command, printed, resource_options, run_argument
 from deploy.run.settings import Settings, usual_directory
 from smpq.methods import DEFAULT_METHOD, METHODS, method_from_name
 from smpq.problem.budget import Budget
@@ -32,7 +32,7 @@ class _Own:
         Declared(
             "limits, e.g. drop=0.5 (points of the metric), latency=0.65x or size=0.2x,avg_bits=3.5; "
             "x is a fraction of the float model",
-            Parsed(Budget.from_text, "limits on latency, size, avg_bits, bops, drop or kl"),
+            LIMITS,
             "--budget",
             Group.WHAT,
             unset=f"{USUAL_BUDGET}; {UNLABELLED_BUDGET} with --data-free",
@@ -143,8 +143,8 @@ def score(method: str | None, out: Path, progress: Any, resources: Any, **option
     """Say what every format of every layer contributes: scores.json. Starts a run; any budget can be solved from it
     later.
     """
-    from deploy.stages import score as score_stage
     from deploy.stages.run_all import open_run
+    from deploy.stages.scoring import score as score_stage
 
     settings = settings_from_options(Settings, options)
     if method is not None:
@@ -168,9 +168,8 @@ def solve(run: Path, task: str | None, budget: str, progress: Any, resources: An
 
     Latency is predicted from the engines that the run has measured.
     """
-    from deploy.stages import solve as solve_stage
+    from deploy.stages.choosing import solve as solve_stage
     from deploy.stages.run_all import open_run
-    from smpq.problem.budget import Budget
 
     with open_run(run, progress, resources=resources, task=task) as workspace:
         solution = solve_stage(workspace, Budget.from_text(budget))
@@ -187,8 +186,8 @@ def solve(run: Path, task: str | None, budget: str, progress: Any, resources: An
 @printed
 def explain(run: Path, task: str | None, progress: Any, resources: Any, **options: Any) -> Result:
     """Say what each layer's format costs in the policy of a run: Shapley values with intervals, contributions.json."""
-    from deploy.stages import read_policy
     from deploy.stages.explaining import explain as explain_stage
+    from deploy.stages.policies import read_policy
     from deploy.stages.run_all import open_run
 
     explanation = settings_from_options(Explanation, options)

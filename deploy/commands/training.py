@@ -69,9 +69,9 @@ def finetune(
     From then on export, build, measure, verify and report use these weights, until policy.json is changed. Delete
     finetuned.safetensors to go back.
     """
-    from deploy.stages import read_policy
     from deploy.stages.cheapest import judge_tuned
     from deploy.stages.finetuning import finetune as finetune_stage
+    from deploy.stages.policies import read_policy
     from deploy.stages.run_all import open_run
 
     settings = settings_from_options(
@@ -96,8 +96,8 @@ def reconstruct(run: Path, task: str | None, progress: Any, resources: Any, **op
     From then on export, build, measure, verify and report use these weights, until policy.json is changed. Delete
     finetuned.safetensors to go back.
     """
-    from deploy.stages import read_policy
     from deploy.stages.cheapest import judge_tuned
+    from deploy.stages.policies import read_policy
     from deploy.stages.reconstructing import reconstruct as reconstruct_stage
     from deploy.stages.run_all import open_run
 

@@ -78,7 +78,7 @@ class CheapestLoop(LatencyLoop):
 
     def _cheapest(self, high: float, optimism: float) -> Policy | None:
         goal = self.goal
-        ceilings = [Ceiling(self._model.cost_model(1.0), _TINY)]
+        ceilings = [Ceiling(self._model.cost_model(), _TINY)]
 
         def within(limit: float) -> Policy | None:
             self.goal = replace(goal, limit=limit)

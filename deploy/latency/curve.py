@@ -67,7 +67,7 @@ class CurveLoop(LatencyLoop):
         all others.
         """
         left_out = [refusal.policy for refusal in self._state.refusals if not refusal.blamed]
-        ceilings = [Ceiling(self._model.cost_model(1.0), _TINY)]
+        ceilings = [Ceiling(self._model.cost_model(), _TINY)]
         quickest = nearest_feasible(Problem(self._space, {}, ceilings, left_out))
         predicted, _ = self._model.predict(quickest)
         if predicted >= _FASTER * min(rung.cost for rung in self._rungs()):

@@ -30,8 +30,7 @@ def designed_policies(
     careful = _without(space, doubtful)
     if careful.formats == space.formats:
         return _telling(space, edges, count, seed)
-    formats = dict.fromkeys(chosen for row in space.formats.values() for chosen in row)
-    trial = max(map(space.uniform, formats), key=lambda policy: len(set(doubtful) & policy.formats.items()))
+    trial = max(map(space.uniform, space.offered), key=lambda policy: len(set(doubtful) & policy.formats.items()))
     found = {policy.key(): policy for policy in (*_telling(careful, edges, count - 1, seed), canonical(trial, space))}
     for policy in _telling(space, edges, count, seed) if len(found) < count else ():
         found.setdefault(policy.key(), policy)
@@ -54,9 +53,8 @@ def _telling(space: Space, edges: Sequence[Edge], count: int, seed: int) -> list
     greedily; ours). They are all different, and the float engine, whose ratio is known to be 1, is not among them; in a
     small space there may be fewer than `count`.
     """
-    formats = list(dict.fromkeys(chosen for row in space.formats.values() for chosen in row))
     reference = space.uniform(space.reference).key()
-    uniform = {policy.key(): policy for policy in map(space.uniform, formats)}
+    uniform = {policy.key(): policy for policy in map(space.uniform, space.offered)}
     found = [policy for key, policy in uniform.items() if key != reference][:count]
     candidates = [policy for policy in random_policies(space, _CANDIDATES, seed) if policy.key() not in uniform]
     if len(found) >= count or not candidates:
@@ -82,8 +80,7 @@ def random_policies(space: Space, count: int, seed: int) -> list[Policy]:
 
     Fewer than `count` in a small space.
     """
-    generator = np.random.default_rng(seed)
-    formats = list(dict.fromkeys(chosen for row in space.formats.values() for chosen in row))
+    generator, formats = np.random.default_rng(seed), space.offered
     found: dict[str, Policy] = {}
     for _ in range(4 * count):
         if len(found) == count:

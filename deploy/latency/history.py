@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from calib.formats.format import Format
-from deploy.files.loop import FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
+from deploy.files.loop import CandidateRow, FinalistRow, LoopFile, LoopRow, OutcomeRow, StepRow
 from deploy.files.store import RecordStore
 from deploy.latency.loop import LatencyLoop
 from deploy.latency.observed import (
@@ -95,7 +95,7 @@ class Search:
         if self._row.outcome is None:
             return None
         with self._store.about(LoopFile):
-            found = [(_proposal(step, self._space), _found(step, self._space)) for step in self._row.steps]
+            found = [(proposal_of(step, self._space), _found(step, self._space)) for step in self._row.steps]
         for proposal, verdict in found:
             looped.tell(proposal, verdict)
         return dataclasses.replace(looped.outcome(), stop_reason=self._row.outcome.stop_reason)
@@ -222,10 +222,10 @@ def _outcome_row(outcome: Outcome, space: Space) -> OutcomeRow:
     )
 
 
-def _proposal(step: StepRow, space: Space) -> Proposal:
-    interval = step.predicted_interval
-    policy = Policy.from_file(step.policy, space)
-    return Proposal(step.label, policy, step.predicted, (interval.low, interval.high), step.predicted_from)
+def proposal_of(row: StepRow | CandidateRow, space: Space) -> Proposal:
+    """Read back what was proposed."""
+    interval, policy = row.predicted_interval, Policy.from_file(row.policy, space)
+    return Proposal(row.label, policy, row.predicted, (interval.low, interval.high), row.predicted_from)
 
 
 def _found(step: StepRow, space: Space) -> Observation | Refusal:

@@ -45,7 +45,7 @@ def hopeful_cost(model: LatencyModel, limit: float, errors: float, problem: Prob
     def best_within(cost: CostModel, limit: float) -> Policy | None:
         return allocate(replace(problem, ceilings=[Ceiling(cost, limit), *problem.ceilings]))
 
-    cost = model.cost_model(1.0)
+    cost = model.cost_model()
     if not errors:
         return cost
     others = random_policies(model.space, _TYPICAL, 1)

@@ -14,10 +14,10 @@ from deploy.latency.designs import designed_policies
 from deploy.latency.experiments import Experiments, offered
 from deploy.latency.finalists import judged, lasting_first
 from deploy.latency.hopeful import hopeful_cost, likelihood
-from deploy.latency.model import LatencyModel, fitted
+from deploy.latency.model import LatencyModel, fit
 from deploy.latency.observed import Observation, Observe, Refusal
 from deploy.latency.state import LoopState
-from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step, StopReason
+from deploy.latency.steps import Goal, LoopSettings, Outcome, Proposal, Step, StopReason, step_of
 from deploy.latency.suspects import without
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space, canonical
@@ -167,15 +167,13 @@ class LatencyLoop:
 
     def tell(self, proposal: Proposal, found: Observation | Refusal) -> None:
         """Take in a measurement, or that the engine did not build; the model is fitted again."""
-        state = self._state
+        if isinstance(found, Observation):
+            found = self._state.keep(found)
+        self._state.steps.append(step_of(proposal, found, self.goal.limit))
         if isinstance(found, Refusal):
-            state.steps.append(Step(proposal, None, found, met=False))
             self._take_refusal(found)
-            self._learn()
-            return
-        found = state.keep(found)
-        state.steps.append(Step(proposal, found, None, found.upper <= self.goal.limit))
-        self._model = self._fit()
+        else:
+            self._model = self._fit()
         self._learn()
 
     def outcome(self) -> Outcome:
@@ -245,7 +243,7 @@ class LatencyLoop:
     def _closest(self) -> Proposal | None:
         """Return the policy that is predicted to be nearest to the limit, unless one that was measured is nearer."""
         left_out = [refusal.policy for refusal in self._state.refusals if not refusal.blamed]
-        ceilings = [Ceiling(self._model.cost_model(1.0), self.goal.limit), *self.goal.ceilings]
+        ceilings = [Ceiling(self._model.cost_model(), self.goal.limit), *self.goal.ceilings]
         policy = nearest_feasible(Problem(self._space, {}, ceilings, left_out))
         proposal = self._proposal("closest", policy)
         nearest = min((o.ratio for o in self._state.observed.values()), default=math.inf)
@@ -257,7 +255,7 @@ class LatencyLoop:
                         len(self._state.observed))  # fmt: skip
 
     def _fit(self) -> LatencyModel:
-        return fitted(self._whole_space, self._edges, list(self._state.observed.values()))
+        return fit(self._whole_space, self._edges, list(self._state.observed.values()))
 
     def _take_refusal(self, refusal: Refusal) -> None:
         self._state.refusals.append(refusal)

@@ -53,9 +53,9 @@ class LatencyModel:
         mean = 1.0 + float(row @ self.coefficients)
         return mean, math.sqrt(max(float(row @ self.covariance @ row), 0.0) + self.residual**2)
 
-    def cost_model(self, float_latency_ms: float) -> CostModel:
-        """Return the model as a cost in milliseconds for the solver."""
-        return self._cost_model(self.coefficients, 1.0, float_latency_ms)
+    def cost_model(self) -> CostModel:
+        """Return the ratio to the float engine as a cost for the solver."""
+        return self._cost_model(self.coefficients, 1.0)
 
     def tangent(self, policy: Policy, errors: float) -> CostModel:
         """Return the ratio to the float engine as a linear cost that is so many standard errors below the prediction at
@@ -70,10 +70,10 @@ class LatencyModel:
         lowered = self.coefficients - errors * spread / error
         conversions = np.array([term.kind == "edge" for term in self.terms], bool)
         lowered = np.where(conversions, np.maximum(lowered, 0.0), lowered)
-        return self._cost_model(lowered, 1.0 - errors * self.residual**2 / error, 1.0)
+        return self._cost_model(lowered, 1.0 - errors * self.residual**2 / error)
 
-    def _cost_model(self, coefficients: Matrix, fixed: float, float_latency_ms: float) -> CostModel:
-        found = {term: value * float_latency_ms for term, value in zip(self.terms, coefficients.tolist(), strict=True)}
+    def _cost_model(self, coefficients: Matrix, fixed: float) -> CostModel:
+        found = dict(zip(self.terms, coefficients.tolist(), strict=True))
         parts = {
             group.name: {
                 chosen: found.get(Term("format", group.name, str(chosen)), 0.0)
@@ -87,16 +87,17 @@ class LatencyModel:
         joins = tuple(
             JoinCost(join, *(found.get(Term(kind, join.name), 0.0) for kind in JOINS)) for join in self.space.joins
         )
-        return CostModel("latency", fixed * float_latency_ms, parts, float_latency_ms, transitions, joins)
+        return CostModel("latency", fixed, parts, 1.0, transitions, joins)
 
 
-def fit(space: Space, edges: Sequence[Edge], observations: Sequence[Observation]) -> LatencyModel:
-    """Fit the model to whole-engine measurements.
+def fit(space: Space, edges: Sequence[Edge], known: Sequence[Observation]) -> LatencyModel:
+    """Fit the model to measured engines, and to the float engine, whose ratio is 1.
 
     Bayesian linear regression. The prior's parts (`deploy.latency.terms.prior_of`) have strengths that differ from
     network to network: those with the highest marginal likelihood are taken (empirical Bayes), and the scatter with
     them. Costs of conversions are kept at zero or above, which the solver relies on. Ours.
     """
+    observations = [Observation(space.uniform(space.reference), 1.0, 0.0), *known]
     terms = terms_of(space, edges)
     prior = prior_of(space, edges, terms)
     rows = np.array([row_of(o.policy, space, terms) for o in observations])
@@ -107,11 +108,6 @@ def fit(space: Space, edges: Sequence[Edge], observations: Sequence[Observation]
     conversions = np.array([term.kind == "edge" for term in terms], bool)
     coefficients, posterior = _posterior(rows, measured, np.hypot(noise, residual), prior.mean, covariance, conversions)
     return LatencyModel(space, terms, coefficients, posterior, max(residual, _SMALLEST_NOISE))
-
-
-def fitted(space: Space, edges: Sequence[Edge], known: Sequence[Observation]) -> LatencyModel:
-    """Fit the model to measured engines, and to the float engine, whose ratio is 1."""
-    return fit(space, edges, [Observation(space.uniform(space.reference), 1.0, 0.0), *known])
 
 
 def covariance_of(prior: Prior, strengths: Mapping[str, float]) -> Matrix:

@@ -14,9 +14,9 @@ from deploy.devices.checks import check_measured
 from deploy.files.loop import MachineRows, ObservationsFile
 from deploy.files.store import RecordStore
 from deploy.latency.doubts import doubted
-from deploy.latency.model import LatencyModel, fitted
+from deploy.latency.model import LatencyModel, fit
 from deploy.latency.observed import Observation, Refusal, machine_rows, observation_of, observations_of, refusals_of
-from deploy.lowering.naming import call_name
+from deploy.lowering.naming import call_names
 from deploy.lowering.onnx_files import node_names
 from deploy.runner.blame import nodes_named
 from smpq.problem.joins import Edge
@@ -117,7 +117,7 @@ def latency_model(observations: Observations, edges: Sequence[Edge], say: Callab
         )
     if len(machines) > 1:
         say(f"latency as measured on {machines[-1]}; the run also has measurements of {', '.join(machines[:-1])}")
-    return fitted(observations.space, edges, known)
+    return fit(observations.space, edges, known)
 
 
 def blamed_formats(
@@ -130,7 +130,7 @@ def blamed_formats(
     told = {*nodes_named(result.failed or "", nodes), *result.nodes} & set(nodes)
     found: list[tuple[str, Format]] = []
     for group in space.groups:
-        calls = {call_name(unit.path, index) for unit in group.units for index in range(len(unit.uses))}
+        calls = {name for unit in group.units for name in call_names(unit).values()}
         # of `layer1.conv` are also `layer1.conv/weight/DQ` and whatever else was put before it
         if calls & {node.partition("/")[0] for node in told} and policy[group.name] != space.reference:
             found.append((group.name, policy[group.name]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deploy.files.loop import LoopFile
 from deploy.files.store import RecordStore
-from deploy.latency.model import fitted
+from deploy.latency.model import fit
 from deploy.latency.observations import Observations
 from smpq.problem.joins import Edge
 from smpq.problem.policy import Policy, Space
@@ -40,7 +40,7 @@ def prediction(
     others = [each for each in observations.engines(machine) if each.policy.key() != policy.key()]
     if not others or policy == space.uniform(space.reference):
         return None
-    ratio, error = fitted(space, edges, others).predict(policy)
+    ratio, error = fit(space, edges, others).predict(policy)
     return Prediction(ratio, (ratio - 1.96 * error, ratio + 1.96 * error), len(others))
 
 

@@ -81,6 +81,13 @@ class Step:
         return f"{result}, predicted {self.proposal.predicted:.3f}{hoped}"
 
 
+def step_of(proposal: Proposal, found: Observation | Refusal, limit: float) -> Step:
+    """Return the step that a proposal came to, whose engine may take `limit` of the float engine's time."""
+    if isinstance(found, Refusal):
+        return Step(proposal, None, found, met=False)
+    return Step(proposal, found, None, found.upper <= limit)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The best policy whose measured latency meets the limit, or the fastest one found when none does.

@@ -52,7 +52,7 @@ def terms_of(space: Space, edges: Sequence[Edge]) -> tuple[Term, ...]:
         for chosen in space.formats[group.name]
         if chosen != space.reference
     ]
-    if any(chosen.reads_integers for row in space.formats.values() for chosen in row):
+    if any(chosen.reads_integers for chosen in space.offered):
         terms += [Term(kind, join.name) for kind in JOINS for join in space.joins]
         terms += [Term("edge", edge.first, edge.second) for edge in edges]
     return tuple(terms)

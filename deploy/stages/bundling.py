@@ -16,17 +16,16 @@ from deploy.devices.messages import DeviceResults
 from deploy.devices.places import machine_directory
 from deploy.files.engine import LatencyFile
 from deploy.files.loop import BundleFile, CandidateRow
-from deploy.latency.history import Search
+from deploy.latency.history import Search, proposal_of
 from deploy.latency.loop import LatencyLoop
-from deploy.latency.observed import Observation, Refusal
 from deploy.latency.prediction import prediction
-from deploy.latency.steps import Proposal, Step
+from deploy.latency.steps import step_of
 from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import DEVICE, Workspace
 from deploy.runner.experiment import EXPERIMENT_FILE, RESULTS_FILE
 from deploy.runner.product import ENGINES_DIRECTORY
-from deploy.stages.finetuning import version_key
+from deploy.stages.finetuning import version_of
 from deploy.stages.looping import loop_for, ratio_limit
 from deploy.stages.making import export, keep_latency
 from deploy.stages.policies import write_policy
@@ -63,7 +62,7 @@ def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: 
     policy. UserError when no other engine needs to be measured, or when the directory holds something else, or
     measurements that were not fed back.
     """
-    budget = Budget.from_text(budget_text or _known_bundle(workspace).budget)
+    budget = Budget.from_text(budget_text or workspace.run.read(BundleFile).budget)
     if directory.exists() and (
         not directory.is_dir() or (any(directory.iterdir()) and not (directory / EXPERIMENT_FILE).is_file())
     ):
@@ -87,22 +86,21 @@ def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: 
     experiment = workspace.bench.experiment(candidates, label=str(budget))
     write_bundle(experiment, directory)
     keep_asked(experiment, workspace.run.file(DEVICE))
-    workspace.run.write(
-        BundleFile(
-            budget=str(budget),
-            candidates={
-                candidate.name: CandidateRow(
-                    label=proposal.label,
-                    predicted=proposal.predicted,
-                    predicted_interval=Interval(*proposal.interval),
-                    predicted_from=proposal.predicted_from,
-                    policy=proposal.policy.to_file(workspace.space.groups),
-                )
-                for candidate, proposal in zip(candidates, proposals, strict=True)
-            },
-        )
+    record = BundleFile(
+        budget=str(budget),
+        candidates={
+            candidate.name: CandidateRow(
+                label=proposal.label,
+                predicted=proposal.predicted,
+                predicted_interval=Interval(*proposal.interval),
+                predicted_from=proposal.predicted_from,
+                policy=proposal.policy.to_file(workspace.space.groups),
+            )
+            for candidate, proposal in zip(candidates, proposals, strict=True)
+        },
     )
-    return workspace.run.read(BundleFile)
+    workspace.run.write(record)
+    return record
 
 
 def take_feedback(workspace: Workspace, measurements: Path) -> Feedback:
@@ -112,10 +110,11 @@ def take_feedback(workspace: Workspace, measurements: Path) -> Feedback:
     ratio to the float engine, whether it meets the budget, and how many other engines should be measured. UserError for
     measurements of something else.
     """
-    known = _known_bundle(workspace)
+    known = workspace.run.read(BundleFile)
     budget = Budget.from_text(known.budget)
     found = read_results(measurements, workspace.run.file(DEVICE))
-    proposals = _proposals(workspace, known)
+    with workspace.run.about(BundleFile):
+        proposals = {name: proposal_of(row, workspace.space) for name, row in known.candidates.items()}
     strange = [result.name for result in found.results if result.name not in proposals]
     if strange:
         raise UserError(
@@ -126,7 +125,7 @@ def take_feedback(workspace: Workspace, measurements: Path) -> Feedback:
     verdicts = observations.keep([(proposals[result.name].policy, result) for result in found.results], machine)
     limit = ratio_limit(workspace, budget, observations.float_ms(machine))
     steps = [
-        _step(proposals[result.name], verdict, limit) for result, verdict in zip(found.results, verdicts, strict=True)
+        step_of(proposals[result.name], verdict, limit) for result, verdict in zip(found.results, verdicts, strict=True)
     ]
     search = Search(workspace.run, workspace.space, str(budget), machine, limit, before)
     scores = score(workspace, budget)
@@ -160,15 +159,11 @@ def _keep_latency(workspace: Workspace, policy: Policy, model: Path, arrived: De
     place = machine_directory(workspace.run.file(DEVICE), arrived.machine)
     keep_results(place, arrived, {result.key: result for result in arrived.results})
     result = workspace.bench.recalled(workspace.candidates.kept(model), partial(known_of, place))
-    before = workspace.run.find_for(LatencyFile, version_key(workspace, policy))
+    before = workspace.run.find_for(LatencyFile, version_of(workspace.run, policy))
     known = before.rounds if before is not None and before.machine == arrived.machine else 0
     if result is not None and len(result.rounds_ms) >= known:
         predicted = prediction(workspace.run, workspace.observations, workspace.edges, policy, arrived.machine)
         keep_latency(workspace, policy, result, arrived.machine, predicted)
-
-
-def _known_bundle(workspace: Workspace) -> BundleFile:
-    return workspace.run.read(BundleFile)
 
 
 def _known_loop(
@@ -177,27 +172,3 @@ def _known_loop(
     """Return a loop that knows what `machine` has measured, or else the last one that did."""
     known, effort = workspace.observations, workspace.settings.spending
     return loop_for(workspace, budget, scores, effort, limit, known.engines(machine), known.refusals(machine))
-
-
-def _proposals(workspace: Workspace, bundle: BundleFile) -> dict[str, Proposal]:
-    with workspace.run.about(BundleFile):
-        return _proposed(workspace, bundle)
-
-
-def _proposed(workspace: Workspace, bundle: BundleFile) -> dict[str, Proposal]:
-    return {
-        name: Proposal(
-            row.label,
-            Policy.from_file(row.policy, workspace.space),
-            row.predicted,
-            (row.predicted_interval.low, row.predicted_interval.high),
-            row.predicted_from,
-        )
-        for name, row in bundle.candidates.items()
-    }
-
-
-def _step(proposal: Proposal, found: Observation | Refusal, limit: float) -> Step:
-    if isinstance(found, Refusal):
-        return Step(proposal, None, found, met=False)
-    return Step(proposal, found, None, found.upper <= limit)

@@ -14,7 +14,7 @@ from deploy.latency.observations import latency_model
 from deploy.latency.steps import LoopSettings, Outcome
 from deploy.run.data_free import check_budget
 from deploy.run.workspace import Workspace
-from deploy.stages.finetuning import FINE_TUNED, tuned, version_key
+from deploy.stages.finetuning import FINE_TUNED, tuned, version_of
 from deploy.stages.looping import close_loop
 from deploy.stages.scoring import static_ceilings
 from smpq.files import Interval
@@ -146,7 +146,7 @@ def judge_tuned(workspace: Workspace, policy: Policy, budget: Budget | None = No
         budget = Budget.from_text(known.budget)
     if budget is None or budget.loss is None or (model := tuned(workspace, policy)) is None:
         return
-    verdicts, key = verdicts_of(workspace, budget.loss), version_key(workspace, policy)
+    verdicts, key = verdicts_of(workspace, budget.loss), version_of(workspace.run, policy)
     found = verdicts.loss.of_tuned(model.traced, model.edits(), key, verdicts.limit)
     _keep(workspace, budget, key, found, verdicts)
     if not found.within(verdicts.limit):
@@ -165,7 +165,7 @@ def solve_cheapest(workspace: Workspace, budget: Budget, scores: Scores, effort:
     verdicts = verdicts_of(workspace, limit)
     cost = workspace.costs["size"]
     if workspace.observations.machines:
-        cost = latency_model(workspace.observations, workspace.edges, workspace.progress.say).cost_model(1.0)
+        cost = latency_model(workspace.observations, workspace.edges, workspace.progress.say).cost_model()
     found = _by_cost(workspace, budget, scores, effort, cost, verdicts.allows)
     keep_loss(workspace, budget, found, verdicts)
     return found

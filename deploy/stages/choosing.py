@@ -52,7 +52,7 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
         model = latency_model(workspace.observations, workspace.edges, workspace.progress.say)
         float_ms = workspace.observations.float_ms()
         assert float_ms is not None  # what was measured has it
-        ceilings.append(Ceiling(model.cost_model(1.0), limit.ratio(float_ms)))
+        ceilings.append(Ceiling(model.cost_model(), limit.ratio(float_ms)))
     check_possible(workspace, ceilings)
     check_decidable(workspace, budget)
     scores = score(workspace, budget, method)
@@ -101,7 +101,7 @@ def search(
         solution = _solved(workspace, scores, static_ceilings(workspace, budget), effort)
     else:
         outcome, limit = close_loop(workspace, budget, scores, effort, loop)
-        priced = Ceiling(outcome.model.cost_model(1.0), limit)
+        priced = Ceiling(outcome.model.cost_model(), limit)
         ceilings = [priced, *static_ceilings(workspace, budget)] if outcome.met else None
         judged = any(each.unseen is not None for each in outcome.finalists)
         path = (("best finalist on other samples", outcome.value),) if judged else ()

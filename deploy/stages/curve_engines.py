@@ -159,8 +159,7 @@ def shown(engines: Sequence[Engine], most: int, named: frozenset[str]) -> list[E
 
 def uniform_policies(space: Space) -> list[Policy]:
     """Return the policies of one format, each once, without the float one."""
-    formats = dict.fromkeys(chosen for row in space.formats.values() for chosen in row)
-    found = {policy.key(): policy for policy in (canonical(space.uniform(chosen), space) for chosen in formats)}
+    found = {policy.key(): policy for policy in (canonical(space.uniform(chosen), space) for chosen in space.offered)}
     found.pop(space.uniform(space.reference).key(), None)
     return list(found.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -24,6 +25,7 @@ from deploy.run.workspace import Workspace
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
+from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.training.finetune import Subject, each_tenth
 from smpq.training.finetune import finetune as train
 from smpq.training.finetuned import FineTunedFile, FineTunedWeights, policy_of_file, record_of_file
@@ -33,6 +35,7 @@ from smpq.training.settings import FineTuneSettings
 FINE_TUNED = FineTunedFile.NAME
 TRAINING_DATA = "training_data"
 MODEL = "model.finetuned.onnx"
+Settings = TypeVar("Settings", FineTuneSettings, ReconstructionSettings)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def check_trainable(workspace: Workspace) -> None:
     """Raise UserError unless all formats can be trained, and the task has training data whose first batch is as it
     should be: before hours of search, not after.
     """
-    check_learned(chosen for row in workspace.space.formats.values() for chosen in row)
+    check_learned(workspace.space.offered)
     refuse_data_free(workspace.settings, "fine-tuning")
     next(training_batches(workspace.task, 0))
 
@@ -160,11 +163,6 @@ def tuned(workspace: Workspace, policy: Policy) -> FineTunedModel | None:
         )
     weights.check_fits(workspace.traced, workspace.space.units, path)
     return FineTunedModel(workspace, policy, weights)
-
-
-def version_key(workspace: Workspace, policy: Policy) -> str:
-    """Return `version_of` the run's policy."""
-    return version_of(workspace.run, policy)
 
 
 def version_of(run: Run, policy: Policy) -> str:
@@ -205,7 +203,7 @@ def read_record(run: Run) -> FinetuneFile | None:
     return record
 
 
-def for_run(settings: FineTuneSettings, workspace: Workspace) -> FineTuneSettings:
+def for_run(settings: Settings, workspace: Workspace) -> Settings:
     """Return the settings with what the run's own say."""
     return replace(settings, value=workspace.settings.value, seed=workspace.settings.seed)
 

@@ -18,7 +18,7 @@ from deploy.lowering.onnx_files import sha256
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
 from deploy.stages.engines import build_engines, unit_kernels
-from deploy.stages.finetuning import policy_text, tuned, version_key
+from deploy.stages.finetuning import policy_text, tuned, version_of
 from deploy.stages.shipping import discard_other, ship
 from deploy.stages.trtexec import TrtexecExport, export_for_trtexec
 from deploy.stages.verifying import verify as verify_stages
@@ -39,7 +39,7 @@ def export(workspace: Workspace, policy: Policy) -> Path:
             report = workspace.candidates.lower_into(policy, path)
         else:
             report = workspace.backend.lower(source, plan, workspace.space.units, path, workspace.settings.batch)
-    workspace.run.write(report.to_file(version_key(workspace, policy), workspace.target.name))
+    workspace.run.write(report.to_file(version_of(workspace.run, policy), workspace.target.name))
     return path
 
 
@@ -75,7 +75,7 @@ def build(workspace: Workspace, policy: Policy) -> BuildFile:
     Nothing is built here when only the device can: it builds when the engine is measured.
     """
     export_float_model(workspace)
-    _needs_export(workspace, policy)
+    needs_export(workspace, policy)
     discard_other(workspace)
     if workspace.builds_on_device:
         return _keep_build(workspace, policy, {}, {})
@@ -88,7 +88,7 @@ def _keep_build(
     workspace: Workspace, policy: Policy, engines: Mapping[str, BuiltRow], kernels: Mapping[str, KernelRow]
 ) -> BuildFile:
     record = BuildFile(
-        policy=version_key(workspace, policy),
+        policy=version_of(workspace.run, policy),
         built_on=workspace.device.describe() if workspace.builds_on_device else None,
         engines=dict(engines),
         kernels=dict(kernels),
@@ -121,8 +121,8 @@ def measure(
     """
     if workspace.not_measurable is not None:
         raise UserError(workspace.not_measurable)
-    _needs_build(workspace, policy)
-    _needs_export(workspace, policy)
+    needs_build(workspace, policy)
+    needs_export(workspace, policy)
     bench, candidates = workspace.bench, workspace.candidates
     model = candidates.kept(workspace.run.file(workspace.backend.names.model))
     predicted = prediction(workspace.run, workspace.observations, workspace.edges, policy, bench.machine)
@@ -159,7 +159,7 @@ def keep_latency(
     sizes. `turn` is the first one of its turns.
     """
     record = LatencyFile(
-        policy=version_key(workspace, policy),
+        policy=version_of(workspace.run, policy),
         machine=machine,
         rounds=len(result.rounds_ms),
         predicted_ratio=predicted.ratio if predicted is not None else None,
@@ -175,7 +175,7 @@ def keep_latency(
 
 def _last_turn(workspace: Workspace, policy: Policy, machine: str) -> int:
     """Return the turn that the last measurement of the policy began with."""
-    record = workspace.run.find_for(LatencyFile, version_key(workspace, policy))
+    record = workspace.run.find_for(LatencyFile, version_of(workspace.run, policy))
     return record.turn if record is not None and record.machine == machine else 0
 
 
@@ -184,7 +184,7 @@ def _keep_shipped(workspace: Workspace, policy: Policy, result: Result) -> None:
     tell them.
     """
     shipped = ship(workspace, result)
-    known = workspace.run.find_for(BuildFile, version_key(workspace, policy))
+    known = workspace.run.find_for(BuildFile, version_of(workspace.run, policy))
     engines, kernels = (known.engines, known.kernels) if known is not None else ({}, {})
     if workspace.builds_on_device and result.layers is not None:
         engine = workspace.run.file(next(iter(workspace.backend.names.engines.values())))
@@ -210,9 +210,11 @@ def timed_row(result: Result) -> TimingRow:
         "throughput",
         "slowdown",
         "clock",
+        "enqueue_ms",
+        "hot_ms",
+        "cold_ms",
     )
-    on_gpu = ("enqueue_ms", "hot_ms", "cold_ms")
-    values = {name: getattr(result, name) for name in (*figures, *on_gpu)} | {"throttled": result.state.throttled}
+    values = {name: getattr(result, name) for name in figures} | {"throttled": result.state.throttled}
     try:
         return msgspec.convert({**values, "ratio_interval": list(result.ratio_interval or ())}, TimingRow)
     except msgspec.ValidationError as error:
@@ -221,26 +223,28 @@ def timed_row(result: Result) -> TimingRow:
 
 def verify(workspace: Workspace, policy: Policy) -> VerifyFile:
     """Run the evaluation data through every stage. Writes `verify.json`."""
-    _needs_export(workspace, policy)
-    _needs_build(workspace, policy)
-    record = verify_stages(workspace, policy, version_key(workspace, policy))
+    needs_export(workspace, policy)
+    needs_build(workspace, policy)
+    record = verify_stages(workspace, policy, version_of(workspace.run, policy))
     workspace.run.write(record)
     return record
 
 
-def _needs_export(workspace: Workspace, policy: Policy) -> None:
+def needs_export(workspace: Workspace, policy: Policy) -> None:
+    """Raise UserError unless the run holds the exported model of the policy, as it was written."""
     model = workspace.run.file(workspace.backend.names.model)
     if not model.is_file():
         raise UserError(f"{model} is missing: make it with smpq export")
-    record = workspace.run.find_for(ExportFile, version_key(workspace, policy))
+    record = workspace.run.find_for(ExportFile, version_of(workspace.run, policy))
     if record is None:
         raise UserError(f"{model} is not of {policy_text(workspace.run)}: use smpq export first")
     if record.sha256 != sha256(model):
         raise UserError(f"{model} is not the file that smpq export wrote, it has changed since: use smpq export again")
 
 
-def _needs_build(workspace: Workspace, policy: Policy) -> None:
-    run, version = workspace.run, version_key(workspace, policy)
+def needs_build(workspace: Workspace, policy: Policy) -> None:
+    """Raise UserError unless the run has a built engine of the policy; it says which commands make one."""
+    run, version = workspace.run, version_of(workspace.run, policy)
     if run.find_for(BuildFile, version) is not None:
         return
     lacking = f"this run has no engine of {policy_text(run)}"

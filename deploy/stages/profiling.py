@@ -12,14 +12,14 @@ from deploy.devices.bundle import asked_of
 from deploy.devices.known import read_known
 from deploy.devices.messages import Result
 from deploy.devices.places import machine_directory
-from deploy.files.engine import ExportFile, LatencyFile
+from deploy.files.engine import LatencyFile
 from deploy.files.profile import ProfileFile
 from deploy.latency.bench import FINAL
-from deploy.lowering.naming import call_name
-from deploy.lowering.onnx_files import sha256
+from deploy.lowering.naming import call_names
 from deploy.report.profile_plot import profile_svg
 from deploy.run.workspace import DEVICE, Workspace
-from deploy.stages.finetuning import policy_text, version_key
+from deploy.stages.finetuning import version_of
+from deploy.stages.making import needs_export
 from deploy.targets.target import Target
 from smpq.problem.policy import Policy
 
@@ -33,29 +33,16 @@ def profile(workspace: Workspace, policy: Policy) -> ProfileFile:
     engine is not exported, cannot be timed here, or its layers were not told.
     """
     workspace.backend.check_profiled()
-    model = workspace.run.file(workspace.backend.names.model)
-    exported = workspace.run.find_for(ExportFile, version_key(workspace, policy))
-    if exported is None or not model.is_file() or exported.sha256 != sha256(model):
-        raise UserError(f"{model} is not there, or not of {policy_text(workspace.run)}: use smpq export first")
+    needs_export(workspace, policy)
     result, machine = _measured(workspace, policy)
     if result.failed is not None:
         raise UserError(f"the engine cannot be timed: {result.failed}")
-    record = profile_of(
-        workspace.target, result, planned_formats(workspace, policy), machine, version_key(workspace, policy)
-    )
+    formats = policy.by_unit(workspace.space.groups)
+    planned = {name: formats[unit.path] for unit in workspace.space.units for name in call_names(unit).values()}
+    record = profile_of(workspace.target, result, planned, machine, version_of(workspace.run, policy))
     workspace.run.write(record)
     write_bytes(workspace.run.file(PICTURE), profile_svg(record).encode(errors="replace"))
     return record
-
-
-def planned_formats(workspace: Workspace, policy: Policy) -> dict[str, Format]:
-    """Return the format of each call of each layer, by the name of its ONNX node."""
-    formats = policy.by_unit(workspace.space.groups)
-    return {
-        call_name(unit.path, index): formats[unit.path]
-        for unit in workspace.space.units
-        for index in range(len(unit.uses))
-    }
 
 
 def profile_of(target: Target, result: Result, planned: Mapping[str, Format], machine: str, policy: str) -> ProfileFile:
@@ -88,7 +75,7 @@ def _measured(workspace: Workspace, policy: Policy) -> tuple[Result, str]:
     """Return the result of the engine, and the machine; of an earlier measurement where the run has one with layers."""
     bench = workspace.bench
     candidate = workspace.candidates.kept(workspace.run.file(workspace.backend.names.model))
-    latency = workspace.run.find_for(LatencyFile, version_key(workspace, policy))
+    latency = workspace.run.find_for(LatencyFile, version_of(workspace.run, policy))
     turn = latency.turn if latency is not None else 0
     if latency is not None and workspace.times_here:
         place = machine_directory(workspace.run.file(DEVICE), latency.machine)

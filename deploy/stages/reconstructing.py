@@ -5,11 +5,10 @@ gives, without labels, and every later stage uses them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from deploy.files.engine import FinetuneFile
 from deploy.run.workspace import Workspace
-from deploy.stages.finetuning import keep_weights, subject_of
+from deploy.stages.finetuning import for_run, keep_weights, subject_of
 from smpq.problem.policy import Policy
 from smpq.reconstruction.blocks import find_blocks
 from smpq.reconstruction.partial import PartialFile
@@ -53,12 +52,7 @@ def reconstruct(workspace: Workspace, policy: Policy, settings: ReconstructionSe
 
 def check_reconstructable(workspace: Workspace) -> None:
     """Raise UserError where a format has numbers whose steps cannot be learned: before hours of search, not after."""
-    check_learned(chosen for row in workspace.space.formats.values() for chosen in row)
-
-
-def for_run(settings: ReconstructionSettings, workspace: Workspace) -> ReconstructionSettings:
-    """Return the settings with what the run's own say."""
-    return replace(settings, value=workspace.settings.value, seed=workspace.settings.seed)
+    check_learned(workspace.space.offered)
 
 
 def _iterations(workspace: Workspace, iterations: int) -> int:

@@ -115,7 +115,7 @@ class Recorded:
         if self.run.has(FINE_TUNED) or self.record.settings.data_free:
             return None
         try:
-            check_learned(chosen for row in self.space.formats.values() for chosen in row)
+            check_learned(self.space.offered)
         except UserError:
             return None
         if self.record.trainable is not False:

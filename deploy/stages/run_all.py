@@ -20,11 +20,11 @@ from deploy.run.settings import Settings
 from deploy.run.trust import check_trusted, remember
 from deploy.run.workspace import Workspace
 from deploy.runner.state import QUIET
-from deploy.stages import build, export, measure, search, verify
 from deploy.stages.cheapest import judge_tuned
-from deploy.stages.choosing import check_reachable, score_for, write_stability
+from deploy.stages.choosing import check_reachable, score_for, search, write_stability
 from deploy.stages.evaluation import check_first_batch
-from deploy.stages.finetuning import discard_other, version_key
+from deploy.stages.finetuning import discard_other, version_of
+from deploy.stages.making import build, export, measure, verify
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import check_method, check_scores, check_task, write_space
 from deploy.stages.training import check_training, train
@@ -219,9 +219,9 @@ def _tune(workspace: Workspace, policy: Policy, tuning: Tuning, budget: Budget) 
     if policy == workspace.space.uniform(workspace.space.reference):
         workspace.progress.say("the policy keeps every layer in floating point: no weight is tuned")
         return
-    before = version_key(workspace, policy)
+    before = version_of(workspace.run, policy)
     tune_unless_done(workspace, policy, tuning)
-    if version_key(workspace, policy) != before:
+    if version_of(workspace.run, policy) != before:
         _make(workspace, policy, budget)
 
 

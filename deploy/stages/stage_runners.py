@@ -65,7 +65,7 @@ def stage_runners(workspace: Workspace, policy: Policy, directory: Path) -> dict
         runners["onnx"] = f"onnxruntime does not load it: {record.reason}"
     else:
         written = ort_backend.load_engine(reference, threads=threads)
-        runners["onnx"] = engine_runner(workspace.traced, OpenEngine(written.run, written.batch, any_thread=True))
+        runners["onnx"] = engine_runner(workspace.traced, written.opened())
     build = run.find(BuildFile)
     built_on = build.built_on if build is not None else None
     if built_on is not None:

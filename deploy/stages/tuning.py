@@ -38,7 +38,7 @@ _WAYS = {
     ReconstructionSettings: _Way(
         reconstructing.check_reconstructable,
         reconstructing.reconstruct,
-        lambda how, run: {"reconstruction": how.loss, **asdict(reconstructing.for_run(how, run))},
+        lambda how, run: {"reconstruction": how.loss, **asdict(finetuning.for_run(how, run))},
     ),
 }
 

@@ -7,17 +7,17 @@ from pathlib import Path
 from deploy.devices.base import Result
 from deploy.files.loop import BundleFile
 from deploy.files.synthetic import InputRow, SyntheticFile
-from deploy.latency.history import Search
+from deploy.latency.history import Search, proposal_of
 from deploy.latency.observed import Refusal
 from deploy.latency.steps import LoopSettings, Step
 from deploy.run.settings import Settings
 from deploy.run.workspace import Workspace
-from deploy.stages import build, export, measure, search, verify
-from deploy.stages.bundling import _proposals, write_next_bundle
-from deploy.stages.choosing import score_for, write_stability
+from deploy.stages.bundling import write_next_bundle
+from deploy.stages.choosing import score_for, search, write_stability
 from deploy.stages.curving import draw_curve
 from deploy.stages.explaining import explain
 from deploy.stages.finetuning import finetune
+from deploy.stages.making import build, export, measure, verify
 from deploy.stages.run_all import open_run, write_reports
 from deploy.stages.supernet import train_supernet
 from deploy.terminal.progress import Progress
@@ -71,7 +71,7 @@ def _refuse_one(workspace: Workspace) -> None:
     """Write down that another board refused the first engine of the bundle, and that a search there began with it and
     ended.
     """
-    first = next(iter(_proposals(workspace, workspace.run.read(BundleFile)).values()))
+    first = proposal_of(next(iter(workspace.run.read(BundleFile).candidates.values())), workspace.space)
     unknown = dict.fromkeys(Result.__struct_fields__)
     result = Result(**{**unknown, "key": "0" * 16, "name": "0" * 16, "failed": "no kernel for deep", "cause": "refused",
                        "nodes": (), "batch": 1, "rounds_ms": (), "float_rounds_ms": ()})  # fmt: skip

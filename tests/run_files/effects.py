@@ -15,7 +15,7 @@ from deploy.files.curve import CurveFile
 from deploy.files.loop import BundleFile, LoopFile
 from deploy.files.profile import ProfileFile
 from deploy.files.report import ReportFile
-from deploy.latency.history import Search
+from deploy.latency.history import Search, proposal_of
 from deploy.latency.prediction import prediction
 from deploy.report.page import summary_lines, write_html
 from deploy.report.profile_lines import profile_lines
@@ -23,9 +23,8 @@ from deploy.report.profile_plot import profile_svg
 from deploy.run.directory import Run
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
-from deploy.stages import read_policy
-from deploy.stages.bundling import _proposals
-from deploy.stages.making import _needs_build, _needs_export
+from deploy.stages.making import needs_build, needs_export
+from deploy.stages.policies import read_policy
 from deploy.stages.reporting import write_report
 from deploy.stages.scoring import score
 from deploy.stages.taking import take_point
@@ -104,7 +103,9 @@ def _observations(workspace: Workspace) -> Any:
 
 def _bundle(workspace: Workspace) -> Any:
     bundle = workspace.run.read(BundleFile)
-    return str(Budget.from_text(bundle.budget)), _plain(_proposals(workspace, bundle))
+    with workspace.run.about(BundleFile):
+        proposals = {name: proposal_of(row, workspace.space) for name, row in bundle.candidates.items()}
+    return str(Budget.from_text(bundle.budget)), _plain(proposals)
 
 
 def _loop(workspace: Workspace) -> Any:
@@ -133,11 +134,11 @@ def _float_model(workspace: Workspace) -> Any:
 
 
 def _exported(workspace: Workspace) -> Any:
-    _needs_export(workspace, read_policy(workspace))
+    needs_export(workspace, read_policy(workspace))
 
 
 def _built(workspace: Workspace) -> Any:
-    _needs_build(workspace, read_policy(workspace))
+    needs_build(workspace, read_policy(workspace))
 
 
 def _engines(workspace: Workspace) -> Any:

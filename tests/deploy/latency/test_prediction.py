@@ -15,7 +15,8 @@ from deploy.latency.observations import latency_model
 from deploy.latency.prediction import Prediction, prediction
 from deploy.run.directory import Run
 from deploy.run.settings import Settings
-from deploy.stages import build, export, measure, search
+from deploy.stages.choosing import search
+from deploy.stages.making import build, export, measure
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 from smpq.problem.budget import Budget

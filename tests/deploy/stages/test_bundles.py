@@ -17,7 +17,7 @@ from deploy.files.engine import LatencyFile
 from deploy.latency.steps import StopReason
 from deploy.runner.experiment import read_experiment, result_key
 from deploy.stages.bundling import take_feedback, write_next_bundle
-from deploy.stages.finetuning import version_key
+from deploy.stages.finetuning import version_of
 from deploy.stages.policies import read_policy
 from deploy.stages.reporting import write_report
 from tests.commands import contents
@@ -112,7 +112,7 @@ def test_bundles_until_nothing_is_left(workspace, directory):
     assert workspace.evaluator(chosen) == max(workspace.evaluator(policy) for policy in within)
     assert Path(record.model).is_file()
     latency = workspace.run.read(LatencyFile)
-    assert (latency.policy, latency.machine) == (version_key(workspace, chosen), "a board")
+    assert (latency.policy, latency.machine) == (version_of(workspace.run, chosen), "a board")
     assert latency.measurement.ratio == pytest.approx(ratio(chosen))
     report = write_report(workspace.run, {})
     assert report.met, "the report says what the feedback has said"

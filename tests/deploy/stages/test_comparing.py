@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from deploy.run.settings import Settings
-from deploy.stages import search
+from deploy.stages.choosing import search
 from deploy.stages.comparing import compare
 from deploy.stages.run_all import open_run
 from deploy.stages.scoring import score

@@ -12,9 +12,10 @@ from calib.formats.format import FP32
 from deploy.files.curve import CurveFile
 from deploy.files.search import BudgetFile
 from deploy.run.settings import Settings
-from deploy.stages import judging, read_policy
+from deploy.stages import judging
 from deploy.stages.choosing import search, solve
 from deploy.stages.curving import draw_curve
+from deploy.stages.policies import read_policy
 from deploy.stages.reporting import write_report
 from deploy.stages.run_all import open_run
 from deploy.stages.taking import take_point

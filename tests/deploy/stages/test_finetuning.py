@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deploy.files.engine import FinetuneFile
-from deploy.stages import read_policy
-from deploy.stages.finetuning import FINE_TUNED, MODEL, tuned, version_key
+from deploy.stages.finetuning import FINE_TUNED, MODEL, tuned, version_of
+from deploy.stages.policies import read_policy
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 from tests.commands import assert_matches, contents, copy_of, done, refused, smpq
@@ -175,7 +175,7 @@ def test_the_record_is_about_the_file(run):
 def test_weights_of_another_run(run, tmp_path):
     with open_run(run, Progress()) as workspace:
         policy = read_policy(workspace)
-        assert version_key(workspace, policy) != policy.key()
+        assert version_of(workspace.run, policy) != policy.key()
         key = workspace.fingerprint.encode()
     path = run / FINE_TUNED
     content = path.read_bytes()

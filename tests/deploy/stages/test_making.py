@@ -20,9 +20,8 @@ from deploy.files.engine import BuildFile
 from deploy.lowering.onnx_files import sha256 as model_sha256
 from deploy.run.settings import Settings
 from deploy.runner.gpu import Gpu
-from deploy.stages import build, export, measure, read_policy, verify
-from deploy.stages.making import export_qdq, measure_again
-from deploy.stages.policies import write_policy
+from deploy.stages.making import build, export, export_qdq, measure, measure_again, verify
+from deploy.stages.policies import read_policy, write_policy
 from deploy.stages.run_all import open_run, run_all
 from deploy.terminal.progress import Progress
 from smpq.problem.budget import Budget

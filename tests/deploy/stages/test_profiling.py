@@ -19,9 +19,12 @@ from deploy.run.directory import Run
 from deploy.run.settings import Settings
 from deploy.run.trust import remember
 from deploy.run.workspace import DEVICE
-from deploy.stages import build, export, measure, read_policy, score, solve
+from deploy.stages.choosing import solve
+from deploy.stages.making import build, export, measure
+from deploy.stages.policies import read_policy
 from deploy.stages.profiling import profile
 from deploy.stages.run_all import open_run
+from deploy.stages.scoring import score
 from deploy.terminal.progress import Progress
 from smpq.problem.budget import Budget
 from tests.commands import done, refused
@@ -100,7 +103,7 @@ def test_a_model_that_was_not_exported(run):
     content = model.read_bytes()
     model.write_bytes(b"another")
     try:
-        with open_run(run, QUIET) as workspace, pytest.raises(UserError, match="use smpq export first"):
+        with open_run(run, QUIET) as workspace, pytest.raises(UserError, match="use smpq export again"):
             profile(workspace, read_policy(workspace))
     finally:
         model.write_bytes(content)

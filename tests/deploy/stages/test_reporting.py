@@ -11,7 +11,7 @@ from calib.task import TrainableTask
 from deploy.files.report import ReportFile
 from deploy.run.directory import Run
 from deploy.run.record import RunFile
-from deploy.stages import search
+from deploy.stages.choosing import search
 from deploy.stages.recorded import Recorded
 from deploy.stages.reporting import _not_on_orin, _speed_warning
 from smpq.files import Interval
@@ -95,5 +95,5 @@ def test_without_training_data_weights_are_reconstructed_where_some_are_integers
 
 def test_a_format_that_cannot_be_learned_leaves_no_weights_to_tune(workspace):
     read = Recorded(workspace.run)
-    read.__dict__["space"] = SimpleNamespace(formats={"head": (Format.from_text("fp8"),)})
+    read.__dict__["space"] = SimpleNamespace(offered=(Format.from_text("fp8"),))
     assert read.tuning is None

@@ -13,10 +13,10 @@ from calib.task import SetTask
 from deploy.files.search import LossFile
 from deploy.files.verification import STAGES, VerifyFile
 from deploy.run.directory import Run
-from deploy.stages import read_policy
 from deploy.stages.cheapest import check_decidable, verdicts_of
 from deploy.stages.choosing import solve
 from deploy.stages.curving import draw_curve
+from deploy.stages.policies import read_policy
 from deploy.stages.run_all import open_run
 from deploy.stages.supernet import train_supernet
 from deploy.stages.verifying import verify

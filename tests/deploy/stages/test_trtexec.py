@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from calib.errors import UserError
 from calib.sizes import sizes_of
-from deploy.backends.tensorrt import BuildRecord, build_plan, check_units
+from deploy.backends.tensorrt import Built, build_plan, check_units
 from deploy.lowering.onnx_files import sha256
 from deploy.stages.trtexec import export_for_trtexec
 from deploy.targets.target import target_from_name
@@ -118,8 +118,8 @@ def test_rtx_has_a_tool_of_its_own(tmp_path):
 def test_the_file_builds_with_the_shapes_of_the_command(tmp_path, sizes):
     formats, export = _export(residual(), tmp_path, "w8a8", "fp16", target="tensorrt-rtx", batch_sizes=sizes)
     record = build_plan(export.path, tmp_path / "plan", "tensorrt-rtx", "sm86", batch_sizes=sizes)
-    assert isinstance(record, BuildRecord), record
-    assert all(check.agrees for check in check_units(record.kernels, formats))
+    assert isinstance(record, Built), record
+    assert all(check.agrees for check in check_units(record.layers, formats))
 
 
 def test_a_plan_for_another_runtime_is_refused(tmp_path):

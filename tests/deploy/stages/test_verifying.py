@@ -10,7 +10,8 @@ from calib.task import Batch
 from deploy.backends import onnxruntime as ort_backend
 from deploy.backends.tensorrt import backend as tensorrt_backend
 from deploy.files.verification import STAGES
-from deploy.stages import read_policy, verifying
+from deploy.stages import verifying
+from deploy.stages.policies import read_policy
 from deploy.stages.run_all import open_run
 from deploy.stages.verifying import verify
 from deploy.terminal.progress import Progress
