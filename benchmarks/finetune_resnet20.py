@@ -21,8 +21,7 @@ from records import RESULTS, keep
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP32, Format, formats_from_text
-from calib.network.fold import fold_batchnorm
-from calib.network.graph import TracedModel
+from calib.network.fold import trace_folded
 from calib.network.units import find_units
 from calib.tasks import load_task
 from smpq.problem.costs import cost_models
@@ -54,8 +53,7 @@ class Bench:
         self.batches = list(self.task.calibration())
         example = tuple(tensor[:2] for tensor in self.batches[0].inputs)
         self.model = self.task.model()
-        folded, self.folded = fold_batchnorm(self.model, example)
-        self.traced = TracedModel(folded, example)
+        self.traced, self.folded = trace_folded(self.model, example)
         self.units, _ = find_units(self.traced)
         self.fake = FakeQuantizer(
             self.traced,

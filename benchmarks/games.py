@@ -30,7 +30,7 @@ from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
 from calib.formats.integers import integer
 from calib.network.execution import Edit, Edits
-from calib.network.fold import fold_batchnorm
+from calib.network.fold import trace_folded
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.tasks import load_task
@@ -153,8 +153,7 @@ def _network(name: str) -> tuple[TracedModel, list[Player], Tensor]:
     task = load_task("digits")
     batches = list(task.calibration())
     example = (batches[0].inputs[0][:2],)
-    model, _ = fold_batchnorm(task.model().eval(), example)
-    traced = TracedModel(model, example)
+    traced, _ = trace_folded(task.model().eval(), example)
     units, _ = find_units(traced)
     calibration = Calibration(traced, units, batches, CalibrationSettings(rounding="nearest"))
     players = {"digits_units": _unit_players, "digits_tensors": _tensor_players}[name](units, calibration)

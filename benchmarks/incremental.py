@@ -21,8 +21,7 @@ from records import keep
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP32, formats_from_text
-from calib.network.fold import fold_batchnorm
-from calib.network.graph import TracedModel
+from calib.network.fold import trace_folded
 from calib.network.units import find_units
 from calib.tasks import load_task
 from smpq.problem.groups import find_groups
@@ -53,8 +52,8 @@ class Bench:
 
     def __init__(self, data: Path, weights: Path) -> None:
         batches = load_task("cifar10-resnet20", data, weights).calibration()
-        folded, _ = fold_batchnorm(load_task("cifar10-resnet20", data, weights).model(), batches[0].inputs)
-        self.traced = TracedModel(folded, tuple(t[:2] for t in batches[0].inputs))
+        model = load_task("cifar10-resnet20", data, weights).model()
+        self.traced, _ = trace_folded(model, tuple(t[:2] for t in batches[0].inputs))
         units, _ = find_units(self.traced)
         groups = find_groups(self.traced, units)
         formats = formats_from_text("w2a8,w3a8,w4a8,w8a8")

@@ -35,7 +35,7 @@ from calib.rounding import Moments, rounding_from_name
 from calib.task import Batch
 from calib.tasks import IN_MEMORY, held_in_memory
 from deploy.run.settings import Settings
-from deploy.stages import build, export, verify
+from deploy.stages.making import build, export, verify
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 from smpq.problem.policy import Policy

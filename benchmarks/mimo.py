@@ -36,11 +36,10 @@ from training import Kept, Watching, problem_of, say
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP32, formats_from_text
-from calib.network.fold import fold_batchnorm
-from calib.network.graph import TracedModel
+from calib.network.fold import trace_folded
 from calib.network.units import find_units
 from calib.task import Batch
-from deploy.stages import read_policy
+from deploy.stages.policies import read_policy
 from deploy.stages.run_all import open_run
 from deploy.stages.stage_runners import stage_runners
 from deploy.terminal.progress import Progress
@@ -81,8 +80,7 @@ class Bench:
         self.task = Mimo(SETTING, self.model)
         self.batches = self.task.calibration()
         example = tuple(tensor[:2] for tensor in self.batches[0].inputs)
-        folded, self.folded = fold_batchnorm(self.model, example)
-        self.traced = TracedModel(folded, example)
+        self.traced, self.folded = trace_folded(self.model, example)
         self.units, _ = find_units(self.traced)
         calibration = Calibration(self.traced, self.units, self.batches, CalibrationSettings())
         self.fake = FakeQuantizer(self.traced, self.units, calibration, QdqRules("affine"))

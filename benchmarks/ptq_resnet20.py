@@ -21,8 +21,7 @@ from records import keep
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP32, formats_from_text
-from calib.network.fold import fold_batchnorm
-from calib.network.graph import TracedModel
+from calib.network.fold import trace_folded
 from calib.network.units import find_units
 from calib.task import Task
 from calib.tasks import load_task
@@ -63,8 +62,7 @@ class Bench:
         self.task = task
         batches = task.calibration()
         self.original = task.model()
-        folded, self.folded = fold_batchnorm(self.original, batches[0].inputs)
-        traced = TracedModel(folded, tuple(t[:2] for t in batches[0].inputs))
+        traced, self.folded = trace_folded(self.original, tuple(t[:2] for t in batches[0].inputs))
         units, _ = find_units(traced)
         groups = find_groups(traced, units)
         formats = formats_from_text(FORMATS)

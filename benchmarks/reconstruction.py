@@ -13,8 +13,7 @@ from records import cpu_model
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
 from calib.network.attention import find_attention
-from calib.network.fold import fold_batchnorm
-from calib.network.graph import TracedModel
+from calib.network.fold import trace_folded
 from calib.network.units import find_units
 from calib.task import Task
 from smpq.quantized.plan import QdqRules
@@ -37,9 +36,8 @@ class Bench:
         self.task = task
         self.batches = list(task.calibration())
         self.original = task.model()
-        folded, self.pairs = fold_batchnorm(self.original, self.batches[0].inputs)
         example = tuple(tensor[:2] for tensor in self.batches[0].inputs)
-        self.traced = TracedModel(folded, example, attention=attention)
+        self.traced, self.pairs = trace_folded(self.original, example, attention=attention)
         self.units, self.skipped = find_units(self.traced)
         self.attention = find_attention(self.traced, self.units)[0] if attention else ()
         self.calibrate(rounding)

@@ -29,8 +29,7 @@ from records import keep
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP32, formats_from_text
-from calib.network.fold import fold_batchnorm
-from calib.network.graph import TracedModel
+from calib.network.fold import trace_folded
 from calib.network.units import find_units
 from calib.task import Batch
 from calib.tasks import load_task
@@ -114,8 +113,7 @@ def main() -> None:
     torch.set_num_threads(1)
     task = load_task("cifar10-resnet20", options.data, options.weights)
     batches = [part(batch, options.images) for batch in list(task.calibration())[: max(options.images // BATCH, 1)]]
-    folded, _ = fold_batchnorm(task.model(), batches[0].inputs)
-    traced = TracedModel(folded, tuple(t[:2] for t in batches[0].inputs))
+    traced, _ = trace_folded(task.model(), tuple(t[:2] for t in batches[0].inputs))
     units, _ = find_units(traced)
     groups = find_groups(traced, units)
     formats = formats_from_text("w2a8,w3a8,w4a8,w8a8")

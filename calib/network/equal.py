@@ -7,22 +7,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.export import ExportedProgram
 
+from calib.network.nodes import OPERATOR, are_alike, operator_name
+
 _COPIES = {
-    "clone",
-    "contiguous",
-    "alias",
-    "detach",
-    "lift_fresh_copy",
-    "view",
-    "_unsafe_view",
-    "reshape",
-    "expand",
-    "to",
+    "clone", "contiguous", "alias", "detach", "lift_fresh_copy", "view", "_unsafe_view", "reshape", "expand", "to",
     "_to_copy",
-}
+}  # fmt: skip
 """Operators that give back what they are given when type and shape are the same."""
 
 
@@ -48,7 +41,7 @@ def merge_equal(program: ExportedProgram) -> int:
             node.replace_all_uses_with(kept)
             graph.erase_node(node)
             merged[node.name] = kept.name
-        elif _is_copy(node):
+        elif operator_name(node) in _COPIES and are_alike(node, node.all_input_nodes[0]):
             source = node.all_input_nodes[0]
             same_as[node] = same_as.get(source, source)
     for output in program.graph_signature.output_specs:
@@ -60,19 +53,9 @@ def merge_equal(program: ExportedProgram) -> int:
 
 def _repeatable(node: fx.Node) -> bool:
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload):  # noqa: SLF001 - the only name torch gives the class
+    if not isinstance(target, OPERATOR):
         return getattr(target, "__name__", "") == "getitem"
     return torch.Tag.nondeterministic_seeded not in target.tags and not target._schema.is_mutable  # noqa: SLF001
-
-
-def _is_copy(node: fx.Node) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.overloadpacket.__name__ not in _COPIES:  # noqa: SLF001
-        return False
-    value, source = node.meta.get("val"), node.all_input_nodes[0].meta.get("val")
-    if not isinstance(value, Tensor) or not isinstance(source, Tensor) or value.dtype != source.dtype:
-        return False
-    return [str(size) for size in value.shape] == [str(size) for size in source.shape]
 
 
 def _hashable(argument: Any, same_as: dict[fx.Node, fx.Node]) -> Any:

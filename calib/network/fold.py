@@ -40,8 +40,16 @@ def trace_folded(
 ) -> tuple[TracedModel, tuple[Folded, ...]]:
     """Return the trace of a copy of `model` whose foldable BatchNorms are folded, and what was folded into what.
 
-    `model` itself is left as it is; `sizes`, `free`, `inputs` and `attention` are those of `TracedModel`. What is
-    folded is said by `fold_batchnorm`.
+    1. A BatchNorm folds when its input is read by nothing else and comes straight from a convolution or linear module.
+    2. Both modules must be called exactly once, and nothing else may read the weight or bias, so that no other call
+       sees the change.
+    3. A weight that is shared is left alone. One that is computed from parameters alone (weight norm, weight
+       standardisation) becomes a plain one before (`calib.network.baked`).
+    4. A norm that does more, a subclass with an activation say, keeps its module, whose statistics and parameters
+       become those of a norm that changes nothing: the trace leaves it out, and what else its `forward` or its hooks do
+       stays.
+
+    `sizes`, `free`, `inputs` and `attention` are those of `TracedModel`.
     """
     sizes, example = tuple(sizes), tuple(example)
     copied = copy_model(model)
@@ -61,22 +69,6 @@ def trace_folded(
     if rest:
         traced = TracedModel(copied, example, sizes, free=free, inputs=inputs, attention=attention)
     return traced, folded + rest
-
-
-def fold_batchnorm(model: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Module, tuple[Folded, ...]]:
-    """Return a copy of `model` without its foldable BatchNorms, and what was folded into what.
-
-    1. A BatchNorm folds when its input is read by nothing else and comes straight from a convolution or linear module.
-    2. Both modules must be called exactly once, and nothing else may read the weight or bias, so that no other call
-       sees the change.
-    3. A weight that is shared is left alone. One that is computed from parameters alone (weight norm, weight
-       standardisation) becomes a plain one before (`calib.network.baked`).
-    4. A norm that does more, a subclass with an activation say, keeps its module, whose statistics and parameters
-       become those of a norm that changes nothing: the trace leaves it out, and what else its `forward` or its hooks do
-       stays.
-    """
-    traced, folded = trace_folded(model, example)
-    return traced.module, folded
 
 
 def _fold(traced: TracedModel) -> tuple[Folded, ...]:

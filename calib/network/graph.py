@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from calib.network.batch_range import largest_batch
 from calib.network.equal import merge_equal
 from calib.network.execution import NO_EDITS, Edits, Execution, Observe
-from calib.network.nodes import OPERATOR, module_path
+from calib.network.nodes import OPERATOR
 from calib.network.norms import leave_out_neutral
 from calib.network.products import Arrangement, write_as_linear
 from calib.network.spelled_attention import spell_out_attention
@@ -170,10 +170,6 @@ class TracedModel:
     def consumers(self, tensor: str) -> tuple[fx.Node, ...]:
         """Return the nodes that read a tensor, in graph order."""
         return tuple(self.nodes[tensor].users)
-
-    def module_path(self, node: fx.Node) -> str:
-        """Return the path of the module whose `forward` ran the node, '' for the model itself."""
-        return module_path(node)
 
     def _find_last_uses(self) -> dict[str, list[str]]:
         last: dict[str, str] = {}

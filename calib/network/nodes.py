@@ -42,6 +42,15 @@ def is_float(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+def are_alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two nodes give tensors of one type and shape."""
+    first, second = one.meta.get("val"), other.meta.get("val")
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or first.dtype != second.dtype:
+        return False
+    # as text: comparing free sizes would fix them
+    return [str(size) for size in first.shape] == [str(size) for size in second.shape]
+
+
 def module_path(node: fx.Node) -> str:
     """Return the path of the module whose `forward` ran a node, '' for the model itself."""
     stack = node.meta.get("nn_module_stack")

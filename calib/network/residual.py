@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import fx
 
 from calib.network.graph import TracedModel
 from calib.network.moves import MOVES, keeps_grid
-from calib.network.nodes import operator_name
+from calib.network.nodes import are_alike, is_float, operator_name
 from calib.network.units import Unit
 
 _POINTWISE = {
@@ -103,7 +103,8 @@ class _Flow:
             operator_name(node) != "add"
             or len(operands) != 2
             or node.kwargs.get("alpha", 1) != 1
-            or not _alike(node, operands)
+            or not is_float(node)
+            or not all(are_alike(node, operand) for operand in operands)
         ):
             return None
         pairs = [
@@ -140,12 +141,3 @@ class _Flow:
             if readers or not keeps_grid(node) or not moved or moved[0].name in self._traced.state:
                 return node.name, readers
             node = moved[0]
-
-
-def _alike(node: fx.Node, operands: Sequence[fx.Node]) -> bool:
-    """Whether both operands are float tensors of the result's shape: what is broadcast is no residual."""
-    values = [each.meta["val"] for each in (node, *operands)]
-    if not all(isinstance(value, Tensor) and value.is_floating_point() for value in values):
-        return False
-    # as text: comparing free sizes would fix them
-    return len({(str(tuple(value.shape)), value.dtype) for value in values}) == 1

@@ -21,7 +21,7 @@ from calib.network.units import Unit
 from calib.network.unwritten import unwritten_code
 from deploy.lowering.exact_constants import only_zero_is_zero
 from deploy.lowering.exportable import Exportable
-from deploy.lowering.naming import call_name, name_axes, name_nodes, name_values
+from deploy.lowering.naming import call_names, name_axes, name_nodes, name_values
 from deploy.lowering.onnx_files import save_model
 from deploy.lowering.promotion import promotion_reads_the_graph
 from deploy.lowering.traced_names import TracedNames
@@ -174,13 +174,13 @@ def _unit_nodes(
     for unit in units:
         weight = traced.state[unit.weight].detach().cpu().numpy()
         own = []
-        for index, call in enumerate(unit.uses):
+        for call, name in call_names(unit).items():
             wanted = _LOOKS_UP if call in unit.gathers else _MULTIPLIES
             candidates = [node for node in by_call.get(call, ()) if node.op_type in wanted]
             nodes = [node for node in candidates if _holds(node, weight)]
             if len(nodes) == 1:
                 own.append(nodes[0])
-                found[nodes[0]] = call_name(unit.path, index)
+                found[nodes[0]] = name
             elif len(nodes) > 1 or candidates:
                 raise UserError(
                     f"{unit.path}: the exported model multiplies by something else than this layer's weight; "

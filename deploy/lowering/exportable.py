@@ -6,12 +6,12 @@ import copy
 import operator
 from typing import Any
 
-import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.traceback import NodeSource
 
 from calib.network.decomposed import without_retracing
+from calib.network.nodes import OPERATOR
 from calib.network.tracing import forget_layouts
 from deploy.lowering.attention_heads import give_heads
 from deploy.lowering.written_norms import write_out_norms
@@ -66,6 +66,6 @@ def _stays(node: fx.Node, table: dict[Any, Any]) -> bool:
         return node.op in ("placeholder", "output")
     if node.target is operator.getitem:
         return True
-    if not isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the only name torch gives the class
+    if not isinstance(node.target, OPERATOR):
         return False
     return node.target not in table and not node.target._schema.is_mutable  # noqa: SLF001 - no other way

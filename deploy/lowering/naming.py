@@ -8,11 +8,13 @@ from collections.abc import Collection, Mapping
 import onnx_ir as ir
 
 from calib.network.graph import TracedModel
+from calib.network.nodes import module_path
+from calib.network.units import Unit
 
 
-def call_name(path: str, call: int) -> str:
-    """Return the name of the ONNX node of one call, counted from 0, of the unit at `path`."""
-    return path if call == 0 else f"{path}#{call + 1}"
+def call_names(unit: Unit) -> dict[str, str]:
+    """Return the name of the ONNX node of each use of the unit, by the use's node in the traced graph."""
+    return {use: unit.path if index == 0 else f"{unit.path}#{index + 1}" for index, use in enumerate(unit.uses)}
 
 
 def name_values(model: ir.Model, traced: TracedModel, resolved: Mapping[str, str]) -> None:
@@ -65,7 +67,7 @@ def name_nodes(
             node.name = units_by_node[node]
             continue
         tensor = traced_names[node]
-        path = traced.module_path(traced.nodes[tensor]) if tensor is not None else ""
+        path = module_path(traced.nodes[tensor]) if tensor is not None else ""
         node.name = unique_name(f"{path}/{node.op_type}" if path else node.op_type, taken)
         taken.add(node.name)
 

@@ -40,27 +40,23 @@ def save_model(model: ir.Model, path: Path, largest_single_file: int = _LARGEST_
     Raises UserError when the disk is full or cannot be written, and ValueError when the ONNX checker refuses the model:
     that is a bug in a pass, never the user's doing.
     """
-    with writing(path):
-        _save(model, path, largest_single_file)
-
-
-def _save(model: ir.Model, path: Path, largest_single_file: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     weights = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
     )
     data = data_path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        unfinished = Path(temporary) / path.name
-        # The data file is written under its final name, which the model holds.
-        ir.save(model, unfinished, external_data=data.name if weights > largest_single_file else None)
-        try:
-            onnx.checker.check_model(str(unfinished), full_check=True)
-        except Exception as error:  # the checker and shape inference raise unrelated types
-            raise ValueError(f"the model for {path.name} is not legal ONNX: {error}") from error
-        if weights > largest_single_file:
-            (unfinished.parent / data.name).replace(data)
-        unfinished.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+            unfinished = Path(temporary) / path.name
+            # The data file is written under its final name, which the model holds.
+            ir.save(model, unfinished, external_data=data.name if weights > largest_single_file else None)
+            try:
+                onnx.checker.check_model(str(unfinished), full_check=True)
+            except Exception as error:  # the checker and shape inference raise unrelated types
+                raise ValueError(f"the model for {path.name} is not legal ONNX: {error}") from error
+            if weights > largest_single_file:
+                (unfinished.parent / data.name).replace(data)
+            unfinished.replace(path)
 
 
 def copy_model(source: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from calib.network.graph import TracedModel
+from calib.network.nodes import are_alike, operator_name
 
 _MAY_BE_IDENTITY = {
     "alias", "clone", "contiguous", "detach", "dropout", "expand", "_to_copy", "to", "pad", "constant_pad_nd",
@@ -57,7 +58,12 @@ class TracedNames:
                 values[node.name] = node.name
             elif computation in seen:
                 values[node.name] = seen[computation]
-            elif source is not None and source.name in values and _may_be_identity(node, source):
+            elif (
+                source is not None
+                and source.name in values
+                and operator_name(node) in _MAY_BE_IDENTITY
+                and are_alike(node, source)
+            ):
                 values[node.name] = values[source.name]
             if node.name in values:
                 seen.setdefault(computation, values[node.name])
@@ -109,12 +115,3 @@ class TracedNames:
 
     def _origin_of_user(self, user: fx.Node) -> str | None:
         return self._origin.get(user.name) or self._find_origin(user)
-
-
-def _may_be_identity(node: fx.Node, source: fx.Node) -> bool:
-    target = node.target
-    name = str(target.overloadpacket.__name__) if isinstance(target, torch._ops.OpOverload) else ""  # noqa: SLF001
-    value, before = node.meta.get("val"), source.meta.get("val")
-    if name not in _MAY_BE_IDENTITY or not isinstance(value, torch.Tensor) or not isinstance(before, torch.Tensor):
-        return False
-    return value.dtype == before.dtype and [str(size) for size in value.shape] == [str(size) for size in before.shape]

@@ -65,7 +65,7 @@ class TrainableGraph(nn.Module):
         folded: Sequence[Folded],
         device: str = CPU,
     ) -> None:
-        """`original` is the model before folding and `folded` what `fold_batchnorm` said about it; neither is
+        """`original` is the model before folding and `folded` what `trace_folded` said about it; neither is
         changed.
         """
         super().__init__()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
 from calib.formats.quantizers import Scheme
-from calib.network.fold import fold_batchnorm
+from calib.network.fold import trace_folded
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.sizes import InputSizes
@@ -118,8 +118,7 @@ def calibration(exported: Exported, scheme: Scheme) -> Calibration:
 
 
 def export(model: nn.Module, batch: Tensor, directory: Path, sizes: InputSizes | None = None) -> Exported:
-    folded, _ = fold_batchnorm(model.eval(), (batch[:2],))
-    traced = TracedModel(folded, (batch[:2],), inputs=sizes)
+    traced, _ = trace_folded(model.eval(), (batch[:2],), inputs=sizes)
     units, _ = find_units(traced)
     path = directory / "model.float.onnx"
     export_float(traced, units, path)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP32, formats_from_text
-from calib.network.fold import Folded, fold_batchnorm
+from calib.network.fold import Folded, trace_folded
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch
@@ -86,8 +86,7 @@ def calibrated(rounding: str) -> tuple[Net, tuple[Folded, ...], TracedModel, tup
     """Made once: a supernet changes none of it."""
     model, batches = network(), Task().calibration()
     example = (batches[0].inputs[0][:2],)
-    folded_model, folded = fold_batchnorm(model, example)
-    traced = TracedModel(folded_model, example)
+    traced, folded = trace_folded(model, example)
     units, _ = find_units(traced)
     return model, folded, traced, units, Calibration(traced, units, batches, CalibrationSettings(rounding=rounding))
 

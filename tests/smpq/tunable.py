@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
-from calib.network.fold import Folded, fold_batchnorm
+from calib.network.fold import Folded, trace_folded
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch
@@ -143,8 +143,7 @@ def tunable(rules: QdqRules | None = None, rounding: str = "gptq") -> Tunable:
     batches = Task().calibration()
     model = network()
     example = (batches[0].inputs[0][:2],)
-    folded_model, folded = fold_batchnorm(model, example)
-    traced = TracedModel(folded_model, example)
+    traced, folded = trace_folded(model, example)
     units, _ = find_units(traced)
     rules = rules or QdqRules("affine")
     calibration = Calibration(traced, units, batches, CalibrationSettings("mse", rounding, rules.scheme))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calib.network.units import Unit
-from deploy.lowering.naming import call_name, unique_name
+from deploy.lowering.naming import call_names, unique_name
 
 Array = npt.NDArray[Any]
 
@@ -23,14 +23,15 @@ def unit_nodes(model: ir.Model, unit: Unit) -> dict[str, ir.Node]:
     left out.
     """
     by_name = {node.name: node for node in model.graph if node.op_type in {"Conv", "Gemm", "MatMul"}}
-    names = {call: call_name(unit.path, index) for index, call in enumerate(unit.calls)}
-    return {call: by_name[name] for call, name in names.items() if name in by_name}
+    names = call_names(unit)
+    return {call: by_name[names[call]] for call in unit.calls if names[call] in by_name}
 
 
 def gather_nodes(model: ir.Model, unit: Unit) -> list[ir.Node]:
     """Return the nodes that look up rows of the unit's weight; those merged into another are left out."""
-    names = {call_name(unit.path, index) for index in range(len(unit.calls), len(unit.uses))}
-    return [node for node in model.graph if node.name in names and node.op_type == "Gather"]
+    names = call_names(unit)
+    wanted = {names[use] for use in unit.gathers}
+    return [node for node in model.graph if node.name in wanted and node.op_type == "Gather"]
 
 
 def constant(model: ir.Model, name: str, array: Array) -> ir.Value:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calib.network import graph
-from calib.network.fold import Folded, fold_batchnorm
+from calib.network.fold import Folded, trace_folded
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
@@ -26,8 +26,8 @@ def what_folds(model: nn.Module, *shape: int) -> tuple[Folded, ...]:
     model = with_statistics(model)
     x = torch.randn(2, *shape)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    folded, pairs = fold_batchnorm(model, (x,))
-    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    traced, pairs = trace_folded(model, (x,))
+    torch.testing.assert_close(traced.module(x), model(x), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), (
         "the given model was changed"
     )
@@ -53,7 +53,8 @@ def test_folds(layer, norm, shape):
 
 def test_folds_a_chain_and_frees_the_parameters_of_gradients():
     model = with_statistics(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)))
-    folded, pairs = fold_batchnorm(model, (torch.randn(2, 2, 6, 6),))
+    traced, pairs = trace_folded(model, (torch.randn(2, 2, 6, 6),))
+    folded = traced.module
     assert pairs == (Folded("1", "0"), Folded("3", "2"))
     assert not folded.training
     assert not any(parameter.requires_grad for parameter in folded.parameters())
@@ -213,7 +214,7 @@ def test_leaves_alone(network):
 
 
 def test_leaves_alone_what_the_model_returns_too():
-    assert fold_batchnorm(with_statistics(ReturnedToo()), (torch.randn(2, 2, 5, 5),))[1] == ()
+    assert trace_folded(with_statistics(ReturnedToo()), (torch.randn(2, 2, 5, 5),))[1] == ()
 
 
 def test_a_layer_at_two_places_stays_right():

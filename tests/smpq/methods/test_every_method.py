@@ -7,8 +7,7 @@ import torch
 
 from calib.errors import UserError
 from deploy.run.settings import Settings
-from deploy.stages import search
-from deploy.stages.choosing import score_for
+from deploy.stages.choosing import score_for, search
 from deploy.stages.finetuning import tuned
 from deploy.stages.run_all import open_run
 from deploy.stages.scoring import check_method, score

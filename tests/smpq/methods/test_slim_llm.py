@@ -6,8 +6,7 @@ import pytest
 
 from calib.formats.format import Format
 from deploy.run.settings import Settings
-from deploy.stages import search
-from deploy.stages.choosing import score_for
+from deploy.stages.choosing import score_for, search
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 from smpq.methods import METHODS

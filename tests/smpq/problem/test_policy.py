@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -88,6 +89,6 @@ def test_sizes_and_units(space):
 
 def test_a_tied_layer_is_found_by_either_name():
     shared = unit("a")
-    tied = type(shared)(**{**shared.to_json(), "aliases": ("twin",)})
+    tied = replace(shared, aliases=("twin",))
     space = Space((Group("a", (tied,)),), {"a": (Format.from_text("w8a8"), FP32)}, FP32)
     assert Policy.from_file(PolicyFile(policy={"twin": "w8a8"}), space) == Policy({"a": W8A8})

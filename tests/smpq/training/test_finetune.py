@@ -9,8 +9,7 @@ from torch import nn
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.errors import UserError
 from calib.formats.format import Format
-from calib.network.fold import fold_batchnorm
-from calib.network.graph import TracedModel
+from calib.network.fold import trace_folded
 from calib.network.units import find_units
 from calib.task import Batch
 from smpq.quantized.plan import QdqRules
@@ -244,11 +243,12 @@ def test_a_model_for_one_batch_size_trains_on_batches_of_that_size():
 
     torch.manual_seed(0)
     x = batch_of(1, 4)
-    model, folded = fold_batchnorm(Fixed().eval(), x.inputs)
-    traced = TracedModel(model, x.inputs)
+    traced, folded = trace_folded(Fixed().eval(), x.inputs)
     assert not traced.dynamic_batch
     units, _ = find_units(traced)
     fake = FakeQuantizer(traced, units, Calibration(traced, units, [x], CalibrationSettings()), QdqRules("affine"))
     plan = fake.plan({unit.path: Format.from_text("w2a8") for unit in units})
-    tuned = finetune(Subject(Uneven(), traced, units, model, folded, plan, "", ""), [x], FineTuneSettings(epochs=2))
+    tuned = finetune(
+        Subject(Uneven(), traced, units, traced.module, folded, plan, "", ""), [x], FineTuneSettings(epochs=2)
+    )
     assert tuned.history[-1]["step"] == 4

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from calib.network.fold import fold_batchnorm, trace_folded
-from calib.network.graph import TracedModel
+from calib.network.fold import trace_folded
 from calib.network.units import find_units
 from smpq.training.lsq import LearnedActivation, LearnedWeight
 from smpq.training.plan import attach_plan
@@ -117,10 +116,9 @@ def test_a_graph_that_looks_at_the_memory_keeps_its_order():
 
     torch.manual_seed(0)
     x = torch.randn(4, 3, 6, 6)
-    model, folded = fold_batchnorm(Viewed().eval(), (x[:2],))
-    traced = TracedModel(model, (x[:2],))
+    traced, folded = trace_folded(Viewed().eval(), (x[:2],))
     units, _ = find_units(traced)
-    graph = TrainableGraph(traced, units, model, folded)
+    graph = TrainableGraph(traced, units, traced.module, folded)
     with torch.no_grad():
         torch.testing.assert_close(graph.run((x,)), traced.run((x,)))
 
