@@ -22,12 +22,12 @@ from records import keep
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP16, Format
-from calib.network.fold import fold_batchnorm
-from calib.network.graph import TracedModel
+from calib.network.fold import trace_folded
 from calib.network.residual import residual_adds
 from calib.network.units import find_units
 from calib.task import Batch
 from deploy.backends import backend_of, tensorrt
+from deploy.devices.messages import Tensor
 from deploy.lowering.export import export_float
 from deploy.run.workspace import rules_of
 from deploy.targets.target import target_from_name
@@ -51,9 +51,9 @@ def quantized_operands(path: Path) -> dict[int, int]:
     return {number: found[number] for number in range(3)}
 
 
-def described(record: tensorrt.BuildRecord) -> dict[str, object]:
+def described(record: tensorrt.Built) -> dict[str, object]:
     """What is asked of a plan: how many kernels, by kind, and how many convolutions hold an add or read a float."""
-    kernels = record.kernels
+    kernels = record.layers
     convolutions = [kernel for kernel in kernels if kernel.kind == "correlation"]
     adds = [
         kernel
@@ -66,11 +66,11 @@ def described(record: tensorrt.BuildRecord) -> dict[str, object]:
         "kernels_of_adds": dict(sorted(Counter(kernel.kind for kernel in adds).items())),
         "convolutions_with_int8_output": sum(kernel.outputs[0].dtype == "Int8" for kernel in convolutions),
         "activation_bytes": sum(_bytes(tensor) for kernel in kernels for tensor in (*kernel.inputs, *kernel.outputs)),
-        "weights_bytes": record.weights_memory_bytes,
+        "weights_bytes": record.weights_bytes,
     }
 
 
-def _bytes(tensor: tensorrt.KernelTensor) -> int:
+def _bytes(tensor: Tensor) -> int:
     return math.prod(tensor.shape) * {"Int8": 1, "Half": 2}.get(tensor.dtype, 4)
 
 
@@ -81,8 +81,7 @@ def measured(name: str, scale: int, compute_capability: str) -> dict[str, object
     model = NETWORKS[name](scale, STAGES)
     images = torch.randn(4, 3, 224 if scale == 1 else 64, 224 if scale == 1 else 64)
     model.train()(images)  # BatchNorm with statistics, as training would leave it
-    folded, _ = fold_batchnorm(model.eval(), (images[:2],))
-    traced = TracedModel(folded, (images[:2],))
+    traced, _ = trace_folded(model.eval(), (images[:2],))
     units, _ = find_units(traced)
     settings = CalibrationSettings("minmax", "nearest", target.activation_scheme)
     calibration = Calibration(traced, units, [Batch((images,), None)], settings)

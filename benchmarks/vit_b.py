@@ -25,11 +25,11 @@ from records import keep
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import FP16, FP32, Format, formats_from_text
-from calib.network.fold import fold_batchnorm
-from calib.network.graph import TracedModel
+from calib.network.fold import trace_folded
 from calib.network.units import Unit, find_units
 from calib.task import Batch
 from deploy.backends import backend_of, onnxruntime, tensorrt
+from deploy.devices.messages import Layer
 from deploy.lowering.export import export_float
 from deploy.targets.target import target_from_name
 from smpq.quantized.plan import QdqRules, plan_from_policy
@@ -76,7 +76,7 @@ def expected_bytes(units: tuple[Unit, ...], formats: dict[str, Format], paramete
     return total
 
 
-def fused_attentions(kernels: tuple[tensorrt.PlanKernel, ...]) -> int:
+def fused_attentions(kernels: tuple[Layer, ...]) -> int:
     """Kernels that hold a softmax and the two products around it."""
     products = [[node.rsplit("/", 1)[-1].split("_")[0] for node in kernel.onnx_nodes] for kernel in kernels]
     return sum("Softmax" in names and names.count("MatMul") == 2 for names in products)
@@ -90,8 +90,7 @@ class Model:
         self.batch = Batch((images,), None)
         model = vit_b()
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        folded, _ = fold_batchnorm(model, (images[:2],))
-        self.traced = TracedModel(folded, (images[:2],))
+        self.traced, _ = trace_folded(model, (images[:2],))
         self.units, _ = find_units(self.traced)
         self.directory, self.steps = directory, steps
         steps.done("trace")
@@ -111,7 +110,7 @@ class Model:
         self.steps.done(f"{name}: round and lower")
         return path
 
-    def built(self, formats: dict[str, Format]) -> tensorrt.BuildRecord:
+    def built(self, formats: dict[str, Format]) -> tensorrt.Built:
         """Return the record of the plan for the GPU."""
         onnx = self.lowered(formats, "tensorrt-rtx")
         record = tensorrt.build_plan(onnx, onnx.with_suffix(".plan"), "tensorrt-rtx", COMPUTE_CAPABILITY)
@@ -140,7 +139,7 @@ def run(seed: int) -> dict:
         model = Model(Path(directory), steps)
         formats = mixed_policy(model.units, seed)
         record = model.built(formats)
-        checks = tensorrt.check_units(record.kernels, formats)
+        checks = tensorrt.check_units(record.layers, formats)
         on_cpu = {path: FP32 if chosen == FP16 else chosen for path, chosen in formats.items()}
         cpu_agree = model.ort_kernels_as_planned(on_cpu)
         needed = steps.rows[-1]
@@ -158,12 +157,12 @@ def run(seed: int) -> dict:
             "of": len(checks),
         },
         "other_kernels": [str(check) for check in checks if not check.agrees],
-        "fused_attentions": {"mixed": fused_attentions(record.kernels), "fp16": fused_attentions(float_plan.kernels)},
-        "kernels": {"mixed": len(record.kernels), "fp16": len(float_plan.kernels)},
-        "weights_bytes": {"mixed": record.weights_memory_bytes, "fp16": float_plan.weights_memory_bytes},
+        "fused_attentions": {"mixed": fused_attentions(record.layers), "fp16": fused_attentions(float_plan.layers)},
+        "kernels": {"mixed": len(record.layers), "fp16": len(float_plan.layers)},
+        "weights_bytes": {"mixed": record.weights_bytes, "fp16": float_plan.weights_bytes},
         "expected_bytes": {"mixed": round(expected), "fp16": 2 * model.parameters},
-        "weights_error": round((record.weights_memory_bytes or 0) / expected - 1, 4),
-        "runtime": f"tensorrt-rtx {record.runtime_version}",
+        "weights_error": round((record.weights_bytes or 0) / expected - 1, 4),
+        "runtime": f"tensorrt-rtx {record.row.versions['tensorrt-rtx']}",
         "steps": steps.rows,
     }
 

@@ -50,7 +50,7 @@ from calib.errors import UserError
 from calib.tasks import IN_MEMORY, held_in_memory
 from deploy.python.task import TaskInMemory
 from deploy.run.settings import Settings
-from deploy.stages import build, export, verify
+from deploy.stages.making import build, export, verify
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 

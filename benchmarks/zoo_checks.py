@@ -14,8 +14,8 @@ from calib.formats.format import formats_from_text
 from calib.task import Batch
 from deploy.backends import backend_of
 from deploy.backends.base import BuildFailed
+from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace, rules_of
-from deploy.stages import export_float_model
 from deploy.stages.stage_runners import stage_runners
 from deploy.targets.offers import refusal
 from deploy.targets.target import target_from_name

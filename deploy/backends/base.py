@@ -38,24 +38,18 @@ class EngineNames:
 
 @dataclass(frozen=True)
 class Built:
-    """An engine that was built: its record, and its layers where the builder told them."""
+    """An engine that was built: its record, its layers and the bytes of its weights where the builder told them."""
 
     row: BuiltRow
     layers: tuple[Layer, ...] = ()
+    weights_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class BuildFailed:
-    """The runtime refused the file: the reason in its own words, everything it had to say, and the ONNX nodes that it
-    blames, if any.
-
-    A node is named after its unit, with a part behind a slash where it is not the product itself: `layer1.0.conv1`,
-    `layer1.0.conv1/DQw`. So the units to avoid can be told.
-    """
+    """The runtime refused the file: the reason in its own words."""
 
     reason: str
-    log: str
-    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

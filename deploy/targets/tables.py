@@ -9,9 +9,8 @@ from rich.table import Table
 
 from calib.formats.format import Format
 from deploy.targets.families import FAMILIES
-from deploy.targets.rules import CapabilityRow
+from deploy.targets.rules import OPERATORS, CapabilityRow
 from deploy.targets.target import (
-    OPERATORS,
     Target,
     capability,
     compute_capabilities_of,

@@ -9,33 +9,12 @@ from calib.errors import UserError
 from calib.formats.format import Format
 from deploy.targets.families import FAMILIES, Family, Target, devices
 from deploy.targets.installed import installed_version, packaged_version
-from deploy.targets.rules import (
-    CONVOLUTIONS,
-    FROM_BEST_TO_WORST,
-    LINEARS,
-    OPERATORS,
-    Capability,
-    CapabilityRow,
-    LayerKind,
-    version_fits,
-)
+from deploy.targets.rules import FROM_BEST_TO_WORST, OPERATORS, Capability, CapabilityRow, LayerKind, version_fits
 
 __all__ = [
-    "CONVOLUTIONS",
-    "LINEARS",
-    "OPERATORS",
-    "Capability",
-    "CapabilityRow",
-    "LayerKind",
-    "Target",
-    "capability",
-    "capability_of",
-    "compute_capabilities_of",
-    "device_names",
-    "table",
-    "target_from_name",
+    "Target", "capability", "capability_of", "compute_capabilities_of", "device_names", "table", "target_from_name",
     "versioned_names",
-]
+]  # fmt: skip
 
 _FOUR_BITS = 4
 

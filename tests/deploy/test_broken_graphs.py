@@ -21,7 +21,7 @@ from calib.calibrate import Calibration, CalibrationSettings
 from calib.data import check_batches, check_model
 from calib.errors import UserError
 from calib.formats.format import FP32, Format
-from calib.network.fold import fold_batchnorm
+from calib.network.fold import trace_folded
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
 from calib.task import Batch
@@ -48,8 +48,8 @@ class Case:
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], directory: Path) -> None:
         example = tuple(tensor[:2] for tensor in inputs)
-        folded, _ = fold_batchnorm(model.eval(), example)
-        self.inputs, self.traced = inputs, TracedModel(folded, example)
+        self.inputs = inputs
+        self.traced, _ = trace_folded(model.eval(), example)
         self.units, self.skipped = find_units(self.traced)
         self.float_model = directory / "model.float.onnx"
         export_float(self.traced, self.units, self.float_model)
@@ -108,7 +108,7 @@ def test_what_is_unusual_but_sound_gives_a_right_engine(name, tmp_path):
     path, expected = case.lower("tensorrt-rtx", INT8)
     _assert_equal(_run(path, case.inputs), expected)
     if HAS_RTX:
-        assert isinstance(tensorrt.build_plan(path, tmp_path / "plan", "tensorrt-rtx", "sm86"), tensorrt.BuildRecord)
+        assert isinstance(tensorrt.build_plan(path, tmp_path / "plan", "tensorrt-rtx", "sm86"), tensorrt.Built)
 
 
 @needs_rtx

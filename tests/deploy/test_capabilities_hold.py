@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.probe import Finding, cases, disagreement, probe, stated
 from calib.formats.format import FP16, FP32, Format
-from deploy.targets.rules import Capability
-from deploy.targets.target import OPERATORS, Target, table, target_from_name
+from deploy.targets.rules import OPERATORS, Capability
+from deploy.targets.target import Target, table, target_from_name
 from tests.deploy.backends.builds import needs_rtx
 
 W8A8, W7A8, W4 = (Format.from_text(text) for text in ("w8a8", "w7a8", "w4a16"))

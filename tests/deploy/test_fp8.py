@@ -23,7 +23,7 @@ def test_exactly_the_fp8_units_become_fp8_kernels(name, tmp_path):
     lowered = network.lower(formats, "tensorrt-rtx", tmp_path, batch=2)
     for gpu in ("sm89", "sm120"):
         record = build_plan(lowered.path, tmp_path / "model.plan", "tensorrt-rtx", gpu)
-        checks = check_units(record.kernels, formats)
+        checks = check_units(record.layers, formats)
         assert [check for check in checks if not check.agrees] == []
         assert {check.path for check in checks if check.found == "fp8"} == {
             path for path, chosen in formats.items() if chosen == FP8

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from calib.calibrate import Calibration, CalibrationSettings
 from calib.formats.format import Format
-from calib.network.fold import fold_batchnorm
+from calib.network.fold import trace_folded
 from calib.network.graph import TracedModel
 from calib.network.units import Unit, find_units
 from calib.task import Batch
@@ -71,8 +71,7 @@ def brought(name: str) -> Brought:
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     inputs = tuple(torch.randn(BATCH, *shape) for shape in shapes)
-    folded, _ = fold_batchnorm(model, tuple(tensor[:2] for tensor in inputs))
-    traced = TracedModel(folded, tuple(tensor[:2] for tensor in inputs))
+    traced, _ = trace_folded(model, tuple(tensor[:2] for tensor in inputs))
     units, _ = find_units(traced)
     path = scratch() / "model.float.onnx"
     export_float(traced, units, path)
@@ -114,15 +113,15 @@ def run_exactly(path: Path, inputs: tuple[Tensor, ...]):
     return session.run(None, dict(zip(names, (tensor.numpy() for tensor in inputs), strict=True)))
 
 
-def built(path: Path, **options) -> tensorrt.BuildRecord:
+def built(path: Path, **options) -> tensorrt.Built:
     record = tensorrt.build_plan(path, path.with_suffix(".plan"), "tensorrt-rtx", "sm86", **options)
-    assert isinstance(record, tensorrt.BuildRecord), record
+    assert isinstance(record, tensorrt.Built), record
     return record
 
 
-def fused_attentions(record: tensorrt.BuildRecord) -> int:
+def fused_attentions(record: tensorrt.Built) -> int:
     """Kernels that hold a softmax and the two products around it."""
-    kinds = [[node.rsplit("/", 1)[-1].split("_")[0] for node in kernel.onnx_nodes] for kernel in record.kernels]
+    kinds = [[node.rsplit("/", 1)[-1].split("_")[0] for node in kernel.onnx_nodes] for kernel in record.layers]
     return sum("Softmax" in names and names.count("MatMul") == 2 for names in kinds)
 
 
@@ -148,7 +147,7 @@ def test_tensorrt_file_and_kernels_with_a_fixed_and_a_free_batch(name, policy, b
     lowered = made(network, policy, "tensorrt-rtx", tmp_path, batch)
     assert_agree(run_exactly(lowered.path, network.inputs), lowered.expected)
     record = built(lowered.path, **({} if batch else {"batch_sizes": (1, 8, BATCH)}))
-    checks = tensorrt.check_units(record.kernels, lowered.formats)
+    checks = tensorrt.check_units(record.layers, lowered.formats)
     assert [check for check in checks if not check.agrees] == []
 
 
@@ -178,7 +177,7 @@ def test_int4_blocks_behind_fused_attention_are_not_dequantised_on_every_run(tmp
     backend_of(target).lower(network.path, plan, network.units, tmp_path / "model.onnx")
     record = built(tmp_path / "model.onnx")
     assert fused_attentions(record) == 1
-    assert {check.path: check.found for check in tensorrt.check_units(record.kernels, formats)}[
+    assert {check.path: check.found for check in tensorrt.check_units(record.layers, formats)}[
         "proj"
     ] == "int4-weight-only"
 
@@ -186,7 +185,7 @@ def test_int4_blocks_behind_fused_attention_are_not_dequantised_on_every_run(tmp
 @needs_rtx
 def test_a_max_pool_between_integer_convolutions_stays_integer(tmp_path):
     record = built(made(brought("pools"), "int8", "tensorrt-rtx", tmp_path, 1).path)
-    pools = [kernel for kernel in record.kernels if "MaxPool" in kernel.onnx_nodes]
+    pools = [kernel for kernel in record.layers if "MaxPool" in kernel.onnx_nodes]
     assert pools
     assert {tensor.dtype for kernel in pools for tensor in kernel.outputs} == {"Int8"}
 

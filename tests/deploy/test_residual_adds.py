@@ -116,8 +116,8 @@ def test_kernels_of_tensorrt_rtx_read_the_skip_as_integers(tmp_path):
         plan = quantizer_of(network, target).plan(network.formats("w8a8"), kept)
         backend_of(target).lower(network.path, plan, network.units, path)
         record = tensorrt.build_plan(path, path.with_suffix(".plan"), "tensorrt-rtx", "sm89")
-        assert isinstance(record, tensorrt.BuildRecord), record
-        kernels = [kernel for kernel in record.kernels if any("/Add" in node for node in kernel.onnx_nodes)]
+        assert isinstance(record, tensorrt.Built), record
+        kernels = [kernel for kernel in record.layers if any("/Add" in node for node in kernel.onnx_nodes)]
         assert len(kernels) == adds
         read[label] = {tensor.dtype for kernel in kernels for tensor in kernel.inputs}
     assert "Half" in read["float"]

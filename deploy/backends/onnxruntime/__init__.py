@@ -14,8 +14,9 @@ without VNNI, where the engine was built on one with it, `session.x64quantprecis
     options.inter_op_num_threads = entry["inter_op_num_threads"]
     for key, value in entry["session_config"].items():
         options.add_session_config_entry(key, value)
-    providers = [each if isinstance(each, str) else tuple(each) for each in entry["providers"]]  # a pair is a name and
-    its options session = ort.InferenceSession(
+    # a pair is a name and its options
+    providers = [each if isinstance(each, str) else tuple(each) for each in entry["providers"]]
+    session = ort.InferenceSession(
         "engine.ort-cpu.onnx", options, providers=providers, disabled_optimizers=entry["disabled_optimizers"]
     )
 
@@ -25,30 +26,12 @@ without that TensorRT builds its engine again for each session.
 """
 
 from deploy.backends.onnxruntime.backend import OnnxRuntime, OnnxRuntimeTensorRt
-from deploy.backends.onnxruntime.build import (
-    build_engine,
-    check_providers,
-    has_providers,
-    session_settings,
-)
+from deploy.backends.onnxruntime.build import build_engine, session_settings
 from deploy.backends.onnxruntime.engine import OrtEngine, load_engine
 from deploy.backends.onnxruntime.kernels import check_units, unit_kernels
-from deploy.backends.onnxruntime.record import ENGINE_FILE, OrtEngineRecord, find_record
-from deploy.runner.ort import integer_sums_overflow
+from deploy.backends.onnxruntime.record import OrtEngineRecord
 
 __all__ = [
-    "ENGINE_FILE",
-    "OnnxRuntime",
-    "OnnxRuntimeTensorRt",
-    "OrtEngine",
-    "OrtEngineRecord",
-    "build_engine",
-    "check_providers",
-    "check_units",
-    "find_record",
-    "has_providers",
-    "integer_sums_overflow",
-    "load_engine",
-    "session_settings",
-    "unit_kernels",
-]
+    "OnnxRuntime", "OnnxRuntimeTensorRt", "OrtEngine", "OrtEngineRecord", "build_engine", "check_units", "load_engine",
+    "session_settings", "unit_kernels",
+]  # fmt: skip

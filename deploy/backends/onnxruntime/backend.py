@@ -78,14 +78,13 @@ class OnnxRuntime(Backend):
         (path,) = engines.values()
         if not path.is_file():
             raise UserError(f"{path} is missing: build it with smpq build")
-        engine = load_engine(path, threads=threads)
-        return OpenEngine(engine.run, engine.batch, any_thread=True)
+        return load_engine(path, threads=threads).opened()
 
     def open_lowered(
         self, model: Path, settings: Mapping[str, Any], inputs: Sequence[str], batch: int, threads: int, cache: Path
     ) -> OpenEngine | str:
         """Open a session with the settings."""
-        return open_lowered(model, settings, threads)
+        return open_lowered(model, settings, threads).opened()
 
     def quantize_itself(
         self, float_model: Path, out: Path, feeds: Iterable[dict[str, npt.NDArray[Any]]]

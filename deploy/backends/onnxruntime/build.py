@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from calib.errors import UserError, first_line
 from calib.files.storage import plain
 from deploy.backends.base import BuildFailed
-from deploy.backends.onnxruntime.engine import open_session
-from deploy.backends.onnxruntime.record import OrtEngineRecord, TensorRow, keep_record
+from deploy.backends.onnxruntime.engine import open_session, tensors_of
+from deploy.backends.onnxruntime.record import OrtEngineRecord, keep_record
 from deploy.lowering.onnx_files import copy_model, load_model, save_model, sha256, size_bytes
 from deploy.runner.errors import DeviceError
 from deploy.runner.ort import NO_OVERFLOW, SESSION_SETTINGS, integer_sums_overflow
@@ -69,14 +69,14 @@ def build_engine(
     except DeviceError as error:
         raise UserError(str(error)) from error
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base class
-        return BuildFailed(first_line(error), str(error))
+        return BuildFailed(first_line(error))
     record = replace(
         record,
         build_seconds=round(time.perf_counter() - start, 3),
         sha256=sha256(model),
         size_bytes=size_bytes(model),
-        inputs=tuple(_described(entry) for entry in session.get_inputs()),
-        outputs=tuple(_described(entry) for entry in session.get_outputs()),
+        inputs=tensors_of(session.get_inputs()),
+        outputs=tensors_of(session.get_outputs()),
     )
     copy_model(model, engine)
     # A model with its weights in another file holds that file's name, so the copy is another file.
@@ -151,7 +151,3 @@ def _is_dequantized(node: ir.Node, index: int) -> bool:
     if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()  # a head that is tied to an embedding
     return producer is not None and producer.op_type == "DequantizeLinear"
-
-
-def _described(entry: Any) -> TensorRow:
-    return TensorRow(name=entry.name, shape=tuple(entry.shape), dtype=entry.type)

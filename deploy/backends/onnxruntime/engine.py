@@ -20,24 +20,21 @@ from deploy.runner import ort as on_device
 
 
 class OrtEngine:
-    """An engine in a session of its own, loaded exactly as its record says."""
+    """An engine in a session of its own; `load_engine` and `open_lowered` make it."""
 
-    def __init__(self, path: Path, record: OrtEngineRecord, session: ort.InferenceSession) -> None:
-        """Keep the session; `load_engine` makes it."""
+    def __init__(self, path: Path, session: ort.InferenceSession) -> None:
+        """Keep the session."""
         self.path = path
-        self.record = record
         self.session = session
         self.input_names = tuple(entry.name for entry in session.get_inputs())
 
-    @property
-    def batch(self) -> int | None:
-        """The only batch size that it takes, None for any."""
-        size = self.record.inputs[0].shape[0]
-        return size if isinstance(size, int) else None
+    def opened(self) -> OpenEngine:
+        """Return the engine as all back ends have it."""
+        size = self.session.get_inputs()[0].shape[0]
+        return OpenEngine(self.run, size if isinstance(size, int) else None, any_thread=True)
 
     def run(self, inputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """Run one batch: arrays in the order of the model's inputs, the shapes and types of the record; returns all
-        outputs.
+        """Run one batch: arrays in the order of the model's inputs, of their shapes and types; returns all outputs.
 
         Raises UserError when an array does not fit the engine.
         """
@@ -81,15 +78,14 @@ def load_engine(engine: Path, threads: int | None = None) -> OrtEngine:
         raise UserError(
             f"{engine} does not load in onnxruntime {ort.__version__} as {ENGINE_FILE} says: {reason}"
         ) from error
-    found = {"inputs": _tensors(session.get_inputs()), "outputs": _tensors(session.get_outputs())}
-    if found != {"inputs": record.inputs, "outputs": record.outputs}:
+    if (tensors_of(session.get_inputs()), tensors_of(session.get_outputs())) != (record.inputs, record.outputs):
         raise UserError(
             f"{engine} has other inputs or outputs than {engine.with_name(ENGINE_FILE)} says: build the engine again"
         )
-    return OrtEngine(engine, record, session)
+    return OrtEngine(engine, session)
 
 
-def open_lowered(model: Path, settings: Mapping[str, Any], threads: int) -> OpenEngine:
+def open_lowered(model: Path, settings: Mapping[str, Any], threads: int) -> OrtEngine:
     """Open a lowered file with settings of a session, as a device does that times it. UserError when it does not
     load.
     """
@@ -98,16 +94,11 @@ def open_lowered(model: Path, settings: Mapping[str, Any], threads: int) -> Open
     except Exception as error:  # no common base class
         reason = in_a_line(first_line(error))
         raise UserError(f"{model} does not load in onnxruntime {ort.__version__}: {reason}") from error
-    entries = session.get_inputs()
-    names, size = [entry.name for entry in entries], entries[0].shape[0]
-
-    def run(inputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        return list(session.run(None, dict(zip(names, map(np.ascontiguousarray, inputs), strict=True))))
-
-    return OpenEngine(run, size if isinstance(size, int) else None, any_thread=True)
+    return OrtEngine(model, session)
 
 
-def _tensors(entries: Sequence[Any]) -> tuple[TensorRow, ...]:
+def tensors_of(entries: Sequence[Any]) -> tuple[TensorRow, ...]:
+    """Return inputs or outputs of a session as a record has them."""
     return tuple(TensorRow(name=entry.name, shape=tuple(entry.shape), dtype=entry.type) for entry in entries)
 
 

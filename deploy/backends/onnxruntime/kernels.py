@@ -14,7 +14,7 @@ from calib.network.units import Unit
 from deploy.backends.base import UnitKernel
 from deploy.backends.onnxruntime.engine import open_session
 from deploy.backends.onnxruntime.record import find_record
-from deploy.lowering.naming import call_name
+from deploy.lowering.naming import call_names
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Gather"}
 _INTEGER = {
@@ -73,7 +73,7 @@ def unit_kernels(engine: Path, units: Sequence[Unit]) -> dict[str, str]:
     makers = {output: node for node in after.node for output in node.output}
     found: dict[str, str] = {}
     for unit in units:
-        names = {call_name(unit.path, index) for index in range(len(unit.uses))}
+        names = set(call_names(unit).values())
         kernels = []
         for node in before.node:
             if node.name in names:

@@ -40,7 +40,7 @@ def quantize_plainly(float_model: Path, out: Path, feeds: Iterable[Feeds]) -> Bu
         with _silent():
             quantize_static(str(float_model), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base class
-        return BuildFailed(first_line(error), str(error))
+        return BuildFailed(first_line(error))
     return None
 
 

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
-
 from calib.errors import UserError
-from calib.files.storage import plain
 from calib.formats.format import Format
 from calib.network.units import Unit
 from deploy.backends.base import Backend, BuildFailed, BuildTool, Built, OpenEngine, UnitKernel, backend, worst
 from deploy.backends.tensorrt.build import build_plan, free_sizes
 from deploy.backends.tensorrt.check import check_units
 from deploy.backends.tensorrt.execution import PlanRunner, gpu_sm
-from deploy.backends.tensorrt.kernels import PlanKernel
 from deploy.backends.tensorrt.lowering import for_tensorrt
 from deploy.backends.tensorrt.profile import profiled
 from deploy.backends.tensorrt.tools import RtxTool, Trtexec
 from deploy.devices.messages import Layer
-from deploy.files.engine import BuiltRow
 from deploy.files.profile import ProfiledKernel, ProfiledUnit
 from deploy.lowering.lower import Lowering
-from deploy.lowering.naming import call_name
+from deploy.lowering.naming import call_names
 from deploy.runner.cuda import open_cuda
 from deploy.runner.errors import DeviceError
 from deploy.targets.families import FAMILIES
@@ -47,21 +41,7 @@ class TensorRt(Backend):
 
     def build(self, model: Path, engine: Path, sm: str = "", cache: Path | None = None) -> Built | BuildFailed:
         """Build a plan for the GPU of this machine, whatever `sm` says."""
-        return self._built(model, engine, None, cache)
-
-    def _built(self, model: Path, engine: Path, sm: str | None, cache: Path | None) -> Built | BuildFailed:
-        record = build_plan(model, engine, self.target.runtime, sm, cache=cache)
-        if isinstance(record, BuildFailed):
-            return record
-        row = BuiltRow(
-            sha256=record.plan_sha256,
-            size_bytes=record.plan_bytes,
-            build_seconds=record.seconds,
-            versions={record.runtime: record.runtime_version},
-            from_cache=record.from_cache,
-            warnings=record.warnings,
-        )
-        return Built(row, tuple(msgspec.convert(asdict(kernel), Layer) for kernel in record.kernels))
+        return build_plan(model, engine, self.target.runtime, cache=cache)
 
     def open(self, engines: Mapping[str, Path], inputs: Sequence[str], batch: int, threads: int) -> OpenEngine | str:
         """Open the plan for the GPU of this machine."""
@@ -86,8 +66,8 @@ class TensorRt(Backend):
         self, engine: Path, layers: Sequence[Layer], units: Sequence[Unit], formats: Mapping[str, Format]
     ) -> list[UnitKernel]:
         """Compare the layers with the plan."""
-        planned = {call_name(unit.path, index): formats[unit.path] for unit in units for index in range(len(unit.uses))}
-        checks = check_units([PlanKernel.from_json(plain(layer)) for layer in layers], planned)
+        planned = {name: formats[unit.path] for unit in units for name in call_names(unit).values()}
+        checks = check_units(layers, planned)
         return worst(UnitKernel(check.path.partition("#")[0], check.found, check.agrees) for check in checks)
 
     @property
@@ -139,7 +119,7 @@ class TensorRtRtx(TensorRt):
 
     def build(self, model: Path, engine: Path, sm: str = "", cache: Path | None = None) -> Built | BuildFailed:
         """Build a plan for `sm`, or for all GPUs without one."""
-        return self._built(model, engine, sm or None, cache)
+        return build_plan(model, engine, self.target.runtime, sm or None, cache=cache)
 
     @property
     def builds_for_devices(self) -> bool:

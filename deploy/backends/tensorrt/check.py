@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from calib.formats.format import FP16, FP32, Format
-from deploy.backends.tensorrt.kernels import PlanKernel
+from deploy.devices.messages import Layer, Tensor
 
 _PRODUCTS = ("correlation", "gemm", "runtime_fusion")
+"""In the builder's words: a convolution, and matrix products. `kgen` is generated code: pointwise work and, for one
+row of input, matrix-vector products too.
+"""
 # TensorRT 10's inspector: CaskConvolution, CaskGemmConvolution, CaskGemmMatrixMultiply, ...; as published by its users,
 # not seen here.
 _PRODUCT_PREFIX = "Cask"
@@ -41,7 +44,7 @@ class UnitCheck:
     kernel: str
 
 
-def check_units(kernels: Sequence[PlanKernel], planned: Mapping[str, Format]) -> list[UnitCheck]:
+def check_units(kernels: Sequence[Layer], planned: Mapping[str, Format]) -> list[UnitCheck]:
     """Compare every unit's planned format with the kernel it became, in the order of `planned`.
 
     The keys of `planned` are the names of the ONNX nodes that multiply (Conv, MatMul, Gemm). What agrees:
@@ -57,7 +60,7 @@ def check_units(kernels: Sequence[PlanKernel], planned: Mapping[str, Format]) ->
     return [_check(path, format_, kernels, dequantized) for path, format_ in planned.items()]
 
 
-def _check(path: str, planned: Format, kernels: Sequence[PlanKernel], dequantized: Mapping[str, int]) -> UnitCheck:
+def _check(path: str, planned: Format, kernels: Sequence[Layer], dequantized: Mapping[str, int]) -> UnitCheck:
     kernel = _product_kernel(path, kernels)
     if kernel is None:
         return UnitCheck(path, planned, "missing", agrees=False, kernel="")
@@ -96,7 +99,7 @@ def _bits(word: str) -> int:
     return _STORED[word][1]
 
 
-def _product_kernel(path: str, kernels: Sequence[PlanKernel]) -> PlanKernel | None:
+def _product_kernel(path: str, kernels: Sequence[Layer]) -> Layer | None:
     """Find the kernel that multiplies. The unit's name also stands on what was fused around it: padding, scales, the
     epilogue.
     """
@@ -107,12 +110,12 @@ def _product_kernel(path: str, kernels: Sequence[PlanKernel]) -> PlanKernel | No
     # With a single row of input the product is generated code, and holds its weight as a constant or reads it
     # dequantised.
     for kernel in own:
-        if kernel.inputs and any(tensor.is_matrix for tensor in kernel.constants):
+        if kernel.inputs and any(map(_is_matrix, kernel.constants)):
             return kernel
     return next((kernel for kernel in own if kernel.inputs), None)
 
 
-def _dequantized_bits(kernels: Iterable[PlanKernel]) -> dict[str, int]:
+def _dequantized_bits(kernels: Iterable[Layer]) -> dict[str, int]:
     """Return the tensors that are computed from quantised constants alone, with the bits of the narrowest of these."""
     bits: dict[str, int] = {}
     from_constants: set[str] = set()
@@ -131,7 +134,12 @@ def _is_stored(dtype: str, shape: Sequence[int]) -> bool:
     return dtype in _STORED and any(size > 1 for size in shape)
 
 
-def _float_name(kernel: PlanKernel) -> str:
-    weights = [tensor for tensor in kernel.constants if tensor.is_matrix] or [*kernel.inputs]
+def _is_matrix(tensor: Tensor) -> bool:
+    """Whether at least two dimensions are longer than 1, as in a weight and unlike in a scale or bias per channel."""
+    return sum(size > 1 for size in tensor.shape) > 1
+
+
+def _float_name(kernel: Layer) -> str:
+    weights = [tensor for tensor in kernel.constants if _is_matrix(tensor)] or [*kernel.inputs]
     names = {_FLOAT_NAMES.get(tensor.dtype, tensor.dtype.lower()) for tensor in weights}
     return "/".join(sorted(names))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from calib.files.storage import plain
 from calib.formats.format import Format
 from deploy.backends.tensorrt.check import check_units
-from deploy.backends.tensorrt.kernels import PlanKernel
 from deploy.backends.tensorrt.roles import role_of
-from deploy.devices.messages import Layer
+from deploy.devices.messages import Layer, Tensor
 from deploy.files.profile import ProfiledKernel, ProfiledUnit
 
 
@@ -17,26 +15,22 @@ def profiled(
     layers: Sequence[Layer], planned: Mapping[str, Format]
 ) -> tuple[tuple[ProfiledKernel, ...], dict[str, ProfiledUnit]]:
     """Return the kernels in the order in which they run, and the layers of the model by the name of the ONNX node."""
-    kernels = [PlanKernel.from_json(plain(layer)) for layer in layers]
-    checks = check_units(kernels, planned)
+    checks = check_units(layers, planned)
     computing = {(check.kernel, check.path) for check in checks}
-    rows = tuple(_profiled(layer, kernel, planned, computing) for layer, kernel in zip(layers, kernels, strict=True))
     units = {
         check.path: ProfiledUnit(planned=str(check.planned), found=check.found, agrees=check.agrees) for check in checks
     }
-    return rows, units
+    return tuple(_profiled(layer, planned, computing) for layer in layers), units
 
 
-def _profiled(
-    layer: Layer, kernel: PlanKernel, planned: Mapping[str, Format], computing: set[tuple[str, str]]
-) -> ProfiledKernel:
-    called = f"{kernel.kind} {kernel.name}".strip()
-    named = [node for node in dict.fromkeys(kernel.onnx_nodes) if node in planned]
+def _profiled(layer: Layer, planned: Mapping[str, Format], computing: set[tuple[str, str]]) -> ProfiledKernel:
+    called = f"{layer.kind} {layer.name}".strip()
+    named = [node for node in dict.fromkeys(layer.onnx_nodes) if node in planned]
     computed = [node for node in named if (called, node) in computing]
     return ProfiledKernel(
-        role="layer" if computed else role_of(kernel),
-        kind=kernel.kind,
-        name=kernel.name,
+        role="layer" if computed else role_of(layer),
+        kind=layer.kind,
+        name=layer.name,
         units=tuple(computed or named),
         inputs=_types(layer.inputs),
         outputs=_types(layer.outputs),
@@ -44,5 +38,5 @@ def _profiled(
     )
 
 
-def _types(tensors: Sequence[object]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(getattr(tensor, "dtype", "")) for tensor in tensors))
+def _types(tensors: Sequence[Tensor]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(tensor.dtype for tensor in tensors))

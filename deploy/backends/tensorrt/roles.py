@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from deploy.backends.tensorrt.kernels import PlanKernel
+from deploy.devices.messages import Layer
 from deploy.files.profile import Role
 
 _GENERATED = re.compile(r"^__my[le]n?_(?P<words>[A-Za-z]+?)_myl")
@@ -31,7 +31,7 @@ _QUANTIZE_NAME = re.compile(r"QuantizeLinear|_quantize(_scale_node)?\b|/(Q|DQ)$"
 _INTEGERS = {"Int8", "Int4", "FP8"}
 
 
-def role_of(kernel: PlanKernel) -> Role:
+def role_of(kernel: Layer) -> Role:
     """Say what a kernel is for that computes no layer of the model."""
     generated = _GENERATED.match(kernel.name)
     if generated is not None:
@@ -53,7 +53,7 @@ def role_of(kernel: PlanKernel) -> Role:
     return found
 
 
-def _changes_precision(kernel: PlanKernel) -> bool:
+def _changes_precision(kernel: Layer) -> bool:
     """Whether integers become floats in it, or floats integers."""
     read, written = ({tensor.dtype in _INTEGERS for tensor in tensors} for tensors in (kernel.inputs, kernel.outputs))
     return len(read) == 1 and len(written) == 1 and read != written

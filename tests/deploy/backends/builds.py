@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from calib.formats.format import FP32, Format
-from deploy.backends.tensorrt import BuildFailed, BuildRecord, UnitCheck, build_plan, check_units
+from deploy.backends.tensorrt import BuildFailed, Built, UnitCheck, build_plan, check_units
 from tests.deploy.backends.graphs import Layer, one_layer
 
 W8A8, W8, W4, W4B32 = (Format.from_text(text) for text in ("w8a8", "w8a16", "w4a16", "w4a16b32"))
@@ -19,7 +19,7 @@ needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None,
 
 def build(
     model: onnx.ModelProto, folder: Path, compute_capability: str | None = "sm86", **options
-) -> BuildRecord | BuildFailed:
+) -> Built | BuildFailed:
     source = folder / "model.onnx"
     onnx.save(model, source)
     return build_plan(source, folder / "model.plan", "tensorrt-rtx", compute_capability, **options)
@@ -27,17 +27,17 @@ def build(
 
 def build_layer(
     layer: Layer, folder: Path, compute_capability: str | None = "sm86", opset: int = 21
-) -> BuildRecord | BuildFailed:
+) -> Built | BuildFailed:
     return build(one_layer(layer, half=layer.format != FP32, opset=opset), folder, compute_capability)
 
 
 def check_layer(layer: Layer, folder: Path, compute_capability: str | None = "sm86", opset: int = 21) -> UnitCheck:
     record = build_layer(layer, folder, compute_capability, opset)
-    assert isinstance(record, BuildRecord), record
-    (check,) = check_units(record.kernels, {layer.name: layer.format})
+    assert isinstance(record, Built), record
+    (check,) = check_units(record.layers, {layer.name: layer.format})
     return check
 
 
-def reason_of(outcome: BuildRecord | BuildFailed) -> str:
+def reason_of(outcome: Built | BuildFailed) -> str:
     assert isinstance(outcome, BuildFailed), outcome
     return outcome.reason

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.formats.format import Format
-from deploy.targets.target import CONVOLUTIONS
+from deploy.targets.rules import CONVOLUTIONS
 
 Array = npt.NDArray[np.generic]
 

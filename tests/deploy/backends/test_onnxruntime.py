@@ -15,17 +15,10 @@ import torch
 from calib.errors import UserError
 from deploy.backends import backend_of
 from deploy.backends.base import BuildFailed
-from deploy.backends.onnxruntime import (
-    ENGINE_FILE,
-    OrtEngineRecord,
-    build_engine,
-    check_units,
-    find_record,
-    integer_sums_overflow,
-    load_engine,
-    unit_kernels,
-)
+from deploy.backends.onnxruntime import OrtEngineRecord, build_engine, check_units, load_engine, unit_kernels
 from deploy.backends.onnxruntime.engine import open_session
+from deploy.backends.onnxruntime.record import ENGINE_FILE, find_record
+from deploy.runner.ort import integer_sums_overflow
 from deploy.targets.target import target_from_name
 from tests.deploy.networks import mlp, relative_error, residual
 

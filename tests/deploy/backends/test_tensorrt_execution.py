@@ -80,13 +80,12 @@ def test_with_a_gpu_the_inspector_lists_the_kernels(monkeypatch, tmp_path):
     layers = [{"kind": "gemm", "name": "a", "inputs": [], "constants": [], "outputs": [], "onnx_nodes": ["unit"]}]
     monkeypatch.setattr(build, "layers_of_plan", lambda _module, _plan: layers)
     record = build_layer(Layer("conv2d", W8A8), tmp_path)
-    assert record.device == "Fake sm87"
-    assert [kernel.kind for kernel in record.kernels] == ["gemm"]
+    assert [kernel.kind for kernel in record.layers] == ["gemm"]
 
     def unreadable(_module, _plan):
         raise ValueError("unknown description of an engine's layers")
 
     monkeypatch.setattr(build, "layers_of_plan", unreadable)
     record = build_layer(Layer("conv2d", W8A8), tmp_path)
-    assert "correlation" in [kernel.kind for kernel in record.kernels]  # from the log
-    assert any("unknown description" in warning for warning in record.warnings)
+    assert "correlation" in [kernel.kind for kernel in record.layers]  # from the log
+    assert any("unknown description" in warning for warning in record.row.warnings)

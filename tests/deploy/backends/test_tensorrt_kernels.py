@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto
 
 from calib.formats.format import FP16, Format
-from deploy.backends.tensorrt import BuildRecord, KernelTensor, PlanKernel, check_units, kernels_from_log
+from deploy.backends.tensorrt import Built, check_units, kernels_from_log
+from deploy.devices import messages
 from tests.deploy.backends.builds import W4, W4B32, W8, W8A8, build, build_layer, needs_rtx
 from tests.deploy.backends.graphs import CHANNELS, Graph, Layer, add_layer
 
@@ -36,20 +37,19 @@ MIXED_PLAN = {"block.0.conv1": W8A8, "block.0.conv2": W8A8, "block.1.[a, b] {c}"
 @pytest.mark.parametrize("compute_capability", ["sm86", "sm89", "sm120", None])
 def test_a_mixed_network_is_what_was_planned(compute_capability, tmp_path):
     record = build(mixed_network(), tmp_path, compute_capability)
-    assert isinstance(record, BuildRecord), record
-    checks = check_units(record.kernels, MIXED_PLAN)
+    assert isinstance(record, Built), record
+    checks = check_units(record.layers, MIXED_PLAN)
     assert [check.path for check in checks] == list(MIXED_PLAN)
     assert [check.found for check in checks] == ["int8", "int8", "fp16", "int8"]
     assert all(check.agrees for check in checks)
     assert all(check.kernel.startswith("correlation") for check in checks)
-    assert record.compute_capability == compute_capability
 
 
 @needs_rtx
 def test_a_policy_that_the_engine_does_not_follow_is_found_out(tmp_path):
     record = build(mixed_network(), tmp_path)
     swapped = {"block.0.conv1": FP16, "block.1.[a, b] {c}": W8A8, "block.0.conv2": W4, "elsewhere": W8A8}
-    checks = check_units(record.kernels, swapped)
+    checks = check_units(record.layers, swapped)
     assert [check.found for check in checks] == ["int8", "fp16", "int8", "missing"]
     assert not any(check.agrees for check in checks)
     assert checks[-1].kernel == ""
@@ -70,7 +70,7 @@ def test_a_multilayer_perceptron_mixes_all_formats(rows, tmp_path):
     # With one row some products are generated code that also holds the epilogue of the layer before.
     formats = {"fc1": W8A8, "fc2": FP16, "fc3": W4B32, "fc4": W8, "fc5": FP16}
     record = build(linear_network(formats, rows), tmp_path)
-    checks = check_units(record.kernels, formats)
+    checks = check_units(record.layers, formats)
     assert [check.found for check in checks] == ["int8", "fp16", "int4-weight-only", "int8-weight-only", "fp16"]
     assert all(check.agrees for check in checks)
 
@@ -78,8 +78,8 @@ def test_a_multilayer_perceptron_mixes_all_formats(rows, tmp_path):
 @needs_rtx
 def test_one_row_of_input_dequantises_eight_bit_weights(tmp_path):
     formats = {"fc": W8}
-    (several,) = check_units(build(linear_network(formats, 2, 512), tmp_path).kernels, formats)
-    (single,) = check_units(build(linear_network(formats, 1, 512), tmp_path).kernels, formats)
+    (several,) = check_units(build(linear_network(formats, 2, 512), tmp_path).layers, formats)
+    (single,) = check_units(build(linear_network(formats, 1, 512), tmp_path).layers, formats)
     assert (several.found, single.found) == ("int8-weight-only", "dequantized")
     assert single.agrees  # the bytes are as planned
 
@@ -96,7 +96,7 @@ def test_products_that_share_their_input_may_become_one_kernel(formats, found, t
         add_layer(graph, Layer("linear_nd", format_, name=name), "x") for name, format_ in paths.items()
     )
     output = graph.node("Add", "second", [graph.node("Add", "first", [query, key]), value])
-    checks = check_units(build(graph.model({"x": (2, 8, 256)}, [output]), tmp_path).kernels, paths)
+    checks = check_units(build(graph.model({"x": (2, 8, 256)}, [output]), tmp_path).layers, paths)
     assert [check.found for check in checks] == found
     assert all(check.agrees for check in checks)
 
@@ -104,26 +104,32 @@ def test_products_that_share_their_input_may_become_one_kernel(formats, found, t
 @needs_rtx
 def test_depthwise_pads_every_group_to_four_channels(tmp_path):
     record = build_layer(Layer("depthwise_conv2d", W8A8), tmp_path)
-    (product,) = [kernel for kernel in record.kernels if kernel.kind == "correlation"]
+    (product,) = [kernel for kernel in record.layers if kernel.kind == "correlation"]
     assert (CHANNELS, 4, 3, 3) in [constant.shape for constant in product.constants]
 
 
-def half(name: str, *shape: int) -> KernelTensor:
-    return KernelTensor(name, "Half", shape)
+def tensor(name: str, dtype: str, *shape: int) -> messages.Tensor:
+    return messages.Tensor(name=name, dtype=dtype, shape=shape)
+
+
+def half(name: str, *shape: int) -> messages.Tensor:
+    return tensor(name, "Half", *shape)
+
+
+def kernel(kind, inputs, constants, outputs, nodes, name="") -> messages.Layer:
+    return messages.Layer(kind=kind, inputs=inputs, constants=constants, outputs=outputs, onnx_nodes=nodes, name=name)
 
 
 def test_check_without_a_builder():
     """The rules of the check, on kernels written down by hand."""
-    weight = KernelTensor("w", "Int4", (64, 64))
+    weight = tensor("w", "Int4", 64, 64)
     kernels = [
-        PlanKernel("kgen", (), (half("s", 1, 64), weight), (half("unpacked", 64, 64),), ("a/DQw",)),
-        PlanKernel("kgen", (half("unpacked", 64, 64),), (), (half("turned", 64, 64),), ()),
-        PlanKernel("gemm", (half("x", 8, 64), half("turned", 64, 64)), (), (half("y", 8, 64),), ("a",), "product"),
-        PlanKernel(
-            "runtime_fusion", (half("y", 8, 64),), (weight, half("s", 2, 64)), (half("z", 8, 64),), ("b", "b/DQw")
-        ),
-        PlanKernel("kgen", (half("z", 8, 64),), (half("s", 1, 64),), (half("out", 8, 64),), ("b", "a")),
-        PlanKernel("gemm", (KernelTensor("f", "Float", (8, 64)),), (KernelTensor("g", "Float", (64, 64)),), (), ("c",)),
+        kernel("kgen", (), (half("s", 1, 64), weight), (half("unpacked", 64, 64),), ("a/DQw",)),
+        kernel("kgen", (half("unpacked", 64, 64),), (), (half("turned", 64, 64),), ()),
+        kernel("gemm", (half("x", 8, 64), half("turned", 64, 64)), (), (half("y", 8, 64),), ("a",), "product"),
+        kernel("runtime_fusion", (half("y", 8, 64),), (weight, half("s", 2, 64)), (half("z", 8, 64),), ("b", "b/DQw")),
+        kernel("kgen", (half("z", 8, 64),), (half("s", 1, 64),), (half("out", 8, 64),), ("b", "a")),
+        kernel("gemm", (tensor("f", "Float", 8, 64),), (tensor("g", "Float", 64, 64),), (), ("c",)),
     ]
     cases = {
         ("a", "w4a16"): ("dequantized", True), ("a", "w4a16b32"): ("dequantized", False),
@@ -178,7 +184,7 @@ def test_a_gemm_with_a_transposed_weight(rows, tmp_path):
         weight = graph.node("DequantizeLinear", "unit/DQw", names, axis=axis, **blocks)
         output = graph.node("Gemm", "unit", ["x", weight, graph.scale("bias", np.zeros(10))], transB=1)
         record = build(graph.model({"x": (rows, 256)}, [output]), tmp_path)
-        (check,) = check_units(record.kernels, {"unit": W4B32 if axis else W4})
+        (check,) = check_units(record.layers, {"unit": W4B32 if axis else W4})
         # a single row goes through generated code, which reads the four bits itself
         assert check.found == ("int4-weight-only" if rows == 1 else found)
         assert check.agrees

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from calib.formats.format import Format
-from deploy.backends.tensorrt import PlanKernel, check_units
+from deploy.backends.tensorrt import check_units
+from deploy.devices.messages import Layer
 from deploy.runner.trt_layers import layers_from_inspector, nodes_from_metadata, trt_type_name
 
 TENSORRT_10 = {
@@ -111,10 +113,10 @@ def test_the_policy_is_checked_against_the_inspectors_layers_too():
         "conv2": Format.from_text("fp16"),
         "fc": Format.from_text("w4a16b32"),
     }
-    checks = check_units([PlanKernel.from_json(layer) for layer in layers], planned)
+    checks = check_units(msgspec.convert(layers, list[Layer]), planned)
     assert [check.found for check in checks] == ["int8", "fp16", "int4-weight-only"]
     assert all(check.agrees for check in checks)
-    (wrong,) = check_units([PlanKernel.from_json(layer) for layer in layers], {"conv2": Format.from_text("w8a8")})
+    (wrong,) = check_units(msgspec.convert(layers, list[Layer]), {"conv2": Format.from_text("w8a8")})
     assert not wrong.agrees
 
 
@@ -130,7 +132,7 @@ def convolution(read: str, written: str, weights: str) -> dict:
         "Inputs": tensors[:1],
         "Outputs": tensors[1:],
         "ParameterType": "Convolution",
-        "PlanKernel": [3, 3],
+        "Kernel": [3, 3],
         "Groups": 1,
         "Weights": {"Type": weights, "Count": 165888},
         "Bias": {"Type": "Float", "Count": 144},
@@ -155,9 +157,7 @@ INT8_LAYOUTS = (
 @pytest.mark.parametrize("weights", ["Int8", "INT8"])
 def test_int8_is_read_in_every_layout(layout, weights):
     text = json.dumps({"Layers": [convolution(layout, "Channel major FP16 format where channel % 8 == 0", weights)]})
-    (check,) = check_units(
-        [PlanKernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format.from_text("w8a8")}
-    )
+    (check,) = check_units(msgspec.convert(layers_from_inspector(text), list[Layer]), {"cv2": Format.from_text("w8a8")})
     assert (check.found, check.agrees) == ("int8", True)
 
 
@@ -170,9 +170,7 @@ def test_int8_is_read_in_every_layout(layout, weights):
 ])  # fmt: skip
 def test_other_types_in_both_spellings(layout, weights, found):
     text = json.dumps({"Layers": [convolution(layout, layout, weights)]})
-    (check,) = check_units(
-        [PlanKernel.from_json(layer) for layer in layers_from_inspector(text)], {"cv2": Format.from_text("w8a8")}
-    )
+    (check,) = check_units(msgspec.convert(layers_from_inspector(text), list[Layer]), {"cv2": Format.from_text("w8a8")})
     assert (check.found, check.agrees) == (found, False)
 
 

@@ -62,8 +62,8 @@ def test_rtx_times_the_plan_that_is_shipped(monkeypatch, tmp_path):
     monkeypatch.setattr(trt_open, "TrtEngine", lambda _module, _cuda, _plan, _inputs: SimpleNamespace())
     timed = open_trt_engine("tensorrt-rtx", model, {}, {}, cache)
     shipped = build_plan(model, tmp_path / "plan", "tensorrt-rtx", "sm86", cache=cache)
-    assert shipped.plan_sha256 == timed.plan_sha256
-    assert shipped.from_cache
+    assert shipped.row.sha256 == timed.plan_sha256
+    assert shipped.row.from_cache
 
 
 @pytest.mark.parametrize("text", [

@@ -9,12 +9,8 @@ import pytest
 from calib.errors import UserError
 from calib.formats.format import FP16, FP32, Format
 from deploy.targets.families import FAMILIES
-from deploy.targets.rules import LayerKind
+from deploy.targets.rules import CONVOLUTIONS, LINEARS, OPERATORS, CapabilityRow, LayerKind
 from deploy.targets.target import (
-    CONVOLUTIONS,
-    LINEARS,
-    OPERATORS,
-    CapabilityRow,
     Target,
     capability,
     capability_of,
