@@ -19,7 +19,7 @@ from pathlib import Path
 from calib.errors import UserError
 from deploy.run.settings import Settings
 from deploy.run.workspace import Workspace
-from deploy.stages import build, export, verify
+from deploy.stages.making import build, export, verify
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 from smpq.problem.policy import Policy
