@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import random
 import resource
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +15,6 @@ from calib.errors import UserError
 from calib.files.weights import load_weights
 from calib.tasks.cifar10_files import read_cifar10
 from smpq.training.finetuned import FineTunedWeights
-from tests.conftest import ROOT
 from tests.warm import Server
 
 MEMORY = 1024 * 2**20
@@ -28,19 +26,13 @@ READERS = {
 }
 
 
-def read_within_limits(reader, *paths, warm: Server | None = None, timeout=300):
+def read_within_limits(reader, *paths, warm: Server):
     """Return what reading each file said, "read" or the message of the UserError; an assertion fails on anything
     else.
     """
-    if warm is None:
-        command = [sys.executable, "-m", "tests.limited", reader, *map(str, paths)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
-        code, output, errors = done.returncode, done.stdout, done.stderr
-    else:
-        with warm.run("tests.limited", reader, *paths) as process:
-            output, errors = process.stdout.read(), process.stderr.read()
-        code = process.returncode
-    assert code == 0, errors[-2000:]
+    with warm.run("tests.limited", reader, *paths) as process:
+        output, errors = process.stdout.read(), process.stderr.read()
+    assert process.returncode == 0, errors[-2000:]
     said = [json.loads(line)[1] for line in output.splitlines()]
     assert len(said) == len(paths)
     assert not any("MemoryError" in message for message in said)

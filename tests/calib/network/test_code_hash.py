@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -113,9 +111,7 @@ def test_functions_of_the_user_s_other_modules_count(tmp_path, monkeypatch):
     assert not set(found[0]) & set(found[2])
 
 
-def test_another_process_has_the_same():
-    code = (
-        "from tests.calib.network.test_code_hash import CODE, code_hash, made; print(code_hash([made(CODE, 'bound')]))"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == code_hash([made(CODE, "bound")])
+@pytest.mark.slow
+def test_another_process_has_the_same(warm):
+    said, _ = warm.run("tests.expression", __name__, "code_hash([made(CODE, 'bound')])").communicate()
+    assert said.strip() == str(code_hash([made(CODE, "bound")]))

@@ -1,8 +1,5 @@
 """A fingerprint changes with everything that decides a result, and with nothing else."""
 
-import subprocess
-import sys
-
 import msgspec
 import numpy as np
 import pytest
@@ -14,7 +11,6 @@ from calib.batches import content_hash
 from calib.network.fingerprint import Fingerprint, fingerprint
 from calib.network.graph import TracedModel
 from calib.task import Batch
-from tests.conftest import ROOT
 
 VERSIONS = {"torch": "2.13.0"}
 
@@ -74,11 +70,9 @@ def test_every_function_has_a_graph_of_its_own():
 
 
 @pytest.mark.slow
-def test_the_same_work_has_the_same_fingerprint_in_another_process():
-    program = "from tests.calib.network.test_fingerprint import *; print(of(FUNCTIONS['constant']).key)"
-    run = [sys.executable, "-c", program]
-    there = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    assert there == of(FUNCTIONS["constant"]).key
+def test_the_same_work_has_the_same_fingerprint_in_another_process(warm):
+    said, _ = warm.run("tests.expression", __name__, "of(FUNCTIONS['constant']).key").communicate()
+    assert said.strip() == of(FUNCTIONS["constant"]).key
 
 
 @pytest.mark.parametrize(
