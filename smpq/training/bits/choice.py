@@ -41,10 +41,11 @@ class WidthChoice(Chance[StochasticWeight]):
             self._look_below(name)
 
     def refine(self) -> Tensor | None:
-        """Return the bin regularisation of all layers."""
+        """Return the bin regularisation of all layers with integer weights."""
         if not self._own.bins:
             return None
-        losses = [bin_loss(weight, quantizer) for name in self._odds for weight, quantizer in self._quantizers(name)]
+        names = self.rungs.quantized
+        losses = [bin_loss(weight, quantizer) for name in names for weight, quantizer in self._quantizers(name)]
         return self._own.bins * torch.stack(losses).sum()
 
     def _drawn(self, odds: Tensor, noise: Tensor, done: float) -> Tensor:

@@ -33,7 +33,7 @@ class BitDrop(Chance[ClusteredWeight]):
 
     def __init__(self, rungs: Rungs, settings: CpqSettings, seed: int) -> None:
         super().__init__(rungs, settings, seed)
-        for name in rungs.units:
+        for name in rungs.quantized:
             for _, quantizer in self._quantizers(name):
                 quantizer.noise = settings.noise
         for name in rungs.open:

@@ -40,10 +40,6 @@ class Finder(ABC):
     def begin(self, step: int, done: float) -> None:  # noqa: B027 - not every finder has something to do here
         """Prepare a step of the search; `done` is the share of the search that is over."""
 
-    def besides(self) -> Tensor | None:
-        """Return what is added to the loss of a step of the search, after its forward pass."""
-        return None
-
     def after(self, rate: float) -> None:  # noqa: B027 - as begin
         """Do what follows on a step of the optimiser, whose learning rate of weights was `rate`."""
 

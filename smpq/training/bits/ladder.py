@@ -19,7 +19,7 @@ def ladders_of(space: Space, ceilings: Sequence[Ceiling]) -> Ladders:
 
     1. They are integers with a step for each output channel: what a step can be learned of.
     2. Widths of activations are not searched. A group has the widest activation that it is offered, or a narrower one,
-       the same limit for all groups, where the budget cannot be met otherwise.
+       the same limit for all groups that have any within it, where the budget cannot be met otherwise.
     3. A group that is offered no such format keeps its first one, the reference where it is offered.
 
     `Impossible` when no choice of rungs is within the ceilings, UserError when no group has two rungs or more.
@@ -71,11 +71,11 @@ def highest(ladders: Ladders) -> Policy:
 
 
 def _ladder(row: Sequence[Format], widest: int, reference: Format) -> tuple[Format, ...]:
-    fitting = [chosen for chosen in row if _learned(chosen) and _reads(chosen) <= widest]
-    if not fitting:
+    learned = [chosen for chosen in row if _learned(chosen)]
+    if not learned:
         return (reference if reference in row else row[0],)
-    own = max(map(_reads, fitting))
-    return tuple(sorted((chosen for chosen in fitting if _reads(chosen) == own), key=lambda c: c.weight_bits))
+    own = max((_reads(c) for c in learned if _reads(c) <= widest), default=min(map(_reads, learned)))
+    return tuple(sorted((chosen for chosen in learned if _reads(chosen) == own), key=lambda c: c.weight_bits))
 
 
 def _reads(chosen: Format) -> int:

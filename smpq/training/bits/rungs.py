@@ -35,6 +35,11 @@ class Rungs:
         self.lowered: list[str] = []
 
     @property
+    def quantized(self) -> list[str]:
+        """The groups whose weights are integers."""
+        return [name for name, row in self.ladders.items() if not row[0].is_float]
+
+    @property
     def open(self) -> list[str]:
         """The groups that can lose another width."""
         return [name for name, number in self.numbers.items() if number > 0]

@@ -148,7 +148,7 @@ class _Training:
         return self._found()
 
     def _besides(self) -> Tensor | None:
-        return self.finder.besides() if self.searching else self.finder.refine()
+        return None if self.searching else self.finder.refine()
 
     def _search(self) -> None:
         finder, rungs, done = self.finder, self.rungs, self.done / self.last
@@ -176,12 +176,13 @@ class _Training:
         task, graph, how = self.subject.task, self.graph, self.how
         graph.estimate_statistics(some_inputs(task, graph, how.seed))
         after = self.judge()
-        policy = self.rungs.policy
+        policy, rungs = self.rungs.policy, self.rungs
+        paths = [unit.path for name in rungs.quantized for unit in rungs.units[name]]
         weights = FineTunedWeights(
             policy.key(),
             self.subject.fingerprint,
             {name: tensor.cpu() for name, tensor in graph.fold().items()},
-            weights_of(graph, [unit.path for unit in self._quantized()]),
+            weights_of(graph, paths),
             {name: module.quantizer() for name, module in self.activations.items()},
             self.before,
             after,
@@ -190,13 +191,9 @@ class _Training:
             asdict(how) | asdict(self.bits),
             self.history,
         )
-        reached = (f"{c.model.name} {c.model.total(policy):.6g} of {c.limit:.6g}" for c in self.rungs.ceilings)
+        reached = (f"{c.model.name} {c.model.total(policy):.6g} of {c.limit:.6g}" for c in rungs.ceilings)
         brief = _brief(self.finder.to_json())
         return Found(policy, weights, (", ".join(reached) + (f"; {brief}" if brief else ""),))
-
-    def _quantized(self) -> list[Any]:
-        space = self.subject.space
-        return [unit for group in space.groups for unit in group.units if not self.ladders[group.name][0].is_float]
 
     def _spent(self) -> float:
         return self.seconds + time.monotonic() - self.began

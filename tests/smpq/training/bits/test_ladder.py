@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from calib.errors import UserError
+from calib.formats.format import Format
+from smpq.problem.policy import Policy
 from smpq.solve.allocate import Impossible
 from smpq.training.bits.ladder import highest, ladders_of, lowest, uniform_of
 from tests.smpq.training.bits.trainable import ceilings, space_of
@@ -30,6 +32,14 @@ def test_narrower_activations_where_the_budget_needs_them():
     assert texts(ladders_of(space, ceilings(space, bops=narrow))["stem"]) == ["w2a4", "w8a4"]
     with pytest.raises(Impossible, match="no choice of widths that can be trained meets the budget"):
         ladders_of(space, ceilings(space, bops=narrow / 2))
+
+
+def test_a_layer_that_is_offered_no_narrow_activation_has_its_narrowest_one():
+    space = space_of("w2a8,w8a8,w2a4,w8a4", head="w8a8,w2a8,fp32")
+    bops = ceilings(space, bops=1.0)[0].model
+    least = Policy({name: Format.from_text("w2a8" if name == "head" else "w2a4") for name in space.formats})
+    found = ladders_of(space, ceilings(space, bops=bops.total(least)))
+    assert (texts(found["stem"]), texts(found["head"])) == (["w2a4", "w8a4"], ["w2a8", "w8a8"])
 
 
 def test_a_layer_without_such_formats_stays():

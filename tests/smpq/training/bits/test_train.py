@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from calib.errors import UserError
 from smpq.solve.allocate import Impossible
 from smpq.training.bits.settings import BsqSettings
 from smpq.training.settings import FineTuneSettings
+from tests.smpq.training.bits import trainable
 from tests.smpq.training.bits.finders import FINDERS, planes, same
 from tests.smpq.training.bits.trainable import Stopped, kept, subject
-from tests.smpq.tunable import Task
+from tests.smpq.tunable import Task, batch_of
 
 
 @pytest.fixture(scope="module", params=FINDERS)
@@ -42,6 +44,16 @@ def test_every_ceiling_holds_and_little_is_left_over(find, limits, tmp_path):
     assert {path: weight.type for path, weight in found.weights.weights.items()} == {
         unit.path: found.policy[group.name].weight for group in given.space.groups for unit in group.units
     }
+
+
+@pytest.mark.parametrize("find", FINDERS.values(), ids=FINDERS)
+def test_a_layer_in_float_and_one_with_a_single_width_keep_them(find, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainable, "space_of", partial(trainable.space_of, head="fp32", stem="w8a8"))
+    found = find(kept(tmp_path), how=FineTuneSettings(epochs=2), avg_bits=7.0)
+    assert (str(found.policy["head"]), str(found.policy["stem"])) == ("fp32", "w8a8")
+    assert "head" not in found.weights.weights
+    assert found.weights.weights["stem"].bits == 8
+    assert min(chosen.weight_bits for chosen in found.policy.formats.values()) < 8
 
 
 def test_gradients_that_the_caller_has_switched_off_are_on_while_it_trains(whole, tmp_path):
