@@ -23,8 +23,9 @@ from smpq.supernet.paths import draw_path, leave_path
 from smpq.supernet.removal import Removals, RemovalWalks
 from smpq.supernet.settings import SupernetSettings
 from smpq.supernet.state import SupernetState
-from smpq.training.loop import distilled, one_cycle
+from smpq.training.loop import NO_BATCH, distilled, fits, one_cycle, task_loss
 from smpq.training.placing import batch_on, repeatable_on
+from smpq.value.value import measure_of
 
 _MOMENTUM = 0.9
 _TEMPERATURE = 2.0
@@ -74,6 +75,8 @@ def _train(
     weights, alphas = _optimizers(supernet, settings)
     contributions = {value: Contributions.start(supernet.operations) for value in settings.game.values}
     history: list[dict[str, Any]] = []
+    if state is None and settings.gamma and settings.first_update <= settings.epochs:
+        _check_cut(supernet, _in_turn(held_out, settings.samples, 0))
     if state is not None:
         state.check(supernet, settings.to_json())
         state.restore(supernet, weights, alphas)
@@ -102,6 +105,20 @@ def _train(
         report(EpochReport(epoch + 1, settings.epochs, loss, estimates))
     assert state is not None
     return state
+
+
+def _check_cut(supernet: Supernet, held_out: Sequence[Batch]) -> None:
+    """Raise UserError where walks cannot be cut at a share of the metric: before the training, not in its midst."""
+    task, graph = supernet.subject.task, supernet.graph
+    measure, values = measure_of(task, "metric"), []
+    for batch in (batch_on(each, graph.device) for each in held_out):
+        values.append(measure(graph.reference(batch.inputs), None, batch))
+    value = float(torch.cat(values).mean())
+    if value <= 0:
+        raise UserError(
+            f"walks through a supernet end below a share of its {task.metric_name}, and that of the float model is "
+            f"{value:.4g} on the calibration data: use smpq train-supernet with --gamma 0"
+        )
 
 
 def _optimizers(supernet: Supernet, settings: SupernetSettings) -> tuple[torch.optim.SGD, torch.optim.Adam]:
@@ -156,7 +173,7 @@ def _train_epoch(
 def _loss(supernet: Supernet, batch: Batch, settings: SupernetSettings) -> Tensor:
     task, graph = supernet.subject.task, supernet.graph
     output = graph.run(batch.inputs)
-    total = task.loss(output, batch.target).mean()
+    total = task_loss(task, output, batch).mean()
     if settings.distillation:
         taught = graph.reference(batch.inputs)
         total = total + settings.distillation * distilled(task, output, taught, batch, _TEMPERATURE)
@@ -164,23 +181,17 @@ def _loss(supernet: Supernet, batch: Batch, settings: SupernetSettings) -> Tenso
 
 
 def _batches(supernet: Supernet, settings: SupernetSettings, epoch: int) -> Iterator[Batch]:
-    """The usable batches of one epoch: a batch of one sample has no variance, a trace for one batch size takes no
-    other.
-    """
-    traced = supernet.subject.traced
-    found = (
-        batch
-        for batch in training_batches(supernet.subject.task, settings.seed * 10_000 + epoch, traced.sizes)
-        if len(batch.inputs[0]) > 1 and (traced.dynamic_batch or len(batch.inputs[0]) == len(traced.example[0]))
-    )
-    return itertools.islice(found, settings.steps)
+    """The usable batches of one epoch."""
+    subject, graph = supernet.subject, supernet.graph
+    found = training_batches(subject.task, settings.seed * 10_000 + epoch, subject.traced.sizes)
+    return itertools.islice((batch for batch in found if fits(batch, graph)), settings.steps)
 
 
 def _epoch_length(supernet: Supernet, settings: SupernetSettings) -> int:
     """UserError when no batch of a pass can be used, and when a pass has fewer than are asked for."""
     found = sum(1 for _ in _batches(supernet, settings, 0))
     if not found:
-        raise UserError("training() has no batch that the model can be trained on: batches need two samples or more")
+        raise UserError(NO_BATCH)
     if settings.steps is not None and found < settings.steps:
         raise UserError(
             f"a pass over the training data has {found} batches, not {settings.steps}: use fewer steps and more epochs"

@@ -24,6 +24,10 @@ _WARM_UP = 0.3
 _FIRST_SHARE = 1 / 25
 _MOMENTUM = 0.9
 _STATISTICS_SAMPLES = 8192
+NO_BATCH = (
+    "training() has no batch that the model can be trained on: a BatchNorm needs two samples or more, and a model that "
+    "takes one number of samples needs that"
+)
 
 
 class Loop:
@@ -104,7 +108,7 @@ def loss_of(graph: TrainableGraph, task: Task, batch: Batch, settings: FineTuneS
     output = graph.run(batch.inputs)
     total = torch.zeros((), device=graph.device)
     if settings.labels:
-        total = total + settings.labels * _task_loss(task, output, batch).mean()
+        total = total + settings.labels * task_loss(task, output, batch).mean()
     if settings.distillation:
         taught = graph.reference(batch.inputs)
         total = total + settings.distillation * distilled(task, output, taught, batch, settings.temperature)
@@ -112,25 +116,33 @@ def loss_of(graph: TrainableGraph, task: Task, batch: Batch, settings: FineTuneS
 
 
 def distilled(task: Task, output: Any, taught: Any, batch: Batch, temperature: float) -> Tensor:
-    """Return the mean divergence `[]` of a batch's outputs from those of the float model, both at a temperature."""
-    return TaskDivergence(task)(_cooled(output, temperature), _cooled(taught, temperature), batch.target).mean()
+    """Return the mean divergence `[]` of a batch's outputs from those of the float model, both at a temperature;
+    UserError as `task_loss`.
+    """
+    arguments = _cooled(output, temperature), _cooled(taught, temperature), batch.target
+    return _trained_on(TaskDivergence(task), arguments, batch, "divergence").mean()
 
 
-def _task_loss(task: Task, output: Any, batch: Batch) -> Tensor:
+def task_loss(task: Task, output: Any, batch: Batch) -> Tensor:
     """Return the task's loss `[n]` as it comes, since it is trained on; UserError when it fails or has no gradient."""
+    return _trained_on(task.loss, (output, batch.target), batch, "loss")
+
+
+def _trained_on(function: Callable[..., Tensor], arguments: tuple[Any, ...], batch: Batch, what: str) -> Tensor:
+    """Return what a function of the task gives for a batch `[n]`; UserError when it fails or has no gradient."""
     try:
-        values = task.loss(output, batch.target)
+        values = function(*arguments)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the task's loss() failed: {type(error).__name__}: {error}") from error
+        raise UserError(f"the task's {what}() failed: {type(error).__name__}: {error}") from error
     count = len(batch.inputs[0])
     if not isinstance(values, Tensor) or values.shape != (count,):
         found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise UserError(f"the task's loss() must return one value per sample, [{count}], not {found}")
+        raise UserError(f"the task's {what}() must return one value per sample, [{count}], not {found}")
     if not values.requires_grad:
         raise UserError(
-            "the task's loss() has no gradient: compute it with torch operations on the output, without no_grad or "
+            f"the task's {what}() has no gradient: compute it with torch operations on the output, without no_grad or "
             "detach"
         )
     return values
@@ -149,26 +161,27 @@ def passes(task: Task, graph: TrainableGraph, seed: int, first: int = 0) -> Iter
     for epoch in itertools.count(seed * 10_000 + first):
         usable = 0
         for batch in training_batches(task, epoch, graph.traced.sizes):
-            if _fits(batch, graph):
+            if fits(batch, graph):
                 usable += 1
                 yield batch_on(batch, graph.device)
         if not usable:
-            raise UserError(
-                "training() has no batch that the model can be trained on: batches need two samples or more"
-            )
+            raise UserError(NO_BATCH)
 
 
-def _fits(batch: Batch, graph: TrainableGraph) -> bool:
-    """A batch of one sample has no variance; a model traced for one batch size takes no other (the last one of a
-    pass).
+def fits(batch: Batch, graph: TrainableGraph) -> bool:
+    """Whether a graph can be trained on a batch: one sample has no variance for a BatchNorm, and a model traced for one
+    batch size takes no other (the last one of a pass).
     """
     size = len(batch.inputs[0])
-    return size > 1 and (graph.traced.dynamic_batch or size == len(graph.traced.example[0]))
+    return (size > 1 or not graph.normalises) and (graph.traced.dynamic_batch or size == len(graph.traced.example[0]))
 
 
 def epoch_length(task: Task, graph: TrainableGraph, seed: int) -> int:
-    """Return how many usable batches a pass has."""
-    return sum(_fits(batch, graph) for batch in training_batches(task, seed * 10_000, graph.traced.sizes))
+    """Return how many usable batches a pass has; UserError when it has none."""
+    found = sum(fits(batch, graph) for batch in training_batches(task, seed * 10_000, graph.traced.sizes))
+    if not found:
+        raise UserError(NO_BATCH)
+    return found
 
 
 def some_inputs(task: Task, graph: TrainableGraph, seed: int) -> Iterator[Sequence[Tensor]]:
@@ -177,6 +190,6 @@ def some_inputs(task: Task, graph: TrainableGraph, seed: int) -> Iterator[Sequen
     for batch in training_batches(task, seed * 10_000, graph.traced.sizes):
         if seen >= _STATISTICS_SAMPLES:
             return
-        if _fits(batch, graph):
+        if fits(batch, graph):
             seen += len(batch.inputs[0])
             yield batch.inputs

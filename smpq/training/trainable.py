@@ -138,8 +138,7 @@ class TrainableGraph(nn.Module):
 
     def project(self) -> None:
         """Clamp step sizes and BatchNorm scales to small positive values. Call it after every step of the optimiser."""
-        for norm in self._norms.values():
-            assert isinstance(norm, _Norm)
+        for norm in self._own_norms():
             norm.project()
         for quantizer in self.quantizers():
             quantizer.project()
@@ -147,8 +146,8 @@ class TrainableGraph(nn.Module):
     @contextmanager
     def batch_statistics(self) -> Iterator[None]:
         """Let BatchNorm use the statistics of each batch, as in training, and keep its own as they are."""
-        norms = [norm for norm in self._norms.values() if isinstance(norm, _Norm)]
-        was_training, before = self.training, [norm.momentum for norm in norms]
+        norms, was_training = self._own_norms(), self.training
+        before = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 0.0
         self.train()
@@ -163,19 +162,21 @@ class TrainableGraph(nn.Module):
         """Set the mean and variance of every BatchNorm to their averages over `batches` of inputs; nothing else
         changes.
         """
-        norms = [norm for norm in self._norms.values() if isinstance(norm, _Norm)]
-        if not norms:
+        if not self.normalises:
             return
-        was_training, before = self.training, [norm.momentum for norm in norms]
-        self.train()
-        with torch.no_grad():
+        with self.batch_statistics(), torch.no_grad():
             for index, inputs in enumerate(batches):
-                for norm in norms:
+                for norm in self._own_norms():
                     norm.momentum = 1.0 / (index + 1)
                 self.run(inputs)
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
-        self.train(was_training)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether it has a BatchNorm, which needs batches of two samples or more while it is trained."""
+        return bool(self._norms)
+
+    def _own_norms(self) -> list[_Norm]:
+        return [norm for norm in self._norms.values() if isinstance(norm, _Norm)]
 
     def factor(self, path: str) -> Tensor:
         """Return `[out]`, what a unit's weight is multiplied by when its BatchNorm is folded: positive, ones when it

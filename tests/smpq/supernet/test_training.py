@@ -250,6 +250,29 @@ def test_wrong_data_and_divergence():
         trained(dataclasses.replace(SETTINGS, steps=4, learning_rate=1e9))
 
 
+def test_walks_that_cannot_be_cut_are_said_before_the_training():
+    task = Task()
+    task.metric = lambda output, target: -output.square().mean(1)
+    task.training = lambda _: pytest.fail("it trains")
+    with pytest.raises(UserError, match=r"the float model is -.* use smpq train-supernet with --gamma 0"):
+        train(supernet(task=task), Task().calibration(), dataclasses.replace(SETTINGS, gamma=0.5))
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda output, target: (output.detach() * 2).mean(1), r"loss\(\) has no gradient"),
+        (lambda output, target: output.mean(), r"one value per sample, \[32\], not \[\]"),
+        (lambda output, target: output[target[0, 0]], r"loss\(\) failed: IndexError"),
+    ],
+)
+def test_wrong_losses(loss, message):
+    task = Task()
+    task.loss = loss
+    with pytest.raises(UserError, match=message):
+        train(supernet(task=task), Task().calibration(), SETTINGS)
+
+
 def test_scores_of_formats_are_sums_of_operations(whole):
     net, state, _ = whole
     shapley, softmax = shapley_scores(net, state), softmax_scores(net, state)

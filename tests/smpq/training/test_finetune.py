@@ -205,12 +205,24 @@ class Failing(Task):
         raise KeyError("labels")
 
 
+class Untaught(Task):
+    def divergence(self, output, float_output):
+        return (output.detach() - float_output).square().mean(1)
+
+
+class Unlike(Task):
+    def divergence(self, output, float_output):
+        raise ValueError("of another shape")
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [
         (Detached(), r"loss\(\) has no gradient"),
         (Averaged(), r"one value per sample, \[32\], not \[\]"),
         (Failing(), r"loss\(\) failed: KeyError: 'labels'"),
+        (Untaught(), r"divergence\(\) has no gradient"),
+        (Unlike(), r"divergence\(\) failed: ValueError: of another shape"),
     ],
 )
 def test_wrong_losses(given, task, message):

@@ -128,6 +128,10 @@ def test_what_cannot_be_met_or_trained(tmp_path):
         planes(kept(tmp_path), avg_bits=0.5)
     with pytest.raises(UserError, match="diverged"):
         planes(kept(tmp_path), how=FineTuneSettings(epochs=4, learning_rate=1e9))
+    one_by_one = Task()
+    one_by_one.training = lambda epoch: [batch_of(epoch, 1)] * 3  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="a BatchNorm needs two samples or more"):
+        planes(kept(tmp_path), one_by_one)
     untrained = Task()
     untrained.training = None  # type: ignore[assignment]
     with pytest.raises(UserError, match="no training data"):
