@@ -80,10 +80,12 @@ def smpq_paths(problem: SearchProblem) -> Objective:
     statistics of each batch.
     """
     from smpq.methods.shapley import paired_walks
-    from smpq.supernet.paths import PathValue
+    from smpq.supernet.paths import PathValue, check_judged
     from smpq.value.evaluate import Evaluator
     from smpq.value.journal import Journal
 
+    # before hours of training, not after
+    check_judged(problem.task, problem.judging, problem.value_name, problem.folded)
     supernet, _ = train_supernet(problem, paths=True)
     value = PathValue(supernet, problem.judging, problem.value_name)
     journal = Journal(problem.files.file("journal.sqlite"))

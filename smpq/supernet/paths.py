@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 
 from calib.errors import UserError
-from calib.task import Batch
+from calib.network.fold import Folded
+from calib.task import Batch, Task
 from smpq.problem.policy import Policy
 from smpq.supernet.mixtures import FLOAT
 from smpq.supernet.network import Supernet, keys_of, operations_of
 from smpq.training.placing import batch_on, repeatable_on
+from smpq.value.float_outputs import FloatOutputs
 from smpq.value.value import measure_of
+
+_KEPT_BYTES = 256 * 2**20
 
 
 def draw_path(supernet: Supernet, seed: Sequence[int]) -> None:
@@ -44,6 +46,18 @@ def leave_path(supernet: Supernet) -> None:
         choice.chosen = None
 
 
+def check_judged(task: Task, batches: Sequence[Batch], value: str, folded: Sequence[Folded]) -> None:
+    """Raise UserError where policies cannot be judged so by their paths: for the metric of a task that has none of each
+    sample, and for a batch of a single sample, which has no statistics for a BatchNorm.
+    """
+    measure_of(task, value)
+    if folded and any(len(batch.inputs[0]) < 2 for batch in batches):
+        raise UserError(
+            "paths of a supernet with BatchNorm need calibration batches of two samples or more: leave out the last "
+            "one, or give batches of another size"
+        )
+
+
 class PathValue:
     """Values of policies by their paths through a trained supernet, higher is better: a `smpq.value.value.Compute`.
 
@@ -57,11 +71,11 @@ class PathValue:
     folds = 1
 
     def __init__(self, supernet: Supernet, batches: Sequence[Batch], value: str = "kl") -> None:
-        """`batches` were not trained on. UserError where one has a single sample, which has no statistics."""
-        if any(len(batch.inputs[0]) < 2 for batch in batches):
-            raise UserError("paths of a supernet need calibration batches of two samples or more")
-        self._supernet = supernet
+        """`batches` were not trained on. UserError as `check_judged`."""
+        check_judged(supernet.subject.task, batches, value, supernet.subject.folded)
+        self._supernet, self._value_name = supernet, value
         self._measure = measure_of(supernet.subject.task, value)
+        self._float_outputs = FloatOutputs(lambda batch: supernet.graph.reference(batch.inputs), _KEPT_BYTES)
         self._batches = [batch_on(batch, supernet.graph.device) for batch in batches]
         sizes = [len(batch.inputs[0]) for batch in batches]
         self.identity = f"path|{value}|{sizes}|{supernet.graph.device}|{_digest(supernet)}"
@@ -86,7 +100,8 @@ class PathValue:
         take_path(self._supernet, policy)
         try:
             with repeatable_on(graph.device), torch.no_grad(), graph.batch_statistics():
-                for batch, float_output in zip(self._batches, self._float_outputs, strict=True):
+                for batch in self._batches:
+                    float_output = self._float_outputs(batch) if self._value_name == "kl" else None
                     total += float(self._measure(graph.run(batch.inputs), float_output, batch).sum())
                     count += len(batch.inputs[0])
         finally:
@@ -94,10 +109,6 @@ class PathValue:
         if not math.isfinite(total):
             raise UserError("the supernet's value of a policy is not a number: train it with a smaller learning rate")
         return total / count
-
-    @cached_property
-    def _float_outputs(self) -> list[Any]:
-        return [self._supernet.graph.reference(batch.inputs) for batch in self._batches]
 
 
 def _digest(supernet: Supernet) -> str:

@@ -9,6 +9,7 @@ import torch
 from calib.errors import UserError
 from calib.formats.format import FP32, Format
 from smpq.problem.policy import Policy
+from smpq.supernet import paths
 from smpq.supernet.paths import PathValue, draw_path, leave_path, take_path
 from smpq.supernet.settings import SupernetSettings
 from smpq.supernet.state import SupernetState
@@ -117,6 +118,17 @@ def test_values_are_in_the_order_asked_for_and_other_weights_have_another_identi
         found = [each for _, each in value(policies)]
         assert found[0] == found[2] != found[1]
     assert PathValue(supernet(), Task().calibration()).identity != PathValue(net, Task().calibration()).identity
+
+
+def test_what_the_float_model_gives_is_kept_within_a_limit_and_for_the_divergence_alone(trained, monkeypatch):
+    net, policies = trained[0], [policy(trained[0], "w2a8")]
+    wanted = list(PathValue(net, Task().calibration())(policies))
+    monkeypatch.setattr(paths, "_KEPT_BYTES", 0)
+    value = PathValue(net, Task().calibration())
+    assert list(value(policies)) == wanted
+    assert not value._float_outputs._kept
+    monkeypatch.setattr(net.graph, "reference", lambda _: pytest.fail("there is nothing to compare with"))
+    assert len(list(PathValue(net, Task().calibration(), "loss")(policies))) == 1
 
 
 def test_a_batch_of_one_sample_is_refused(trained):
