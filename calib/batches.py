@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calib.data import bytes_of, call_task, check_batches, each_batch
+from calib.data import bytes_of, call_task, check_batches, each_batch, training_batches
 from calib.errors import UserError
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
@@ -144,6 +144,11 @@ def content_hash(batches: Iterable[Batch]) -> str:
     for batch in batches:
         _add_batch(digest, batch)
     return digest.hexdigest()
+
+
+def training_content(task: Task) -> str:
+    """Return the hash (sha256, hex) of the first batch that is trained on: enough to tell other training data."""
+    return content_hash([next(training_batches(task, 0))])
 
 
 def add_to_hash(digest: Any, value: Any) -> None:

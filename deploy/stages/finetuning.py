@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from calib.batches import content_hash
+from calib.batches import training_content
 from calib.data import training_batches
 from calib.errors import UserError
 from calib.files.storage import plain
@@ -107,7 +107,7 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
 
 def training_data(workspace: Workspace) -> dict[str, str]:
     """Return a hash of the first batch that is trained on, by its name among the recorded settings."""
-    return {TRAINING_DATA: content_hash([next(training_batches(workspace.task, 0))])}
+    return {TRAINING_DATA: training_content(workspace.task)}
 
 
 def subject_of(workspace: Workspace, policy: Policy) -> Subject:

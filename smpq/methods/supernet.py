@@ -102,7 +102,7 @@ def train_supernet(
     `paths` is how it must be trained, None for either. UserError when the task has no training data, and when the run's
     supernet was trained with other settings, or not in the way that is needed.
     """
-    from calib.data import training_batches
+    from calib.batches import training_content
     from calib.task import SetTask
     from smpq.supernet.network import Supernet
     from smpq.supernet.settings import PATHS, SupernetSettings
@@ -113,8 +113,8 @@ def train_supernet(
     files, progress, name = problem.files, problem.progress, SupernetStateFile.NAME
     # before minutes of calibration, not after
     check_learned(chosen for row in problem.space.formats.values() for chosen in row)
-    next(training_batches(problem.task, 0))
-    subject = _subject(problem)
+    training = training_content(problem.task)
+    subject = _subject(problem, training)
     with progress.step("make the supernet"):
         supernet = Supernet(subject, problem.device)
     state = SupernetState.load(files.file(name), supernet) if files.has(name) else None
@@ -152,7 +152,7 @@ def train_supernet(
     return supernet, state
 
 
-def _subject(problem: SearchProblem) -> SupernetSubject:
+def _subject(problem: SearchProblem, training: str) -> SupernetSubject:
     from smpq.supernet.network import SupernetSubject
 
     space = problem.space
@@ -167,7 +167,7 @@ def _subject(problem: SearchProblem) -> SupernetSubject:
         space,
         calibration,
         settings.scheme,
-        f"{problem.fingerprint}|{formats}|{settings.observer}|{settings.rounding}|{settings.scheme}",
+        f"{problem.fingerprint}|{training}|{formats}|{settings.observer}|{settings.rounding}|{settings.scheme}",
     )
 
 

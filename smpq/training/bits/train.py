@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calib.batches import training_content
 from calib.errors import UserError
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel
@@ -227,7 +228,8 @@ class _Training:
         """Return what stands for all that the result depends on."""
         ladders = ";".join(f"{name}={','.join(map(str, row))}" for name, row in self.ladders.items())
         limits = ";".join(f"{ceiling.model.name}<={ceiling.limit!r}" for ceiling in self.subject.ceilings)
-        parts = (kind.__name__, self.subject.fingerprint, ladders, limits, repr(self.how), repr(self.bits))
+        data = f"{self.subject.fingerprint} {training_content(self.subject.task)}"
+        parts = (kind.__name__, data, ladders, limits, repr(self.how), repr(self.bits))
         return sha256("|".join(parts).encode()).hexdigest()
 
 

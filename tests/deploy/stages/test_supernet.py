@@ -12,6 +12,7 @@ from deploy.terminal.progress import Progress
 from smpq.supernet.paths import PathValue
 from smpq.supernet.settings import SupernetSettings
 from tests.commands import assert_matches, contents, copy_of, done, refused
+from tests.smpq.supernets import Task, batch_of
 
 TASK = (
     "--task",
@@ -113,6 +114,20 @@ def test_other_settings_than_the_supernet_was_trained_with(run):
         "walks=2, now 3",
         refused("train-supernet", *TASK, *FORMATS, *SIZES[:4], "--walks", "3", *SIZES[6:], "--out", run, "--quiet"),
     )
+
+
+def test_other_training_data_than_the_supernet_was_trained_on(run, monkeypatch):
+    monkeypatch.setattr(Task, "training", lambda _, epoch: [batch_of(5000 + epoch)] * 4)
+    message = refused("train-supernet", *TASK, *FORMATS, *SIZES, "--out", run, "--quiet")
+    assert_matches("trained from another model, other data or other formats", message)
+
+
+def test_batches_that_paths_cannot_be_judged_on_are_said_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(Task, "calibration", lambda _: [batch_of(1), batch_of(2, 1), batch_of(3)])
+    out = tmp_path / "run"
+    message = refused("score", *TASK[:-1], "64", *FORMATS, "--out", out, "--method", "smpq-paths", "--quiet")
+    assert_matches("batches of two samples or more", message)
+    assert not (out / SUPERNET).exists()
 
 
 def test_what_a_method_cannot_do(tmp_path):

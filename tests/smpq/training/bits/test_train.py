@@ -102,6 +102,17 @@ def test_a_state_of_another_training_is_not_taken(other, tmp_path):
         planes(kept(tmp_path), **other)
 
 
+def test_a_state_of_other_training_data_is_not_taken(tmp_path):
+    class Others(Task):
+        def training(self, epoch):
+            yield from (batch_of(9000 + 100 * epoch + index) for index in range(self.passes))
+
+    with pytest.raises(KeyboardInterrupt):
+        planes(kept(tmp_path), Stopped(2, 3))
+    with pytest.raises(UserError, match="is of a training with another budget, other formats, settings or data"):
+        planes(kept(tmp_path), Others())
+
+
 def test_a_state_that_was_changed(tmp_path):
     from calib.files.tensor_file import read_tensor_file, write_tensor_file
     from smpq.training.bits.state import TrainingFile
