@@ -123,8 +123,13 @@ def subject_of(workspace: Workspace, policy: Policy) -> Subject:
 
 def keep_weights(workspace: Workspace, found: FineTunedWeights) -> FinetuneFile:
     """Write `finetuned.safetensors` and `finetune.json`."""
+    found.save(workspace.run.file(FINE_TUNED))
+    return record_weights(workspace)
+
+
+def record_weights(workspace: Workspace) -> FinetuneFile:
+    """Write `finetune.json` about the weights that are there: a kill may have come between the two files."""
     path = workspace.run.file(FINE_TUNED)
-    found.save(path)
     record = _record(record_of_file(path), sha256(path))
     workspace.run.write(record)
     return record

@@ -8,7 +8,7 @@ from typing import Any
 from calib.errors import UserError
 from deploy.run.workspace import Workspace
 from deploy.stages.choosing import check_possible
-from deploy.stages.finetuning import FINE_TUNED, TRAINING_DATA, for_run, keep_weights, training_data
+from deploy.stages.finetuning import FINE_TUNED, TRAINING_DATA, for_run, keep_weights, record_weights, training_data
 from deploy.stages.policies import read_policy, write_policy
 from deploy.stages.scoring import check_scores, check_task, search_problem, static_ceilings
 from smpq.methods import method_from_name
@@ -32,6 +32,7 @@ def train(workspace: Workspace, budget: Budget, method: str, how: FineTuneSettin
     known = _recorded(workspace)
     if known is not None:
         _check_same(workspace, known, asked)
+        record_weights(workspace)
         run.file(TrainingFile.NAME).unlink(missing_ok=True)
         workspace.progress.say(f"trained already: {run.file(FINE_TUNED)}")
         return read_policy(workspace)

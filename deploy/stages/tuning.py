@@ -80,6 +80,7 @@ def tune_unless_done(workspace: Workspace, policy: Policy, how: Tuning) -> None:
     if workspace.run.has(FINE_TUNED) and policy_of_file(path) == policy.key():
         found = FineTunedWeights.load(path)
         if found.fingerprint == workspace.fingerprint and dict(found.settings) == way.recorded(how, workspace):
+            finetuning.record_weights(workspace)
             workspace.progress.say(f"fine-tuned already: {path}")
             return
     way.tune(workspace, policy, how)

@@ -241,8 +241,10 @@ def test_the_whole_job_fine_tunes_once(tmp_path):
     first = contents(run)
     assert {FINE_TUNED, RECORD, MODEL} <= first.keys()
     assert read(run, "verify.json")["policy"].startswith(read(run, RECORD)["policy"])
+    (run / RECORD).unlink()  # as a kill between the two files leaves it
     again = done("run", *arguments, "--budget", "avg_bits=2")
     assert "fine-tuned already" in again.err
+    assert read(run, RECORD) == json.loads(first[RECORD])
     assert (run / FINE_TUNED).read_bytes() == first[FINE_TUNED]
     other = done("run", *arguments, "--budget", "avg_bits=2.5")
     assert "is of another policy: removed" in other.err

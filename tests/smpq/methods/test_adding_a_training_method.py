@@ -67,8 +67,10 @@ def test_it_does_the_whole_job(tmp_path):
     assert "smpq curve" not in (run / "report.html").read_text(), "there are no scores that it could solve"
 
     made = (run / "finetuned.safetensors").read_bytes()
+    (run / "finetune.json").unlink()  # as a kill between the two files leaves it
     assert "trained already" in done(*arguments).err
     assert (run / "finetuned.safetensors").read_bytes() == made
+    assert read(run / "finetune.json") == tuned
 
 
 @pytest.mark.usefixtures("added")
