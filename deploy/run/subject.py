@@ -24,3 +24,16 @@ def subject(workspace: Workspace, policy: Policy, plan: QuantPlan) -> Subject:
         policy.key(),
         workspace.fingerprint,
     )
+
+
+def trains_on(workspace: Workspace) -> str:
+    """Return the device that this process trains and takes gradients on; says so where a cluster alone has the one that
+    was asked for.
+    """
+    resources = workspace.resources
+    if resources.trains_on != resources.evaluates_on:
+        workspace.progress.warn(
+            f"torch sees no {resources.evaluates_on} here: what is trained, or has its gradients taken, is computed by "
+            f"this process, on {resources.trains_on}"
+        )
+    return resources.trains_on

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from deploy.run.subject import subject
+from deploy.run.subject import subject, trains_on
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.reconstruction.blocks import find_blocks
 from smpq.reconstruction.reconstruct import BlockProgress, reconstruct
@@ -55,7 +55,7 @@ def _weights(workspace: Workspace, quantizer: FakeQuantizer, width: Width, itera
             settings,
             partial,
             report,
-            workspace.resources.evaluates_on,
+            trains_on(workspace),
             workspace.resources.memory_limit_mb,
         )
     found.save(path)

@@ -20,7 +20,7 @@ from deploy.lowering.export import export_float
 from deploy.lowering.onnx_files import sha256
 from deploy.run.data_free import refuse_data_free
 from deploy.run.directory import Run
-from deploy.run.subject import subject
+from deploy.run.subject import subject, trains_on
 from deploy.run.workspace import Workspace
 from smpq.problem.policy import Policy
 from smpq.quantized.plan import QuantPlan
@@ -89,7 +89,7 @@ def finetune(workspace: Workspace, policy: Policy, settings: FineTuneSettings) -
     settings = for_run(settings, workspace)
     with workspace.progress.step("fine-tune"):
         report = each_tenth(workspace.progress.say, "fine-tuning")
-        found = train(subject, workspace.batches, settings, report, workspace.resources.evaluates_on)
+        found = train(subject, workspace.batches, settings, report, trains_on(workspace))
     found = replace(found, settings={**found.settings, **training_data(workspace)})
     if found.kept == "start":
         workspace.progress.warn(

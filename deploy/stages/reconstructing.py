@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from deploy.files.engine import FinetuneFile
+from deploy.run.subject import trains_on
 from deploy.run.workspace import Workspace
 from deploy.stages.finetuning import for_run, keep_weights, subject_of
 from smpq.problem.policy import Policy
@@ -35,7 +36,7 @@ def reconstruct(workspace: Workspace, policy: Policy, settings: ReconstructionSe
             settings,
             partial,
             _reporter(workspace, advance),
-            workspace.resources.evaluates_on,
+            trains_on(workspace),
             workspace.resources.memory_limit_mb,
             workspace.fake_quantizer.calibration.of,
         )

@@ -10,6 +10,7 @@ from deploy.files.loop import LoopFile
 from deploy.run.data_free import refuse_data_free
 from deploy.run.scores import find_scores
 from deploy.run.spaces import file_from_costs, file_from_space
+from deploy.run.subject import trains_on
 from deploy.run.workspace import Workspace
 from deploy.stages.finetuning import FINE_TUNED, trained_by
 from smpq.files import ScoresFile
@@ -74,7 +75,7 @@ def search_problem(
         value_name=settings.value,
         limits=Limits(settings.spending.scoring, settings.precision, settings.spending.gain),
         seed=settings.seed,
-        device=workspace.resources.evaluates_on,
+        device=trains_on(workspace),
         fingerprint=workspace.fingerprint,
         progress=workspace.progress,
         files=workspace.run,

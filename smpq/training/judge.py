@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from calib.errors import UserError
 from calib.task import Batch, Task
@@ -45,7 +46,9 @@ class Judge:
         self._value = value
 
     def __call__(self) -> Judged:
-        """Return the mean value and the metric; where the data have no targets, the value stands for both."""
+        """Return the mean value and the metric, which is worked out on the CPU; where the data have no targets, the
+        value stands for both.
+        """
         values, metric, judged = [], collected(self._task), False
         measure = measure_of(self._task, self._value) if self._value != "metric" else None
         self._graph.eval()
@@ -53,8 +56,8 @@ class Judge:
             for index, given in enumerate(self._batches):
                 batch = batch_on(given, self._graph.device)
                 output = self._graph.run(batch.inputs)
-                if batch.target is not None:
-                    metric.take(index, output, batch)
+                if given.target is not None:  # where users' own functions expect it
+                    metric.take(index, pytree.tree_map_only(Tensor, Tensor.cpu, output), given)
                     judged = True
                 if measure is not None:  # the float model anew each time: its outputs may not fit into memory
                     taught = self._graph.reference(batch.inputs) if self._value == "kl" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,16 @@ def test_finetuning_uses_the_device(workspace):
     assert here.history == there.history
     assert here.weights.keys() == there.weights.keys()
     assert all(weight.values.equal(there.weights[path].values) for path, weight in here.weights.items())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_a_cluster_alone_has_is_not_trained_on(tmp_path):
+    said = io.StringIO()
+    with open_run(tmp_path / "run", Progress(Console(file=said, width=200)), SETTINGS) as opened:
+        workspace = replace(opened, resources=Resources(device="cuda", ray="auto"))
+        record = finetune(workspace, workspace.space.uniform(workspace.space.formats["head"][0]), QUICK)
+    assert record.history[-1]["step"] == 3
+    assert "torch sees no cuda here" in said.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # here it is none

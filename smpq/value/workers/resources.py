@@ -76,6 +76,11 @@ class Resources:
         """The device that evaluates, with `auto` decided for this machine."""
         return ("cuda" if _cuda_is_here() else "cpu") if self.device == "auto" else self.device
 
+    @property
+    def trains_on(self) -> str:
+        """The device of this process, which trains and takes gradients: the CPU where a cluster alone has CUDA."""
+        return "cpu" if self.evaluates_on.startswith("cuda") and not _cuda_is_here() else self.evaluates_on
+
     def pool(self) -> WorkerPool | None:
         """Return workers that have not started yet, None when this process evaluates. UserError for a cluster that does
         not answer.

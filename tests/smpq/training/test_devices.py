@@ -19,7 +19,7 @@ from tests.smpq import supernets
 from tests.smpq.training.bits.finders import FINDERS, same
 from tests.smpq.training.bits.trainable import Stopped
 from tests.smpq.training.elsewhere import NAME, Device, Elsewhere
-from tests.smpq.tunable import batch_of, tunable
+from tests.smpq.tunable import Task, batch_of, tunable
 
 SETTINGS = FineTuneSettings(steps=6, learning_rate=0.01, step_learning_rate=0.001)
 SUPERNET = SupernetSettings(epochs=2, steps=3, walks=2, samples=32, complexity=0.1, distillation=1.0)
@@ -81,6 +81,16 @@ def test_bits_are_found_elsewhere_as_here_and_go_on_there(find, tmp_path):
         there = find(tmp_path / "there", how=how, device=NAME)
         assert device.calls > 500, "the work is done there"
     assert same(here, there)
+
+
+def test_the_metric_of_the_user_sees_the_cpu(given):
+    class Careful(Task):
+        def metric(self, output, target):
+            assert {output.device.type, target.device.type} == {"cpu"}
+            return super().metric(output, target)
+
+    with Device():
+        finetune(given.subject("w4a8", Careful()), given.batches, replace(SETTINGS, steps=1), device=NAME)
 
 
 def test_nothing_is_left_on_another_device_than_the_cpu_by_default(given):
