@@ -39,7 +39,7 @@ from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling, Problem, solve_or_explain
 from smpq.supernet.game import SupernetGame
 from smpq.supernet.network import Supernet, SupernetSubject
-from smpq.supernet.scores import argmax_policy, shapley_scores, softmax_scores
+from smpq.supernet.scores import shapley_scores, softmax_scores
 from smpq.supernet.settings import GameSettings, SupernetSettings
 from smpq.supernet.state import SupernetState
 from smpq.supernet.training import EpochReport, train
@@ -177,9 +177,8 @@ def one_seed(bench: Bench, settings: SupernetSettings, tuning: FineTuneSettings,
         "uniform": bench.space.uniform(UNIFORM),
         **{name: bench.allocated(found) for name, found in scores.items()},
     }
-    row["argmax"] = {
-        name: argmax_policy(bench.space, found).to_file(bench.space.groups).policy for name, found in scores.items()
-    }
+    best = {name: Policy({g: max(row, key=row.get) for g, row in found.items()}) for name, found in scores.items()}
+    row["argmax"] = {name: policy.to_file(bench.space.groups).policy for name, policy in best.items()}
     row["policies"] = {}
     for name, policy in policies.items():
         start = time.monotonic()

@@ -156,9 +156,7 @@ class AllocationRow(Record, frozen=True, kw_only=True):
 
 
 class OfPolicy(FileRecord, frozen=True, kw_only=True):
-    """A file that was made for one policy: `policy` is its key, with the hash of the fine-tuned weights where there are
-    any.
-    """
+    """A file that was made for one policy: `policy` is its key, with the hash of fine-tuned weights if it has any."""
 
     policy: str
 
@@ -232,7 +230,7 @@ class ContributionsFile(OfPolicy, frozen=True, kw_only=True):
 
 
 class OperationRow(Record, frozen=True, kw_only=True):
-    """The accumulated Shapley value of one operation of the supernet, with the walks that it is the mean of."""
+    """The accumulated Shapley value of one operation of the supernet, by walk and by part of the samples."""
 
     group: str
     side: str
@@ -243,6 +241,8 @@ class OperationRow(Record, frozen=True, kw_only=True):
     mean_standard_error: Amount
     walks: tuple[float, ...]
     marginals: tuple[float, ...]
+    parts: tuple[float, ...]
+    mean_parts: tuple[float, ...]
 
 
 class EstimateRow(Record, frozen=True, kw_only=True):

@@ -20,16 +20,19 @@ class Contributions:
 
     1. `walks` `[walks, players]`: each walk's part of the score, in standard deviations; `score` is their mean.
     2. `marginals` `[walks, players]` are what the walks found, in units of the game's value; `mean` is their mean.
-    3. `truncated` counts the walks that were cut, `evaluations` coalitions.
+    3. `parts` and `mean_parts` `[parts, players]` are the same two means on parts of the samples, which say how far
+       these decide; nothing where that is not known.
+    4. `truncated` counts the walks that were cut, `evaluations` coalitions.
 
-    The standard errors are those of the orders that were drawn, of the walks within an update. The walks of an update
-    see the same samples, those of the next one others: what a value owes to these, how it changes with the supernet,
-    and the bias of cut walks are no part of them.
+    The standard errors are those of the orders that were drawn, of the walks within an update, and of the samples, of
+    the parts. How a value changes with the supernet, and the bias of cut walks, are no part of them.
     """
 
     operations: tuple[Operation, ...]
     walks: Floats
     marginals: Floats
+    parts: Floats
+    mean_parts: Floats
     updates: int = 0
     truncated: int = 0
     evaluations: int = 0
@@ -38,7 +41,7 @@ class Contributions:
     def start(cls, operations: Sequence[Operation]) -> Contributions:
         """Return what no update has touched; Shapley-NAS starts at noise of 1e-3, which decides nothing."""
         nothing = np.zeros((0, len(operations)))
-        return cls(tuple(operations), nothing, nothing)
+        return cls(tuple(operations), nothing, nothing, nothing, nothing)
 
     @property
     def score(self) -> Floats:
@@ -61,13 +64,15 @@ class Contributions:
         rows, estimate = removals.marginals, removals.estimate
         if deviation:
             rows = rows - rows.std(0)
-        phi, z = rows.mean(0), np.zeros_like(rows)
+        found = removals.parts if removals.parts is not None else np.zeros((0, len(self.operations)))
+        phi, z, parts = rows.mean(0), np.zeros_like(rows), np.zeros_like(found)
         sides = np.array([operation.side for operation in self.operations])
         for side in ("weight", "activation"):
             own = sides == side
             spread = float(phi[own].std()) if own.any() else 0.0
             if spread > 0:
                 z[:, own] = (rows[:, own] - phi[own].mean()) / spread
+                parts[:, own] = found[:, own] / spread
         total = len(self.walks) + len(z)
         old = self.walks * momentum * (total / max(len(self.walks), 1))
         new = z * (1 - momentum) * (total / len(z))
@@ -75,22 +80,26 @@ class Contributions:
             self.operations,
             np.concatenate([old, new]),
             np.concatenate([self.marginals, removals.marginals]),
+            (1 - momentum) * parts + (momentum * self.parts if self.updates else 0.0),
+            (found + (self.updates * self.mean_parts if self.updates else 0.0)) / (self.updates + 1),
             self.updates + 1,
             self.truncated + estimate.truncated,
             self.evaluations + estimate.evaluations,
         )
 
     def standard_errors(self) -> tuple[Floats, Floats]:
-        """Return those of `score` and of `mean` `[players]` over the orders of walks, on the samples of each update."""
-        return self._error(self.walks), self._error(self.marginals)
+        """Return those of `score` and of `mean` `[players]`."""
+        return self.error(self.walks, self.parts), self.error(self.marginals, self.mean_parts)
 
-    def _error(self, rows: Floats) -> Floats:
-        variance = (
-            sum(len(part) * part.var(0, ddof=1) for part in np.split(rows, self.updates))
-            if self.updates
-            else _mean(rows)
-        )
-        return np.asarray(np.sqrt(variance) / max(len(rows), 1), float)
+    def error(self, rows: Floats, parts: Floats) -> Floats:
+        """Return the standard errors `[k]` of the means of numbers that there are of each walk, `[walks, k]`, and on
+        each part of the samples, `[parts, k]`.
+        """
+        if not self.updates:
+            return np.zeros(rows.shape[1])
+        by_orders = sum(len(walks) * walks.var(0, ddof=1) for walks in np.split(rows, self.updates)) / len(rows) ** 2
+        by_samples = parts.var(0, ddof=1) / len(parts) if len(parts) > 1 else 0.0
+        return np.asarray(np.sqrt(by_orders + by_samples), float)
 
     def to_json(self) -> dict[str, Any]:
         """Return the file form."""
@@ -106,6 +115,8 @@ class Contributions:
                 "mean_standard_error": float(mean_errors[i]),
                 "walks": self.walks[:, i].tolist(),
                 "marginals": self.marginals[:, i].tolist(),
+                "parts": self.parts[:, i].tolist(),
+                "mean_parts": self.mean_parts[:, i].tolist(),
             }
             for i, operation in enumerate(self.operations)
         ]
@@ -121,10 +132,14 @@ class Contributions:
             raise ValueError(
                 f"it has {len(record.operations)} operations, which are not the {len(wanted)} of this space, each once"
             )
-        shape = (len(wanted), record.walks)
-        walks = np.array([rows[key].walks for key in wanted], float).reshape(shape).T
-        marginals = np.array([rows[key].marginals for key in wanted], float).reshape(shape).T
-        return cls(tuple(operations), walks, marginals, record.updates, record.truncated, record.evaluations)
+
+        def column(name: str) -> Floats:
+            found: Floats = np.array([getattr(rows[key], name) for key in wanted], float)
+            return np.ascontiguousarray(found.T)  # sums of another order round differently
+
+        walks, marginals, parts, means = (column(name) for name in ("walks", "marginals", "parts", "mean_parts"))
+        own = tuple(operations)
+        return cls(own, walks, marginals, parts, means, record.updates, record.truncated, record.evaluations)
 
 
 def _mean(rows: Floats) -> Floats:

@@ -11,6 +11,7 @@ class SupernetFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "supernet.json"
     MADE_BY = "smpq train-supernet"
+    VERSION = 2
 
     settings: dict[str, str | int | float | bool | dict[str, tuple[str, ...] | str | int | float | bool | None] | None]
     history: tuple[EpochRow, ...]

@@ -13,7 +13,7 @@ from calib.network.execution import Edit, Edits
 from calib.task import Batch
 from smpq.supernet.mixtures import SharedRounding, blend
 from smpq.supernet.network import Key, Supernet
-from smpq.supernet.settings import GameSettings
+from smpq.supernet.settings import PARTS, GameSettings
 from smpq.training.placing import batch_on
 from smpq.value.incremental import outputs_of
 from smpq.value.parts import split
@@ -42,6 +42,8 @@ class SupernetGame:
         self._shares = supernet.shares()
         placed = [batch_on(batch, supernet.graph.device) for batch in batches]
         self._batches = split(placed, _SAMPLES_AT_ONCE) if self._traced.dynamic_batch else placed
+        samples = sum(len(batch.inputs[0]) for batch in batches)
+        self._counts = np.bincount(np.arange(samples) % PARTS)
         self._positions: dict[Key, list[int]] = {key: [] for key in supernet.rows}
         for index, operation in enumerate(supernet.operations):
             self._positions[operation.group, operation.side].append(index)
@@ -64,19 +66,27 @@ class SupernetGame:
 
     def measure(self, coalitions: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         """Return `[k, values]`, higher is better: each coalition judged in every way of `settings.values`."""
+        return self.with_parts(coalitions)[:, : len(self.settings.values)]
+
+    def with_parts(self, coalitions: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """Return `[k, values + parts * values]`: `measure`, and the same on each of 8 parts of the samples."""
         edits = [self.edits(row) for row in coalitions]
         measures = [measure_of(self._task, value) for value in self.settings.values]
-        totals, count = np.zeros((len(edits), len(measures))), 0
+        parts = len(self._counts)
+        totals, count = np.zeros((len(edits), 1 + parts, len(measures))), 0
         for batch in self._batches:
             float_output = self._traced.run(batch.inputs) if "kl" in self.settings.values else None
+            numbers = np.arange(count, count + len(batch.inputs[0])) % parts
             for index, output in outputs_of(self._traced, batch.inputs, edits):
-                totals[index] += [float(measure(output, float_output, batch).sum()) for measure in measures]
-            count += len(batch.inputs[0])
-        found = totals / count
+                found = [measure(output, float_output, batch).cpu() for measure in measures]
+                totals[index, 0] += [float(each.sum()) for each in found]
+                totals[index, 1:] += np.stack([np.bincount(numbers, each.numpy(), parts) for each in found], axis=1)
+            count += len(numbers)
+        totals /= np.array([count, *self._counts])[:, None]
         if self.settings.cost_weight:
             costs = np.array([float(self._supernet.complexity(self._masked(row))) for row in coalitions])
-            found -= self.settings.cost_weight * costs[:, None] / self._largest
-        return found
+            totals -= self.settings.cost_weight * costs[:, None, None] / self._largest
+        return totals.reshape(len(edits), -1)
 
     def edits(self, members: npt.NDArray[np.bool_]) -> Edits:
         """Return the changes to the folded graph that make a coalition; equal mixtures are the same object."""

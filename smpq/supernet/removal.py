@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, TypeAlias
 
 import numpy as np
@@ -29,12 +30,27 @@ cut.
 
 @dataclass(frozen=True)
 class Removals:
-    """What one game's walks found: the `marginals` of each walk `[walks, players]`, 0 for whoever was not reached, and
-    their summary.
+    """What one game's walks found: the `marginals` of each walk `[walks, players]`, 0 for whoever was not reached.
+
+    `evaluations` counts coalitions, `truncated` walks that were cut. `parts` `[parts, players]` are the means over
+    walks on parts of the samples, where these are known.
     """
 
     marginals: Floats
-    estimate: Estimate
+    evaluations: int
+    truncated: int
+    seed: int
+    parts: Floats | None = None
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """The means over walks, with their intervals."""
+        marginals, (count, players) = self.marginals, self.marginals.shape
+        covariance = np.atleast_2d(np.cov(marginals, rowvar=False)) / count
+        return Estimate(
+            marginals.mean(0), np.sqrt(covariance.diagonal()), np.full(players, count - 1.0), covariance,
+            np.full(players, count), self.evaluations, self.truncated, self.seed, "shapley-nas", "evaluations",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class RemovalWalks:
         generator = np.random.default_rng(seed)
         orders = [self.leaving(generator.permutation(players)) for _ in range(self.walks)]
         marginals, evaluations, truncated = self._walk(games, orders, grand)
-        return [self._summary(column, evaluations + 1, truncated, seed[0]) for column in np.moveaxis(marginals, 2, 0)]
+        return [Removals(column, evaluations + 1, truncated, seed[0]) for column in np.moveaxis(marginals, 2, 0)]
 
     def leaving(self, order: npt.NDArray[np.int64]) -> list[int]:
         """Return who leaves, in this order: all but the last of each row."""
@@ -118,15 +134,6 @@ class RemovalWalks:
                     still.append(walk)
             going, step = still, step + _LOOK_AHEAD
         return marginals, evaluations, truncated
-
-    def _summary(self, marginals: Floats, evaluations: int, truncated: int, seed: int) -> Removals:
-        count, players = marginals.shape
-        covariance = np.atleast_2d(np.cov(marginals, rowvar=False)) / count
-        estimate = Estimate(
-            marginals.mean(0), np.sqrt(covariance.diagonal()), np.full(players, count - 1.0), covariance,
-            np.full(players, count), evaluations, truncated, seed, "shapley-nas", "evaluations",
-        )  # fmt: skip
-        return Removals(marginals, estimate)
 
 
 def _asked(games: Games, coalitions: Coalitions) -> Floats:

@@ -17,6 +17,8 @@ _ABOVE_ZERO, _NOT_NEGATIVE, _FRACTION = Interval(0, above=True), Interval(0), In
 WALKS = Interval(2)
 """An interval needs two independent walks."""
 GAMMA = _FRACTION
+PARTS = 8
+"""Of the held-out samples, which say how far these decide."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class SupernetSettings:
     warm_up: Annotated[float, Declared("fraction of the epochs before the first estimate", _FRACTION)] = 0.5
     walks: Annotated[int, Declared("walks for each estimate", WALKS, "--walks", Group.LENGTH)] = 10
     samples: Annotated[
-        int, Declared("calibration samples for each estimate", Interval(1), "--held-out", Group.LENGTH)
+        int, Declared("calibration samples for each estimate", Interval(PARTS), "--held-out", Group.LENGTH)
     ] = 512
     gamma: Annotated[
         float, Declared("walks end below this share of the supernet's metric; 0: never", GAMMA, "--gamma")

@@ -33,6 +33,7 @@ class SupernetStateFile(FileRecord, frozen=True, kw_only=True):
 
     NAME = "supernet.safetensors"
     MADE_BY = "smpq train-supernet"
+    VERSION = 2
 
     contributions: dict[str, EstimateRow]
     history: Annotated[tuple[EpochRow, ...], Meta(min_length=1, max_length=100_000)]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -212,8 +213,14 @@ def _shapley_values(
     cuts = () if isinstance(supernet.subject.task, SetTask) else ("metric",)
     values = (*cuts, *(value for value in settings.game.values if value not in cuts))
     game = SupernetGame(supernet, batches, replace(settings.game, values=values))
-    found = RemovalWalks(tuple(rows), settings.walks, settings.gamma).estimate(game.measure, (settings.seed, epoch))
-    return {value: removals for value, removals in zip(values, found, strict=True) if value in settings.game.values}
+    walks = RemovalWalks(tuple(rows), settings.walks, settings.gamma)
+    found = walks.estimate(game.with_parts, (settings.seed, epoch))
+    means = [removals.marginals.mean(0) for removals in found]
+    return {
+        value: replace(found[index], parts=np.stack(means[len(values) + index :: len(values)]))
+        for index, value in enumerate(values)
+        if value in settings.game.values
+    }
 
 
 def _in_turn(batches: Sequence[Batch], samples: int, update: int) -> list[Batch]:

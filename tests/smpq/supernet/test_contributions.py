@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -46,6 +47,46 @@ def test_the_standard_error_is_that_of_the_walks():
     errors, plain = found.standard_errors()
     assert errors == pytest.approx(0.2 * update.estimate.standard_errors / spread)
     assert plain == pytest.approx(update.estimate.standard_errors)
+
+
+def of_samples(noise):
+    """A game in which each sample has worths of its own, and after it the same on eight parts of the samples."""
+
+    def games(coalitions):
+        each = coalitions @ noise.T
+        return np.stack([each.mean(1), *(each[:, part::8].mean(1) for part in range(8))], axis=1)
+
+    return games
+
+
+def test_the_standard_error_counts_the_samples():
+    walks, generator, means, errors = RemovalWalks(ROWS, walks=4, gamma=0.0), np.random.default_rng(0), [], []
+    for number in range(300):
+        whole, *parts = walks.estimate(of_samples(generator.normal(1.0, 2.0, (64, 5))), (number, 0))
+        update = replace(whole, parts=np.stack([part.marginals.mean(0) for part in parts]))
+        found = Contributions.start(OPERATIONS).updated(update, 0.8)
+        means.append(found.mean)
+        errors.append(found.standard_errors()[1])
+    assert np.sqrt(np.mean(np.square(errors), 0)) == pytest.approx(np.std(means, 0), rel=0.2)
+
+
+def test_what_each_part_of_the_samples_says_accumulates_as_the_score_does():
+    found = Contributions.start(OPERATIONS)
+    wanted = np.zeros((2, 5))
+    for seed in range(3):
+        update = removals(seed)
+        update = replace(update, parts=np.stack([update.marginals.mean(0) - 0.1, update.marginals.mean(0) + 0.1]))
+        spread = np.repeat([update.estimate.values[:3].std(), update.estimate.values[3:].std()], [3, 2])
+        wanted = 0.8 * wanted + 0.2 * update.parts / spread
+        found = found.updated(update, 0.8)
+    assert found.parts == pytest.approx(wanted)
+    assert found.mean_parts.mean(0) == pytest.approx(found.mean)
+    alone = replace(found, parts=found.parts[:0], mean_parts=found.mean_parts[:0])
+    error = np.hypot(alone.standard_errors()[1], 0.1)
+    assert found.standard_errors()[1] == pytest.approx(error), "the parts move together"
+    again = read_back(found)
+    assert np.array_equal(again.parts, found.parts)
+    assert np.array_equal(again.mean_parts, found.mean_parts)
 
 
 def test_deviation_is_subtracted():

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from calib.task import Batch
 from smpq.quantized.plan import QdqRules
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.supernet.game import SupernetGame
 from smpq.supernet.settings import GameSettings
-from tests.smpq.supernets import Task, supernet
+from tests.smpq.supernets import Task, batch_of, supernet
 
 
 @pytest.fixture
@@ -79,6 +80,19 @@ def test_values_together_are_values_one_by_one(net):
     for column, value in enumerate(("metric", "loss", "kl")):
         game = SupernetGame(net, Task().calibration(), GameSettings((value,)))
         assert [float(game(row[None])[0]) for row in rows] == pytest.approx(together[:, column].tolist())
+
+
+def test_parts_of_the_samples_make_up_the_whole(net):
+    batches = [batch_of(1, 32), batch_of(2, 13)]
+    rows = np.random.default_rng(0).random((3, len(net.operations))) < 0.7
+    game = SupernetGame(net, batches, GameSettings(("metric", "loss")))
+    whole, *parts = np.split(game.with_parts(rows), 9, axis=1)
+    assert np.array_equal(whole, game.measure(rows))
+    counts = [6] * 5 + [5] * 3
+    assert sum(count * part for count, part in zip(counts, parts, strict=True)) / 45 == pytest.approx(whole)
+    own = [x[3::8] for x in (torch.cat([each.inputs[0] for each in batches]), torch.cat([b.target for b in batches]))]
+    alone = SupernetGame(net, [Batch((own[0],), own[1])], GameSettings(("metric", "loss")))
+    assert alone.measure(rows) == pytest.approx(parts[3], abs=1e-6)
 
 
 def test_statistics_are_read_and_never_updated(net):
