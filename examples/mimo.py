@@ -22,6 +22,7 @@ from calib.task import Batch
 from examples.mimo_detector import Detector
 
 ERROR_RATE = 1e-3
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Mimo:
 
     def evaluation(self) -> Iterator[Batch]:
         """Return `count` channels at each of the SNRs."""
-        size = min(self._count, 1024)
         for place in range(len(self.setting.snrs_db)):
-            for index in range(self._count // size):
+            for index, start in enumerate(range(0, self._count, _AT_ONCE)):
+                size = min(_AT_ONCE, self._count - start)
                 yield draw(self.setting, size, 2_000_000 + 10_000 * place + index, place)
 
     def training(self, epoch: int) -> Iterator[Batch]:

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def same_average(space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> Policy:
-    """Return the best policy within the ceilings in which all layers have the same type of weights, whatever their
-    blocks; a layer that is not offered the type stays in float.
+    """Return the best policy within the ceilings in which all layers have the same type of weights, and blocks of the
+    same size where they are offered these; a layer that is not offered the type stays in float.
     """
-    policies = [_of_type(space, found) for found in _types(space)]
+    kinds = dict.fromkeys((chosen.weight, chosen.weight_block) for row in space.formats.values() for chosen in row)
+    policies = [_of_type(space, *found) for found in kinds]
     return best_within(policies, scores, ceilings, "policy with one average for all layers")
 
 
@@ -36,16 +37,12 @@ def bits_taken_away(problem: SearchProblem) -> Objective:
     return linear_objective(problem, samples, estimator="bits", value_name="bits taken away")
 
 
-def _types(space: Space) -> list[NumberType]:
-    return list(dict.fromkeys(chosen.weight for group in space.groups for chosen in space.formats[group.name]))
-
-
-def _of_type(space: Space, found: NumberType) -> Policy:
+def _of_type(space: Space, found: NumberType, block: int | None) -> Policy:
     from smpq.problem.policy import Policy
 
     formats = {}
     for name, row in space.formats.items():
-        own = next((chosen for chosen in row if chosen.weight == found), None)
         rest = space.reference if space.reference in row else row[0]
-        formats[name] = rest if own is None else own
+        own = [chosen for chosen in row if chosen.weight == found] or [rest]
+        formats[name] = next((chosen for chosen in own if chosen.weight_block == block), own[0])
     return Policy(formats)

@@ -59,6 +59,8 @@ def test_the_data_of_the_task(model):
     assert isinstance(task, TrainableTask)
     check_batches(task.calibration())
     assert [batch.target.place.unique().tolist() for batch in task.evaluation()] == [[0], [1], [2]]
+    uneven = Mimo(SMALL, model, count=1500).evaluation()
+    assert [len(batch.inputs[0]) for batch in uneven] == [1024, 476] * 3
     one, same, other = (list(task.training(epoch)) for epoch in (0, 0, 1))
     assert len(one) == 4
     assert torch.equal(one[3].inputs[0], same[3].inputs[0])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from calib.formats.format import Format
+from calib.formats.format import FP32, Format
 from deploy.run.settings import Settings
 from deploy.stages.choosing import score_for, search
 from deploy.stages.run_all import open_run
 from deploy.terminal.progress import Progress
 from smpq.methods import METHODS
+from smpq.methods.same_average import bits_taken_away, same_average
 from smpq.problem.budget import Budget
+from smpq.problem.costs import CostModel
 from smpq.solve.allocate import Ceiling, Impossible
 from tests.linear_task import formats
+from tests.smpq.problems import space_of
 
 
 @pytest.fixture
@@ -46,3 +51,13 @@ def test_a_budget_below_every_average_is_impossible(workspace):
 def test_it_says_what_it_decides():
     assert METHODS["slim-llm"].decides == "groups of columns"
     assert Format.from_text("wm2a16b8").weight == Format.from_text("wm2a16b12").weight
+
+
+def test_longer_blocks_where_short_ones_are_too_large():
+    narrow, short, long = (Format.from_text(text) for text in ("wm2a16b8", "wm2.5a16b8", "wm2.5a16b16"))
+    space = space_of(2, (narrow, short, long, FP32))
+    bits = {narrow: 4.0, short: 5.0, long: 4.5, FP32: 32.0}
+    size = CostModel("size", 0.0, {group.name: bits for group in space.groups}, 64.0)
+    scores = bits_taken_away(SimpleNamespace(space=space, seed=0)).linear
+    for limit, wanted in ((10.0, short), (9.5, long), (8.5, narrow)):
+        assert set(same_average(space, scores, [Ceiling(size, limit)]).formats.values()) == {wanted}
