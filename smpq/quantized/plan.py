@@ -101,8 +101,8 @@ def plan_from_policy(
        is, if integer units alone read it, all on one grid; such a layer, and one whose float result nothing clips, adds
        its bias in integers (ONNX Runtime has no integer Gemm with a clip and a float result).
     3. With `rules.skips`, the skip of a residual add is quantised for the add alone, as it is for the integer units
-       that read it, else with the bits of the layer that computes the add. 4. A tensor that is quantised at the source
-       needs no pair of its own at a consumer.
+       that read it, else with the bits of the layer that computes the add.
+    4. A tensor that is quantised at the source needs no pair of its own at a consumer.
     5. The operands of the products of attention that the calibration knows (`calib.network.attention`) are quantised
        for these products, as the layers that read the result are: on the widest of their grids, if all have one.
     """

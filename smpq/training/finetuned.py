@@ -101,8 +101,8 @@ class FineTunedWeights:
 
     `policy` is the key of the policy and `fingerprint` that of the model and the data it was made from. `parameters`
     are the folded float parameters by name; `weights` the integers by unit path; `quantizers` the grids by (tensor,
-    bits). `before` and `after` are about the calibration data. `kept` is "end", or "start" when training did not
-    improve the value and changed nothing.
+    bits). `before` and `after` are about the calibration data; where a training found the bits, `before` is at the
+    widest widths. `kept` is "end", or "start" when training did not improve the value and changed nothing.
     """
 
     policy: str
