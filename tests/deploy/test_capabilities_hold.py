@@ -77,7 +77,12 @@ def test_every_rule_is_tried(targets):
     tried = [(target, *case) for target in targets for case in cases(target)]
     assert {operator for _, operator, _ in tried} == set(OPERATORS)
     notes = {stated(*case).note for case in tried}
-    rows = [row for target in targets for row in table(target) if not row.several_calls]  # see tests/deploy/lowering
+    rows = [
+        row
+        for target in targets
+        for row in table(target)
+        if not row.several_calls and row.outputs_not_divisible_by is None  # see tests/deploy/lowering
+    ]
     assert not [row.note for row in rows if row.note not in notes]
 
 

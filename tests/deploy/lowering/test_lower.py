@@ -131,3 +131,19 @@ def test_the_table_says_what_becomes_of_blocks_that_several_calls_multiply_by(tm
         "shared": "dequantized",
         "own": "native",
     }
+
+
+@pytest.mark.parametrize(("outputs", "status"), [(64, "native"), (66, "refused"), (5, "refused")])
+def test_the_table_says_where_blocks_of_two_bits_compute_something_else(tmp_path, outputs, status):
+    torch.manual_seed(0)
+    exported = export(nn.Sequential(nn.Linear(64, outputs)), torch.randn(4, 5, 64), tmp_path)
+    blocks = Format.from_text("w2a16b64")
+    assert offer(target_from_name("ort-cpu"), exported.units[0], blocks).status == status
+    lowered = exported.lower({"0": blocks}, "ort-cpu", tmp_path)
+    errors = {}
+    for exact in (True, False):
+        build_engine(lowered.path, tmp_path / "engine.onnx", exact=exact)
+        (result,) = load_engine(tmp_path / "engine.onnx").run((exported.batch.numpy(),))
+        errors[exact] = relative_error(result, lowered.expected)
+    assert errors[True] < 1e-5
+    assert (errors[False] < 0.05) == (status == "native")
