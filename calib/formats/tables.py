@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _QUARTERS = range(6, 17)
+_SWAPPED = 0.1
+"""Share of the columns that give a bit to as many others where the average is whole."""
 ENTRY_BITS = 16
 """Bits of a number in a table, and of a weight that is kept."""
 KEPT_SHARE = 0.005
@@ -56,10 +58,11 @@ class Tables(NumberType):
         return (Storage("FLOAT", 1),)
 
     def overhead_bits(self, rows: int, columns: int, block: int | None) -> float:
-        """Return the bits of tables and of the weights that are kept, where all columns have the average width."""
+        """Return the bits of tables and of the weights that are kept."""
         del block
-        kept = kept_weights(rows * columns) * (ENTRY_BITS + place_bits(rows * columns))
-        return columns * 2**self.bits * ENTRY_BITS + kept
+        base, (more, less) = math.floor(self.bits), changed_columns(columns, self.bits)
+        entries = columns * 2**base + more * 2**base - less * 2 ** (base - 1)
+        return entries * ENTRY_BITS + kept_weights(rows * columns) * (ENTRY_BITS + place_bits(rows * columns))
 
     def round_(self, steps: Tensor, low: float, high: float) -> Tensor:
         """Columns are rounded to the numbers of their tables."""
@@ -68,6 +71,18 @@ class Tables(NumberType):
     def stored(self, values: Tensor) -> Tensor:
         """Return uint8."""
         return values.byte()
+
+
+def changed_columns(columns: int, average: float) -> tuple[int, int]:
+    """Return how many of so many columns have a bit more than the whole bits of the average, and how many a bit less.
+
+    The share of the columns that the average's fraction says has more; of a whole average above one, a tenth has more
+    and as many have less.
+    """
+    base = math.floor(average)
+    if average == base and base > 1:
+        return math.floor(_SWAPPED * columns), math.floor(_SWAPPED * columns)
+    return math.floor((average - base) * columns), 0
 
 
 def kept_weights(weights: int) -> int:

@@ -10,16 +10,15 @@ from torch import Tensor
 from calib.formats.number_type import NumberType
 from calib.formats.quantizers import QuantizedWeight
 from calib.formats.table_weights import TableWeight
-from calib.formats.tables import Tables, kept_weights
+from calib.formats.tables import Tables, changed_columns, kept_weights
 from calib.rounding.base import Moments
 from calib.rounding.own import rounds
 
-_SWAPPED = 0.1
-"""Share of the channels that give a bit to as many others where the average is whole."""
 _LARGE_CHANNELS = 0.1
 """Share of the channels, those with the largest activations, whose largest weights are kept."""
 _PASSES = 30
-_ROWS_AT_ONCE = 256
+_AT_ONCE = 2**24
+"""Distances that are in memory at a time: of a head for 100,000 words, every channel has millions."""
 
 
 @rounds(Tables)
@@ -60,13 +59,10 @@ def round_tables(
 
 def widths_of_channels(activations: Tensor, average: float) -> Tensor:
     """Return the bits of each channel, `[in]`; their sum is the average times the channels, rounded down."""
-    count, base = len(activations), math.floor(average)
-    widths = torch.full((count,), base, dtype=torch.int64)
+    count = len(activations)
+    widths = torch.full((count,), math.floor(average), dtype=torch.int64)
     order = activations.argsort(descending=True, stable=True).cpu()
-    more = math.floor((average - base) * count)
-    less = 0
-    if average == base and base > 1:
-        more = less = math.floor(_SWAPPED * count)
+    more, less = changed_columns(count, average)
     widths[order[:more]] += 1
     widths[order[count - less :]] -= 1
     return widths
@@ -104,5 +100,6 @@ def _nearest(rows: Tensor, tables: Tensor) -> Tensor:
     """Return the place of the nearest number of each row's table `[rows, entries]`
     for each of its numbers `[rows, n]`.
     """
-    pairs = zip(rows.split(_ROWS_AT_ONCE), tables.split(_ROWS_AT_ONCE), strict=True)
+    few = max(_AT_ONCE // (rows.shape[1] * tables.shape[1]), 1)
+    pairs = zip(rows.split(few), tables.split(few), strict=True)
     return torch.cat([(part[:, :, None] - own[:, None]).abs().argmin(dim=2) for part, own in pairs])

@@ -119,6 +119,20 @@ def test_what_is_stored():
     assert weight_bytes(unit("a", 72), Format.from_text("wc2")) == expected
 
 
+@pytest.mark.parametrize("text", ["wc1.5", "wc1.75", "wc2", "wc2.5", "wc4"])
+def test_the_cost_of_a_format_is_what_its_weights_take(text):
+    found, chosen = rounded(text), Format.from_text(text)
+    besides = chosen.weight.overhead_bits(OUT, LENGTH, None)
+    assert found.stored_bits() == OUT * sum(found.widths) + besides
+    assert 0 <= OUT * LENGTH * chosen.weight_bits - OUT * sum(found.widths) < OUT
+
+
+def test_clusters_need_no_memory_for_all_distances_at_once(monkeypatch):
+    whole = rounded("wc2.5")
+    monkeypatch.setattr(tables, "_AT_ONCE", 1)
+    assert rounded("wc2.5").content() == whole.content()
+
+
 def test_everything_counts_in_the_digest():
     found = rounded("wc2")
     for other in (
