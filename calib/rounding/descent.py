@@ -13,7 +13,8 @@ from calib.rounding.grids import Grid
 
 _ROUNDS = 6
 _PASSES = 2
-_ROWS_AT_ONCE = 256
+_AT_ONCE = 2**24
+"""Numbers that what some rows need at a time may have: each block of a row is multiplied by all moments."""
 _RIDGE = 1e-6
 
 
@@ -88,15 +89,12 @@ def _best_steps(target: Tensor, numbers: Tensor, grid: Grid, moments: Tensor, fl
     before = grid.scale.reshape(rows, -1)
     blocks = before.shape[1]
     scale = torch.empty_like(before)
-    for part in torch.arange(rows, device=numbers.device).split(_ROWS_AT_ONCE):
+    largest = length * (max(blocks, length) if groups > 1 else blocks)  # of groups a row has moments of its own
+    for part in torch.arange(rows, device=numbers.device).split(max(_AT_ONCE // largest, 1)):
         own = moments[part * groups // rows] if groups > 1 else moments
         parts = numbers[part].reshape(len(part), blocks, -1)
-        spread = torch.zeros(len(part), blocks, blocks, length // blocks, device=numbers.device)
-        index = torch.arange(blocks, device=numbers.device)
-        spread[:, index, index] = parts
-        columns = spread.reshape(len(part), blocks, length)
-        weighted = columns @ own
-        matrix = (weighted @ columns.transpose(1, 2)).double()
+        weighted = torch.einsum("rbi,rbik->rbk", parts, own.reshape(len(own), blocks, -1, length))
+        matrix = torch.einsum("rbci,rci->rbc", weighted.reshape(*weighted.shape[:2], blocks, -1), parts).double()
         right = (weighted @ target[part][:, :, None]).double()
         diagonal = torch.diagonal(matrix, dim1=1, dim2=2)
         ridge = _RIDGE * diagonal + torch.finfo(torch.float32).tiny

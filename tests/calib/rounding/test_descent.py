@@ -80,6 +80,16 @@ def test_groups_are_solved_each_alone(text):
         assert (together.values[part] != alone.values).float().mean() < 0.02
 
 
+@pytest.mark.parametrize(("text", "groups"), [("w3a16b8", 1), ("w4a16", 3)])
+def test_few_rows_at_a_time_give_the_same(text, groups, monkeypatch):
+    moments, weight = correlated(groups=groups), weight_of()
+    whole = rounded("descent", text, moments, weight)
+    monkeypatch.setattr("calib.rounding.descent._AT_ONCE", 1)
+    found = rounded("descent", text, moments, weight)
+    torch.testing.assert_close(found.scale, whole.scale, rtol=1e-4, atol=0)
+    assert (found.values != whole.values).float().mean() < 0.02
+
+
 def test_one_step_for_all_channels_stays_one():
     found = ROUNDINGS["descent"](weight_of(), correlated(), NUMBER_TYPES["t7"], None, torch.zeros(OUT))
     assert len(found.scale.unique()) == 1
