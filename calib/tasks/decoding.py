@@ -77,6 +77,7 @@ class DecodingTask(LanguageTask):
             if past:
                 with torch.no_grad():
                     _, *made = model(tokens[part, :past], *cache)
+                _check_gained(cache, made, past)
                 cache = grown(cache, made)
             target = torch.cat([behind[part, :1], behind[part, 1 + past : 1 + past + new]], 1)
             found.append(Batch((tokens[part, past : past + new].contiguous(), *cache), target))
@@ -106,6 +107,17 @@ def lengths_of(context: int) -> tuple[tuple[int, int], ...]:
 def grown(cache: Sequence[Tensor], made: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the cache with what a step added."""
     return tuple(torch.cat(pair, -2) for pair in zip(cache, made, strict=True))
+
+
+def _check_gained(cache: Sequence[Tensor], made: Sequence[Tensor], count: int) -> None:
+    """Raise UserError unless a step gave what `count` new tokens add to each tensor of the cache."""
+    wanted, found = ([tuple(each.shape) for each in tensors] for tensors in (cache, made))
+    wanted = [(*shape[:-2], count, shape[-1]) for shape in wanted]
+    if found != wanted:
+        raise UserError(
+            f"the network returned {found} behind the logits of {count} tokens, and not {wanted}: for each tensor of "
+            "the cache what the new tokens add, without what it was given"
+        )
 
 
 def generate(step: Step, prompt: Tensor, count: int, cache: tuple[Tensor, ...]) -> Iterator[Tensor]:

@@ -172,7 +172,10 @@ class LanguageTask:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits `[n, t, vocabulary]` of what a decoder returned; UserError when there are none."""
+    """Return the logits `[n, t, vocabulary]` of what a decoder returned; UserError when there are none.
+
+    Half precision becomes single: nats of a row are sums over its tokens.
+    """
     if isinstance(output, dict):
         output = output.get("logits")
     elif hasattr(output, "logits"):
@@ -184,7 +187,7 @@ def logits_of(output: Any) -> Tensor:
             "the decoder returned no logits [samples, tokens, vocabulary]: return them alone, first of a tuple, or as "
             "`logits`"
         )
-    return output
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def read_tokens(path: Path, separator: int | None = None) -> list[list[int]]:

@@ -50,6 +50,27 @@ def test_batches_are_the_middle_of_a_text_with_what_was_before(task):
         assert batch.target.shape == (8, 1 + new)
 
 
+class Whole(Summing):
+    """Returns the cache with what it was given, as many decoders do."""
+
+    def forward(self, tokens, cache):
+        total, new = super().forward(tokens, cache)
+        return total, torch.cat([cache, new], 1)
+
+
+class Twice(Summing):
+    def forward(self, tokens, cache):
+        total, new = super().forward(tokens, cache)
+        return total, new, new
+
+
+@pytest.mark.parametrize("network", [Whole, Twice])
+def test_a_network_that_returns_something_else_than_new_places_is_refused(network):
+    task = DecodingTask("wrong", network, text, text, CONTEXT, empty_cache)
+    with pytest.raises(UserError, match="what the new tokens add, without what it was given"):
+        task.calibration()
+
+
 def test_whole_rows_are_evaluated_with_an_empty_cache(task):
     first = task.evaluation()[0]
     assert first.inputs[0].shape == (2, CONTEXT)

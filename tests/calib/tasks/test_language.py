@@ -97,6 +97,16 @@ def test_the_figure_is_the_mean_over_tokens():
     assert task.loss(output, target).tolist() == pytest.approx([math.log(VOCABULARY), 0], abs=1e-6)
 
 
+def test_logits_in_half_precision_are_summed_in_single():
+    torch.manual_seed(0)
+    output, task = torch.randn(2, CONTEXT, VOCABULARY).half(), task_of([[1, 2]])
+    _, target = outputs()
+    for found, expected in zip(task.records(output, target), task.records(output.double(), target), strict=True):
+        assert found.nats == pytest.approx(expected.nats, rel=1e-6)
+    apart = task.divergence(output, output.roll(1, 0)).double()
+    torch.testing.assert_close(apart, task.divergence(output.double(), output.roll(1, 0).double()), rtol=1e-5, atol=0)
+
+
 def test_the_figure_may_be_the_perplexity():
     task = task_of([[1, 2]], perplexity=True)
     records = task.records(*outputs())
