@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from calib.formats.mixed_widths import MixedWidths
 from smpq.methods.base import method
 from smpq.methods.problem import Objective, SearchProblem
 from smpq.methods.same_average import bits_taken_away, same_average
@@ -24,4 +25,4 @@ def mg_ptq(problem: SearchProblem) -> Objective:
     This method takes the largest average within the budget for all layers; its score is the bits that a format takes
     away, by parameters. Other methods choose an average for each layer.
     """
-    return bits_taken_away(problem)
+    return bits_taken_away(problem, MixedWidths, rounding="gptq", widths="graph")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from smpq.methods.ceilings import best_within
@@ -24,8 +25,12 @@ def same_average(space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> P
     return best_within(policies, scores, ceilings, "policy with one average for all layers")
 
 
-def bits_taken_away(problem: SearchProblem) -> Objective:
-    """Return as the score of each format minus the bits that it takes away, by parameters."""
+def bits_taken_away(problem: SearchProblem, family: type[NumberType], **settings: str) -> Objective:
+    """Return as the score of each format minus the bits that it takes away, by parameters.
+
+    What the method decides inside of layers is made with weights of the types of `family`, by calibration with these
+    `settings`. A note says so where the run has others.
+    """
     space = problem.space
     total = sum(group.parameters for group in space.groups)
     samples = {
@@ -34,7 +39,17 @@ def bits_taken_away(problem: SearchProblem) -> Objective:
         for chosen in space.formats[group.name]
         if chosen != space.reference
     }
-    return linear_objective(problem, samples, estimator="bits", value_name="bits taken away")
+    found = linear_objective(problem, samples, estimator="bits", value_name="bits taken away")
+    return replace(found, notes=_other_settings(problem, family, settings))
+
+
+def _other_settings(problem: SearchProblem, family: type[NumberType], settings: Mapping[str, str]) -> tuple[str, ...]:
+    offered = {chosen.weight for row in problem.space.formats.values() for chosen in row}
+    if not any(isinstance(type_, family) for type_ in offered):
+        return ("no format that is offered leaves anything open inside of a layer: this method has nothing to decide",)
+    own = problem.fake_quantizer.calibration.settings if settings else None
+    others = [f"--{name} {wanted}" for name, wanted in settings.items() if getattr(own, name) != wanted]
+    return (f"inside of layers this is another method than asked for: that takes {' '.join(others)}",) if others else ()
 
 
 def _of_type(space: Space, found: NumberType, block: int | None) -> Policy:

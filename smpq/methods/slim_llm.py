@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from calib.formats.mixed_widths import MixedWidths
 from smpq.methods.base import method
 from smpq.methods.problem import Objective, SearchProblem
 from smpq.methods.same_average import bits_taken_away, same_average
@@ -29,4 +30,4 @@ def slim_llm(problem: SearchProblem) -> Objective:
     within a tenth of those of the weights, which at 2 bits want to be clipped. Nor do its widths help the latter, 3.59:
     30 of 35 layers have 64 inputs, two blocks of 32, and no block can spare one of two bits.
     """
-    return bits_taken_away(problem)
+    return bits_taken_away(problem, MixedWidths, rounding="slim", widths="slim")

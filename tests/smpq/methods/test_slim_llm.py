@@ -48,6 +48,23 @@ def test_a_budget_below_every_average_is_impossible(workspace):
         METHODS["slim-llm"].policy(workspace.space, scores, [Ceiling(workspace.costs["avg_bits"], 1.9)])
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "note"),
+    [
+        ("slim-llm", {"rounding": "slim", "widths": "slim"}, None),
+        ("slim-llm", {"rounding": "slim"}, "that takes --widths slim"),
+        ("slim-llm", {}, "that takes --rounding slim --widths slim"),
+        ("mg-ptq", {}, "that takes --widths graph"),
+        ("cmpq", {}, "nothing to decide"),
+    ],
+)
+def test_a_note_says_where_the_settings_are_not_those_of_the_method(name, settings, note, tmp_path):
+    asked = Settings("tests.linear_task:task", target="simulate", formats=formats("m2"), samples=16, **settings)
+    with open_run(tmp_path / "run", Progress(), asked) as opened:
+        notes = score_for(opened, Budget.from_text("avg_bits=3"), name).notes
+    assert [note in text for text in notes] == ([True] if note else [])
+
+
 def test_it_says_what_it_decides():
     assert METHODS["slim-llm"].decides == "groups of columns"
     assert Format.from_text("wm2a16b8").weight == Format.from_text("wm2a16b12").weight
