@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from calib.formats.format import Format
 from calib.network.units import Unit
-from deploy.targets.rules import Capability, LayerKind
+from deploy.targets.rules import LINEARS, Capability, LayerKind
 from deploy.targets.target import Target, capability_of
 from smpq.problem.policy import Space
-
-_ONE_ROW_A_SAMPLE = "linear"
 
 
 def offer(target: Target, unit: Unit, chosen: Format, batch: int | None = None) -> Capability:
     """Return what becomes of a format on a unit of an engine for `batch` samples; None when the number is free or not
     known.
     """
-    rows = batch if unit.operator == _ONE_ROW_A_SAMPLE else None
-    calls = len(unit.calls)
+    calls, rows = len(unit.calls), None
+    if batch is not None and unit.operator in LINEARS:
+        rows = batch * unit.macs // (unit.parameters * calls)  # what multiplies a matrix may hold many rows a sample
     layer = LayerKind(unit.operator, unit.in_features, unit.out_features, unit.in_channels, rows, calls)
     return capability_of(target, layer, chosen)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from calib.formats.format import Format, formats_from_text
-from deploy.targets.offers import may_fail, refusal, unknown_offers
+from deploy.targets.offers import may_fail, offer, refusal, unknown_offers
 from deploy.targets.target import target_from_name
 from smpq.problem.groups import space_from_formats
 from smpq.problem.policy import Group
-from tests.deploy.networks import mlp, residual
+from tests.deploy.networks import export, mlp, residual
 
 W4, BLOCKS, W8A8 = (Format.from_text(text) for text in ("w4a16", "w4a16b16", "w8a8"))
 
@@ -68,3 +70,17 @@ def test_layers_that_may_fail_are_named_with_the_reason():
     assert "fewer than 16 channels" in sentences[0]
     assert "stem, a, b and 1 more" in sentences[0]
     assert "head, last" in sentences[1]
+
+
+class OfTokens(nn.Linear):
+    """Multiplies the rows of a matrix, as `addmm` of many language models does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.view(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+
+@pytest.mark.parametrize(("tokens", "status"), [(9, "native"), (1, "unknown")])
+def test_tokens_of_one_sample_are_several_rows(tmp_path, tokens, status):
+    (unit,) = export(nn.Sequential(OfTokens(64, 64)), torch.randn(4, tokens, 64), tmp_path).units
+    assert unit.operator == "linear"
+    assert offer(target_from_name("tensorrt"), unit, W8A8, batch=1).status == status
