@@ -10,19 +10,18 @@ from smpq.solve.within import excess, is_within, nothing_within
 if TYPE_CHECKING:
     from smpq.methods.problem import SearchProblem
     from smpq.problem.policy import Policy
-    from smpq.scoring.scores import Scores
     from smpq.solve.allocate import Ceiling
 
 
-def best_within(policies: Sequence[Policy], scores: Scores, ceilings: Sequence[Ceiling], what: str) -> Policy:
-    """Return the policy within the ceilings whose formats have the largest sum of scores; the error of `nothing_within`
-    where there is none, `what` says of which kind.
+def best_within(policies: Sequence[tuple[Policy, float]], ceilings: Sequence[Ceiling], what: str) -> Policy:
+    """Return the policy within the ceilings that is worth most, of some with what they are worth; the error of
+    `nothing_within` where there is none, `what` says of which kind.
     """
-    values = scores.values()
-    allowed = [policy for policy in policies if is_within(policy, ceilings)]
+    allowed = [pair for pair in policies if is_within(pair[0], ceilings)]
     if not allowed:
-        raise nothing_within(what, min(policies, key=lambda policy: excess(policy, ceilings)), ceilings)
-    return max(allowed, key=lambda policy: sum(values[group][chosen] for group, chosen in policy.formats.items()))
+        nearest, _ = min(policies, key=lambda pair: excess(pair[0], ceilings))
+        raise nothing_within(what, nearest, ceilings)
+    return max(allowed, key=lambda pair: pair[1])[0]
 
 
 def ceilings_or_size(problem: SearchProblem, share: float) -> tuple[Ceiling, ...]:

@@ -20,9 +20,13 @@ def same_average(space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> P
     """Return the best policy within the ceilings in which all layers have the same type of weights, and blocks of the
     same size where they are offered these; a layer that is not offered the type stays in float.
     """
+    from smpq.solve.allocate import worth
+
+    values = scores.values()
     kinds = dict.fromkeys((chosen.weight, chosen.weight_block) for row in space.formats.values() for chosen in row)
     policies = [_of_type(space, *found) for found in kinds]
-    return best_within(policies, scores, ceilings, "policy with one average for all layers")
+    valued = [(policy, worth(values, policy)) for policy in policies]
+    return best_within(valued, ceilings, "policy with one average for all layers")
 
 
 def bits_taken_away(problem: SearchProblem, family: type[NumberType], **settings: str) -> Objective:

@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 
 
 def best_uniform(space: Space, scores: Scores, ceilings: Sequence[Ceiling]) -> Policy:
-    """Return the best uniform policy within the ceilings; a layer that lacks the format stays in float."""
-    policies = [space.uniform(chosen) for chosen in _formats(space)]
-    return best_within(policies, scores, ceilings, "policy with one format for all layers")
+    """Return the best uniform policy within the ceilings; a layer that lacks the format stays in float.
+
+    The scores of a format add up to the value of the policy that has it everywhere, with what other layers have there.
+    """
+    values = scores.values()
+    policies = [
+        (space.uniform(chosen), sum(row.get(chosen, 0.0) for row in values.values())) for chosen in _formats(space)
+    ]
+    return best_within(policies, ceilings, "policy with one format for all layers")
 
 
 @method(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +69,14 @@ def test_uniform_goes_by_the_value_and_not_by_the_bits():
     assert {group: row[W4].value for group, row in scores.entries.items()} == dict.fromkeys(
         space.formats, pytest.approx(4 - 32)
     )
+
+
+def test_uniform_counts_what_layers_without_the_format_have_once():
+    space = space_of(2, FORMATS)
+    space = replace(space, formats={"g0": (W8,), "g1": (W8, W4)})
+    values = {(W8, W8): -1.0, (W8, W4): -0.8}
+    found = policy_of("uniform", space, 9, lambda policy: values.get(tuple(policy.formats.values()), 0.0))
+    assert found.formats == {"g0": W8, "g1": W4}
 
 
 def test_uniform_that_does_not_fit_says_what_comes_closest():
