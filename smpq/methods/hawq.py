@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from calib.errors import UserError, first_line
 from smpq.methods.base import Need, method
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
-from smpq.methods.weight_error import squared_error
+from smpq.methods.weight_error import weighed_errors
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,13 +36,13 @@ def hawq(problem: SearchProblem) -> Objective:
 
     The score of layer l in format f is -(Tr(H_l) / n_l) ||Q_f(W_l) - W_l||^2, with H_l the Hessian of the mean loss in
     the n_l weights of the layer (HAWQ-V2, and HAWQ-V3's objective). Half of it is the expected change of the loss, to
-    second order. Activations play no part: formats with the same weights score the same. The integers Q_f are those of
-    the run's rounding. The trace is Hutchinson's estimate, whose standard error is that of the score.
+    second order. Activations play no part: of formats with the same weights those with more activation bits are a
+    millionth ahead. The integers Q_f are those of the run's rounding. The trace is Hutchinson's estimate, whose
+    standard error is that of the score.
     """
     import numpy as np
 
-    space, fake = problem.space, problem.fake_quantizer
-    parts = _parts(problem)
+    space, parts = problem.space, _parts(problem)
     probes = math.ceil(PROBES / len(parts))
     with problem.progress.bar("Hessian", len({unit.weight for unit in space.units}) * len(parts)) as advance:
         traces = mean_traces(
@@ -55,17 +55,9 @@ def hawq(problem: SearchProblem) -> Objective:
             "the end, "
             "or --samples are too few, and hawq takes bits away there"
         )
-    samples = {
-        (group.name, chosen): (
-            -np.sum([traces[unit.path] * squared_error(fake, unit, chosen) for unit in group.units], axis=0)
-        ).tolist()
-        for group in space.groups
-        for chosen in space.formats[group.name]
-        if chosen != space.reference
-    }
     return linear_objective(
         problem,
-        samples,
+        weighed_errors(problem, traces),
         estimator="Hutchinson",
         value_name="twice the loss",
         random=True,

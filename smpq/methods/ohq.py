@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from smpq.methods.base import method
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
-from smpq.methods.weight_error import squared_error
+from smpq.methods.weight_error import weighed_errors
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -75,7 +75,8 @@ def ohq(problem: SearchProblem) -> Objective:
 
     The score of layer l in format f is -D_l ||W_l - Q_f(W_l)||^2 / ||W_l masked||^2, with D_l the mean divergence of
     the output from that of the float network when the mask sets the masked part of W_l to zero. A layer's cost is
-    weighed against it by a MILP. Neither labels nor gradients are needed, so that `--data-free` gives the paper's
+    weighed against it by a MILP. Activations play no part: of formats with the same weights those with more activation
+    bits are a millionth ahead. Neither labels nor gradients are needed, so that `--data-free` gives the paper's
     setting: synthetic samples, fitted to the statistics of BatchNorm.
 
     No code of the paper was published and its formulas were not found: the abstract names the three parts (efficiency
@@ -85,23 +86,12 @@ def ohq(problem: SearchProblem) -> Objective:
     0.004, and without data 0.004 against 0.016. A weight of the cost of 0.1 changes none of the digits' plans, since
     the budget limits the cost already, so it is 0. In the latency loop the search decides, and neither weight counts.
     """
-    import numpy as np
-
-    space, fake = problem.space, problem.fake_quantizer
-    weights = list(dict.fromkeys(unit.weight for unit in space.units))
+    weights = list(dict.fromkeys(unit.weight for unit in problem.space.units))
     with problem.progress.bar("mask", len(weights) * len(problem.judging)) as advance:
         harms = masked_divergences(problem, weights, advance)
-    samples = {
-        (group.name, chosen): (
-            -np.sum([squared_error(fake, unit, chosen) * harms[unit.weight] for unit in group.units], axis=0)
-        ).tolist()
-        for group in space.groups
-        for chosen in space.formats[group.name]
-        if chosen != space.reference
-    }
     return linear_objective(
         problem,
-        samples,
+        weighed_errors(problem, {unit.path: harms[unit.weight] for unit in problem.space.units}),
         estimator="masks",
         value_name="kl",
         evaluations=MASKS * len(weights),
@@ -140,9 +130,9 @@ def _masked(weight: Tensor, generator: Any) -> Tensor:
     import torch
 
     hidden = torch.randperm(weight.numel(), generator=generator)[: max(1, round(MASKED * weight.numel()))]
-    found = weight.detach().clone()
-    found.view(-1)[hidden.to(found.device)] = 0
-    return found
+    kept = weight.new_ones(weight.numel())
+    kept[hidden.to(kept.device)] = 0
+    return weight.detach() * kept.view(weight.shape)
 
 
 def _add_divergences(

@@ -15,7 +15,7 @@ from calib.formats.format import FP32, Format
 from calib.network.graph import TracedModel
 from calib.network.units import find_units
 from calib.task import Batch
-from smpq.methods import ohq
+from smpq.methods import ohq, weight_error
 from smpq.methods.ohq import _masked, least_harm, masked_divergences, weighed
 from smpq.problem.costs import CostModel
 from smpq.scoring.scores import Score, Scores
@@ -85,7 +85,7 @@ def test_the_score_is_the_divergence_times_the_error_of_the_format(monkeypatch):
         yield lambda: None
 
     monkeypatch.setattr(ohq, "masked_divergences", lambda *_: harms)
-    monkeypatch.setattr(ohq, "squared_error", lambda _, __, chosen: errors[chosen])
+    monkeypatch.setattr(weight_error, "squared_error", lambda _, __, chosen: errors[chosen])
     full = SimpleNamespace(space=space, fake_quantizer=None, progress=SimpleNamespace(bar=bar), judging=[1], seed=0)
     scores = ohq.ohq(full).linear
     assert {group: {f: s.value for f, s in row.items()} for group, row in scores.entries.items()} == {
@@ -93,6 +93,24 @@ def test_the_score_is_the_divergence_times_the_error_of_the_format(monkeypatch):
         "g1": {W4: -8.0, W8: -2.0, FP32: 0.0},
     }
     assert scores.entries["g0"][W4].standard_error == pytest.approx(2.0)
+
+
+def test_of_formats_with_the_same_weights_more_activation_bits_win(monkeypatch):
+    narrow, wide = Format.from_text("w4a4"), Format.from_text("w4a16")
+    space = space_of(2, (narrow, W4, wide, W8, FP32))
+    monkeypatch.setattr(weight_error, "squared_error", lambda _, __, chosen: 4.0**-chosen.weight_bits)
+    full = SimpleNamespace(space=space, fake_quantizer=None)
+    samples = weight_error.weighed_errors(full, {unit.path: np.ones(2) for unit in space.units})
+    assert samples["g0", narrow] < samples["g0", W4] < samples["g0", wide] < samples["g0", W8]
+    assert samples["g0", wide] == [-(4.0**-4)] * 2
+    assert samples["g0", narrow] == pytest.approx(samples["g0", wide], rel=1e-5)
+
+
+def test_masks_of_weights_in_another_order_in_memory():
+    weight = torch.randn(4, 3, 2, 2)
+    seen = weight.contiguous(memory_format=torch.channels_last)
+    one, other = (_masked(each, torch.Generator().manual_seed(1)) for each in (weight, seen))
+    assert torch.equal(one, other)
 
 
 def scores_of(values):
