@@ -10,7 +10,7 @@ from smpq.methods.base import method
 from smpq.methods.problem import Objective, SearchProblem, linear_objective
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from smpq.solve.allocate import Move
 
@@ -44,7 +44,8 @@ def coopq(problem: SearchProblem) -> Objective:
     moves = moves_from(space, widest)
     singles = measure_singles(evaluator, moves, widest)
     if not problem.limits.evaluations or len(players) < 2:
-        return _objective(problem, {move: (value,) for move, value in singles.items()}, len(moves))
+        samples = {move: (value,) for move, value in singles.items()}
+        return _objective(problem, samples, "one at a time", len(moves), "every move")
 
     def game(number: int, coalitions: Sequence[frozenset[int]]) -> list[float]:
         moved = [[(players[i], min(space.formats[players[i]])) for i in each] for each in coalitions]
@@ -67,7 +68,8 @@ def coopq(problem: SearchProblem) -> Objective:
         if one[0] != other[0] and shares[one] and shares[other]
     }
     stop_reason = CUT_SHORT if len(found.main) < rounds * orders else "evaluations"
-    linear = _objective(problem, samples, len(moves) + found.evaluations, singles, stop_reason).linear
+    spent = len(moves) + found.evaluations
+    linear = _objective(problem, samples, "progressive Shapley interactions", spent, stop_reason, singles).linear
     objective = Objective(linear, pairs)
     doubt = doubt_about_widest(space, objective.scores.objective())
     note = (
@@ -79,20 +81,20 @@ def coopq(problem: SearchProblem) -> Objective:
 
 def _objective(
     problem: SearchProblem,
-    samples: dict[Move, tuple[float, ...]],
+    samples: Mapping[Move, tuple[float, ...]],
+    estimator: str,
     evaluations: int,
+    stop_reason: str,
     alone: dict[Move, float] | None = None,
-    stop_reason: str = "evaluations",
 ) -> Objective:
-    several = max(map(len, samples.values()), default=0) > 1
     return linear_objective(
         problem,
         samples,
-        estimator="progressive Shapley interactions" if several else "one at a time",
+        estimator=estimator,
         value_name=f"{problem.value_name} against the widest format",
         evaluations=evaluations,
-        random=several,
-        stop_reason=stop_reason if several else "every move",
+        random=max(map(len, samples.values()), default=0) > 1,
+        stop_reason=stop_reason,
         alone=alone,
     )
 

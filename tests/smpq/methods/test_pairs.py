@@ -155,6 +155,14 @@ def test_who_waits_no_longer_gets_what_there_is(name):
     assert METHODS[name].policy(space, cut, problem.ceilings)
 
 
+def test_one_order_of_many_is_cut_short():
+    space = space_of(7, (W2, W4))
+    game, _ = quadratic_game(space, 1)
+    scores = METHODS["coopq"].score(replace(problem_of(space, game, 3, 80), progress=Watcher(0))).scores
+    assert scores.pairs
+    assert (scores.estimator, scores.stop_reason) == ("progressive Shapley interactions", CUT_SHORT)
+
+
 def test_half_of_a_cross_term_counts_in_the_hybrid():
     space = space_of(3, (W2, W8))
     game = OneByOne(lambda policy: -1.0 * (policy["g0"] == W2) + 1.8 * (policy["g0"] == policy["g1"] == W2))
