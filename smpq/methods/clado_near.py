@@ -15,9 +15,9 @@ from smpq.methods.problem import Objective, SearchProblem
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smpq.problem.policy import Policy
+    from smpq.problem.policy import Policy, Space
     from smpq.scoring.cross_terms import CrossTerms
-    from smpq.solve.allocate import Ceiling, Move
+    from smpq.solve.allocate import Ceiling, Move, Values
 
 _SHARE_OF_SIZE = 0.3
 _ROUNDS = 2
@@ -85,11 +85,11 @@ def _plan_of(problem: SearchProblem, values: Mapping[Move, float], ceilings: tup
     """Return the best plan for values of moves alone."""
     from smpq.solve.allocate import Problem, solve_or_explain
 
-    rows = {
-        group: {chosen: values.get((group, chosen), 0.0) for chosen in row}
-        for group, row in problem.space.formats.items()
-    }
-    return solve_or_explain(Problem(problem.space, rows, ceilings))
+    return solve_or_explain(Problem(problem.space, _by_group(problem.space, values), ceilings))
+
+
+def _by_group(space: Space, values: Mapping[Move, float]) -> Values:
+    return {group: {chosen: values.get((group, chosen), 0.0) for chosen in row} for group, row in space.formats.items()}
 
 
 def _improved(
@@ -101,11 +101,7 @@ def _improved(
     from smpq.solve.allocate import Neighbourhood, PairedValues, Problem
     from smpq.solve.quadratic import solve_pairs
 
-    space = problem.space
-    rows = {
-        group: {chosen: found.singles.get((group, chosen), 0.0) for chosen in row}
-        for group, row in space.formats.items()
-    }
+    space, rows = problem.space, _by_group(problem.space, found.singles)
     candidates: dict[str, tuple[Policy, int]] = {}
     changes = max(2, len(space.groups) // 2)
     while changes >= 1:
