@@ -109,7 +109,7 @@ class Scores:
             if scored:
                 alone = {group: score.alone for group, score in scored.items()}
                 found = shrink(alone, {group: score.marginals for group, score in scored.items()})
-                for group, value in found.values.items():
+                for group, value in found.items():
                     values[group][chosen] = value
         return values
 

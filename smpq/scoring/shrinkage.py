@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +12,7 @@ _POOLED_DEGREES = 4.0
 _ROUNDS = 10
 
 
-@dataclass(frozen=True)
-class Shrunken:
-    """Scores after shrinkage: `values` and `standard_errors`, by key."""
-
-    values: Mapping[str, float]
-    standard_errors: Mapping[str, float]
-
-
-def shrink(alone: Mapping[str, float], marginals: Mapping[str, Sequence[float]]) -> Shrunken:
+def shrink(alone: Mapping[str, float], marginals: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Shrink mean marginals towards what the one-at-a-time scores predict; all keys are moves of one format, two walks
     or more.
 
@@ -49,8 +40,7 @@ def shrink(alone: Mapping[str, float], marginals: Mapping[str, Sequence[float]])
     expected, between = _prior(scores / scale, means, errors)
     share = between / np.maximum(between + errors, 1e-300)
     values = scale * (expected + share * (means - expected))
-    deviations = scale * np.sqrt(np.maximum(share * errors, errors / len(keys)))
-    return Shrunken(dict(zip(keys, values.tolist(), strict=True)), dict(zip(keys, deviations.tolist(), strict=True)))
+    return dict(zip(keys, values.tolist(), strict=True))
 
 
 def _prior(

@@ -32,29 +32,19 @@ def test_closer_to_the_truth_than_the_means_where_walks_are_few_and_no_worse_els
     for seed in range(20):
         alone, samples, truth = moves(spread, noise, walks, seed)
         raw += error({name: np.mean(row) for name, row in samples.items()}, truth, alone)
-        shrunken += error(shrink(alone, samples).values, truth, alone)
+        shrunken += error(shrink(alone, samples), truth, alone)
     assert shrunken * gain < raw
-
-
-def test_intervals_cover_about_what_they_say():
-    inside = []
-    for seed in range(40):
-        alone, samples, truth = moves(0.3, 0.5, 8, seed)
-        found = shrink(alone, samples)
-        inside += [abs(found.values[name] - truth[name]) <= 1.96 * found.standard_errors[name] for name in truth]
-    assert 0.9 <= np.mean(inside) <= 0.99
 
 
 def test_many_walks_leave_nothing_to_shrink():
     alone, samples, _ = moves(0.5, 0.1, 400, 0)
-    for name, value in shrink(alone, samples).values.items():
+    for name, value in shrink(alone, samples).items():
         assert value == pytest.approx(np.mean(samples[name]), rel=1e-2)
 
 
 def test_equal_ratios_and_zeros_are_no_trouble():
     found = shrink({"a": -1.0, "b": -2.0, "c": 0.0}, {"a": (-2.0, -2.0), "b": (-4.0, -4.0), "c": (0.0, 0.0)})
-    assert found.values["a"] == pytest.approx(-2.0)
-    assert found.values["b"] == pytest.approx(-4.0)
-    assert all(np.isfinite(list(found.standard_errors.values())))
+    assert found["a"] == pytest.approx(-2.0)
+    assert found["b"] == pytest.approx(-4.0)
     nothing = shrink({"a": 0.0, "b": 0.0}, {"a": (0.0, 0.0), "b": (0.0, 0.0)})
-    assert set(nothing.values.values()) == {0.0}
+    assert set(nothing.values()) == {0.0}
