@@ -46,7 +46,12 @@ class Synthetic:
 
 
 def synthesize(
-    model: nn.Module, kinds: Sequence[InputKind], samples: int, seed: int, advance: Callable[[], None] = lambda: None
+    model: nn.Module,
+    kinds: Sequence[InputKind],
+    samples: int,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+    batch: int = 1,
 ) -> Synthetic:
     """Draw samples by seed, and fit the floats among them to the running statistics of BatchNorm layers.
 
@@ -54,22 +59,31 @@ def synthesize(
     deviation of what each BatchNorm reads are those that it keeps. Ours: 40 steps with a falling rate, differences in
     standard deviations of their channel, and a factor of the standard deviation of the noise that is chosen from four.
     Where no layer keeps statistics the noise stays as it is, and so do integers. `advance` is called
-    `steps_of(samples)` times at most. The model is copied. UserError when it does not run on such inputs.
+    `steps_of(samples)` times at most. A model that does not take 64 samples at once gets `batch` of them, or one. The
+    model is copied. UserError when it does not run on such inputs.
     """
     model = copy_model(model).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    size = _batch_that_runs(model, kinds, samples)
+    size = _batch_that_runs(model, kinds, (min(BATCH, samples), batch, 1))
+    count = math.ceil(samples / size)
+    each = math.ceil(count * STEPS / steps_of(samples))
     with _reading(model) as read:
         scale = _best_scale(model, kinds, size, seed, read)
         spreads = [scale * kind.deviation for kind in kinds if kind.dtype.is_floating_point]
         fits = [
-            _fitted(model, [kind.draw(size, generator, scale) for kind in kinds], spreads, read, advance)
-            for _ in range(math.ceil(samples / size))
+            _fitted(
+                model,
+                [kind.draw(size, generator, scale) for kind in kinds],
+                spreads,
+                read,
+                (lambda: None) if number % each else advance,
+            )
+            for number in range(count)
         ]
     return Synthetic(
         tuple(Batch(fit.inputs, None) for fit in fits),
         size,
-        fits[0].norms,
+        max(fit.norms for fit in fits),
         sum(fit.noise_mismatch for fit in fits) / len(fits),
         sum(fit.mismatch for fit in fits) / len(fits),
     )
@@ -97,19 +111,18 @@ def mismatch(read: Iterable[tuple[_BatchNorm, Tensor]]) -> Tensor:
     return torch.stack(parts).mean()
 
 
-def _batch_that_runs(model: nn.Module, kinds: Sequence[InputKind], samples: int) -> int:
-    """Return how many samples a batch has: 64, or 1 for a model that takes no more."""
-    size, generator = min(BATCH, samples), torch.Generator().manual_seed(0)
-    whole = [kind.draw(size, generator) for kind in kinds]
-    try:
-        run_eager(model, whole, f"synthetic inputs ({size} samples)")
-    except UserError as error:
+def _batch_that_runs(model: nn.Module, kinds: Sequence[InputKind], sizes: Sequence[int]) -> int:
+    """Return the first of the sizes of a batch that a model runs on; UserError of the first where it runs on none."""
+    errors = []
+    for size in sizes:
+        generator = torch.Generator().manual_seed(0)
         try:
-            run_eager(model, [tensor[:1] for tensor in whole], "one synthetic sample")
-        except UserError:
-            raise error from None
-        return 1
-    return size
+            run_eager(model, [kind.draw(size, generator) for kind in kinds], f"synthetic inputs ({size} samples)")
+        except UserError as error:
+            errors.append(error)
+        else:
+            return size
+    raise errors[0]
 
 
 @contextmanager
@@ -162,19 +175,20 @@ class _Fit:
 def _fitted(
     model: nn.Module, inputs: Sequence[Tensor], spreads: Sequence[float], read: Read, advance: Callable[[], None]
 ) -> _Fit:
-    """Return the batch that noise becomes; the noise itself where the model gives no gradient to its inputs. `spreads`
-    are the standard deviations of the floats.
+    """Return the batch that noise becomes; the noise itself where the model gives no gradient to its inputs, and where
+    that comes nearer. `spreads` are the standard deviations of the floats.
     """
     plain = tuple(tensor.clone() for tensor in inputs)
     leaves = [tensor.requires_grad_() for tensor in inputs if tensor.is_floating_point()]
     distances: list[float] = []
+    norms = 0
     for step in range(STEPS):
         with torch.enable_grad():
             distance = _distance(model, inputs, read)
         if distance is None or not distance.requires_grad:
-            return _Fit(plain)
+            break
         if not distances:
-            optimizer = torch.optim.Adam([{"params": [leaf]} for leaf in leaves])
+            optimizer, norms = torch.optim.Adam([{"params": [leaf]} for leaf in leaves]), len(read)
         distances.append(float(distance.detach()))
         for group, spread in zip(optimizer.param_groups, spreads, strict=True):
             group["lr"] = spread * _RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
@@ -183,10 +197,11 @@ def _fitted(
             leaf.grad = gradient
         optimizer.step()
         advance()
-    norms = len(read)
-    done = tuple(tensor.detach() for tensor in inputs)
-    with torch.no_grad():
-        last = _distance(model, done, read)
-    if last is None or float(last) > distances[0]:
-        return _Fit(plain)
-    return _Fit(done, norms, distances[0], float(last))
+    else:
+        done = tuple(tensor.detach() for tensor in inputs)
+        with torch.no_grad():
+            last = _distance(model, done, read)
+        if last is not None and float(last) <= distances[0]:
+            return _Fit(done, norms, distances[0], float(last))
+    first = distances[0] if distances else 0.0
+    return _Fit(plain, norms, first, first)

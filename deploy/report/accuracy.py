@@ -26,7 +26,7 @@ def said_of(record: SyntheticFile) -> str:
         f"fitted to the statistics of {counted(record.norms, 'BatchNorm layer')} (mismatch {number(record.mismatch)}, "
         f"that of noise {number(record.noise_mismatch)})"
         if record.norms
-        else "plain noise, since no BatchNorm layer keeps statistics"
+        else "plain noise, since no BatchNorm layer keeps statistics that it could be fitted to"
     )
     return (
         f"data-free: no sample of the task calibrated it, {counted(record.samples, 'synthetic sample')} did, {fitted}"

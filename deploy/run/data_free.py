@@ -65,7 +65,7 @@ def without_samples(run: Run, task: Task, model: nn.Module, settings: Settings, 
         record = replace(known, evaluation=evaluation)
     else:
         with progress.bar("make samples", steps_of(settings.samples)) as advance:
-            made = synthesize(model, kinds, settings.samples, settings.seed, advance)
+            made = synthesize(model, kinds, settings.samples, settings.seed, advance, settings.batch)
         batches, record = list(made.batches), _record(made, kinds, source, settings.seed, evaluation=evaluation)
     progress.say(said_of(record))
     return DataFree(data_free(task, batches), batches, record)
@@ -122,10 +122,12 @@ def _row(kind: InputKind) -> InputRow:
 
 
 def _read(run: Run, kinds: tuple[InputKind, ...]) -> tuple[list[Batch], SyntheticFile]:
-    """Return the samples of a run. What they hold is checked with the fingerprint of the run."""
+    """Return the samples of a run. What they hold is checked with the fingerprint of the run; an example that is drawn
+    anew has other moments each time.
+    """
     path = run.file(SAMPLES)
     record, tensors = read_tensor_file(path, SyntheticFile, _REPAIR)
-    if record.inputs != tuple(map(_row, kinds)):
+    if [(row.shape, row.dtype) for row in record.inputs] != [(row.shape, row.dtype) for row in map(_row, kinds)]:
         raise UserError(f"the inputs are not those that {path} was made for: use another --out")
     names = [
         [f"{number}.{position}" for position in range(len(kinds))] for number in range(record.samples // record.batch)

@@ -121,10 +121,40 @@ def test_a_model_that_takes_one_sample_gets_one():
         synthesize(nn.Linear(5, 2), IMAGES, 3, seed=0)
 
 
+class InFours(Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(4, 2, 4, 4) if self.bn1.momentum == 0.5 else x)
+
+
+def test_a_model_of_one_size_gets_batches_of_that(short):
+    model = InFours()
+    model.bn1.momentum = 0.5
+    made = synthesize(model, IMAGES, 6, 0, batch=4)
+    assert (made.batch, len(made.batches), made.norms) == (4, 2, 2)
+    with pytest.raises(UserError, match=r"the model fails on synthetic inputs \(6 samples\)"):
+        synthesize(model, IMAGES, 6, seed=0)
+
+
 def test_progress_is_told(short):
-    steps = []
-    synthesize(Normed(), IMAGES, 70, 0, lambda: steps.append(1))
-    assert len(steps) == steps_of(70) == 2 * 2
+    for samples, model in ((70, Normed()), (70, Alone())):
+        steps = []
+        synthesize(model, IMAGES, samples, 0, lambda steps=steps: steps.append(1))
+        assert 0 < len(steps) <= steps_of(samples) == 2 * 2
+    assert len(steps) == 2 * 2
+
+
+class Alone(Normed):
+    """Takes one sample at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.training else x.reshape(1, 2, 4, 4))
+
+
+def test_noise_that_cannot_be_improved_says_how_far_it_is(monkeypatch):
+    monkeypatch.setattr("calib.synthetic.batches._RATE", 1e6)
+    made = synthesize(Normed(), IMAGES, 64, seed=0)
+    assert made.norms == 2
+    assert made.mismatch == made.noise_mismatch > 0
 
 
 def test_noise_has_the_moments_of_floats_that_vary():

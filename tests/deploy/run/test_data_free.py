@@ -136,6 +136,18 @@ def test_lost_samples_are_made_again_and_others_are_refused(run, tmp_path, monke
         open_run(path, Progress(), settings)
 
 
+class Drawn(Guarded):
+    """As the documentation writes it."""
+
+    def example_inputs(self):
+        return 0.3 + 0.4 * torch.randn(1, 1, 6, 6)
+
+
+def test_an_example_that_is_drawn_anew_is_the_same_input(tmp_path):
+    for _ in range(2):
+        done("score", *asked("Drawn", tmp_path / "run", "--method", "random"))
+
+
 def test_evaluation_data_verify(tmp_path):
     result = done("run", *asked("Evaluated", tmp_path / "run", "--method", "ohq", "--budget", "avg_bits=6"))
     assert Run(tmp_path / "run").has("verify.json")
