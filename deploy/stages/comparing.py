@@ -23,7 +23,6 @@ from deploy.run.directory import Run
 from deploy.stages.finetuning import trained_by
 from deploy.stages.recorded import Recorded
 from smpq.scoring.ranks import spearman
-from smpq.scoring.scores import Scores
 
 _FEWEST = 2
 
@@ -41,7 +40,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
         runs=tuple(map(_compared, runs)),
         layers=tuple(ComparedLayer(path=unit.path, parameters=unit.parameters) for unit in units),
         scores=tuple(
-            _compared_scores(first, second, runs[first].scores, runs[second].scores)
+            _compared_scores(first, second, _moves(runs[first]), _moves(runs[second]))
             for first, second in combinations(range(len(runs)), 2)
         ),
     )
@@ -108,9 +107,10 @@ def _seconds(run: Run) -> float | None:
     return sum(report.seconds.values()) if report is not None and report.seconds else None
 
 
-def _compared_scores(first: int, second: int, one: Scores | None, two: Scores | None) -> ComparedScores:
-    """Compare scores. The float format has no score of its own: it is 0 by definition, and left out."""
-    known, others = _moves(one), _moves(two)
+Moves = dict[tuple[str, Format], float]
+
+
+def _compared_scores(first: int, second: int, known: Moves, others: Moves) -> ComparedScores:
     shared = [move for move in known if move in others]
     within = [
         found
@@ -126,15 +126,13 @@ def _compared_scores(first: int, second: int, one: Scores | None, two: Scores | 
     )
 
 
-Moves = dict[tuple[str, Format], float]
-
-
-def _moves(scores: Scores | None) -> Moves:
+def _moves(read: Recorded) -> Moves:
+    """Return the scores of a run. The float format that it compares with has none: it is 0 by definition."""
     return {
         (group, chosen): score.value
-        for group, row in (scores.entries.items() if scores is not None else ())
+        for group, row in (read.scores.entries.items() if read.scores is not None else ())
         for chosen, score in row.items()
-        if not chosen.is_float
+        if chosen != read.space.reference
     }
 
 

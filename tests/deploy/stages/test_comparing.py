@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from msgspec.structs import replace
 
 from deploy.run.settings import Settings
 from deploy.stages.choosing import search
@@ -17,7 +18,7 @@ from smpq.problem.budget import Budget
 from tests.commands import contents, done, refused
 
 TASK = Settings("tests.tiny_task:task", "simulate", formats="w4a8,w8a8,fp32", rounding="nearest", samples=16)
-BUDGET = Budget.from_text("avg_bits=6")
+BUDGET, BUDGET_OF_HALVES = Budget.from_text("avg_bits=6"), Budget.from_text("avg_bits=10")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,14 @@ def test_two_runs(runs):
     again = compare([runs[0], runs[0]]).scores[0]
     assert (again.spearman, again.within) == (1.0, 1.0)
     assert [contents(run) for run in runs] == before, "no run is changed"
+
+
+def test_a_float_format_that_is_not_the_reference_has_scores(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("halves") / "run"
+    with open_run(path, Progress(), replace(TASK, formats="w8a8,fp16,fp32")) as workspace:
+        search(workspace, BUDGET_OF_HALVES, score(workspace, method="largest-first"))
+    assert compare([path, path]).scores[0].moves == 6
+    assert compare([path, runs[0]]).scores[0].moves == 3, "w8a8 in three layers"
 
 
 def test_the_command_prints_and_draws(runs, tmp_path):
