@@ -30,6 +30,7 @@ from deploy.run.calibrating import calibrated
 from deploy.run.data_free import DataFree
 from deploy.run.directory import DECISIVE, Run, versions
 from deploy.run.float_onnx import export_float_model
+from deploy.run.held_out import HeldOut, held_out_of
 from deploy.run.settings import Settings
 from deploy.run.workers import pool_that_pays
 from deploy.targets.offers import offer
@@ -42,7 +43,6 @@ from smpq.quantized.plan import QdqRules, QuantPlan
 from smpq.quantized.quantize import FakeQuantizer
 from smpq.value.evaluate import Evaluator
 from smpq.value.journal import Journal
-from smpq.value.policy_loss import PolicyLoss
 from smpq.value.value import PolicyValue
 from smpq.value.workers.pool import WorkerPool
 from smpq.value.workers.process import placed
@@ -210,11 +210,10 @@ class Workspace:
         """Every evaluation of the run, on disk."""
         return Journal(self.run.file("journal.sqlite"))
 
-    def losses(self, batches: Batches, kind: str, data: str) -> PolicyLoss:
-        """Return what policies lose on some batches, which `data` names, through the run's journal."""
-        fingerprint = f"{self.fingerprint}|{self.fake_quantizer.calibration.digest()}|{data} {batches.content}"
-        limit = self.resources.memory_limit_mb
-        return PolicyLoss(self.fake_quantizer, self.space, self.task, batches, kind, self.journal, fingerprint, limit)
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """The samples that decide what may be lost; calibrates."""
+        return held_out_of(self)
 
     @cached_property
     def costs(self) -> dict[str, CostModel]:

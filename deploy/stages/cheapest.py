@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from calib.batches import Batches, selection_batches
 from calib.errors import UserError
 from calib.task import SetTask
 from deploy.files.search import BudgetFile, Judged, LossFile
@@ -67,8 +66,7 @@ def check_decidable(workspace: Workspace, budget: Budget) -> None:
     check_budget(workspace.settings, budget)
     if limit is None or limit.cost != "drop" or not (isinstance(task, SetTask) or stated_point(task) is None):
         return
-    batches, data = _held_out(workspace)
-    losses = workspace.losses(batches, limit.cost, data)
+    data, losses = workspace.held_out.data, workspace.held_out.losses(limit.cost)
     if isinstance(task, SetTask) and (doubt := losses.doubt()) is not None:
         raise UserError(f"{limit} cannot be decided on the {data} batches: {doubt}; or give a budget on kl")
     if stated_point(task) is None and not limit.relative and limit.value >= abs(losses.float_metric()):
@@ -79,19 +77,12 @@ def check_decidable(workspace: Workspace, budget: Budget) -> None:
         )
 
 
-def _held_out(workspace: Workspace) -> tuple[Batches, Judged]:
-    if workspace.data_free is not None:
-        return workspace.batches, "synthetic"
-    batches = selection_batches(workspace.task, workspace.traced.sizes, workspace.resources.memory_limit_mb)
-    return (workspace.batches, "calibration") if batches is None else (batches, "selection")
-
-
 def verdicts_of(workspace: Workspace, limit: Limit) -> Verdicts:
     """Return who decides about a limit on the loss. Warns where the task has no held-out samples.
 
     UserError where a share of the float model's metric is asked for and that is not above zero.
     """
-    batches, data = _held_out(workspace)
+    data, loss = workspace.held_out.data, workspace.held_out.losses(limit.cost)
     if data == "calibration":
         workspace.progress.warn(
             f"{limit} is decided on the calibration batches, which the model may have been trained on and the search "
@@ -99,7 +90,6 @@ def verdicts_of(workspace: Workspace, limit: Limit) -> Verdicts:
         )
     if data == "synthetic":
         workspace.progress.warn(f"{limit} is decided on the synthetic samples: on those of the user it may be another")
-    loss = workspace.losses(batches, limit.cost, data)
     value = limit.value
     if limit.cost == "drop" and stated_point(workspace.task) is None:
         why = ", since it lies between 0 and 1" if loss.point < 1 else ""
@@ -113,7 +103,7 @@ def verdicts_of(workspace: Workspace, limit: Limit) -> Verdicts:
             )
         value *= whole
         workspace.progress.say(f"{limit} is {value:.3g} points of {workspace.task.metric_name}")
-    return Verdicts(loss, value, data, batches.content, _UNITS[limit.cost])
+    return Verdicts(loss, value, data, workspace.held_out.batches.content, _UNITS[limit.cost])
 
 
 def search_cheapest(

@@ -138,9 +138,13 @@ def write_space(workspace: Workspace) -> None:
 
 
 def static_ceilings(workspace: Workspace, budget: Budget) -> list[Ceiling]:
-    """Return the limits on costs that need no measurement."""
-    return [
-        Ceiling(workspace.costs[limit.cost], limit.absolute(workspace.costs[limit.cost].float_total))
-        for limit in budget.costs
-        if limit.cost != "latency"
-    ]
+    """Return the limits on costs that need no measurement. UserError for a share of a cost that is 0."""
+    found = []
+    for limit in budget.costs:
+        if limit.cost == "latency":
+            continue
+        model = workspace.costs[limit.cost]
+        if limit.relative and not model.float_total:
+            raise UserError(f"{limit} is a share of the float model's {limit.cost}, which is 0: limit another cost")
+        found.append(Ceiling(model, limit.absolute(model.float_total)))
+    return found

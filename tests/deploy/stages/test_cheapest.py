@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from calib.formats.format import FP32
 from deploy.files.loop import LoopFile
 from deploy.files.search import LossFile
 from deploy.stages.bundling import write_next_bundle
-from deploy.stages.cheapest import verdicts_of
+from deploy.stages.cheapest import check_decidable, verdicts_of
 from deploy.stages.choosing import search, solve
+from deploy.stages.scoring import static_ceilings
 from smpq.problem.budget import Budget
+from smpq.problem.costs import CostModel
 from smpq.value.loss import Loss
 from tests.commands import TINY, done, refused
 from tests.deploy.board import FASTER, SLOWER, Board
@@ -75,6 +78,36 @@ def test_without_held_out_samples_the_calibration_decides_with_a_warning(workspa
     assert verdicts.data == "calibration"
     assert verdicts.limit == pytest.approx(1.0), "a hundredth of 100 points: the labels are the network's own"
     assert "give the task a method selection()" in said[0]
+
+
+def test_the_float_model_runs_once_on_the_held_out_samples(workspace, monkeypatch):
+    class Counted(HeldOut):
+        metric_name = "hits"
+        loaded = judged = 0
+
+        def selection(self):
+            self.loaded += 1
+            return super().selection()
+
+        def metric(self, output, target):
+            self.judged += 1
+            return super().metric(output, target)
+
+    task = Counted()
+    workspace, budget = replace(workspace, task=task), Budget.from_text("drop=0.05x")
+    verdicts_of(workspace, budget.loss)
+    before = task.judged
+    assert verdicts_of(workspace, budget.loss).limit == pytest.approx(4.5)
+    check_decidable(workspace, Budget.from_text("drop=0.05"))
+    assert (task.loaded, task.judged) == (1, before)
+
+
+def test_a_share_of_no_bit_operations_is_refused():
+    nothing = SimpleNamespace(costs={"bops": CostModel("bops", 0.0, {}, 0.0), "size": CostModel("size", 0.0, {}, 8.0)})
+    with pytest.raises(UserError, match=r"bops=0.5x is a share of the float model's bops, which is 0"):
+        static_ceilings(nothing, Budget.from_text("size=0.5x,bops=0.5x"))
+    (ceiling,) = static_ceilings(nothing, Budget.from_text("size=0.5x,latency=1ms"))
+    assert ceiling.limit == 4.0
 
 
 def test_few_samples_show_no_point(workspace):
