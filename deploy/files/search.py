@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from calib.files.storage import AboveZero, Count, FileRecord, Positive, Record, Sha256
-from smpq.files import FormatText, Interval, OfPolicy, PolicyFile
+from smpq.files import FormatText, Interval, OfPolicy
 from smpq.problem.budget import Budget
 
 
