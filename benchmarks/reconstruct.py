@@ -1,12 +1,12 @@
 """Reconstruction of ResNet-20 on CIFAR-10: top-1 on the test images before and after, by loss, start and iterations.
 
 Usage: reconstruct.py CIFAR10_DIR WEIGHTS [--formats w2a8,2.25] [--losses mse,brecq,fima-q] [--iterations 300]
-       [--starts calibrated] [--seeds 0] [--drops default]
+       [--starts calibrated] [--seeds 0] [--drops 0.5]
 
 All layers have the same format, but the image stays at 8 bits. A number is a budget on average bits: the policy is the
 one that the search found for it with the same seed (`ptq_resnet20_gptq.json`). Weights are rounded by GPTQ first. 1,024
-calibration images, no labels; the test images are used for the two figures of a row and for nothing else. Rows that the
-record holds, by the same settings, are kept.
+calibration images, no labels; the test images are used for the two figures of a row and for nothing else. `share` says
+how `drop` goes on: falling, as in the product, or constant, as before. Rows that the record holds are kept.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def curves(rows: list[dict]) -> dict[str, dict[str, list[list[float]]]]:
     for row in sorted(rows, key=lambda row: row["cpu_seconds"]):
         settings = row["settings"]
         if settings["seed"] == 0:
-            name = "{loss} from {start}, drop {drop}".format(**settings)
+            name = "{loss} from {start}, drop {drop}, {share}".format(**settings, share=row["share"])
             curve = found.setdefault(row["format"], {}).setdefault(name, [])
             curve.append([row["cpu_seconds"], row["top1"]])
     return found
@@ -69,10 +69,11 @@ def over_seeds(rows: list[dict]) -> list[dict]:
     found: dict[tuple, list[dict]] = {}
     for row in rows:
         settings = {name: value for name, value in row["settings"].items() if name != "seed"}
-        found.setdefault((row["format"], *settings.values()), []).append(row)
+        found.setdefault((row["format"], row["share"], *settings.values()), []).append(row)
     return [
         {
             "format": alike[0]["format"],
+            "share": alike[0]["share"],
             **{name: alike[0]["settings"][name] for name in ("loss", "iterations", "start", "drop")},
             "seeds": sorted(row["settings"]["seed"] for row in alike),
             "lowest": min(row["top1"] for row in alike),
@@ -90,7 +91,7 @@ def main() -> int:
     parser.add_argument("weights", type=Path)
     for name, default in (
         ("formats", "w2a8"), ("losses", "mse,brecq,fima-q"), ("iterations", "300"), ("starts", "calibrated"),
-        ("seeds", "0"), ("drops", "default"),
+        ("seeds", "0"), ("drops", "0.5"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", default=default)
     options = parser.parse_args()
@@ -99,16 +100,17 @@ def main() -> int:
     rows = json.loads(file.read_text())["rows"] if file.is_file() else []
     for row in rows:  # those made before there was a setting
         row["settings"] = {**asdict(ReconstructionSettings()), **row["settings"]}
+        row.setdefault("share", "constant")
     bench = Resnet20(options.data, options.weights)
     columns = [
         getattr(options, name).split(",") for name in ("formats", "losses", "iterations", "starts", "seeds", "drops")
     ]
     for text, loss, iterations, start, seed, drop in itertools.product(*columns):
-        share = None if drop == "default" else float(drop)
-        settings = ReconstructionSettings(loss, int(iterations), start=start, seed=int(seed), drop=share)
-        if any((row["format"], row["settings"]) == (text, asdict(settings)) for row in rows):
+        settings = ReconstructionSettings(loss, int(iterations), start=start, seed=int(seed), drop=float(drop))
+        wanted = {"format": text, "settings": asdict(settings), "share": "falling"}
+        if any(wanted.items() <= row.items() for row in rows):
             continue
-        rows.append(bench.row(text, settings))
+        rows.append({**bench.row(text, settings), "share": "falling"})
         command = "PYTHONPATH=. python benchmarks/reconstruct.py CIFAR10_DIR WEIGHTS"
         seeds = sorted({row["settings"]["seed"] for row in rows})
         keep(NAME, command, seeds, rows, float_top1=88.5, curves=curves(rows), over_seeds=over_seeds(rows))

@@ -27,7 +27,7 @@ from smpq.reconstruction.settings import ReconstructionSettings
 
 NAME = "reconstruct_networks"
 ROUNDINGS = ("nearest", "gptq")
-_COLUMNS = ("network", "format", "method", "attention", "iterations", "channel_scales", "drop")
+_COLUMNS = ("network", "format", "method", "attention", "share", "iterations", "channel_scales", "drop")
 
 
 class Network(NamedTuple):
@@ -59,7 +59,7 @@ def row(name: str, bench: Bench, text: str, method: str, changed: dict[str, Any]
         return {**found, "figure": round(network.scale * bench.figure(bench.fake(), formats), 3), "cpu": cpu_model()}
     settings = settings_of(name, method, changed)
     made = bench.reconstructed(formats, settings, network.scale)
-    return {**found, "figure": made.pop("top1"), **made}
+    return {**found, "share": "falling", "figure": made.pop("top1"), **made}
 
 
 def settings_of(name: str, method: str, changed: dict[str, Any]) -> ReconstructionSettings:
@@ -72,7 +72,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for each in rows:
         settings = each.get("settings", {})
-        how = (each["attention"], *map(settings.get, ("iterations", "channel_scales", "drop")))
+        how = (each["attention"], each.get("share"), *map(settings.get, ("iterations", "channel_scales", "drop")))
         found.setdefault((each["network"], each["format"], each["method"], *how), []).append(each)
     return [
         {
@@ -107,6 +107,7 @@ def main() -> int:
         each.setdefault("attention", False)
         if "settings" in each:
             each["settings"] = {**asdict(ReconstructionSettings()), **each["settings"]}
+            each.setdefault("share", "constant")
     network = NETWORKS[options.network]
     bench = Bench(load_task(network.task, options.data, options.weights), attention=options.attention)
     floats[options.network] = round(network.scale * bench.figure(), 3)
@@ -120,7 +121,7 @@ def main() -> int:
             "attention": options.attention,
         }
         if method not in ROUNDINGS:
-            wanted["settings"] = asdict(settings_of(options.network, method, changed))
+            wanted |= {"settings": asdict(settings_of(options.network, method, changed)), "share": "falling"}
         if any(wanted.items() <= each.items() for each in rows):
             continue
         rows.append(row(options.network, bench, text, method, changed))

@@ -62,8 +62,8 @@ def reconstruct(
 ) -> FineTunedWeights:
     """Return the plan's weights, biases and activation steps such that each block gives what the float block gives.
 
-    1. Blocks (`find_blocks`) are done in order. Each reads what the quantised blocks in front of it give, or partly
-       (`settings.drop`) the float ones, and is compared with the float block on float inputs.
+    1. Blocks (`find_blocks`) are done in order. Each reads what the quantised blocks in front of it give, at first
+       partly (`settings.drop`) what the float ones do, and is compared with the float block on float inputs.
     2. In a block all weights on integers of two bits or more have AdaRound's variables; their steps, the biases of its
        layers, and the steps of activations below 8 bits are learned with them.
     3. `batches` are calibration data; targets are used where the task's divergence takes them. `partial` is a file that
@@ -113,8 +113,6 @@ class _Reconstruction:
         fixed = None if subject.traced.dynamic_batch else len(subject.traced.example[0])
         self.walk = Walk(self.traced, self.blocks, placed, settings.samples, fixed or settings.batch, memory_mb)
         self.activations: Activations = activations_of(self.traced, subject.plan)
-        low = any(isinstance(module, LearnedActivation) for module in self.activations.named.values())
-        self.in_full = settings.for_activations(low=low)
         self.weights: dict[str, QuantizedWeight] = dict(subject.plan.weights)
         self.biases: dict[str, Tensor] = {}
         self.costs: list[tuple[float, float]] = []
@@ -188,7 +186,7 @@ class _Reconstruction:
         around = Surroundings(self._parameters(), self.activations.sources, self.activations.edges)
         generator = torch.Generator().manual_seed(self.settings.seed * 10_007 + number)
         return train_block(
-            self.walk, block, parts, around, float_rows, rows, targets, self.in_full, generator, self.apart, tick
+            self.walk, block, parts, around, float_rows, rows, targets, self.settings, generator, self.apart, tick
         )
 
     def _parts(self, block: Block) -> Parts:

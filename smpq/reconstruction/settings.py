@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 from calib.declared import SEEDS, Declared, Group, Interval, OneOf, check_declared
@@ -10,7 +10,7 @@ from smpq.choices import VALUES
 from smpq.reconstruction.losses.base import LOSSES
 
 STARTS = ("calibrated", "nearest")
-_WAY, _LARGEST_RATE, _DROP = 30.0, 0.1, 0.5
+_WAY, _LARGEST_RATE = 30.0, 0.1
 _ABOVE_ZERO, _NOT_NEGATIVE = Interval(0, above=True), Interval(0)
 
 
@@ -24,9 +24,9 @@ class ReconstructionSettings:
     on the same grid. `rounding_rate` is the learning rate of AdaRound's variables: they have as far to go in few
     iterations as in many, so that it is 30 / iterations by default. `step_rate` and `bias_rate` are those of the
     logarithm of step sizes, and of biases as a share of what their channels vary by; both fall to 0 in a half cosine.
-    `drop` is the share of a block's input that comes from the float network, element by element (QDrop); activations
-    below 8 bits inside of a block are left in float as often. By default it is 0.5 where the plan has such activations,
-    and 0 where all have 8 bits: there blocks that read what the quantised network gives them come nearer in less time.
+    `drop` is the share of a block's input that comes from the float network at first, element by element (QDrop); it
+    falls evenly to 0, so that a block ends on what it will read. That is ours. Activations below 8 bits inside of a
+    block are left in float as often all the time.
     `channel_scales` first gives each channel behind a LayerNorm a scale, and a shift, where linear layers with
     activations below 8 bits read it (`smpq.reconstruction.channel_scales`). `regulariser` is the weight of AdaRound's
     pull to whole integers, from the first fifth of the iterations on. `value` judges start and end on the calibration
@@ -49,9 +49,8 @@ class ReconstructionSettings:
     step_rate: Annotated[float, Declared("learning rate of the logarithm of step sizes", _NOT_NEGATIVE)] = 0.003
     bias_rate: Annotated[float, Declared("learning rate of biases", _NOT_NEGATIVE)] = 0.003
     drop: Annotated[
-        float | None,
-        Declared("share of the input that stays float", Interval(0, 1), unset="0.5 if activations have below 8 bits"),
-    ] = None
+        float, Declared("share of the input that is float at first, and of activations", Interval(0, 1))
+    ] = 0.5
     channel_scales: Annotated[
         bool,
         Declared("scale the channels behind LayerNorms for activations below 8 bits", option="--channel-scales"),
@@ -62,10 +61,6 @@ class ReconstructionSettings:
 
     def __post_init__(self) -> None:
         check_declared(self)
-
-    def for_activations(self, *, low: bool) -> ReconstructionSettings:
-        """Return the settings with `drop` as it is by default; `low`: some activations have fewer than 8 bits."""
-        return self if self.drop is not None else replace(self, drop=_DROP if low else 0.0)
 
     @property
     def rate(self) -> float:

@@ -76,10 +76,10 @@ def train_block(
     """Train the parts of a block. `float_rows` and `rows` are what the float and the quantised network give it,
     `targets` what the float block makes of the first.
 
-    Adam, on `settings.batch` samples at a time, with what the block reads drawn from both networks where
-    `settings.drop` says so. UserError when the error is not a number any more.
+    Adam, on `settings.batch` samples at a time, with what the block reads drawn from both networks as
+    `settings.drop` says. UserError when the error is not a number any more.
     """
-    drop, spreads = settings.drop or 0.0, _spreads(walk, block, float_rows, parts)
+    spreads = _spreads(walk, block, float_rows, parts)
     moved = {name: nn.Parameter(torch.zeros_like(bias)) for name, bias in parts.biases.items()}
 
     def biases() -> dict[str, Tensor]:
@@ -125,13 +125,14 @@ def train_block(
                 loss.learn(seen[name])
         for group, rate in zip(optimizer.param_groups[1:], rates[1:], strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
+        share = settings.drop * (1 - iteration / settings.iterations)
         index = torch.randperm(walk.count, generator=generator)[: walk.size]
         wanted, read = walk.taken(targets, index), walk.taken(rows, index)
-        whole = walk.taken(float_rows, index) if drop else read
-        given = {name: _mixed(whole[name], read[name], drop, generator) for name in rows}
+        whole = walk.taken(float_rows, index) if share else read
+        given = {name: _mixed(whole[name], read[name], share, generator) for name in rows}
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            made = walk.run(block, given, edits(drop)).values
+            made = walk.run(block, given, edits(settings.drop)).values
             cost = sum(loss(made[name] - wanted[name], index) for name, loss in losses.items())
             assert isinstance(cost, Tensor)
             pull = _pull(parts, iteration, settings)

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from calib.errors import UserError
 from smpq.reconstruction import reconstruct as module
-from smpq.reconstruction import walk
+from smpq.reconstruction import trained_block, walk
 from smpq.reconstruction.blocks import find_blocks
 from smpq.reconstruction.losses.base import LOSSES
 from smpq.reconstruction.partial import PartialFile
@@ -111,15 +112,16 @@ def test_what_others_left_is_not_gone_on_with(given, subject, tmp_path):
     assert reconstruct(subject, given.batches, other, partial).after == reconstruct(subject, given.batches, other).after
 
 
-@pytest.mark.parametrize(("formats", "share"), [({"head": "w4a4"}, 0.5), ({}, 0.0)])
-def test_float_inputs_are_mixed_in_where_activations_have_below_eight_bits(given, formats, share, monkeypatch):
-    plan = given.subject("w2a8", **formats)
-    assert QUICK.for_activations(low=bool(formats)).drop == share
-    assert replace(QUICK, drop=0.25).for_activations(low=True).drop == 0.25
-    used = []
-    monkeypatch.setattr(module, "train_block", lambda *args: used.append(args[7].drop) or module.Done({}, {}, 0.0, 0.0))
-    reconstruct(plan, given.batches, QUICK)
-    assert set(used) == {share}
+def test_the_share_of_float_inputs_falls_to_nothing(given, subject, monkeypatch):
+    shares = []
+    mixed = trained_block._mixed
+    monkeypatch.setattr(trained_block, "_mixed", lambda *args: shares.append(args[2]) or mixed(*args))
+    reconstruct(subject, given.batches, replace(QUICK, drop=0.5))
+    one_block = shares[: QUICK.iterations]
+    assert one_block[0] == 0.5
+    assert np.allclose(np.diff(one_block), -0.5 / QUICK.iterations)
+    assert len(shares) > QUICK.iterations
+    assert shares[QUICK.iterations] == 0.5
 
 
 def test_blocks_that_were_cut_elsewhere_begin_anew(given, subject, tmp_path, monkeypatch):
