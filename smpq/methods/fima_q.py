@@ -80,15 +80,17 @@ def fima_q(problem: SearchProblem) -> Objective:
 def _costs(
     problem: SearchProblem, walk: Walk, block: Block, rows: Rows, targets: Rows, apart: TaskDivergence
 ) -> dict[tuple[str, Format], list[float]]:
-    """Return by move what it costs in this block, on each part of the samples; moves of other blocks are not named."""
+    """Return by move what it costs in this block, on each part of the samples; moves of layers that are not used in it
+    are not named.
+    """
     import torch
 
     from smpq.reconstruction.losses.fima_q import LowRankFisher
     from smpq.reconstruction.sensitivities import sensitivities
 
     space = problem.space
-    inside = {unit.path for unit in block.units}
-    own = [group for group in space.groups if any(unit.path in inside for unit in group.units)]
+    inside = {node.name for node in walk.traced.steps[block.start : block.stop]}
+    own = [group for group in space.groups if any(not inside.isdisjoint(unit.uses) for unit in group.units)]
     offered = dict.fromkeys(chosen for group in own for chosen in space.formats[group.name])
     fisher = LowRankFisher()
     errors: list[list[Tensor]] = []

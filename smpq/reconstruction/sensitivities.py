@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from calib.errors import UserError
 from calib.network.execution import Edits
 from smpq.reconstruction.blocks import Block
 from smpq.reconstruction.losses.base import Sensitivity
@@ -50,7 +51,13 @@ def sensitivities(
             values = walk.run(block, walk.taken(float_rows, piece), frozen).values
         leaves = {name: values[name].detach().clone().requires_grad_() for name in block.outputs}
         with torch.enable_grad():
-            apart = divergence(walk.finish(block, behind, leaves), walk.expected(piece), walk.target(piece)).sum()
+            output = walk.finish(block, {**values, **behind}, leaves)
+            apart = torch.as_tensor(divergence(output, walk.expected(piece), walk.target(piece))).sum()
+        if not apart.requires_grad:
+            raise UserError(
+                "the divergence of the network's output cannot be differentiated: compute it with torch from the "
+                "output as given, or use a --loss or --method that needs no gradients"
+            )
         gradients = torch.autograd.grad(apart, list(leaves.values()), materialize_grads=True)
         total += float(apart.detach())
         found = {_GRADIENT + name: gradient.detach() for name, gradient in zip(leaves, gradients, strict=True)}
