@@ -32,7 +32,11 @@ def reconstructed_weights(workspace: Workspace, quantizer: FakeQuantizer, iterat
 
 def _weights(workspace: Workspace, quantizer: FakeQuantizer, width: Width, iterations: int) -> FineTunedWeights:
     settings = ReconstructionSettings(
-        iterations=iterations, bias_rate=0.0, value=workspace.settings.value, seed=workspace.settings.seed
+        iterations=iterations,
+        activation_rate=0.0,
+        bias_rate=0.0,
+        value=workspace.settings.value,
+        seed=workspace.settings.seed,
     )
     path = workspace.run.file(f"width-{width.key}.safetensors")
     key = width.policy.key()

@@ -66,6 +66,7 @@ def _reporter(workspace: Workspace, advance: Callable[[], None]) -> Callable[[Bl
             advance()
             return
         before, after = progress.cost
-        workspace.progress.say(f"block {progress.block + 1} of {progress.blocks}: error {before:.4g} to {after:.4g}")
+        end = f" to {after:.4g}" if after != before else ", back where it began"
+        workspace.progress.say(f"block {progress.block + 1} of {progress.blocks}: error {before:.4g}{end}")
 
     return report

@@ -19,8 +19,8 @@ _MOST_UNITS = 8
 
 @dataclass(frozen=True)
 class Block:
-    """The steps from `start` up to, and without, `stop`. `outputs` are the tensors that it makes and later steps read;
-    `units` the layers whose first use is in it.
+    """The steps from `start` up to, and without, `stop`. `outputs` are the tensors that it makes and later steps read,
+    of those of floats with a row for each sample; `units` the layers whose first use is in it.
     """
 
     start: int
@@ -57,8 +57,8 @@ def find_blocks(traced: TracedModel, units: Sequence[Unit]) -> tuple[Block, ...]
     """
     lives = _Lives(traced)
     cuts = [0, *[step for step in range(1, len(traced.steps)) if lives.single(step)], len(traced.steps)]
-    places = {traced.nodes[unit.uses[0]]: unit for unit in units}
     position = {node: number for number, node in enumerate(traced.steps)}
+    places = {min((traced.nodes[use] for use in unit.uses), key=position.__getitem__): unit for unit in units}
     firsts = sorted(position[node] for node in places)
 
     def layers(start: int, stop: int) -> int:
@@ -136,7 +136,9 @@ class _Lives:
         return len(self.made(since, step)) == 1 and found <= self._rows
 
     def made(self, start: int, stop: int) -> tuple[str, ...]:
-        return tuple(sorted(name for name in self.tensors(stop) if start <= self._made.get(name, -1) < stop))
+        rows = sorted(self.tensors(stop) & self._rows)
+        made = [name for name in rows if start <= self._made.get(name, -1) < stop]
+        return tuple(name for name in made if self._traced.nodes[name].meta["val"].is_floating_point())
 
 
 def _with_a_row_for_each_sample(traced: TracedModel) -> set[str]:

@@ -64,8 +64,9 @@ def reconstruct(
 
     1. Blocks (`find_blocks`) are done in order. Each reads what the quantised blocks in front of it give, at first
        partly (`settings.drop`) what the float ones do, and is compared with the float block on float inputs.
-    2. In a block all weights on integers of two bits or more have AdaRound's variables; their steps, the biases of its
-       layers, and the steps of activations below 8 bits are learned with them.
+    2. In a block all weights on integers of two bits or more have AdaRound's variables; their steps, the biases that
+       its layers alone read, and the steps of activations below 8 bits are learned with them. A block that costs more
+       afterwards goes back to where it began.
     3. `batches` are calibration data; targets are used where the task's divergence takes them. `partial` is a file that
        holds the blocks that are done: a reconstruction that was killed goes on behind the last of them, to the same
        result. What of all samples takes more than `memory_mb` between two blocks lies in files without a name.
@@ -114,6 +115,7 @@ class _Reconstruction:
         self.walk = Walk(self.traced, self.blocks, placed, settings.samples, fixed or settings.batch, memory_mb)
         self.activations: Activations = activations_of(self.traced, subject.plan)
         self.weights: dict[str, QuantizedWeight] = dict(subject.plan.weights)
+        self.leaves = leaf_names(subject.traced)
         self.biases: dict[str, Tensor] = {}
         self.costs: list[tuple[float, float]] = []
 
@@ -132,8 +134,7 @@ class _Reconstruction:
             self._resume(partial)
         self._train(partial, report)
         after = self.judge()
-        parameters = {name: self.traced.state[node] for node, name in leaf_names(self.subject.traced).items()}
-        parameters |= {self.subject.traced.parameter_names[node]: bias for node, bias in self.biases.items()}
+        parameters = {name: self.biases.get(node, self.traced.state[node]) for node, name in self.leaves.items()}
         return FineTunedWeights(
             self.subject.key,
             self.subject.fingerprint,
@@ -181,7 +182,7 @@ class _Reconstruction:
     ) -> Done:
         """Train one block; its random numbers depend on its number alone, so that they are the same after a kill."""
         parts = self._parts(block)
-        if not parts.weights and not parts.activations:
+        if not block.outputs or not (parts.weights or parts.activations):
             return Done({}, {}, 0.0, 0.0)
         around = Surroundings(self._parameters(), self.activations.sources, self.activations.edges)
         generator = torch.Generator().manual_seed(self.settings.seed * 10_007 + number)
@@ -196,22 +197,21 @@ class _Reconstruction:
             for unit in block.units
             if _is_trained(self.subject.plan.weights.get(unit.path))
         }
-        own = {unit.weight: unit for unit in block.units}
+        calls = {call for unit in block.units for call in unit.calls}
         biases = {
-            unit.bias: self.biases.get(unit.bias, self.traced.state[unit.bias])
-            for name in weights
-            if (unit := own[name]).bias is not None
+            unit.bias: self.traced.state[unit.bias]
+            for unit in block.units
+            if unit.weight in weights
+            and unit.bias in self.leaves
+            and calls.issuperset(reader.name for reader in self.traced.consumers(unit.bias))
         }
+        return Parts(weights, biases, self._activations(block))
+
+    def _activations(self, block: Block) -> list[LearnedActivation]:
         steps = {node.name for node in self.traced.steps[block.start : block.stop]}
-        modules = [
-            module
-            for place, module in [
-                *self.activations.sources.items(),
-                *[(reader, module) for (_, reader), module in self.activations.edges.items()],
-            ]
-            if place in steps and isinstance(module, LearnedActivation) and module.step.requires_grad
-        ]
-        return Parts(weights, biases, list({id(module): module for module in modules}.values()))
+        edges = [(reader, module) for (_, reader), module in self.activations.edges.items()]
+        inside = {id(module): module for place, module in [*self.activations.sources.items(), *edges] if place in steps}
+        return [each for each in inside.values() if isinstance(each, LearnedActivation) and each.step.requires_grad]
 
     def _keep(self, block: Block, found: Done) -> None:
         paths = {unit.weight: unit.path for unit in block.units}
@@ -221,7 +221,7 @@ class _Reconstruction:
         self._freeze(block)
 
     def _freeze(self, block: Block) -> None:
-        for module in self._parts(block).activations:
+        for module in self._activations(block):
             module.step.requires_grad_(False)
 
     def _parameters(self) -> dict[str, Tensor]:

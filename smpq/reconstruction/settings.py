@@ -22,8 +22,9 @@ class ReconstructionSettings:
     `iterations` are steps of Adam for each block, on `batch` samples each, of `samples` of the calibration data.
     `start` says where integers begin: "calibrated", at those of the run's rounding, or "nearest", at the float weight
     on the same grid. `rounding_rate` is the learning rate of AdaRound's variables: they have as far to go in few
-    iterations as in many, so that it is 30 / iterations by default. `step_rate` and `bias_rate` are those of the
-    logarithm of step sizes, and of biases as a share of what their channels vary by; both fall to 0 in a half cosine.
+    iterations as in many, so that it is 30 / iterations by default. `step_rate` is that of the logarithm
+    of the steps of weights, `activation_rate` of the steps of activations as a share of them, `bias_rate` of biases as
+    a share of what their channels vary by; all three fall to 0 in a half cosine.
     `drop` is the share of a block's input that comes from the float network at first, element by element (QDrop); it
     falls evenly to 0, so that a block ends on what it will read. That is ours. Activations below 8 bits inside of a
     block are left in float as often all the time.
@@ -47,6 +48,7 @@ class ReconstructionSettings:
         Declared("learning rate of roundings", _ABOVE_ZERO, "--rounding-rate", unset="30 / iterations, 0.1 at most"),
     ] = None
     step_rate: Annotated[float, Declared("learning rate of the logarithm of step sizes", _NOT_NEGATIVE)] = 0.003
+    activation_rate: Annotated[float, Declared("learning rate of the steps of activations", _NOT_NEGATIVE)] = 0.003
     bias_rate: Annotated[float, Declared("learning rate of biases", _NOT_NEGATIVE)] = 0.003
     drop: Annotated[
         float, Declared("share of the input that is float at first, and of activations", Interval(0, 1))

@@ -51,7 +51,7 @@ class Surroundings:
 @dataclass(frozen=True)
 class Done:
     """A block that was trained: integers by weight, biases, and its mean squared error with whole integers, on what the
-    quantised network gives it, before and after.
+    quantised network gives it, before and after: the same where it went back to where it began.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -77,7 +77,8 @@ def train_block(
     `targets` what the float block makes of the first.
 
     Adam, on `settings.batch` samples at a time, with what the block reads drawn from both networks as
-    `settings.drop` says. UserError when the error is not a number any more.
+    `settings.drop` says. A block that costs more afterwards, with whole integers and on what the quantised network
+    gives it, goes back to where it began. UserError when the error is not a number any more.
     """
     spreads = _spreads(walk, block, float_rows, parts)
     moved = {name: nn.Parameter(torch.zeros_like(bias)) for name, bias in parts.biases.items()}
@@ -97,17 +98,19 @@ def train_block(
         edges = {place: kept.setdefault(id(known), edit(known)) for place, known in around.edges.items()}
         return Edits(sources, edges, {**around.parameters, **weights, **biases()})
 
-    def error() -> float:
-        found, count = 0.0, min(walk.count, _JUDGED)
+    def judged() -> tuple[float, float]:
+        """Return what is minimised, and the mean squared error."""
+        cost, error, count = 0.0, 0.0, min(walk.count, max(_JUDGED // walk.size, 1) * walk.size)
         with torch.no_grad():
             for index in torch.arange(count).split(walk.size):
                 made = walk.run(block, walk.taken(rows, index), edits(0.0, whole=True)).values
                 wanted = walk.taken(targets, index)
-                squares = [(made[name] - wanted[name]).square().mean() for name in block.outputs]
-                found += float(torch.stack(squares).sum()) * len(index) / count
-        return found
+                errors = {name: made[name] - wanted[name] for name in block.outputs}
+                cost += sum(float(loss(errors[name], index)) for name, loss in losses.items()) * len(index) / count
+                squares = [each.square().mean() for each in errors.values()]
+                error += float(torch.stack(squares).sum()) * len(index) / count
+        return cost, error
 
-    before = error()
     optimizer = torch.optim.Adam(
         [
             {"params": [weight.variables for weight in parts.weights.values()], "lr": settings.rate},
@@ -116,6 +119,8 @@ def train_block(
         lr=settings.rate,
     )
     rates = [group["lr"] for group in optimizer.param_groups]
+    variables = [variable for group in optimizer.param_groups for variable in group["params"]]
+    start = _values(variables)
     losses = {name: LOSSES[settings.loss].make(block.channel_axis(targets[name].shape)) for name in block.outputs}
     refresh = _refreshes(settings)
     for iteration in range(settings.iterations):
@@ -147,12 +152,38 @@ def train_block(
         for activation in parts.activations:
             activation.project()
         tick()
+    before, after = _settle(variables, start, judged)
     return Done(
         {name: weight.hard() for name, weight in parts.weights.items()},
         {name: bias.detach() for name, bias in biases().items()},
         before,
-        error(),
+        after,
     )
+
+
+def _settle(
+    variables: Sequence[Tensor], start: Sequence[Tensor], judged: Callable[[], tuple[float, float]]
+) -> tuple[float, float]:
+    """Set variables back to their start where that costs less, or where they cost no number; return the errors at the
+    start and now.
+    """
+    end, (reached, after) = _values(variables), judged()
+    _set(variables, start)
+    began, before = judged()
+    if not reached <= began:
+        return before, before
+    _set(variables, end)
+    return before, after
+
+
+def _values(variables: Sequence[Tensor]) -> list[Tensor]:
+    return [variable.detach().clone() for variable in variables]
+
+
+def _set(variables: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for variable, value in zip(variables, values, strict=True):
+            variable.copy_(value)
 
 
 def _decaying(
@@ -163,7 +194,7 @@ def _decaying(
         {"params": steps, "lr": settings.step_rate},
         {"params": list(moved.values()), "lr": settings.bias_rate},
         *[
-            {"params": [module.step], "lr": settings.step_rate * float(module.step.detach())}
+            {"params": [module.step], "lr": settings.activation_rate * float(module.step.detach())}
             for module in parts.activations
         ],
     ]

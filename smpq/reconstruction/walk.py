@@ -82,13 +82,20 @@ class Walk:
         return {name: tensor[index].to(self.inputs[0].device) for name, tensor in rows.items()}
 
     def through(self, block: Block, rows: Rows, edits: Edits) -> Rows:
-        """Return the tensors behind a block, for all samples; no gradient is recorded."""
+        """Return the tensors behind a block that have a row for each sample, for all of them; no gradient is recorded.
+
+        Behind the last block there may be others: what a network returns besides.
+        """
         found: dict[str, Tensor] = {}
         others = self._others[block.stop]
         with torch.no_grad():
             for piece in self.pieces():
                 values = self.run(block, self.taken(rows, piece), edits).values
-                made = {name: value for name, value in values.items() if name not in others}
+                made = {
+                    name: value
+                    for name, value in values.items()
+                    if name not in others and value.dim() and len(value) == len(piece)
+                }
                 found = found or self.room(made)
                 for name, value in made.items():
                     found[name][int(piece[0]) : int(piece[-1]) + 1] = value

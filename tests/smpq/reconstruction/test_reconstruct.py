@@ -53,6 +53,27 @@ def test_activations_below_eight_bits_learn_their_steps(given, subject):
     assert all(bits < 8 for _, bits in moved)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_block_that_became_worse_goes_back_to_where_it_began(given, subject, loss):
+    told = []
+    harmful = replace(QUICK, loss=loss, iterations=3, step_rate=5.0, activation_rate=0.5, bias_rate=5.0)
+    found = reconstruct(subject, given.batches, harmful, report=told.append)
+    costs = [progress.cost for progress in told if progress.cost]
+    assert all(before == after for before, after in costs)
+    assert found.after == found.before
+    assert all(same(weight, subject.plan.weights[path]) for path, weight in found.weights.items())
+    grids = {(entry.tensor, entry.quantizer.bits): entry.quantizer for entry in subject.plan.tensors}
+    assert all(grids[key] == quantizer for key, quantizer in found.quantizers.items())
+    own = dict(subject.traced.module.named_parameters())
+    assert all(torch.equal(tensor, own[name]) for name, tensor in found.parameters.items())
+
+
+def test_steps_of_activations_stay_where_they_are_not_learned(given, subject):
+    found = reconstruct(subject, given.batches, replace(QUICK, activation_rate=0.0))
+    grids = {(entry.tensor, entry.quantizer.bits): entry.quantizer for entry in subject.plan.tensors}
+    assert all(grids[key] == quantizer for key, quantizer in found.quantizers.items())
+
+
 def test_a_kill_costs_the_block_that_it_hit(given, subject, tmp_path, monkeypatch):
     undisturbed = reconstruct(subject, given.batches, QUICK)
     trained = module.train_block
