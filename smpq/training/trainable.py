@@ -4,6 +4,7 @@ are attached.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,10 +83,13 @@ class TrainableGraph(nn.Module):
         for node in leaf_names(traced):
             self._leaves[node] = nn.Parameter(ordered(self.placed.state[node].clone(), self._order))
         self._unfolded: dict[str, str] = {}
+        called = {unit.path: [traced.module_path(traced.producer(call)) for call in unit.calls] for unit in self.units}
+        counts = Counter(path for paths in called.values() for path in paths)
         for unit in self.units:
-            norm = norms.get(unit.path)
-            if norm is not None and len(unit.calls) == 1 and unit.bias is not None:
-                self._unfold(unit, norm)
+            layer = next(iter(called[unit.path]), "")
+            # of a module that multiplies twice nobody knows behind which layer the norm was
+            if layer in norms and counts[layer] == len(unit.calls) == 1 and unit.bias is not None:
+                self._unfold(unit, norms[layer])
         self.weights: dict[str, nn.Parameter] = {unit.path: self._leaves[unit.weight] for unit in self.units}
         self._frozen_state = {name: ordered(tensor, self._order) for name, tensor in self.placed.state.items()}
         self._quantizers = nn.ModuleList()

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from calib.network.fold import trace_folded
@@ -154,3 +155,33 @@ def test_a_norm_that_is_no_batchnorm_is_trained_as_a_part_of_its_layer():
     assert not graph._norms
     with torch.no_grad():
         torch.testing.assert_close(graph.run((x,)), original(x), rtol=1e-3, atol=1e-4)
+
+
+class OwnLayers(nn.Module):
+    """Multiplies by parameters of its own, a norm behind the last product."""
+
+    def __init__(self, *, twice: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4)) if twice else None
+        self.bias = nn.Parameter(torch.randn(6)) if twice else None
+        self.kernel = nn.Parameter(torch.randn(6, 6 if twice else 4))
+        self.offset = nn.Parameter(torch.randn(6))
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        if self.weight is not None:
+            x = F.linear(x, self.weight, self.bias).relu()
+        return self.norm(F.linear(x, self.kernel, self.offset))
+
+
+@pytest.mark.parametrize(("twice", "unfolded"), [(True, False), (False, True)])
+def test_a_norm_is_put_back_behind_the_layer_that_took_it_in_or_nowhere(twice, unfolded):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(OwnLayers(twice=twice)).eval(), torch.randn(8, 4)
+    traced, folded = trace_folded(model, (x,))
+    assert [(pair.norm, pair.layer) for pair in folded] == [("0.norm", "0")]
+    units, _ = find_units(traced)
+    graph = TrainableGraph(traced, units, model, folded).train()
+    assert graph.normalises == unfolded
+    expected = model.train()(x) if unfolded else model(x)
+    torch.testing.assert_close(graph.run((x,)), expected, rtol=1e-4, atol=1e-4)
