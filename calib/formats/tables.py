@@ -61,7 +61,7 @@ class Tables(NumberType):
         """Return the bits of tables and of the weights that are kept."""
         del block
         base, (more, less) = math.floor(self.bits), changed_columns(columns, self.bits)
-        entries = columns * 2.0**base + more * 2.0**base - less * 2.0 ** (base - 1)
+        entries = (columns + more) * 2.0**base - less * 2.0 ** (base - 1)
         return entries * ENTRY_BITS + kept_weights(rows * columns) * (ENTRY_BITS + place_bits(rows * columns))
 
     def round_(self, steps: Tensor, low: float, high: float) -> Tensor:

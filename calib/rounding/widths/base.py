@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from calib.choices import WIDTH_RULES
+from calib.formats.zero_points import zero_point
 from calib.rounding.base import Moments
+from calib.rounding.grids import search_range
 
 
 class ChooseWidths(Protocol):
@@ -55,3 +57,14 @@ def weights_of_errors(weight: Tensor, moments: Moments) -> Tensor:
     columns = torch.arange(weight.shape[1], device=weight.device)[None]
     factor = torch.diagonal(moments.inverse_factor_of(columns), dim1=1, dim2=2)
     return (1 / factor.square()).expand(len(weight), -1)
+
+
+def errors_of_width(weight: Tensor, importance: Tensor, bits: int, block: int) -> Tensor:
+    """Return `[out, k]`, what rounding to the nearest leaves of a weight whose blocks all have so many bits; the range
+    of each has the least squared error weighted with `importance`, `[out, k]`.
+    """
+    type_, parts = zero_point(bits), weight.reshape(-1, block)
+    floor = torch.zeros(len(parts), device=weight.device)
+    scale, zero = (each[:, None] for each in search_range(parts, importance.reshape(-1, block), type_, floor))
+    rounded = (type_.round_(parts / scale + zero, *type_.limits) - zero) * scale
+    return (rounded - parts).reshape(weight.shape)

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from calib.formats.mixed_widths import WIDTHS, bits_of_blocks
-from calib.formats.zero_points import zero_point
 from calib.rounding.base import Moments
-from calib.rounding.grids import search_range
-from calib.rounding.widths.base import weights_of_errors, width_rule
+from calib.rounding.widths.base import errors_of_width, weights_of_errors, width_rule
 
 
 @width_rule("error")
@@ -20,19 +18,13 @@ def widths_by_error(weight: Tensor, moments: Moments, average: float, block: int
     et al., arXiv 2210.17323, eq. 3, summed). Each block is rounded to nearest alone in every width of `WIDTHS`. The
     best sum under the given bits is found exactly, by dynamic programming over the blocks.
     """
-    importance = weights_of_errors(weight, moments)
-    floor = torch.zeros(len(weight), device=weight.device)
+    importance, rows = weights_of_errors(weight, moments), len(weight)
     costs = []
-    for columns in torch.arange(weight.shape[1], device=weight.device).split(block):
-        part, counts = weight[:, columns], importance[:, columns]
-        row = []
-        for width in WIDTHS:
-            type_ = zero_point(width)
-            scale, zero = (each[:, None] for each in search_range(part, counts, type_, floor))
-            rounded = (type_.round_(part / scale + zero, *type_.limits) - zero) * scale
-            row.append(float(((rounded - part).square().double() * counts.double()).sum()))
-        costs.append(row)
-    return cheapest(costs, bits_of_blocks(average, len(costs)))
+    for width in WIDTHS:
+        errors = errors_of_width(weight, importance, width, block).square().double() * importance.double()
+        costs.append(errors.reshape(rows, -1, block).sum(dim=(0, 2)))
+    of_blocks = torch.stack(costs, dim=1).tolist()
+    return cheapest(of_blocks, bits_of_blocks(average, len(of_blocks)))
 
 
 def cheapest(costs: list[list[float]], bits: int) -> tuple[int, ...]:

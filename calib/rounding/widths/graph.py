@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calib.formats.mixed_widths import WIDTHS, bits_of_blocks
-from calib.formats.zero_points import zero_point
 from calib.rounding.base import Moments
-from calib.rounding.grids import search_range
-from calib.rounding.widths.base import weights_of_errors, width_rule
+from calib.rounding.widths.base import errors_of_width, weights_of_errors, width_rule
 from calib.rounding.widths.error import cheapest
 
 _STEPS, _RATE, _HIDDEN, _PROJECTIONS, _DRAWS = 200, 0.01, 32, 8, 4
@@ -47,8 +45,9 @@ def widths_by_graph(weight: Tensor, moments: Moments, average: float, block: int
     with torch.no_grad():
         weight = weight / (weight.abs().amax() or 1.0)  # what is learned does not depend on units
         second = moments.matrix[0].to(weight)
+        importance = weights_of_errors(weight, moments)
         layer = _Layer(
-            _errors(weight, moments, choices, block),
+            torch.stack([errors_of_width(weight, importance, width, block) for width in choices]),
             second / (second.diagonal().amax() or 1.0),
             choices,
             average,
@@ -91,19 +90,6 @@ class _Layer:
         """Return `[1, blocks, widths]`."""
         numbers = torch.tensor([[self.choices.index(width) for width in widths]], device=self.errors.device)
         return functional.one_hot(numbers, len(self.choices)).to(self.errors)
-
-
-def _errors(weight: Tensor, moments: Moments, choices: list[int], block: int) -> Tensor:
-    """Return `[widths, out, k]`, what rounding to the nearest leaves of a weight in each width."""
-    importance, floor = weights_of_errors(weight, moments), torch.zeros(len(weight), device=weight.device)
-    rows = []
-    for type_ in map(zero_point, choices):
-        parts = []
-        for part, counts in zip(weight.split(block, dim=1), importance.split(block, dim=1), strict=True):
-            scale, zero = (each[:, None] for each in search_range(part, counts, type_, floor))
-            parts.append((type_.round_(part / scale + zero, *type_.limits) - zero) * scale - part)
-        rows.append(torch.cat(parts, dim=1))
-    return torch.stack(rows)
 
 
 def _seen(weight: Tensor, moments: Moments, errors: Tensor) -> Tensor:

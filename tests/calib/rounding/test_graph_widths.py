@@ -8,6 +8,7 @@ import torch
 from calib.formats.mixed_widths import bits_of_blocks
 from calib.rounding.base import Moments
 from calib.rounding.widths import graph
+from calib.rounding.widths.base import errors_of_width, weights_of_errors
 from calib.rounding.widths.graph import widths_by_graph
 
 OUT, LENGTH, BLOCK = 8, 32, 8
@@ -24,9 +25,14 @@ def moments() -> Moments:
     return Moments((x.T @ x / 200)[None])
 
 
+def errors(choices: list[int]) -> torch.Tensor:
+    importance = weights_of_errors(weight(), moments())
+    return torch.stack([errors_of_width(weight(), importance, width, BLOCK) for width in choices])
+
+
 def output_error(widths: tuple[int, ...]) -> float:
     choices = sorted(set(widths) | {2})
-    layer = graph._Layer(graph._errors(weight(), moments(), choices, BLOCK), moments().matrix[0], choices, 2.0, BLOCK)
+    layer = graph._Layer(errors(choices), moments().matrix[0], choices, 2.0, BLOCK)
     return float(layer.output_error(layer.one_hot(widths)))
 
 
@@ -53,7 +59,7 @@ def test_the_same_again_and_no_random_number_of_anybody_else():
 
 
 def test_the_error_of_the_output_is_that_of_all_columns_together():
-    rounded = graph._errors(weight(), moments(), [1, 2], BLOCK)
+    rounded = errors([1, 2])
     layer = graph._Layer(rounded, moments().matrix[0], [1, 2], 1.5, BLOCK)
     chosen = layer.one_hot((1, 2, 2, 1))
     left = torch.cat(
