@@ -69,8 +69,7 @@ def open_run(
         workspace = open_workspace(run, known, progress, resources or Resources(), device or "")
         if check is not None:
             check(workspace)
-        if not workspace.times_here and workspace.not_measurable is None:
-            workspace.device.describe()  # an address that does not answer is not kept
+        _ask_device(workspace)  # an address that does not answer is not kept
         if settings is not None:
             remember(path, known, progress)
         trainable = isinstance(workspace.task, TrainableTask)
@@ -112,8 +111,7 @@ def check_job(workspace: Workspace, budget: Budget, tuning: Tuning | None, metho
     check_scores(workspace, method)
     if workspace.times_here:
         workspace.backend.check_builds_here()
-    if workspace.not_measurable is None:
-        workspace.device.describe()
+    _ask_device(workspace)
     if workspace.verifiable:
         check_first_batch(workspace.task, workspace.traced.sizes)
     check_reachable(workspace, budget)
@@ -123,6 +121,13 @@ def check_job(workspace: Workspace, budget: Budget, tuning: Tuning | None, metho
     if tuning is not None:
         check_tunable(workspace, tuning)
     check_task(workspace, method)
+
+
+def _ask_device(workspace: Workspace) -> None:
+    """Ask another machine for its name, where it times engines. UserError when it does not answer."""
+    if not workspace.times_here and workspace.not_measurable is None:
+        with workspace.progress.step("ask the device"):  # which takes minutes where the address is wrong
+            workspace.device.describe()
 
 
 def run_stages(workspace: Workspace, budget: Budget, tuning: Tuning | None, method: str) -> ReportFile:

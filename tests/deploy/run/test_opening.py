@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from calib.errors import UserError
-from deploy.stages.run_all import open_run
+from deploy.stages.run_all import _ask_device, open_run
 from deploy.terminal.progress import Progress
 from tests.commands import copy_of, done
 from tests.tiny_task import Tiny
@@ -50,3 +52,14 @@ def test_a_model_and_samples_made_under_inference_mode_are_as_others(tmp_path):
         )  # fmt: skip
         scored.append((run / "scores.json").read_bytes())
     assert scored[0] == scored[1]
+
+
+def test_who_waits_for_a_device_sees_it():
+    asked, progress = [], Progress()
+    device = SimpleNamespace(describe=lambda: asked.append("orin"))
+    workspace = SimpleNamespace(times_here=False, not_measurable=None, device=device, progress=progress)
+    _ask_device(workspace)
+    assert list(progress.seconds) == ["ask the device"]
+    for reason in ({"times_here": True}, {"not_measurable": "no engine"}):
+        _ask_device(SimpleNamespace(**{**vars(workspace), **reason}))
+    assert asked == ["orin"]
