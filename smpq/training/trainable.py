@@ -19,6 +19,7 @@ from calib.formats.quantizers import QuantizedWeight
 from calib.network.execution import Edit, Edits, ordered
 from calib.network.fold import Folded
 from calib.network.graph import TracedModel
+from calib.network.nodes import module_path
 from calib.network.order import fastest_order
 from calib.network.units import Unit
 from smpq.training.lsq import LearnedWeight, TrainedQuantizer
@@ -83,7 +84,7 @@ class TrainableGraph(nn.Module):
         for node in leaf_names(traced):
             self._leaves[node] = nn.Parameter(ordered(self.placed.state[node].clone(), self._order))
         self._unfolded: dict[str, str] = {}
-        called = {unit.path: [traced.module_path(traced.producer(call)) for call in unit.calls] for unit in self.units}
+        called = {unit.path: [module_path(traced.producer(call)) for call in unit.calls] for unit in self.units}
         counts = Counter(path for paths in called.values() for path in paths)
         for unit in self.units:
             layer = next(iter(called[unit.path]), "")
