@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from textwrap import dedent
 
 from deploy.runner.trt_log import TRT_RUNTIMES
@@ -180,8 +181,37 @@ _CPP = dedent("""\
     """)  # noqa: E501 - a program is written as it stands
 
 
+_PYTHON_LENDS = {
+    "create_execution_context()": "create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)",
+    "if not context.execute_async_v3": """\
+memory, size = ctypes.c_uint64(), max(1, engine.device_memory_size_v2)  # what the plan works in: it allocates none
+call("cuMemAlloc_v2", ctypes.byref(memory), ctypes.c_size_t(size))
+context.set_device_memory(memory.value, size)
+if not context.execute_async_v3""",
+}
+_CPP_LENDS = {
+    "createExecutionContext()": ("createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED)"),
+    "    check(context->enqueueV3": """\
+    void* memory = nullptr; // what the plan works in: it allocates none
+    std::int64_t const size = engine->getDeviceMemorySizeV2() > 0 ? engine->getDeviceMemorySizeV2() : 1;
+    check(cudaMalloc(&memory, static_cast<std::size_t>(size)));
+    context->setDeviceMemoryV2(memory, size);
+    check(context->enqueueV3""",
+}
+"""What stands in place of a part of the programs where plans are given the memory that they work in."""
+
+
+def _replaced(text: str, pairs: Mapping[str, str]) -> str:
+    for old, new in pairs.items():
+        text = text.replace(old, new)
+    return text
+
+
 def example_programs(runtime: str) -> dict[str, str]:
     """Return the text of `run_engine.py` and `run_engine.cpp` for plans of a runtime."""
     known = TRT_RUNTIMES[runtime]
-    texts = (_PYTHON.replace("@MODULE@", known.module), _CPP.replace("@LIBRARY@", known.library))
+    python, cpp = _PYTHON.replace("@MODULE@", known.module), _CPP.replace("@LIBRARY@", known.library)
+    if known.lends_memory:
+        python, cpp = (_replaced(text, pairs) for text, pairs in ((python, _PYTHON_LENDS), (cpp, _CPP_LENDS)))
+    texts = (python, cpp)
     return dict(zip(EXAMPLE_PROGRAMS, texts, strict=True))

@@ -16,7 +16,8 @@ from deploy.runner.errors import BuildError, DeviceError, MissingModule
 
 class TrtRuntime(NamedTuple):
     """How the two runtimes differ: the Python module, the C++ library, what to say beside `pip install`, whether the
-    builder measures kernels, and whether it builds for other GPUs than the one it runs on.
+    builder measures kernels, whether it builds for other GPUs than the one it runs on, and whether our plans are built
+    to be given the memory that they work in.
     """
 
     module: str
@@ -24,12 +25,20 @@ class TrtRuntime(NamedTuple):
     elsewhere: str
     measures: bool
     builds_for_others: bool
+    lends_memory: bool
 
 
 TRT_RUNTIMES = {
-    "tensorrt-rtx": TrtRuntime("tensorrt_rtx", "tensorrt_rtx", "", measures=False, builds_for_others=True),
+    "tensorrt-rtx": TrtRuntime(
+        "tensorrt_rtx", "tensorrt_rtx", "", measures=False, builds_for_others=True, lends_memory=True
+    ),
     "tensorrt": TrtRuntime(
-        "tensorrt", "nvinfer", " (on a Jetson: apt install python3-libnvinfer)", measures=True, builds_for_others=False
+        "tensorrt",
+        "nvinfer",
+        " (on a Jetson: apt install python3-libnvinfer)",
+        measures=True,
+        builds_for_others=False,
+        lends_memory=False,
     ),
 }
 

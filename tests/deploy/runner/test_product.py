@@ -109,8 +109,12 @@ FAKE_TENSORRT = dedent("""\
 
 
     class Context:
-        def __init__(self):
-            self.addresses = {}
+        def __init__(self, strategy="STATIC"):
+            assert strategy == ("STATIC" if __name__ == "tensorrt" else "lent")
+            self.addresses, self.memory = {}, strategy == "STATIC"
+
+        def set_device_memory(self, memory, size):
+            self.memory = memory > 0 and size == 64
 
         def set_tensor_address(self, name, address):
             self.addresses[name] = address
@@ -123,7 +127,7 @@ FAKE_TENSORRT = dedent("""\
             x, y = (((ctypes.c_float * 6).from_address(self.addresses[name])) for name in "xy")
             for index in range(6):
                 y[index] = 2 * x[index] + 1
-            return bool(stream)
+            return bool(stream) and self.memory
 
 
     class Logger:
@@ -138,7 +142,11 @@ FAKE_TENSORRT = dedent("""\
             assert isinstance(logger, Logger)
 
         def deserialize_cuda_engine(self, plan):
-            return SimpleNamespace(create_execution_context=Context) if plan == b"plan" else None
+            made = SimpleNamespace(create_execution_context=Context, device_memory_size_v2=64)
+            return made if plan == b"plan" else None
+
+
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="lent")
     """)
 
 
@@ -181,6 +189,17 @@ def test_the_cpp_program_loads_and_runs_the_plan(product):
     (product / "other.plan").write_bytes(b"another")
     done = subprocess.run([compiled, "other.plan"], cwd=product, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "error: the plan is for another GPU or version: see engine.json\n")
+
+
+@needs_compiler
+def test_the_cpp_program_lends_a_plan_of_tensorrt_rtx_its_memory(tmp_path):
+    source = tmp_path / "run_engine.cpp"
+    source.write_text(example_programs("tensorrt-rtx")["run_engine.cpp"])
+    command = [COMPILER, "-std=c++17", "-Wall", "-Werror", "-Wno-delete-non-virtual-dtor", f"-I{STAND_INS}", source]
+    subprocess.run([*command, "-o", tmp_path / "run_engine"], check=True)
+    (tmp_path / "engine.plan").write_bytes(b"plan")
+    done = subprocess.run(["./run_engine"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("y: 24 bytes 1 1 1 1 1 1\n", 0)
 
 
 @needs_compiler

@@ -51,9 +51,21 @@ public:
     virtual ~ILogger() = default;
 };
 
+enum class ExecutionContextAllocationStrategy : int32_t
+{
+    kSTATIC = 0,
+    kON_PROFILE_CHANGE = 1,
+    kUSER_MANAGED = 2,
+};
+
 class IExecutionContext
 {
 public:
+    explicit IExecutionContext(ExecutionContextAllocationStrategy strategy)
+        : mHasMemory(strategy == ExecutionContextAllocationStrategy::kSTATIC)
+    {
+    }
+    void setDeviceMemoryV2(void* memory, int64_t size) noexcept { mHasMemory = memory != nullptr && size == 64; }
     bool setInputShape(char const* name, Dims const&) noexcept { return std::string(name) == "x"; }
     Dims getTensorShape(char const*) const noexcept { return {2, {2, 3}}; }
     bool setTensorAddress(char const* name, void* data) noexcept
@@ -65,17 +77,23 @@ public:
     {
         for (int index = 0; index < 6 && stream != nullptr; ++index)
             mY[index] = 2 * mX[index] + 1;
-        return stream != nullptr;
+        return stream != nullptr && mHasMemory;
     }
 
 private:
+    bool mHasMemory;
     float *mX{}, *mY{};
 };
 
 class ICudaEngine
 {
 public:
-    IExecutionContext* createExecutionContext() noexcept { return new IExecutionContext; }
+    IExecutionContext* createExecutionContext(
+        ExecutionContextAllocationStrategy strategy = ExecutionContextAllocationStrategy::kSTATIC) noexcept
+    {
+        return new IExecutionContext(strategy);
+    }
+    int64_t getDeviceMemorySizeV2() const noexcept { return 64; }
     int32_t getNbIOTensors() const noexcept { return 2; }
     char const* getIOTensorName(int32_t index) const noexcept { return index == 0 ? "x" : "y"; }
     TensorIOMode getTensorIOMode(char const* name) const noexcept
