@@ -14,6 +14,7 @@ from smpq.problem.costs import CostModel
 from smpq.problem.policy import Policy, Space, canonical
 from smpq.solve.rows import TOLERANCE, Columns, Rows, add_ceiling, add_products, base_rows
 from smpq.solve.silence_solver import quiet_stdout
+from smpq.solve.within import is_within
 
 Values = Mapping[str, Mapping[Format, float]]
 """Group -> format -> what the policy gains by it; higher is better."""
@@ -109,7 +110,8 @@ def allocate(problem: Problem) -> Policy | None:
 def solve_exactly(problem: Problem, seconds: float = np.inf) -> Solved:
     """Return the best policy, or what is known of it after so many seconds.
 
-    The objective is scaled so that its largest coefficient is 1000 and solved to a gap of zero: values of 1e-7 would
+    The solver takes what exceeds a ceiling by its tolerance, a millionth: that is excluded, and it solves again. The
+    objective is scaled so that its largest coefficient is 1000 and solved to a gap of zero: values of 1e-7 would
     otherwise vanish below the solver's absolute tolerance. A pair is a product of two variables, which becomes a
     variable of its own (`smpq.solve.rows.add_products`).
     """
@@ -126,6 +128,8 @@ def solve_exactly(problem: Problem, seconds: float = np.inf) -> Solved:
         gains[column] = value
     scale = 1000.0 / max(float(np.abs(gains).max()), 1e-300) if np.any(gains) else 1.0
     found = _solve(-gains * scale, rows, columns, total, problem, seconds)
+    if found.policy is not None and not is_within(found.policy, problem.ceilings):
+        return solve_exactly(replace(problem, excluded=(*problem.excluded, found.policy)), seconds)
     return replace(found, bound=sum(most.values()) - found.bound / scale)
 
 

@@ -125,6 +125,20 @@ def test_an_impossible_budget_names_the_nearest_point():
         solve_or_explain(Problem(space, values, [Ceiling(model, 15.0)]))
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_byte_too_many_is_too_many(seed):
+    generator = np.random.default_rng(seed)
+    space = space_of(12, (W8A8, W4A16, W2A8))
+    sizes = {name: float(generator.integers(10**6, 10**7)) for name in space.formats}
+    model = CostModel("size", 0.0, {n: {W8A8: s, W4A16: s / 2, W2A8: s / 4} for n, s in sizes.items()}, 1.0)
+    values = random_values(space, generator)
+    found = allocate(Problem(space, values, [Ceiling(model, 0.5 * sum(sizes.values()))]))
+    limit = model.total(found) - 1
+    other = allocate(Problem(space, values, [Ceiling(model, limit)]))
+    assert model.total(other) <= limit
+    assert total(values, other) <= total(values, found)
+
+
 def test_excluding_everything_is_a_user_error():
     space = space_of(1, (W8A8, FP32))
     values = random_values(space, np.random.default_rng(0))
