@@ -15,6 +15,8 @@ W8A8, W7A8, W4 = (Format.from_text(text) for text in ("w8a8", "w7a8", "w4a16"))
 
 EVERY = "sm86"
 """The compute capability that is tried with every rule."""
+LIKE = {"sm121": "sm120"}
+"""Another one of the same generation, of which the table says much the same."""
 SHARE = 8
 """For the others, one in so many of the cases whose answer is the same; `benchmarks/capability.py` tries them all."""
 
@@ -42,8 +44,10 @@ def disagreements(target: Target, tried: list[tuple[str, Format]]) -> list[str]:
 
 
 def chosen(target: Target) -> list[tuple[str, Format]]:
-    """The cases that the table answers in another way than for `EVERY`, and a share of the rest."""
-    every = target_from_name("tensorrt-rtx", [EVERY])
+    """The cases that the table answers in another way than for `EVERY`, or for what the capability is like, and a share
+    of the rest.
+    """
+    every = target_from_name("tensorrt-rtx", [LIKE.get(target.compute_capabilities[0], EVERY)])
     usual = set(cases(every))
     other, same = [], []
     for case in one_of_each_rule(target):
