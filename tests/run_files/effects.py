@@ -20,6 +20,7 @@ from deploy.latency.prediction import prediction
 from deploy.report.page import summary_lines, write_html
 from deploy.report.profile_lines import profile_lines
 from deploy.report.profile_plot import profile_svg
+from deploy.run.calibrating import _keep_digest
 from deploy.run.directory import Run
 from deploy.run.float_onnx import export_float_model
 from deploy.run.workspace import Workspace
@@ -80,7 +81,7 @@ def _settings(workspace: Workspace) -> Any:
 
 
 def _calibration(workspace: Workspace) -> Any:
-    workspace._keep_digest(workspace.fake_quantizer.calibration)
+    _keep_digest(workspace, workspace.fake_quantizer.calibration, ())
 
 
 def _scores(workspace: Workspace) -> Any:

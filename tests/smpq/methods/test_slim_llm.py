@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from calib.formats.format import FP32, Format
+from calib.formats.mixed_widths import MixedWidths
 from deploy.run.settings import Settings
 from deploy.stages.choosing import score_for, search
 from deploy.stages.run_all import open_run
@@ -75,6 +76,6 @@ def test_longer_blocks_where_short_ones_are_too_large():
     space = space_of(2, (narrow, short, long, FP32))
     bits = {narrow: 4.0, short: 5.0, long: 4.5, FP32: 32.0}
     size = CostModel("size", 0.0, {group.name: bits for group in space.groups}, 64.0)
-    scores = bits_taken_away(SimpleNamespace(space=space, seed=0)).linear
+    scores = bits_taken_away(SimpleNamespace(space=space, seed=0), MixedWidths).linear
     for limit, wanted in ((10.0, short), (9.5, long), (8.5, narrow)):
         assert set(same_average(space, scores, [Ceiling(size, limit)]).formats.values()) == {wanted}
