@@ -26,6 +26,11 @@ Pairs = Mapping[tuple[Move, Move], float]
 """What a policy gains, besides the values of two moves of different groups, by having both; each pair stands once."""
 
 
+_EXCLUSIONS = 20
+_LET_THROUGH = 1e-5
+"""More, as a share of a limit, than what the solver lets a row exceed it by."""
+
+
 class Impossible(UserError):  # noqa: N818 - the name says what is wrong
     """No policy satisfies everything."""
 
@@ -110,8 +115,24 @@ def allocate(problem: Problem) -> Policy | None:
 def solve_exactly(problem: Problem, seconds: float = np.inf) -> Solved:
     """Return the best policy, or what is known of it after so many seconds.
 
-    The solver takes what exceeds a ceiling by its tolerance, a millionth: that is excluded, and it solves again. The
-    objective is scaled so that its largest coefficient is 1000 and solved to a gap of zero: values of 1e-7 would
+    The solver takes what exceeds a ceiling by its tolerance, a millionth: that is excluded, and it solves again. Where
+    that comes to no end, as with layers that are alike, it solves once under limits that are lower by the tolerance:
+    the policy is then within the ceilings, and not known to be the best.
+    """
+    tried = problem
+    for _ in range(_EXCLUSIONS):
+        found = _solved(tried, seconds)
+        if found.policy is None or is_within(found.policy, problem.ceilings):
+            return found
+        tried = replace(tried, excluded=(*tried.excluded, found.policy))
+    lower = [replace(ceiling, limit=ceiling.limit * (1 - _LET_THROUGH)) for ceiling in problem.ceilings]
+    return replace(_solved(replace(problem, ceilings=lower), seconds), bound=found.bound, complete=False)
+
+
+def _solved(problem: Problem, seconds: float) -> Solved:
+    """Return what the solver finds, within its tolerance.
+
+    The objective is scaled so that its largest coefficient is 1000 and solved to a gap of zero: values of 1e-7 would
     otherwise vanish below the solver's absolute tolerance. A pair is a product of two variables, which becomes a
     variable of its own (`smpq.solve.rows.add_products`).
     """
@@ -128,8 +149,6 @@ def solve_exactly(problem: Problem, seconds: float = np.inf) -> Solved:
         gains[column] = value
     scale = 1000.0 / max(float(np.abs(gains).max()), 1e-300) if np.any(gains) else 1.0
     found = _solve(-gains * scale, rows, columns, total, problem, seconds)
-    if found.policy is not None and not is_within(found.policy, problem.ceilings):
-        return solve_exactly(replace(problem, excluded=(*problem.excluded, found.policy)), seconds)
     return replace(found, bound=sum(most.values()) - found.bound / scale)
 
 

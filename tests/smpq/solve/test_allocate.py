@@ -139,6 +139,17 @@ def test_a_byte_too_many_is_too_many(seed):
     assert total(values, other) <= total(values, found)
 
 
+def test_layers_that_are_alike_do_not_make_it_endless():
+    generator = np.random.default_rng(0)
+    space = space_of(30, (W8A8, W4A16))
+    model = CostModel("size", 0.0, {name: {W8A8: 2e6, W4A16: 1e6} for name in space.formats}, 1.0)
+    gains = {name: generator.uniform(1, 2) for name in space.formats}
+    values = {name: {W8A8: gain, W4A16: 0.0} for name, gain in gains.items()}
+    found = allocate(Problem(space, values, [Ceiling(model, 45e6 - 1)]))
+    wide = {name for name, chosen in found.formats.items() if chosen == W8A8}
+    assert wide == set(sorted(gains, key=gains.get)[-14:])
+
+
 def test_excluding_everything_is_a_user_error():
     space = space_of(1, (W8A8, FP32))
     values = random_values(space, np.random.default_rng(0))
