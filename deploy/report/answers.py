@@ -78,7 +78,7 @@ def _why_not(report: ReportFile) -> Answer:
     question, latency, differing = "If not, why not?", report.latency, differing_kernels(report)
     sentences = []
     if differing:
-        sentences.append(f"{counted(len(differing), 'layer')} run in another kernel than planned: {some(differing)}.")
+        sentences.append(f"In another kernel than planned: {counted(len(differing), 'layer')}, {some(differing)}.")
     sentences += [sentence(text) for text in report.warnings]
     if latency is None:
         return Answer(question, "note", ("There is nothing to explain before it is measured.", *sentences))

@@ -198,7 +198,7 @@ def _plan_steps(report: ReportFile, commands: CommandLines) -> list[Step]:
     if unclear:
         than = f" than {report.scores.permutations}" if report.scores.permutations else ""
         sentence = (
-            f"{counted(len(unclear), 'layer')} have a score whose interval includes zero ({some(unclear)}): do not "
+            f"The interval of the score includes zero for {counted(len(unclear), 'layer')} ({some(unclear)}): do not "
             f"read an order into them. More samples{than} narrow it."
         )
         steps.append(Step(sentence, longer))

@@ -38,7 +38,7 @@ def test_slower_names_kernels_and_warnings_and_says_not_to_deploy() -> None:
     content = long()
     assert answer(content, 0).sentences[0].startswith("No, it is slower: it takes 1.12 of")
     why = answer(content, 1).sentences
-    assert why[0].startswith("4 layers run in another kernel than planned: encoder.blocks.0.attention.projection_5, ")
+    assert why[0].startswith("In another kernel than planned: 4 layers, encoder.blocks.0.attention.projection_5, ")
     assert why[1] == "14 conversions between integers and floats remain in the graph."
     steps = answer(content, 3).sentences
     assert steps[0] == "Next: `smpq targets ort-cpu`."
@@ -204,7 +204,7 @@ def test_next_steps_follow_from_the_data() -> None:
     assert unmet[0].endswith(" --budget size=310000B --out runs/mine`.")
     assert unmet[1].startswith("size ≤ 200 kB is not met, the nearest reached is 301 kB: allow that much")
     assert "1 layer" in unmet[2]
-    assert "interval includes zero (fc)" in unmet[2]
+    assert "includes zero for 1 layer (fc)" in unmet[2]
     stability = {
         "schema": 2,
         "policy": "conv1=w8a8",
