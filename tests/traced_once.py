@@ -18,14 +18,18 @@ from calib.network.tracing import Program
 from calib.network.units import Unit
 from calib.sizes import InputSizes
 from deploy.run import float_onnx
-from tests import joined_task, tiny_task
+from tests import joined_task, linear_task, tiny_task
 from tests.smpq import problems, supernets, tunable
 
 PURE = (
     tiny_task.Net, tiny_task.Smooth, tiny_task.Overflowing, tiny_task.Labels, joined_task.Joined, tunable.Normed,
-    problems.Residual, supernets.Net,
+    linear_task.Network, problems.Residual, supernets.Net,
 )  # fmt: skip
-"""Networks whose `forward` depends on nothing but their weights and the input."""
+"""Networks whose `forward` depends on nothing but their weights and the input; so do those that say `pure = True`."""
+
+
+def _pure(model: nn.Module) -> bool:
+    return type(model) in PURE or getattr(type(model), "pure", False)
 
 
 @contextmanager
@@ -55,7 +59,7 @@ class _Traces:
         inputs: InputSizes | None = None,
     ) -> Program:
         sizes = tuple(sizes)
-        if type(model) not in PURE or model.training or _several_sizes(inputs):
+        if not _pure(model) or model.training or _several_sizes(inputs):
             return self._trace(model, example, sizes, free=free, inputs=inputs)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         shapes = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in (*example, *state.values()))
@@ -82,9 +86,9 @@ class _Exports:
 
     def __call__(self, traced: graph.TracedModel, units: Sequence[Unit], path: Path, fingerprint: str = "") -> None:
         key = (type(traced.module), traced.inputs, tuple(unit.path for unit in units), fingerprint)
-        if type(traced.module) in PURE and fingerprint and key in self._kept:
+        if _pure(traced.module) and fingerprint and key in self._kept:
             path.write_bytes(self._kept[key])
             return
         self._export(traced, units, path, fingerprint)
-        if type(traced.module) in PURE and fingerprint:
+        if _pure(traced.module) and fingerprint:
             self._kept[key] = path.read_bytes()

@@ -1,5 +1,6 @@
 """What is made node by node is what torch's second trace gives, or nothing."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -129,9 +130,14 @@ BY_TABLE: dict[str, Callable[[Do, Tensor], Any]] = {
 }
 
 
+@functools.cache
+def default_table() -> dict[Any, Any]:
+    return torch.export.default_decompositions().materialize()
+
+
 @pytest.mark.parametrize("do", BY_TABLE.values(), ids=BY_TABLE)
 def test_operators_of_a_table_become_what_a_second_trace_makes_of_them(do):
-    table = torch.export.default_decompositions().materialize()
+    table = default_table()
     with torch.no_grad():
         program = program_of(do).run_decompositions({})
         made = without_retracing(program, table)
