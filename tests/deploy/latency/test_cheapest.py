@@ -66,8 +66,8 @@ def test_other_ceilings_hold_too():
         for group in bench.space.groups
     }
     bits = CostModel("bits", 0.0, parts, 160.0)
-    free = searched(bench, 2.5)
-    outcome = searched(bench, 2.5, [Ceiling(bits, 60.0)])
+    free = searched(bench, 2.5, measurements=8)
+    outcome = searched(bench, 2.5, [Ceiling(bits, 60.0)], measurements=12)
     assert bits.total(free.policy) > 60.0
     assert outcome.met
     assert bits.total(outcome.policy) <= 60.0

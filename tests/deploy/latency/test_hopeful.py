@@ -70,14 +70,17 @@ def test_likelihood_by_hand():
     assert likelihood(model, policy, mean + error) == pytest.approx((1 + math.erf(1 / math.sqrt(2))) / 2)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_no_engine_is_measured_that_is_predicted_to_miss_by_more_than_its_own_error_allows(seed):
-    for limit in (0.6, 0.75):
-        outcome = Bench(seed, noise=0.01).run(limit, measurements=14)
-        for step in outcome.steps:
-            low, high = step.proposal.interval
-            if step.proposal.label != "experiment":
-                assert step.proposal.predicted - ERRORS * (high - low) / 2 / 1.96 <= limit + 1e-9
+@pytest.mark.parametrize(("seed", "limit"), [(0, 0.6), (1, 0.75), (2, 0.6), (2, 0.75)])
+def test_no_engine_is_measured_that_is_predicted_to_miss_by_more_than_its_own_error_allows(seed, limit):
+    proposed = [
+        step.proposal
+        for step in Bench(seed, noise=0.01).run(limit, measurements=14).steps
+        if step.proposal.label != "experiment"
+    ]
+    assert proposed
+    for each in proposed:
+        low, high = each.interval
+        assert each.predicted - ERRORS * (high - low) / 2 / 1.96 <= limit + 1e-9
 
 
 def test_a_search_asks_for_few_values_once_single_changes_are_known():
