@@ -140,8 +140,7 @@ def test_onnxruntime_engine_and_kernels(name, policy, tmp_path):
 
 @needs_rtx
 @every_network
-@every_policy
-@pytest.mark.parametrize("batch", [BATCH, None])
+@pytest.mark.parametrize(("policy", "batch"), [("int8", None), ("mixed", BATCH)])
 def test_tensorrt_file_and_kernels_with_a_fixed_and_a_free_batch(name, policy, batch, tmp_path):
     network = brought(name)
     lowered = made(network, policy, "tensorrt-rtx", tmp_path, batch)
