@@ -76,12 +76,12 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(warm, tmp_path)
 def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(warm, tmp_path, method):
     command = [
         "run", "--task", "tests.trainable_task:task", "--target", "simulate", "--formats", "w1a8,w2a8,w3a8,w4a8",
-        "--rounding", "nearest", "--budget", "avg_bits=2.5", "--method", method, "--finetune", "12",
+        "--rounding", "nearest", "--budget", "avg_bits=2.5", "--method", method, "--finetune", "6",
     ]  # fmt: skip
     whole, run = tmp_path / "whole", tmp_path / "run"
     finish(whole, command)
     chance, state, written = random.Random(method), run / "training.safetensors", []
-    for _ in range(3):
+    for _ in range(2):
         process = warm.run("cli", *command, "--out", run, environment={"OMP_NUM_THREADS": "1"})
         before = state.stat().st_mtime_ns if state.exists() else 0
         while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):

@@ -9,7 +9,7 @@ from smpq.training.finetuned import FineTunedWeights
 from tests.commands import assert_matches, copy_of, done, refused
 from tests.deploy.stages.test_reconstructing import SEARCH, read
 
-WIDE = (*SEARCH, "--reconstruct-widths", "200")
+WIDE = (*SEARCH, "--reconstruct-widths", "80")
 SCORED = (*SEARCH[: SEARCH.index("--budget")], "--quiet")
 FILES = ("width-w2.safetensors", "width-w3.safetensors")
 
@@ -32,7 +32,7 @@ def test_the_engine_has_the_weights_that_the_search_saw(run, tmp_path):
     for stage in ("onnx", "engine"):
         assert with_widths[stage]["agreement"] > 0.98
     assert read(run, "calibration.json")["digest"] != read(plain, "calibration.json")["digest"]
-    assert read(run, "report.json")["options"]["--reconstruct-widths"] == ["200"]
+    assert read(run, "report.json")["options"]["--reconstruct-widths"] == ["80"]
 
 
 def test_biases_and_the_steps_of_activations_stay_those_of_the_network(run):
@@ -53,7 +53,7 @@ def test_a_width_is_reconstructed_once(run, tmp_path, monkeypatch):
         return rebuild(subject, *args)
 
     monkeypatch.setattr(widths, "reconstruct", counted)
-    done("score", *SCORED, "--reconstruct-widths", "200", "--out", again)
+    done("score", *SCORED, "--reconstruct-widths", "80", "--out", again)
     assert len(made) == 1
     assert "w2a8" in made[0]
     first, second = FineTunedWeights.load(run / FILES[0]), FineTunedWeights.load(again / FILES[0])
@@ -68,4 +68,4 @@ def test_wrong_input(run, tmp_path):
     assert_matches(
         "--reconstruct-widths", refused("run", *SEARCH, "--out", tmp_path / "new", "--reconstruct-widths", "0")
     )
-    assert_matches("reconstruct_widths=200, now None", refused("score", *SCORED, "--out", run))
+    assert_matches("reconstruct_widths=80, now None", refused("score", *SCORED, "--out", run))

@@ -257,7 +257,7 @@ def test_the_whole_job_fine_tunes_once(tmp_path):
 @pytest.mark.slow
 def test_digits_from_training_to_integer_kernels(tmp_path):
     run = tmp_path / "run"
-    task = ("--task", "digits", "--effort", "fast", "--samples", "64", "--value", "loss", "--formats", "w7a8")
+    task = ("--task", "digits", "--method", "uniform", "--samples", "64", "--value", "loss", "--formats", "w7a8")
     done("run", *task, "--budget", "avg_bits=7", "--finetune", "1", "--out", run, "--quiet")
     record, stages = read(run, RECORD), read(run, "verify.json")["stages"]
     assert record["kept"] == "end"

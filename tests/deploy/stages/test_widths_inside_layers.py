@@ -38,7 +38,7 @@ def test_the_engine_is_the_model_that_was_searched(plain):
 
 def test_a_reconstruction_keeps_widths_and_zero_points(plain, tmp_path):
     run = copy_of(plain, tmp_path / "run")
-    done("reconstruct", run, "--iterations", "80", "--quiet")
+    done("reconstruct", run, "--iterations", "30", "--quiet")
     record = read(run, "finetune.json")
     assert record["after"]["value"] > record["before"]["value"]
     weights = FineTunedWeights.load(run / "finetuned.safetensors").weights
