@@ -1,4 +1,4 @@
-"""150 generated networks: each becomes an engine that agrees with the user's eager module, or is refused with one
+"""100 generated networks: each becomes an engine that agrees with the user's eager module, or is refused with one
 message. SMPQ_PROMISE=300 tries that many; `benchmarks/promise.py` tries others.
 """
 
@@ -13,7 +13,7 @@ from tests.promise.promise import check, smallest
 
 NETWORKS = 10
 """Of one test."""
-CHUNKS = -(-int(os.environ.get("SMPQ_PROMISE", "150")) // NETWORKS)
+CHUNKS = -(-int(os.environ.get("SMPQ_PROMISE", "100")) // NETWORKS)
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
