@@ -23,7 +23,7 @@ from smpq.reconstruction.settings import ReconstructionSettings
 from smpq.training.finetune import Subject
 
 CHANNELS = 8
-QUICK = ReconstructionSettings(iterations=40, samples=64, batch=16, channel_scales=True)
+QUICK = ReconstructionSettings(iterations=20, samples=64, batch=16, channel_scales=True)
 
 
 class Mixer(nn.Module):

@@ -17,6 +17,8 @@ from smpq.reconstruction.settings import ReconstructionSettings
 from tests.smpq.tunable import tunable
 
 QUICK = ReconstructionSettings(iterations=60, samples=64, batch=16, step_rate=0.01)
+SHORT = replace(QUICK, iterations=15)
+"""For what does not depend on how near it comes."""
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +71,13 @@ def test_a_block_that_became_worse_goes_back_to_where_it_began(given, subject, l
 
 
 def test_steps_of_activations_stay_where_they_are_not_learned(given, subject):
-    found = reconstruct(subject, given.batches, replace(QUICK, activation_rate=0.0))
+    found = reconstruct(subject, given.batches, replace(SHORT, activation_rate=0.0))
     grids = {(entry.tensor, entry.quantizer.bits): entry.quantizer for entry in subject.plan.tensors}
     assert all(grids[key] == quantizer for key, quantizer in found.quantizers.items())
 
 
 def test_a_kill_costs_the_block_that_it_hit(given, subject, tmp_path, monkeypatch):
-    undisturbed = reconstruct(subject, given.batches, QUICK)
+    undisturbed = reconstruct(subject, given.batches, SHORT)
     trained = module.train_block
     calls = []
 
@@ -88,8 +90,8 @@ def test_a_kill_costs_the_block_that_it_hit(given, subject, tmp_path, monkeypatc
     monkeypatch.setattr(module, "train_block", dies_in_the_third)
     partial = tmp_path / PartialFile.NAME
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(subject, given.batches, QUICK, partial)
-    resumed = reconstruct(subject, given.batches, QUICK, partial)
+        reconstruct(subject, given.batches, SHORT, partial)
+    resumed = reconstruct(subject, given.batches, SHORT, partial)
     assert calls[3] == calls[2], "it went on with the block that was not finished"
     assert len(calls) == len(undisturbed.history) + 1
     assert resumed.after == undisturbed.after
@@ -102,7 +104,7 @@ def test_a_kill_costs_the_block_that_it_hit(given, subject, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_what_does_not_fit_lies_in_files_and_changes_nothing(given, subject, monkeypatch, loss):
-    settings = replace(QUICK, loss=loss, iterations=10)
+    settings = replace(SHORT, loss=loss, iterations=10)
     inside = reconstruct(subject, given.batches, settings)
     mapped = []
     in_a_file = walk._in_a_file
@@ -128,8 +130,8 @@ def test_files_hold_tensors_in_their_order():
 
 def test_what_others_left_is_not_gone_on_with(given, subject, tmp_path):
     partial = tmp_path / PartialFile.NAME
-    reconstruct(subject, given.batches, QUICK, partial)
-    other = replace(QUICK, seed=1)
+    reconstruct(subject, given.batches, SHORT, partial)
+    other = replace(SHORT, seed=1)
     assert reconstruct(subject, given.batches, other, partial).after == reconstruct(subject, given.batches, other).after
 
 
@@ -137,17 +139,17 @@ def test_the_share_of_float_inputs_falls_to_nothing(given, subject, monkeypatch)
     shares = []
     mixed = trained_block._mixed
     monkeypatch.setattr(trained_block, "_mixed", lambda *args: shares.append(args[2]) or mixed(*args))
-    reconstruct(subject, given.batches, replace(QUICK, drop=0.5))
-    one_block = shares[: QUICK.iterations]
+    reconstruct(subject, given.batches, replace(SHORT, drop=0.5))
+    one_block = shares[: SHORT.iterations]
     assert one_block[0] == 0.5
-    assert np.allclose(np.diff(one_block), -0.5 / QUICK.iterations)
-    assert len(shares) > QUICK.iterations
-    assert shares[QUICK.iterations] == 0.5
+    assert np.allclose(np.diff(one_block), -0.5 / SHORT.iterations)
+    assert len(shares) > SHORT.iterations
+    assert shares[SHORT.iterations] == 0.5
 
 
 def test_blocks_that_were_cut_elsewhere_begin_anew(given, subject, tmp_path, monkeypatch):
     partial = tmp_path / PartialFile.NAME
-    reconstruct(subject, given.batches, QUICK, partial)
+    reconstruct(subject, given.batches, SHORT, partial)
 
     def first_two_as_one(traced, units):
         one, two, *rest = find_blocks(traced, units)
@@ -155,7 +157,7 @@ def test_blocks_that_were_cut_elsewhere_begin_anew(given, subject, tmp_path, mon
 
     monkeypatch.setattr(module, "find_blocks", first_two_as_one)
     told = []
-    reconstruct(subject, given.batches, QUICK, partial, told.append)
+    reconstruct(subject, given.batches, SHORT, partial, told.append)
     assert [progress.block for progress in told if progress.cost] == list(range(told[0].blocks))
 
 
