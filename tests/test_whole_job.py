@@ -12,7 +12,7 @@ from calib.tasks import load_task
 from tests.commands import done
 from tests.deploy.backends.builds import needs_rtx
 
-EFFORT = ("--evaluations", "60", "--samples", "64")
+EFFORT = ("--evaluations", "24", "--samples", "32")
 
 
 def run_example(out, *arguments):

@@ -18,7 +18,7 @@ from tests.run_files.mutations import mutations, share
 from tests.run_files.trial import ACCEPTED, EQUAL, FAILED, REFUSED, Trials, wrong_with
 
 SCHEMAS = schemas()
-EACH = 20
+EACH = 12
 READ_BY_REPORT = (
     "run.json",
     "space.json",
