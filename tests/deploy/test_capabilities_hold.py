@@ -17,7 +17,7 @@ EVERY = "sm86"
 """The compute capability that is tried with every rule."""
 LIKE = {"sm121": "sm120"}
 """Another one of the same generation, of which the table says much the same."""
-SHARE = 8
+SHARE = 16
 """For the others, one in so many of the cases whose answer is the same; `benchmarks/capability.py` tries them all."""
 
 

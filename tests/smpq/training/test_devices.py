@@ -74,11 +74,11 @@ def test_finetuning_elsewhere_is_finetuning(given, value):
 @pytest.mark.parametrize("find", FINDERS.values(), ids=FINDERS)
 def test_bits_are_found_elsewhere_as_here_and_go_on_there(find, tmp_path):
     how = replace(SETTINGS, steps=None, epochs=2)
-    here = find(tmp_path / "here", how=how)
+    here = find(tmp_path / "here", Task(3), how=how)
     with pytest.raises(KeyboardInterrupt), Device():
-        find(tmp_path / "there", Stopped(1, 2), how=how, device=NAME)
+        find(tmp_path / "there", Stopped(1, 1, 3), how=how, device=NAME)
     with Device() as device:
-        there = find(tmp_path / "there", how=how, device=NAME)
+        there = find(tmp_path / "there", Task(3), how=how, device=NAME)
         assert device.calls > 500, "the work is done there"
     assert same(here, there)
 
