@@ -25,6 +25,7 @@ from deploy.lowering.passes.quantize_rows import quantize_rows
 from deploy.lowering.passes.quantize_tensors import quantize_tensors
 from deploy.lowering.passes.quantize_weights import quantize_weights
 from deploy.lowering.passes.split_gemm import split_gemm
+from deploy.lowering.passes.split_outside import split_outside
 from smpq.quantized.plan import QuantPlan
 
 
@@ -43,6 +44,7 @@ class Lowering:
     7. `least_opset`: the file declares the oldest opset that its operators need. `newest_opset` is the newest one that
        a weight's type may ask for.
     8. `packed_rows`: rows of an embedding, and the head that is tied to it, in ONNX Runtime's own operators.
+    9. `outer_splits`: the heads of attention are split along an outer axis.
     """
 
     half: bool
@@ -54,6 +56,7 @@ class Lowering:
     integers_between: bool = False
     least_opset: bool = False
     packed_rows: bool = False
+    outer_splits: bool = False
     newest_opset: int = OPSET
 
     @property
@@ -110,6 +113,8 @@ def lower(
         changes["pad_integers"] = pad_integers(model)
     if lowering.matrix_rows:
         changes["multiply_rows"] = multiply_rows(model, plan, units)
+    if lowering.outer_splits:
+        changes["split_outside"] = split_outside(model, plan, units)
     if lowering.integer_biases:
         changes["quantize_biases"] = quantize_biases(model, plan, units)
     if lowering.half:

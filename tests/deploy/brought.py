@@ -42,11 +42,22 @@ class VitBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
-        n, tokens, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).reshape(n, tokens, 3, 4, width // 4).permute(2, 0, 3, 1, 4).unbind(0)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
+        q, k, v = self.heads(self.qkv(self.norm1(x)))
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
         return self.head(x[:, 0])
+
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values as `[n, heads, tokens, width]`."""
+        return x.unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class ChunkedVitBlock(VitBlock):
+    """Queries, keys and values are chunks of the last axis, each of which becomes heads."""
+
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values as `[n, heads, tokens, width]`."""
+        return tuple(part.unflatten(-1, (4, -1)).transpose(1, 2) for part in x.chunk(3, -1))
 
 
 class Encoder(nn.Module):
@@ -177,6 +188,7 @@ class Volumes(nn.Module):
 NETWORKS: dict[str, tuple[type[nn.Module], tuple[tuple[int, ...], ...]]] = {
     "depthwise": (Depthwise, ((3, 16, 16),)),
     "vit": (VitBlock, ((3, 16, 16),)),
+    "chunked-vit": (ChunkedVitBlock, ((3, 16, 16),)),
     "encoder": (Encoder, ((6, 8),)),
     "cross-attention": (CrossAttention, ((5, 64), (7, 64))),
     "image-and-vector": (ImageAndVector, ((3, 8, 8), (6,))),

@@ -150,7 +150,7 @@ def test_tensorrt_file_and_kernels_with_a_fixed_and_a_free_batch(name, policy, b
     assert [check for check in checks if not check.agrees] == []
 
 
-@pytest.mark.parametrize("name", ["vit", "encoder", "cross-attention"])
+@pytest.mark.parametrize("name", ["vit", "chunked-vit", "encoder", "cross-attention"])
 @needs_rtx
 @pytest.mark.parametrize("batch", [1, None])
 def test_attention_stays_one_kernel_between_integer_layers(name, batch, tmp_path):
