@@ -35,6 +35,18 @@ class _Sizes(_Attention):
         return self.product(x).split([32, 32, 32], 2)
 
 
+class _Sliced(_Attention):
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.product(x)
+        return x[..., 64:], x[..., :32], x[..., 32:64]
+
+
+class _Overlapping(_Attention):
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.product(x)
+        return x[..., 64:], x[..., :32], x[..., 16:48]
+
+
 class _Uneven(_Attention):
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
         first, second, third = self.product(x).split([48, 32, 16], -1)
@@ -70,7 +82,7 @@ def _passed(network: nn.Module, path, text: str = "w8a8") -> int:
     return changed
 
 
-@pytest.mark.parametrize("network", [_Attention(), _Attention(bias=False), _Sizes()])
+@pytest.mark.parametrize("network", [_Attention(), _Attention(bias=False), _Sizes(), _Sliced()])
 def test_equal_parts_that_become_heads(tmp_path, network):
     assert _passed(network, tmp_path / "model.onnx") == 1
     operators = [node.op_type for node in nodes(tmp_path / "model.onnx").values()]
@@ -78,10 +90,9 @@ def test_equal_parts_that_become_heads(tmp_path, network):
     assert operators.count("Gather") == 3
 
 
-@pytest.mark.parametrize(
-    ("network", "text"),
-    [(_Attention(), "w8a16"), (_Uneven(), "w8a8"), (_Gated(), "w8a8"), (_OtherAxis(), "w8a8")],
-)
+LEFT = [(_Attention(), "w8a16"), *((network(), "w8a8") for network in (_Uneven, _Overlapping, _Gated, _OtherAxis))]
+
+
+@pytest.mark.parametrize(("network", "text"), LEFT)
 def test_what_is_left_alone(tmp_path, network, text):
     assert _passed(network, tmp_path / "model.onnx", text) == 0
-    assert "Split" in [node.op_type for node in nodes(tmp_path / "model.onnx").values()]
