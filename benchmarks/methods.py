@@ -7,8 +7,9 @@ Weights of 2, 3, 4 or 8 bits, activations of 8, every layer counted; top-1 on th
 interval. Stage `plan` is the best plan for the scores, stage `searched` what the search near it and the choice on other
 samples come to, as smpq run does. A method scores each budget; what it has evaluated for an earlier budget it does not
 evaluate again, so its cost is that of its rows together: `cpu_seconds` of this process and `policies_on_a_sample`.
-`evaluations` are those of the scores as they count them. Rows are kept in the file of --parts as they are made, and a
-run that was stopped goes on behind them.
+`evaluations` are those of the scores as they count them. `ohq-data-free` is `ohq` with synthetic samples, drawn by its
+seed, in place of all calibration data: ranges, rounding, scores, and the KL of its rows. Rows are kept in the file of
+--parts as they are made, and a run that was stopped goes on behind them.
 """
 
 import argparse
@@ -27,6 +28,10 @@ from ptq_resnet20 import BUDGETS, SAMPLES, Bench, Clock
 from records import Parts, keep
 
 from calib.files.storage import json_text
+from calib.synthetic.batches import synthesize
+from calib.synthetic.kinds import kinds_from_example
+from calib.synthetic.task import data_free
+from calib.task import Batch, Task
 from calib.tasks import load_task
 from smpq.files import PolicyFile, ScoresFile
 from smpq.methods import METHODS, Limits, Method, Need, SearchProblem, method_from_name
@@ -40,6 +45,7 @@ from smpq.value.evaluate import Evaluator
 from smpq.value.value import PolicyValue
 
 IMAGES = 10_000
+DATA_FREE = "ohq-data-free"
 
 
 class Quiet:
@@ -66,8 +72,9 @@ class Quiet:
 class Player:
     """One method with one seed: its own evaluations, and its scores for each budget."""
 
-    def __init__(self, bench: Bench, rounding: str, method: Method, seed: int, parts: Parts) -> None:
-        self.bench, self.rounding, self.method, self.seed, self.parts = bench, rounding, method, seed, parts
+    def __init__(self, bench: Bench, rounding: str, name: str, seed: int, parts: Parts) -> None:
+        self.bench, self.rounding, self.name, self.seed, self.parts = bench, rounding, name, seed, parts
+        self.method: Method = method_from_name("ohq" if name == DATA_FREE else name)
         self.value = Evaluator(PolicyValue(bench.fake, bench.space, bench.task, bench.seen))
         self.scores = cache(self._known)
 
@@ -79,7 +86,7 @@ class Player:
         return (Ceiling(self.bench.bits, budget),)
 
     def _known(self, budget: float) -> Scores:
-        name = f"scores {self.rounding} {self.method.name} {self.seed} {budget}"
+        name = f"scores {self.rounding} {self.name} {self.seed} {budget}"
         found = self.parts(name, lambda: json.loads(json_text(self._score(budget).to_file())))
         return Scores.from_file(msgspec.convert(found, ScoresFile), self.bench.space)
 
@@ -96,7 +103,7 @@ class Player:
         clock, known = Clock(), self.samples()
         scores = self.scores(budget)
         scored = clock.spent()[1]
-        print(self.method.name, budget, f"{scored:.1f} s", scores.notes, file=sys.stderr, flush=True)
+        print(self.name, budget, f"{scored:.1f} s", scores.notes, file=sys.stderr, flush=True)
         said = {}
         if pairs_of(scores.objective()):
             answer = best_or_explain(Problem(self.bench.space, scores.objective(), self.ceilings(budget)))
@@ -118,7 +125,7 @@ class Player:
 
     def _row(self, policy: Policy, budget: float, stage: str, known: int, **more: object) -> dict:
         scores = self.scores(budget)
-        names = {"rounding": self.rounding, "budget": budget, "method": self.method.name, "stage": stage}
+        names = {"rounding": self.rounding, "budget": budget, "method": self.name, "stage": stage}
         names["seed"] = self.seed
         cost = {"evaluations": scores.evaluations, "policies_on_a_sample": self.samples() - known}
         row = self.bench.described(policy, **names, **cost, **more)
@@ -126,19 +133,28 @@ class Player:
         return row
 
 
+def without_samples(task: Task, seed: int) -> Task:
+    """Return the task with synthetic samples, as many again for what the search does not see."""
+    made = synthesize(task.model(), kinds_from_example(task.example_inputs()), 2 * SAMPLES, seed)
+    images = torch.cat([batch.inputs[0] for batch in made.batches])
+    return data_free(task, [Batch((part,), None) for part in images.split(128)])
+
+
 def _top1(bench: Bench, policy: dict[str, str]) -> float:
     return bench.top1(Policy.from_file(PolicyFile(policy=policy), bench.space))
 
 
-def with_accuracy(parts: Parts, bench: Callable[[str], Bench], *, measure: bool) -> list[dict]:
+def with_accuracy(parts: Parts, bench: Callable[[str, str, int], Bench], *, measure: bool) -> list[dict]:
     """Return the rows with the accuracy of their policies,
     those that have none yet without it unless it is measured.
     """
     rows = []
     for row in [row for name, row in parts.all().items() if not name.startswith(("top-1 ", "scores "))]:
-        name = f"top-1 {row['rounding']} {sorted(row['policy'].items())}"
+        samples = f"{DATA_FREE} {row['seed']} " if row["method"] == DATA_FREE else ""
+        name = f"top-1 {row['rounding']} {samples}{sorted(row['policy'].items())}"
         if measure:
-            parts(name, lambda row=row: _top1(bench(row["rounding"]), row["policy"]))
+            where = row["rounding"], row["method"], row["seed"]
+            parts(name, lambda where=where, row=row: _top1(bench(*where), row["policy"]))
         found = parts.all().get(name)
         if found is None:
             rows.append(row)
@@ -177,7 +193,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounding", default="nearest,gptq")
     untrained = [name for name, each in METHODS.items() if Need.TRAINING_DATA not in each.needs]
-    parser.add_argument("--methods", default=",".join(untrained))
+    parser.add_argument("--methods", default=",".join([*untrained, DATA_FREE]))
     parser.add_argument("--searched", default=",".join(name for name in untrained if METHODS[name].searched))
     parser.add_argument("--without-search", action="store_true")
     parser.add_argument(
@@ -190,10 +206,20 @@ def main() -> None:
     seeds = [int(text) for text in options.seeds.split(",")]
     with tempfile.TemporaryDirectory() as directory:
         parts = Parts(options.parts or Path(directory) / "parts.json")
-        bench = cache(lambda rounding: Bench(task, rounding, Path(directory) / "journal.sqlite"))
-        player = cache(
-            lambda rounding, name, seed: Player(bench(rounding), rounding, method_from_name(name), seed, parts)
-        )
+        journal = Path(directory) / "journal.sqlite"
+        with_samples = cache(lambda rounding: Bench(task, rounding, journal))
+
+        @cache
+        def without(rounding: str, seed: int) -> Bench:
+            return Bench(without_samples(task, seed), rounding, Path(directory) / f"{rounding}{seed}.sqlite")
+
+        def bench(rounding: str, name: str, seed: int) -> Bench:
+            return without(rounding, seed) if name == DATA_FREE else with_samples(rounding)
+
+        @cache
+        def player(rounding: str, name: str, seed: int) -> Player:
+            return Player(bench(rounding, name, seed), rounding, name, seed, parts)
+
         stages = {"plan": options.methods} | ({} if options.without_search else {"searched": options.searched})
         for seed in seeds:
             for stage, names in stages.items():
