@@ -43,11 +43,19 @@ _TOO_OLD = (
 )
 _REMOVE = """\
 cd {directory} 2>/dev/null || exit 0
-for process in $(grep -ls {runner} /proc/[0-9]*/cmdline); do
-    process="${{process%/cmdline}}"
-    [ "$(readlink $process/cwd)" = "$(pwd -P)" ] || continue
-    tr '\\0' '\\n' < $process/cmdline | grep -qx {runner} && kill "${{process#/proc/}}"
-done 2>/dev/null
+running() {{
+    for process in $(grep -ls {runner} /proc/[0-9]*/cmdline); do
+        process="${{process%/cmdline}}"
+        [ "$(readlink $process/cwd)" = "$(pwd -P)" ] || continue
+        tr '\\0' '\\n' < $process/cmdline | grep -qx {runner} && echo "${{process#/proc/}}"
+    done 2>/dev/null
+}}
+for signal in TERM 0 0 0 0 0 0 0 0 0 KILL 0 0 0 0 0; do
+    runners=$(running)
+    [ -n "$runners" ] || break
+    kill -$signal $runners 2>/dev/null
+    sleep 0.2 2>/dev/null || sleep 1
+done
 for attempt in 1 2 3 4 5; do
     cd && rm -rf {directory} && break
     sleep 1
@@ -55,6 +63,7 @@ done
 rmdir {root} 2>/dev/null
 test ! -e {directory}
 """
+"""A runner that does not end when it is asked to is killed: one that is stopped, say, hears nothing."""
 
 
 class SshDevice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -15,6 +16,7 @@ import pytest
 
 from calib.errors import UserError
 from deploy.devices.places import note_used, run_name
+from deploy.devices.runner_zip import RUNNER_FILE
 from deploy.devices.ssh import SshDevice
 from deploy.runner.protocol import Protocol
 from deploy.runner.state import machine
@@ -119,7 +121,9 @@ def test_what_a_killed_command_has_left_is_removed_by_the_next(connect, there, t
     assert directory.exists()
     device = connect()
     assert device.measure(wanted) == results
+    stopped = subprocess.Popen(("sh", "-c", "kill -STOP $$", RUNNER_FILE), cwd=directory)
     device.close()
+    assert stopped.wait(5) == -signal.SIGKILL
     assert not directory.exists()
 
 
