@@ -7,7 +7,6 @@ from torch import Tensor
 
 from calib.task import Batch
 from calib.tasks.decoding import Step, grown
-from deploy.backends.base import OpenEngine
 from deploy.backends.onnxruntime.engine import load_engine
 from deploy.run.workspace import Workspace
 from deploy.stages.stage_runners import Runner, engine_runner
@@ -26,8 +25,7 @@ def stepped(compute: Runner) -> Step:
 
 def step_of(workspace: Workspace, engine: Path) -> Step:
     """Return an engine on one thread."""
-    opened = load_engine(engine, threads=1)
-    return stepped(engine_runner(workspace.traced, OpenEngine(opened.run, opened.batch)))
+    return stepped(engine_runner(workspace.traced, load_engine(engine, threads=1).opened()))
 
 
 def speeds(engines: dict[str, Step], prompt: Tensor, count: int, rounds: int, empty: tuple[Tensor, ...]) -> dict:

@@ -79,7 +79,7 @@ def rounding_inputs(workspace: Workspace, policy: Policy) -> Step:
     edits, plan = workspace.fake_quantizer.edits(workspace.plan(policy)), workspace.plan(policy)
     inside = {
         (tensor, call): InBlocks(plan.weights[unit.path].block or SMALL_BLOCK)
-        for unit in workspace.units
+        for unit in workspace.space.units
         if unit.path in plan.weights
         for tensor, call in zip(unit.inputs, unit.calls, strict=True)
         if (tensor, call) not in edits.edges and tensor not in edits.sources

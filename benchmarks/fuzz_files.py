@@ -10,6 +10,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from smpq.training.finetune import finetune
 from smpq.training.settings import FineTuneSettings
 from tests.limited import MEMORY, mutated, read_within_limits
 from tests.smpq.tunable import tunable
+from tests.warm import Server
 
 SEED = 0
 AT_ONCE = 250
@@ -49,7 +51,7 @@ def genuine(directory: Path) -> Iterator[tuple[str, str, bytes]]:
     yield "finetuned", "finetuned.safetensors", path.read_bytes()
 
 
-def fuzzed(reader: str, name: str, content: bytes, count: int, directory: Path) -> dict:
+def fuzzed(reader: str, name: str, content: bytes, count: int, directory: Path, warm: Server) -> dict:
     """Return what became of `count` mutations; an assertion of `read_within_limits` fails on a crash, a traceback or
     too much memory.
     """
@@ -60,7 +62,7 @@ def fuzzed(reader: str, name: str, content: bytes, count: int, directory: Path) 
             paths.append(directory / str(index) / name)
             paths[-1].parent.mkdir(exist_ok=True)
             paths[-1].write_bytes(mutated(content, generator))
-        said += read_within_limits(reader, *paths, timeout=1200)
+        said += read_within_limits(reader, *paths, warm=warm)
     accepted = said.count("read")
     return {
         "file": name,
@@ -76,10 +78,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mutations", type=int, default=1000)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as text:
+    with tempfile.TemporaryDirectory() as text, closing(Server(Path(text))) as warm:
         directory = Path(text)
         rows = [
-            fuzzed(reader, name, content, options.mutations, directory) for reader, name, content in genuine(directory)
+            fuzzed(reader, name, content, options.mutations, directory, warm)
+            for reader, name, content in genuine(directory)
         ]
     command = f"python -m benchmarks.fuzz_files --mutations {options.mutations}"
     keep("fuzz_files", command, [SEED], rows, memory_bytes=MEMORY, mutations=sum(row["mutations"] for row in rows))
