@@ -26,14 +26,15 @@ def check_kind(model: nn.Module) -> None:
             f"torch's default type is {_name(torch.get_default_dtype())}, and models are float32: call "
             "torch.set_default_dtype(torch.float32) before"
         )
-    origin = None
-    if isinstance(model, torch.jit.ScriptModule):
-        origin = "torch.jit"
-    # torch.export puts its own train(), which raises, in the place of the method
-    elif any(isinstance(part, fx.GraphModule) and "train" in vars(part) for part in model.modules()):
-        origin = "torch.export"
-    if origin is not None:
-        raise UserError(f"the model comes from {origin}: hand over the torch.nn.Module that it was made of")
+    for path, part in model.named_modules():
+        # torch.export traces functions of torch.jit, and puts its own train(), which raises, in the place of the method
+        scripted = isinstance(part, torch.jit.ScriptModule) and (not path or bool(part.state_dict()))
+        if scripted or (isinstance(part, fx.GraphModule) and "train" in vars(part)):
+            origin, what = (
+                "torch.jit" if scripted else "torch.export",
+                f"{path!r} of the model" if path else "the model",
+            )
+            raise UserError(f"{what} comes from {origin}: hand over the torch.nn.Module that it was made of")
 
 
 def check_tensor(tensor: Tensor, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -161,20 +162,40 @@ def check_finite(tensor: Tensor, what: str) -> None:
 def per_sample(function: Callable[..., Any], arguments: Sequence[Any], count: int, what: str) -> Tensor:
     """Return what a task's function (`metric`, `loss`, `divergence`) says about `count` samples, as `[count]` float64.
 
-    Raises UserError, which names the function by `what`, when it raises, or returns anything but one finite number a
-    sample.
+    Raises UserError, which names the function by `what`, when it raises, changes its arguments, or returns anything but
+    one finite number a sample.
     """
     try:
-        values = torch.as_tensor(function(*arguments)).detach().double()
+        with left_alone(arguments, what):
+            found = torch.as_tensor(function(*arguments)).detach()
     except UserError:
         raise
     except Exception as error:
         where = " on a batch without a target" if arguments[-1] is None else ""
         raise UserError(f"the task's {what}() failed{where}: {type(error).__name__}: {error}") from error
+    if found.is_complex():
+        raise UserError(f"the task's {what}() returns complex numbers: return real ones, as their absolute values")
+    values = found.double()
     if values.shape != (count,):
         raise UserError(f"the task's {what}() must return one value per sample, [{count}], not {list(values.shape)}")
     check_finite(values, f"the result of the task's {what}()")
     return values
+
+
+@contextmanager
+def left_alone(arguments: Sequence[Any], what: str) -> Iterator[None]:
+    """Raise UserError, which names the function by `what`, when tensors of its arguments were written to meanwhile.
+
+    Outputs of the float model and targets are kept and read again: the next policy would be compared with other ones.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and not leaf.is_inference()]
+    before = [tensor._version for tensor in tensors]  # noqa: SLF001 - torch's own count of writes
+    yield
+    if [tensor._version for tensor in tensors] != before:  # noqa: SLF001
+        raise UserError(
+            f"the task's {what}() changes its arguments, which are read again after it: let it work on copies, as "
+            "output.clone(), and without operators in place"
+        )
 
 
 def _first(batches: Iterable[Any], what: str) -> Batch | None:

@@ -1,6 +1,7 @@
 """Tasks whose network is legitimate and odd, or cannot be an engine; `ODD_NETWORK` names it."""
 
 import os
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -201,6 +202,22 @@ class ReturnsTheSize(Base):
 class ReturnsComplex(Base):
     def end(self, y: Tensor) -> object:
         return torch.complex(y, y)
+
+
+@dataclass
+class Answer:
+    scores: Tensor
+
+
+class ReturnsAnAnswer(Base):
+    def end(self, y: Tensor) -> object:
+        return Answer(y)
+
+
+class SkippedOnly(Base):
+    def forward(self, x: Tensor) -> object:
+        rows = self.first.weight.flatten(1)
+        return torch.relu(x.flatten(1)[:, :18] @ rows.T) @ rows
 
 
 class Branches(Base):

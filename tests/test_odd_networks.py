@@ -71,6 +71,8 @@ def test_an_odd_network_becomes_its_own_engine(tmp_path, monkeypatch, network, t
         ),
         ("ReturnsANumber", 8, "returns a value of type int beside tensors"),
         ("ReturnsTheSize", 8, "returns a value of type int beside tensors"),
+        ("ReturnsAnAnswer", 8, "returns a value of type Answer: an engine gives tensors only"),
+        ("SkippedOnly", 8, r"no layer that can be quantised .*\. first \(matmul\): a product that no linear layer"),
         ("ReturnsComplex", 8, "returns complex numbers"),
         ("Branches", 8, "cannot be traced by torch.export"),
         ("Squeezed", 8, "torch's exporter cannot express this model"),

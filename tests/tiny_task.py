@@ -89,6 +89,8 @@ class Tiny:
 
     def __init__(self, data: object = None, weights: object = None) -> None:
         self.calls = 0
+        if self.wrong("point"):
+            self.metric_point = 0.0
         if self.wrong("factory"):
             raise RuntimeError("no licence")
 
@@ -142,6 +144,10 @@ class Tiny:
         if self.wrong("metric"):
             raise KeyError("top1")
         right = (output.argmax(1) == target).float()
+        if self.wrong("metric drawn"):
+            return right + torch.rand(())
+        if self.wrong("metric complex"):
+            return torch.complex(right, right)
         return right.mean() if self.wrong("metric length") else right
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

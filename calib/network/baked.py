@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
@@ -22,7 +22,7 @@ _LAYERS = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d, "linea
 def bake_parametrizations(model: nn.Module) -> None:
     """Put what parametrisations compute in the place of what they compute it from, in place.
 
-    Both those of `torch.nn.utils.parametrize` and the older hooks of weight norm and spectral norm.
+    Those of `torch.nn.utils.parametrize`, the older hooks of weight norm and spectral norm, and masks of pruning.
     """
     with torch.no_grad():
         for module in list(model.modules()):
@@ -33,6 +33,8 @@ def bake_parametrizations(model: nn.Module) -> None:
                     remove_weight_norm(module, hook.name)
                 elif isinstance(hook, SpectralNorm):
                     remove_spectral_norm(module, hook.name)
+                elif isinstance(hook, prune.BasePruningMethod):
+                    prune.remove(module, hook._tensor_name)  # noqa: SLF001 - there is no other name of it
 
 
 def _bake(module: nn.Module) -> None:

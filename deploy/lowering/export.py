@@ -138,11 +138,13 @@ def _batch_is_free(traced: TracedModel) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's advice about optional packages and its own deprecations out of the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    """Keep torch's advice about optional packages, its own deprecations, and its log of what it then does in another
+    way, with tracebacks, out of the user's terminal.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch._subclasses", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), unwritten_code():
             warnings.simplefilter("ignore")

@@ -49,9 +49,9 @@ class Arguments:
             raise UserError(f"{what} is a Dataset, which gives samples: give a DataLoader of it, which makes batches")
         try:
             for batch in batches:
-                found = self._named(batch, what) if isinstance(batch, Mapping) else _batch(_tensor(batch))
+                found = self._named(batch, what) if isinstance(batch, Mapping) else _batch(as_tensor(batch))
                 self._check_count(len(found.inputs), what)
-                yield Batch(tuple(map(_tensor, found.inputs)), found.target)
+                yield Batch(tuple(map(as_tensor, found.inputs)), found.target)
         except TypeError as error:
             raise UserError(
                 f"{what} cannot be used as batches ({error}): give a list of them, or a DataLoader"
@@ -100,8 +100,15 @@ def _by_name(model: Any, *inputs: Any) -> Any:
     return model.forward_by_name(**dict(zip(model.names_by_position, inputs, strict=True)))
 
 
-def _tensor(given: Any) -> Any:
-    return torch.as_tensor(given) if isinstance(given, np.ndarray) else given
+def as_tensor(given: Any) -> Any:
+    """Return an array as a tensor, which shares its memory where torch can: not one that is flipped, or of the other
+    byte order. Anything else stays as it is.
+    """
+    if not isinstance(given, np.ndarray):
+        return given
+    if min(given.strides, default=0) < 0 or not given.dtype.isnative:
+        given = given.astype(given.dtype.newbyteorder("="))
+    return torch.as_tensor(given)
 
 
 def _batch(batch: Any) -> Batch:

@@ -16,6 +16,7 @@ from calib.sizes import InputSizes
 from calib.task import Batch
 from deploy.files.report import LatencyPart, ReportFile
 from deploy.files.verification import StageName, StageRow
+from deploy.python.arguments import as_tensor
 from deploy.report.page import summary_lines
 
 Call = Callable[..., Any]
@@ -35,7 +36,7 @@ class Computed(nn.Module):
         """Return what the model returns, for tensors or arrays. TypeError where these are not its inputs; UserError
         where they have sizes that neither calibration had nor `shapes` stated.
         """
-        given = tuple(torch.as_tensor(each).detach() for each in self._inputs.bind(*inputs, **named).args)
+        given = tuple(torch.as_tensor(as_tensor(each)).detach() for each in self._inputs.bind(*inputs, **named).args)
         self._sizes.check(given, "what is given")
         return self._compute(Batch(given, None))
 

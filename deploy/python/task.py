@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from calib.batches import content_hash
-from calib.data import check_model
+from calib.data import check_finite, check_model
 from calib.errors import UserError
 from calib.network.modules import writable
 from calib.task import Batch
@@ -110,9 +110,13 @@ class TaskInMemory:
         try:
             with torch.no_grad():
                 # of copies: a model may work on its inputs in place
-                return Batch(batch.inputs, self.model()(*(tensor.clone() for tensor in batch.inputs)))
+                output = self.model()(*(tensor.clone() for tensor in batch.inputs))
         except Exception as error:
             raise UserError(f"the model does not run with a batch: {type(error).__name__}: {error}") from error
+        for leaf in pytree.tree_leaves(output):
+            if isinstance(leaf, Tensor):
+                check_finite(leaf, "what the model gives for a batch")
+        return Batch(batch.inputs, output)
 
     @property
     def input_names(self) -> list[str]:

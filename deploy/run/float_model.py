@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -14,6 +14,7 @@ from calib.accepted import check_tensor
 from calib.batches import Batches
 from calib.data import check_finite, per_sample
 from calib.errors import UserError
+from calib.network.agreement import Agreement
 from calib.network.faithful import UnfaithfulError, check_faithful, run_eager
 from calib.network.fold import Folded, trace_folded
 from calib.network.free_axes import input_names
@@ -26,6 +27,7 @@ from deploy.run.settings import Settings
 from deploy.targets.target import Target
 from deploy.terminal.progress import Progress
 from smpq.value.divergence import TaskDivergence
+from smpq.value.loss import stated_point
 from smpq.value.metric import collected, sample_metric
 from smpq.value.resampling import UndefinedError
 
@@ -100,7 +102,7 @@ def _fits(counts: Collection[int], settings: Settings, target: Target) -> bool:
 
 def _check_runs(model: nn.Module, batch: Batch) -> None:
     try:
-        run_eager(model, batch.inputs, f"calibration batch 0 ({len(batch.inputs[0])} samples)")
+        output = run_eager(model, batch.inputs, f"calibration batch 0 ({len(batch.inputs[0])} samples)")
     except UserError as error:
         try:
             run_eager(model, [tensor[:1] for tensor in batch.inputs], "one sample")
@@ -110,6 +112,12 @@ def _check_runs(model: nn.Module, batch: Batch) -> None:
             f"{error}. It runs with one sample: let calibration() and evaluation() give batches of one sample, and "
             "write --batch 1"
         ) from error
+    for leaf in pytree.tree_leaves(output):
+        if leaf is not None and not isinstance(leaf, (Tensor, bool, int, float, str)):  # which a trace can hold
+            raise UserError(
+                f"forward() returns a value of type {type(leaf).__name__}: an engine gives tensors only, so return "
+                "those, or tuples, lists and dicts of them"
+            )
 
 
 def try_task(
@@ -123,6 +131,11 @@ def try_task(
         if isinstance(tensor, Tensor):
             check_tensor(tensor, "the model's output")
             check_finite(tensor, "the model's output on calibration batch 0")
+    if count > 1 and _depends_on_others(traced, batch, output):
+        warn(
+            "what the model gives for a sample depends on the samples beside it, and the search cuts batches into "
+            "parts: does the first axis of each input count the samples, as with batch_first=True?"
+        )
     if value == "loss":
         per_sample(task.loss, (output, batch.target), count, "loss")
     if value == "kl":
@@ -136,10 +149,37 @@ def try_task(
         sample_metric(task, "the value metric")
     if judged is None:
         return
+    stated_point(task)
+    judged_output = output if judged is batch else traced.run(judged.inputs)
+    first, again = (_figure(task, judged_output, judged) for _ in range(2))
+    if not math.isclose(first, again, rel_tol=1e-6, abs_tol=1e-9):
+        raise UserError(
+            f"{task.metric_name} of the same outputs and targets is {first:.6g}, and {again:.6g} the second time: let it "
+            "depend on its arguments alone, with a seed of its own where it draws numbers"
+        )
+
+
+def _figure(task: Task, output: Any, batch: Batch) -> float:
+    """Return the metric of one batch; zero where that leaves the figure of a set without a value."""
     found = collected(task)
-    found.take(0, output if judged is batch else traced.run(judged.inputs), judged)
-    with contextlib.suppress(UndefinedError):  # as one batch may leave the figure of a set
-        _ = found.value
+    found.take(0, output, batch)
+    try:
+        return found.value
+    except UndefinedError:
+        return 0.0
+
+
+def _depends_on_others(traced: TracedModel, batch: Batch, output: Any) -> bool:
+    """Whether the first row of what has one for each sample is another one where all samples are the first."""
+    count = len(batch.inputs[0])
+    same = traced.run([tensor[:1].expand_as(tensor).contiguous() for tensor in batch.inputs])
+    rows = [
+        (one, two)
+        for one, two in zip(pytree.tree_leaves(same), pytree.tree_leaves(output), strict=True)
+        if isinstance(two, Tensor) and two.shape[:1] == one.shape[:1] == (count,)
+    ]
+    expected = Agreement([two for _, two in rows])
+    return expected.difference([one[:1] for one, _ in rows], [two[:1] for _, two in rows]) is not None
 
 
 def _try_divergence(function: TaskDivergence, output: Any, batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from calib.batches import calibration_batches
@@ -10,7 +11,7 @@ from calib.errors import UserError
 from calib.formats.format import formats_from_text
 from calib.network.attention import find_attention
 from calib.network.modules import writable
-from calib.network.units import find_units
+from calib.network.units import Skipped, find_units
 from calib.sizes import InputSizes
 from calib.task import Batch, Task
 from calib.tasks import load_task
@@ -33,6 +34,9 @@ from smpq.problem.pins import pin_from_text
 from smpq.value.parts import check_memory_limit
 from smpq.value.workers.process import check_portable
 from smpq.value.workers.resources import Resources
+
+_REASONS = 3
+"""So many of the layers that are skipped are named where nothing else is left."""
 
 
 def open_workspace(
@@ -68,6 +72,8 @@ def open_workspace(
         check_portable(task, settings.value)
     if resources.memory_limit_mb is not None:
         check_memory_limit(traced, units, resources.memory_limit_mb)
+    if not units:
+        raise UserError(_no_layer(skipped))
     groups = find_groups(traced, units)
     space, refused = space_from_formats(
         groups,
@@ -111,6 +117,13 @@ def _check_attention(settings: Settings, target: Target) -> None:
             f"--attention: {target.name} computes the products of attention in floating point; use --target {able}, or "
             "leave --attention out"
         )
+
+
+def _no_layer(skipped: Sequence[Skipped]) -> str:
+    """Say that nothing can be quantised, and why the first layers cannot be."""
+    reasons = [f"{each.path} ({each.operator}): {each.reason}" for each in skipped[:_REASONS]]
+    more = [f"and {len(skipped) - _REASONS} more"] if len(skipped) > _REASONS else []
+    return ". ".join(["the model has no layer that can be quantised (convolution or linear)", *reasons, *more])
 
 
 def _first_of_evaluation(task: Task, made: DataFree, sizes: InputSizes) -> Batch | None:

@@ -62,8 +62,6 @@ def space_from_formats(
     where that is not allowed. Of each of `choices`, formats of the list, a group gets the first that it can have; what
     was refused of a choice is told where nothing of it is left.
     """
-    if not groups:
-        raise UserError("the model has no layer that can be quantised (convolution or linear)")
     check_pins(groups, pins)
     offered: dict[str, tuple[Format, ...]] = {}
     refused: dict[str, str] = {}

@@ -42,6 +42,12 @@ def divergence(output: Any, float_output: Any) -> Tensor:
             "the model's output holds no numbers [n, ...] that could be compared with those of the float model: give "
             "the task a divergence(output, float_output)"
         )
+    counts = {len(part) for part in parts}
+    if len(counts) > 1:
+        raise UserError(
+            f"tensors of the model's output have {', '.join(map(str, sorted(counts)))} rows, so some have not one for "
+            "each sample: put the samples first, or give the task a divergence(output, float_output)"
+        )
     return torch.stack(parts).sum(0)
 
 

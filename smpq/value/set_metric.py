@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calib.data import left_alone
 from calib.errors import UserError
 from calib.task import Batch, SetTask
 from smpq.files import Interval
@@ -185,7 +186,8 @@ def _few(task: SetTask, count: int) -> str | None:
 def _of_each(function: Callable[..., Any], arguments: Sequence[Any], count: int, what: str) -> list[Any]:
     """Return the `count` objects that a task's function gives for a batch."""
     try:
-        found = function(*arguments)
+        with left_alone(arguments, what):
+            found = function(*arguments)
         each = None if isinstance(found, Mapping | str) else list(found)
     except UserError:
         raise

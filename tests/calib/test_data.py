@@ -3,9 +3,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from calib.data import check_batches, check_model, each_batch
+from calib.data import check_batches, check_model, each_batch, per_sample
 from calib.errors import UserError
 from calib.task import Batch
+from smpq.value.set_metric import _of_each
 
 
 def batches(count=3, size=4):
@@ -114,18 +115,19 @@ def test_what_is_no_module_is_no_model():
 
 
 @pytest.mark.parametrize(
-    ("make", "origin"),
+    ("make", "what", "origin"),
     [
-        (torch.jit.trace, "torch.jit"),
-        (lambda model, x: torch.jit.script(model), "torch.jit"),
-        (lambda model, x: torch.export.export(model, (x,)).module(), "torch.export"),
-        (lambda model, x: nn.Sequential(torch.export.export(model, (x,)).module()), "torch.export"),
+        (torch.jit.trace, "the model", "torch.jit"),
+        (lambda model, x: torch.jit.script(model), "the model", "torch.jit"),
+        (lambda model, x: torch.export.export(model, (x,)).module(), "the model", "torch.export"),
+        (lambda model, x: nn.Sequential(torch.export.export(model, (x,)).module()), "'0' of the model", "torch.export"),
+        (lambda model, x: nn.Sequential(torch.jit.script(model)), "'0' of the model", "torch.jit"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_a_module_without_a_forward_of_its_own_is_told(make, origin):
+def test_a_module_without_a_forward_of_its_own_is_told(make, what, origin):
     model = make(nn.Linear(2, 3).eval(), torch.ones(2, 2))
-    with pytest.raises(UserError, match=f"the model comes from {origin}: hand over the torch.nn.Module"):
+    with pytest.raises(UserError, match=f"^{what} comes from {origin}: hand over the torch.nn.Module"):
         check_model(model)
 
 
@@ -175,3 +177,16 @@ def test_inputs_are_handed_on_without_their_gradient_and_in_their_layout():
     assert not inputs[0].requires_grad
     assert inputs[0].stride() == given.t().stride()
     assert torch.equal(inputs[0], given.t())
+
+
+def test_a_function_of_the_task_leaves_its_arguments_alone():
+    def zeroed(output, target):
+        target["mask"][output[:, 0] > 9] = 0  # writes, even where nothing is chosen
+        return output[:, 0]
+
+    arguments = (torch.ones(2, 3), {"mask": torch.ones(2)})
+    with pytest.raises(UserError, match=r"the task's metric\(\) changes its arguments, .* as output.clone\(\)"):
+        per_sample(zeroed, arguments, 2, "metric")
+    with pytest.raises(UserError, match=r"the task's records\(\) changes its arguments"):
+        _of_each(lambda output, target: output.sigmoid_(), arguments, 2, "records")
+    assert per_sample(lambda output, target: output[:, 0].clone().zero_(), arguments, 2, "metric").tolist() == [0, 0]

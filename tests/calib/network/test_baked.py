@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from calib.network.fold import trace_folded
 from calib.network.units import find_units
@@ -50,6 +50,14 @@ def old_norms() -> nn.Module:
         )
 
 
+def pruned() -> nn.Module:
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(28, 4))
+    for layer in (model[0], model[3]):
+        prune.random_unstructured(layer, "weight", 0.5)
+        prune.ln_structured(layer, "weight", 1, 2, 0)
+    return prune.random_unstructured(model[3], "bias", 0.5) and model
+
+
 def registered() -> nn.Module:
     layer = nn.Conv1d(3, 4, 3)
     parametrize.register_parametrization(layer, "weight", Doubled())
@@ -61,6 +69,7 @@ NETWORKS = {
     "weight norm": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv1d(3, 4, 3)), nn.BatchNorm1d(4)), (3, 9)),
     "spectral norm": (lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 4))), (6,)),
     "older hooks": (old_norms, (3, 9)),
+    "masks of pruning": (pruned, (3, 9)),
     "parametrisations of one's own": (registered, (3, 9)),
     "weight standardisation": (
         lambda: nn.Sequential(

@@ -25,6 +25,9 @@ def test_batches_as_people_have_them():
     assert given(x) == Batch((x,), None)
     assert torch.equal(given(x.numpy()).inputs[0], x)
     assert torch.equal(given((x.numpy(), y)).inputs[0], x)
+    rows = np.arange(16, dtype=np.float32).reshape(2, 8)
+    for odd in (rows[:, ::-1], rows.astype(">f4")):
+        assert np.array_equal(given((odd, y)).inputs[0].numpy(), odd)
     assert given([x]) == Batch((x,), None)
     assert given((x, y)) == Batch((x,), y)
     assert given((x, x, y)) == Batch((x, x), y)
@@ -137,6 +140,16 @@ def test_an_output_that_no_engine_gives_is_told_before_the_work(tmp_path):
     with pytest.raises(UserError, match=r"the model's output is bfloat16, .* make it tensor.float\(\)"):
         optimize(Ending(), data, data, out=tmp_path / "run", verbose=False, **FASTER)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_is_not_finite_is_not_called_a_target():
+    with pytest.raises(UserError, match="what the model gives for a batch holds NaN"):
+        TaskInMemory("in-memory", Logarithm(), [torch.randn(2, 8)], [torch.randn(2, 8)], None)
+
+
+class Logarithm(Gated):
+    def forward(self, x):
+        return {"logarithm": x.log(), "scores": super().forward(x)}
 
 
 def test_batches_of_other_arguments_are_refused():

@@ -102,3 +102,26 @@ class Alone(Tiny):
 
 def test_batches_of_one_sample_tell_policies_apart(tmp_path):
     done("score", "--task", "tests.deploy.run.test_divergence:Alone", *SCORED, "--out", tmp_path / "run")
+
+
+class Beside(Tiny):
+    """Samples are on the second axis of attention, as nobody expects."""
+
+    def model(self):
+        return nn.Sequential(super().model(), nn.Unflatten(1, (1, 3)), Attention()).eval()
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(3, 1)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0][:, 0]
+
+
+def test_a_sample_that_depends_on_those_beside_it_is_told(tmp_path):
+    for name, told in (("Beside", True), ("OneChannel", False)):
+        task = ("--task", f"tests.deploy.run.test_divergence:{name}", *SCORED[:-1])
+        said = " ".join(done("score", *task, "--out", tmp_path / name).err.split())
+        assert ("depends on the samples beside it" in said) is told

@@ -164,6 +164,12 @@ def test_numbers_of_samples_count_where_there_are_no_others():
     assert torch.equal(divergence((scores, ours), (scores + 1, reference)), divergence(scores, scores + 1))
 
 
+def test_outputs_without_a_row_for_each_sample_are_told():
+    states = (torch.randn(4, 5), torch.randn(2, 4, 3))
+    with pytest.raises(UserError, match="have 2, 4 rows, so some have not one for each sample: put the samples first"):
+        divergence(states, states)
+
+
 def test_an_output_without_numbers_is_a_user_error():
     with pytest.raises(UserError, match="divergence"):
         divergence(torch.tensor([1, 2]), torch.tensor([1, 2]))
