@@ -154,8 +154,8 @@ def try_task(
     first, again = (_figure(task, judged_output, judged) for _ in range(2))
     if not math.isclose(first, again, rel_tol=1e-6, abs_tol=1e-9):
         raise UserError(
-            f"{task.metric_name} of the same outputs and targets is {first:.6g}, and {again:.6g} the second time: let it "
-            "depend on its arguments alone, with a seed of its own where it draws numbers"
+            f"{task.metric_name} of the same outputs and targets is {first:.6g}, and {again:.6g} the second time: let "
+            "it depend on its arguments alone, with a seed of its own where it draws numbers"
         )
 
 
