@@ -26,7 +26,7 @@ WRONG_INPUT = 2
 Result = tuple[Any, list[str], int]
 """What a command returns: the record for `--json`, the lines for people, and the exit code."""
 Returned = TypeVar("Returned")
-LIMITS = Parsed(Budget.from_text, "limits on latency, size, avg_bits, bops, drop or kl")
+LIMITS = Parsed(Budget.from_text, "limits on latency, throughput, size, avg_bits, bops, drop or kl")
 
 
 @dataclass(frozen=True)

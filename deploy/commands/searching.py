@@ -172,7 +172,7 @@ def solve(run: Path, task: str | None, budget: str, progress: Any, resources: An
     from deploy.stages.run_all import open_run
 
     with open_run(run, progress, resources=resources, task=task) as workspace:
-        solution = solve_stage(workspace, Budget.from_text(budget))
+        solution = solve_stage(workspace, Budget.from_text(budget, workspace.settings.batch))
     record = plain(solution.policy.to_file(workspace.space.groups))
     costs = ", ".join(f"{name} {model.total(solution.policy):.6g}" for name, model in workspace.costs.items())
     line = f"policy: {run / 'policy.json'} (value {solution.value:.6g}; {costs})"

@@ -93,7 +93,8 @@ def optimize(
         whole = _whole(metric, records, metric_of, groups)
         judged = metric is not None or whole is not None
         text = budget if budget is not None else "drop=0.5" if judged else "kl=0.02"
-        wanted = Budget.from_text(text)
+        asked = _settings(target, settings)
+        wanted = Budget.from_text(text, asked.batch)
         limit = wanted.loss
         if not judged and limit is not None and limit.cost != "kl":
             raise UserError(f"{text} needs a metric(output, target): give one, or a budget on kl")
@@ -116,7 +117,6 @@ def optimize(
             if training is None:
                 raise UserError("fine-tuning needs training=: batches that calibration does not hold, or finetune=0")
             trained = next(training_batches(task, 0))  # whether they can be used is told before anything begins
-        asked = _settings(target, settings)
         progress = Progress(Console(file=sys.stderr, quiet=not verbose), Patience(seconds))
         path = Path(out) if out is not None else usual_directory(asked)
         check_method(method, wanted)

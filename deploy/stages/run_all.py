@@ -98,7 +98,7 @@ def run_all(
 
     `method` is where scores come from (`smpq.methods`).
     """
-    budget = Budget.from_text(budget_text)
+    budget = Budget.from_text(budget_text, settings.batch)
     check_method(method, budget)
     check_budget(settings, budget)
     check = partial(check_job, budget=budget, tuning=tuning, method=method)

@@ -11,14 +11,15 @@ from calib.errors import UserError
 
 _UNITS: dict[str, dict[str, float]] = {
     "latency": {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3},
+    "throughput": {"": 1.0, "k": 1e3, "M": 1e6},
     "size": {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
     "avg_bits": {"": 1.0},
     "bops": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     "drop": {"": 1.0},
     "kl": {"": 1.0},
 }
-"""What is limited -> suffix -> factor to the unit that it is counted in: milliseconds, bytes, bits, bit operations,
-points of the task's metric, nats.
+"""What is limited -> suffix -> factor to the unit that it is counted in: milliseconds, samples a second, bytes, bits,
+bit operations, points of the task's metric, nats.
 """
 COSTS = tuple(_UNITS)
 LOSSES = ("drop", "kl")
@@ -26,7 +27,8 @@ LOSSES = ("drop", "kl")
 
 _NUMBER = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)(?P<suffix>[A-Za-z]*)")
 _EXAMPLE = (
-    "write for example latency=0.65x, latency=1.5ms, size=0.2x, size=200kB, avg_bits=3.5, bops=2G, drop=0.5, kl=0.02"
+    "write for example latency=0.65x, latency=1.5ms, throughput=500/s, size=0.2x, size=200kB, avg_bits=3.5, bops=2G, "
+    "drop=0.5, kl=0.02"
 )
 _SMALLEST, _LARGEST = 1e-9, 1e30
 """Of a limit in the unit of its cost, or as a fraction: nothing real is beyond, and the solver's numbers stay within
@@ -66,15 +68,19 @@ class Budget:
     limits: tuple[Limit, ...]
 
     @classmethod
-    def from_text(cls, text: str) -> Budget:
-        """Parse `size=0.2x,latency=1.5ms,...`; UserError says which part is wrong and how to write it."""
+    def from_text(cls, text: str, batch: int = 1) -> Budget:
+        """Parse `size=0.2x,latency=1.5ms,...`; UserError says which part is wrong and how to write it.
+
+        A throughput, in samples a second, is a limit on the latency of `batch` samples: it is the least, not the most.
+        """
         if not isinstance(text, str):
             raise UserError(f"the budget must be a text, not {text!r}: {_EXAMPLE}")
         limits: dict[str, Limit] = {}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
-            limit = _limit_from_text(part)
+            limit = _limit_from_text(part, batch)
             if limit.cost in limits:
-                raise UserError(f"the budget names {limit.cost} twice: {text!r}")
+                too = " (throughput is a latency too)" if "throughput" in text else ""
+                raise UserError(f"the budget names {limit.cost} twice{too}: {text!r}")
             limits[limit.cost] = limit
         if not limits:
             raise UserError(f"the budget is empty: {_EXAMPLE}")
@@ -100,11 +106,11 @@ class Budget:
         return ",".join(map(str, self.limits))
 
 
-def _limit_from_text(part: str) -> Limit:
+def _limit_from_text(part: str, batch: int) -> Limit:
     cost, separator, amount = (piece.strip() for piece in part.partition("="))
     if not separator or cost not in _UNITS:
         raise UserError(f"budget {part!r} not understood: what can be limited is {', '.join(_UNITS)}; {_EXAMPLE}")
-    match = _NUMBER.fullmatch(amount)
+    match = _NUMBER.fullmatch(amount.removesuffix("/s") if cost == "throughput" else amount)
     if match is None:
         raise UserError(f"budget {part!r}: {amount!r} is no number above zero; {_EXAMPLE}")
     number, suffix = float(match["number"]), match["suffix"]
@@ -122,4 +128,6 @@ def _limit_from_text(part: str) -> Limit:
     value = number * units.get(suffix, 1.0)
     if not _SMALLEST <= value <= _LARGEST:
         raise UserError(f"budget {part!r}: the limit must be between {_SMALLEST:g} and {_LARGEST:g}")
+    if cost == "throughput":
+        return Limit("latency", 1 / value if suffix == "x" else 1e3 * batch / value, relative=suffix == "x")
     return Limit(cost, value, relative=suffix == "x")

@@ -31,6 +31,9 @@ from smpq.problem.budget import Budget, Limit
         ("drop=0.5", "drop", 0.5, False),
         ("drop=0.01x", "drop", 0.01, True),
         ("kl=0.02", "kl", 0.02, False),
+        ("throughput=500/s", "latency", 2.0, False),
+        ("throughput=2k", "latency", 0.5, False),
+        ("throughput=2x", "latency", 0.5, True),
     ],
 )
 def test_one_limit(text, cost, value, relative):
@@ -49,7 +52,7 @@ def test_one_limit(text, cost, value, relative):
         ("size", "not understood"),
         ("0.5x", "not understood"),
         ("Size=0.5x", "not understood"),
-        ("energy=3", "what can be limited is latency, size, avg_bits, bops, drop, kl"),
+        ("energy=3", "what can be limited is latency, throughput, size, avg_bits, bops, drop, kl"),
         ("size:0.5x", "not understood"),
         ("size=", "no number above zero"),
         ("size=x", "no number above zero"),
@@ -71,6 +74,9 @@ def test_one_limit(text, cost, value, relative):
         ("bops=2g", "'g' is not known"),
         ("size=0.5x,size=1MB", "size twice"),
         ("size=0.5x latency=1ms", "no number above zero"),
+        ("latency=1ms,throughput=500/s", r"latency twice \(throughput is a latency too\)"),
+        ("throughput=5ms", "'ms' is not known for throughput; use k, M, or x"),
+        ("latency=5ms/s", "no number above zero"),
     ],
 )
 def test_what_is_wrong_is_said_in_words(text, message):
@@ -84,6 +90,12 @@ def test_several_limits_hold_at_once():
     assert budget.limit("latency") == Limit("latency", 1.5, relative=False)
     assert budget.limit("bops") is None
     assert str(budget) == "size=0.2x,latency=1.5ms"
+
+
+def test_a_throughput_is_that_of_a_batch():
+    (limit,) = Budget.from_text("throughput=500/s", 8).limits
+    assert limit == Limit("latency", 16.0, relative=False)
+    assert Budget.from_text("throughput=4x", 8).limits[0].value == 0.25
 
 
 def test_a_fraction_is_of_the_float_model():
