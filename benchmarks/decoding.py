@@ -1,6 +1,6 @@
 """A language model that writes with a cache: prefill and decoding by one engine, against PyTorch token by token.
 
-Usage: decoding.py DATA [--model stories260k] [--weights W] [--budget size=0.5x] [--tokens 200] [--rounds 5]
+Usage: decoding.py DATA [--model stories260k] [--weights W] [--budget size=0.55x] [--tokens 200] [--rounds 5]
 
 DATA and W as in `language.py`. Two `smpq run`s of the model with its cache (`examples/decoding.py`,
 `examples/shakespeare.py`) for `ort-cpu`, with the formats that the target offers by itself, and with weights alone
@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", choices=MODELS, default=next(iter(MODELS)))
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--budget", default="size=0.5x")
+    parser.add_argument("--budget", default="size=0.55x")
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
