@@ -10,9 +10,9 @@ somewhere.
 import sys
 import time
 
+from probe import cases, disagreement, probe, stated
 from records import keep
 
-from benchmarks.probe import cases, disagreement, probe, stated
 from deploy.targets.target import compute_capabilities_of, target_from_name
 
 REASON = 100

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from records import keep
 from safetensors.torch import save_file
 
-from benchmarks.records import keep
 from calib.tasks.cifar10_resnet20 import ResNet20
 from smpq.training.finetune import finetune
 from smpq.training.settings import FineTuneSettings
@@ -84,7 +84,7 @@ def main() -> None:
             fuzzed(reader, name, content, options.mutations, directory, warm)
             for reader, name, content in genuine(directory)
         ]
-    command = f"python -m benchmarks.fuzz_files --mutations {options.mutations}"
+    command = f"PYTHONPATH=. python benchmarks/fuzz_files.py --mutations {options.mutations}"
     keep("fuzz_files", command, [SEED], rows, memory_bytes=MEMORY, mutations=sum(row["mutations"] for row in rows))
 
 

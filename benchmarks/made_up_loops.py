@@ -1,6 +1,6 @@
 """The closed loop on made-up networks, whose best policy is known: value lost, engines, evaluations.
 
-Usage: python -m benchmarks.made_up_loops [--networks 10] [--layers 9]
+Usage: PYTHONPATH=. python benchmarks/made_up_loops.py [--networks 10] [--layers 9]
 
 A network is a chain of layers with three formats each. Values have parts for layers and for neighbours that are both
 quantised, latencies for layers and for tensors that are converted; engines are measured with an error of 0.5 %, and
@@ -17,8 +17,8 @@ from collections import Counter
 from itertools import product
 
 import numpy as np
+from records import keep
 
-from benchmarks.records import keep
 from calib.formats.format import FP32
 from deploy.latency.loop import LatencyLoop
 from deploy.latency.observed import Observation
@@ -172,7 +172,7 @@ def main() -> None:
         print(seed, summary_of(rows), file=sys.stderr, flush=True)
     keep(
         "made_up_loops",
-        f"python -m benchmarks.made_up_loops --networks {options.networks} --layers {options.layers}",
+        f"PYTHONPATH=. python benchmarks/made_up_loops.py --networks {options.networks} --layers {options.layers}",
         [0],
         rows,
         summary=summary_of(rows),

@@ -13,7 +13,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.records import keep
+from records import keep
+
 from deploy.run.schemas import schemas
 from tests.run_files.complete import make_run
 from tests.run_files.mutations import share
@@ -64,7 +65,7 @@ def main() -> None:
     }
     asked = f" --mutations {options.mutations}" if options.mutations < 10**6 else ""
     limits = {"memory_bytes": MEMORY, "cpu_seconds_each": LONGEST_SECONDS}
-    keep("run_files", f"python -m benchmarks.run_files{asked}", [0], rows, **total, limits=limits)
+    keep("run_files", f"PYTHONPATH=. python benchmarks/run_files.py{asked}", [0], rows, **total, limits=limits)
 
 
 if __name__ == "__main__":
