@@ -17,6 +17,7 @@ from calib.data import training_batches
 from calib.declared import declared_fields
 from calib.errors import UserError
 from calib.tasks import IN_MEMORY, held_in_memory
+from deploy.python.argument_names import in_words_of_arguments
 from deploy.python.result import Computed, Result
 from deploy.python.task import Groups, Metric, Records, SetMetric, TaskInMemory, Training
 from deploy.python.undisturbed import undisturbed
@@ -89,7 +90,7 @@ def optimize(
     The modes of torch that the caller has switched on (`no_grad`, `inference_mode`, `autocast`) change nothing. Random
     numbers and the model's mode, training or not, are afterwards as they were.
     """
-    with undisturbed(model):
+    with undisturbed(model), in_words_of_arguments():
         whole = _whole(metric, records, metric_of, groups)
         judged = metric is not None or whole is not None
         text = budget if budget is not None else "drop=0.5" if judged else "kl=0.02"

@@ -168,7 +168,11 @@ def test_batches_of_other_arguments_are_refused():
         ({"budget": "drop=-1"}, "'-1' is no number above zero"),
         ({"seconds": "5"}, "seconds must be a number above zero, not '5'"),
         ({"seconds": 0}, "seconds must be a number above zero, not 0"),
-        ({"pins": "head=fp32"}, r"--pin holds several: give a tuple, as \('head=fp32',\)"),
+        ({"pins": "head=fp32"}, r"^pins= holds several: give a tuple, as \('head=fp32',\)"),
+        ({"samples": 0}, "^samples= must be a whole number"),
+        ({"finetune": -1, "training": [gated(2, "x")]}, "^finetune= must be a number"),
+        ({"reconstruct": "none"}, "^reconstruct= must be one of .*mse"),
+        ({"finetune": 1, "reconstruct": "mse"}, "give one of finetune= and reconstruct="),
     ],
 )
 def test_arguments_that_nothing_can_be_done_with(changed, message):
