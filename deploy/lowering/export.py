@@ -111,7 +111,13 @@ def _export(traced: TracedModel) -> torch.onnx.ONNXProgram:
     assert not traced.dynamic_batch or _batch_is_free(traced), "somebody took int() of a free size: see elements_of_one"
     with _quiet(), promotion_reads_the_graph(), only_zero_is_zero():
         try:
-            program = torch.onnx.export(Exportable.of(traced.program), dynamo=True, opset_version=OPSET, verbose=False)
+            program = torch.onnx.export(
+                Exportable.of(traced.program),
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                custom_translation_table={torch.ops.prims.prod.default: _product},
+            )
         except Exception as error:
             text = f"{error}\n{error.__cause__ or ''}"
             operators = list(dict.fromkeys(re.findall(r"(?:aten|prims|torchvision|torch\.ops)[.:]+[\w.:]+", text)))
@@ -122,11 +128,24 @@ def _export(traced: TracedModel) -> torch.onnx.ONNXProgram:
     return program
 
 
+def _product(tensor: Any, dims: Sequence[int], output_dtype: int = -1) -> Any:  # noqa: ARG001 - as the operator
+    """The product over axes, which `cumprod` is taken apart to, and which torch's exporter has no function for."""
+    from onnxscript import opset21
+
+    axes: Any = opset21.Constant(value_ints=list(dims))
+    return opset21.ReduceProd(tensor, axes, keepdims=0)
+
+
 def _reason(error: BaseException) -> str:
     """Return the first line of the innermost exception that says something: the outer ones point to its trace alone."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
+    if isinstance(chain[-1], TypeError) and "SymbolicTensor" in str(chain[-1]):
+        return (
+            "one of its arguments, as the groups of a convolution, depends on the number of samples or on another free "
+            "size, and ONNX wants a number: write it in another way"
+        )
     lines = (line.strip() for each in reversed(chain) for line in str(each).splitlines())
     return next((line for line in lines if line), type(chain[-1]).__name__)
 

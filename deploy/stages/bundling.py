@@ -62,7 +62,11 @@ def write_next_bundle(workspace: Workspace, budget_text: str | None, directory: 
     policy. UserError when no other engine needs to be measured, or when the directory holds something else, or
     measurements that were not fed back.
     """
-    budget = Budget.from_text(budget_text or workspace.run.read(BundleFile).budget, workspace.settings.batch)
+    known = workspace.run.find(BundleFile)
+    text = budget_text or (known.budget if known is not None else None)
+    if text is None:
+        raise UserError("the first bundle of a run needs a budget with a latency: give --budget, as latency=0.7x")
+    budget = Budget.from_text(text, workspace.settings.batch)
     if directory.exists() and (
         not directory.is_dir() or (any(directory.iterdir()) and not (directory / EXPERIMENT_FILE).is_file())
     ):

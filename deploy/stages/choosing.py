@@ -49,6 +49,8 @@ def solve(workspace: Workspace, budget: Budget, effort: Effort | None = None, me
     ceilings = static_ceilings(workspace, budget)
     limit = budget.limit("latency")
     if limit is not None:
+        if not workspace.observations.engines():
+            _check_timed(workspace, budget)
         model = latency_model(workspace.observations, workspace.edges, workspace.progress.say)
         float_ms = workspace.observations.float_ms()
         assert float_ms is not None  # what was measured has it
@@ -149,6 +151,10 @@ def check_reachable(workspace: Workspace, budget: Budget) -> None:
     cannot be timed.
     """
     check_possible(workspace, static_ceilings(workspace, budget))
+    _check_timed(workspace, budget)
+
+
+def _check_timed(workspace: Workspace, budget: Budget) -> None:
     if budget.limit("latency") is not None and workspace.not_measurable is not None:
         raise UserError(f"{workspace.not_measurable}; or give a budget on size, avg_bits or bops")
 

@@ -227,7 +227,7 @@ def _score(
     error = (
         statistics.stdev(seen) / math.sqrt(len(seen))
         if len(seen) >= _FEWEST_FOR_AN_INTERVAL
-        else abs(seen[0] - alone[group.name][chosen])
+        else max(abs(seen[0]), abs(seen[0] - alone[group.name][chosen]))
     )
     return Score(statistics.fmean(seen), error, len(seen), alone[group.name][chosen], tuple(seen))
 

@@ -211,6 +211,33 @@ def test_what_onnx_cannot_express_is_a_user_error_with_the_operator(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class OneGroupASample(nn.Linear):
+    """A convolution by weights that are made of each sample: its groups are the samples."""
+
+    def forward(self, x):
+        count = x.shape[0]
+        weights = super().forward(x).view(count * 4, 1, 1, 1)
+        return F.conv2d(x.view(1, count * 4, 1, 1), weights, groups=count * 4).view(count, 4)
+
+
+def test_a_size_where_onnx_wants_a_number_is_told(tmp_path):
+    with pytest.raises(
+        UserError, match=r"operator torch\.ops\.aten\.conv2d.*: one of its arguments, as the groups of a"
+    ):
+        export(OneGroupASample(4, 4), torch.randn(4, 4), tmp_path)
+
+
+def test_products_over_an_axis_have_an_operator(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), Cumulated())
+    exported = export(model, batch := torch.randn(5, 4), tmp_path)
+    np.testing.assert_allclose(run_plain(exported.path, batch), model(batch).detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+class Cumulated(nn.Module):
+    def forward(self, x):
+        return torch.cumprod(x, 1) * x.prod(1, keepdim=True)
+
+
 def test_initialisers_are_the_weights_of_the_units():
     exported = residual()
     model = exported.model()

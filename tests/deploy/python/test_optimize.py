@@ -113,7 +113,7 @@ def test_an_engine_without_labels(tmp_path):
         ({"records": zip, "metric_of": max}, "give one of them"),
         ({"budget": "fast"}, "budget"),
         ({"finetune": 2}, "fine-tuning needs training="),
-        ({"finetune": -1, "training": []}, "epochs"),
+        ({"finetune": -1, "training": []}, "finetune= must be"),
         ({"finetune": 2, "training": [3]}, "training cannot be used as batches .a batch is of type int"),
         ({"finetune": FineTuneSettings(), "training": [3]}, "needs loss=: give one, or labels=0"),
         ({"finetune": 2, "training": iter([])}, "gave no batch"),
@@ -123,7 +123,7 @@ def test_an_engine_without_labels(tmp_path):
         ({"shape": ["x=1x3"]}, "no argument shape: .* as shapes="),
         ({"size-only": True}, "no argument size-only: .* as size_only="),
         ({"task": "digits"}, "no argument task: the settings are data"),
-        ({"effort": "quick"}, "effort must be"),
+        ({"effort": "quick"}, "effort= must be"),
         ({"data_free": True}, "optimize is given samples"),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_run_is_about_one_metric(tmp_path):
     def wrong(output, target):
         return (output.argmax(1) != target).float()
 
-    with pytest.raises(UserError, match=r"the task's metric, loss or divergence changed since .*: use another --out"):
+    with pytest.raises(UserError, match=r"the task's metric, loss or divergence changed since .*: use another out="):
         optimize(tiny_task.network(), data, data, wrong, verbose=False, **asked)
 
 

@@ -201,6 +201,8 @@ def test_a_budget_in_milliseconds_needs_the_float_engines(workspace, directory):
 def test_what_is_no_answer_to_the_last_bundle_changes_nothing(workspace, directory):
     with pytest.raises(UserError, match=r"bundle\.json is missing: make it with smpq bundle"):
         take_feedback(workspace, directory / "measurements.json")
+    with pytest.raises(UserError, match="the first bundle of a run needs a budget with a latency: give --budget"):
+        write_next_bundle(workspace, None, directory)
     write_next_bundle(workspace, "latency=0.75x", directory)
     before = contents(workspace.run.path)
     file = directory / "measurements.json"

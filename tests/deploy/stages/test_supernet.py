@@ -76,6 +76,7 @@ def test_the_whole_job_by_the_supernet(run, method, estimator):
     assert_matches("is of method", refused(*arguments, "--method", {"smpq": "dmpq", "dmpq": "smpq"}[method]))
     assert_matches("is of method", refused(*arguments))
     done("solve", run, "--budget", "avg_bits=32", "--quiet")
+    assert_matches("simulate has no engine to time", refused("solve", run, "--budget", "latency=0.5x"))
     rows = scores["scores"]
     reached = sum(rows[path][text]["value"] for path, text in read(run, "policy.json")["policy"].items())
     assert reached == pytest.approx(sum(max(cell["value"] for cell in row.values()) for row in rows.values()))
