@@ -126,8 +126,8 @@ def _limit_from_text(part: str, batch: int) -> Limit:
             "model"
         )
     value = number * units.get(suffix, 1.0)
+    if cost == "throughput":
+        cost, value = "latency", 1 / value if suffix == "x" else 1e3 * batch / value
     if not _SMALLEST <= value <= _LARGEST:
         raise UserError(f"budget {part!r}: the limit must be between {_SMALLEST:g} and {_LARGEST:g}")
-    if cost == "throughput":
-        return Limit("latency", 1 / value if suffix == "x" else 1e3 * batch / value, relative=suffix == "x")
     return Limit(cost, value, relative=suffix == "x")

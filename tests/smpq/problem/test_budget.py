@@ -76,6 +76,7 @@ def test_one_limit(text, cost, value, relative):
         ("size=0.5x latency=1ms", "no number above zero"),
         ("latency=1ms,throughput=500/s", r"latency twice \(throughput is a latency too\)"),
         ("throughput=5ms", "'ms' is not known for throughput; use k, M, or x"),
+        ("throughput=1e30", "the limit must be between"),
         ("latency=5ms/s", "no number above zero"),
     ],
 )
