@@ -25,6 +25,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling
 from smpq.supernet.network import Supernet, keys_of, operations_of
 from smpq.supernet.paths import PathValue
-from smpq.supernet.settings import PATHS, GameSettings, SupernetSettings
+from smpq.supernet.settings import PATHS as PATHS_AS_USUAL
+from smpq.supernet.settings import GameSettings, SupernetSettings
 from smpq.supernet.state import SupernetState
 from smpq.training.finetune import Subject, finetune
 from smpq.training.settings import FineTuneSettings
@@ -65,7 +67,8 @@ ROWS = (
 )  # fmt: skip
 JUDGED = 4
 """Held-out batches of 128."""
-MIXTURE = SupernetSettings(epochs=4, samples=256, game=GameSettings(("metric", "loss", "kl")))
+PATHS = replace(PATHS_AS_USUAL, bfloat16=True)
+MIXTURE = SupernetSettings(epochs=4, samples=256, bfloat16=True, game=GameSettings(("metric", "loss", "kl")))
 
 
 def say(text: str) -> None:
@@ -217,7 +220,7 @@ class Claim:
         share = self.bops.total(policy) / self.ceiling(ceiling).limit
         say(f"{known}: {share:.3f} of the ceiling, chosen in {chosen['cpu_seconds']:.0f} CPU s")
         key = hashlib.sha256(policy.key().encode()).hexdigest()[:16]
-        settings = FineTuneSettings(epochs=epochs, seed=seed)
+        settings = FineTuneSettings(epochs=epochs, bfloat16=True, seed=seed)
         top1 = self.once(f"top1/seed{seed}/{epochs:g}-{key}", lambda: self.tuned(policy, settings))
         say(f"{known}: {top1['found']:.2f} %, {top1['cpu_seconds']:.0f} CPU s")
         return {

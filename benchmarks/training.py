@@ -38,9 +38,9 @@ NAME = "training"
 WIDE = "w2a8,w3a8,w4a8,w5a8,w6a8,w7a8,w8a8"
 FEW = "w1a8,w2a8,w3a8,w4a8"
 SETTINGS = {
-    "bsq": BsqSettings(bfloat16=True),
-    "sdq": SdqSettings(bfloat16=True),
-    "cpq": CpqSettings(bfloat16=True),
+    "bsq": BsqSettings(),
+    "sdq": SdqSettings(),
+    "cpq": CpqSettings(),
 }
 ROWS = {
     "sdq-2": ("sdq", "avg_bits=2", FEW, 4.0),
@@ -177,7 +177,7 @@ def row(bench: Bench, name: str, epochs: float, directory: Path, rows: list[dict
             sys.exit(f"{name} needs the row {text}")
         budget = f"avg_bits={other['avg_bits'] + 1e-6:.9g}"
     formats = fixed(groups, other["policy"]) if other else offered(groups, text)
-    how, watching, files = FineTuneSettings(epochs=epochs), Watching(), Kept(directory / name)
+    how, watching, files = FineTuneSettings(epochs=epochs, bfloat16=True), Watching(), Kept(directory / name)
     problem = problem_of(bench, groups, formats, budget, how, files, watching)
     own = SETTINGS[method]
     started = time.process_time()

@@ -12,6 +12,7 @@ import msgspec
 from calib.declared import SEEDS, Declared, Group, Interval, OneOf, check_declared
 from calib.errors import UserError
 from smpq.choices import VALUES
+from smpq.training.settings import BFLOAT16
 
 _ABOVE_ZERO, _NOT_NEGATIVE, _FRACTION = Interval(0, above=True), Interval(0), Interval(0, 1, below=True)
 WALKS = Interval(2)
@@ -57,6 +58,7 @@ class SupernetSettings:
        bound).
     4. With `paths` each batch trains one path, an operation of every row drawn at random, and neither alpha nor Shapley
        values: `smpq.supernet.paths` judges policies by their paths.
+    5. With `bfloat16` layers multiply in that type while training; values are worked out in float32.
     """
 
     epochs: Annotated[
@@ -97,6 +99,7 @@ class SupernetSettings:
             option="--paths/--mixture",
         ),
     ] = False
+    bfloat16: BFLOAT16 = False
     game: GameSettings = field(default_factory=GameSettings)
     seed: Annotated[int, Declared("seed of everything random", SEEDS)] = 0
 

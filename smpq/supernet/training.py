@@ -24,7 +24,7 @@ from smpq.supernet.paths import draw_path, leave_path
 from smpq.supernet.removal import Removals, RemovalWalks
 from smpq.supernet.settings import SupernetSettings
 from smpq.supernet.state import SupernetState
-from smpq.training.loop import NO_BATCH, distilled, fits, one_cycle, task_loss
+from smpq.training.loop import NO_BATCH, distilled, fits, multiplying, one_cycle, task_loss
 from smpq.training.placing import batch_on, repeatable_on
 from smpq.value.value import measure_of
 
@@ -154,7 +154,8 @@ def _train_epoch(
             group["lr"] = group["peak"] * one_cycle(min(step / total, 1.0))
         weights.zero_grad(set_to_none=True)
         alphas.zero_grad(set_to_none=True)
-        loss = _loss(supernet, batch_on(batch, graph.device), settings)
+        with multiplying(graph.device, bfloat16=settings.bfloat16):
+            loss = _loss(supernet, batch_on(batch, graph.device), settings)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise UserError(

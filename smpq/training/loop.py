@@ -33,18 +33,14 @@ NO_BATCH = (
 class Loop:
     """Trains a graph batch by batch: SGD with Nesterov's momentum, the learning rates of the settings in one cycle.
 
-    `total` is the number of steps of that cycle. `bfloat16`: layers multiply in that type (torch.autocast), which is
-    faster where the processor has instructions for it; parameters and their gradients stay in float32.
+    `total` is the number of steps of that cycle.
     """
 
-    def __init__(
-        self, graph: TrainableGraph, task: Task, settings: FineTuneSettings, total: int, *, bfloat16: bool = False
-    ) -> None:
+    def __init__(self, graph: TrainableGraph, task: Task, settings: FineTuneSettings, total: int) -> None:
         self.graph = graph
         self.total = total
         self._task = task
         self._settings = settings
-        self._bfloat16 = bfloat16
         groups = graph.groups()
         self.optimizer = torch.optim.SGD(
             [
@@ -66,7 +62,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * one_cycle(index / self.total)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._computing():
+        with multiplying(self.graph.device, bfloat16=self._settings.bfloat16):
             loss = loss_of(self.graph, self._task, batch, self._settings)
         added = besides()
         loss = loss if added is None else loss + added
@@ -86,10 +82,12 @@ class Loop:
         """Learning rate of weights in the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _computing(self) -> AbstractContextManager[Any]:
-        if not self._bfloat16:
-            return nullcontext()
-        return torch.autocast(torch.device(self.graph.device).type, torch.bfloat16)
+
+def multiplying(device: str, *, bfloat16: bool) -> AbstractContextManager[Any]:
+    """Return a context in which layers multiply in bfloat16 (torch.autocast), or as usual; parameters and their
+    gradients stay in float32.
+    """
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if bfloat16 else nullcontext()
 
 
 def one_cycle(done: float) -> float:

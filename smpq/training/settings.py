@@ -12,6 +12,7 @@ from smpq.choices import VALUES
 STARTS = ("nearby", "rounded", "float")
 KEEPS = ("end", "better")
 _ABOVE_ZERO, _NOT_NEGATIVE = Interval(0, above=True), Interval(0)
+BFLOAT16 = Annotated[bool, Declared("layers multiply in bfloat16 while training", option="--bfloat16/--float32")]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class FineTuneSettings:
     the calibrated integer allows, "rounded" at that integer, "float". `value` judges on calibration data as the search
     does: kl, loss or metric. `keep` "end" keeps what training ends with; "better" keeps the start where calibration
     data like it better, which is fair only if the float model has not been trained on them: it knows those by heart,
-    and the start with it. A seed gives another order of the training data.
+    and the start with it. With `bfloat16` layers multiply in that type while training, which is faster where the
+    processor has instructions for it; what is judged and kept is float32. A seed gives another order of the training
+    data.
     """
 
     epochs: Annotated[float, Declared("passes over the training data", _ABOVE_ZERO, "--epochs", Group.LENGTH)] = 4.0
@@ -56,6 +59,7 @@ class FineTuneSettings:
             "--keep",
         ),
     ] = "end"
+    bfloat16: BFLOAT16 = False
     seed: Annotated[int, Declared("seed of the order of the training data", SEEDS)] = 0
 
     def __post_init__(self) -> None:

@@ -17,14 +17,12 @@ class BitSettings:
 
     The first `search` share of the steps looks for the bits: every `interval` steps, or more often where these steps
     are few, widths are adjusted, and the pressure on the bits is multiplied or divided by `growth`, as the cost is
-    behind or ahead of its course. With `bfloat16` layers multiply in that type while training; what is judged and kept
-    is float32.
+    behind or ahead of its course.
     """
 
     search: Annotated[float, Declared("share of the steps that may change widths", _SHARE)] = 0.3
     interval: Annotated[int, Declared("most steps between two adjustments", Interval(1))] = 10
     growth: Annotated[float, Declared("factor by which the pressure changes", Interval(1, 100, above=True))] = 1.3
-    bfloat16: Annotated[bool, Declared("multiply in bfloat16 while training")] = False
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class _Training:
         self.total = how.steps or max(round(how.epochs * self.length), 1)
         self.last = max(1, round(bits.search * self.total))
         self.interval = max(1, min(bits.interval, self.last // _ADJUSTMENTS))
-        self.loop = Loop(self.graph, subject.task, how, self.total, bfloat16=bits.bfloat16)
+        self.loop = Loop(self.graph, subject.task, how, self.total)
         self.key = self._key(kind)
         self.done, self.searching, self.seconds = 0, kind.SEARCHES, 0.0
         self.history: list[dict[str, float]] = []

@@ -90,6 +90,14 @@ def test_the_same_seed_gives_the_same_and_another_one_another(given, subject, tu
     assert other.history != tuned.history
 
 
+def test_bfloat16_trains_otherwise_and_keeps_and_judges_in_float32(given, subject, tuned):
+    found = finetune(subject, given.batches, replace(QUICK, bfloat16=True))
+    assert found.before == tuned.before
+    assert found.history != tuned.history
+    assert found.after.value > 0.5 * found.before.value
+    assert {tensor.dtype for tensor in found.parameters.values()} == {torch.float32}
+
+
 def test_epochs_may_be_parts_of_one(given, subject):
     quick = {"learning_rate": 0.001, "step_learning_rate": 0.0001}
     for epochs, steps in ((0.5, 3), (1.5, 9), (0.01, 1)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ from smpq.solve.allocate import Impossible
 from smpq.training.bits.settings import BsqSettings
 from smpq.training.settings import FineTuneSettings
 from tests.smpq.training.bits import trainable
-from tests.smpq.training.bits.finders import FINDERS, planes, same
+from tests.smpq.training.bits.finders import FINDERS, HOW, planes, same
 from tests.smpq.training.bits.trainable import Stopped, kept, subject
 from tests.smpq.tunable import Task, batch_of
 
@@ -150,6 +151,6 @@ def test_what_cannot_be_met_or_trained(tmp_path):
 
 
 def test_bfloat16_is_another_way_to_the_same_budget(tmp_path):
-    found = planes(kept(tmp_path), settings=BsqSettings(search=0.6, bfloat16=True))
+    found = planes(kept(tmp_path), how=replace(HOW, bfloat16=True))
     assert next(iter(found.weights.parameters.values())).dtype == torch.float32
     assert found.weights.settings["bfloat16"] is True
