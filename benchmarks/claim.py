@@ -15,12 +15,13 @@ First and last layer have 8 bits; the ceiling is the bit operations of a uniform
 5. Each policy is fine-tuned for `--epochs`, all alike, and judged once on the 10,000 test images.
 
 Nothing is made twice: DIRECTORY keeps supernets epoch by epoch, scores and top-1, and the same command goes on after a
-kill. Several commands with other `--rows` or `--seeds` may share it. `--record` writes what is there to
-`results/claim.json`: rows, and over seeds the differences from `uniform` and `dmpq-argmax` with Student's intervals.
+kill. Several commands with other `--rows` or `--seeds` may share it. `--record` adds the rows to those that
+`results/claim.json` holds, with the differences from `uniform` and `dmpq-argmax` over seeds and Student's intervals.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from finetune_resnet20 import Bench
-from records import keep
+from records import RESULTS, keep
 from supernet_cifar10 import interval
 from training import Kept, Watching
 
@@ -65,6 +66,8 @@ ROWS = (
     "uniform", "smpq", "smpq-paths", "dmpq", "dmpq-argmax", "shapley", "hawq", "largest-first",
     *(f"random-{number}" for number in range(1, RANDOM + 1)),
 )  # fmt: skip
+Place = tuple[int, str, str, float]
+"""Seed, ceiling, row and epochs."""
 JUDGED = 4
 """Held-out batches of 128."""
 PATHS = replace(PATHS_AS_USUAL, bfloat16=True)
@@ -211,7 +214,7 @@ class Claim:
         )
         return bench.top1(fake, by_unit)
 
-    def row(self, row: str, seed: int, ceiling: str, epochs: float) -> dict[str, Any]:
+    def row(self, seed: int, ceiling: str, row: str, epochs: float) -> dict[str, Any]:
         known = f"seed{seed}/{ceiling}/{row}"
         chosen = self.once(
             f"policies/{known}", lambda: {k: str(f) for k, f in self.policy(row, seed, ceiling).formats.items()}
@@ -248,6 +251,16 @@ def differences(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def recorded(supernets: dict[str, Any]) -> tuple[dict[Place, dict[str, Any]], dict[int, dict[str, Any]]]:
+    """Return what the record holds of supernets that were trained so: rows by their place, and parts by seed."""
+    path = RESULTS / f"{NAME}.json"
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    if record.get("supernets") != supernets:
+        return {}, {}
+    rows = {tuple(row[name] for name in ("seed", "ceiling", "row", "epochs")): row for row in record["rows"]}
+    return rows, {part["seed"]: part for part in record["parts"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -261,16 +274,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     claim = Claim(Bench(arguments.data, arguments.weights), arguments.directory)
-    seeds, rows, parts = list(map(int, arguments.seeds.split(","))), [], []
-    for seed in seeds:
-        for ceiling in arguments.ceilings.split(","):
-            rows += [claim.row(row, seed, ceiling, arguments.epochs) for row in arguments.rows.split(",")]
-        if arguments.record:
-            parts.append(claim.of_supernets(seed))
+    supernets = {"mixture": MIXTURE.to_json(), "paths": PATHS.to_json()}
+    rows, parts = recorded(supernets)
+    for seed in map(int, arguments.seeds.split(",")):
+        for ceiling, row in itertools.product(arguments.ceilings.split(","), arguments.rows.split(",")):
+            place = (seed, ceiling, row, arguments.epochs)
+            if place not in rows:
+                rows[place] = claim.row(*place)
+        if arguments.record and seed not in parts:
+            parts[seed] = claim.of_supernets(seed)
     if arguments.record:
-        supernets = {"mixture": MIXTURE.to_json(), "paths": PATHS.to_json()}
+        found = list(rows.values())
         command = "OMP_NUM_THREADS=1 python benchmarks/claim.py CIFAR10_DIR WEIGHTS --record"
-        keep(NAME, command, seeds, rows, supernets=supernets, parts=parts, differences=differences(rows))
+        of_each = [parts[seed] for seed in sorted(parts)]
+        keep(NAME, command, sorted(parts), found, supernets=supernets, parts=of_each, differences=differences(found))
 
 
 if __name__ == "__main__":
