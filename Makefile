@@ -35,9 +35,9 @@ test: install
 test-quick: install
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
 
-# The built-in small model, which tests train on first use: those that start meanwhile would wait. One thread, as in the tests.
+# The built-in small models, which tests train on first use: those that start meanwhile would wait. One thread, as in the tests.
 trained: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -c "from calib.tasks import load_task; load_task('digits', None, None).model()"
+	OMP_NUM_THREADS=1 $(BIN)/python -c "from calib.tasks import load_task; [load_task(name, None, None).model() for name in ('digits', 'digits-vit')]"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
