@@ -50,8 +50,7 @@ from smpq.quantized.quantize import FakeQuantizer
 from smpq.solve.allocate import Ceiling
 from smpq.supernet.network import Supernet, keys_of, operations_of
 from smpq.supernet.paths import PathValue
-from smpq.supernet.settings import PATHS as PATHS_AS_USUAL
-from smpq.supernet.settings import GameSettings, SupernetSettings
+from smpq.supernet.settings import PATHS, GameSettings, SupernetSettings
 from smpq.supernet.state import SupernetState
 from smpq.training.finetune import Subject, finetune
 from smpq.training.settings import FineTuneSettings
@@ -70,7 +69,7 @@ Place = tuple[int, str, str, float]
 """Seed, ceiling, row and epochs."""
 JUDGED = 4
 """Held-out batches of 128."""
-PATHS = replace(PATHS_AS_USUAL, bfloat16=True)
+BY_PATHS = replace(PATHS, bfloat16=True)
 MIXTURE = SupernetSettings(epochs=4, samples=256, bfloat16=True, game=GameSettings(("metric", "loss", "kl")))
 
 
@@ -118,7 +117,7 @@ class Claim:
 
     def supernet(self, seed: int, *, paths: bool) -> tuple[Supernet, SupernetState]:
         directory = self.directory / f"seed{seed}-{'paths' if paths else 'mixture'}"
-        return train_supernet(self.problem(seed, (), directory), PATHS if paths else MIXTURE)
+        return train_supernet(self.problem(seed, (), directory), BY_PATHS if paths else MIXTURE)
 
     def of_supernets(self, seed: int) -> dict[str, Any]:
         uniforms = {
@@ -274,7 +273,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     claim = Claim(Bench(arguments.data, arguments.weights), arguments.directory)
-    supernets = {"mixture": MIXTURE.to_json(), "paths": PATHS.to_json()}
+    supernets = {"mixture": MIXTURE.to_json(), "paths": BY_PATHS.to_json()}
     rows, parts = recorded(supernets)
     for seed in map(int, arguments.seeds.split(",")):
         for ceiling, row in itertools.product(arguments.ceilings.split(","), arguments.rows.split(",")):
@@ -285,7 +284,9 @@ def main() -> None:
             parts[seed] = claim.of_supernets(seed)
     if arguments.record:
         found = list(rows.values())
-        command = "OMP_NUM_THREADS=1 python benchmarks/claim.py CIFAR10_DIR WEIGHTS --record"
+        seeds, ceilings, names = (",".join(dict.fromkeys(str(place[index]) for place in rows)) for index in range(3))
+        chosen = f"--seeds {seeds} --ceilings {ceilings} --rows {names}"
+        command = f"OMP_NUM_THREADS=1 python benchmarks/claim.py CIFAR10_DIR WEIGHTS {chosen} --record"
         of_each = [parts[seed] for seed in sorted(parts)]
         keep(NAME, command, sorted(parts), found, supernets=supernets, parts=of_each, differences=differences(found))
 
